@@ -1,0 +1,1 @@
+"""Labelled images behind one small interface: the procedural set `shapes`, and any folder of class sub-folders."""

@@ -1,0 +1,148 @@
+"""Records: documented keys, a round trip, and files that are whole or not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import typing
+
+import pytest
+from record_factory import make_record
+
+from varbench import records
+from varbench.records import schema
+
+
+def sections(kind=records.Record, seen=None):
+    seen = {} if seen is None else seen
+    seen[kind] = typing.get_type_hints(kind, vars(schema))
+    for hint in seen[kind].values():
+        for inner in (hint, *typing.get_args(hint), *(a for b in typing.get_args(hint) for a in typing.get_args(b))):
+            if dataclasses.is_dataclass(inner) and inner not in seen:
+                sections(inner, seen)
+    return seen
+
+
+def test_every_key_is_documented_and_every_nullable_key_says_when_it_is_absent():
+    checked = 0
+    for kind, hints in sections().items():
+        for field in dataclasses.fields(kind):
+            assert field.metadata.get("doc"), f"{kind.__name__}.{field.name} has no documentation"
+            nullable = type(None) in typing.get_args(hints[field.name])
+            assert nullable == bool(field.metadata["absent"]), f"{kind.__name__}.{field.name}: say when it is absent"
+            checked += 1
+    assert checked > 150
+
+
+def test_round_trip_is_exact(tmp_path):
+    record = make_record()
+    path = records.write_record(record, tmp_path)
+    assert records.read_record(path) == record
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_missing_is_null_with_the_nearest_reason():
+    record = make_record(missing={"memory": "no pass", "memory.nvml_board_bytes": "container hides it"})
+    assert record.why("memory.nvml_board_bytes") == "container hides it"
+    assert record.why("memory.nvml_process_bytes") == "no pass"
+    assert record.why("energy") == "no energy counter on this device"
+    assert make_record(timing=None, missing={}).why("timing.aa_floor") == "speed was not measured"
+
+
+def test_a_number_that_is_not_one_is_refused_by_its_path(tmp_path):
+    with pytest.raises(records.RecordError, match=r"record\.metrics\.a\.b is nan"):
+        records.write_record(make_record(metrics={"a.b": float("nan")}), tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_nothing_is_overwritten_silently(tmp_path):
+    records.write_record(make_record(), tmp_path)
+    with pytest.raises(records.RecordError, match="--resume"):
+        records.write_record(make_record(seconds=1.0), tmp_path)
+    changed = make_record(seconds=1.0)
+    path = records.write_record(changed, tmp_path, replace=True)
+    assert records.load_records([tmp_path]).records == (changed,)
+    assert records.write_record(make_record("variant@d4"), tmp_path) != path
+
+
+def test_torn_and_foreign_files_cost_only_themselves(tmp_path):
+    good = records.write_record(make_record(), tmp_path)
+    torn = tmp_path / "torn-0123456789.json"
+    torn.write_bytes(good.read_bytes()[:500])
+    (tmp_path / "run.json").write_text('{"rows": 3}')
+    (tmp_path / ".half.json").write_text("{")
+    (tmp_path / "wrong.json").write_text(json.dumps({**json.loads(good.read_text()), "status": "fine"}))
+    loaded = records.load_records([tmp_path])
+    assert loaded.paths == (good,) and len(loaded.problems) == 2
+    assert "torn-0123456789.json: torn" in loaded.problems[0] and "--resume" in loaded.problems[0]
+    assert "record.status" in loaded.problems[1]
+
+
+def test_newer_schema_is_refused_with_a_hint_and_an_older_one_is_read(tmp_path, monkeypatch):
+    data = records.to_json(make_record())
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({**data, "schema": records.SCHEMA_VERSION + 1}))
+    with pytest.raises(records.NewerSchemaError, match="upgrade varbench"):
+        records.read_record(path)
+
+    del data["distance"], data["row"]["study"]  # keys that an older version did not know
+    path.write_text(json.dumps({**data, "schema": records.SCHEMA_VERSION - 1}))
+    older = records.read_record(path)
+    assert older.distance is None and older.schema == records.SCHEMA_VERSION
+
+    renamed = {**data, "commandline": data["command"]}
+    del renamed["command"]
+    path.write_text(json.dumps({**renamed, "schema": records.SCHEMA_VERSION - 1}))
+    with pytest.raises(records.RecordError, match="commandline"):
+        records.read_record(path)
+    upgrade = {records.SCHEMA_VERSION - 1: lambda old: {
+        **{name: value for name, value in old.items() if name != "commandline"}, "command": old["commandline"]}}
+    monkeypatch.setattr("varbench.records.files.UPGRADES", upgrade)
+    assert records.read_record(path).command == data["command"]
+
+
+def test_a_kill_during_writing_leaves_the_old_file(tmp_path):
+    path = records.write_record(make_record(), tmp_path)
+    before = path.read_bytes()
+    code = f"""
+        import os, signal, pathlib
+        from varbench.records import files
+        real = os.fsync
+        def die(handle): os.kill(os.getpid(), signal.SIGKILL)
+        os.fsync = die
+        files.write_atomic(pathlib.Path({str(path)!r}), b"new" * 100000)
+    """
+    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert path.read_bytes() == before
+    assert len(records.load_records([tmp_path]).records) == 1
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    path = records.write_record(make_record(), tmp_path)
+    before = path.read_bytes()
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        records.write_record(make_record(seconds=3.0), tmp_path, replace=True)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]
+
+
+def test_equal_neighbours_of_a_plan_are_written_once_and_in_order():
+    calls = [(0, 4, 4, 1, 4, 5), (1, 4, 4, 1, 4, 5), (2, 4, 2, 1, 4, 5), (3, 4, 4, 1, 4, 5)]
+    runs = records.call_runs(calls)
+    assert [run.layers for run in runs] == [(0, 1), (2,), (3,)]
+    assert runs[1].ffn_tokens == 2
+
+
+def test_importing_records_is_light():
+    code = "import sys, varbench.records; print([m for m in ('torch', 'numpy', 'pandas') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -147,7 +147,7 @@ def make_plan(depth: int, *, accounting: str, seconds: float) -> r.PlanSummary:
             scales=(index + 1,), samples=index + 1, backbone="var", branches=("cond", "uncond"), mask="full",
             calls=r.call_runs(calls), flops=flops, weight_bytes=len(calls) * 24 * width * width,
             cache_held_bytes=held, cache_allocated_bytes=held, activation_bytes=batch * tokens * width * 20,
-            predicted_seconds=seconds * 0.8 * tokens / sum(s * s for s in SIDES),
+            moved_bytes=len(calls) * 24 * width * width + held, predicted_seconds=seconds * 0.8 * tokens / sum(s * s for s in SIDES),
         ))
     totals = r.Totals(
         flops=sum(step.flops or 0 for step in steps), steps=len(steps),

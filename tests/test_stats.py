@@ -90,3 +90,12 @@ def test_warnings_end_with_the_next_command():
     assert "one round" in text and command == "--rounds 3"
     text, command = stats.spread_warning("variant@d8", [[1.0, 1.0]] * 9)
     assert "fewer rounds would do" in text and command == "--rounds 3"
+
+
+def test_repeats_combine_by_student_and_never_narrower_than_they_are():
+    apart = [stats.Interval(value=v, low=v - 0.1, high=v + 0.1) for v in (1.0, 2.0, 3.0)]
+    both = stats.combine(apart)
+    assert both.value == 2.0 and both.high - 2.0 == pytest.approx(4.30 / 3**0.5)
+    alike = stats.combine([stats.Interval(value=1.0, low=0.8, high=1.2)] * 4)
+    assert alike.high == pytest.approx(1.1)
+    assert stats.combine(apart[:1]) == apart[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import functools
 import hashlib
@@ -132,12 +133,25 @@ def load_records(places: Iterable[Path]) -> Loaded:
             raise RecordError(f"{place}: no such file or folder; name a run folder or a record")
         for path in sorted(place.rglob("[!.]*.json")) if place.is_dir() else [place]:
             try:
-                records.append(read_record(path))
+                records.append(_with_samples(read_record(path), path.parent))
                 paths.append(path)
             except (RecordError, OSError) as error:
                 if not (place.is_dir() and isinstance(error, OtherFileError)):  # run folders hold other JSON too
                     problems.append(str(error))
     return Loaded(records=tuple(records), problems=tuple(problems), paths=tuple(paths))
+
+
+def _with_samples(record: Record, folder: Path) -> Record:
+    """The record with its grid of images inside: what is made from records then needs nothing else."""
+    samples = record.samples
+    if samples is None or samples.path is None or samples.png is not None:
+        return record
+    try:
+        png = base64.b64encode((folder / samples.path).read_bytes()).decode()
+    except OSError as error:
+        lost = {**record.missing, "samples.png": f"{samples.path} cannot be read: {error.strerror}"}
+        return dataclasses.replace(record, missing=lost)
+    return dataclasses.replace(record, samples=dataclasses.replace(samples, png=png, path=None))
 
 
 def call_runs(calls: Iterable[tuple[int, int, int, int, int, int]]) -> tuple[CallRun, ...]:

@@ -137,6 +137,7 @@ class PlanStep:
     cache_held_bytes: int | None = entry("cache and policy state alive after the step", absent="no cost model")
     cache_allocated_bytes: int | None = entry("what the engine has allocated for it", absent="no cost model")
     activation_bytes: int | None = entry("largest activations within the step", absent="no cost model")
+    moved_bytes: int | None = entry("bytes the roofline moves: weights, cache, activations", absent="no cost model")
     predicted_seconds: float | None = entry("roofline time on `PlanSummary.hardware`", absent="hardware not known")
 
 

@@ -1,0 +1,260 @@
+"""Pictures of what is bought and what it costs: quality against speed and memory, and the spread of the timings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from varbench.report import words
+from varbench.report.charts import INVALID, Cell, Figure, Spec, axis, chart, family_scale
+from varbench.report.entries import Block, Entry, score_label, timing_column
+
+MOST_ROWS = 12  # figures with a place for each row; more would not be read
+MOST_LABELS = 14
+
+
+def colours_of(block: Block) -> Spec:
+    """The colour scale of a block's families."""
+    everything = [*block.entries, *(entry for study in block.studies.values() for entry in study)]
+    families = list(dict.fromkeys(entry.family for entry in everything))
+    return family_scale(families, [entry.family for entry in everything if entry.is_full])
+
+
+def shown(block: Block) -> list[Entry]:
+    """The rows of figures that have a place for each: the full model first, then the table's order."""
+    return [entry for entry in block.entries if entry.complete][:MOST_ROWS]
+
+
+def how_many(block: Block, count: int) -> str:
+    total = len(block.entries)
+    return "" if count == total else f" {count} of {total} rows are drawn."
+
+
+def label(entry: Entry) -> str:
+    upstream = entry.first.protocol.accounting == "upstream" and "upstream" not in entry.name
+    return f"{entry.name} (upstream)" if upstream else entry.name
+
+
+def quality_against_speed(block: Block) -> Figure | None:
+    points = []
+    for entry in block.entries:
+        quality, speedup = _quality(entry, block), entry.speedups.get("lossless")
+        if quality is not None and speedup is not None:
+            span = {"x": speedup.value, "x_low": speedup.low, "x_high": speedup.high}
+            points.append({**_point(entry, block), **span, "x_text": f"{speedup.value:.2f}x"})
+    if len(points) < 2:
+        return None
+    x_title = f"speedup over the full model, transformer, batch {block.conditions['batch']} (further right is faster)"
+    under: list[Spec] = []
+    caption = "Bars are 95 % intervals; the dashed line is the Pareto frontier of the valid rows."
+    if block.floor is not None:
+        band = {"x_low": 1 / (1 + block.floor), "x_high": 1 + block.floor}
+        under.append({
+            "data": {"values": [band]}, "mark": {"type": "rect", "color": "currentColor", "opacity": 0.08},
+            "encoding": {"x": axis("x_low", x_title), "x2": {"field": "x_high"}},
+        })  # fmt: skip
+        caption += f" The grey band is the A/A floor, ±{block.floor:.1%}: inside it no speed differs from the full model's."
+    spec = chart([*under, *_trade_off(points, block, x_title, faster_is_right=True)], values=points, height=380)
+    return Figure(
+        key="quality-speed", title="Quality against speed", caption=caption + _floor_caption(block),
+        cells=(Cell(spec=spec, alt=f"Scatter plot of {_score_name(block)} against speedup for {len(points)} rows"),),
+    )  # fmt: skip
+
+
+def quality_against_memory(block: Block) -> Figure | None:
+    cells = []
+    for key, title in (("state_peak_bytes", "largest state across scales"), ("peak_bytes", "peak memory")):
+        points = []
+        for entry in block.entries:
+            value = entry.memory(key)
+            if _quality(entry, block) is not None and value is not None:
+                mebibytes = value / (1 << 20)
+                span = {"x": mebibytes, "x_low": mebibytes, "x_high": mebibytes}
+                points.append({**_point(entry, block), **span, "x_text": words.size(value)})
+        if len(points) > 1:
+            layers = _trade_off(points, block, f"{title}, MiB (further left is less)", faster_is_right=False)
+            alt = f"Scatter plot of {_score_name(block)} against {title} for {len(points)} rows"
+            cells.append(Cell(spec=chart(layers, values=points), alt=alt, title=title.capitalize()))
+    if not cells:
+        return None
+    return Figure(
+        key="quality-memory", title="Quality against memory", columns=2, cells=tuple(cells),
+        caption="State is what lives across scales: caches and whatever a method keeps. Peak memory adds weights and "
+        "activations. The dashed line is the Pareto frontier of the valid rows.",
+    )  # fmt: skip
+
+
+def latency_distributions(block: Block) -> Figure | None:
+    rows = shown(block)
+    cells = []
+    for column, regime, title in (
+        ("transformer", "throughput", f"Transformer, batch {block.conditions['batch']}"),
+        ("end_to_end", "latency", "End to end, batch 1"),
+    ):
+        samples, middles = [], []
+        for entry in rows:
+            for repeat, record in enumerate(entry.complete):
+                found = timing_column(record, column, regime)
+                if found is None:
+                    continue
+                for number, taken in enumerate(found.rounds, 1):
+                    about = {"row": label(entry), "family": entry.family, "round": number, "repeat": repeat + 1}
+                    samples += [{**about, "ms": round(second * 1e3, 4)} for second in _thinned(taken)]
+            middle = entry.seconds(column, regime)
+            if middle is not None:
+                ends = {"low": middle.low * 1e3, "ms": middle.value * 1e3, "high": middle.high * 1e3}
+                middles.append({"row": label(entry), "family": entry.family, **ends})
+        if not samples:
+            continue
+        y = axis("row", "", kind="nominal", sort=None, axis={"labelLimit": 170, "title": None})
+        colour = {"field": "family", "type": "nominal", "scale": colours_of(block), "legend": None}
+        layers: list[Spec] = [
+            {
+                "mark": {"type": "tick", "thickness": 1.5, "opacity": 0.45, "size": 14},
+                "encoding": {
+                    "x": axis("ms", "milliseconds a call"), "y": y, "color": colour,
+                    "tooltip": [
+                        {"field": "row"}, {"field": "ms", "title": "ms", "format": ".4~g"}, {"field": "round"},
+                        {"field": "repeat"},
+                    ],
+                },
+            },
+            {
+                "data": {"values": middles},
+                "mark": {"type": "rule", "strokeWidth": 4, "opacity": 0.9, "strokeCap": "round"},
+                "encoding": {"x": axis("low", "milliseconds a call"), "x2": {"field": "high"}, "y": y, "color": colour},
+            },
+            {
+                "data": {"values": middles},
+                "mark": {"type": "point", "filled": True, "size": 60, "color": "currentColor", "opacity": 1},
+                "encoding": {"x": axis("ms", "milliseconds a call"), "y": y},
+            },
+        ]  # fmt: skip
+        spec = chart(layers, values=samples, height=max(90, 30 * len(middles)))
+        cells.append(Cell(spec=spec, alt=f"Strip plot of timing samples: {title}", title=title))
+    if not cells:
+        return None
+    return Figure(
+        key="latency", title="Spread of the timings", columns=2, cells=tuple(cells),
+        caption="Each tick is one raw sample, the dot is the median, the bar its 95 % interval." + how_many(block, len(rows)),
+    )  # fmt: skip
+
+
+def frontier(points: Sequence[dict[str, Any]], *, more_is_better_x: bool, more_is_better_y: bool) -> list[dict[str, Any]]:
+    """The points that no other beats in both, from left to right."""
+    sign_x, sign_y = (1 if more_is_better_x else -1), (1 if more_is_better_y else -1)
+    ordered = sorted(points, key=lambda point: (-sign_x * point["x"], -sign_y * point["y"]))
+    best: list[dict[str, Any]] = []
+    for point in ordered:
+        if not best or sign_y * point["y"] > sign_y * best[-1]["y"]:
+            best.append(point)
+    return sorted(best, key=lambda point: point["x"])
+
+
+def _trade_off(points: list[dict[str, Any]], block: Block, x_title: str, *, faster_is_right: bool) -> list[Spec]:
+    headline = block.headline
+    assert headline is not None
+    y_title = f"{score_label(headline)} ({headline.better} is better)"
+    valid = [point for point in points if point["valid"]]
+    best = frontier(valid, more_is_better_x=faster_is_right, more_is_better_y=headline.better == "higher")
+    x, y = axis("x", x_title), axis("y", y_title)
+    # A method listed at (x, y) also serves whoever asks for less; the steps run towards the worse side of x.
+    step = "step-before" if faster_is_right else "step-after"
+    families = colours_of(block)
+    colour = {
+        "condition": {
+            "test": "datum.valid", "field": "family", "type": "nominal", "scale": families,
+            "legend": {"title": None, "columns": 4} if len(families["domain"]) > 1 else None,
+        },
+        "value": INVALID,
+    }  # fmt: skip
+    floors = [
+        {"y": floor.value, "name": f"{name}: {words.number(floor.value)}"}
+        for name, floor in (block_floors(block)).items()
+        if floor.value is not None
+    ]
+    named = [point for point in (points if len(points) <= MOST_LABELS else best)]
+    layers: list[Spec] = []
+    if floors:
+        layers += [
+            {
+                "data": {"values": floors}, "encoding": {"y": axis("y", y_title)},
+                "mark": {"type": "rule", "strokeDash": [1, 3], "color": "currentColor", "opacity": 0.6},
+            },
+            {
+                "data": {"values": floors},
+                "mark": {"type": "text", "align": "right", "dy": -6, "opacity": 0.75},
+                "encoding": {"y": axis("y", y_title), "x": {"value": {"expr": "width"}}, "text": {"field": "name"}},
+            },
+        ]  # fmt: skip
+    layers += [
+        {
+            "data": {"values": best}, "encoding": {"x": x, "y": y, "order": {"field": "x"}},
+            "mark": {"type": "line", "strokeDash": [5, 4], "color": "currentColor", "opacity": 0.55, "interpolate": step},
+        },
+        {
+            "transform": [{"filter": "datum.valid"}],
+            "mark": {"type": "line", "opacity": 0.35, "strokeWidth": 1.5},
+            "encoding": {"x": x, "y": y, "color": colour["condition"], "order": {"field": "x"}},
+        },
+        {
+            "mark": {"type": "rule", "opacity": 0.6},
+            "encoding": {"x": x, "y": axis("y_low", y_title), "y2": {"field": "y_high"}, "color": colour},
+        },
+        {
+            "mark": {"type": "rule", "opacity": 0.6},
+            "encoding": {"x": axis("x_low", x_title), "x2": {"field": "x_high"}, "y": y, "color": colour},
+        },
+        {
+            "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1},
+            "encoding": {
+                "x": x, "y": y, "color": colour,
+                "shape": {"condition": {"test": "datum.valid", "value": "circle"}, "value": "cross"},
+                "tooltip": [
+                    {"field": "row"}, {"field": "y_text", "title": score_label(headline)},
+                    {"field": "x_text", "title": x_title.partition(" (")[0]}, {"field": "note", "title": "validity"},
+                ],
+            },
+        },
+        {
+            "data": {"values": named}, "mark": {"type": "text", "align": "left", "dx": 8, "dy": -8},
+            "encoding": {"x": x, "y": y, "text": {"field": "row"}},
+        },
+    ]  # fmt: skip
+    return layers
+
+
+def block_floors(block: Block) -> dict[str, Any]:
+    """Quality floors of the headline score, from the first row that has them."""
+    headline = block.headline
+    for entry in block.entries:
+        quality = entry.first.quality
+        if headline is not None and quality is not None and quality.floors:
+            names = {"real": "real against real", "reconstruction": "reconstruction"}
+            return {names.get(k, k): score for k, score in quality.floors.items() if score.name == headline.name}
+    return {}
+
+
+def _point(entry: Entry, block: Block) -> dict[str, Any]:
+    quality = _quality(entry, block)
+    return {
+        "row": label(entry), "family": entry.family, "y": quality.value, "y_low": quality.low, "y_high": quality.high,
+        "y_text": words.with_interval(quality), "valid": entry.believable, "note": entry.trouble or "valid",
+    }  # fmt: skip
+
+
+def _quality(entry: Entry, block: Block) -> Any:
+    return entry.score(block.headline.name) if block.headline is not None else None
+
+
+def _score_name(block: Block) -> str:
+    return score_label(block.headline) if block.headline is not None else "quality"
+
+
+def _floor_caption(block: Block) -> str:
+    return " Dotted lines are the floors no generator gets below at this sample size." if block_floors(block) else ""
+
+
+def _thinned(samples: Sequence[float], most: int = 40) -> Sequence[float]:
+    """A picture needs no more; the record keeps all."""
+    return samples if len(samples) <= most else [samples[i * len(samples) // most] for i in range(most)]

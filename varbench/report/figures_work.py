@@ -1,0 +1,317 @@
+"""Pictures of what was computed: the plan, state over the steps, time per scale, measured against predicted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from varbench.records import PlanStep
+from varbench.report.charts import PALETTE, Cell, Figure, Spec, axis, chart
+from varbench.report.entries import Block, Entry
+from varbench.report.figures import MOST_ROWS, colours_of, how_many, label, shown
+
+MEBIBYTE = 1 << 20
+
+
+def plan_maps(block: Block) -> Figure | None:
+    """One map per plan: rows that do the same work share it."""
+    by_digest: dict[str, list[Entry]] = {}
+    for entry in block.entries:
+        if entry.first.plan is not None and entry.first.plan.steps:
+            by_digest.setdefault(entry.first.plan.digest, []).append(entry)
+    if not by_digest:
+        return None
+    full = block.full.get("lossless")
+    widest = _widest_tokens([entry for entries in by_digest.values() for entry in entries])
+    cells = []
+    for entries in list(by_digest.values())[:MOST_ROWS]:
+        plan = entries[0].first.plan
+        assert plan is not None
+        values = [value for step in plan.steps for value in _map_values(step, widest)]
+        backbones = list(dict.fromkeys(value["backbone"] for value in values))
+        names = label(entries[0]) if len(entries) < 3 else f"{label(entries[0])} and {len(entries) - 1} more"
+        names = " = ".join(label(entry) for entry in entries) if len(entries) == 2 else names
+        colour: Spec = {"field": "backbone", "type": "nominal", "scale": {"domain": backbones, "range": list(PALETTE)}}
+        colour["legend"] = {"title": None} if len(backbones) > 1 else None
+        y = axis("layer", "layer", kind="ordinal", sort="descending", axis={"values": _ticks(values), "grid": False})
+        x = axis("step", "scale", kind="nominal", sort=None, axis={"labelAngle": 0, "grid": False})
+        layers: list[Spec] = [
+            {
+                "mark": {"type": "rect", "stroke": "currentColor", "strokeOpacity": 0.15, "strokeWidth": 0.5},
+                "encoding": {
+                    "x": x, "y": y, "color": colour,
+                    "opacity": {
+                        "field": "share", "type": "quantitative", "scale": {"domain": [0, 1], "range": [0.12, 0.9]},
+                        "legend": None,
+                    },
+                    "tooltip": [
+                        {"field": "step", "title": "scale"}, {"field": "layer"}, {"field": "backbone"},
+                        {"field": "attention", "title": "attention tokens"}, {"field": "ffn", "title": "FFN tokens"},
+                        {"field": "reads", "title": "cache entries read"}, {"field": "kept", "title": "entries kept after"},
+                    ],
+                },
+            },
+            {
+                "transform": [{"filter": "datum.kept > 0"}],
+                "mark": {"type": "circle", "color": "currentColor", "opacity": 0.85},
+                "encoding": {
+                    "x": x, "y": y,
+                    "size": {
+                        "field": "kept", "type": "quantitative", "legend": None,
+                        "scale": {"domain": [0, _most_kept(block)], "range": [3, 42]},
+                    },
+                },
+            },
+        ]  # fmt: skip
+        work = _share_of(entries[0], full)
+        title = f"{names}: {work}" if work else names
+        deepest = max(value["layer"] for value in values) + 1
+        spec = chart(layers, values=values, height=max(120, min(300, deepest * 12)))
+        cells.append(Cell(spec=spec, title=title, alt=f"Map of the layers that run at each scale for {title}"))
+    return Figure(
+        key="plans", title="What each method computes", columns=3, cells=tuple(cells),
+        caption="Layers by scales, as planned. A filled square runs, paler where fewer tokens are computed; the dot is what "
+        "its cache still holds after the step. Empty means: not computed." + _cut(len(cells), len(by_digest), "plans"),
+    )  # fmt: skip
+
+
+def memory_over_steps(block: Block) -> Figure | None:
+    """Measured state stacked on the weights, with the planned activations above, and the plan's state as a mark."""
+    cells = []
+    rows = [entry for entry in shown(block) if entry.first.memory is not None and entry.first.memory.state_bytes]
+    tops = []
+    for entry in rows:
+        memory, plan = entry.first.memory, entry.first.plan
+        assert memory is not None and memory.state_bytes is not None
+        weights = memory.weights_bytes or 0
+        values: list[dict[str, Any]] = []
+        marks: list[dict[str, Any]] = []
+        for index, state in enumerate(memory.state_bytes):
+            step = plan.steps[index] if plan is not None and index < len(plan.steps) else None
+            name = _step_name(step) if step is not None else str(index + 1)
+            parts = {"weights": weights, "state, measured": state}
+            if step is not None and step.activation_bytes is not None:
+                parts["activations, planned"] = step.activation_bytes
+            values += [
+                {"step": name, "part": part, "order": order, "MiB": size / MEBIBYTE}
+                for order, (part, size) in enumerate(parts.items())
+            ]
+            if memory.state_predicted_bytes is not None and index < len(memory.state_predicted_bytes):
+                predicted = memory.state_predicted_bytes[index]
+                marks.append({"step": name, "MiB": (weights + predicted) / MEBIBYTE, "state": predicted / MEBIBYTE})
+            tops.append(sum(parts.values()) / MEBIBYTE)
+        cells.append((label(entry), values, marks))
+    if not cells:
+        return None
+    y_scale = {"domain": [0, max(tops) * 1.05], "nice": False}
+    parts_scale = {
+        "domain": ["weights", "state, measured", "activations, planned"], "range": ["#9aa1ac", PALETTE[0], PALETTE[1]],
+    }  # fmt: skip
+    figure_cells = []
+    for number, (name, values, marks) in enumerate(cells):
+        x = axis("step", "scale", kind="nominal", sort=None, axis={"labelAngle": 0})
+        legend = {"title": None} if number == 0 else None
+        layers: list[Spec] = [
+            {
+                "mark": {"type": "bar", "opacity": 0.85},
+                "encoding": {
+                    "x": x, "y": axis("MiB", "MiB", scale=y_scale, stack="zero"), "order": {"field": "order"},
+                    "color": {"field": "part", "type": "nominal", "scale": parts_scale, "legend": legend},
+                    "tooltip": [{"field": "step", "title": "scale"}, {"field": "part"}, {"field": "MiB", "format": ",.1f"}],
+                },
+            },
+            {
+                "data": {"values": marks},
+                "mark": {"type": "tick", "color": "currentColor", "thickness": 2, "bandSize": 14},
+                "encoding": {
+                    "x": x, "y": axis("MiB", "MiB", scale=y_scale),
+                    "tooltip": [{"field": "state", "title": "state predicted, MiB", "format": ",.3f"}],
+                },
+            },
+        ]  # fmt: skip
+        alt = f"Memory after each scale for {name}: weights, state and activations"
+        figure_cells.append(Cell(spec=chart(layers, values=values, height=220), title=name, alt=alt))
+    return Figure(
+        key="memory", title="Memory over the steps", columns=3, cells=tuple(figure_cells),
+        caption="State is measured after each step; the black mark is where the plan predicts it to end. Activations are "
+        "the plan's, alive only within the step." + how_many(block, len(cells)),
+    )  # fmt: skip
+
+
+def time_per_scale(block: Block) -> Figure | None:
+    values = []
+    names: list[str] = []
+    for entry in shown(block):
+        timing, plan = entry.first.timing, entry.first.plan
+        if timing is None or timing.per_scale is None:
+            continue
+        for index, seconds in enumerate(timing.per_scale.seconds):
+            step = plan.steps[index] if plan is not None and index < len(plan.steps) else None
+            name = _step_name(step) if step is not None else str(index + 1)
+            names += [name] if name not in names else []
+            values.append({"row": label(entry), "scale": name, "order": index, "ms": seconds * 1e3})
+    if not values:
+        return None
+    rows = list(dict.fromkeys(value["row"] for value in values))
+    layer: Spec = {
+        "mark": {"type": "bar", "stroke": "currentColor", "strokeOpacity": 0.25, "strokeWidth": 0.5},
+        "encoding": {
+            "x": axis("ms", "milliseconds a call", stack="zero", scale={"zero": True}),
+            "y": axis("row", "", kind="nominal", sort=None, axis={"labelLimit": 170, "title": None}),
+            "order": {"field": "order"},
+            "color": {
+                "field": "scale", "type": "ordinal", "sort": names, "scale": {"scheme": "viridis"},
+                "legend": {"title": "scale", "symbolType": "square", "columns": 10},
+            },
+            "tooltip": [{"field": "row"}, {"field": "scale"}, {"field": "ms", "format": ",.3f"}],
+        },
+    }  # fmt: skip
+    return Figure(
+        key="time-per-scale", title="Time per scale",
+        caption="From a pass of its own, since looking changes what is looked at; the sums differ a little from the table's."
+        + how_many(block, len(rows)),
+        cells=(Cell(spec=chart([layer], values=values, height=30 * len(rows) + 10), alt="Stacked bars: time per scale and row"),),
+    )  # fmt: skip
+
+
+def measured_against_predicted(block: Block) -> Figure | None:
+    """Whole rows against the prediction, and single steps on the roofline."""
+    cells = [cell for cell in (_predicted_rows(block), _roofline(block)) if cell is not None]
+    if not cells:
+        return None
+    plans = [entry.first.plan for entry in block.entries if entry.first.plan is not None]
+    hardware = next((plan.hardware for plan in plans if plan.hardware), "this device")
+    return Figure(
+        key="predicted", title="Measured against predicted", columns=2, cells=tuple(cells),
+        caption=f"The plan's roofline for {hardware}, with one efficiency for all methods. On the diagonal prediction and "
+        "measurement agree; above it the row is slower than its work explains.",
+    )  # fmt: skip
+
+
+def _predicted_rows(block: Block) -> Cell | None:
+    values: list[dict[str, Any]] = []
+    for entry in block.entries:
+        measured, plan = entry.seconds("transformer", "throughput"), entry.first.plan
+        if measured is None or plan is None or not plan.predicted_seconds:
+            continue
+        ends = {"low": measured.low * 1e3, "measured": measured.value * 1e3, "high": measured.high * 1e3}
+        values.append({
+            "row": label(entry), "family": entry.family, "predicted": plan.predicted_seconds * 1e3, **ends,
+            "quotient": measured.value / plan.predicted_seconds,
+        })  # fmt: skip
+    if not values:
+        return None
+    ends_of_line = [value[name] for value in values for name in ("predicted", "measured")]
+    low, high = min(ends_of_line) * 0.9, max(ends_of_line) * 1.1
+    scale = {"type": "log", "domain": [low, high], "nice": False}
+    x = axis("predicted", "predicted, ms", scale=scale)
+    y = axis("measured", "measured, ms", scale=scale)
+    layers: list[Spec] = [
+        {
+            "data": {"values": [{"predicted": low, "measured": low}, {"predicted": high, "measured": high}]},
+            "mark": {"type": "line", "strokeDash": [5, 4], "color": "currentColor", "opacity": 0.5},
+            "encoding": {"x": x, "y": y},
+        },
+        {
+            "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1},
+            "encoding": {
+                "x": x, "y": y,
+                "color": {"field": "family", "type": "nominal", "scale": colours_of(block), "legend": {"title": None, "columns": 3}},
+                "tooltip": [
+                    {"field": "row"}, {"field": "predicted", "title": "predicted, ms", "format": ",.3f"},
+                    {"field": "measured", "title": "measured, ms", "format": ",.3f"},
+                    {"field": "quotient", "title": "measured / predicted", "format": ".2f"},
+                ],
+            },
+        },
+    ]  # fmt: skip
+    return Cell(spec=chart(layers, values=values), title="Rows", alt="Measured against predicted time of every row")
+
+
+def _roofline(block: Block) -> Cell | None:
+    values = []
+    for entry in shown(block):
+        timing, plan = entry.first.timing, entry.first.plan
+        if timing is None or timing.per_scale is None or plan is None:
+            continue
+        for step, seconds in zip(plan.steps, timing.per_scale.seconds, strict=False):
+            if not step.flops or not step.moved_bytes or not step.predicted_seconds or not seconds:
+                continue
+            names = {"row": label(entry), "family": entry.family, "step": _step_name(step)}
+            about = {**names, "intensity": step.flops / step.moved_bytes}
+            values.append({**about, "what": "measured", "rate": step.flops / seconds / 1e9})
+            values.append({**about, "what": "predicted", "rate": step.flops / step.predicted_seconds / 1e9})
+    if not values:
+        return None
+    x = axis("intensity", "FLOPs a byte moved", scale={"type": "log"})
+    y = axis("rate", "GFLOP/s", scale={"type": "log"})
+    layers: list[Spec] = [
+        {
+            "transform": [{"filter": "datum.what == 'predicted'"}],
+            "mark": {"type": "point", "shape": "diamond", "filled": False, "size": 70, "color": "currentColor"},
+            "encoding": {"x": x, "y": y},
+        },
+        {
+            "transform": [{"filter": "datum.what == 'measured'"}],
+            "mark": {"type": "point", "filled": True, "size": 50, "opacity": 0.85},
+            "encoding": {
+                "x": x, "y": y,
+                "color": {"field": "family", "type": "nominal", "scale": colours_of(block), "legend": None},
+                "tooltip": [
+                    {"field": "row"}, {"field": "step", "title": "scale"},
+                    {"field": "rate", "title": "GFLOP/s", "format": ",.1f"},
+                    {"field": "intensity", "title": "FLOPs a byte", "format": ".1f"},
+                ],
+            },
+        },
+    ]  # fmt: skip
+    alt = "Roofline: rate against arithmetic intensity of every step, measured and predicted"
+    return Cell(spec=chart(layers, values=values), title="Single steps on the roofline (diamonds: predicted)", alt=alt)
+
+
+def _map_values(step: PlanStep, widest: dict[str, int]) -> list[dict[str, Any]]:
+    name = _step_name(step)
+    return [
+        {
+            "step": name, "layer": layer, "backbone": step.backbone, "attention": run.attention_tokens,
+            "ffn": run.ffn_tokens, "reads": run.reads, "kept": run.kept,
+            "share": run.attention_tokens / widest[name] if widest[name] else 0,
+        }
+        for run in step.calls
+        for layer in run.layers
+    ]  # fmt: skip
+
+
+def _widest_tokens(entries: list[Entry]) -> dict[str, int]:
+    """Most tokens that any plan computes in a step of that name: what the paler squares are pale against."""
+    widest: dict[str, int] = {}
+    for entry in entries:
+        for step in entry.first.plan.steps if entry.first.plan else ():
+            most = max((run.attention_tokens for run in step.calls), default=0)
+            widest[_step_name(step)] = max(most, widest.get(_step_name(step), 0))
+    return widest
+
+
+def _most_kept(block: Block) -> int:
+    plans = [entry.first.plan for entry in block.entries if entry.first.plan is not None]
+    return max((run.kept for plan in plans for step in plan.steps for run in step.calls), default=1) or 1
+
+
+def _step_name(step: PlanStep) -> str:
+    """`5`, or `1-5` for a step that encodes several scales."""
+    return str(step.scales[0]) if len(step.scales) == 1 else f"{step.scales[0]}-{step.scales[-1]}"
+
+
+def _ticks(values: list[dict[str, Any]]) -> list[int]:
+    deepest = max(value["layer"] for value in values)
+    return sorted({0, deepest, *range(0, deepest, 5 if deepest > 12 else 2)} - ({deepest - 1} if deepest > 12 else set()))
+
+
+def _share_of(entry: Entry, full: Entry | None) -> str:
+    plan = entry.first.plan
+    if full is None or full.first.plan is None or plan is None or not plan.totals.flops or not full.first.plan.totals.flops:
+        return ""
+    return f"{plan.totals.flops / full.first.plan.totals.flops:.0%} of the FLOPs"
+
+
+def _cut(drawn: int, total: int, what: str) -> str:
+    return "" if drawn == total else f" {drawn} of {total} {what} are drawn."

@@ -1,0 +1,281 @@
+"""The multi-scale VQ-VAE: images to codes of every scale and back. Names are those of the official checkpoints.
+
+Letters: B images, C channels, h w a map's height and width, D code_dim, N places, V codes, l tokens of one scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from varbench.spec import ModelSpec, TokenizerSpec
+
+
+def phi_index(scale: int, scales: int, phis: int) -> int:
+    """Which shared convolution a scale takes: the one whose tick is nearest to scale/(scales-1).
+
+    The comparison is made in the official float64 arithmetic, since some scales are ties on paper (2 and 7 of 10).
+    """
+    import numpy as np
+
+    at = scale / (scales - 1) if scales > 1 else 0.0
+    edge = 1 / 3 / phis if phis == 4 else 1 / 2 / phis
+    ticks = np.linspace(edge, 1 - edge, phis)
+    return int(np.argmin(np.abs(ticks - at)))
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.norm1 = _norm(before)
+        self.conv1 = nn.Conv2d(before, after, 3, padding=1)
+        self.norm2 = _norm(after)
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1)
+        self.nin_shortcut: nn.Module = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
+
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x_BChw)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.nin_shortcut(x_BChw) + h
+
+
+class SpatialAttention(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        batch, channels, height, width = x_BChw.shape
+        q, k, v = self.qkv(self.norm(x_BChw)).view(batch, 3, channels, height * width).unbind(1)
+        weights_BNN = torch.bmm(q.transpose(1, 2), k).mul(channels**-0.5).softmax(dim=2)
+        h = torch.bmm(v, weights_BNN.transpose(1, 2)).view(batch, channels, height, width)
+        return x_BChw + self.proj_out(h)
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution; the deepest level has attention after each."""
+
+    def __init__(self, before: int, after: int, *, blocks: int, attention: bool, resample: nn.Module | None) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(ResidualBlock(before if i == 0 else after, after) for i in range(blocks))
+        self.attn = nn.ModuleList(SpatialAttention(after) for _ in range(blocks if attention else 0))
+        if isinstance(resample, Downsample):
+            self.downsample = resample
+        elif isinstance(resample, Upsample):
+            self.upsample = resample
+
+    def forward(self, x: Tensor) -> Tensor:
+        for place, block in enumerate(self.block):
+            x = block(x)
+            if len(self.attn):
+                x = self.attn[place](x)
+        return x
+
+
+class Middle(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block_1 = ResidualBlock(channels, channels)
+        self.attn_1 = SpatialAttention(channels)
+        self.block_2 = ResidualBlock(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Encoder(nn.Module):
+    def __init__(self, spec: TokenizerSpec) -> None:
+        super().__init__()
+        widths = [spec.channels * m for m in spec.multipliers]
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(3, spec.channels, 3, padding=1)
+        self.down = nn.ModuleList(
+            Level(
+                widths[max(level - 1, 0)] if level else spec.channels,
+                widths[level],
+                blocks=spec.blocks,
+                attention=level == last,
+                resample=Downsample(widths[level]) if level != last else None,
+            )
+            for level in range(len(widths))
+        )
+        self.mid = Middle(widths[-1])
+        self.norm_out = _norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], spec.code_dim, 3, padding=1)
+
+    def forward(self, x_B3hw: Tensor) -> Tensor:
+        x = self.conv_in(x_B3hw)
+        for level in self.down:
+            x = level(x)
+            if hasattr(level, "downsample"):
+                x = level.downsample(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    def __init__(self, spec: TokenizerSpec) -> None:
+        super().__init__()
+        widths = [spec.channels * m for m in spec.multipliers]
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(spec.code_dim, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1])
+        self.up = nn.ModuleList(
+            Level(
+                widths[min(level + 1, last)],
+                widths[level],
+                blocks=spec.blocks + 1,
+                attention=level == last,
+                resample=Upsample(widths[level]) if level else None,
+            )
+            for level in range(len(widths))
+        )
+        self.norm_out = _norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+
+    def forward(self, f_BDhw: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(f_BDhw))
+        for level in reversed(self.up):
+            x = level(x)
+            if hasattr(level, "upsample"):
+                x = level.upsample(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class Phi(nn.Conv2d):
+    """Half the map as it is, half convolved."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, h_BDhw: Tensor) -> Tensor:
+        convolved = self._conv_forward(h_BDhw.to(self.weight.dtype), self.weight, self.bias)
+        return h_BDhw * 0.5 + convolved * 0.5
+
+
+class SharedPhis(nn.Module):
+    def __init__(self, count: int, channels: int) -> None:
+        super().__init__()
+        self.qresi_ls = nn.ModuleList(Phi(channels) for _ in range(count))
+
+
+class Quantizer(nn.Module):
+    """Codes and the running map `f_hat` that they add up to, scale by scale."""
+
+    ema_vocab_hit_SV: Tensor
+
+    def __init__(self, spec: TokenizerSpec, sides: Sequence[int]) -> None:
+        super().__init__()
+        self.sides = tuple(sides)
+        self.embedding = nn.Embedding(spec.vocabulary, spec.code_dim)
+        self.quant_resi = SharedPhis(spec.phis, spec.code_dim)
+        self.register_buffer("ema_vocab_hit_SV", torch.zeros(len(self.sides), spec.vocabulary))
+        self.phi_of_scale = tuple(phi_index(scale, len(self.sides), spec.phis) for scale in range(len(self.sides)))
+
+    def contribution(self, codes_Bl: Tensor, scale: int) -> Tensor:
+        """What a scale's codes add to `f_hat`: look up, upsample to the last side, phi."""
+        return self.spread(self.embedding(codes_Bl), scale)
+
+    def spread(self, h_BlD: Tensor, scale: int) -> Tensor:
+        side, last = self.sides[scale], self.sides[-1]
+        h_BDhw = h_BlD.transpose(1, 2).reshape(h_BlD.shape[0], -1, side, side)
+        if scale != len(self.sides) - 1:
+            h_BDhw = F.interpolate(h_BDhw, size=(last, last), mode="bicubic")
+        return self.quant_resi.qresi_ls[self.phi_of_scale[scale]](h_BDhw)
+
+    def features(self, f_hat_BDhw: Tensor, scale: int) -> Tensor:
+        """`f_hat` seen at a scale's side, as (B, l, D): the transformer's input for that scale."""
+        return self.shrink(f_hat_BDhw, scale).flatten(2).transpose(1, 2)
+
+    def shrink(self, map_BDhw: Tensor, scale: int) -> Tensor:
+        if scale == len(self.sides) - 1:
+            return map_BDhw
+        return F.interpolate(map_BDhw, size=(self.sides[scale], self.sides[scale]), mode="area")
+
+    def nearest(self, z_ND: Tensor) -> Tensor:
+        codes_VD = self.embedding.weight
+        distance_NV = z_ND.square().sum(dim=1, keepdim=True) + codes_VD.square().sum(dim=1)
+        return torch.addmm(distance_NV, z_ND, codes_VD.T, alpha=-2).argmin(dim=1)
+
+    def quantise(self, f_BDhw: Tensor) -> Tensor:
+        """Codes of every scale, (B, L): each scale codes what the ones before left over."""
+        rest = f_BDhw.clone()
+        codes = []
+        for scale, side in enumerate(self.sides):
+            z_ND = self.shrink(rest, scale).permute(0, 2, 3, 1).reshape(-1, rest.shape[1])
+            codes_Bl = self.nearest(z_ND).view(rest.shape[0], side * side)
+            rest = rest - self.contribution(codes_Bl, scale)
+            codes.append(codes_Bl)
+        return torch.cat(codes, dim=1)
+
+    def running_maps(self, tokens_BL: Tensor) -> list[Tensor]:
+        """`f_hat` after each scale, of tokens of all scales."""
+        maps: list[Tensor] = []
+        counts = [side * side for side in self.sides]
+        for scale, codes_Bl in enumerate(tokens_BL.split(counts, dim=1)):
+            added = self.contribution(codes_Bl, scale)
+            maps.append(added if not maps else maps[-1] + added)
+        return maps
+
+
+class Tokenizer(nn.Module):
+    """Encoder, quantiser and decoder under the official names."""
+
+    def __init__(self, spec: TokenizerSpec, sides: Sequence[int]) -> None:
+        super().__init__()
+        self.encoder = Encoder(spec)
+        self.decoder = Decoder(spec)
+        self.quantize = Quantizer(spec, sides)
+        self.quant_conv = nn.Conv2d(spec.code_dim, spec.code_dim, 3, padding=1)
+        self.post_quant_conv = nn.Conv2d(spec.code_dim, spec.code_dim, 3, padding=1)
+
+    @staticmethod
+    def for_model(model: ModelSpec) -> Tokenizer:
+        return Tokenizer(model.tokenizer, model.sides)
+
+    def latent(self, images_B3hw: Tensor) -> Tensor:
+        """Images in [-1, 1] to the map that is quantised."""
+        return self.quant_conv(self.encoder(images_B3hw))
+
+    def encode(self, images_B3hw: Tensor) -> Tensor:
+        return self.quantize.quantise(self.latent(images_B3hw))
+
+    def teacher_input(self, tokens_BL: Tensor) -> Tensor:
+        """Features of every scale but the first, (B, L-1, D): what each scale sees of the ones before."""
+        maps = self.quantize.running_maps(tokens_BL)
+        return torch.cat([self.quantize.features(f_hat, scale + 1) for scale, f_hat in enumerate(maps[:-1])], dim=1)
+
+    def decode_map(self, f_hat_BDhw: Tensor) -> Tensor:
+        """A finished `f_hat` to images in [0, 1]."""
+        weight = self.post_quant_conv.weight
+        image = self.decoder(self.post_quant_conv(f_hat_BDhw.to(weight.dtype)))
+        return image.float().clamp(-1, 1).add(1).mul(0.5)
+
+    def decode(self, tokens_BL: Tensor) -> Tensor:
+        return self.decode_map(self.quantize.running_maps(tokens_BL)[-1])

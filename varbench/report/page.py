@@ -1,0 +1,315 @@
+"""The page: what the templates need, from blocks of entries. One file that loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import hashlib
+import json
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from varbench.records import Record, to_json
+from varbench.report import charts, columns, figures, figures_training, figures_work, samples, sections, words
+from varbench.report.answer import answer
+from varbench.report.charts import Figure
+from varbench.report.entries import Block, blocks_of
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+MOST_BLOCKS_WITH_FIGURES = 6
+MOST_PAYLOAD = 1_300_000  # characters of records inside the page; above it raw samples stay in their files only
+GLYPHS = {"better": "▲", "worse": "▼", "same": "≈"}
+MOODS = {"better": "better than the full model", "worse": "worse", "same": "not told apart from the full model"}
+FIGURES: tuple[Callable[[Block], Figure | None], ...] = (
+    figures.quality_against_speed,
+    figures.quality_against_memory,
+    figures_training.full_against_subnet,
+    figures_work.plan_maps,
+    figures_work.memory_over_steps,
+    figures_work.time_per_scale,
+    figures_training.quality_over_steps,
+    figures_training.scale_depth_asymmetry,
+    figures.latency_distributions,
+    figures_work.measured_against_predicted,
+    figures_training.loss_per_depth,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A block with its figures, under the names they have on the page and as files."""
+
+    block: Block
+    anchor: str
+    figures: tuple[tuple[str, Figure], ...]
+    grids: tuple[samples.Grid, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Panel:
+    """A plugin's section that was checked, with the plugin's distribution."""
+
+    source: str
+    section: sections.Section
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Changes:
+    """Against an older report."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    warnings: tuple[str, ...]
+
+
+def draw(records: Sequence[Record]) -> list[Drawn]:
+    """The blocks with the figures that their records allow."""
+    drawn = []
+    for number, block in enumerate(blocks_of(records)):
+        prefix = "" if number == 0 else f"{number + 1}-"
+        found: list[tuple[str, Figure]] = []
+        grids: list[samples.Grid] = []
+        if number < MOST_BLOCKS_WITH_FIGURES:
+            found = [(f"{prefix}{figure.key}", figure) for make in FIGURES if (figure := make(block)) is not None]
+            grids = samples.grids_of(block)
+        drawn.append(Drawn(block=block, anchor=f"block{number + 1}", figures=tuple(found), grids=tuple(grids)))
+    return drawn
+
+
+def page(
+    records: Sequence[Record],
+    drawn: Sequence[Drawn],
+    *,
+    problems: Sequence[str] = (),
+    panels: Sequence[Panel] = (),
+    changes: Changes | None = None,
+    files: Sequence[str] = (),
+) -> str:
+    """The whole page as one string."""
+    chart_specs: dict[str, charts.Spec] = {}
+    entries: list[dict[str, Any]] = []
+    places = {id(record): place for place, record in enumerate(records)}
+    blocks = [_block(one, chart_specs, entries, places) for one in drawn]
+    shown_panels = [_panel(panel, number, chart_specs) for number, panel in enumerate(panels)]
+    first = drawn[0].block if drawn else None
+    script = _resource("page.js")
+    bundle = vega_bundle()
+    return _environment().get_template("report.html.j2").render(
+        title=f"varbench: {', '.join(_runs(records)) or 'no records'}",
+        subtitle=_subtitle(records),
+        answer=answer(first),
+        facts=_facts(drawn, records),
+        contents=_contents(drawn, shown_panels, changes),
+        problems=problems,
+        blocks=blocks,
+        panels=shown_panels,
+        changes=changes,
+        notices=_notices(records),
+        conditions=[_conditions(one.block) for one in drawn],
+        files=files,
+        style=_safe(_resource("style.css")),
+        script=_safe(script),
+        vega=_safe(bundle),
+        payload=_safe(_payload(records, entries, chart_specs)),
+        policy=_policy(bundle, script),
+    )  # fmt: skip
+
+
+def index_page(reports: Sequence[dict[str, Any]]) -> str:
+    return _environment().get_template("index.html.j2").render(
+        title="varbench reports", reports=reports, style=_safe(_resource("style.css")), policy=_policy()
+    )  # fmt: skip
+
+
+@functools.cache
+def vega_bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, as the chart library ships them."""
+    import vl_convert
+
+    bundle: str = vl_convert.javascript_bundle()
+    return bundle.replace("</script", "<\\/script")
+
+
+def _block(
+    one: Drawn, specs: dict[str, charts.Spec], entries: list[dict[str, Any]], places: dict[int, int]
+) -> dict[str, Any]:
+    block, rows = one.block, []
+    for entry, cells in zip(block.entries, columns.table_of(block), strict=True):
+        rows.append({
+            "name": entry.name, "full": entry.is_full, "trouble": entry.trouble, "cells": cells, "index": len(entries),
+        })  # fmt: skip
+        which = [places[id(record)] for record in entry.records]
+        entries.append({"name": figures.label(entry), "trouble": entry.trouble, "records": which})
+    shown = []
+    for anchor, figure in one.figures:
+        cells = []
+        for number, cell in enumerate(figure.cells):
+            specs[f"{anchor}-{number}"] = charts.page_spec(cell)
+            cells.append({"title": cell.title, "chart": f"{anchor}-{number}"})
+        shown.append({
+            "anchor": anchor, "key": figure.key, "title": figure.title, "caption": figure.caption,
+            "columns": figure.columns, "cells": cells,
+        })  # fmt: skip
+    return {
+        "anchor": one.anchor, "title": block.title, "answer": answer(block), "rows": rows, "figures": shown,
+        "columns": columns.columns_of(block), "grids": one.grids,
+        "has_plans": any(figure.key == "plans" for _, figure in one.figures),
+    }  # fmt: skip
+
+
+def _panel(panel: Panel, number: int, specs: dict[str, charts.Spec]) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = []
+    for place, part in enumerate(panel.section.parts):
+        if isinstance(part, sections.Text):
+            parts.append({"kind": "text", "text": part.text})
+        elif isinstance(part, sections.Table):
+            parts.append({"kind": "table", "columns": part.columns, "rows": part.rows})
+        elif isinstance(part, sections.Chart):
+            name = f"panel{number}-{place}"
+            specs[name] = charts.page_spec(charts.Cell(spec={"width": "container", **part.spec}, alt=part.alt))
+            parts.append({"kind": "chart", "chart": name})
+        else:
+            parts.append({"kind": "image", "png": base64.b64encode(part.png).decode(), "alt": part.alt})
+    return {"anchor": f"panel{number}", "title": panel.section.title, "source": panel.source, "parts": parts}
+
+
+def _payload(records: Sequence[Record], entries: Sequence[dict[str, Any]], specs: dict[str, charts.Spec]) -> str:
+    """What the script needs, deflated: page-sized sets go in whole, larger ones without raw samples and losses."""
+    for trimmed in (False, True):
+        shared: dict[str, int] = {}  # plans and trainings that rows share are written once
+        shown = [_shown_record(record, shared, trimmed=trimmed) for record in records]
+        data = {
+            "records": shown, "shared": [json.loads(text) for text in shared], "entries": entries, "charts": specs,
+            "trimmed": trimmed,
+        }  # fmt: skip
+        packed = base64.b64encode(zlib.compress(json.dumps(data).encode(), 6)).decode()
+        if len(packed) <= MOST_PAYLOAD:
+            break
+    return packed
+
+
+def _shown_record(record: Record, shared: dict[str, int], *, trimmed: bool) -> dict[str, Any]:
+    data = to_json(record)
+    if data["samples"] is not None:
+        data["samples"]["png"] = None  # it is on the page already
+    if trimmed and data["timing"] is not None:
+        for column in data["timing"]["columns"]:
+            del column["rounds"]
+    if trimmed and data["training"] is not None:
+        del data["training"]["losses"]
+    for holder, name in ((data["plan"], "steps"), (data, "training")):
+        if holder is not None and holder[name] is not None:
+            holder[name] = shared.setdefault(json.dumps(holder[name]), len(shared))
+    return data
+
+
+def _subtitle(records: Sequence[Record]) -> str:
+    runs = _runs(records)
+    names = ", ".join(runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
+    return f"{'run' if len(runs) == 1 else 'runs'} {names}" if runs else "no records"
+
+
+def _runs(records: Sequence[Record]) -> list[str]:
+    return sorted({record.run for record in records})
+
+
+def _facts(drawn: Sequence[Drawn], records: Sequence[Record]) -> list[tuple[str, str]]:
+    entries = [entry for one in drawn for entry in one.block.entries]
+    if not entries:
+        return []
+    first = drawn[0].block
+    facts = [("rows", f"{len(entries)}"), ("valid", f"{sum(entry.believable for entry in entries)}")]
+    repeats = max(len(entry.records) for entry in first.entries)
+    facts += [("repeats a row", f"{repeats}")] if repeats > 1 else []
+    facts += [("model", str(first.conditions["preset"])), ("device", str(first.conditions["device"]))]
+    facts += [("A/A floor of speed", f"±{first.floor:.1%}")] if first.floor is not None else []
+    facts += [("measured", max(record.started for record in records)[:10])]
+    return facts
+
+
+def _contents(
+    drawn: Sequence[Drawn], panels: Sequence[dict[str, Any]], changes: Changes | None
+) -> list[tuple[str, str]]:
+    links = [("table", "Table")]
+    if len(drawn) > 1:
+        links = [(one.anchor, one.block.title) for one in drawn[:MOST_BLOCKS_WITH_FIGURES]]
+    elif drawn:
+        links += [(anchor, figure.title) for anchor, figure in drawn[0].figures]
+        links += [("block1-samples", "Samples")] if drawn[0].grids else []
+    links += [("changes", changes.title)] if changes is not None else []
+    return [*links, *((panel["anchor"], panel["title"]) for panel in panels), ("conditions", "Conditions")]
+
+
+def _notices(records: Sequence[Record]) -> list[dict[str, Any]]:
+    counts = Counter(notice for record in records for notice in record.warnings)
+    return [
+        {"text": notice.text, "next_command": notice.next_command, "count": count}
+        for notice, count in counts.most_common(50)
+    ]
+
+
+def _conditions(block: Block) -> dict[str, Any]:
+    """What the rows of a block share, read off its first entry, and where they differ, all values."""
+    records = [record for entry in block.entries for record in entry.records]
+    records = records or [record for study in block.studies.values() for entry in study for record in entry.records]
+    environment, protocol = records[0].environment, records[0].protocol
+    versions = {name: sorted({r.environment.versions.get(name, "–") for r in records}) for name in environment.versions}
+    facts = {
+        "sampling": f"cfg {protocol.cfg:g}, top-k {protocol.top_k}, top-p {protocol.top_p:g}"
+        + (f", sampler {protocol.sampler}" if protocol.sampler else ""),
+        "batch and precision": f"batch {protocol.batch}, {protocol.dtype}, compile {protocol.compile}",
+        "attention kernel": ", ".join(sorted({r.protocol.kernel or "not observed" for r in records})),
+        "images": f"{protocol.images:,}, {protocol.labels}",
+        "noise": f"seeds {', '.join(str(seed) for seed in sorted({r.protocol.seed for r in records}))}, "
+        f"keyed by {protocol.seed_scheme}",
+        "rounds": ", ".join(str(number) for number in sorted({r.protocol.rounds for r in records}))
+        + (", rows with the same weights share a child" if protocol.shared_child else ", each in fresh processes"),
+        "machine": f"{environment.cpu}, {environment.cores} cores"
+        + (f", {words.size(environment.memory_bytes)}" if environment.memory_bytes else "")
+        + f", {environment.system} ({environment.machine})",
+        "device": environment.device + (f", driver {environment.driver}" if environment.driver else ""),
+        "versions": ", ".join(f"{name} {'/'.join(found)}" for name, found in versions.items()),
+        "weights": ", ".join(sorted({f"{w.role} {w.name} {w.sha256[:12]}" for r in records for w in r.weights})),
+        "code": ", ".join(sorted({r.code_hash[:12] for r in records})),
+    }
+    facts |= {name: value for name, value in environment.variables.items()}
+    return {"title": block.title, "facts": [(name, value) for name, value in facts.items() if value]}
+
+
+def _policy(*scripts: str) -> str:
+    """Only our own scripts run, and nothing is loaded. Vega compiles its expressions, which needs `unsafe-eval`."""
+    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts]
+    allowed = " ".join([*hashes, "'unsafe-eval'"] if hashes else ["'none'"])
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
+    )
+
+
+@functools.cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("varbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.globals.update(glyphs=GLYPHS, moods=MOODS)
+    return environment
+
+
+def _safe(text: str) -> Any:
+    """Our own files and base64 go in as they are; nothing from a record does."""
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+def _resource(name: str) -> str:
+    return resources.files("varbench.report").joinpath("templates", name).read_text(encoding="utf-8")

@@ -1,0 +1,186 @@
+"""The transformer: weights under the official names, and the pieces of a block that the engine and the trainer call.
+
+Arithmetic, in every precision: the residual stream, LayerNorm and the l2 normalisation of q and k are float32; matrix
+products run in the compute type (the official code under autocast does the same). Parameters may be float32 masters
+(training) or already stored in the compute type (generation): `to` is then free.
+
+Letters: B rows (images x guidance branches), L tokens, C width, H heads, c head size, D code_dim, V codes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from varbench.spec import ModelSpec
+
+EPS = 1e-6
+MAX_LOG_SCALE = math.log(100)
+
+
+def linear(x: Tensor, layer: nn.Linear, dtype: torch.dtype) -> Tensor:
+    bias = None if layer.bias is None else layer.bias.to(dtype)
+    return F.linear(x.to(dtype), layer.weight.to(dtype), bias)
+
+
+def normed(x_BLC: Tensor) -> Tensor:
+    """LayerNorm without affine parameters, in float32."""
+    return F.layer_norm(x_BLC.float(), (x_BLC.shape[-1],), eps=EPS)
+
+
+class Attention(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.heads, self.l2 = spec.heads, spec.l2_attention
+        self.mat_qkv = nn.Linear(spec.width, 3 * spec.width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(spec.width))
+        self.v_bias = nn.Parameter(torch.zeros(spec.width))
+        self.proj = nn.Linear(spec.width, spec.width)
+        if self.l2:
+            self.scale_mul_1H11 = nn.Parameter(torch.full((1, spec.heads, 1, 1), 4.0).log())
+            self.softmax_scale = 1.0
+        else:
+            self.softmax_scale = 0.25 / math.sqrt(spec.head_dim)
+
+    def qkv(self, x_BLC: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """q and v in the compute type; k as the normalisation leaves it, float32 where q and k are normalised."""
+        batch, length, width = x_BLC.shape
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias)).to(dtype)
+        qkv = F.linear(x_BLC.to(dtype), self.mat_qkv.weight.to(dtype), bias)
+        q, k, v = qkv.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.l2:
+            scale = self.scale_mul_1H11.float().clamp_max(MAX_LOG_SCALE).exp()
+            q = F.normalize(q.float(), dim=-1).mul(scale).to(dtype)
+            k = F.normalize(k.float(), dim=-1)
+        return q, k, v
+
+    def out(self, mixed_BHLc: Tensor, dtype: torch.dtype) -> Tensor:
+        batch, _, length, _ = mixed_BHLc.shape
+        return linear(mixed_BHLc.transpose(1, 2).reshape(batch, length, -1), self.proj, dtype)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(spec.width, spec.hidden)
+        self.fc2 = nn.Linear(spec.hidden, spec.width)
+
+    def forward(self, x_BLC: Tensor, dtype: torch.dtype) -> Tensor:
+        return linear(F.gelu(linear(x_BLC, self.fc1, dtype), approximate="tanh"), self.fc2, dtype)
+
+
+class Block(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.attn = Attention(spec)
+        self.ffn = FeedForward(spec)
+        if spec.shared_adaln:
+            self.ada_gss = nn.Parameter(torch.zeros(1, 1, 6, spec.width))
+        else:
+            self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(spec.width, 6 * spec.width))
+
+    def modulation(self, cond_BC: Tensor, shared_B16C: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2, each (B, 1, C) in the compute type."""
+        if shared_B16C is None:
+            six = linear(F.silu(cond_BC.float()), self.ada_lin[1], dtype).view(cond_BC.shape[0], 1, 6, -1)
+        else:
+            six = self.ada_gss + shared_B16C
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = six.unbind(2)
+        return gamma1, gamma2, scale1 + 1, scale2 + 1, shift1, shift2
+
+
+class HeadNorm(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(spec.width, 2 * spec.width))
+
+    def modulation(self, cond_BC: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        scale, shift = linear(F.silu(cond_BC.float()), self.ada_lin[1], dtype).view(cond_BC.shape[0], 1, 2, -1).unbind(2)
+        return scale + 1, shift
+
+
+class Transformer(nn.Module):
+    """All weights of one backbone. Which blocks run on which tokens is the plan's business, not this module's."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        width = spec.width
+        self.pos_start = nn.Parameter(torch.zeros(1, spec.tokens[0], width))
+        self.pos_1LC = nn.Parameter(torch.zeros(1, spec.length, width))
+        self.word_embed = nn.Linear(spec.tokenizer.code_dim, width)
+        self.class_emb = nn.Embedding(spec.classes + 1, width)
+        self.lvl_embed = nn.Embedding(spec.scales, width)
+        if spec.shared_adaln:
+            self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
+        self.head_nm = HeadNorm(spec)
+        self.head = nn.Linear(width, spec.tokenizer.vocabulary)
+
+    def condition(self, labels_B: Tensor) -> Tensor:
+        """Class vectors (B, C); label `classes` is "no class"."""
+        return self.class_emb(labels_B)
+
+    def shared_modulation(self, cond_BC: Tensor, dtype: torch.dtype) -> Tensor | None:
+        if not self.spec.shared_adaln:
+            return None
+        return linear(F.silu(cond_BC.float()), self.shared_ada_lin[1], dtype).view(cond_BC.shape[0], 1, 6, -1)
+
+    def first_tokens(self, cond_BC: Tensor) -> Tensor:
+        """The input of the first scale, (B, l, C)."""
+        return cond_BC.unsqueeze(1) + self.pos_start + self.places(0, self.spec.tokens[0])
+
+    def later_tokens(self, features_BlD: Tensor, start: int, dtype: torch.dtype) -> Tensor:
+        """The input made from features of a later scale (or several, one after another), from token `start` on."""
+        return linear(features_BlD, self.word_embed, dtype) + self.places(start, start + features_BlD.shape[1])
+
+    def places(self, start: int, end: int) -> Tensor:
+        """Level plus position embedding of a range of tokens."""
+        scale_of = [scale for scale, count in enumerate(self.spec.tokens) for _ in range(count)][start:end]
+        levels = self.lvl_embed(torch.tensor(scale_of, device=self.pos_1LC.device))
+        return levels + self.pos_1LC[:, start:end]
+
+    def logits(self, x_BLC: Tensor, modulation: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
+        scale, shift = modulation
+        return linear(normed(x_BLC) * scale + shift, self.head, dtype).float()
+
+    def cast_(self, dtype: torch.dtype) -> Transformer:
+        """Store what matrix products read in the compute type; embeddings and the attention scale stay float32."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                module.to(dtype)
+        return self
+
+
+def initialise_(model: Transformer, generator: torch.Generator) -> Transformer:
+    """Official initial values: truncated normal, small head, near-zero gammas, depth-scaled outputs."""
+    spec = model.spec
+    std = math.sqrt(1 / spec.width / 3)
+
+    def draw(tensor: Tensor) -> None:
+        nn.init.trunc_normal_(tensor, std=std, generator=generator)
+
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                draw(module.weight)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    module.bias.zero_()
+        draw(model.pos_start)
+        draw(model.pos_1LC)
+        model.head.weight.mul_(0.02)
+        model.head_nm.ada_lin[1].weight.mul_(0.5)
+        for block in model.blocks:
+            block.attn.proj.weight.div_(math.sqrt(2 * spec.depth))
+            block.ffn.fc2.weight.div_(math.sqrt(2 * spec.depth))
+            if spec.shared_adaln:
+                block.ada_gss.normal_(std=spec.width**-0.5, generator=generator)
+                rows, axis = block.ada_gss, 2
+            else:
+                rows, axis = block.ada_lin[1].weight.view(6, spec.width, spec.width), 0
+            rows.narrow(axis, 0, 2).mul_(1e-5)
+            rows.narrow(axis, 2, 4).mul_(0.5)
+    return model

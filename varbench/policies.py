@@ -1,0 +1,218 @@
+"""What a plugin may give: small policies, asked once per row and compiled into a plan.
+
+Each is a protocol with neutral defaults: subclass it and override what your method changes. Scales and layers are
+numbered from 0. Policies that choose by content (`pick`, `fill`) are also called by the engine, with torch tensors; how
+many are chosen is fixed beforehand and stands in the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from varbench.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SubLayerName = Literal["attention", "ffn"]
+MAIN = "main"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """One knob of a plugin, set in a row as `:name=value`. The value is read as the default's type."""
+
+    default: bool | int | float | str
+    help: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a plugin can be set to. A row without `@` stands for every default recipe at every default point."""
+
+    points: tuple[str, ...] = ()
+    """Named places on the method's curve, in the order of the table. Empty: the method has one."""
+    default_points: tuple[str, ...] = ()
+    """Those that `run` measures unless told otherwise; empty means all of `points`."""
+    point_pattern: str | None = None
+    """Regular expression of points that are accepted beside the named ones, as in `d[0-9]+`."""
+    recipes: tuple[str, ...] = ()
+    """Ways the weights were trained; the first is the default. Empty: the pretrained weights are used as they are."""
+    default_recipes: tuple[str, ...] = ()
+    """Those that `run` measures unless told otherwise; empty means the first."""
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    summary: str = ""
+    """One line for `varbench list`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What one plugin is set to in one row: how the weights were trained, where on its curve it runs, its knobs."""
+
+    plugin: str
+    recipe: str | None = None
+    point: str | None = None
+    parameters: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+
+
+class DepthPolicy(Protocol):
+    """Which layers run at each scale."""
+
+    def layers(self, scale: int, backbone: str) -> Sequence[int]:
+        """Layers for the step that samples this scale, in the order in which they run; a layer may come twice."""
+        ...
+
+    def retains(self, layer: int, scale: int) -> bool:
+        """Whether what this layer stored at this scale is kept to the end although nothing reads it again."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSpec:
+    """One pass of the generation loop: the scales it encodes, of which it samples the last."""
+
+    scales: tuple[int, ...]
+    backbone: str = MAIN
+
+
+class StepPolicy(Protocol):
+    """Which scales run, which are encoded together, on which backbone. A scale in no step is skipped."""
+
+    @property
+    def backbones(self) -> Mapping[str, ModelSpec]:
+        """Every model beside `main` that the steps name."""
+        return {}
+
+    def steps(self) -> Sequence[StepSpec]: ...
+
+
+class GuidancePolicy(Protocol):
+    """Which guidance branches run."""
+
+    def branches(self, scale: int) -> Literal["both", "labelled"]: ...
+
+
+class CacheStrategy(Protocol):
+    """What keys and values are kept. Several may join in a row: what all of them keep is kept."""
+
+    @property
+    def dtype(self) -> str | None:
+        """Type that keys and values are stored in; None leaves the compute type. One owner in a row."""
+        return None
+
+    def head_groups(self, layer: int) -> Sequence[Sequence[int]] | None:
+        """Heads that keep different entries, as a partition of all heads; None for one group. One owner in a row."""
+        return None
+
+    def keeps(self, layer: int, written: int, reader: int, group: int) -> bool:
+        """Whether entries written at scale `written` are still there when scale `reader` runs. Once gone, gone."""
+        return True
+
+    def budget(self, layer: int, scale: int, group: int) -> int | None:
+        """Most entries a head holds after this scale, chosen by `pick`; None picks nothing. One owner in a row."""
+        return None
+
+    def pick(self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, *, layer: int, scale: int, group: int) -> Tensor:
+        """Places (B, H, count), ascending, of the entries to keep. Called after the attention of `scale`."""
+        raise NotImplementedError(f"{type(self).__name__} gives a budget, so it must give pick() too")
+
+
+class TokenPolicy(Protocol):
+    """Which tokens a sub-layer computes, and how the others are filled in."""
+
+    def tokens(self, layer: int, scale: int, sublayer: SubLayerName) -> int | None:
+        """How many of the scale's tokens are computed; None computes all without asking `pick`."""
+        return None
+
+    def remembers(self, layer: int, scale: int, sublayer: SubLayerName) -> bool:
+        """Whether the sub-layer's output at this scale is kept for `fill` at later ones. It counts as state."""
+        return False
+
+    def pick(self, x_BLC: Tensor, count: int, *, layer: int, scale: int, sublayer: SubLayerName) -> Tensor:
+        """Places (B, count) of the tokens to compute, given the residual stream before the sub-layer's norm."""
+        ...
+
+    def fill(
+        self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, scale: int
+    ) -> Tensor:
+        """The sub-layer's output for all `length` tokens, from the computed ones and the remembered map."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transformed:
+    """What `varbench_transform_model` gives: how modules are replaced, and what that does to work and weights."""
+
+    apply: Callable[[Any], Any]
+    """Takes the transformer (a torch module) and returns the one to run."""
+    weight_bytes: float = 1.0
+    """Bytes of the backbone's block weights afterwards, as a share of before."""
+    flops: float = 1.0
+    """FLOPs of the blocks afterwards, as a share of before."""
+    neutral: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training run of a recipe. Most recipes have one; a dual model has one for each backbone."""
+
+    name: str
+    backbone: str = MAIN
+    share: float = 1.0
+    """Share of the recipe's optimiser steps."""
+    teacher: str | None = None
+    """Backbone, as pretrained, that gives the soft targets of a `kl` loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStep:
+    """What one optimiser step trains."""
+
+    point: str | None = None
+    """A point of the plugin, whose plan runs; None runs the full model."""
+    loss: Literal["ce", "kl"] = "ce"
+    scale_weights: tuple[float, ...] | None = None
+    """Weight of each scale's tokens; a scale of weight 0 at the end is not run. None weighs all tokens alike."""
+
+
+class TrainingSchedule(Protocol):
+    """What is trained, for how long, on which plans."""
+
+    def stages(self) -> Sequence[Stage]:
+        return (Stage(name="train"),)
+
+    def check(self, total: int) -> None:
+        """Refuse, by a `UserError`, a number of steps that is too small for the schedule's phases."""
+
+    def at(self, stage: Stage, step: int, total: int, uniform: Callable[[int], float]) -> TrainStep:
+        """Step `step` of the stage's `total`; `uniform(k)` is the step's k-th random number in [0, 1)."""
+        ...
+
+
+class FullDepth(DepthPolicy):
+    """Every layer at every scale."""
+
+    def __init__(self, model: ModelSpec, backbones: Mapping[str, ModelSpec] | None = None) -> None:
+        self._depths = {MAIN: model.depth, **{name: spec.depth for name, spec in (backbones or {}).items()}}
+
+    def layers(self, scale: int, backbone: str) -> Sequence[int]:
+        return range(self._depths[backbone])
+
+
+class EveryScale(StepPolicy):
+    """One step a scale, on the main model."""
+
+    def __init__(self, model: ModelSpec) -> None:
+        self._scales = model.scales
+
+    def steps(self) -> Sequence[StepSpec]:
+        return tuple(StepSpec(scales=(scale,)) for scale in range(self._scales))
+
+
+class BothBranches(GuidancePolicy):
+    """Labelled and unlabelled at every scale."""
+
+    def branches(self, scale: int) -> Literal["both", "labelled"]:
+        return "both"

@@ -18,6 +18,10 @@ class ImageSet(Protocol):
     """
 
     @property
+    def name(self) -> str:
+        """What figures made with it are called after, as in FD-shapes."""
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Class names; a label is a place in this tuple."""
 

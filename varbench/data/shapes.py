@@ -83,6 +83,10 @@ class Shapes:
             raise UserError(f"the seed of shapes must be from 0 to {2**32 - 1}, and it is {self.seed}.")
 
     @property
+    def name(self) -> str:
+        return "shapes"
+
+    @property
     def classes(self) -> tuple[str, ...]:
         return CLASSES
 

@@ -88,6 +88,7 @@ def train_classifier(
     module.eval().requires_grad_(False)
     record = {
         "kind": kind,
+        "data_name": data.name,
         "data": data.fingerprint,
         "seed": seed,
         "steps": steps,

@@ -1,0 +1,121 @@
+"""Any folder with one sub-folder of images per class, behind the same interface as the procedural set."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from varbench.data.image_set import Indices
+from varbench.errors import UserError
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+
+_HELD_OUT = 10
+"""Every tenth image of a class, in the order of their names' hashes, is for validation, and another tenth for tests."""
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Images of a folder; make it with `open_folder`. Indices follow `files`: training, then validation, then test."""
+
+    root: Path
+    side: int
+    classes: tuple[str, ...]
+    files: tuple[Path, ...]
+    file_labels: tuple[int, ...]
+    training: range
+    validation: range
+    test: range
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of every file's content: a folder changed in place is another data set."""
+        digest = hashlib.sha256(f"folder 1, side {self.side}".encode())
+        for path in self.files:
+            digest.update(f"\n{path.relative_to(self.root).as_posix()} ".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()
+
+    def labels(self, indices: Indices) -> NDArray[np.int64]:
+        return np.array([self.file_labels[index] for index in self._checked(indices)], dtype=np.int64)
+
+    def images(self, indices: Indices) -> NDArray[np.uint8]:
+        wanted = self._checked(indices)
+        out = np.empty((len(wanted), 3, self.side, self.side), np.uint8)
+        for row, index in enumerate(wanted):
+            out[row] = read_image(self.files[index], side=self.side)
+        return out
+
+    def _checked(self, indices: Indices) -> NDArray[np.int64]:
+        wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
+        if len(wanted) and not (0 <= wanted.min() and wanted.max() < len(self.files)):
+            raise UserError(
+                f"{self.root} has the images 0 to {len(self.files) - 1}, and {int(wanted.min())} to "
+                f"{int(wanted.max())} was asked for. Take indices from its ranges."
+            )
+        return wanted
+
+
+def open_folder(root: str | Path, *, side: int, minimum: int = _HELD_OUT) -> ImageFolder:
+    """The images below `root`, where each sub-folder is a class; fewer than `minimum` in a class are refused."""
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"no folder at {root}. Give a folder with one sub-folder of images per class.")
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not folders:
+        loose = sum(path.suffix.lower() in EXTENSIONS for path in root.iterdir())
+        raise UserError(
+            f"{root} has no sub-folders ({loose} images lie in it directly), and each class must be a sub-folder. "
+            f"Put the images of a class into {root / 'CLASS'}."
+        )
+    minimum = max(minimum, 3)
+    splits: tuple[list[tuple[str, Path, int]], ...] = ([], [], [])
+    for label, folder in enumerate(folders):
+        files = [path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS]
+        if len(files) < minimum:
+            raise UserError(
+                f"class {folder.name!r} of {root} has {len(files)} images, and at least {minimum} are needed."
+            )
+        ordered = sorted((_order(path.relative_to(root)), path, label) for path in files)
+        held_out = max(1, len(ordered) // _HELD_OUT)
+        splits[2].extend(ordered[:held_out])
+        splits[1].extend(ordered[held_out : 2 * held_out])
+        splits[0].extend(ordered[2 * held_out :])
+    entries = [entry for split in splits for entry in sorted(split)]
+    first, second = len(splits[0]), len(splits[0]) + len(splits[1])
+    return ImageFolder(
+        root=root,
+        side=side,
+        classes=tuple(folder.name for folder in folders),
+        files=tuple(path for _, path, _ in entries),
+        file_labels=tuple(label for _, _, label in entries),
+        training=range(first),
+        validation=range(first, second),
+        test=range(second, len(entries)),
+    )
+
+
+def read_image(path: Path, *, side: int) -> NDArray[np.uint8]:
+    """One image file as (3, side, side): turned upright, cropped to its middle square, resized with antialiasing."""
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file).convert("RGB")
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is not a readable image ({error}). Remove it, or copy it again.") from error
+    square = ImageOps.fit(image, (side, side), method=Image.Resampling.BICUBIC)
+    return np.asarray(square).transpose(2, 0, 1)
+
+
+def _order(relative: Path) -> str:
+    """An order that has nothing to do with how files are named, and is the same on every machine."""
+    return hashlib.sha256(relative.as_posix().encode()).hexdigest()

@@ -1,0 +1,185 @@
+"""From images to features: our own small network, or the published Inception through torch-fidelity. Never a download."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from varbench.errors import CheckpointError, UserError
+from varbench.quality.cache import Arrays, cached_arrays, content_hash
+from varbench.quality.images import Images
+from varbench.quality.libraries import torch_fidelity
+from varbench.quality.networks import Network
+
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_SHA256_START = "6726825d"
+"""The published file carries the start of its sha256 in its name."""
+
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Features (N, D) and class logits (N, C) of uint8 images, and what figures made of them may be called."""
+
+    name: str
+    sha256: str
+    suffix: str
+    """Empty for the published Inception, whose figures have the plain names; else the data it was trained on."""
+    dimensions: int
+    forward: Callable[[Tensor], tuple[Tensor, Tensor]] = field(repr=False)
+    device: str
+    torchscript_folder: Path | None = None
+    """Folder of `inception-2015-12-05.pt`, the same network in the form clean-fid reads; only for Inception."""
+
+    @property
+    def distance_name(self) -> str:
+        """`FID` belongs to the published Inception; any other Fréchet distance says what its network was trained on."""
+        return f"FD-{self.suffix}" if self.suffix else "FID"
+
+    def named(self, figure: str) -> str:
+        return f"{figure}-{self.suffix}" if self.suffix else figure
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a network saw in each image, float32."""
+
+    features_ND: NDArray[np.float32]
+    logits_NC: NDArray[np.float32]
+
+
+def from_network(network: Network, *, device: str = "cpu") -> Extractor:
+    """Our feature network (or judge). Figures are named after the data it was trained on, as in FD-shapes."""
+    module = network.module.to(device)
+
+    def forward(images: Tensor) -> tuple[Tensor, Tensor]:
+        floats = images.float() / 255
+        return module.features(floats), module(floats)
+
+    probe, _ = forward(
+        torch.zeros(1, 3, network.config.side, network.config.side, dtype=torch.uint8, device=device)
+    )
+    return Extractor(
+        name=network.name,
+        sha256=network.sha256,
+        suffix=str(network.record.get("data_name", network.name)),
+        dimensions=probe.shape[1],
+        forward=forward,
+        device=device,
+    )
+
+
+def from_inception(
+    weights: str | Path, *, device: str = "cpu", torchscript_folder: str | Path | None = None
+) -> Extractor:
+    """The network of FID, from the published file that torch-fidelity would download; another file is refused."""
+    weights = Path(weights)
+    if not weights.is_file():
+        raise CheckpointError(f"no Inception weights at {weights}. Give the path of {INCEPTION_FILE}.")
+    found = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if not found.startswith(INCEPTION_SHA256_START):
+        raise CheckpointError(
+            f"{weights} has a sha256 that starts with {found[:8]}, and the published Inception weights start with "
+            f"{INCEPTION_SHA256_START}. Distances of another network are not FID; give the path of {INCEPTION_FILE}."
+        )
+    library = torch_fidelity()
+    try:
+        # torch-fidelity unpickles anything. A file that also loads this way holds nothing but tensors.
+        torch.load(weights, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{weights} holds more than tensors, or is torn: {str(error)[:200]}") from error
+    module = library.utils.create_feature_extractor(
+        "inception-v3-compat",
+        ["2048", "logits_unbiased"],
+        cuda=device.startswith("cuda"),
+        feature_extractor_weights_path=str(weights),
+        verbose=False,
+    )
+    return Extractor(
+        name="inception-v3-compat",
+        sha256=found,
+        suffix="",
+        dimensions=2048,
+        forward=module,
+        device=device,
+        torchscript_folder=Path(torchscript_folder) if torchscript_folder else None,
+    )
+
+
+def extract(extractor: Extractor, images: Images) -> Features:
+    """Features of all images, in batches."""
+    features, logits = [], []
+    with torch.inference_mode():
+        for start in range(0, len(images), _BATCH):
+            batch = torch.from_numpy(np.ascontiguousarray(images[start : start + _BATCH])).to(
+                extractor.device
+            )
+            seen, scored = extractor.forward(batch)
+            features.append(seen.float().cpu().numpy())
+            logits.append(scored.float().cpu().numpy())
+    found = Features(features_ND=np.concatenate(features), logits_NC=np.concatenate(logits))
+    broken = int((~np.isfinite(found.features_ND)).any(axis=1).sum())
+    if broken:
+        raise UserError(
+            f"{extractor.name} gave NaN or infinite features for {broken} of {len(images)} images."
+        )
+    return found
+
+
+def extract_cached(extractor: Extractor, images: Images) -> Features:
+    """As `extract`, kept by the content of images and weights: for references, which every row is compared with."""
+
+    def compute() -> Arrays:
+        found = extract(extractor, images)
+        return {"features": found.features_ND, "logits": found.logits_NC}
+
+    stored = cached_arrays(
+        "features 1", extractor.name, extractor.sha256, content_hash(images), compute=compute
+    )
+    return Features(features_ND=stored["features"], logits_NC=stored["logits"])
+
+
+def register(extractor: Extractor) -> str:
+    """Makes the network known to torch-fidelity; returns the name to give as `feature_extractor=`.
+
+    The name holds the hash of the weights, so one name is always one network and is registered once: torch-fidelity
+    refuses a second time.
+    """
+    library = torch_fidelity()
+    name = f"varbench-{extractor.name}-{extractor.sha256[:16]}"
+    if name in library.registry.FEATURE_EXTRACTORS_REGISTRY:
+        return name
+    base: Any = library.feature_extractor_base.FeatureExtractorBase
+
+    class Registered(base):  # type: ignore[misc]
+        def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
+            super().__init__(name, features_list)
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return ("features", "logits")
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "logits" if metric == "isc" else "features"
+
+        @staticmethod
+        def can_be_compiled() -> bool:
+            return False
+
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            seen, scored = extractor.forward(images.to(extractor.device))
+            return tuple({"features": seen, "logits": scored}[layer] for layer in self.features_list)
+
+    library.register_feature_extractor(name, Registered)
+    return name

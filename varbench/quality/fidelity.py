@@ -1,0 +1,301 @@
+"""The scores of one set of samples against one reference.
+
+torch-fidelity's own functions do the arithmetic, on features that are extracted once. Its known faults, and clean-fid's,
+do not reach the caller: KID is seeded (clean-fid's is not, and is not used); Inception Score, which depends on the order
+of images, is taken after a fixed shuffle; nothing is cached by name (`varbench.quality.cache`); means are summed in
+float64 (`varbench.quality.frechet`); `np.int`, gone from numpy, stands only in torch-fidelity's path for generative
+models, which is never taken; a distance that is not of the published Inception is not called FID.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from varbench.errors import UserError
+from varbench.quality import intervals, libraries
+from varbench.quality.extractors import Extractor, Features, extract, from_network
+from varbench.quality.frechet import Gaussian, distance_interval, frechet_distance, gaussian
+from varbench.quality.images import Images, check_images
+from varbench.quality.manifold import density_coverage
+from varbench.quality.networks import Network
+from varbench.quality.reference import Reference, reference_features, reference_statistics
+from varbench.quality.second_opinion import clean_fid_distance
+from varbench.records import Score
+from varbench.stats import Interval
+
+FEWEST = 2 * intervals.BLOCKS
+"""Below this there is no interval to speak of."""
+
+Better = Literal["lower", "higher"]
+
+_OWN = "varbench, float64"
+_FIDELITY = "torch-fidelity"
+_CLEAN = "clean-fid"
+_NEIGHBOURS = 3
+_KID_SUBSETS = 100
+_KID_SUBSET = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Every score of a set of samples, the headline first. A missing one has no value, and a reason."""
+
+    distance: Score
+    class_accuracy: Score
+    coverage: Score
+    density: Score
+    precision: Score
+    recall: Score
+    kid: Score
+    inception_score: Score
+    second_opinion: Score
+
+    def all(self) -> tuple[Score, ...]:
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """What every score needs."""
+
+    extractor: Extractor
+    reference: Reference
+    samples: Images
+    labels: NDArray[np.int64]
+    seen: Features
+    real: Features | None
+    real_statistics: Gaussian
+    seed: int
+
+    def score(self, name: str, figure: Interval, implementation: str, *, better: Better = "higher") -> Score:
+        return self._score(name, implementation, better, value=figure.value, low=figure.low, high=figure.high)
+
+    def missing(self, name: str, reason: str, implementation: str, *, better: Better = "higher") -> Score:
+        return self._score(name, implementation, better, reason=reason)
+
+    def _score(self, name: str, implementation: str, better: Better, **figure: Any) -> Score:
+        return Score(
+            name=name,
+            n=len(self.samples),
+            better=better,
+            implementation=implementation,
+            features=self.extractor.name,
+            weights_sha256=self.extractor.sha256,
+            reference=self.reference.sha256,
+            **figure,
+        )
+
+
+def score(
+    samples: Images,
+    labels: NDArray[np.int64],
+    *,
+    reference: Reference,
+    network: Extractor | Network,
+    judge: Network | None = None,
+    expected: int | None = None,
+    second_opinion: bool = True,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Scores:
+    """Scores of uint8 samples (N, 3, S, S) and the labels they were generated for.
+
+    `network` is our feature network, or `extractors.from_inception(...)`. `expected` is how many samples there must be.
+    `second_opinion=False` saves writing every sample as PNG for clean-fid.
+    """
+    check_images(samples, what="samples", expected=expected)
+    if len(labels) != len(samples):
+        raise UserError(
+            f"{len(samples)} samples and {len(labels)} labels: each sample needs the label it was made for."
+        )
+    if len(samples) < FEWEST:
+        raise UserError(f"{len(samples)} samples are too few to score; generate at least {FEWEST}.")
+    if reference.images is not None:
+        check_images(reference.images, what=f"reference {reference.source}")
+        if reference.images.shape[2:] != samples.shape[2:]:
+            raise UserError(
+                f"samples have {samples.shape[3]} x {samples.shape[2]} pixels, and the reference {reference.source} has "
+                f"{reference.images.shape[3]} x {reference.images.shape[2]}. Give a reference of the samples' size."
+            )
+        if len(reference.images) < FEWEST:
+            raise UserError(
+                f"the reference {reference.source} has {len(reference.images)} images, and at least {FEWEST} are needed."
+            )
+    extractor = from_network(network, device=device) if isinstance(network, Network) else network
+    real = reference_features(reference, extractor)
+    scoring = _Scoring(
+        extractor=extractor,
+        reference=reference,
+        samples=samples,
+        labels=np.asarray(labels, dtype=np.int64),
+        seen=extract(extractor, samples),
+        real=real,
+        real_statistics=reference_statistics(reference, extractor, real),
+        seed=seed,
+    )
+    precision, recall = _precision_recall(scoring)
+    density, coverage = _density_coverage(scoring)
+    distance = _distance(scoring)
+    return Scores(
+        distance=distance,
+        class_accuracy=_class_accuracy(scoring, judge, device),
+        coverage=coverage,
+        density=density,
+        precision=precision,
+        recall=recall,
+        kid=_kid(scoring),
+        inception_score=_inception_score(scoring),
+        second_opinion=_second_opinion(scoring, distance, wanted=second_opinion),
+    )
+
+
+def _distance(scoring: _Scoring) -> Score:
+    """By torch-fidelity; where it is not installed, by our formula, which equals it."""
+    found, real = gaussian(scoring.seen.features_ND), scoring.real_statistics
+    try:
+        library, implementation = libraries.torch_fidelity(), libraries.version(_FIDELITY)
+    except libraries.UnavailableError:
+        value, implementation = frechet_distance(found, real), _OWN
+    else:
+        (value,) = library.metric_fid.fid_statistics_to_metric(
+            {"mu": found.mu, "sigma": found.sigma}, {"mu": real.mu, "sigma": real.sigma}, False
+        ).values()
+    figure = distance_interval(
+        value, scoring.seen.features_ND, real, labels=scoring.labels, seed=scoring.seed
+    )
+    return scoring.score(scoring.extractor.distance_name, figure, implementation, better="lower")
+
+
+def _kid(scoring: _Scoring) -> Score:
+    """Mean over 100 seeded subsets. Subsets overlap, so the interval comes from ten blocks that do not."""
+    name = scoring.extractor.named("KID")
+    if scoring.real is None:
+        return scoring.missing(name, _no_images(scoring), _FIDELITY, better="lower")
+    try:
+        library = libraries.torch_fidelity()
+    except libraries.UnavailableError as error:
+        return scoring.missing(name, str(error), _FIDELITY, better="lower")
+    seen, real = torch.from_numpy(scoring.seen.features_ND), torch.from_numpy(scoring.real.features_ND)
+
+    def kid(some: torch.Tensor, others: torch.Tensor, subsets: int) -> float:
+        size = min(_KID_SUBSET, len(some), len(others))
+        found = library.metric_kid.kid_features_to_metric(
+            some, others, kid_subsets=subsets, kid_subset_size=size, rng_seed=scoring.seed, verbose=False
+        )
+        return float(found["kernel_inception_distance_mean"])
+
+    of_samples = intervals.balanced_blocks(scoring.labels, intervals.BLOCKS, seed=scoring.seed)
+    of_real = intervals.balanced_blocks(np.zeros(len(real), np.int64), intervals.BLOCKS, seed=scoring.seed)
+    by_block = [
+        kid(seen[of_samples == block], real[of_real == block], 1) for block in range(intervals.BLOCKS)
+    ]
+    figure = intervals.around(kid(seen, real, _KID_SUBSETS), by_block)
+    return scoring.score(name, figure, libraries.version(_FIDELITY), better="lower")
+
+
+def _inception_score(scoring: _Scoring) -> Score:
+    """Mean of ten blocks after a fixed shuffle; the interval is that of ten blocks."""
+    name = scoring.extractor.named("IS")
+    try:
+        library = libraries.torch_fidelity()
+    except libraries.UnavailableError as error:
+        return scoring.missing(name, str(error), _FIDELITY)
+    found = library.metric_isc.isc_features_to_metric(
+        torch.from_numpy(scoring.seen.logits_NC), splits=intervals.BLOCKS, shuffle=True, rng_seed=scoring.seed
+    )
+    figure = intervals.of_blocks(found["inception_score_mean"], found["inception_score_std"])
+    return scoring.score(name, figure, libraries.version(_FIDELITY))
+
+
+def _precision_recall(scoring: _Scoring) -> tuple[Score, Score]:
+    """Shares of samples and of reference images, with the other set's neighbourhoods held fixed."""
+    if scoring.real is None:
+        return _both_missing(scoring, ("precision", "recall"), _no_images(scoring), _FIDELITY)
+    try:
+        library = libraries.torch_fidelity()
+    except libraries.UnavailableError as error:
+        return _both_missing(scoring, ("precision", "recall"), str(error), _FIDELITY)
+    seen, real = scoring.seen.features_ND, scoring.real.features_ND
+    found = library.metric_prc.prc_features_to_metric(
+        torch.from_numpy(seen),
+        torch.from_numpy(real),
+        prc_neighborhood=_NEIGHBOURS,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    precision = intervals.share(found["precision"], len(seen))
+    recall = intervals.share(found["recall"], len(real))
+    version = libraries.version(_FIDELITY)
+    return scoring.score("precision", precision, version), scoring.score("recall", recall, version)
+
+
+def _density_coverage(scoring: _Scoring) -> tuple[Score, Score]:
+    if scoring.real is None:
+        return _both_missing(scoring, ("density", "coverage"), _no_images(scoring), _OWN)
+    found = density_coverage(scoring.seen.features_ND, scoring.real.features_ND)
+    covered = intervals.share(float(found.covered_N.mean()), len(found.covered_N))
+    density = intervals.mean(found.density_M)
+    return scoring.score("density", density, _OWN), scoring.score("coverage", covered, _OWN)
+
+
+def _class_accuracy(scoring: _Scoring, judge: Network | None, device: str) -> Score:
+    """Share of samples that the judge takes for the class they were generated for."""
+    if judge is None:
+        return Score(
+            name="class accuracy",
+            n=len(scoring.samples),
+            better="higher",
+            implementation=_OWN,
+            reason="no judge for these classes",
+        )
+    classes = len(judge.config.classes)
+    if scoring.labels.max() >= classes or scoring.labels.min() < 0:
+        raise UserError(
+            f"labels go from {scoring.labels.min()} to {scoring.labels.max()}, and {judge.name} knows {classes} classes. "
+            "Give the judge that was trained on this data."
+        )
+    logits = extract(from_network(judge, device=device), scoring.samples).logits_NC
+    figure = intervals.share(float((logits.argmax(axis=1) == scoring.labels).mean()), len(scoring.samples))
+    return Score(
+        name="class accuracy",
+        value=figure.value,
+        low=figure.low,
+        high=figure.high,
+        n=len(scoring.samples),
+        better="higher",
+        implementation=_OWN,
+        features=judge.name,
+        weights_sha256=judge.sha256,
+    )
+
+
+def _second_opinion(scoring: _Scoring, distance: Score, *, wanted: bool) -> Score:
+    """The same distance by clean-fid, from files, with an interval as wide as the first's."""
+    name = f"{scoring.extractor.distance_name} (clean-fid)"
+    if not wanted:
+        return scoring.missing(name, "not asked for", _CLEAN, better="lower")
+    try:
+        value = clean_fid_distance(scoring.samples, scoring.reference, scoring.extractor)
+    except libraries.UnavailableError as error:
+        return scoring.missing(name, str(error), _CLEAN, better="lower")
+    assert distance.value is not None and distance.low is not None and distance.high is not None
+    low, high = value + distance.low - distance.value, value + distance.high - distance.value
+    figure = Interval(value=value, low=min(value, max(0.0, low)), high=high)
+    return scoring.score(name, figure, libraries.version(_CLEAN), better="lower")
+
+
+def _both_missing(
+    scoring: _Scoring, names: tuple[str, str], reason: str, implementation: str
+) -> tuple[Score, Score]:
+    return scoring.missing(names[0], reason, implementation), scoring.missing(
+        names[1], reason, implementation
+    )
+
+
+def _no_images(scoring: _Scoring) -> str:
+    return f"the reference {scoring.reference.source} holds only mu and sigma, and this needs images"

@@ -1,0 +1,99 @@
+"""Images on their way to be scored: floats to bytes, PNG files, and the `.npz` of the ADM evaluation suite."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from varbench.errors import UserError
+
+Images = NDArray[np.uint8]
+"""(N, 3, S, S)."""
+
+
+def to_uint8(images: torch.Tensor) -> Images:
+    """Floats in [0, 1], (N, 3, S, S), to bytes by rounding. The only place where varbench does so."""
+    broken = int((~torch.isfinite(images)).flatten(1).any(dim=1).sum())
+    if broken:
+        raise UserError(
+            f"{broken} of {len(images)} images hold NaN or infinite pixels; nothing can be scored."
+        )
+    scaled = images.detach().float().mul(255).round_().clamp_(0, 255)
+    return scaled.to(torch.uint8).cpu().numpy()
+
+
+def check_images(images: NDArray[np.generic], *, what: str, expected: int | None = None) -> Images:
+    """`images` unchanged if they are (N, 3, S, S) bytes and as many as expected, else an error with both numbers."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise UserError(
+            f"{what} must be uint8 of shape (N, 3, S, S), and they are {images.dtype} of shape {images.shape}. "
+            "`varbench.quality.to_uint8` makes them from floats in [0, 1]."
+        )
+    if expected is not None and len(images) != expected:
+        raise UserError(
+            f"{what}: {len(images)} images, and {expected} were asked for. Generate them all, then score."
+        )
+    return images  # type: ignore[return-value]
+
+
+def write_png(folder: str | Path, images: Images) -> None:
+    """One `000000.png` per image."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for place, image in enumerate(images):
+        Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(
+            folder / f"{place:06d}.png", compress_level=1
+        )
+
+
+def write_samples_npz(path: str | Path, images: Images) -> None:
+    """Samples as the ADM suite takes them: `arr_0`, uint8 (N, S, S, 3). Written in pieces, and whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".partial")
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(images), *images.shape[2:], 3)}
+    try:
+        with (
+            zipfile.ZipFile(temporary, "w") as archive,
+            archive.open("arr_0.npy", "w", force_zip64=True) as file,
+        ):
+            np.lib.format.write_array_header_1_0(file, header)
+            for start in range(0, len(images), 256):
+                file.write(np.ascontiguousarray(images[start : start + 256].transpose(0, 2, 3, 1)).data)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_samples_npz(path: str | Path, *, expected: int | None = None) -> Images:
+    """`arr_0` of a file made for the ADM suite."""
+    arrays = read_npz(path)
+    if "arr_0" not in arrays:
+        raise UserError(
+            f"{path} holds {', '.join(sorted(arrays)) or 'nothing'} and no arr_0: it is no file of samples."
+        )
+    return channels_first(arrays["arr_0"], path, expected=expected)
+
+
+def read_npz(path: str | Path) -> dict[str, NDArray[np.generic]]:
+    """All arrays of an `.npz`; nothing in it is ever unpickled."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except FileNotFoundError:
+        raise UserError(f"no file at {path}. Give the path of an .npz in the ADM suite's format.") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise UserError(f"{path} is not a readable .npz ({error}). Copy or download it again.") from error
+
+
+def channels_first(images: NDArray[np.generic], path: str | Path, *, expected: int | None = None) -> Images:
+    """An `arr_0` (N, S, S, 3) as (N, 3, S, S)."""
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise UserError(f"arr_0 of {path} must have the shape (N, S, S, 3), and it has {images.shape}.")
+    return check_images(images.transpose(0, 3, 1, 2), what=f"arr_0 of {path}", expected=expected)

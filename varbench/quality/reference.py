@@ -1,0 +1,91 @@
+"""What samples are compared with: images, or a file of the ADM evaluation suite."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from varbench.data.folder import EXTENSIONS, read_image
+from varbench.errors import UserError
+from varbench.quality.cache import content_hash
+from varbench.quality.extractors import Extractor, Features, extract_cached
+from varbench.quality.frechet import Gaussian, gaussian
+from varbench.quality.images import Images, channels_first, check_images, read_npz
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Images, or the statistics of images, or both. `sha256` names it by content, wherever it came from."""
+
+    source: str
+    sha256: str
+    images: Images | None = None
+    statistics: Gaussian | None = None
+    """Of the published Inception's 2,048 features, as the ADM suite's files hold them."""
+
+
+def reference_images(images: Images, *, source: str) -> Reference:
+    """Reference images of any origin, as held-out ones of a data set."""
+    checked = check_images(images, what=f"reference {source}")
+    return Reference(source=source, sha256=content_hash(checked), images=checked)
+
+
+def reference_folder(folder: str | Path, *, side: int) -> Reference:
+    """All images below a folder, cropped to the middle square and resized to `side`."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(
+            f"no folder at {folder}. A reference is a folder of images, or an .npz of the ADM suite."
+        )
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    if not paths:
+        raise UserError(f"{folder} holds no image ({', '.join(sorted(EXTENSIONS))}).")
+    return reference_images(np.stack([read_image(path, side=side) for path in paths]), source=str(folder))
+
+
+def reference_npz(path: str | Path) -> Reference:
+    """An ADM file: `mu` and `sigma` of Inception features, `arr_0` images (N, S, S, 3), or both."""
+    arrays = read_npz(path)
+    images = statistics = None
+    if "arr_0" in arrays:
+        images = channels_first(arrays["arr_0"], path)
+    if "mu" in arrays and "sigma" in arrays:
+        mu, sigma = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
+        if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+            raise UserError(
+                f"{path}: mu of shape {mu.shape} and sigma of shape {sigma.shape} do not belong together."
+            )
+        statistics = Gaussian(mu=mu, sigma=sigma)
+    if images is None and statistics is None:
+        raise UserError(
+            f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}; a reference needs mu and sigma, or arr_0."
+        )
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Reference(source=str(path), sha256=digest, images=images, statistics=statistics)
+
+
+def reference_statistics(reference: Reference, extractor: Extractor, seen: Features | None) -> Gaussian:
+    """Mean and covariance for the distance: the file's own where it has them, as the published numbers use them."""
+    statistics = reference.statistics
+    if statistics is not None and not extractor.suffix:
+        if len(statistics.mu) != extractor.dimensions:
+            raise UserError(
+                f"{reference.source} holds statistics of {len(statistics.mu)} features, and {extractor.name} has "
+                f"{extractor.dimensions}. Give the reference that belongs to this network."
+            )
+        return statistics
+    if seen is None:
+        raise UserError(
+            f"{reference.source} holds only mu and sigma of the published Inception, and scores are asked for from "
+            f"{extractor.name}. Give Inception's weights, or a reference with images."
+        )
+    return gaussian(seen.features_ND)
+
+
+def reference_features(reference: Reference, extractor: Extractor) -> Features | None:
+    """Features of the reference images, from the cache where this content was seen before; None without images."""
+    return None if reference.images is None else extract_cached(extractor, reference.images)

@@ -1,0 +1,89 @@
+"""The Fréchet distance once more by clean-fid, which reads the samples from PNG files and does its own arithmetic.
+
+Of clean-fid only functions that neither download, nor write into its installed folder, nor draw unseeded random numbers
+are called. It calls `scipy.linalg.sqrtm(disp=False)`, gone in SciPy 1.18; a newer SciPy is a missing score with a reason.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from varbench.quality import libraries
+from varbench.quality.cache import cached_arrays
+from varbench.quality.extractors import Extractor
+from varbench.quality.images import Images, write_png
+from varbench.quality.reference import Reference
+
+TORCHSCRIPT_FILE = "inception-2015-12-05.pt"
+
+
+def clean_fid_distance(samples: Images, reference: Reference, extractor: Extractor) -> float:
+    """clean-fid's distance with our network, or with Inception where `extractor.torchscript_folder` holds its form."""
+    library = libraries.clean_fid()
+    try:
+        found = _features(library, samples, extractor, legacy=_legacy(reference, extractor))
+        if _legacy(reference, extractor):
+            assert reference.statistics is not None
+            mu, sigma = found.mean(axis=0, dtype=np.float64), np.cov(found, rowvar=False)
+            statistics = reference.statistics
+            return float(library.fid.frechet_distance(mu, sigma, statistics.mu, statistics.sigma))
+        images = reference.images
+        assert images is not None
+        real = cached_arrays(
+            libraries.version("clean-fid"),
+            extractor.sha256,
+            reference.sha256,
+            compute=lambda: {"features": _features(library, images, extractor, legacy=False)},
+        )["features"]
+        return float(library.fid.fid_from_feats(found, real))
+    except TypeError as error:
+        if "disp" not in str(error):
+            raise
+        raise libraries.UnavailableError(
+            f"{libraries.version('clean-fid')} needs an older SciPy than {libraries.version('scipy')}: "
+            "pip install 'scipy<1.18'"
+        ) from error
+
+
+def _legacy(reference: Reference, extractor: Extractor) -> bool:
+    """Stored Inception statistics were made with TensorFlow's resize, so samples must be resized in the same way."""
+    return reference.statistics is not None and not extractor.suffix
+
+
+def _features(
+    library: ModuleType, images: Images, extractor: Extractor, *, legacy: bool
+) -> NDArray[np.float32]:
+    with tempfile.TemporaryDirectory() as folder:
+        write_png(folder, images)
+        model, resize = _model(library, extractor, legacy=legacy)
+        found: NDArray[np.float32] = library.fid.get_folder_features(
+            folder,
+            model,
+            num_workers=0,
+            batch_size=64,
+            device=torch.device(extractor.device),
+            mode="legacy_tensorflow" if legacy else "clean",
+            custom_fn_resize=resize,
+            verbose=False,
+        )
+    return found
+
+
+def _model(
+    library: ModuleType, extractor: Extractor, *, legacy: bool
+) -> tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[Images], Images] | None]:
+    """A network of floats in [0, 255], and how images are resized for it (None: as clean-fid does)."""
+    if extractor.suffix:
+        return lambda batch: extractor.forward(batch.round().to(torch.uint8))[0], lambda image: image
+    folder = extractor.torchscript_folder
+    if folder is None or not (Path(folder) / TORCHSCRIPT_FILE).is_file():
+        raise libraries.UnavailableError(f"no {TORCHSCRIPT_FILE}, the form of Inception that clean-fid reads")
+    inception = library.inception_torchscript.InceptionV3W(str(folder), download=False, resize_inside=legacy)
+    return inception.to(extractor.device).eval(), None

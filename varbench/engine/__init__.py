@@ -1,0 +1,1 @@
+"""Executes plans: the generation loop with its caches, and the teacher-forced pass."""

@@ -1,0 +1,66 @@
+"""Drawing codes: top-k, then top-p, then one uniform number per token from a counter.
+
+The number is a function of (seed, image, scale, position) alone, so an image does not depend on the batch it is made
+in, on the rank, or on the method.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MASK64 = (1 << 64) - 1
+
+
+def _signed(value: int) -> int:
+    value &= _MASK64
+    return value - (1 << 64) if value >> 63 else value
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_FIRST = _signed(0xBF58476D1CE4E5B9)
+_SECOND = _signed(0x94D049BB133111EB)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right; torch's is arithmetic."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """The finaliser of splitmix64, a bijection of 64-bit words; int64 products wrap."""
+    x = (x ^ _shifted(x, 30)) * _FIRST
+    x = (x ^ _shifted(x, 27)) * _SECOND
+    return x ^ _shifted(x, 31)
+
+
+def uniforms(images_B: Tensor, *, seed: int, scale: int, count: int) -> Tensor:
+    """One number in [0, 1) for each of a scale's `count` tokens of each image, (B, count) float32."""
+    key = _mixed(torch.tensor(_signed(seed * 0x9E3779B97F4A7C15 + 1), device=images_B.device))
+    key_B1 = _mixed(key + (images_B.unsqueeze(1) + 1) * _GOLDEN)
+    place_1l = torch.arange(count, device=images_B.device).unsqueeze(0) + (scale << 32)
+    words = _mixed(key_B1 ^ _mixed((place_1l + 1) * _GOLDEN))
+    return _shifted(words, 40).float() * 2.0**-24
+
+
+def filtered(logits_BlV: Tensor, *, top_k: int, top_p: float) -> Tensor:
+    """Logits with everything that may not be drawn at -inf. 0 switches a filter off; ties with the k-th stay."""
+    if 0 < top_k < logits_BlV.shape[-1]:
+        least = logits_BlV.topk(top_k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
+        logits_BlV = logits_BlV.masked_fill(logits_BlV < least, -torch.inf)
+    if top_p > 0:
+        ordered, places = logits_BlV.sort(dim=-1)
+        tail = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+        tail[..., -1] = False
+        logits_BlV = logits_BlV.masked_fill(tail.scatter(-1, places, tail), -torch.inf)
+    return logits_BlV
+
+
+def draw(logits_BlV: Tensor, uniforms_Bl: Tensor) -> Tensor:
+    """Codes (B, l) by inverting the cumulative distribution in the codebook's order."""
+    cumulative = logits_BlV.softmax(dim=-1).cumsum(dim=-1)
+    whole = cumulative[..., -1:]
+    # Rounding must not push a draw past the last code that can be drawn.
+    below = torch.nextafter(whole, torch.zeros_like(whole))
+    at = torch.minimum(uniforms_Bl.unsqueeze(-1) * whole, below)
+    return torch.searchsorted(cumulative, at, right=True).squeeze(-1)

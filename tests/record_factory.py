@@ -84,7 +84,7 @@ def make_record(
                     "reconstruction": make_score(score_name, 0.6, 0.02, n=images)},
         ) if complete else None,
         distance=None if full or not complete else r.Distance(n=64, psnr=18.0, feature_distance=1.5, equal_tokens=0.3),
-        training=make_training(names[0], recipe) if training and complete and not full else None,
+        training=make_training(names[0], recipe, quality or 5.0) if training and complete and not full else None,
         provenance=r.Provenance(kind="from paper", note="phase lengths are our choice"),
         samples=r.Samples(png=make_png(rng), columns=4, labels=(0, 1, 2, 3, 4, 5, 6, 7)) if complete else None,
         missing={} if complete else {"timing": "the child did not finish"},
@@ -168,11 +168,11 @@ def make_memory(plan: r.PlanSummary) -> r.Memory:
     )
 
 
-def make_training(name: str, recipe: str) -> r.Training:
+def make_training(name: str, recipe: str, reached: float) -> r.Training:
     steps = tuple(range(1, 201))
     evaluations = tuple(
         r.Evaluation(step=step, point=point, score=make_score("FD-shapes", base + 8 / (1 + step / 40), 0.3, n=2000))
-        for step in (0, 50, 100, 200) for point, base in (("full", 4.0), ("d8", 6.0))
+        for step in (0, 50, 100, 200) for point, base in (("full", reached - 2), ("d8", reached))
     )
     return r.Training(
         key=f"{name}-{recipe or 'default'}", recipe=f"{name}@{recipe}" if recipe else name, steps=200, seconds=60.0, seed=0,

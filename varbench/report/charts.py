@@ -6,6 +6,7 @@ A figure is one or more cells. The page lays cells out in a grid that folds on a
 from __future__ import annotations
 
 import copy
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,13 +27,17 @@ _CONFIG: Spec = {
         "labelColor": "currentColor", "titleColor": "currentColor", "tickColor": "currentColor",
         "domainColor": "currentColor", "gridColor": "currentColor", "gridOpacity": 0.12, "domainOpacity": 0.5,
         "tickOpacity": 0.5, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": 500, "titlePadding": 10,
-        "labelOverlap": True,
+        "labelOverlap": "greedy", "labelSeparation": 8, "labelFlush": False,
     },
     "legend": {
         "labelColor": "currentColor", "titleColor": "currentColor", "labelFontSize": 12, "titleFontSize": 12,
-        "orient": "top", "symbolType": "circle", "labelLimit": 260, "titleFontWeight": 500,
+        "orient": "top", "symbolType": "circle", "symbolOpacity": 1, "symbolStrokeWidth": 2, "labelLimit": 240,
+        "titleFontWeight": 500, "titleOrient": "left", "offset": 8,
     },
-    "title": {"color": "currentColor", "fontSize": 13, "fontWeight": 600, "anchor": "start"},
+    "title": {
+        "color": "currentColor", "fontSize": 13, "fontWeight": 600, "anchor": "start", "subtitleColor": "currentColor",
+        "subtitleFontSize": 11, "subtitlePadding": 5,
+    },
     "text": {"color": "currentColor", "fontSize": 11},
 }  # fmt: skip
 
@@ -47,12 +52,22 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Swatch:
+    """One entry of a legend. On the page legends are text, which folds on a phone and is read out."""
+
+    name: str
+    colour: str = "currentColor"
+    symbol: str = "●"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Figure:
     key: str  # file name of the static figure, anchor on the page
     title: str
     caption: str
     cells: tuple[Cell, ...]
     columns: int = 1
+    legend: tuple[Swatch, ...] = ()  # the page's; a static file has the charts' own
 
 
 def chart(
@@ -62,29 +77,45 @@ def chart(
     return {"data": {"values": list(values)}, "width": "container", "height": height, "layer": list(layers), **more}
 
 
-def family_scale(families: Sequence[str], full: Sequence[str]) -> Spec:
-    """One colour per family in every figure of a block: the full model is neutral, the rest follow the palette."""
-    others = [family for family in families if family not in full]
-    colours = {family: PALETTE[index % len(PALETTE)] for index, family in enumerate(others)}
+def colour(field: str, colours: Mapping[str, str], values: Sequence[Mapping[str, Any]], *, columns: int = 3) -> Spec:
+    """A colour channel whose legend names only what is drawn; none where one name would stand alone."""
+    used = [name for name in colours if any(value[field] == name for value in values)]
     return {
-        "domain": list(families),
-        "range": [NEUTRAL if family in full else colours[family] for family in families],
-    }
+        "field": field, "type": "nominal", "scale": {"domain": used, "range": [colours[name] for name in used]},
+        "legend": {"title": None, "columns": columns} if len(used) > 1 else None,
+    }  # fmt: skip
+
+
+def swatches(channel: Spec) -> tuple[Swatch, ...]:
+    """The legend of a colour channel, as the page shows it."""
+    scale = channel["scale"]
+    names = zip(scale["domain"], scale["range"], strict=True)
+    return tuple(Swatch(name=name, colour=shade) for name, shade in names) if channel["legend"] else ()
+
+
+def ramp(count: int) -> list[str]:
+    """Shades of one colour from light to dark, for things with an order."""
+    light, dark = (0xC9, 0xDD, 0xF3), (0x1B, 0x49, 0x85)
+    shares = [index / max(count - 1, 1) for index in range(count)]
+    shades = [[round(a + (b - a) * share) for a, b in zip(light, dark, strict=True)] for share in shares]
+    return ["#" + "".join(f"{part:02x}" for part in shade) for shade in shades]
 
 
 def axis(field: str, title: str, *, kind: str = "quantitative", **more: Any) -> Spec:
     found: Spec = {"field": field, "type": kind, "title": title}
     scale = more.pop("scale", None)
     if kind == "quantitative":
-        found["scale"] = {"zero": False, "nice": True, **(scale or {})}
+        linear = {} if scale is not None and scale.get("type") == "log" else {"zero": False}
+        found["scale"] = {**linear, "nice": True, **(scale or {})}
     elif scale is not None:
         found["scale"] = scale
     return {**found, **more}
 
 
-def page_spec(cell: Cell) -> Spec:
-    """The spec as the page embeds it: colours of text follow the page's theme."""
-    return {**_base(), **copy.deepcopy(cell.spec), "description": cell.alt}
+def page_spec(cell: Cell, *, legends: bool = False) -> Spec:
+    """The spec as the page embeds it: colours of text follow the page's theme, legends are the page's own."""
+    spec = copy.deepcopy(cell.spec) if legends else _without_legends(cell.spec)
+    return {**_base(), **spec, "description": cell.alt}
 
 
 def static_spec(figure: Figure) -> Spec:
@@ -96,14 +127,21 @@ def static_spec(figure: Figure) -> Spec:
         if cell.title:
             spec["title"] = cell.title
         cells.append(spec)
-    body: Spec = {"concat": cells, "columns": figure.columns, "spacing": 28} if len(cells) > 1 else cells[0]
-    static: Spec = _concrete({**_base(), **body, "background": "#ffffff", "padding": 14})
+    body: Spec = {"concat": cells, "columns": figure.columns, "spacing": 28}
+    about = {"text": figure.title, "subtitle": textwrap.wrap(figure.caption, 105), "anchor": "start", "offset": 16}
+    static: Spec = _concrete({**_base(), **body, "title": about, "background": "#ffffff", "padding": 14})
     static["config"]["font"] = "Liberation Sans, DejaVu Sans, Arial, sans-serif"
     return static
 
 
 def _base() -> Spec:
     return {"$schema": "https://vega.github.io/schema/vega-lite/v6.json", "config": copy.deepcopy(_CONFIG)}
+
+
+def _without_legends(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: None if name == "legend" else _without_legends(item) for name, item in value.items()}
+    return [_without_legends(item) for item in value] if isinstance(value, list) else value
 
 
 def _concrete(value: Any) -> Any:

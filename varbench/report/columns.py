@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -69,7 +70,12 @@ def columns_of(block: Block) -> tuple[Column, ...]:
 
 def table_of(block: Block) -> list[list[Cell]]:
     columns = columns_of(block)
-    return [[column.cell(entry, block) for column in columns] for entry in block.entries]
+    return [[_doubted(column.cell(entry, block), entry) for column in columns] for entry in block.entries]
+
+
+def _doubted(cell: Cell, entry: Entry) -> Cell:
+    """A row that is not to be believed is not praised either."""
+    return cell if entry.believable else dataclasses.replace(cell, mood="")
 
 
 def why(entry: Entry, *paths: str) -> str:

@@ -6,18 +6,31 @@ from collections.abc import Sequence
 from typing import Any
 
 from varbench.report import words
-from varbench.report.charts import INVALID, Cell, Figure, Spec, axis, chart, family_scale
+from varbench.report.charts import (
+    INVALID,
+    NEUTRAL,
+    PALETTE,
+    Cell,
+    Figure,
+    Spec,
+    Swatch,
+    axis,
+    chart,
+    colour,
+    swatches,
+)
 from varbench.report.entries import Block, Entry, score_label, timing_column
 
 MOST_ROWS = 12  # figures with a place for each row; more would not be read
 MOST_LABELS = 14
 
 
-def colours_of(block: Block) -> Spec:
-    """The colour scale of a block's families."""
-    everything = [*block.entries, *(entry for study in block.studies.values() for entry in study)]
-    families = list(dict.fromkeys(entry.family for entry in everything))
-    return family_scale(families, [entry.family for entry in everything if entry.is_full])
+def colours_of(block: Block) -> dict[str, str]:
+    """One colour per family in every figure of a block: the full model is neutral, the rest follow the palette."""
+    full = {entry.family for entry in block.entries if entry.is_full}
+    families = list(dict.fromkeys(entry.family for entry in block.entries if entry.family not in full))
+    colours = {family: PALETTE[place % len(PALETTE)] for place, family in enumerate(families)}
+    return {**dict.fromkeys(full, NEUTRAL), **colours}
 
 
 def shown(block: Block) -> list[Entry]:
@@ -44,9 +57,9 @@ def quality_against_speed(block: Block) -> Figure | None:
             points.append({**_point(entry, block), **span, "x_text": f"{speedup.value:.2f}x"})
     if len(points) < 2:
         return None
-    x_title = f"speedup over the full model, transformer, batch {block.conditions['batch']} (further right is faster)"
+    x_title = "speedup over the full model (further right is faster)"
     under: list[Spec] = []
-    caption = "Bars are 95 % intervals; the dashed line is the Pareto frontier of the valid rows."
+    caption = f"Transformer, batch {block.conditions['batch']}. Bars are 95 % intervals; the dashed line is the Pareto frontier of the valid rows."
     if block.floor is not None:
         band = {"x_low": 1 / (1 + block.floor), "x_high": 1 + block.floor}
         under.append({
@@ -58,11 +71,13 @@ def quality_against_speed(block: Block) -> Figure | None:
     return Figure(
         key="quality-speed", title="Quality against speed", caption=caption + _floor_caption(block),
         cells=(Cell(spec=spec, alt=f"Scatter plot of {_score_name(block)} against speedup for {len(points)} rows"),),
+        legend=_family_legend(block, points),
     )  # fmt: skip
 
 
 def quality_against_memory(block: Block) -> Figure | None:
     cells = []
+    legend: tuple[Swatch, ...] = ()
     for key, title in (("state_peak_bytes", "largest state across scales"), ("peak_bytes", "peak memory")):
         points = []
         for entry in block.entries:
@@ -75,10 +90,11 @@ def quality_against_memory(block: Block) -> Figure | None:
             layers = _trade_off(points, block, f"{title}, MiB (further left is less)", faster_is_right=False)
             alt = f"Scatter plot of {_score_name(block)} against {title} for {len(points)} rows"
             cells.append(Cell(spec=chart(layers, values=points), alt=alt, title=title.capitalize()))
+            legend = _family_legend(block, points)
     if not cells:
         return None
     return Figure(
-        key="quality-memory", title="Quality against memory", columns=2, cells=tuple(cells),
+        key="quality-memory", title="Quality against memory", columns=2, cells=tuple(cells), legend=legend,
         caption="State is what lives across scales: caches and whatever a method keeps. Peak memory adds weights and "
         "activations. The dashed line is the Pareto frontier of the valid rows.",
     )  # fmt: skip
@@ -107,12 +123,12 @@ def latency_distributions(block: Block) -> Figure | None:
         if not samples:
             continue
         y = axis("row", "", kind="nominal", sort=None, axis={"labelLimit": 170, "title": None})
-        colour = {"field": "family", "type": "nominal", "scale": colours_of(block), "legend": None}
+        tint = {**colour("family", colours_of(block), samples), "legend": None}
         layers: list[Spec] = [
             {
                 "mark": {"type": "tick", "thickness": 1.5, "opacity": 0.45, "size": 14},
                 "encoding": {
-                    "x": axis("ms", "milliseconds a call"), "y": y, "color": colour,
+                    "x": axis("ms", "milliseconds a call"), "y": y, "color": tint,
                     "tooltip": [
                         {"field": "row"}, {"field": "ms", "title": "ms", "format": ".4~g"}, {"field": "round"},
                         {"field": "repeat"},
@@ -122,7 +138,7 @@ def latency_distributions(block: Block) -> Figure | None:
             {
                 "data": {"values": middles},
                 "mark": {"type": "rule", "strokeWidth": 4, "opacity": 0.9, "strokeCap": "round"},
-                "encoding": {"x": axis("low", "milliseconds a call"), "x2": {"field": "high"}, "y": y, "color": colour},
+                "encoding": {"x": axis("low", "milliseconds a call"), "x2": {"field": "high"}, "y": y, "color": tint},
             },
             {
                 "data": {"values": middles},
@@ -160,20 +176,14 @@ def _trade_off(points: list[dict[str, Any]], block: Block, x_title: str, *, fast
     x, y = axis("x", x_title), axis("y", y_title)
     # A method listed at (x, y) also serves whoever asks for less; the steps run towards the worse side of x.
     step = "step-before" if faster_is_right else "step-after"
-    families = colours_of(block)
-    colour = {
-        "condition": {
-            "test": "datum.valid", "field": "family", "type": "nominal", "scale": families,
-            "legend": {"title": None, "columns": 4} if len(families["domain"]) > 1 else None,
-        },
-        "value": INVALID,
-    }  # fmt: skip
+    family = colour("family", colours_of(block), valid)
+    tint = {"condition": {"test": "datum.valid", **family}, "value": INVALID}
     floors = [
         {"y": floor.value, "name": f"{name}: {words.number(floor.value)}"}
         for name, floor in (block_floors(block)).items()
         if floor.value is not None
     ]
-    named = [point for point in (points if len(points) <= MOST_LABELS else best)]
+    labels = _labels(points if len(points) <= MOST_LABELS else [*best, *(p for p in points if not p["valid"])][:MOST_LABELS])
     layers: list[Spec] = []
     if floors:
         layers += [
@@ -195,20 +205,20 @@ def _trade_off(points: list[dict[str, Any]], block: Block, x_title: str, *, fast
         {
             "transform": [{"filter": "datum.valid"}],
             "mark": {"type": "line", "opacity": 0.35, "strokeWidth": 1.5},
-            "encoding": {"x": x, "y": y, "color": colour["condition"], "order": {"field": "x"}},
+            "encoding": {"x": x, "y": y, "color": family, "order": {"field": "x"}},
         },
         {
             "mark": {"type": "rule", "opacity": 0.6},
-            "encoding": {"x": x, "y": axis("y_low", y_title), "y2": {"field": "y_high"}, "color": colour},
+            "encoding": {"x": x, "y": axis("y_low", y_title), "y2": {"field": "y_high"}, "color": tint},
         },
         {
             "mark": {"type": "rule", "opacity": 0.6},
-            "encoding": {"x": axis("x_low", x_title), "x2": {"field": "x_high"}, "y": y, "color": colour},
+            "encoding": {"x": axis("x_low", x_title), "x2": {"field": "x_high"}, "y": y, "color": tint},
         },
         {
             "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1},
             "encoding": {
-                "x": x, "y": y, "color": colour,
+                "x": x, "y": y, "color": tint,
                 "shape": {"condition": {"test": "datum.valid", "value": "circle"}, "value": "cross"},
                 "tooltip": [
                     {"field": "row"}, {"field": "y_text", "title": score_label(headline)},
@@ -216,12 +226,32 @@ def _trade_off(points: list[dict[str, Any]], block: Block, x_title: str, *, fast
                 ],
             },
         },
-        {
-            "data": {"values": named}, "mark": {"type": "text", "align": "left", "dx": 8, "dy": -8},
-            "encoding": {"x": x, "y": y, "text": {"field": "row"}},
-        },
     ]  # fmt: skip
+    for (align, dx, dy), placed in labels.items():
+        text: Spec = {"x": x, "y": y, "text": {"field": "row"}}
+        text["opacity"] = {"condition": {"test": "datum.valid", "value": 1}, "value": 0.55}
+        layers.append({"data": {"values": placed}, "mark": {"type": "text", "align": align, "dx": dx, "dy": dy}, "encoding": text})
     return layers
+
+
+def _labels(points: Sequence[dict[str, Any]]) -> dict[tuple[str, int, int], list[dict[str, Any]]]:
+    """Points by where their name goes, so that names do not overlap; a name that fits nowhere is left to the tooltip."""
+    xs, ys = [point["x"] for point in points], [point["y"] for point in points]
+    wide, high = (max(xs, default=1) - min(xs, default=0)) or 1, (max(ys, default=1) - min(ys, default=0)) or 1
+    taken: list[tuple[float, float, float, float]] = []
+    found: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    for point in points:
+        at_x, at_y = (point["x"] - min(xs)) / wide * 400, 260 - (point["y"] - min(ys)) / high * 260  # about a small plot
+        length = 6.2 * len(point["row"])
+        for align, dx, dy in (("left", 8, -9), ("left", 8, 12), ("right", -8, -9), ("right", -8, 12), ("left", 8, -22), ("left", 8, 25)):
+            left = at_x + dx if align == "left" else at_x + dx - length
+            box = (left, at_y + dy - 6, left + length, at_y + dy + 6)
+            outside = left < -40 or left + length > 480
+            if not outside and not any(a < box[2] and box[0] < c and b < box[3] and box[1] < d for a, b, c, d in taken):
+                taken.append(box)
+                found.setdefault((align, dx, dy), []).append(point)
+                break
+    return found
 
 
 def block_floors(block: Block) -> dict[str, Any]:
@@ -245,6 +275,12 @@ def _point(entry: Entry, block: Block) -> dict[str, Any]:
 
 def _quality(entry: Entry, block: Block) -> Any:
     return entry.score(block.headline.name) if block.headline is not None else None
+
+
+def _family_legend(block: Block, points: Sequence[dict[str, Any]]) -> tuple[Swatch, ...]:
+    found = swatches(colour("family", colours_of(block), [point for point in points if point["valid"]]))
+    doubted = any(not point["valid"] for point in points)
+    return (*found, Swatch(name="not valid", colour=INVALID, symbol="✚")) if doubted else found
 
 
 def _score_name(block: Block) -> str:

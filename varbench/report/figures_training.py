@@ -8,12 +8,14 @@ from varbench import stats
 from varbench.published import published_asymmetry
 from varbench.records import Training
 from varbench.report import words
-from varbench.report.charts import NEUTRAL, PALETTE, Cell, Figure, Spec, axis, chart
+from varbench.report.charts import NEUTRAL, PALETTE, Cell, Figure, Spec, Swatch, axis, chart, colour, swatches
 from varbench.report.entries import Block, Entry, score_label
 from varbench.report.figures import colours_of
 from varbench.stats import Interval
 
 ASYMMETRY = "scale_depth_asymmetry"
+DASHES = (([1, 0], "━"), ([6, 3], "╍"), ([2, 2], "┅"), ([8, 3, 2, 3], "╌"))
+SHAPES = (("circle", "●"), ("square", "■"), ("triangle-up", "▲"), ("diamond", "◆"), ("triangle-down", "▼"))
 
 
 def quality_over_steps(block: Block) -> Figure | None:
@@ -41,7 +43,10 @@ def quality_over_steps(block: Block) -> Figure | None:
             "low": middle.low, "high": middle.high, "text": text,
         })  # fmt: skip
     title = f"{score_label(score)} ({score.better} is better)"
-    encoding = {"x": axis("step", "optimiser steps", scale={"zero": True}), "color": _recipe_colour(block, values)}
+    points = sorted({value["point"] for value in values}, key=_depth_order)
+    dashes = [DASHES[place % len(DASHES)] for place in range(len(points))]
+    tint = _recipe_colour(block, values)
+    encoding = {"x": axis("step", "optimiser steps", scale={"zero": True}), "color": tint}
     layers: list[Spec] = [
         {
             "mark": {"type": "area", "opacity": 0.13},
@@ -53,7 +58,10 @@ def quality_over_steps(block: Block) -> Figure | None:
             "mark": {"type": "line", "point": {"size": 45, "filled": True}, "strokeWidth": 2},
             "encoding": {
                 **encoding, "y": axis("value", title),
-                "strokeDash": {"field": "point", "type": "nominal", "legend": {"title": "evaluated at", "symbolType": "stroke"}},
+                "strokeDash": {
+                    "field": "point", "type": "nominal", "scale": {"domain": points, "range": [dash for dash, _ in dashes]},
+                    "legend": {"title": "evaluated at", "symbolType": "stroke", "symbolStrokeColor": "currentColor"},
+                },
                 "tooltip": [{"field": "recipe"}, {"field": "point"}, {"field": "step"}, {"field": "text", "title": title}, {"field": "seeds"}],
             },
         },
@@ -62,6 +70,7 @@ def quality_over_steps(block: Block) -> Figure | None:
         key="training", title="Quality during training", caption="Full model and subnets of one set of weights per recipe, at "
         "equal steps and equal data order. Bands are 95 % intervals, over seeds where there are several.",
         cells=(Cell(spec=chart(layers, values=values, height=360), alt=f"{title} over optimiser steps by recipe"),),
+        legend=swatches(tint) + _marks(points, [symbol for _, symbol in dashes]),
     )  # fmt: skip
 
 
@@ -89,22 +98,27 @@ def full_against_subnet(block: Block) -> Figure | None:
         return None
     name = score_label(headline)
     x_title, y_title = f"{name} of the full depth", f"{name} of the subnet"
-    colour = _recipe_colour(block, values)
+    tint = _recipe_colour(block, values)
+    subnets = sorted({value["point"] for value in values}, key=_depth_order)
+    shapes = [SHAPES[place % len(SHAPES)] for place in range(len(subnets))]
     x, y = axis("x", x_title), axis("y", y_title)
     layers: list[Spec] = [
         {
             "mark": {"type": "rule", "opacity": 0.6},
-            "encoding": {"x": axis("x_low", x_title), "x2": {"field": "x_high"}, "y": y, "color": colour},
+            "encoding": {"x": axis("x_low", x_title), "x2": {"field": "x_high"}, "y": y, "color": tint},
         },
         {
             "mark": {"type": "rule", "opacity": 0.6},
-            "encoding": {"x": x, "y": axis("y_low", y_title), "y2": {"field": "y_high"}, "color": colour},
+            "encoding": {"x": x, "y": axis("y_low", y_title), "y2": {"field": "y_high"}, "color": tint},
         },
         {
             "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
             "encoding": {
-                "x": x, "y": y, "color": colour,
-                "shape": {"field": "point", "type": "nominal", "legend": {"title": "subnet", "symbolFillColor": "currentColor"}},
+                "x": x, "y": y, "color": tint,
+                "shape": {
+                    "field": "point", "type": "nominal", "scale": {"domain": subnets, "range": [shape for shape, _ in shapes]},
+                    "legend": {"title": "subnet", "symbolFillColor": "currentColor"},
+                },
                 "tooltip": [
                     {"field": "recipe"}, {"field": "point"}, {"field": "x_text", "title": x_title},
                     {"field": "y_text", "title": y_title},
@@ -118,12 +132,16 @@ def full_against_subnet(block: Block) -> Figure | None:
         caption=f"Each point is one recipe's trained weights: full depth against a subnet of the same weights. The {corner} "
         "corner is best in both. Bars are 95 % intervals.",
         cells=(Cell(spec=chart(layers, values=values, height=360), alt=f"{y_title} against {x_title}, by recipe"),),
+        legend=swatches(tint) + _marks(subnets, [symbol for _, symbol in shapes]),
     )  # fmt: skip
 
 
 def loss_per_depth(block: Block) -> Figure | None:
     """Training loss of one seed of every recipe, smoothed, one line per depth."""
     cells = []
+    everywhere = {curve.point for training in _trainings(block) for curve in training.losses}
+    points = sorted(everywhere, key=_depth_order)
+    shades = dict(zip(points, [NEUTRAL, *PALETTE], strict=False))
     for recipe, training in {training.recipe: training for training in _trainings(block)}.items():
         values: list[dict[str, Any]] = []
         for curve in training.losses:
@@ -131,15 +149,11 @@ def loss_per_depth(block: Block) -> Figure | None:
                 values.append({"point": curve.point, "step": step, "loss": loss})
         if not values:
             continue
-        points = sorted({value["point"] for value in values}, key=_depth_order)
         layer: Spec = {
             "mark": {"type": "line", "strokeWidth": 1.8},
             "encoding": {
                 "x": axis("step", "optimiser steps"), "y": axis("loss", "cross-entropy"),
-                "color": {
-                    "field": "point", "type": "nominal", "scale": {"domain": points, "range": [NEUTRAL, *PALETTE]},
-                    "legend": {"title": None},
-                },
+                "color": colour("point", shades, values),
                 "tooltip": [{"field": "point"}, {"field": "step"}, {"field": "loss", "format": ".4f"}],
             },
         }  # fmt: skip
@@ -148,6 +162,7 @@ def loss_per_depth(block: Block) -> Figure | None:
         return None
     return Figure(
         key="losses", title="Training loss per depth", columns=3, cells=tuple(cells),
+        legend=tuple(Swatch(name=name, colour=shade, symbol="━") for name, shade in shades.items()),
         caption="Mean of neighbouring optimiser steps, by the depth that the step trained.",
     )  # fmt: skip
 
@@ -155,20 +170,21 @@ def loss_per_depth(block: Block) -> Figure | None:
 def scale_depth_asymmetry(block: Block) -> Figure | None:
     """Where depth matters: the untrained full model with its depth reduced on one zone of scales."""
     entries = list(block.studies.get(ASYMMETRY, ()))
+    full = block.full.get("lossless")
     values: list[dict[str, Any]] = []
-    for entry in entries:
+    for entry in [*([full] if full is not None and entries else []), *entries]:
         quality = entry.quality
         if quality is None:
             continue
         row = entry.first.row
-        zone = row.point or ", ".join(f"{name} {value}" for name, value in row.params.items()) or entry.name
+        zone = "nowhere" if entry is full else row.point or ", ".join(f"{name} {value}" for name, value in row.params.items()) or entry.name
         values.append({
             "zone": zone, "value": quality.value, "low": quality.low, "high": quality.high, "valid": entry.believable,
             "text": words.with_interval(quality), "note": entry.trouble or "valid",
         })  # fmt: skip
-    if not values:
+    headline = next((entry.headline for entry in entries if entry.headline is not None), None)
+    if headline is None or not values:
         return None
-    headline = next(entry.headline for entry in entries if entry.headline is not None)
     title = f"{score_label(headline)} ({headline.better} is better)"
     x = axis("zone", "depth reduced on", kind="nominal", sort=None, axis={"labelAngle": 0, "labelLimit": 160})
     layers: list[Spec] = [
@@ -176,7 +192,7 @@ def scale_depth_asymmetry(block: Block) -> Figure | None:
             "mark": {"type": "bar", "opacity": 0.85, "size": 56},
             "encoding": {
                 "x": x, "y": axis("value", title, scale={"zero": True}),
-                "color": {"condition": {"test": "datum.valid", "value": PALETTE[0]}, "value": NEUTRAL},
+                "color": {"condition": {"test": "datum.valid && datum.zone != 'nowhere'", "value": PALETTE[0]}, "value": NEUTRAL},
                 "tooltip": [{"field": "zone"}, {"field": "text", "title": title}, {"field": "note", "title": "validity"}],
             },
         },
@@ -185,20 +201,6 @@ def scale_depth_asymmetry(block: Block) -> Figure | None:
             "encoding": {"x": x, "y": axis("low", title, scale={"zero": True}), "y2": {"field": "high"}},
         },
     ]  # fmt: skip
-    full = block.full.get("lossless")
-    if full is not None and full.quality is not None:
-        at_full = {"value": full.quality.value, "name": f"full model {words.with_interval(full.quality)}"}
-        layers += [
-            {
-                "data": {"values": [at_full]}, "encoding": {"y": axis("value", title)},
-                "mark": {"type": "rule", "strokeDash": [5, 4], "color": "currentColor"},
-            },
-            {
-                "data": {"values": [at_full]},
-                "mark": {"type": "text", "align": "right", "dy": -7},
-                "encoding": {"y": axis("value", title), "x": {"value": {"expr": "width"}}, "text": {"field": "name"}},
-            },
-        ]  # fmt: skip
     printed = published_asymmetry()
     caption = (
         "The full model without any further training, with fewer layers on one zone of scales only. Published for "
@@ -215,26 +217,23 @@ def _trainings(block: Block) -> list[Training]:
     """Each training once: rows that share its weights share it."""
     found: dict[tuple[str, int], Training] = {}
     for entry in block.entries:
-        for record in entry.complete:
+        for record in entry.complete if entry.believable else ():
             if record.training is not None:
                 found.setdefault((record.training.key, record.training.seed), record.training)
     return list(found.values())
 
 
+def _marks(names: list[str], symbols: list[str]) -> tuple[Swatch, ...]:
+    """The legend of shapes or dashes, in the colour of text."""
+    return tuple(Swatch(name=name, symbol=symbol) for name, symbol in zip(names, symbols, strict=True))
+
+
 def _recipe_colour(block: Block, values: list[dict[str, Any]]) -> Spec:
     """A recipe has the colour of its family elsewhere; recipes that no row shows come after."""
-    scale = colours_of(block)
-    domain, colours = list(scale["domain"]), list(scale["range"])
+    colours = colours_of(block)
     for recipe in dict.fromkeys(value["recipe"] for value in values):
-        if recipe not in domain:
-            domain.append(recipe)
-            colours.append(PALETTE[(len(domain) - 1) % len(PALETTE)])
-    used = {value["recipe"] for value in values}
-    kept = [(name, colour) for name, colour in zip(domain, colours, strict=True) if name in used]
-    return {
-        "field": "recipe", "type": "nominal", "legend": {"title": None, "columns": 4},
-        "scale": {"domain": [name for name, _ in kept], "range": [colour for _, colour in kept]},
-    }  # fmt: skip
+        colours.setdefault(recipe, PALETTE[len(colours) % len(PALETTE)])
+    return colour("recipe", colours, values, columns=4)
 
 
 def _smoothed(steps: tuple[int, ...], losses: tuple[float, ...], most: int = 120) -> list[tuple[float, float]]:

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from varbench.records import PlanStep
-from varbench.report.charts import PALETTE, Cell, Figure, Spec, axis, chart
+from varbench.records import PlanStep, PlanSummary
+from varbench.report.charts import (
+    NEUTRAL,
+    PALETTE,
+    Cell,
+    Figure,
+    Spec,
+    Swatch,
+    axis,
+    chart,
+    colour,
+    ramp,
+    swatches,
+)
 from varbench.report.entries import Block, Entry
 from varbench.report.figures import MOST_ROWS, colours_of, how_many, label, shown
 
@@ -14,31 +26,31 @@ MEBIBYTE = 1 << 20
 
 def plan_maps(block: Block) -> Figure | None:
     """One map per plan: rows that do the same work share it."""
-    by_digest: dict[str, list[Entry]] = {}
+    by_digest: dict[str, tuple[PlanSummary, list[Entry]]] = {}
     for entry in block.entries:
-        if entry.first.plan is not None and entry.first.plan.steps:
-            by_digest.setdefault(entry.first.plan.digest, []).append(entry)
+        plan = entry.first.plan
+        if plan is not None and plan.steps:
+            by_digest.setdefault(plan.digest, (plan, []))[1].append(entry)
     if not by_digest:
         return None
+    drawn = list(by_digest.values())[:MOST_ROWS]
     full = block.full.get("lossless")
-    widest = _widest_tokens([entry for entries in by_digest.values() for entry in entries])
+    widest = _widest_tokens([plan for plan, _ in drawn])
+    backbones = dict.fromkeys(step.backbone for plan, _ in drawn for step in plan.steps)
+    shades = dict(zip(backbones, PALETTE, strict=False))
     cells = []
-    for entries in list(by_digest.values())[:MOST_ROWS]:
-        plan = entries[0].first.plan
-        assert plan is not None
+    for plan, entries in drawn:
         values = [value for step in plan.steps for value in _map_values(step, widest)]
-        backbones = list(dict.fromkeys(value["backbone"] for value in values))
         names = label(entries[0]) if len(entries) < 3 else f"{label(entries[0])} and {len(entries) - 1} more"
         names = " = ".join(label(entry) for entry in entries) if len(entries) == 2 else names
-        colour: Spec = {"field": "backbone", "type": "nominal", "scale": {"domain": backbones, "range": list(PALETTE)}}
-        colour["legend"] = {"title": None} if len(backbones) > 1 else None
+        tint = colour("backbone", shades, values)
         y = axis("layer", "layer", kind="ordinal", sort="descending", axis={"values": _ticks(values), "grid": False})
         x = axis("step", "scale", kind="nominal", sort=None, axis={"labelAngle": 0, "grid": False})
         layers: list[Spec] = [
             {
                 "mark": {"type": "rect", "stroke": "currentColor", "strokeOpacity": 0.15, "strokeWidth": 0.5},
                 "encoding": {
-                    "x": x, "y": y, "color": colour,
+                    "x": x, "y": y, "color": tint,
                     "opacity": {
                         "field": "share", "type": "quantitative", "scale": {"domain": [0, 1], "range": [0.12, 0.9]},
                         "legend": None,
@@ -69,6 +81,7 @@ def plan_maps(block: Block) -> Figure | None:
         cells.append(Cell(spec=spec, title=title, alt=f"Map of the layers that run at each scale for {title}"))
     return Figure(
         key="plans", title="What each method computes", columns=3, cells=tuple(cells),
+        legend=tuple(Swatch(name=f"backbone {name}", colour=shade, symbol="■") for name, shade in shades.items()),
         caption="Layers by scales, as planned. A filled square runs, paler where fewer tokens are computed; the dot is what "
         "its cache still holds after the step. Empty means: not computed." + _cut(len(cells), len(by_digest), "plans"),
     )  # fmt: skip
@@ -103,19 +116,17 @@ def memory_over_steps(block: Block) -> Figure | None:
     if not cells:
         return None
     y_scale = {"domain": [0, max(tops) * 1.05], "nice": False}
-    parts_scale = {
-        "domain": ["weights", "state, measured", "activations, planned"], "range": ["#9aa1ac", PALETTE[0], PALETTE[1]],
-    }  # fmt: skip
+    parts_colours = {"weights": NEUTRAL, "state, measured": PALETTE[0], "activations, planned": PALETTE[1]}
+    parts_scale = {"domain": list(parts_colours), "range": list(parts_colours.values())}
     figure_cells = []
-    for number, (name, values, marks) in enumerate(cells):
+    for name, values, marks in cells:
         x = axis("step", "scale", kind="nominal", sort=None, axis={"labelAngle": 0})
-        legend = {"title": None} if number == 0 else None
         layers: list[Spec] = [
             {
                 "mark": {"type": "bar", "opacity": 0.85},
                 "encoding": {
                     "x": x, "y": axis("MiB", "MiB", scale=y_scale, stack="zero"), "order": {"field": "order"},
-                    "color": {"field": "part", "type": "nominal", "scale": parts_scale, "legend": legend},
+                    "color": {"field": "part", "type": "nominal", "scale": parts_scale, "legend": None},
                     "tooltip": [{"field": "step", "title": "scale"}, {"field": "part"}, {"field": "MiB", "format": ",.1f"}],
                 },
             },
@@ -132,8 +143,9 @@ def memory_over_steps(block: Block) -> Figure | None:
         figure_cells.append(Cell(spec=chart(layers, values=values, height=220), title=name, alt=alt))
     return Figure(
         key="memory", title="Memory over the steps", columns=3, cells=tuple(figure_cells),
-        caption="State is measured after each step; the black mark is where the plan predicts it to end. Activations are "
-        "the plan's, alive only within the step." + how_many(block, len(cells)),
+        legend=tuple(Swatch(name=name, colour=shade, symbol="■") for name, shade in parts_colours.items()),
+        caption="Weights (grey), state (blue) as measured after each step, activations (orange) as planned, alive only "
+        "within the step. The dark mark is where the plan predicts the state to end." + how_many(block, len(cells)),
     )  # fmt: skip
 
 
@@ -159,8 +171,9 @@ def time_per_scale(block: Block) -> Figure | None:
             "y": axis("row", "", kind="nominal", sort=None, axis={"labelLimit": 170, "title": None}),
             "order": {"field": "order"},
             "color": {
-                "field": "scale", "type": "ordinal", "sort": names, "scale": {"scheme": "viridis"},
-                "legend": {"title": "scale", "symbolType": "square", "columns": 10},
+                "field": "scale", "type": "ordinal", "sort": names,
+                "scale": {"domain": names, "range": ramp(len(names))},
+                "legend": {"title": "scale", "symbolType": "square", "symbolStrokeWidth": 0, "columns": 10},
             },
             "tooltip": [{"field": "row"}, {"field": "scale"}, {"field": "ms", "format": ",.3f"}],
         },
@@ -170,6 +183,10 @@ def time_per_scale(block: Block) -> Figure | None:
         caption="From a pass of its own, since looking changes what is looked at; the sums differ a little from the table's."
         + how_many(block, len(rows)),
         cells=(Cell(spec=chart([layer], values=values, height=30 * len(rows) + 10), alt="Stacked bars: time per scale and row"),),
+        legend=tuple(
+            Swatch(name=f"scale {name}", colour=shade, symbol="■")
+            for name, shade in zip(names, ramp(len(names)), strict=True)
+        ),
     )  # fmt: skip
 
 
@@ -182,6 +199,7 @@ def measured_against_predicted(block: Block) -> Figure | None:
     hardware = next((plan.hardware for plan in plans if plan.hardware), "this device")
     return Figure(
         key="predicted", title="Measured against predicted", columns=2, cells=tuple(cells),
+        legend=swatches(colour("family", colours_of(block), [{"family": entry.family} for entry in block.entries if entry.complete])),
         caption=f"The plan's roofline for {hardware}, with one efficiency for all methods. On the diagonal prediction and "
         "measurement agree; above it the row is slower than its work explains.",
     )  # fmt: skip
@@ -215,7 +233,7 @@ def _predicted_rows(block: Block) -> Cell | None:
             "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1},
             "encoding": {
                 "x": x, "y": y,
-                "color": {"field": "family", "type": "nominal", "scale": colours_of(block), "legend": {"title": None, "columns": 3}},
+                "color": colour("family", colours_of(block), values),
                 "tooltip": [
                     {"field": "row"}, {"field": "predicted", "title": "predicted, ms", "format": ",.3f"},
                     {"field": "measured", "title": "measured, ms", "format": ",.3f"},
@@ -255,7 +273,7 @@ def _roofline(block: Block) -> Cell | None:
             "mark": {"type": "point", "filled": True, "size": 50, "opacity": 0.85},
             "encoding": {
                 "x": x, "y": y,
-                "color": {"field": "family", "type": "nominal", "scale": colours_of(block), "legend": None},
+                "color": {**colour("family", colours_of(block), values), "legend": None},
                 "tooltip": [
                     {"field": "row"}, {"field": "step", "title": "scale"},
                     {"field": "rate", "title": "GFLOP/s", "format": ",.1f"},
@@ -281,11 +299,11 @@ def _map_values(step: PlanStep, widest: dict[str, int]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _widest_tokens(entries: list[Entry]) -> dict[str, int]:
+def _widest_tokens(plans: list[PlanSummary]) -> dict[str, int]:
     """Most tokens that any plan computes in a step of that name: what the paler squares are pale against."""
     widest: dict[str, int] = {}
-    for entry in entries:
-        for step in entry.first.plan.steps if entry.first.plan else ():
+    for plan in plans:
+        for step in plan.steps:
             most = max((run.attention_tokens for run in step.calls), default=0)
             widest[_step_name(step)] = max(most, widest.get(_step_name(step), 0))
     return widest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import html
 import json
 import os
 import re
@@ -110,10 +111,10 @@ def _write_tables(folder: Path, drawn: Sequence[page.Drawn], records: Sequence[R
         for entry, cells in zip(block.entries, columns.table_of(block), strict=True):
             lines.append(_line(one, entry.name, cells))
         rows = [
-            [*row[:-3], f"{row[-3]}: {entry.trouble}" if entry.trouble else row[-3], *row[-2:]]
+            [*row[:-3], entry.trouble or row[-3], *row[-2:]]
             for entry, row in zip(block.entries, rows, strict=True)
         ]
-        escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+        escaped = [[html.escape(cell, quote=False).replace("|", "\\|") for cell in row] for row in rows]
         table = tabulate(escaped, headers=headings, tablefmt="github", disable_numparse=True)
         markdown.append(f"## {block.title}\n\n{answer(block)}\n\n{table}\n")
         latex.append(

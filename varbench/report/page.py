@@ -28,8 +28,8 @@ GLYPHS = {"better": "▲", "worse": "▼", "same": "≈"}
 MOODS = {"better": "better than the full model", "worse": "worse", "same": "not told apart from the full model"}
 FIGURES: tuple[Callable[[Block], Figure | None], ...] = (
     figures.quality_against_speed,
-    figures.quality_against_memory,
     figures_training.full_against_subnet,
+    figures.quality_against_memory,
     figures_work.plan_maps,
     figures_work.memory_over_steps,
     figures_work.time_per_scale,
@@ -133,7 +133,7 @@ def vega_bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script, as the chart library ships them."""
     import vl_convert
 
-    bundle: str = vl_convert.javascript_bundle()
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return bundle.replace("</script", "<\\/script")
 
 
@@ -148,20 +148,32 @@ def _block(
         which = [places[id(record)] for record in entry.records]
         entries.append({"name": figures.label(entry), "trouble": entry.trouble, "records": which})
     shown = []
-    for anchor, figure in one.figures:
-        cells = []
+    wide = _wide([figure for _, figure in one.figures])
+    for (anchor, figure), whole_width in zip(one.figures, wide, strict=True):
+        places_of_cells = []
         for number, cell in enumerate(figure.cells):
             specs[f"{anchor}-{number}"] = charts.page_spec(cell)
-            cells.append({"title": cell.title, "chart": f"{anchor}-{number}"})
+            places_of_cells.append({"title": cell.title, "chart": f"{anchor}-{number}"})
         shown.append({
             "anchor": anchor, "key": figure.key, "title": figure.title, "caption": figure.caption,
-            "columns": figure.columns, "cells": cells,
+            "columns": figure.columns, "cells": places_of_cells, "legend": figure.legend, "wide": whole_width,
         })  # fmt: skip
     return {
         "anchor": one.anchor, "title": block.title, "answer": answer(block), "rows": rows, "figures": shown,
         "columns": columns.columns_of(block), "grids": one.grids,
         "has_plans": any(figure.key == "plans" for _, figure in one.figures),
     }  # fmt: skip
+
+
+def _wide(found: Sequence[Figure]) -> list[bool]:
+    """Single charts stand two in a line; one without a neighbour has the line to itself, as figures of many cells have."""
+    wide = [figure.columns > 1 for figure in found]
+    alone: int | None = None
+    for place, ends in enumerate([*wide, True]):
+        if ends and alone is not None:
+            wide[alone] = True
+        alone = None if ends or alone is not None else place
+    return wide
 
 
 def _panel(panel: Panel, number: int, specs: dict[str, charts.Spec]) -> dict[str, Any]:
@@ -173,7 +185,7 @@ def _panel(panel: Panel, number: int, specs: dict[str, charts.Spec]) -> dict[str
             parts.append({"kind": "table", "columns": part.columns, "rows": part.rows})
         elif isinstance(part, sections.Chart):
             name = f"panel{number}-{place}"
-            specs[name] = charts.page_spec(charts.Cell(spec={"width": "container", **part.spec}, alt=part.alt))
+            specs[name] = charts.page_spec(charts.Cell(spec={"width": "container", **part.spec}, alt=part.alt), legends=True)
             parts.append({"kind": "chart", "chart": name})
         else:
             parts.append({"kind": "image", "png": base64.b64encode(part.png).decode(), "alt": part.alt})

@@ -1,0 +1,131 @@
+"""Comparison: unlike protocols refused, real changes told from noise, limits broken or kept."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+
+import pytest
+from record_factory import full_records, make_record
+
+from varbench import records
+from varbench.commands import compare as command
+from varbench.compare import as_json, as_table, compare
+from varbench.errors import UserError
+
+
+def changed(record, **protocol):
+    return dataclasses.replace(record, protocol=dataclasses.replace(record.protocol, **protocol))
+
+
+def verdicts(comparison):
+    return {(change.row, change.figure): change.verdict for change in comparison.changes}
+
+
+def test_a_run_against_itself_is_the_same_everywhere():
+    run = [*full_records(), make_record()]
+    found = verdicts(compare(run, run, fail_on="speed:5%,fid:0.2"))
+    assert set(found.values()) == {"same"} and ("variant@d8", "speed") in found
+    assert not compare(run, run, fail_on="speed:5%,fid:0.2").failed
+
+
+def test_improved_and_regressed_are_told_apart():
+    old, new = [make_record(seconds=0.5, quality=5.0)], [make_record(seconds=0.4, quality=6.0)]
+    found = verdicts(compare(old, new))
+    assert found["variant@d8", "speed"] == "improved"
+    assert found["variant@d8", "FD-shapes"] == "regressed"
+    assert found["variant@d8", "class accuracy"] == "regressed"
+    assert found["variant@d8", "state"] == "same"
+    back = verdicts(compare(new, old))
+    assert back["variant@d8", "speed"] == "regressed" and back["variant@d8", "FD-shapes"] == "improved"
+
+
+def test_a_change_within_the_interval_or_below_the_floor_is_none():
+    within = compare([make_record(quality=5.0, half_width=0.5)], [make_record(quality=5.3, half_width=0.5)])
+    assert verdicts(within)["variant@d8", "FD-shapes"] == "same"
+    below = compare([make_record(seconds=0.500, noise=0.0001)], [make_record(seconds=0.509, noise=0.0001)])
+    assert verdicts(below)["variant@d8", "speed"] == "same"  # 1.8 %, under the A/A floor of 2 %
+
+
+@pytest.mark.parametrize(
+    ("seconds", "quality", "limits", "broken"),
+    [
+        (0.5, 5.0, "speed:5%,fid:0.2", []),
+        (0.52, 5.0, "speed:5%,fid:0.2", []),  # 4 % slower
+        (0.6, 5.0, "speed:5%,fid:0.2", ["speed:5%"]),
+        (0.6, 5.0, "speed:25%", []),
+        (0.4, 5.0, "speed:5%", []),  # faster breaks nothing
+        (0.5, 6.0, "speed:5%,fid:0.2", ["fid:0.2"]),
+        (0.5, 6.0, "fd-shapes:2", []),
+        (0.5, 4.0, "fid:0.2", []),  # better breaks nothing
+    ],
+)
+def test_limits_break_on_what_is_shown_to_be_worse(seconds, quality, limits, broken):
+    comparison = compare([make_record()], [make_record(seconds=seconds, quality=quality)], fail_on=limits)
+    assert [change.broken for change in comparison.changes if change.broken] == broken
+    assert comparison.failed == bool(broken)
+
+
+def test_a_row_that_stops_being_valid_regresses():
+    crashed = make_record(status=records.Status.CRASHED)
+    comparison = compare([make_record()], [crashed], fail_on="")
+    assert [change.verdict for change in comparison.changes] == ["regressed"]
+    both = compare([make_record(), make_record("variant@d4")], [crashed, make_record("variant@d4")], fail_on="speed:5%")
+    assert both.failed
+
+
+@pytest.mark.parametrize("protocol", [{"batch": 32}, {"cfg": 2.0}, {"dtype": "float32"}, {"quick": True}, {"images": 500}])
+def test_unlike_protocols_are_refused_with_both_values(protocol):
+    (name, value), = protocol.items()
+    with pytest.raises(UserError, match=f"unlike protocols.*{name} .* and {value}"):
+        compare([make_record()], [changed(make_record(), **protocol)])
+
+
+def test_other_feature_weights_are_refused():
+    score = make_record().quality.scores[0]
+    other = records.Quality(scores=(dataclasses.replace(score, weights_sha256="b" * 64),))
+    with pytest.raises(UserError, match="other feature weights"):
+        compare([make_record()], [dataclasses.replace(make_record(), quality=other)])
+
+
+def test_another_machine_is_a_warning():
+    there = dataclasses.replace(make_record().environment, machine="m-other", device="Some GPU")
+    comparison = compare([make_record()], [dataclasses.replace(make_record(), environment=there)])
+    assert any("machines" in warning and "m-other" in warning for warning in comparison.warnings)
+
+
+def test_rows_of_one_set_only_are_named():
+    found = verdicts(compare([make_record(), make_record("variant@d4")], [make_record(), make_record("variant@d2")]))
+    assert found["variant@d4", "row"] == "gone" and found["variant@d2", "row"] == "new"
+    with pytest.raises(UserError, match="no row is in both"):
+        compare([make_record("variant@d4")], [make_record("variant@d2")])
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [("speed", "NAME:LIMIT"), ("sped:5%", "Did you mean 'speed'"), ("speed:0.2", "share"), ("fid:5%", "difference")],
+)
+def test_bad_limits_say_what_is_right(limits, says):
+    with pytest.raises(UserError, match=says):
+        compare([make_record()], [make_record()], fail_on=limits)
+
+
+def test_the_command_prints_a_table_or_json_and_exits_by_the_limits(tmp_path, capsys):
+    for folder, seconds in (("a", 0.5), ("b", 0.7)):
+        records.write_record(make_record(seconds=seconds), tmp_path / folder)
+    parser = argparse.ArgumentParser()
+    command.add_parser(parser.add_subparsers())
+
+    def run(*flags):
+        args = parser.parse_args(["compare", str(tmp_path / "a"), str(tmp_path / "b"), *flags])
+        return args.run(args), capsys.readouterr().out
+
+    code, out = run()
+    assert code == 0 and "regressed" in out and "variant@d8" in out
+    code, out = run("--fail-on", "speed:5%", "--json")
+    data = json.loads(out)
+    assert code == 1 and data["failed"]
+    assert {change["figure"]: change["broken"] for change in data["changes"]}["speed"] == "speed:5%"
+    assert as_json(compare([make_record()], [make_record()]))["failed"] is False
+    assert "change" in as_table(compare([make_record()], [make_record()]))

@@ -1,0 +1,41 @@
+"""`varbench compare A B`: what improved, what regressed, and whether a limit was broken."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "compare",
+        help="two runs or reports against each other",
+        description="Compares the rows that two sets of records share. Unlike protocols are refused. `same` means that no "
+        "difference was shown; it may or may not be there. In the column `change`, above 0 is better in every line.",
+    )
+    parser.add_argument("old", type=Path, metavar="A", help="run folder, report folder or record: the older set")
+    parser.add_argument("new", type=Path, metavar="B", help="the newer set")
+    parser.add_argument(
+        "--fail-on", default="", metavar="LIMITS",
+        help="exit with 1 when a row is shown to be worse by more than, e.g., speed:5%%,fid:0.2 (a share of speed, latency, "
+        "memory or state; a difference of a score; fid means the Fréchet distance, by whatever features)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from varbench.compare import as_json, as_table, compare
+    from varbench.records import load_records
+
+    loaded = [load_records([place]) for place in (args.old, args.new)]
+    for problem in (*loaded[0].problems, *loaded[1].problems):
+        print(f"warning: {problem}", file=sys.stderr)
+    comparison = compare(loaded[0].records, loaded[1].records, fail_on=args.fail_on)
+    for warning in comparison.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(json.dumps(as_json(comparison), indent=1) if args.json else as_table(comparison))
+    return 1 if comparison.failed else 0

@@ -1,0 +1,70 @@
+"""`varbench report`: records as a page, tables and figures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from varbench.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from varbench.records import Record
+    from varbench.report.page import Changes
+
+RUNS = Path("varbench-runs")
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "report",
+        help="a page, tables and figures from records",
+        description="Makes OUT/<run>/index.html, the same table as Markdown, LaTeX, CSV, JSON and Parquet, and the figures as "
+        "files, from records alone. Another report is never overwritten.",
+    )
+    parser.add_argument("--out", type=Path, default=Path("reports"), metavar="DIR", help="default: reports/")
+    parser.add_argument(
+        "--records", type=Path, nargs="+", metavar="DIR", help=f"run folders or records; default: the newest run under {RUNS}/"
+    )
+    parser.add_argument("--compare", type=Path, metavar="OLD", help="an older report or run to stand beside")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from varbench.records import load_records
+    from varbench.report.outputs import render
+
+    places = args.records or [newest_run(RUNS)]
+    loaded = load_records(places)
+    for problem in loaded.problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    if not loaded.records:
+        raise UserError(f"no records in {', '.join(map(str, places))}: nothing to report; run `varbench run` first")
+    changes = _changes(args.compare, loaded.records) if args.compare else None
+    print(render(loaded.records, args.out, problems=loaded.problems, changes=changes))
+    return 0
+
+
+def newest_run(runs: Path) -> Path:
+    """The run folder with the latest record. Folders are compared by their records, since names may be chosen."""
+    newest: tuple[float, Path] | None = None
+    for folder in runs.iterdir() if runs.is_dir() else ():
+        times = [path.stat().st_mtime for path in folder.rglob("[!.]*.json")] if folder.is_dir() else []
+        if times and (newest is None or max(times) > newest[0]):
+            newest = (max(times), folder)
+    if newest is None:
+        raise UserError(f"no run under {runs}/: run `varbench run` first, or name folders with --records")
+    return newest[1]
+
+
+def _changes(old: Path, records: Sequence[Record]) -> Changes:
+    from varbench.compare import COLUMNS, compare, table_rows
+    from varbench.records import load_records
+    from varbench.report.page import Changes
+
+    comparison = compare(load_records([old]).records, records)
+    rows = tuple(table_rows(comparison))
+    return Changes(title=f"Against {old.name}", columns=COLUMNS, rows=rows, warnings=comparison.warnings)

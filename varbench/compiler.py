@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, Literal, NamedTuple, TypeVar
 
@@ -57,8 +57,17 @@ class SlotKey(NamedTuple):
     slot: int
 
 
-def compile_plan(model: ModelSpec, row: RowPolicies, *, accounting: Accounting = "lossless") -> Plan:
-    """The plan of a row on a model, or a `PlanError` that names the plugin and the scale."""
+def compile_plan(
+    model: ModelSpec,
+    row: RowPolicies,
+    *,
+    accounting: Accounting = "lossless",
+    loaded: Mapping[str, ModelSpec] | None = None,
+) -> Plan:
+    """The plan of a row on a model, or a `PlanError` that names the plugin and the scale.
+
+    `loaded` gives the sizes of further models as they are, where they differ from what the plugin expects.
+    """
     for owned in (row.depth, row.steps, row.guidance, row.tokens, *row.caches):
         if owned is not None and getattr(owned.policy, "dynamic", False):
             raise PlanError(
@@ -67,6 +76,7 @@ def compile_plan(model: ModelSpec, row: RowPolicies, *, accounting: Accounting =
             )
     step_policy = row.steps.policy if row.steps else EveryScale(model)
     backbones = {MAIN: model, **step_policy.backbones}
+    backbones.update((name, spec) for name, spec in (loaded or {}).items() if name in backbones)
     specs = _checked_steps(model, step_policy.steps(), backbones, _owner(row.steps))
     branches = _branches(model, specs, row.guidance)
     layers = _layers(model, specs, backbones, row.depth)

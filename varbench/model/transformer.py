@@ -118,6 +118,7 @@ class Transformer(nn.Module):
             self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
         self.head_nm = HeadNorm(spec)
+        self._scale_of_L: Tensor | None = None
         self.head = nn.Linear(width, spec.tokenizer.vocabulary)
 
     def condition(self, labels_B: Tensor) -> Tensor:
@@ -139,9 +140,10 @@ class Transformer(nn.Module):
 
     def places(self, start: int, end: int) -> Tensor:
         """Level plus position embedding of a range of tokens."""
-        scale_of = [scale for scale, count in enumerate(self.spec.tokens) for _ in range(count)][start:end]
-        levels = self.lvl_embed(torch.tensor(scale_of, device=self.pos_1LC.device))
-        return levels + self.pos_1LC[:, start:end]
+        if self._scale_of_L is None or self._scale_of_L.device != self.pos_1LC.device:
+            counts = torch.tensor(self.spec.tokens)
+            self._scale_of_L = torch.repeat_interleave(torch.arange(len(counts)), counts).to(self.pos_1LC.device)
+        return self.lvl_embed(self._scale_of_L[start:end]) + self.pos_1LC[:, start:end]
 
     def logits(self, x_BLC: Tensor, modulation: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
         scale, shift = modulation

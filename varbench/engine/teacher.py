@@ -1,0 +1,201 @@
+"""The teacher-forced pass: all scales at once, computing only what the plan computes.
+
+A layer sees only the tokens of the scales that run it, with the plan's own account of who reads whom as its mask. So
+the network that is trained, or scored, is the network that generates. Letters: B images, n tokens of some scales,
+C width, D code_dim, V codes, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from varbench.compiler import SlotKey
+from varbench.errors import PlanError
+from varbench.model.transformer import Transformer, normed
+from varbench.plan import LayerCall, Plan, Step
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+"""(q, k, v, mask of what may be seen, softmax scale) -> mixed values."""
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """The softmax written out: on a CPU in bfloat16 its backward is twice as fast as the fused kernel's."""
+    scores = (q * scale) @ k.transpose(-2, -1)
+    return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1) @ v
+
+
+@dataclass(frozen=True)
+class _Visit:
+    """One slot of a backbone, with the scales that run it."""
+
+    key: SlotKey
+    scales: tuple[int, ...]
+    sees: tuple[tuple[tuple[int, ...], ...], ...]
+    """For each group of heads, for each of `scales`, the scales it attends to."""
+    heads: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class TeacherPlan:
+    """What the teacher-forced pass of one backbone runs, derived from a plan once."""
+
+    backbone: str
+    encoded: tuple[int, ...]
+    sampled: tuple[int, ...]
+    visits: tuple[_Visit, ...]
+
+
+def teacher_plan(plan: Plan, backbone: str) -> TeacherPlan:
+    """Derives the pass, or refuses by name what has no teacher-forced form."""
+    steps = [step for step in plan.steps if step.backbone == backbone]
+    calls: dict[SlotKey, list[tuple[Step, LayerCall]]] = {}
+    order: TopologicalSorter[SlotKey] = TopologicalSorter()
+    for step in steps:
+        before: SlotKey | None = None
+        for call in step.calls:
+            if call.attention.picked or call.ffn.picked or any(use.picked for use in call.cache):
+                raise PlanError(
+                    f"{plan.name}: layer {call.layer} at {plan.model.scale_name(step.samples)} chooses tokens or cache "
+                    "entries by content, which has no teacher-forced form; train and score it without that policy"
+                )
+            key = SlotKey(backbone, call.layer, call.slot)
+            calls.setdefault(key, []).append((step, call))
+            order.add(key, *([before] if before else []))
+            before = key
+    try:
+        keys = [key for key in order.static_order() if key in calls]
+    except CycleError as error:
+        raise PlanError(f"{plan.name}: scales run the same layers in different orders, which has no one pass") from error
+    return TeacherPlan(
+        backbone=backbone,
+        encoded=tuple(scale for step in steps for scale in step.scales),
+        sampled=tuple(step.samples for step in steps),
+        visits=tuple(_visit(key, calls[key]) for key in keys),
+    )
+
+
+def _visit(key: SlotKey, calls: list[tuple[Step, LayerCall]]) -> _Visit:
+    scales = tuple(scale for step, _ in calls for scale in step.scales)
+    groups = []
+    for group in range(len(calls[0][1].cache)):
+        sees = []
+        for step, call in calls:
+            read = tuple(segment.scale for segment in call.cache[group].read)
+            sees += [(*read, *(other for other in step.scales if other <= scale)) for scale in step.scales]
+        groups.append(tuple(sees))
+    return _Visit(key, scales, tuple(groups), tuple(use.heads for use in calls[0][1].cache))
+
+
+class TeacherPass:
+    """A compiled pass of one backbone; masks are made once for each device."""
+
+    def __init__(self, plan: Plan, backbone: str) -> None:
+        self.plan = teacher_plan(plan, backbone)
+        self.model = plan.model
+        self._masks: dict[tuple[tuple[int, ...], object, torch.device], Tensor] = {}
+
+    def logits(
+        self,
+        transformer: Transformer,
+        features_BLD: Tensor,
+        labels_B: Tensor,
+        *,
+        dtype: torch.dtype,
+        attend: Attend = fused_attention,
+        sampled: tuple[int, ...] | None = None,
+    ) -> Tensor:
+        """Logits (B, n, V) of the scales this backbone samples (or those asked for), one after another."""
+        cond = transformer.condition(labels_B)
+        shared = transformer.shared_modulation(cond, dtype)
+        x = self._embed(transformer, cond, features_BLD, dtype)
+        for visit in self.plan.visits:
+            self._layer(x, visit, transformer, cond, shared, dtype, attend)
+        wanted = self.plan.sampled if sampled is None else sampled
+        return transformer.logits(self._joined(x, wanted), transformer.head_nm.modulation(cond, dtype), dtype)
+
+    def _embed(
+        self, transformer: Transformer, cond: Tensor, features_BLD: Tensor, dtype: torch.dtype
+    ) -> dict[tuple[int, ...], Tensor]:
+        """The residual stream, as tensors of runs of scales. It starts as one tensor of all that is encoded."""
+        starts, encoded = self.model.starts, self.plan.encoded
+        parts = [transformer.first_tokens(cond)] if encoded[0] == 0 else []
+        later = [scale for scale in encoded if scale]
+        if later and later == list(range(later[0], later[-1] + 1)):
+            span = features_BLD[:, starts[later[0]] - 1 : starts[later[-1] + 1] - 1]
+            parts.append(transformer.later_tokens(span, starts[later[0]], dtype))
+        else:
+            for scale in later:
+                span = features_BLD[:, starts[scale] - 1 : starts[scale + 1] - 1]
+                parts.append(transformer.later_tokens(span, starts[scale], dtype))
+        return {encoded: torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]}
+
+    def _layer(
+        self,
+        x: dict[tuple[int, ...], Tensor],
+        visit: _Visit,
+        transformer: Transformer,
+        cond: Tensor,
+        shared: Tensor | None,
+        dtype: torch.dtype,
+        attend: Attend,
+    ) -> None:
+        if visit.scales not in x:
+            self._regroup(x, visit.scales)
+        block = transformer.blocks[visit.key.layer]
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = block.modulation(cond, shared, dtype)
+        x_BnC = x[visit.scales]
+        q, k, v = block.attn.qkv(normed(x_BnC) * scale1 + shift1, dtype)
+        mask = self._mask(visit, x_BnC.device)
+        mixed = attend(q, k.to(dtype), v, mask, block.attn.softmax_scale)
+        x_BnC = x_BnC + block.attn.out(mixed, dtype) * gamma1
+        x[visit.scales] = x_BnC + block.ffn(normed(x_BnC) * scale2 + shift2, dtype) * gamma2
+
+    def _regroup(self, x: dict[tuple[int, ...], Tensor], scales: tuple[int, ...]) -> None:
+        """Splits and joins the stream so that the scales of the next layer lie in one tensor, the rest in another."""
+        pieces: dict[int, Tensor] = {}
+        for run, tensor in x.items():
+            parts = tensor.split([self.model.tokens[scale] for scale in run], dim=1)
+            pieces.update(zip(run, parts, strict=True))
+        x.clear()
+        rest = tuple(scale for scale in self.plan.encoded if scale not in scales)
+        for run in (scales, rest):
+            if run:
+                x[run] = torch.cat([pieces[scale] for scale in run], dim=1)
+
+    def _joined(self, x: Mapping[tuple[int, ...], Tensor], scales: tuple[int, ...]) -> Tensor:
+        """The stream's tokens of these scales, in order."""
+        if scales in x:
+            return x[scales]
+        pieces: dict[int, Tensor] = {}
+        for run, tensor in x.items():
+            pieces.update(zip(run, tensor.split([self.model.tokens[scale] for scale in run], dim=1), strict=True))
+        return torch.cat([pieces[scale] for scale in scales], dim=1)
+
+    def _mask(self, visit: _Visit, device: torch.device) -> Tensor:
+        """(n, n), or (H, n, n) where groups of heads see different scales."""
+        place = (visit.scales, visit.sees, device)
+        if place not in self._masks:
+            counts = torch.tensor([self.model.tokens[scale] for scale in visit.scales])
+            of = torch.repeat_interleave(torch.arange(len(counts)), counts)
+            groups = []
+            for sees in visit.sees:
+                small = torch.tensor([[key in seen for key in visit.scales] for seen in sees])
+                groups.append(small[of][:, of])
+            mask = groups[0]
+            if any(not torch.equal(mask, other) for other in groups[1:]):
+                mask = torch.empty(sum(map(len, visit.heads)), *mask.shape, dtype=torch.bool)
+                for heads, group in zip(visit.heads, groups, strict=True):
+                    mask[list(heads)] = group
+            self._masks[place] = mask.to(device)
+        return self._masks[place]
+

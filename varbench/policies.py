@@ -29,6 +29,16 @@ class Parameter:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a method comes from, for the record."""
+
+    kind: Literal["official code", "port", "from paper", "from secondary note", "ours"]
+    note: str | None = None
+    """What is the plugin's own choice where the source is silent."""
+    url: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a plugin can be set to. A row without `@` stands for every default recipe at every default point."""
 
@@ -45,6 +55,7 @@ class Settings:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     summary: str = ""
     """One line for `varbench list`."""
+    provenance: Provenance | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +163,42 @@ class Transformed:
     flops: float = 1.0
     """FLOPs of the blocks afterwards, as a share of before."""
     neutral: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a generator computes for one batch, in the columns that a plan fills for the other rows; None is unknown."""
+
+    flops: float | None = None
+    steps: int | None = None
+    layer_tokens: int | None = None
+    """Layers times tokens, for one image and branch."""
+    cache_peak_bytes: int | None = None
+    cache_end_bytes: int | None = None
+
+
+class Generator(Protocol):
+    """A whole other way to make images, in place of the generation loop."""
+
+    def load(self, *, device: str, dtype: str, seed: int) -> None:
+        """Bring the weights to the device; random ones, drawn from the seed, where none were given."""
+        ...
+
+    def generate(self, labels: Sequence[int], *, seed: int, first_image: int) -> Tensor:
+        """Images (B, 3, S, S) in [0, 1]; `first_image` is the first one's number in the noise stream."""
+        ...
+
+    def work(self, batch: int) -> Work: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One more column: a figure of a row's images."""
+
+    name: str
+    better: Literal["lower", "higher"]
+    compute: Callable[[Tensor, Tensor], float]
+    """Takes images (N, 3, S, S) as uint8 and their labels (N)."""
 
 
 @dataclass(frozen=True, kw_only=True)

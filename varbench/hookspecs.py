@@ -1,0 +1,327 @@
+"""The hooks. A package gives any of them, as functions of a module that it names under the entry-point group `varbench`.
+
+Each example is a whole plugin: put it into a module, name the module in pyproject.toml, install, and it is a row:
+
+    [project.entry-points.varbench]
+    my_method = "my_package"
+
+`setting` is what the row says of this plugin, with every parameter filled in; `model` is the geometry that it runs on.
+A hook that is left out, or returns None, is the full model's behaviour.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from varbench.pipeline import Pipeline
+    from varbench.policies import (
+        CacheStrategy,
+        DepthPolicy,
+        Generator,
+        GuidancePolicy,
+        Metric,
+        Setting,
+        Settings,
+        StepPolicy,
+        TokenPolicy,
+        TrainingSchedule,
+        Transformed,
+    )
+    from varbench.records import Record
+    from varbench.report.sections import Section
+    from varbench.spec import ModelSpec
+
+PROJECT = "varbench"
+"""Name of the pluggy project and of the entry-point group."""
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def varbench_settings(model: ModelSpec) -> Settings | None:
+    """Says which recipes, points and parameters the plugin has on a model, and which of them are measured by default.
+
+    Parameters:
+        model: the geometry; points may depend on it, as depths below the model's own do.
+
+    Example:
+        from varbench import hookimpl
+        from varbench.policies import Parameter, Settings
+
+        @hookimpl
+        def varbench_settings(model):
+            return Settings(
+                points=("half", "third"),
+                parameters={"first": Parameter(default=1, help="scales that run whole")},
+                summary="runs every second or third layer",
+            )
+    """
+
+
+@hookspec
+def varbench_depth_policy(setting: Setting, model: ModelSpec) -> DepthPolicy | None:
+    """Gives which layers run at each scale, in order.
+
+    Parameters:
+        setting: recipe, point and parameters of the row.
+        model: the geometry that it runs on.
+
+    Example:
+        from varbench import hookimpl
+        from varbench.policies import DepthPolicy
+
+        class EverySecond(DepthPolicy):
+            def __init__(self, depth):
+                self.depth = depth
+
+            def layers(self, scale, backbone):
+                return range(0, self.depth, 2) if scale >= 3 else range(self.depth)
+
+        @hookimpl
+        def varbench_depth_policy(setting, model):
+            return EverySecond(model.depth)
+    """
+
+
+@hookspec
+def varbench_training_schedule(setting: Setting, model: ModelSpec) -> TrainingSchedule | None:
+    """Gives what each optimiser step trains, for the recipe of the row; None leaves the pretrained weights as they are.
+
+    Parameters:
+        setting: recipe and parameters of the row; weights are cached by these, never by the point.
+        model: the geometry that it runs on.
+
+    Example:
+        from varbench import hookimpl
+        from varbench.policies import Settings, TrainingSchedule, TrainStep
+
+        class HalfAndHalf(TrainingSchedule):
+            def at(self, stage, step, total, uniform):
+                return TrainStep(point="short" if uniform(0) < 0.5 else None)
+
+        @hookimpl
+        def varbench_settings(model):
+            return Settings(points=("full", "short"), recipes=("half_and_half",))
+
+        @hookimpl
+        def varbench_training_schedule(setting, model):
+            return HalfAndHalf()
+    """
+
+
+@hookspec
+def varbench_cache_strategy(setting: Setting, model: ModelSpec) -> CacheStrategy | None:
+    """Gives which keys and values are kept, per layer, scale and group of heads, and in what type.
+
+    Parameters:
+        setting: recipe, point and parameters of the row.
+        model: the geometry that it runs on.
+
+    Example:
+        from varbench import hookimpl
+        from varbench.policies import CacheStrategy
+
+        class LastThree(CacheStrategy):
+            def keeps(self, layer, written, reader, group):
+                return written == 0 or reader - written <= 3
+
+        @hookimpl
+        def varbench_cache_strategy(setting, model):
+            return LastThree()
+    """
+
+
+@hookspec
+def varbench_token_policy(setting: Setting, model: ModelSpec) -> TokenPolicy | None:
+    """Gives which tokens a sub-layer computes, and how the others are filled in.
+
+    Parameters:
+        setting: recipe, point and parameters of the row.
+        model: the geometry that it runs on.
+
+    Example:
+        from varbench import hookimpl
+        from varbench.policies import TokenPolicy
+
+        class LongestHalf(TokenPolicy):
+            def __init__(self, model):
+                self.model = model
+
+            def tokens(self, layer, scale, sublayer):
+                last = scale == self.model.scales - 1
+                return self.model.tokens[scale] // 2 if last and sublayer == "ffn" else None
+
+            def pick(self, x_BLC, count, *, layer, scale, sublayer):
+                return x_BLC.square().sum(-1).topk(count).indices.sort().values
+
+            def fill(self, computed_BnC, places_Bn, remembered_BlC, *, length, scale):
+                filled = computed_BnC.new_zeros(len(computed_BnC), length, computed_BnC.shape[-1])
+                return filled.scatter(1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC)
+
+        @hookimpl
+        def varbench_token_policy(setting, model):
+            return LongestHalf(model)
+    """
+
+
+@hookspec
+def varbench_step_policy(setting: Setting, model: ModelSpec) -> StepPolicy | None:
+    """Gives which scales run, are skipped or encoded together, and on which backbone.
+
+    Parameters:
+        setting: recipe, point and parameters of the row.
+        model: the geometry that it runs on.
+
+    Example:
+        from varbench import hookimpl
+        from varbench.policies import StepPolicy, StepSpec
+
+        class WithoutTheSecondLast(StepPolicy):
+            def __init__(self, scales):
+                self.scales = scales
+
+            def steps(self):
+                return [StepSpec(scales=(k,)) for k in range(self.scales) if k != self.scales - 2]
+
+        @hookimpl
+        def varbench_step_policy(setting, model):
+            return WithoutTheSecondLast(model.scales)
+    """
+
+
+@hookspec
+def varbench_guidance_policy(setting: Setting, model: ModelSpec) -> GuidancePolicy | None:
+    """Gives which guidance branches run at each scale.
+
+    Parameters:
+        setting: recipe, point and parameters of the row.
+        model: the geometry that it runs on.
+
+    Example:
+        from varbench import hookimpl
+        from varbench.policies import GuidancePolicy
+
+        class OffAtTheEnd(GuidancePolicy):
+            def __init__(self, scales):
+                self.scales = scales
+
+            def branches(self, scale):
+                return "both" if scale < self.scales - 1 else "labelled"
+
+        @hookimpl
+        def varbench_guidance_policy(setting, model):
+            return OffAtTheEnd(model.scales)
+    """
+
+
+@hookspec
+def varbench_transform_model(setting: Setting, model: ModelSpec) -> Transformed | None:
+    """Gives a replacement of modules, such as quantised ones, with what it does to FLOPs and to the weights' bytes.
+
+    Parameters:
+        setting: recipe, point and parameters of the row.
+        model: the geometry that it runs on.
+
+    Example:
+        from varbench import hookimpl
+        from varbench.policies import Transformed
+
+        def halve(transformer):
+            return transformer.half()
+
+        @hookimpl
+        def varbench_transform_model(setting, model):
+            return Transformed(apply=halve, weight_bytes=0.5)
+    """
+
+
+@hookspec
+def varbench_generator(setting: Setting, model: ModelSpec) -> Generator | None:
+    """Gives a generator that replaces the whole loop, for models of another family; it is alone in its row.
+
+    Parameters:
+        setting: recipe, point and parameters of the row.
+        model: the geometry whose image size and classes the row is compared under.
+
+    Example:
+        from varbench import hookimpl
+        from varbench.policies import Generator, Work
+
+        class Grey(Generator):
+            def __init__(self, side):
+                self.side = side
+
+            def load(self, *, device, dtype, seed):
+                self.device = device
+
+            def generate(self, labels, *, seed, first_image):
+                import torch
+
+                return torch.full((len(labels), 3, self.side, self.side), 0.5, device=self.device)
+
+            def work(self, batch):
+                return Work(flops=0.0, steps=1)
+
+        @hookimpl
+        def varbench_generator(setting, model):
+            return Grey(model.image_side)
+    """
+
+
+@hookspec
+def varbench_calibrate(setting: Setting, pipe: Pipeline) -> dict[str, Any] | None:
+    """Runs an offline pass over the loaded model, and returns what it found as JSON, which is hashed and kept.
+
+    Parameters:
+        setting: recipe, point and parameters of the row.
+        pipe: the pipeline with its weights, on its device.
+
+    Example:
+        from varbench import hookimpl
+
+        @hookimpl
+        def varbench_calibrate(setting, pipe):
+            tokens = pipe.generate([0, 1], seed=7).tokens
+            return {"codes_used": int(tokens.unique().numel())}
+    """
+
+
+@hookspec
+def varbench_metrics() -> Sequence[Metric] | None:
+    """Gives further columns: figures that are computed from a row's images.
+
+    Example:
+        from varbench import hookimpl
+        from varbench.policies import Metric
+
+        def brightness(images, labels):
+            return images.float().mean().item() / 255
+
+        @hookimpl
+        def varbench_metrics():
+            return [Metric(name="brightness", better="higher", compute=brightness)]
+    """
+
+
+@hookspec
+def varbench_report_sections(records: Sequence[Record]) -> Sequence[Section] | None:
+    """Gives further panels of the report, made from its records.
+
+    Parameters:
+        records: all rows that the report shows.
+
+    Example:
+        from varbench import hookimpl
+        from varbench.report.sections import Section, Table
+
+        @hookimpl
+        def varbench_report_sections(records):
+            rows = [(record.row.row, record.status) for record in records]
+            return [Section(title="How rows ended", parts=[Table(columns=("row", "status"), rows=rows)])]
+    """

@@ -1,0 +1,83 @@
+"""What the cost model knows of a device: data-sheet rates, and one efficiency per device and type. No torch."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from varbench.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Rates are the maker's dense figures. An efficiency of 1 predicts a bound, not a time that anyone measured."""
+
+    name: str
+    tflops: Mapping[str, float]
+    """Dense matrix rate by type, in TFLOP/s."""
+    bandwidth_gbs: float
+    memory_gb: float
+    source: str
+    efficiency: Mapping[str, float] = field(default_factory=dict)
+    """Share of the roofline that was reached, by type, where someone measured it; 1 elsewhere. Never per method."""
+
+    def rate(self, dtype: str) -> float:
+        """FLOP/s for a type."""
+        if dtype not in self.tflops:
+            raise UserError(f"{self.name}: no rate for {dtype}; it has {', '.join(self.tflops)}")
+        return self.tflops[dtype] * 1e12
+
+    def reached(self, dtype: str) -> float:
+        return self.efficiency.get(dtype, 1.0)
+
+
+def _gpu(name: str, *, float32: float, half: float, bandwidth: float, memory: float, source: str) -> Hardware:
+    rates = {"float32": float32, "bfloat16": half, "float16": half}
+    return Hardware(name=name, tflops=rates, bandwidth_gbs=bandwidth, memory_gb=memory, source=source)
+
+
+_SHEET = "maker's data sheet, dense"
+KNOWN = {
+    device.name: device
+    for device in (
+        _gpu("H100-SXM", float32=66.9, half=989, bandwidth=3350, memory=80, source=_SHEET),
+        _gpu("H200-SXM", float32=66.9, half=989, bandwidth=4800, memory=141, source=_SHEET),
+        _gpu("A100-SXM-80GB", float32=19.5, half=312, bandwidth=2039, memory=80, source=_SHEET),
+        _gpu("L20", float32=59.8, half=119.5, bandwidth=864, memory=48, source=_SHEET),
+        _gpu("L40S", float32=91.6, half=362, bandwidth=864, memory=48, source=_SHEET),
+        _gpu("RTX-4090", float32=82.6, half=165.2, bandwidth=1008, memory=24, source=_SHEET),
+        Hardware(
+            name="cpu-2-cores",
+            tflops={"float32": 0.17, "bfloat16": 0.8, "float16": 0.17},
+            bandwidth_gbs=20,
+            memory_gb=24,
+            source="matrix products measured on a two-core AVX512 machine; bandwidth assumed",
+        ),
+    )
+}
+
+
+def hardware(name: str) -> Hardware:
+    """A known device by name."""
+    if name not in KNOWN:
+        raise UserError(f"no hardware {name!r}.{did_you_mean(name, KNOWN)} Or describe it: --hardware file.toml")
+    return KNOWN[name]
+
+
+def from_file(path: str | Path) -> Hardware:
+    """A device from a TOML file: name, bandwidth_gbs, memory_gb, [tflops] by type, and perhaps [efficiency]."""
+    path = Path(path)
+    try:
+        data = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as hardware ({error})") from error
+    missing = [key for key in ("name", "bandwidth_gbs", "memory_gb", "tflops") if key not in data]
+    surplus = [key for key in data if key not in Hardware.__dataclass_fields__]
+    if missing or surplus:
+        raise UserError(
+            f"{path}: {'missing ' + ', '.join(missing) if missing else 'unknown ' + ', '.join(surplus)}; "
+            "give name, bandwidth_gbs, memory_gb, [tflops] with float32, bfloat16, float16, and perhaps [efficiency]"
+        )
+    return Hardware(**{"source": str(path), **data})

@@ -1,4 +1,4 @@
-"""The procedural set: deterministic, balanced, and its latents are what the pixels show."""
+"""The procedural set: deterministic, balanced, its latents are what the pixels show. Folders: split, read, refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from varbench.data.folder import open_folder
 from varbench.data.shapes import CLASSES, TEST, TRAINING, VALIDATION, Shapes
 from varbench.errors import UserError
 
@@ -31,7 +33,7 @@ def test_classes_are_balanced_and_every_figure_is_drawn():
 
 def test_ranges_never_overlap_and_outside_is_refused():
     assert TRAINING.stop <= VALIDATION.start < VALIDATION.stop <= TEST.start
-    with pytest.raises(UserError, match="11999999.*12000000"):
+    with pytest.raises(UserError, match=r"11999999.*12000000"):
         Shapes().images([12_000_000])
 
 
@@ -54,3 +56,75 @@ def test_latents_say_where_the_figure_is():
         near = np.abs(image - figure[:, None, None]).sum(axis=0) < 0.25
         assert abs((near.any(axis=0) * pixel).sum() / near.any(axis=0).sum() - x) < 0.06
         assert abs((near.any(axis=1) * pixel).sum() / near.any(axis=1).sum() - y) < 0.06
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of 20 images, of odd sizes and kinds."""
+    rng = np.random.RandomState(0)
+    for name, level in (("dark", 20), ("light", 220)):
+        (tmp_path / name).mkdir()
+        for place in range(20):
+            size = (int(rng.randint(5, 90)), int(rng.randint(5, 90)))
+            mode = ("RGB", "L", "RGBA", "P")[place % 4]
+            fill = (level,) * 3 if mode == "RGB" else (level,) * 3 + (255,) if mode == "RGBA" else level
+            image = (
+                Image.new("RGB", size, (level,) * 3).convert("P")
+                if mode == "P"
+                else Image.new(mode, size, fill)
+            )
+            image.save(tmp_path / name / f"{place}.png")
+    return tmp_path
+
+
+def test_a_folder_is_split_by_class_and_read_at_one_size(folder):
+    images = open_folder(folder, side=16)
+    assert images.classes == ("dark", "light")
+    assert (images.training, images.validation, images.test) == (range(32), range(32, 36), range(36, 40))
+    for part in (images.training, images.validation, images.test):
+        assert np.bincount(images.labels(part)).tolist() == [len(part) // 2] * 2
+        pixels = images.images(part)
+        assert pixels.shape == (len(part), 3, 16, 16)
+        assert (np.abs(pixels.mean(axis=(1, 2, 3)) - np.array([20, 220])[images.labels(part)]) < 2).all()
+
+
+def test_the_middle_square_is_kept_upright(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for place in range(10):
+            wide = np.zeros((10, 30, 3), np.uint8)
+            wide[:, 10:20] = (255, 0, 0)
+            wide[:5, 10:20] = (0, 255, 0)
+            turned = Image.Exif()
+            turned[0x0112] = 3  # upside down
+            image = Image.fromarray(wide[::-1, ::-1])
+            image.save(tmp_path / name / f"{place}.jpg", exif=turned, quality=100, subsampling=0)
+    image = open_folder(tmp_path, side=10).images([0])[0].astype(int)
+    assert image[1, :4].min() > 200 > 60 > image[0, :4].max(), "green above"
+    assert image[0, 6:].min() > 200 > 60 > image[1, 6:].max(), "red below"
+
+
+def test_a_folder_is_named_by_its_content(folder):
+    first = open_folder(folder, side=16).fingerprint
+    assert open_folder(folder, side=16).fingerprint == first
+    assert open_folder(folder, side=32).fingerprint != first
+    Image.new("RGB", (9, 9), (1, 2, 3)).save(folder / "dark" / "0.png")
+    assert open_folder(folder, side=16).fingerprint != first
+
+
+def test_bad_folders_are_refused_with_what_and_where(folder, tmp_path):
+    with pytest.raises(UserError, match=r"no folder at .*missing"):
+        open_folder(folder / "missing", side=16)
+    with pytest.raises(UserError, match=r"dark has no sub-folders \(20 images lie in it directly\)"):
+        open_folder(folder / "dark", side=16)
+    with pytest.raises(UserError, match=r"class 'dark' .* has 20 images, and at least 50 are needed"):
+        open_folder(folder, side=16, minimum=50)
+    (folder / "dark" / "3.png").write_bytes((folder / "dark" / "3.png").read_bytes()[:40])
+    images = open_folder(folder, side=16)
+    with pytest.raises(UserError, match=r"dark/3\.png is not a readable image"):
+        images.images(range(40))
+    with pytest.raises(UserError, match=r"the images 0 to 39, and 40 to 40 was asked for"):
+        images.images([40])
+    (folder / "empty").mkdir()
+    with pytest.raises(UserError, match=r"class 'empty' .* has 0 images"):
+        open_folder(folder, side=16)

@@ -58,7 +58,7 @@ class ImageFolder:
 
     def _checked(self, indices: Indices) -> NDArray[np.int64]:
         wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
-        if len(wanted) and not (0 <= wanted.min() and wanted.max() < len(self.files)):
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self.files)):
             raise UserError(
                 f"{self.root} has the images 0 to {len(self.files) - 1}, and {int(wanted.min())} to "
                 f"{int(wanted.max())} was asked for. Take indices from its ranges."

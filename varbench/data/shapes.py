@@ -142,7 +142,7 @@ class Shapes:
 
 def _checked(indices: Indices) -> NDArray[np.int64]:
     wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
-    if len(wanted) and not (0 <= wanted.min() and wanted.max() < TEST.stop):
+    if len(wanted) and not (wanted.min() >= 0 and wanted.max() < TEST.stop):
         raise UserError(
             f"shapes has the indices 0 to {TEST.stop - 1} (training, validation and test), and "
             f"{int(wanted.min())} to {int(wanted.max())} was asked for. Take indices from its ranges."

@@ -24,7 +24,8 @@ INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256_START = "6726825d"
 """The published file carries the start of its sha256 in its name."""
 
-_BATCH = 256
+_BATCH = {"cpu": 64, "cuda": 256}
+"""On a CPU the activations of a small batch stay in its cache."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ def from_network(network: Network, *, device: str = "cpu") -> Extractor:
     module = network.module.to(device)
 
     def forward(images: Tensor) -> tuple[Tensor, Tensor]:
-        floats = images.float() / 255
-        return module.features(floats), module(floats)
+        features = module.features(images.float() / 255)
+        return features, module.logits(features)
 
     probe, _ = forward(
         torch.zeros(1, 3, network.config.side, network.config.side, dtype=torch.uint8, device=device)
@@ -119,9 +120,10 @@ def from_inception(
 def extract(extractor: Extractor, images: Images) -> Features:
     """Features of all images, in batches."""
     features, logits = [], []
+    batch_size = _BATCH[torch.device(extractor.device).type]
     with torch.inference_mode():
-        for start in range(0, len(images), _BATCH):
-            batch = torch.from_numpy(np.ascontiguousarray(images[start : start + _BATCH])).to(
+        for start in range(0, len(images), batch_size):
+            batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(
                 extractor.device
             )
             seen, scored = extractor.forward(batch)

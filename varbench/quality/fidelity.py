@@ -283,9 +283,8 @@ def _second_opinion(scoring: _Scoring, distance: Score, *, wanted: bool) -> Scor
         value = clean_fid_distance(scoring.samples, scoring.reference, scoring.extractor)
     except libraries.UnavailableError as error:
         return scoring.missing(name, str(error), _CLEAN, better="lower")
-    assert distance.value is not None and distance.low is not None and distance.high is not None
-    low, high = value + distance.low - distance.value, value + distance.high - distance.value
-    figure = Interval(value=value, low=min(value, max(0.0, low)), high=high)
+    half = (distance.high or 0.0) - (distance.value or 0.0)
+    figure = Interval(value=value, low=min(value, max(0.0, value - half)), high=value + half)
     return scoring.score(name, figure, libraries.version(_CLEAN), better="lower")
 
 

@@ -35,7 +35,9 @@ def version(distribution: str) -> str:
 
 def _library(name: str, distribution: str, modules: tuple[str, ...]) -> ModuleType:
     if importlib.util.find_spec(name) is None:
-        raise UnavailableError(f"{distribution} is not installed: pip install 'varbench[quality]'")
+        raise UnavailableError(
+            f"{distribution} is not installed: pip install {distribution} 'torch<2.14' 'torchvision<0.29'"
+        )
     import_torchvision()
     for module in modules:
         importlib.import_module(f"{name}.{module}")

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -85,15 +86,18 @@ class FeatureNetwork(nn.Module):
         features: Tensor = self.project(F.adaptive_avg_pool2d(maps, 2).flatten(1))
         return features
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classify(F.relu(self.features(images)))
+    def logits(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.classify(F.relu(features))
         return logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits(self.features(images))
 
     def heads(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Class logits, thumbnail (N, 3, 4, 4) in [0, 1], degradation (N, 2): what training asks for."""
         features = self.features(images)
         thumbnail = self.thumbnail(features).view(-1, 3, THUMBNAIL, THUMBNAIL)
-        return self.classify(F.relu(features)), thumbnail, self.degradation(features)
+        return self.logits(features), thumbnail, self.degradation(features)
 
 
 class Judge(nn.Module):
@@ -116,9 +120,12 @@ class Judge(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         return F.adaptive_max_pool2d(F.gelu(self.body(images * 2 - 1)), 1).flatten(1)
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classify(self.features(images))
+    def logits(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.classify(features)
         return logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits(self.features(images))
 
 
 class _ResidualBlock(nn.Module):
@@ -183,7 +190,7 @@ def load_network(path: str | Path, *, device: str = "cpu", sha256: str | None = 
         raise CheckpointError(
             f"{path} is not a network written by `varbench train features|judge`: {reason}"
         ) from error
-    module.eval().requires_grad_(False).to(device)
+    module.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Network(
         module=module, config=config, sha256=found, record=json.loads(metadata.get("record", "{}"))
     )

@@ -7,6 +7,7 @@ are called. It calls `scipy.linalg.sqrtm(disp=False)`, gone in SciPy 1.18; a new
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,12 @@ TORCHSCRIPT_FILE = "inception-2015-12-05.pt"
 def clean_fid_distance(samples: Images, reference: Reference, extractor: Extractor) -> float:
     """clean-fid's distance with our network, or with Inception where `extractor.torchscript_folder` holds its form."""
     library = libraries.clean_fid()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The `disp` argument", category=DeprecationWarning)
+        return _distance(library, samples, reference, extractor)
+
+
+def _distance(library: ModuleType, samples: Images, reference: Reference, extractor: Extractor) -> float:
     try:
         found = _features(library, samples, extractor, legacy=_legacy(reference, extractor))
         if _legacy(reference, extractor):

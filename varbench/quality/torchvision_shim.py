@@ -67,6 +67,6 @@ def _folder() -> Path:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
-            "torchvision is not installed, and torch-fidelity and clean-fid need it: pip install 'varbench[quality]'."
+            "torchvision is not installed, and torch-fidelity and clean-fid need it: pip install 'torch<2.14' 'torchvision<0.29'"
         )
     return Path(spec.submodule_search_locations[0])

@@ -1,0 +1,511 @@
+"""Scores: equal to the libraries' and to independent formulas, growing with what is wrong, and clear about bad input."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from varbench import quality
+from varbench.data.shapes import TEST, Shapes
+from varbench.errors import CheckpointError, UserError
+from varbench.quality import extractors, frechet, intervals, libraries
+from varbench.quality.extractors import extract
+from varbench.quality.manifold import density_coverage
+from varbench.quality.train_networks import gaussian_blur, train_classifier
+
+ASSETS = Path(quality.__file__).parent.parent / "assets" / "tiny"
+SHAPES = Shapes()
+
+needs_libraries = pytest.mark.skipif(
+    any(libraries.importlib.util.find_spec(name) is None for name in ("torch_fidelity", "cleanfid")),
+    reason="torch-fidelity and clean-fid are not installed",
+)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def features():
+    return quality.load_network(ASSETS / "features.safetensors")
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return quality.load_network(ASSETS / "judge.safetensors")
+
+
+@pytest.fixture(scope="module")
+def real():
+    return SHAPES.images(TEST[:500])
+
+
+@pytest.fixture(scope="module")
+def samples():
+    """Not the real thing: a little noise, and one class missing."""
+    wanted = [index for index in TEST[1000:1500] if index % 10]
+    grain = np.random.RandomState(0).standard_normal((len(wanted), 3, 32, 32)) * 8
+    return rounded(SHAPES.images(wanted) + grain), SHAPES.labels(wanted)
+
+
+def rounded(pixels):
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+
+def gaussian_of(network, images):
+    return frechet.gaussian(extract(quality.from_network(network), images).features_ND)
+
+
+# What ships
+
+
+def test_the_shipped_networks_know_the_data_they_say_they_were_trained_on(features, judge):
+    images, labels = SHAPES.images(TEST[:500]), SHAPES.labels(TEST[:500])
+    for network in (features, judge):
+        assert network.record["data"] == SHAPES.fingerprint
+        assert network.sha256.startswith(network.name.split("-")[1])
+        assert (extract(quality.from_network(network), images).logits_NC.argmax(1) == labels).mean() > 0.99
+
+
+def test_training_makes_a_file_that_loads_as_the_same_network(tmp_path):
+    trained = train_classifier("judge", data=SHAPES, steps=25, seed=3)
+    path = tmp_path / "judge.safetensors"
+    path.write_bytes(trained.file_bytes())
+    loaded = quality.load_network(path)
+    assert loaded.record["held_out_accuracy"] > 0.2, "chance is 0.1"
+    assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    images = torch.from_numpy(SHAPES.images(range(8))).float() / 255
+    torch.testing.assert_close(loaded.module(images), trained.module(images), atol=0.05, rtol=0.01)
+
+
+def test_what_is_no_network_or_another_one_is_refused(tmp_path):
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes((ASSETS / "judge.safetensors").read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=r"torn.safetensors is not a network"):
+        quality.load_network(torn)
+    with pytest.raises(CheckpointError, match=r"sha256 .* and 0000 was asked for"):
+        quality.load_network(ASSETS / "judge.safetensors", sha256="0000")
+
+
+# Agreement
+
+
+@needs_libraries
+def test_scores_equal_torch_fidelity_on_the_same_images(features, real, samples):
+    images, labels = samples
+    found = quality.score(
+        images,
+        labels,
+        reference=quality.reference_images(real, source="test"),
+        network=features,
+        seed=5,
+        second_opinion=False,
+    )
+    library = libraries.torch_fidelity()
+
+    class Bytes(torch.utils.data.Dataset):
+        def __init__(self, images):
+            self.images = torch.from_numpy(images)
+
+        def __len__(self):
+            return len(self.images)
+
+        def __getitem__(self, place):
+            return self.images[place]
+
+    name = quality.register(quality.from_network(features))
+    assert quality.register(quality.from_network(features)) == name, "the same network is registered once"
+    theirs = library.calculate_metrics(
+        input1=Bytes(images), input2=Bytes(real), feature_extractor=name, fid=True, kid=True, isc=True, prc=True,
+        kid_subset_size=len(images), rng_seed=5, cuda=False, cache=False, save_cpu_ram=True, verbose=False,
+    )  # fmt: skip
+    assert found.distance.value == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
+    assert found.kid.value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
+    assert found.inception_score.value == pytest.approx(theirs["inception_score_mean"], rel=1e-5)
+    assert found.precision.value == pytest.approx(theirs["precision"], abs=1e-6)
+    assert found.recall.value == pytest.approx(theirs["recall"], abs=1e-6)
+    assert found.distance.name == "FD-shapes", "never FID without the published Inception"
+    for score in found.all():
+        assert (score.value is None) == (score.reason is not None)
+        if score.value is not None:
+            assert score.low <= score.value <= score.high
+            assert score.low < score.high
+
+
+@needs_libraries
+def test_the_second_opinion_equals_clean_fid_on_folders(features, real, samples, tmp_path):
+    images, labels = samples
+    reference = quality.reference_images(real, source="test")
+    found = quality.score(images, labels, reference=reference, network=features)
+    for folder, of in (("samples", images), ("real", real)):
+        quality.write_png(tmp_path / folder, of)
+    theirs = libraries.clean_fid().fid.compute_fid(
+        str(tmp_path / "samples"), str(tmp_path / "real"), num_workers=0, device=torch.device("cpu"), verbose=False,
+        custom_feat_extractor=lambda batch: features.module.features(batch / 255), custom_fn_resize=lambda image: image,
+    )  # fmt: skip
+    assert found.second_opinion.value == pytest.approx(theirs, rel=1e-4)
+    assert found.second_opinion.value == pytest.approx(found.distance.value, rel=1e-4)
+
+
+def test_our_distance_equals_the_formula_with_a_matrix_root(features, real, samples):
+    linalg = pytest.importorskip("scipy.linalg")
+    first, second = gaussian_of(features, samples[0]), gaussian_of(features, real)
+    apart = first.mu - second.mu
+    root = linalg.sqrtm(first.sigma @ second.sigma)
+    formula = apart @ apart + np.trace(first.sigma + second.sigma - 2 * root.real)
+    assert frechet.frechet_distance(first, second) == pytest.approx(formula, rel=1e-6)
+    assert frechet.frechet_distance(first, first) == pytest.approx(0, abs=1e-6)
+
+
+def test_density_and_coverage_equal_their_definition():
+    rng = np.random.RandomState(0)
+    samples, real = rng.standard_normal((40, 3)) + 0.5, rng.standard_normal((60, 3))
+    distances = np.linalg.norm(real[:, None] - real[None], axis=-1)
+    radii = np.sort(distances, axis=1)[:, 5]
+    inside = np.linalg.norm(real[:, None] - samples[None], axis=-1) < radii[:, None]
+    found = density_coverage(samples, real)
+    assert found.density_M.mean() == pytest.approx(inside.sum() / (5 * len(samples)))
+    assert found.covered_N.mean() == pytest.approx(inside.any(axis=1).mean())
+
+
+def test_the_interval_of_the_distance_is_as_wide_as_repeats_are(features, real):
+    """Fifteen sets from one generator: their true spread, and the spread that each says it has."""
+    reference = gaussian_of(features, real)
+    extractor = quality.from_network(features)
+    values, claimed = [], []
+    for repeat in range(15):
+        wanted = np.array(
+            [index for index in TEST[2000 + 400 * repeat : 2400 + 400 * repeat] if index % 10 > 2]
+        )
+        seen = extract(extractor, SHAPES.images(wanted)).features_ND
+        values.append(frechet.frechet_distance(frechet.gaussian(seen), reference))
+        figure = frechet.distance_interval(values[-1], seen, reference, labels=wanted % 10, seed=0)
+        claimed.append((figure.high - figure.value) / intervals.NORMAL)
+    assert 0.5 < np.mean(claimed) / np.std(values, ddof=1) < 2
+
+
+# Sensitivity
+
+
+def test_the_distance_grows_steadily_with_what_is_wrong(features, judge):
+    reference = gaussian_of(features, SHAPES.images(TEST[:1000]))
+    images = SHAPES.images(TEST[1000:2000]).astype(np.float32)
+    grain = np.random.RandomState(0).standard_normal(images.shape)
+
+    def distances(variants):
+        return [
+            frechet.frechet_distance(gaussian_of(features, rounded(variant)), reference)
+            for variant in variants
+        ]
+
+    def blurred(pixels):
+        return gaussian_blur(torch.from_numpy(images), pixels).numpy()
+
+    more_classes = SHAPES.images(TEST[2000:4000])
+    labels = SHAPES.labels(TEST[2000:4000])
+    for worse in (
+        distances([images, *(images + sigma * grain for sigma in (4, 8, 16, 32))]),
+        distances([images, *(blurred(pixels) for pixels in (0.4, 0.6, 0.9, 1.4))]),
+        distances([images, *(more_classes[labels >= dropped][:1000] for dropped in (1, 2, 4, 6))]),
+    ):
+        assert all(before * 1.3 < after for before, after in itertools.pairwise(worse)), worse
+
+
+def test_swapped_labels_lower_the_class_accuracy_and_nothing_else(features, judge, real):
+    images, labels = SHAPES.images(TEST[500:700]), SHAPES.labels(TEST[500:700])
+    reference = quality.reference_images(real, source="test")
+    accuracies, distances = [], []
+    for swapped in (0, 20, 60, 120):
+        given = labels.copy()
+        given[:swapped] = (given[:swapped] + 1) % 10
+        found = quality.score(
+            images, given, reference=reference, network=features, judge=judge, second_opinion=False
+        )
+        accuracies.append(found.class_accuracy.value)
+        distances.append(found.distance.value)
+    assert accuracies == pytest.approx([1.0, 0.9, 0.7, 0.4], abs=0.03)
+    assert len(set(distances)) == 1
+
+
+def test_spread_tells_a_missing_half_of_place_size_and_hue():
+    wanted = np.array(TEST[:2000])
+    latents = SHAPES.describe(wanted)
+    images, real = SHAPES.images(wanted), quality.measure_figures(SHAPES.images(TEST[2000:3000]))
+    alike = quality.compare_spread(quality.measure_figures(images), real)
+    assert max(alike.x, alike.y, alike.size) < alike.noise
+    assert alike.hue < alike.hue_noise
+    for property_, kept in (
+        ("x", latents.x < 0.5),
+        ("hue", latents.hue < 0.5),
+        ("size", latents.radius < 0.3),
+    ):
+        found = quality.compare_spread(quality.measure_figures(images[kept]), real)
+        assert getattr(found, property_) > 3 * found.noise, property_
+
+
+def test_copies_of_training_images_are_told_from_new_ones(features):
+    extractor = quality.from_network(features)
+    training = extract(extractor, SHAPES.images(range(1000))).features_ND
+    held_out, new = (
+        extract(extractor, SHAPES.images(part)).features_ND for part in (TEST[:400], TEST[400:800])
+    )
+    copies = extract(extractor, rounded(SHAPES.images(range(200)) + 1.0)).features_ND
+    assert quality.nearest_training(new, training, held_out).closer_than_real < 0.05
+    assert quality.nearest_training(copies, training, held_out).closer_than_real > 0.5
+
+
+def test_distance_to_the_full_models_images(features, real):
+    extractor = quality.from_network(features)
+    tokens = np.arange(60).reshape(20, 3)
+    other = tokens.copy()
+    other[:, 0] = -1
+    near = quality.distance_to_full(
+        rounded(real[:20] + 2.0), real[:20], extractor=extractor, tokens=other, full_tokens=tokens
+    )
+    far = quality.distance_to_full(rounded(real[:20] + 20.0), real[:20], extractor=extractor)
+    assert near.psnr.value == pytest.approx(20 * np.log10(255 / 2), abs=0.5), "pixels at 255 moved less"
+    assert far.psnr.value < near.psnr.value - 15
+    assert near.feature_distance.value < far.feature_distance.value
+    assert near.equal_tokens.value == pytest.approx(2 / 3)
+    assert far.equal_tokens.value is None
+    assert quality.distance_to_full(real[:20], real[:20]).psnr.reason == "every pixel is equal"
+
+
+# Files
+
+
+def test_floats_become_bytes_by_rounding_and_nan_is_refused():
+    levels = torch.tensor([0.0, 0.49 / 255, 0.51 / 255, 1.0, 1.2, -0.1]).view(1, 1, 1, 6).expand(2, 3, 1, 6)
+    assert quality.to_uint8(levels)[0, 0, 0].tolist() == [0, 0, 1, 255, 255, 0]
+    broken = levels.clone()
+    broken[1, 2] = float("nan")
+    with pytest.raises(UserError, match=r"1 of 2 images hold NaN"):
+        quality.to_uint8(broken)
+
+
+def test_samples_go_out_and_come_in_as_the_adm_suite_has_them(tmp_path, real):
+    path = tmp_path / "samples.npz"
+    quality.write_samples_npz(path, real)
+    with np.load(path) as stored:
+        np.testing.assert_array_equal(stored["arr_0"], real.transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(quality.read_samples_npz(path, expected=500), real)
+    with pytest.raises(UserError, match=r"500 images, and 501 were asked for"):
+        quality.read_samples_npz(path, expected=501)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"not a readable .npz"):
+        quality.read_samples_npz(path)
+
+
+def test_a_failed_export_leaves_nothing_behind(tmp_path, real, monkeypatch):
+    monkeypatch.setattr(
+        "os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    with pytest.raises(OSError, match=r"No space left"):
+        quality.write_samples_npz(tmp_path / "samples.npz", real)
+    assert list(tmp_path.glob("samples*")) == []
+
+
+def test_reference_features_are_kept_by_content_and_never_by_name(features, real, samples, tmp_path):
+    images, labels = samples
+
+    def distance(of):
+        reference = quality.reference_images(of, source="the same name")
+        return quality.score(
+            images, labels, reference=reference, network=features, second_opinion=False
+        ).distance.value
+
+    first = distance(real)
+    (kept,) = (tmp_path / "cache" / "varbench" / "features").glob("*")
+    assert distance(real) == first
+    assert distance(255 - real) != pytest.approx(first, rel=0.1)
+    kept.write_bytes(kept.read_bytes()[:500])
+    assert distance(real) == first, "a torn file is made again"
+
+
+def test_without_the_libraries_the_distance_is_ours_and_the_rest_has_a_reason(
+    features, judge, real, samples, monkeypatch
+):
+    images, labels = samples
+    reference = quality.reference_images(real, source="test")
+    found_spec = libraries.importlib.util.find_spec
+    monkeypatch.setattr(
+        libraries.importlib.util,
+        "find_spec",
+        lambda name: None if name in ("torch_fidelity", "cleanfid") else found_spec(name),
+    )
+    found = quality.score(images, labels, reference=reference, network=features, judge=judge)
+    expected = frechet.frechet_distance(gaussian_of(features, images), gaussian_of(features, real))
+    assert found.distance.value == pytest.approx(expected)
+    assert found.distance.implementation == "varbench, float64"
+    assert found.coverage.value is not None
+    assert found.class_accuracy.value is not None
+    for score in (found.kid, found.precision, found.recall, found.inception_score, found.second_opinion):
+        assert score.value is None
+        assert "is not installed: pip install" in score.reason
+
+
+# Inception
+
+
+@pytest.fixture
+def inception_file(tmp_path, monkeypatch):
+    """Random weights in the published file's format."""
+    library = libraries.torch_fidelity()
+
+    class Random(library.feature_extractor_inceptionv3.FeatureExtractorInceptionV3):
+        def load_state_dict(self, *_):
+            pass
+
+    torch.save({}, tmp_path / "empty.pth")
+    torch.manual_seed(0)
+    path = tmp_path / extractors.INCEPTION_FILE
+    network = Random("random", ["2048"], feature_extractor_weights_path=tmp_path / "empty.pth")
+    for weight in network.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.kaiming_normal_(weight)
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.mark.slow
+@needs_libraries
+def test_fid_from_adm_statistics_with_inception_weights_by_path(inception_file, tmp_path, monkeypatch):
+    with pytest.raises(CheckpointError, match=r"starts with .*6726825d"):
+        quality.from_inception(inception_file)
+    found_hash = hashlib.sha256(inception_file.read_bytes()).hexdigest()
+    monkeypatch.setattr(extractors, "INCEPTION_SHA256_START", found_hash[:8])
+    monkeypatch.setattr(frechet, "_resampling", lambda _: (4, 2))  # eigenvalues at 2,048 take a second each
+    inception = quality.from_inception(inception_file)
+    assert inception.sha256 == found_hash
+    images = SHAPES.images(TEST[:20])
+    statistics = frechet.gaussian(extract(inception, images).features_ND)
+    np.savez(tmp_path / "reference.npz", mu=statistics.mu + 0.1, sigma=statistics.sigma)
+    reference = quality.reference_npz(tmp_path / "reference.npz")
+    found = quality.score(images, np.arange(20) % 10, reference=reference, network=inception)
+    assert found.distance.name == "FID"
+    assert found.distance.value == pytest.approx(2048 * 0.1**2, rel=1e-3), (
+        "the covariances are equal, the means 0.1 apart"
+    )
+    assert found.inception_score.name == "IS"
+    assert found.inception_score.value > 1
+    assert "holds only mu and sigma" in found.kid.reason
+    assert "inception-2015-12-05.pt" in found.second_opinion.reason
+
+
+def test_statistics_of_inception_do_not_fit_another_network(features, samples, tmp_path):
+    np.savez(tmp_path / "reference.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    reference = quality.reference_npz(tmp_path / "reference.npz")
+    with pytest.raises(UserError, match=r"only mu and sigma of the published Inception.*features-"):
+        quality.score(*samples, reference=reference, network=features)
+
+
+# Bad input
+
+
+def test_wrong_counts_and_sizes_are_named_with_both_numbers(features, judge, real, samples, tmp_path):
+    images, labels = samples
+    reference = quality.reference_images(real, source="test")
+
+    def score(images=images, labels=labels, reference=reference, **more):
+        return quality.score(images, labels, reference=reference, network=features, **more)
+
+    with pytest.raises(UserError, match=rf"{len(images)} images, and 1000 were asked for"):
+        score(expected=1000)
+    with pytest.raises(UserError, match=rf"{len(images)} samples and 10 labels"):
+        score(labels=labels[:10])
+    with pytest.raises(UserError, match=r"3 samples are too few"):
+        score(images[:3], labels[:3])
+    with pytest.raises(UserError, match=r"32 x 32 pixels, and the reference .* has 64 x 64"):
+        score(reference=quality.reference_images(Shapes(side=64).images(range(30)), source="large"))
+    with pytest.raises(UserError, match=r"reference few has 7 images, and at least 20"):
+        score(reference=quality.reference_images(real[:7], source="few"))
+    with pytest.raises(UserError, match=r"to 12, and judge-.* knows 10 classes"):
+        score(labels=labels + 3, judge=judge)
+    with pytest.raises(UserError, match=r"uint8 .* float32 of shape"):
+        score(images.astype(np.float32) / 255)
+    with pytest.raises(UserError, match=r"no file at"):
+        quality.reference_npz(tmp_path / "missing.npz")
+    np.savez(tmp_path / "odd.npz", mu=np.zeros(3), sigma=np.eye(4))
+    with pytest.raises(UserError, match=r"mu of shape \(3,\) and sigma of shape \(4, 4\)"):
+        quality.reference_npz(tmp_path / "odd.npz")
+    np.savez(tmp_path / "pickled.npz", mu=np.array([{}], dtype=object))
+    with pytest.raises(UserError, match=r"not a readable .npz"):
+        quality.reference_npz(tmp_path / "pickled.npz")
+
+
+# torchvision beside any torch
+
+
+def run_python(code, *, path):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120, check=False,
+        env={"PYTHONPATH": str(path), "PATH": "/usr/bin"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def fake_torchvision(folder, library):
+    package = folder / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    if library is None:
+        (package / f"_C{suffix}").write_bytes(b"no library")
+    else:
+        shutil.copy(library, package / f"_C{suffix}")
+    (package / "_meta_registrations.py").write_text(
+        '@register_meta("roi_align")\n@torch.library.register_fake("torchvision::nms")\n'
+    )
+
+
+IMPORT = """
+    import json, torch
+    from varbench.quality.torchvision_shim import import_torchvision
+    module = import_torchvision()
+    print(json.dumps([hasattr(torch.ops.torchvision, name) for name in ("nms", "roi_align", "other")]))
+"""
+
+
+def test_a_matching_torchvision_is_left_alone(tmp_path):
+    import _ctypes
+
+    fake_torchvision(tmp_path, _ctypes.__file__)  # any library that loads
+    root = Path(quality.__file__).parent.parent.parent
+    assert run_python(IMPORT, path=f"{tmp_path}:{root}") == [False, False, False]
+
+
+def test_a_torchvision_whose_library_does_not_load_gets_its_operators_declared(tmp_path):
+    fake_torchvision(tmp_path, None)
+    root = Path(quality.__file__).parent.parent.parent
+    assert run_python(IMPORT, path=f"{tmp_path}:{root}") == [True, True, False]
+
+
+@needs_libraries
+def test_the_installed_torchvision_imports_with_both_libraries_and_says_so_where_it_lacks_operators():
+    code = """
+        import json, torch
+        from varbench.quality import libraries
+        from varbench.quality.torchvision_shim import import_torchvision
+        libraries.torch_fidelity(), libraries.clean_fid()
+        vision = import_torchvision()
+        try:
+            kept = vision.ops.nms(torch.tensor([[0.0, 0, 1, 1]]), torch.ones(1), 0.5).tolist()
+        except RuntimeError as error:
+            kept = "custom C++ ops" in str(error) and not vision.extension._has_ops()
+        print(json.dumps(kept))
+    """
+    assert run_python(code, path=Path(quality.__file__).parent.parent.parent) in ([0], True)

@@ -1,0 +1,33 @@
+"""Trained weights as small safetensors files: 16-bit, official names, with their geometry and history inside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from varbench.spec import ModelSpec
+from varbench.training.files import whole_file
+
+
+def bf16_(module: nn.Module) -> nn.Module:
+    """Round the weights to what the file will hold, so that figures taken afterwards are the file's own."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(parameter.bfloat16())
+    return module
+
+
+def export(module: nn.Module, path: Path, *, spec: ModelSpec, record: dict[str, Any]) -> None:
+    """Write the weights in bfloat16; `spec` and `record` as JSON in the metadata."""
+    tensors = {
+        name: (tensor.bfloat16() if tensor.is_floating_point() else tensor).cpu().contiguous()
+        for name, tensor in module.state_dict().items()
+    }
+    metadata = {"spec": json.dumps(spec.to_json()), "record": json.dumps(record)}
+    with whole_file(path) as file:
+        file.write(save(tensors, metadata=metadata))

@@ -1,0 +1,71 @@
+"""AdamW as the official code sets it up, the learning rate over a run, and the running mean of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+_CLIP = 2.0
+
+
+def adamw(module: nn.Module, *, weight_decay: float) -> torch.optim.AdamW:
+    """Betas 0.9 and 0.95; no weight decay on parameters that are vectors in all but shape (biases, scales, starts)."""
+    decayed, plain = [], []
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            (decayed if sum(size > 1 for size in parameter.shape) > 1 else plain).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), foreach=True)
+
+
+def take_step(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], *, rate: float) -> float:
+    """Clip, step, clear; the gradient's norm before clipping."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, _CLIP, foreach=True)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(norm)
+
+
+def rate_at(step: int, *, steps: int, peak: float, warm_up: int, floor: float = 0.0) -> float:
+    """Linear warm-up, then half a cosine from `peak` down to `floor` times it."""
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
+    through = (step - warm_up) / max(1, steps - warm_up)
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * through)))
+
+
+class RunningMean:
+    """Exponential mean of a module's parameters; young means forget faster, so the first weights leave no trace."""
+
+    def __init__(self, module: nn.Module, *, decay: float) -> None:
+        self.decay = decay
+        self._parameters = list(module.parameters())
+        self._mean = [parameter.detach().clone() for parameter in self._parameters]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (step + 1) / (step + 10))
+        torch._foreach_lerp_(self._mean, self._parameters, 1 - decay)
+
+    def mean_of(self, parameter: Tensor) -> Tensor:
+        return self._mean[next(i for i, own in enumerate(self._parameters) if own is parameter)]
+
+    def state(self) -> list[Tensor]:
+        return self._mean
+
+    def load(self, state: list[Tensor]) -> None:
+        for mean, stored in zip(self._mean, state, strict=True):
+            mean.copy_(stored)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the module's weights with the mean; a second call brings them back."""
+        for mean, parameter in zip(self._mean, self._parameters, strict=True):
+            kept = parameter.detach().clone()
+            parameter.copy_(mean)
+            mean.copy_(kept)

@@ -64,7 +64,8 @@ class PluginManager:
     def __init__(self, points: Iterable[EntryPoint], *, disable: Collection[str] = ()) -> None:
         self._pluggy = _Pluggy(hookspecs.PROJECT)
         self._pluggy.add_hookspecs(hookspecs)
-        self._problems: list[Problem] = []
+        self._unusable: dict[str, Problem] = {}
+        self._failed_calls: list[Problem] = []
         self._points: dict[str, EntryPoint] = {}
         found: dict[str, list[EntryPoint]] = {}
         for point in points:
@@ -73,7 +74,7 @@ class PluginManager:
         for name, same in sorted(found.items()):
             enabled = [point for point in same if not _is_disabled(point, disable)]
             if len(enabled) > 1:
-                self._problems.append(_same_name(name, enabled))
+                self._unusable[name] = _same_name(name, enabled)
             elif enabled:
                 self._points[name] = enabled[0]
         self._unknown_disabled = [
@@ -94,7 +95,7 @@ class PluginManager:
 
     def problems(self) -> tuple[Problem, ...]:
         """What is wrong with the plugins that were looked at so far; after `load_all`, with any."""
-        return tuple(self._problems)
+        return (*self._unusable.values(), *self._failed_calls)
 
     def check_disabled(self) -> None:
         """Refuse a name to disable that no plugin has."""
@@ -134,7 +135,7 @@ class PluginManager:
             try:
                 result = self.call(name, hook, **arguments)
             except UserError as error:
-                self._problems.append(
+                self._failed_calls.append(
                     Problem(
                         plugin=name,
                         distributions=(self.info(name).distribution,),
@@ -149,41 +150,34 @@ class PluginManager:
     def _point(self, name: str) -> EntryPoint:
         if name in self._points:
             return self._points[name]
-        for problem in self._problems:
-            if problem.plugin == name:
-                raise PluginError(problem.message)
+        if name in self._unusable:
+            raise PluginError(self._unusable[name].message)
         if name in self.disabled:
             raise PluginError(f"plugin {name!r} is disabled, by --disable or {DISABLE_VARIABLE}")
         raise PluginError(f"no plugin {name!r}.{did_you_mean(name, self._points)}")
 
     def _load(self, name: str) -> Problem | None:
-        known = [problem for problem in self._problems if problem.plugin == name]
-        if known or self._pluggy.has_plugin(name):
-            return known[0] if known else None
+        if name in self._unusable or self._pluggy.has_plugin(name):
+            return self._unusable.get(name)
         point = self._points[name]
         where = f"plugin {name!r} ({_distribution(point)}, {point.value})"
-        problem = None
+        message, trace = None, None
         try:
             self._pluggy.register(point.load(), name=name)
-            problem = self._misspelt(name, where)
+            message = self._misspelt(name, where)
         except pluggy.PluginValidationError as error:
-            problem = f"{where}: {_one_line(error)}; see `varbench.hookspecs` for its parameters"
+            message = f"{where}: {_one_line(error)}; see `varbench.hookspecs` for its parameters"
         except (Exception, SystemExit) as error:
-            self._problems.append(
-                Problem(
-                    plugin=name,
-                    distributions=(_distribution(point),),
-                    message=f"{where} cannot be imported: {type(error).__name__}: {_one_line(error)}",
-                    traceback=traceback.format_exc(),
-                )
-            )
-            return self._problems[-1]
-        if problem is None:
+            message = f"{where} cannot be imported: {type(error).__name__}: {_one_line(error)}"
+            trace = traceback.format_exc()
+        if message is None:
             return None
         if self._pluggy.has_plugin(name):
             self._pluggy.unregister(name=name)
-        self._problems.append(Problem(plugin=name, distributions=(_distribution(point),), message=problem))
-        return self._problems[-1]
+        self._unusable[name] = Problem(
+            plugin=name, distributions=(_distribution(point),), message=message, traceback=trace
+        )
+        return self._unusable[name]
 
     def _misspelt(self, name: str, where: str) -> str | None:
         """A function that looks like a hook and is none."""

@@ -1,0 +1,56 @@
+"""VARiant: one weight-shared network whose depth is chosen at run time, trained progressively (arXiv 2511.16546)."""
+
+from __future__ import annotations
+
+from varbench import hookimpl
+from varbench.policies import DepthPolicy, Provenance, Setting, Settings, TrainingSchedule
+from varbench.spec import ModelSpec
+from varbench_plugins.variant import depth
+from varbench_plugins.variant.schedule import DRAW, SupernetSchedule
+
+SHORTEST_TRAINING = 6
+"""Steps from which each of the three phases has one."""
+
+
+def probability(step: int, total: int) -> float:
+    """That a step trains a subnet: 0.2 for a sixth of the steps, then linearly up over half of them, then 1."""
+    if 6 * step < total:
+        return 0.2
+    if 3 * step < 2 * total:
+        return 0.2 + 0.8 * ((6 * step - total) / (3 * total))
+    return 1.0
+
+
+@hookimpl
+def varbench_settings(model: ModelSpec) -> Settings:
+    return Settings(
+        points=depth.points(model),
+        default_points=depth.default_points(model),
+        point_pattern=depth.POINT_PATTERN,
+        recipes=("progressive", "untrained"),
+        parameters={**depth.parameters(model), **DRAW},
+        summary="one weight-shared network, depth chosen at run time",
+        provenance=Provenance(
+            kind="from paper",
+            note="phases are 1/6, 1/2 and 1/3 of the steps; depths are drawn evenly; the bridge is 6/10 of the scales",
+            url="https://arxiv.org/abs/2511.16546",
+        ),
+    )
+
+
+@hookimpl
+def varbench_depth_policy(setting: Setting, model: ModelSpec) -> DepthPolicy:
+    assert setting.point is not None
+    return depth.SupernetDepth(setting.point, model, setting.parameters)
+
+
+@hookimpl
+def varbench_training_schedule(setting: Setting, model: ModelSpec) -> TrainingSchedule | None:
+    if setting.recipe == "untrained":
+        return None
+    return SupernetSchedule(
+        probability=probability,
+        subnets=depth.points(model)[1:],
+        draw=str(setting.parameters["draw"]),
+        shortest=SHORTEST_TRAINING,
+    )

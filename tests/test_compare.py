@@ -26,7 +26,8 @@ def verdicts(comparison):
 def test_a_run_against_itself_is_the_same_everywhere():
     run = [*full_records(), make_record()]
     found = verdicts(compare(run, run, fail_on="speed:5%,fid:0.2"))
-    assert set(found.values()) == {"same"} and ("variant@d8", "speed") in found
+    assert set(found.values()) == {"same"}
+    assert ("variant@d8", "speed") in found
     assert not compare(run, run, fail_on="speed:5%,fid:0.2").failed
 
 
@@ -38,7 +39,8 @@ def test_improved_and_regressed_are_told_apart():
     assert found["variant@d8", "class accuracy"] == "regressed"
     assert found["variant@d8", "state"] == "same"
     back = verdicts(compare(new, old))
-    assert back["variant@d8", "speed"] == "regressed" and back["variant@d8", "FD-shapes"] == "improved"
+    assert back["variant@d8", "speed"] == "regressed"
+    assert back["variant@d8", "FD-shapes"] == "improved"
 
 
 def test_a_change_within_the_interval_or_below_the_floor_is_none():
@@ -97,7 +99,8 @@ def test_another_machine_is_a_warning():
 
 def test_rows_of_one_set_only_are_named():
     found = verdicts(compare([make_record(), make_record("variant@d4")], [make_record(), make_record("variant@d2")]))
-    assert found["variant@d4", "row"] == "gone" and found["variant@d2", "row"] == "new"
+    assert found["variant@d4", "row"] == "gone"
+    assert found["variant@d2", "row"] == "new"
     with pytest.raises(UserError, match="no row is in both"):
         compare([make_record("variant@d4")], [make_record("variant@d2")])
 
@@ -122,10 +125,13 @@ def test_the_command_prints_a_table_or_json_and_exits_by_the_limits(tmp_path, ca
         return args.run(args), capsys.readouterr().out
 
     code, out = run()
-    assert code == 0 and "regressed" in out and "variant@d8" in out
+    assert code == 0
+    assert "regressed" in out
+    assert "variant@d8" in out
     code, out = run("--fail-on", "speed:5%", "--json")
     data = json.loads(out)
-    assert code == 1 and data["failed"]
+    assert code == 1
+    assert data["failed"]
     assert {change["figure"]: change["broken"] for change in data["changes"]}["speed"] == "speed:5%"
     assert as_json(compare([make_record()], [make_record()]))["failed"] is False
     assert "change" in as_table(compare([make_record()], [make_record()]))

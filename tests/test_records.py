@@ -78,8 +78,10 @@ def test_torn_and_foreign_files_cost_only_themselves(tmp_path):
     (tmp_path / ".half.json").write_text("{")
     (tmp_path / "wrong.json").write_text(json.dumps({**json.loads(good.read_text()), "status": "fine"}))
     loaded = records.load_records([tmp_path])
-    assert loaded.paths == (good,) and len(loaded.problems) == 2
-    assert "torn-0123456789.json: torn" in loaded.problems[0] and "--resume" in loaded.problems[0]
+    assert loaded.paths == (good,)
+    assert len(loaded.problems) == 2
+    assert "torn-0123456789.json: torn" in loaded.problems[0]
+    assert "--resume" in loaded.problems[0]
     assert "record.status" in loaded.problems[1]
 
 
@@ -93,7 +95,8 @@ def test_newer_schema_is_refused_with_a_hint_and_an_older_one_is_read(tmp_path, 
     del data["distance"], data["row"]["study"]  # keys that an older version did not know
     path.write_text(json.dumps({**data, "schema": records.SCHEMA_VERSION - 1}))
     older = records.read_record(path)
-    assert older.distance is None and older.schema == records.SCHEMA_VERSION
+    assert older.distance is None
+    assert older.schema == records.SCHEMA_VERSION
 
     renamed = {**data, "commandline": data["command"]}
     del renamed["command"]
@@ -133,7 +136,8 @@ def test_a_full_disk_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         records.write_record(make_record(seconds=3.0), tmp_path, replace=True)
-    assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == [path.name]
 
 
 def test_equal_neighbours_of_a_plan_are_written_once_and_in_order():

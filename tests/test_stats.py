@@ -46,7 +46,8 @@ def test_pairing_cancels_drift():
     luck, base = replay(generator, middle=1.0, drift=0.2)
     faster = [list(0.5 * (1 + luck[r] + generator.normal(0, 0.01, 20))) for r in range(3)]
     paired = stats.ratio(base, faster)
-    assert paired.value == pytest.approx(2.0, rel=0.02) and paired.width < 0.05
+    assert paired.value == pytest.approx(2.0, rel=0.02)
+    assert paired.width < 0.05
     assert stats.ratio(base, faster, paired=False).width > 3 * paired.width
 
 
@@ -85,17 +86,22 @@ def test_warnings_end_with_the_next_command():
     steady = [[1.0, 1.01, 0.99]] * 3
     assert stats.spread_warning("variant@d8", steady) is None
     text, command = stats.spread_warning("variant@d8", [[1.0], [1.5], [1.2]])
-    assert "variant@d8" in text and "5%" in text and command == "--rounds 12"
+    assert "variant@d8" in text
+    assert "5%" in text
+    assert command == "--rounds 12"
     text, command = stats.spread_warning("variant@d8", [[1.0]])
-    assert "one round" in text and command == "--rounds 3"
+    assert "one round" in text
+    assert command == "--rounds 3"
     text, command = stats.spread_warning("variant@d8", [[1.0, 1.0]] * 9)
-    assert "fewer rounds would do" in text and command == "--rounds 3"
+    assert "fewer rounds would do" in text
+    assert command == "--rounds 3"
 
 
 def test_repeats_combine_by_student_and_never_narrower_than_they_are():
     apart = [stats.Interval(value=v, low=v - 0.1, high=v + 0.1) for v in (1.0, 2.0, 3.0)]
     both = stats.combine(apart)
-    assert both.value == 2.0 and both.high - 2.0 == pytest.approx(4.30 / 3**0.5)
+    assert both.value == 2.0
+    assert both.high - 2.0 == pytest.approx(4.30 / 3**0.5)
     alike = stats.combine([stats.Interval(value=1.0, low=0.8, high=1.2)] * 4)
     assert alike.high == pytest.approx(1.1)
     assert stats.combine(apart[:1]) == apart[0]

@@ -15,38 +15,42 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Long and nested; they stay in the JSON files, and the frame has what is computed from them.
-_LEFT_OUT = ("plan.steps", "samples.png", "traceback", "stderr_tail", "training.losses", "training.evaluations")
+_LEFT_OUT = (
+    "plan.steps", "samples.png", "traceback", "stderr_tail", "training.losses", "training.evaluations", "quality.scores",
+    "timing.columns",
+)  # fmt: skip
 
 
 def to_frame(records: Iterable[Record]) -> pd.DataFrame:
     """One line per record, one column per key by its dotted path; scores and timing columns by name, lists as JSON."""
+    return frame_of(to_json(record) for record in records)
+
+
+def frame_of(encoded: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """The same from records as `to_json` gives them."""
     import pandas as pd
 
-    return pd.DataFrame([flatten(record) for record in records])
+    return pd.DataFrame([flatten(data) for data in encoded])
 
 
-def flatten(record: Record) -> dict[str, Any]:
-    """The record's keys by dotted path. `quality.FD-shapes.value` and `timing.throughput.transformer.median` are by name."""
-    data = to_json(record)
-    named: dict[str, Any] = {}
-    if record.quality is not None:
-        for score in data["quality"].pop("scores"):
-            named[f"quality.{score.pop('name')}"] = score
-    if record.timing is not None:
-        for column in data["timing"].pop("columns"):
-            named[f"timing.{column.pop('regime')}.{column.pop('column')}"] = column
+def flatten(data: dict[str, Any]) -> dict[str, Any]:
+    """Keys by dotted path. `quality.FD-shapes.value` and `timing.throughput.transformer.median` are by name."""
     flat: dict[str, Any] = {}
-    for name, value in (*data.items(), *named.items()):
+    for name, value in data.items():
         _flatten_into(flat, name, value)
+    for score in data["quality"]["scores"] if data["quality"] else ():
+        _flatten_into(flat, f"quality.{score['name']}", score)
+    for column in data["timing"]["columns"] if data["timing"] else ():
+        _flatten_into(flat, f"timing.{column['regime']}.{column['column']}", column)
     return flat
 
 
-def write_csv(records: Iterable[Record], path: Path) -> None:
-    write_atomic(path, to_frame(records).to_csv(index=False).encode())
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    write_atomic(path, frame.to_csv(index=False).encode())
 
 
-def write_parquet(records: Iterable[Record], path: Path) -> None:
-    frame = to_frame(records)
+def write_parquet(frame: pd.DataFrame, path: Path) -> None:
+    frame = frame.copy()
     for name in frame.select_dtypes("object"):
         if len({type(value) for value in frame[name].dropna()}) > 1:  # plugins' parameters may differ in type
             frame[name] = frame[name].map(json.dumps, na_action="ignore")

@@ -33,6 +33,7 @@ _CONFIG: Spec = {
         "labelColor": "currentColor", "titleColor": "currentColor", "labelFontSize": 12, "titleFontSize": 12,
         "orient": "top", "symbolType": "circle", "symbolOpacity": 1, "symbolStrokeWidth": 2, "labelLimit": 240,
         "titleFontWeight": 500, "titleOrient": "left", "offset": 8,
+        "symbolLimit": 12,
     },
     "title": {
         "color": "currentColor", "fontSize": 13, "fontWeight": 600, "anchor": "start", "subtitleColor": "currentColor",

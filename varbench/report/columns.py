@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from varbench.published import published_for
@@ -68,9 +68,13 @@ def columns_of(block: Block) -> tuple[Column, ...]:
     )
 
 
-def table_of(block: Block) -> list[list[Cell]]:
+def table_of(block: Block) -> tuple[tuple[Column, ...], list[list[Cell]]]:
+    """The columns and the cells. A column of published figures appears where at least one row has any."""
     columns = columns_of(block)
-    return [[_doubted(column.cell(entry, block), entry) for column in columns] for entry in block.entries]
+    rows = [[_doubted(column.cell(entry, block), entry) for column in columns] for entry in block.entries]
+    if all(row[-1].text is None for row in rows):
+        return columns[:-1], [row[:-1] for row in rows]
+    return columns, rows
 
 
 def _doubted(cell: Cell, entry: Entry) -> Cell:
@@ -90,10 +94,10 @@ def why(entry: Entry, *paths: str) -> str:
 
 
 def _method(entry: Entry, block: Block) -> Cell:
-    repeats = f", {len(entry.records)} repeats" if len(entry.records) > 1 else ""
-    accounting = " (upstream accounting)" if entry.first.protocol.accounting == "upstream" else ""
+    notes = [f"{len(entry.records)} repeats"] if len(entry.records) > 1 else []
+    notes += ["upstream accounting"] if entry.first.protocol.accounting == "upstream" else []
     name = " + ".join(plugin.name for plugin in entry.first.row.plugins)
-    return Cell(text=name, note=f"{entry.name}{accounting}{repeats}", sort=entry.name)
+    return Cell(text=name, note=", ".join(notes), sort=entry.name)
 
 
 def _setting(entry: Entry, block: Block) -> Cell:
@@ -116,8 +120,7 @@ def _quality(entry: Entry, block: Block) -> Cell:
         return Cell(text=None, note=named[0] if named else why(entry, "quality"))
     full = block.full.get("lossless")
     mood = judge_quality(entry, full) if full is not None and not entry.is_full else None
-    note = {"same": "not told apart from the full model", None: ""}.get(mood, f"{mood} than the full model")
-    return Cell(text=words.with_interval(quality), note=note, sort=quality.value, mood=mood or "")
+    return Cell(text=words.with_interval(quality), sort=quality.value, mood=mood or "")
 
 
 def _speedup(accounting: str) -> Callable[[Entry, Block], Cell]:
@@ -128,10 +131,8 @@ def _speedup(accounting: str) -> Callable[[Entry, Block], Cell]:
                 return Cell(text=None, note=f"the full model with {accounting} accounting was not measured")
             return Cell(text=None, note=why(entry, "timing"))
         mood = judge_speed(entry, accounting, block.floor) if not entry.is_full else None
-        note = f"{speedup.low:.3f} to {speedup.high:.3f}"
-        if mood == "same":
-            note += "; no difference beyond the A/A floor and the interval"
-        return Cell(text=f"{speedup.value:.2f}x", note=note, sort=speedup.value, mood=mood or "")
+        span = f"{speedup.low:.3f} to {speedup.high:.3f}" if speedup.low != speedup.high else ""
+        return Cell(text=f"{speedup.value:.2f}x", note=span, sort=speedup.value, mood=mood or "")
 
     return cell
 
@@ -225,8 +226,3 @@ def _published(entry: Entry, block: Block) -> Cell:
 def _grade(grade: str) -> str:
     """`primary` and `secondary` stay; a mixed grade is spelled out on hover."""
     return grade if grade in ("primary", "secondary") else "mixed"
-
-
-def plain(cells: Sequence[Cell]) -> list[str]:
-    """The cells as text, for tables outside the page."""
-    return [cell.text if cell.text is not None else "–" for cell in cells]

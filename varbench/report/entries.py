@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from varbench import stats
@@ -23,37 +24,37 @@ class Entry:
     records: tuple[Record, ...]
     speedups: dict[str, Interval] = field(default_factory=dict)  # by denominator, transformer, throughput batch
 
-    @property
+    @cached_property
     def first(self) -> Record:
         """The repeat that stands for all where repeats agree by construction: plan, provenance, command."""
         return self.complete[0] if self.complete else self.records[0]
 
-    @property
+    @cached_property
     def name(self) -> str:
         return self.first.row.row
 
-    @property
+    @cached_property
     def family(self) -> str:
         """What is drawn in one colour: the plugins and the recipe, whatever the point."""
         plugins = "+".join(plugin.name for plugin in self.first.row.plugins)
         return f"{plugins}@{self.first.row.recipe}" if self.first.row.recipe else plugins
 
-    @property
+    @cached_property
     def complete(self) -> tuple[Record, ...]:
         return tuple(record for record in self.records if record.status is Status.COMPLETE)
 
-    @property
+    @cached_property
     def is_full(self) -> bool:
         return self.first.row.denominator is not None
 
-    @property
+    @cached_property
     def believable(self) -> bool:
         """Every repeat is complete and valid: only such entries answer anything."""
         return all(
             record.status is Status.COMPLETE and record.validity.verdict is Verdict.VALID for record in self.records
         )
 
-    @property
+    @cached_property
     def trouble(self) -> str | None:
         """Why the entry is not believable, in one line; null when it is."""
         if self.believable:
@@ -68,7 +69,7 @@ class Entry:
         share = f"{len(texts)} of {len(self.records)} repeats, " if len(self.records) > 1 else ""
         return share + " | ".join(unique)
 
-    @property
+    @cached_property
     def headline(self) -> Score | None:
         quality = self.first.quality
         return quality.scores[0] if quality and quality.scores else None
@@ -84,8 +85,9 @@ class Entry:
                     found.append(Interval(value=score.value, low=low, high=high))
         return stats.combine(found) if found else None
 
-    @property
+    @cached_property
     def quality(self) -> Interval | None:
+        """The headline score; all entries of a block are asked for the block's by `score`."""
         return self.score(self.headline.name) if self.headline else None
 
     def seconds(self, column: str, regime: str) -> Interval | None:
@@ -113,13 +115,13 @@ class Entry:
                 found.append(value)
         return max(found) if found else None
 
-    @property
+    @cached_property
     def work(self) -> Totals | None:
         """What really ran; of a row that did not run, what was planned."""
         return self.first.trace or (self.first.plan.totals if self.first.plan else None)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Block:
     """Entries that may be compared: one model, one protocol, one machine."""
 
@@ -127,12 +129,12 @@ class Block:
     entries: tuple[Entry, ...]  # the main table
     studies: dict[str, tuple[Entry, ...]]  # rows made for a panel of their own
 
-    @property
+    @cached_property
     def full(self) -> dict[str, Entry]:
         """The full model by accounting."""
         return _denominators(self.entries)
 
-    @property
+    @cached_property
     def floor(self) -> float | None:
         """How far the full model differs from itself in time; the largest of the runs."""
         found = [
@@ -143,7 +145,7 @@ class Block:
         ]
         return max(found, default=None)
 
-    @property
+    @cached_property
     def title(self) -> str:
         asked = self.conditions
         parts = [f"{asked['preset']}", f"{asked['dtype']}", f"batch {asked['batch']}", f"on {asked['device']}"]
@@ -155,7 +157,7 @@ class Block:
             parts.append("quick look")
         return ", ".join(parts)
 
-    @property
+    @cached_property
     def headline(self) -> Score | None:
         """The score of table and pictures: that of the full model, else the first that any row has."""
         ordered = sorted(self.entries, key=lambda entry: not entry.is_full)

@@ -23,6 +23,8 @@ from varbench.report.entries import Block, Entry, score_label, timing_column
 
 MOST_ROWS = 12  # figures with a place for each row; more would not be read
 MOST_LABELS = 14
+MOST_POINTS = 300
+MOST_NAMES = 12  # of a legend
 
 
 def colours_of(block: Block) -> dict[str, str]:
@@ -31,6 +33,11 @@ def colours_of(block: Block) -> dict[str, str]:
     families = list(dict.fromkeys(entry.family for entry in block.entries if entry.family not in full))
     colours = {family: PALETTE[place % len(PALETTE)] for place, family in enumerate(families)}
     return {**dict.fromkeys(full, NEUTRAL), **colours}
+
+
+def candidates(block: Block) -> Sequence[Entry]:
+    """The rows of scatter plots, in the table's order, which has the believable and the best first."""
+    return block.entries[:MOST_POINTS]
 
 
 def shown(block: Block) -> list[Entry]:
@@ -50,7 +57,7 @@ def label(entry: Entry) -> str:
 
 def quality_against_speed(block: Block) -> Figure | None:
     points = []
-    for entry in block.entries:
+    for entry in candidates(block):
         quality, speedup = _quality(entry, block), entry.speedups.get("lossless")
         if quality is not None and speedup is not None:
             span = {"x": speedup.value, "x_low": speedup.low, "x_high": speedup.high}
@@ -69,9 +76,9 @@ def quality_against_speed(block: Block) -> Figure | None:
         caption += f" The grey band is the A/A floor, ±{block.floor:.1%}: inside it no speed differs from the full model's."
     spec = chart([*under, *_trade_off(points, block, x_title, faster_is_right=True)], values=points, height=380)
     return Figure(
-        key="quality-speed", title="Quality against speed", caption=caption + _floor_caption(block),
+        key="quality-speed", title="Quality against speed", caption=caption + _floor_caption(block) + _cut(block),
         cells=(Cell(spec=spec, alt=f"Scatter plot of {_score_name(block)} against speedup for {len(points)} rows"),),
-        legend=_family_legend(block, points),
+        legend=family_legend(block, points),
     )  # fmt: skip
 
 
@@ -80,7 +87,7 @@ def quality_against_memory(block: Block) -> Figure | None:
     legend: tuple[Swatch, ...] = ()
     for key, title in (("state_peak_bytes", "largest state across scales"), ("peak_bytes", "peak memory")):
         points = []
-        for entry in block.entries:
+        for entry in candidates(block):
             value = entry.memory(key)
             if _quality(entry, block) is not None and value is not None:
                 mebibytes = value / (1 << 20)
@@ -90,13 +97,13 @@ def quality_against_memory(block: Block) -> Figure | None:
             layers = _trade_off(points, block, f"{title}, MiB (further left is less)", faster_is_right=False)
             alt = f"Scatter plot of {_score_name(block)} against {title} for {len(points)} rows"
             cells.append(Cell(spec=chart(layers, values=points), alt=alt, title=title.capitalize()))
-            legend = _family_legend(block, points)
+            legend = family_legend(block, points)
     if not cells:
         return None
     return Figure(
         key="quality-memory", title="Quality against memory", columns=2, cells=tuple(cells), legend=legend,
         caption="State is what lives across scales: caches and whatever a method keeps. Peak memory adds weights and "
-        "activations. The dashed line is the Pareto frontier of the valid rows.",
+        "activations. The dashed line is the Pareto frontier of the valid rows." + _cut(block),
     )  # fmt: skip
 
 
@@ -277,8 +284,11 @@ def _quality(entry: Entry, block: Block) -> Any:
     return entry.score(block.headline.name) if block.headline is not None else None
 
 
-def _family_legend(block: Block, points: Sequence[dict[str, Any]]) -> tuple[Swatch, ...]:
+def family_legend(block: Block, points: Sequence[dict[str, Any]]) -> tuple[Swatch, ...]:
     found = swatches(colour("family", colours_of(block), [point for point in points if point["valid"]]))
+    more = len(found) - MOST_NAMES
+    if more > 0:
+        found = (*found[:MOST_NAMES], Swatch(name=f"and {more} more, by name in the table and on hover", symbol="…"))
     doubted = any(not point["valid"] for point in points)
     return (*found, Swatch(name="not valid", colour=INVALID, symbol="✚")) if doubted else found
 
@@ -289,6 +299,11 @@ def _score_name(block: Block) -> str:
 
 def _floor_caption(block: Block) -> str:
     return " Dotted lines are the floors no generator gets below at this sample size." if block_floors(block) else ""
+
+
+def _cut(block: Block) -> str:
+    total = len(block.entries)
+    return f" The first {MOST_POINTS} of {total} rows are drawn." if total > MOST_POINTS else ""
 
 
 def _thinned(samples: Sequence[float], most: int = 40) -> Sequence[float]:

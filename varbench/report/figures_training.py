@@ -10,7 +10,7 @@ from varbench.records import Training
 from varbench.report import words
 from varbench.report.charts import NEUTRAL, PALETTE, Cell, Figure, Spec, Swatch, axis, chart, colour, swatches
 from varbench.report.entries import Block, Entry, score_label
-from varbench.report.figures import colours_of
+from varbench.report.figures import MOST_ROWS, colours_of
 from varbench.stats import Interval
 
 ASYMMETRY = "scale_depth_asymmetry"
@@ -214,13 +214,14 @@ def scale_depth_asymmetry(block: Block) -> Figure | None:
 
 
 def _trainings(block: Block) -> list[Training]:
-    """Each training once: rows that share its weights share it."""
-    found: dict[tuple[str, int], Training] = {}
+    """Each training once, since rows share their weights; of the first recipes, in the order of the table."""
+    found: dict[str, dict[tuple[str, int], Training]] = {}
     for entry in block.entries:
         for record in entry.complete if entry.believable else ():
             if record.training is not None:
-                found.setdefault((record.training.key, record.training.seed), record.training)
-    return list(found.values())
+                repeats = found.setdefault(record.training.recipe, {})
+                repeats.setdefault((record.training.key, record.training.seed), record.training)
+    return [training for repeats in list(found.values())[:MOST_ROWS] for training in repeats.values()]
 
 
 def _marks(names: list[str], symbols: list[str]) -> tuple[Swatch, ...]:

@@ -16,10 +16,9 @@ from varbench.report.charts import (
     chart,
     colour,
     ramp,
-    swatches,
 )
 from varbench.report.entries import Block, Entry
-from varbench.report.figures import MOST_ROWS, colours_of, how_many, label, shown
+from varbench.report.figures import MOST_ROWS, candidates, colours_of, family_legend, how_many, label, shown
 
 MEBIBYTE = 1 << 20
 
@@ -94,7 +93,8 @@ def memory_over_steps(block: Block) -> Figure | None:
     tops = []
     for entry in rows:
         memory, plan = entry.first.memory, entry.first.plan
-        assert memory is not None and memory.state_bytes is not None
+        assert memory is not None
+        assert memory.state_bytes is not None
         weights = memory.weights_bytes or 0
         values: list[dict[str, Any]] = []
         marks: list[dict[str, Any]] = []
@@ -199,7 +199,7 @@ def measured_against_predicted(block: Block) -> Figure | None:
     hardware = next((plan.hardware for plan in plans if plan.hardware), "this device")
     return Figure(
         key="predicted", title="Measured against predicted", columns=2, cells=tuple(cells),
-        legend=swatches(colour("family", colours_of(block), [{"family": entry.family} for entry in block.entries if entry.complete])),
+        legend=family_legend(block, [{"family": e.family, "valid": True} for e in block.entries if e.complete]),
         caption=f"The plan's roofline for {hardware}, with one efficiency for all methods. On the diagonal prediction and "
         "measurement agree; above it the row is slower than its work explains.",
     )  # fmt: skip
@@ -207,7 +207,7 @@ def measured_against_predicted(block: Block) -> Figure | None:
 
 def _predicted_rows(block: Block) -> Cell | None:
     values: list[dict[str, Any]] = []
-    for entry in block.entries:
+    for entry in candidates(block):
         measured, plan = entry.seconds("transformer", "throughput"), entry.first.plan
         if measured is None or plan is None or not plan.predicted_seconds:
             continue

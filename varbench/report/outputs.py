@@ -16,9 +16,10 @@ from typing import Any
 
 from varbench.errors import UserError
 from varbench.records import Record, record_path, to_json, write_atomic
-from varbench.records.tables import write_csv, write_parquet
+from varbench.records.tables import frame_of, write_csv, write_parquet
 from varbench.report import charts, columns, page, samples
 from varbench.report.answer import answer
+from varbench.report.entries import Entry
 
 ABOUT = "report.json"
 
@@ -36,11 +37,13 @@ def render(
     if not records and not problems:
         raise UserError("no records: nothing to report; run `varbench run` first, or name folders with --records")
     out_dir.mkdir(parents=True, exist_ok=True)
-    fingerprint = _fingerprint(records, changes)
+    encoded = [to_json(record) for record in records]
+    fingerprint = _fingerprint(encoded, changes)
     folder = _folder_for(out_dir, _run_name(records), fingerprint)
     building = Path(tempfile.mkdtemp(dir=out_dir, prefix=".building-"))
     try:
-        _write_all(building, records, problems=problems, panels=panels, changes=changes, fingerprint=fingerprint)
+        shown = page.Shown(records=records, encoded=encoded, problems=problems, panels=panels, changes=changes)
+        _write_all(building, shown, fingerprint)
         os.chmod(building, 0o755)
         if folder.exists():
             _swap(building, folder)
@@ -69,23 +72,14 @@ def write_index(out_dir: Path) -> Path:
     return path
 
 
-def _write_all(
-    folder: Path,
-    records: Sequence[Record],
-    *,
-    problems: Sequence[str],
-    panels: Sequence[page.Panel],
-    changes: page.Changes | None,
-    fingerprint: str,
-) -> None:
-    drawn = page.draw(records)
-    files = _write_tables(folder, drawn, records) + _write_figures(folder, drawn)
-    for record in records:
+def _write_all(folder: Path, shown: page.Shown, fingerprint: str) -> None:
+    records, drawn = shown.records, page.draw(shown.records)
+    files = _write_tables(folder, drawn, shown.encoded) + _write_figures(folder, drawn)
+    for record, data in zip(records, shown.encoded, strict=True):
         path = record_path(record, folder / "records" / _safe_name(record.run))
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(to_json(record)), encoding="utf-8")
-    text = page.page(records, drawn, problems=problems, panels=panels, changes=changes, files=[*files, "records/"])
-    (folder / "index.html").write_text(text, encoding="utf-8")
+        path.write_text(json.dumps(data), encoding="utf-8")
+    (folder / "index.html").write_text(page.page(shown, drawn, files=[*files, "records/"]), encoding="utf-8")
     entries = [entry for one in drawn for entry in one.block.entries]
     about: dict[str, Any] = {
         "fingerprint": fingerprint,
@@ -99,21 +93,18 @@ def _write_all(
     (folder / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
 
 
-def _write_tables(folder: Path, drawn: Sequence[page.Drawn], records: Sequence[Record]) -> list[str]:
+def _write_tables(folder: Path, drawn: Sequence[page.Drawn], encoded: Sequence[dict[str, Any]]) -> list[str]:
     """`table.*` hold what the page's table shows, `records.*` every key of every record."""
     from tabulate import tabulate
 
     markdown, latex, lines = [], [], []
     for one in drawn:
         block = one.block
-        headings = [column.heading for column in columns.columns_of(block)]
-        rows = [columns.plain(cells) for cells in columns.table_of(block)]
-        for entry, cells in zip(block.entries, columns.table_of(block), strict=True):
+        headings = [column.heading for column in one.headings]
+        rows = []
+        for entry, cells in zip(block.entries, one.rows, strict=True):
             lines.append(_line(one, entry.name, cells))
-        rows = [
-            [*row[:-3], entry.trouble or row[-3], *row[-2:]]
-            for entry, row in zip(block.entries, rows, strict=True)
-        ]
+            rows.append([_plain(column, cell, entry) for column, cell in zip(one.headings, cells, strict=True)])
         escaped = [[html.escape(cell, quote=False).replace("|", "\\|") for cell in row] for row in rows]
         table = tabulate(escaped, headers=headings, tablefmt="github", disable_numparse=True)
         markdown.append(f"## {block.title}\n\n{answer(block)}\n\n{table}\n")
@@ -123,16 +114,24 @@ def _write_tables(folder: Path, drawn: Sequence[page.Drawn], records: Sequence[R
     (folder / "table.md").write_text("\n".join(markdown), encoding="utf-8")
     (folder / "table.tex").write_text("\n".join(latex).replace("±", "$\\pm$").replace("–", "--"), encoding="utf-8")
     (folder / "table.json").write_text(json.dumps(lines, indent=1), encoding="utf-8")
-    write_csv(records, folder / "records.csv")
-    write_parquet(records, folder / "records.parquet")
+    frame = frame_of(encoded)
+    write_csv(frame, folder / "records.csv")
+    write_parquet(frame, folder / "records.parquet")
     return ["table.md", "table.tex", "table.json", "records.csv", "records.parquet"]
+
+
+def _plain(column: columns.Column, cell: columns.Cell, entry: Entry) -> str:
+    """The cell as text; an invalid row says why."""
+    if column.key == "validity" and entry.trouble:
+        return entry.trouble
+    return "–" if cell.text is None else cell.text
 
 
 def _line(one: page.Drawn, name: str, cells: Sequence[columns.Cell]) -> dict[str, Any]:
     """One row of the table with figures as numbers, and for each missing one its reason."""
     found: dict[str, Any] = {"row": name, "conditions": one.block.conditions}
     missing = {}
-    for column, cell in zip(columns.columns_of(one.block), cells, strict=True):
+    for column, cell in zip(one.headings, cells, strict=True):
         if column.key == "row":
             continue
         found[column.key] = cell.sort if column.numeric else cell.text
@@ -158,8 +157,8 @@ def _write_figures(folder: Path, drawn: Sequence[page.Drawn]) -> list[str]:
     return written
 
 
-def _fingerprint(records: Sequence[Record], changes: page.Changes | None) -> str:
-    texts = sorted(json.dumps(to_json(record), sort_keys=True) for record in records)
+def _fingerprint(encoded: Sequence[dict[str, Any]], changes: page.Changes | None) -> str:
+    texts = sorted(json.dumps(data, sort_keys=True) for data in encoded)
     older = json.dumps(dataclasses.asdict(changes)) if changes is not None else ""
     return hashlib.sha256("\n".join([*texts, older]).encode()).hexdigest()
 

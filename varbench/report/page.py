@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from varbench.records import Record, to_json
+from varbench.records import Record
 from varbench.report import charts, columns, figures, figures_training, figures_work, samples, sections, words
 from varbench.report.answer import answer
 from varbench.report.charts import Figure
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 MOST_BLOCKS_WITH_FIGURES = 6
-MOST_PAYLOAD = 1_300_000  # characters of records inside the page; above it raw samples stay in their files only
+MOST_PAYLOAD = 800_000  # characters of records inside the page; above it raw samples stay in their files only
+SHARED = ("plan", "training", "model", "protocol", "environment", "provenance", "weights")
 GLYPHS = {"better": "▲", "worse": "▼", "same": "≈"}
-MOODS = {"better": "better than the full model", "worse": "worse", "same": "not told apart from the full model"}
+MOODS = {"better": "better", "worse": "worse", "same": "not told apart"}
 FIGURES: tuple[Callable[[Block], Figure | None], ...] = (
     figures.quality_against_speed,
     figures_training.full_against_subnet,
@@ -46,6 +47,8 @@ class Drawn:
     """A block with its figures, under the names they have on the page and as files."""
 
     block: Block
+    headings: tuple[columns.Column, ...]
+    rows: list[list[columns.Cell]]
     anchor: str
     figures: tuple[tuple[str, Figure], ...]
     grids: tuple[samples.Grid, ...]
@@ -69,6 +72,17 @@ class Changes:
     warnings: tuple[str, ...]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shown:
+    """Everything that goes onto a page. `encoded` are the records as `to_json` gives them."""
+
+    records: Sequence[Record]
+    encoded: Sequence[dict[str, Any]]
+    problems: Sequence[str] = ()
+    panels: Sequence[Panel] = ()
+    changes: Changes | None = None
+
+
 def draw(records: Sequence[Record]) -> list[Drawn]:
     """The blocks with the figures that their records allow."""
     drawn = []
@@ -79,25 +93,24 @@ def draw(records: Sequence[Record]) -> list[Drawn]:
         if number < MOST_BLOCKS_WITH_FIGURES:
             found = [(f"{prefix}{figure.key}", figure) for make in FIGURES if (figure := make(block)) is not None]
             grids = samples.grids_of(block)
-        drawn.append(Drawn(block=block, anchor=f"block{number + 1}", figures=tuple(found), grids=tuple(grids)))
+        headings, rows = columns.table_of(block)
+        drawn.append(
+            Drawn(
+                block=block, headings=headings, rows=rows, anchor=f"block{number + 1}", figures=tuple(found),
+                grids=tuple(grids),
+            )
+        )  # fmt: skip
     return drawn
 
 
-def page(
-    records: Sequence[Record],
-    drawn: Sequence[Drawn],
-    *,
-    problems: Sequence[str] = (),
-    panels: Sequence[Panel] = (),
-    changes: Changes | None = None,
-    files: Sequence[str] = (),
-) -> str:
+def page(shown: Shown, drawn: Sequence[Drawn], *, files: Sequence[str] = ()) -> str:
     """The whole page as one string."""
+    records = shown.records
     chart_specs: dict[str, charts.Spec] = {}
     entries: list[dict[str, Any]] = []
     places = {id(record): place for place, record in enumerate(records)}
     blocks = [_block(one, chart_specs, entries, places) for one in drawn]
-    shown_panels = [_panel(panel, number, chart_specs) for number, panel in enumerate(panels)]
+    panels = [_panel(panel, number, chart_specs) for number, panel in enumerate(shown.panels)]
     first = drawn[0].block if drawn else None
     script = _resource("page.js")
     bundle = vega_bundle()
@@ -106,18 +119,18 @@ def page(
         subtitle=_subtitle(records),
         answer=answer(first),
         facts=_facts(drawn, records),
-        contents=_contents(drawn, shown_panels, changes),
-        problems=problems,
+        contents=_contents(drawn, panels, shown.changes),
+        problems=shown.problems,
         blocks=blocks,
-        panels=shown_panels,
-        changes=changes,
+        panels=panels,
+        changes=shown.changes,
         notices=_notices(records),
         conditions=[_conditions(one.block) for one in drawn],
         files=files,
         style=_safe(_resource("style.css")),
         script=_safe(script),
         vega=_safe(bundle),
-        payload=_safe(_payload(records, entries, chart_specs)),
+        payload=_safe(_payload(shown.encoded, entries, chart_specs)),
         policy=_policy(bundle, script),
     )  # fmt: skip
 
@@ -141,7 +154,7 @@ def _block(
     one: Drawn, specs: dict[str, charts.Spec], entries: list[dict[str, Any]], places: dict[int, int]
 ) -> dict[str, Any]:
     block, rows = one.block, []
-    for entry, cells in zip(block.entries, columns.table_of(block), strict=True):
+    for entry, cells in zip(block.entries, one.rows, strict=True):
         rows.append({
             "name": entry.name, "full": entry.is_full, "trouble": entry.trouble, "cells": cells, "index": len(entries),
         })  # fmt: skip
@@ -160,7 +173,7 @@ def _block(
         })  # fmt: skip
     return {
         "anchor": one.anchor, "title": block.title, "answer": answer(block), "rows": rows, "figures": shown,
-        "columns": columns.columns_of(block), "grids": one.grids,
+        "columns": one.headings, "grids": one.grids,
         "has_plans": any(figure.key == "plans" for _, figure in one.figures),
     }  # fmt: skip
 
@@ -192,34 +205,35 @@ def _panel(panel: Panel, number: int, specs: dict[str, charts.Spec]) -> dict[str
     return {"anchor": f"panel{number}", "title": panel.section.title, "source": panel.source, "parts": parts}
 
 
-def _payload(records: Sequence[Record], entries: Sequence[dict[str, Any]], specs: dict[str, charts.Spec]) -> str:
+def _payload(encoded: Sequence[dict[str, Any]], entries: Sequence[dict[str, Any]], specs: dict[str, charts.Spec]) -> str:
     """What the script needs, deflated: page-sized sets go in whole, larger ones without raw samples and losses."""
     for trimmed in (False, True):
-        shared: dict[str, int] = {}  # plans and trainings that rows share are written once
-        shown = [_shown_record(record, shared, trimmed=trimmed) for record in records]
+        shared: dict[str, int] = {}
+        records = [_shown_record(data, shared, trimmed=trimmed) for data in encoded]
         data = {
-            "records": shown, "shared": [json.loads(text) for text in shared], "entries": entries, "charts": specs,
-            "trimmed": trimmed,
+            "records": records, "shared": [json.loads(text) for text in shared], "entries": entries, "charts": specs,
+            "names": SHARED, "trimmed": trimmed,
         }  # fmt: skip
-        packed = base64.b64encode(zlib.compress(json.dumps(data).encode(), 6)).decode()
+        packed = base64.b64encode(zlib.compress(json.dumps(data, separators=(",", ":")).encode(), 6)).decode()
         if len(packed) <= MOST_PAYLOAD:
             break
     return packed
 
 
-def _shown_record(record: Record, shared: dict[str, int], *, trimmed: bool) -> dict[str, Any]:
-    data = to_json(record)
-    if data["samples"] is not None:
-        data["samples"]["png"] = None  # it is on the page already
-    if trimmed and data["timing"] is not None:
-        for column in data["timing"]["columns"]:
-            del column["rounds"]
-    if trimmed and data["training"] is not None:
-        del data["training"]["losses"]
-    for holder, name in ((data["plan"], "steps"), (data, "training")):
-        if holder is not None and holder[name] is not None:
-            holder[name] = shared.setdefault(json.dumps(holder[name]), len(shared))
-    return data
+def _shown_record(data: dict[str, Any], shared: dict[str, int], *, trimmed: bool) -> dict[str, Any]:
+    """The record with its large sections replaced by their place among those that rows share."""
+    shown = dict(data)
+    if shown["samples"] is not None:
+        shown["samples"] = {**shown["samples"], "png": None}  # it is on the page already
+    if trimmed and shown["timing"] is not None:
+        columns_left = [{k: v for k, v in column.items() if k != "rounds"} for column in shown["timing"]["columns"]]
+        shown["timing"] = {**shown["timing"], "columns": columns_left}
+    if trimmed and shown["training"] is not None:
+        shown["training"] = {k: v for k, v in shown["training"].items() if k != "losses"}
+    for name in SHARED:
+        if shown[name] is not None:
+            shown[name] = shared.setdefault(json.dumps(shown[name]), len(shared))
+    return shown
 
 
 def _subtitle(records: Sequence[Record]) -> str:
@@ -291,7 +305,7 @@ def _conditions(block: Block) -> dict[str, Any]:
         "weights": ", ".join(sorted({f"{w.role} {w.name} {w.sha256[:12]}" for r in records for w in r.weights})),
         "code": ", ".join(sorted({r.code_hash[:12] for r in records})),
     }
-    facts |= {name: value for name, value in environment.variables.items()}
+    facts |= environment.variables
     return {"title": block.title, "facts": [(name, value) for name, value in facts.items() if value]}
 
 

@@ -25,7 +25,8 @@ def grids_of(block: Block) -> list[Grid]:
     grids = []
     for entry in sorted(entries, key=lambda entry: entry is not top):
         png, samples = _png(entry), entry.first.samples
-        assert png is not None and samples is not None
+        assert png is not None
+        assert samples is not None
         alike = top is not None and top.first.samples is not None and _alike(entry, top)
         distance = entry.first.distance
         notes = []
@@ -68,6 +69,7 @@ def _png(entry: Entry) -> str | None:
 
 def _alike(entry: Entry, top: Entry) -> bool:
     mine, theirs = entry.first.samples, top.first.samples
-    assert mine is not None and theirs is not None
+    assert mine is not None
+    assert theirs is not None
     same_seed = entry.first.protocol.seed == top.first.protocol.seed
     return same_seed and (mine.labels, mine.columns) == (theirs.labels, theirs.columns)

@@ -36,7 +36,10 @@
   dark.addEventListener("change", () => places.forEach((place) => { delete place.dataset.drawn; draw(place); }));
 
   /* Sorting. Missing values stay at the end whatever the direction. */
-  const valueOf = (row, index) => row.cells[index].dataset.sort;
+  const valueOf = (row, index) => {
+    const cell = row.cells[index];
+    return cell.dataset.sort ?? (cell.querySelector(".missing") ? undefined : cell.textContent);
+  };
   const compare = (a, b) => {
     const [x, y] = [Number(a), Number(b)];
     return Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b, undefined, { numeric: true }) : x - y;
@@ -63,7 +66,7 @@
     const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0, total = 0;
     document.querySelectorAll("table.sortable tbody tr").forEach((row) => {
-      const text = `${row.dataset.name} ${row.textContent}`.toLowerCase();
+      const text = `${row.cells[0].dataset.sort} ${row.textContent}`.toLowerCase();
       const right = !validity.value || (validity.value === "valid") !== row.classList.contains("doubted");
       row.hidden = !(right && wanted.every((word) => text.includes(word)));
       shown += !row.hidden; total += 1;
@@ -110,15 +113,18 @@
       step.predicted_seconds === null ? "–" : `${(step.predicted_seconds * 1e3).toPrecision(3)} ms`,
     ]));
   const section = (title, ...content) => body.append(el("h3", title), ...content);
+  const whole = (record) => { // sections that rows share are stored once
+    const made = { ...record };
+    for (const name of payload.names) if (typeof made[name] === "number") made[name] = payload.shared[made[name]];
+    return made;
+  };
   const open = (index) => {
     const entry = payload.entries[index];
     dialog.querySelector("h2").textContent = entry.name;
     body.replaceChildren();
     if (entry.trouble) section("Not to be believed", el("p", entry.trouble));
     entry.records.forEach((which) => {
-      const { plan: bare, training: taught, ...rest } = payload.records[which];
-      const plan = bare && { ...bare, steps: payload.shared[bare.steps] };
-      const record = { ...rest, training: taught === null ? null : payload.shared[taught] };
+      const record = whole(payload.records[which]), plan = record.plan;
       if (entry.records.length > 1) body.append(el("h3", `Repeat: run ${record.run}, seed ${record.protocol.seed}`));
       section("Command line", el("pre", record.command));
       if (record.training) section("Training command", el("pre", record.training.command));
@@ -134,7 +140,7 @@
       if (plan && which === entry.records[0]) section(`Plan ${plan.digest.slice(0, 12)}`, planTable(plan));
       const raw = el("details"), text = el("pre");
       raw.append(el("summary", "The whole record"), text);
-      raw.addEventListener("toggle", () => { if (raw.open && !text.textContent) text.textContent = JSON.stringify({ ...record, plan }, null, 1); });
+      raw.addEventListener("toggle", () => { if (raw.open && !text.textContent) text.textContent = JSON.stringify(record, null, 1); });
       if (payload.trimmed) raw.append(el("p", "Raw samples and loss curves are in the file under records/ beside this page.", "soft"));
       section("Record", raw);
     });

@@ -52,7 +52,7 @@ class _Pluggy(pluggy.PluginManager):
     """Takes every function called `varbench_…` for a hook, marked or not, so that a forgotten mark is not silence."""
 
     def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
-        options = super().parse_hookimpl_opts(plugin, name)  # type: ignore[arg-type]
+        options = super().parse_hookimpl_opts(plugin, name)
         if options is None and name.startswith(HOOK_PREFIX) and inspect.isroutine(getattr(plugin, name, None)):
             return {}
         return options

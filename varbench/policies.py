@@ -232,6 +232,7 @@ class TrainingSchedule(Protocol):
 
     def check(self, total: int) -> None:
         """Refuse, by a `UserError`, a number of steps that is too small for the schedule's phases."""
+        return None
 
     def at(self, stage: Stage, step: int, total: int, uniform: Callable[[int], float]) -> TrainStep:
         """Step `step` of the stage's `total`; `uniform(k)` is the step's k-th random number in [0, 1)."""

@@ -17,7 +17,8 @@ from typing import Any
 from varbench.compiler import Owned, RowPolicies
 from varbench.errors import UserError, did_you_mean
 from varbench.plan import Accounting
-from varbench.plugins import PluginInfo, PluginManager, manager as default_manager
+from varbench.plugins import PluginInfo, PluginManager
+from varbench.plugins import manager as default_manager
 from varbench.policies import Parameter, Setting, Settings, TrainingSchedule
 from varbench.spec import ModelSpec
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from varbench import hookimpl
 from varbench.policies import DepthPolicy, Provenance, Setting, Settings, TrainingSchedule
 from varbench.spec import ModelSpec
-from varbench_plugins.variant import depth
-from varbench_plugins.variant.schedule import DRAW, SupernetSchedule
+
+from . import depth
+from .schedule import DRAW, SupernetSchedule
 
 SHORTEST_TRAINING = 6
 """Steps from which each of the three phases has one."""

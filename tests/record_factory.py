@@ -10,6 +10,7 @@ import zlib
 from typing import Any
 
 from varbench import records as r
+from varbench.records.plans import call_runs
 
 LAYERS = 16
 SIDES = (1, 2, 3, 4, 6, 8)
@@ -141,18 +142,18 @@ def make_plan(depth: int, *, accounting: str, seconds: float) -> r.PlanSummary:
         cached += tokens
         last = index == len(SIDES) - 1
         calls = [(layer, tokens, tokens, cached - tokens, tokens, 0 if last else cached) for layer in layers]
-        held = 0 if last else len(calls) * cached * 2 * width * batch * waste
+        held = len(calls) * (cached - (tokens if last else 0)) * 2 * width * batch * waste
         flops = 2.0 * batch * tokens * len(calls) * 12 * width * width
         steps.append(r.PlanStep(
             scales=(index + 1,), samples=index + 1, backbone="var", branches=("cond", "uncond"), mask="full",
-            calls=r.call_runs(calls), flops=flops, weight_bytes=len(calls) * 24 * width * width,
-            cache_held_bytes=held, cache_allocated_bytes=held, activation_bytes=batch * tokens * width * 20,
+            calls=call_runs(calls), flops=flops, state_peak_bytes=held, state_after_bytes=0 if last else held,
+            activation_bytes=batch * tokens * width * 20,
             moved_bytes=len(calls) * 24 * width * width + held, predicted_seconds=seconds * 0.8 * tokens / sum(s * s for s in SIDES),
         ))
     totals = r.Totals(
         flops=sum(step.flops or 0 for step in steps), steps=len(steps),
         layer_tokens=sum(len(run.layers) * run.attention_tokens for step in steps for run in step.calls),
-        cache_peak_bytes=max(step.cache_held_bytes or 0 for step in steps), cache_end_bytes=held,
+        state_peak_bytes=max(step.state_peak_bytes or 0 for step in steps), state_end_bytes=held,
     )
     return r.PlanSummary(
         digest=f"{depth:02d}" * 16, batch=64, steps=tuple(steps), totals=totals, weights_bytes=21_800_000,
@@ -161,9 +162,9 @@ def make_plan(depth: int, *, accounting: str, seconds: float) -> r.PlanSummary:
 
 
 def make_memory(plan: r.PlanSummary) -> r.Memory:
-    held = tuple(step.cache_held_bytes or 0 for step in plan.steps)
+    held = tuple(step.state_peak_bytes or 0 for step in plan.steps)
     return r.Memory(
-        batch=64, weights_bytes=21_800_000, state_bytes=held, state_predicted_bytes=held,
+        batch=64, weights_bytes=21_800_000, state_peak_bytes=held, state_after_bytes=(*held[:-1], 0),
         activations_peak_bytes=40_000_000, rss_growth_bytes=120_000_000 + max(held),
     )
 

@@ -16,6 +16,7 @@ from record_factory import make_record
 
 from varbench import records
 from varbench.records import schema
+from varbench.records.plans import call_runs
 
 
 def sections(kind=records.Record, seen=None):
@@ -142,7 +143,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
 
 def test_equal_neighbours_of_a_plan_are_written_once_and_in_order():
     calls = [(0, 4, 4, 1, 4, 5), (1, 4, 4, 1, 4, 5), (2, 4, 2, 1, 4, 5), (3, 4, 4, 1, 4, 5)]
-    runs = records.call_runs(calls)
+    runs = call_runs(calls)
     assert [run.layers for run in runs] == [(0, 1), (2,), (3,)]
     assert runs[1].ffn_tokens == 2
 

@@ -1,10 +1,10 @@
-"""Records: what one row of one run leaves behind. `schema` says what, `files` writes and reads it, `tables` flattens it."""
+"""Records: what one row of one run leaves behind. `schema` says what, `files` writes and reads it, `plans` fills
+in plans, `tables` flattens it for CSV and Parquet. Only the first two are imported here."""
 
 from varbench.records.files import (
     Loaded,
     NewerSchemaError,
     RecordError,
-    call_runs,
     from_json,
     load_records,
     read_record,
@@ -80,7 +80,6 @@ __all__ = [
     "Validity",
     "Verdict",
     "WeightFile",
-    "call_runs",
     "from_json",
     "load_records",
     "read_record",

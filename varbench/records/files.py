@@ -21,7 +21,7 @@ from typing import Any
 
 from varbench.errors import UserError
 from varbench.records import schema
-from varbench.records.schema import SCHEMA_VERSION, CallRun, Record
+from varbench.records.schema import SCHEMA_VERSION, Record
 
 # From schema version to a function that turns a file of that version into one of the next. Keys that are merely
 # new need none: a missing key that may be null reads as null.
@@ -152,19 +152,6 @@ def _with_samples(record: Record, folder: Path) -> Record:
         lost = {**record.missing, "samples.png": f"{samples.path} cannot be read: {error.strerror}"}
         return dataclasses.replace(record, missing=lost)
     return dataclasses.replace(record, samples=dataclasses.replace(samples, png=png, path=None))
-
-
-def call_runs(calls: Iterable[tuple[int, int, int, int, int, int]]) -> tuple[CallRun, ...]:
-    """Layer calls (layer, attention tokens, FFN tokens, reads, own, kept) with equal neighbours written once."""
-    runs: list[CallRun] = []
-    for layer, attention, ffn, reads, own, kept in calls:
-        new = CallRun(
-            layers=(layer,), attention_tokens=attention, ffn_tokens=ffn, reads=reads, own=own, kept=kept
-        )
-        if runs and dataclasses.replace(runs[-1], layers=new.layers) == new:
-            new = dataclasses.replace(new, layers=(*runs.pop().layers, layer))
-        runs.append(new)
-    return tuple(runs)
 
 
 def _encode(value: Any, path: str) -> Any:

@@ -114,7 +114,10 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class CallRun:
-    """Consecutive layer calls of a step that share their counts (per image and branch), written once."""
+    """Consecutive layer calls of a step that share their counts (per image and branch), written once.
+
+    Where head groups keep different counts, entries are the mean over heads.
+    """
 
     layers: tuple[int, ...] = entry("layer of each call, in the order of execution")
     attention_tokens: int = entry("tokens whose attention is computed")
@@ -133,11 +136,10 @@ class PlanStep:
     mask: str = entry("attention mask of the step")
     calls: tuple[CallRun, ...] = entry("the layer calls")
     flops: float | None = entry("work of the step, for the plan's batch", absent="no cost model for this row")
-    weight_bytes: int | None = entry("weights read", absent="no cost model for this row")
-    cache_held_bytes: int | None = entry("cache and policy state alive after the step", absent="no cost model")
-    cache_allocated_bytes: int | None = entry("what the engine has allocated for it", absent="no cost model")
-    activation_bytes: int | None = entry("largest activations within the step", absent="no cost model")
     moved_bytes: int | None = entry("bytes the roofline moves: weights, cache, activations", absent="no cost model")
+    state_peak_bytes: int | None = entry("largest cache and policy state within the step", absent="no cost model")
+    state_after_bytes: int | None = entry("cache and policy state that stays after the step", absent="no cost model")
+    activation_bytes: int | None = entry("largest activations within the step", absent="no cost model")
     predicted_seconds: float | None = entry("roofline time on `PlanSummary.hardware`", absent="hardware not known")
 
 
@@ -145,11 +147,11 @@ class PlanStep:
 class Totals:
     """Work of one generation of a batch: as planned (`PlanSummary`) or as it happened (`Record.trace`)."""
 
-    flops: float | None = entry("floating point operations", absent="no cost model for this row")
+    flops: float | None = entry("floating point operations of the transformer", absent="no cost model for this row")
     steps: int | None = entry("steps run", absent="not a scale-wise method")
     layer_tokens: int | None = entry("layers x tokens computed, per image and branch", absent="not a layered method")
-    cache_peak_bytes: int | None = entry("largest cache and policy state at any step's end", absent="not counted")
-    cache_end_bytes: int | None = entry("cache and policy state at the last step's end", absent="not counted")
+    state_peak_bytes: int | None = entry("largest cache and policy state in any step", absent="not counted")
+    state_end_bytes: int | None = entry("largest cache and policy state in the last step", absent="not counted")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,10 +215,12 @@ class Timing:
 class Memory:
     """Own pass, own child. A device figure is null on a CPU, a host figure on a GPU."""
 
-    batch: int = entry("images a call")
+    batch: int = entry("images a call, as in the plan")
     weights_bytes: int | None = entry("by storage, counted once", absent="not measured")
-    state_bytes: tuple[int, ...] | None = entry("state across scales after each plan step", absent="not measured")
-    state_predicted_bytes: tuple[int, ...] | None = entry("the plan's figure for it", absent="no cost model")
+    state_peak_bytes: tuple[int, ...] | None = entry(
+        "largest state across scales within each plan step, beside the plan's `state_peak_bytes`", absent="not measured"
+    )
+    state_after_bytes: tuple[int, ...] | None = entry("state that stays after each step", absent="not measured")
     activations_peak_bytes: int | None = entry("peak above weights and state", absent="not measured")
     torch_allocated_bytes: int | None = entry("peak of torch's allocator", absent="a CPU has no torch allocator figure")
     torch_reserved_bytes: int | None = entry("peak it had reserved", absent="a CPU has no torch allocator figure")

@@ -58,7 +58,7 @@ def columns_of(block: Block) -> tuple[Column, ...]:
         Column(key="batch", heading=f"time, batch {batch}", note="transformer only", cell=_time("transformer", "throughput")),
         Column(key="latency", heading="latency, batch 1", note="end to end", cell=_time("end_to_end", "latency")),
         Column(key="memory", heading="peak memory", note="torch's peak on a GPU, resident growth on a CPU", cell=_peak),
-        Column(key="state", heading="state", note="largest state across scales, measured; its end on hover", cell=_state),
+        Column(key="state", heading="state", note="largest state across scales, measured; that of the last step on hover", cell=_state),
         Column(key="parameters", heading="params", note="all backbones that stay loaded", cell=_parameters),
         Column(key="work", heading="work", note="FLOPs really computed, as a share of the full model's", cell=_work),
         *extra,
@@ -161,8 +161,8 @@ def _peak(entry: Entry, block: Block) -> Cell:
 def _state(entry: Entry, block: Block) -> Cell:
     value, end = entry.memory("state_peak_bytes"), entry.memory("state_end_bytes")
     if value is None or end is None:
-        return Cell(text=None, note=why(entry, "memory", "memory.state_bytes"))
-    return Cell(text=words.size(value), note=f"{words.size(end)} at the last step's end", sort=value)
+        return Cell(text=None, note=why(entry, "memory", "memory.state_peak_bytes"))
+    return Cell(text=words.size(value), note=f"{words.size(end)} in the last step", sort=value)
 
 
 def _parameters(entry: Entry, block: Block) -> Cell:

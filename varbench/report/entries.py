@@ -104,7 +104,7 @@ class Entry:
         for record in self.complete:
             if record.memory is None:
                 continue
-            state = record.memory.state_bytes
+            state = record.memory.state_peak_bytes
             if name == "peak_bytes":
                 value = record.memory.peak_bytes
             elif not state:

@@ -89,16 +89,16 @@ def plan_maps(block: Block) -> Figure | None:
 def memory_over_steps(block: Block) -> Figure | None:
     """Measured state stacked on the weights, with the planned activations above, and the plan's state as a mark."""
     cells = []
-    rows = [entry for entry in shown(block) if entry.first.memory is not None and entry.first.memory.state_bytes]
+    rows = [entry for entry in shown(block) if entry.first.memory is not None and entry.first.memory.state_peak_bytes]
     tops = []
     for entry in rows:
         memory, plan = entry.first.memory, entry.first.plan
         assert memory is not None
-        assert memory.state_bytes is not None
+        assert memory.state_peak_bytes is not None
         weights = memory.weights_bytes or 0
         values: list[dict[str, Any]] = []
         marks: list[dict[str, Any]] = []
-        for index, state in enumerate(memory.state_bytes):
+        for index, state in enumerate(memory.state_peak_bytes):
             step = plan.steps[index] if plan is not None and index < len(plan.steps) else None
             name = _step_name(step) if step is not None else str(index + 1)
             parts = {"weights": weights, "state, measured": state}
@@ -108,8 +108,8 @@ def memory_over_steps(block: Block) -> Figure | None:
                 {"step": name, "part": part, "order": order, "MiB": size / MEBIBYTE}
                 for order, (part, size) in enumerate(parts.items())
             ]
-            if memory.state_predicted_bytes is not None and index < len(memory.state_predicted_bytes):
-                predicted = memory.state_predicted_bytes[index]
+            predicted = step.state_peak_bytes if step is not None else None
+            if predicted is not None and plan is not None and plan.batch == memory.batch:
                 marks.append({"step": name, "MiB": (weights + predicted) / MEBIBYTE, "state": predicted / MEBIBYTE})
             tops.append(sum(parts.values()) / MEBIBYTE)
         cells.append((label(entry), values, marks))
@@ -144,8 +144,8 @@ def memory_over_steps(block: Block) -> Figure | None:
     return Figure(
         key="memory", title="Memory over the steps", columns=3, cells=tuple(figure_cells),
         legend=tuple(Swatch(name=name, colour=shade, symbol="■") for name, shade in parts_colours.items()),
-        caption="Weights (grey), state (blue) as measured after each step, activations (orange) as planned, alive only "
-        "within the step. The dark mark is where the plan predicts the state to end." + how_many(block, len(cells)),
+        caption="Weights (grey), largest state within each step (blue) as measured, activations (orange) as planned. The "
+        "dark mark is where the plan predicts the state to end." + how_many(block, len(cells)),
     )  # fmt: skip
 
 

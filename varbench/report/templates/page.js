@@ -105,11 +105,11 @@
     return low === high ? `${low}` : `${low} to ${high}`;
   };
   const planTable = (plan) => tableOf(
-    ["scale", "samples", "backbone", "branches", "layers", "attention tokens", "FFN tokens", "reads", "kept", "FLOPs", "state after", "predicted"],
+    ["scale", "samples", "backbone", "branches", "layers", "attention tokens", "FFN tokens", "reads", "kept", "FLOPs", "state", "predicted"],
     plan.steps.map((step) => [
       step.scales.join(" "), step.samples, step.backbone, step.branches.join(" "), ranges(step.calls.flatMap((run) => run.layers)),
       ...["attention_tokens", "ffn_tokens", "reads", "kept"].map((name) => spread(step.calls.map((run) => run[name]))),
-      units(step.flops, 1000, ["", "k", "M", "G", "T", "P"]), units(step.cache_held_bytes, 1024, ["B", "KiB", "MiB", "GiB"]),
+      units(step.flops, 1000, ["", "k", "M", "G", "T", "P"]), units(step.state_peak_bytes, 1024, ["B", "KiB", "MiB", "GiB"]),
       step.predicted_seconds === null ? "–" : `${(step.predicted_seconds * 1e3).toPrecision(3)} ms`,
     ]));
   const section = (title, ...content) => body.append(el("h3", title), ...content);

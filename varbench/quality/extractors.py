@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,11 +118,18 @@ def from_inception(
     )
 
 
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Convolutions in float32 proper: by default a GPU rounds them to TF32, and scores would depend on the machine."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), torch.inference_mode():
+        yield
+
+
 def extract(extractor: Extractor, images: Images) -> Features:
     """Features of all images, in batches."""
     features, logits = [], []
     batch_size = _BATCH[torch.device(extractor.device).type]
-    with torch.inference_mode():
+    with full_precision():
         for start in range(0, len(images), batch_size):
             batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(
                 extractor.device
@@ -163,7 +171,7 @@ def register(extractor: Extractor) -> str:
         return name
     base: Any = library.feature_extractor_base.FeatureExtractorBase
 
-    class Registered(base):  # type: ignore[misc]
+    class Registered(base):
         def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
             super().__init__(name, features_list)
 

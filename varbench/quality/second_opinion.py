@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from varbench.quality import libraries
 from varbench.quality.cache import cached_arrays
-from varbench.quality.extractors import Extractor
+from varbench.quality.extractors import Extractor, full_precision
 from varbench.quality.images import Images, write_png
 from varbench.quality.reference import Reference
 
@@ -67,7 +67,7 @@ def _legacy(reference: Reference, extractor: Extractor) -> bool:
 def _features(
     library: ModuleType, images: Images, extractor: Extractor, *, legacy: bool
 ) -> NDArray[np.float32]:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, full_precision():
         write_png(folder, images)
         model, resize = _model(library, extractor, legacy=legacy)
         found: NDArray[np.float32] = library.fid.get_folder_features(

@@ -37,7 +37,7 @@ def compiled_library_loads(folder: Path) -> bool:
     if found is None or found.origin is None:
         return False
     try:
-        torch.ops.load_library(found.origin)  # type: ignore[no-untyped-call]
+        torch.ops.load_library(found.origin)
     except OSError:
         return False
     return True
@@ -53,9 +53,9 @@ def declare_operators(folder: Path) -> tuple[str, ...]:
             re.findall(r'@(?:register_meta|torch\.library\.register_fake)\("(?:torchvision::)?(\w+)"', text)
         )
     )
-    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    library = torch.library.Library("torchvision", "FRAGMENT")
     for name in names:
-        library.define(f"{name}(...) -> ...")  # type: ignore[no-untyped-call]
+        library.define(f"{name}(...) -> ...")
     _LIBRARIES.append(library)
     return names
 

@@ -78,7 +78,7 @@ def train_classifier(
         batch, amounts = degrade(images[rows].float() / 255, on_device)
         loss = _loss(module, batch, images[rows].float() / 255, labels[rows], amounts)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 2.0)
         optimizer.step()
         schedule.step()

@@ -1,0 +1,292 @@
+"""The engine does what the plan says, and only that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import models
+import pytest
+import torch
+from torch import Tensor
+
+from varbench import cost
+from varbench.compiler import Owned, RowPolicies, compile_plan
+from varbench.engine.generate import Generated, Sampling, generate
+from varbench.engine.sampler import uniforms
+from varbench.engine.teacher import TeacherPass, explicit_attention
+from varbench.errors import PlanError, UserError
+from varbench.plan import Plan
+from varbench.policies import CacheStrategy, DepthPolicy, GuidancePolicy, StepPolicy, StepSpec, TokenPolicy
+
+STATIC = [
+    "full_var", "full_var:accounting=upstream", "variant@full", "variant@d3", "variant@d2:bridge=2", "variant@d1",
+    "variant@d3:retain=paper", "variant@d2:nested=true", "fixed_ratio@p05/d2", "code@training_free/n3",
+    "code@training_free/n5",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pipe():  # type: ignore[no-untyped-def]
+    return models.pipeline()
+
+
+class EveryToken(TokenPolicy):
+    """Computes all tokens, but by picking them and filling none."""
+
+    def tokens(self, layer: int, scale: int, sublayer: str) -> int | None:
+        return models.SPEC.tokens[scale]
+
+    def remembers(self, layer: int, scale: int, sublayer: str) -> bool:
+        return True
+
+    def pick(self, x_BLC: Tensor, count: int, **_: object) -> Tensor:
+        return torch.arange(count).expand(len(x_BLC), -1)
+
+    def fill(self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, **_: object) -> Tensor:
+        return torch.zeros_like(computed_BnC).scatter(
+            1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC
+        )
+
+
+class HalfTheTokens(EveryToken):
+    def tokens(self, layer: int, scale: int, sublayer: str) -> int | None:
+        return models.SPEC.tokens[scale] // 2 if scale > 3 else None
+
+    def fill(self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, scale: int) -> Tensor:  # noqa: E501
+        full = computed_BnC.new_zeros(len(computed_BnC), length, computed_BnC.shape[-1])
+        return full.scatter(1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC)
+
+
+class EveryEntry(CacheStrategy):
+    """Keeps all entries, but by picking them."""
+
+    most = 10_000
+
+    def budget(self, layer: int, scale: int, group: int) -> int | None:
+        return self.most
+
+    def pick(self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, **_: object) -> Tensor:
+        return torch.arange(count).expand(*keys_BHnc.shape[:2], -1)
+
+
+class FewEntries(EveryEntry):
+    most = 9
+
+
+class TwoGroups(CacheStrategy):
+    def head_groups(self, layer: int) -> Sequence[Sequence[int]] | None:
+        return ((1, 3), (0, 2))
+
+
+class RecentScales(CacheStrategy):
+    """The first scale and the last two; in one group of heads everything."""
+
+    def head_groups(self, layer: int) -> Sequence[Sequence[int]] | None:
+        return ((1, 3), (0, 2))
+
+    def keeps(self, layer: int, written: int, reader: int, group: int) -> bool:
+        return group == 1 or written == 0 or reader - written <= 2
+
+
+class LateGuidanceOff(GuidancePolicy):
+    def branches(self, scale: int):  # type: ignore[no-untyped-def]
+        return "both" if scale < 4 else "labelled"
+
+
+class WithoutLast(StepPolicy):
+    def steps(self) -> Sequence[StepSpec]:
+        return [StepSpec(scales=(scale,)) for scale in (0, 1, 2, 4)]
+
+
+class TwiceTheFirst(DepthPolicy):
+    def layers(self, scale: int, backbone: str) -> Sequence[int]:
+        return (0, 2, 0) if scale > 2 else (0, 1, 2, 0)
+
+
+class OtherOrders(DepthPolicy):
+    def layers(self, scale: int, backbone: str) -> Sequence[int]:
+        return (1, 0) if scale > 2 else (0, 1)
+
+
+def own(policy: object) -> Owned:  # type: ignore[type-arg]
+    return Owned(plugin="test", policy=policy)
+
+
+CUSTOM = {
+    "every token": RowPolicies(name="tokens", tokens=own(EveryToken())),
+    "half the tokens": RowPolicies(name="half", tokens=own(HalfTheTokens())),
+    "every entry": RowPolicies(name="entries", caches=(own(EveryEntry()),)),
+    "few entries": RowPolicies(name="few", caches=(own(FewEntries()),)),
+    "two groups": RowPolicies(name="groups", caches=(own(TwoGroups()),)),
+    "recent scales": RowPolicies(name="recent", caches=(own(RecentScales()),)),
+    "guidance off": RowPolicies(name="guidance", guidance=own(LateGuidanceOff())),
+    "few and guidance": RowPolicies(name="both", guidance=own(LateGuidanceOff()), caches=(own(FewEntries()),)),
+    "skipped scales": RowPolicies(name="skip", steps=own(WithoutLast())),
+    "a layer twice": RowPolicies(name="twice", depth=own(TwiceTheFirst())),
+}
+
+
+def run(pipe, row: RowPolicies, **changes: object) -> tuple[Plan, Generated]:  # type: ignore[no-untyped-def]
+    plan = compile_plan(pipe.model, row)
+    made = generate(
+        plan, row, backbones=pipe.backbones, tokenizer=pipe.tokenizer, labels_B=models.LABELS,
+        images_B=torch.arange(len(models.LABELS)), sampling=Sampling(seed=3, top_k=20, top_p=0.95),
+        dtype=torch.float32, **changes,  # type: ignore[arg-type]
+    )  # fmt: skip
+    return plan, made
+
+
+@pytest.mark.parametrize("method", STATIC)
+def test_trace_equals_plan(pipe, method: str) -> None:  # type: ignore[no-untyped-def]
+    out = pipe.generate(models.LABELS, seed=1, method=method)
+    work = cost.work(out.plan, batch=len(models.LABELS), dtype="float32")
+    assert out.trace.steps == out.plan.steps
+    assert out.trace.state_after == tuple(step.state_after for step in work.steps)
+    assert out.trace.state_peak == tuple(step.state_peak for step in work.steps)
+
+
+@pytest.mark.parametrize("name", CUSTOM)
+def test_custom_policies_do_what_their_plan_says(pipe, name: str) -> None:  # type: ignore[no-untyped-def]
+    plan, made = run(pipe, CUSTOM[name])
+    work = cost.work(plan, batch=len(models.LABELS), dtype="float32")
+    assert made.trace.steps == plan.steps
+    assert made.trace.state_after == tuple(step.state_after for step in work.steps)
+    assert made.trace.state_peak == tuple(step.state_peak for step in work.steps)
+
+
+@pytest.mark.parametrize("name", ["every token", "every entry", "two groups"])
+def test_neutral_policies_give_the_full_model(pipe, name: str) -> None:  # type: ignore[no-untyped-def]
+    full = run(pipe, RowPolicies(name="full"))[1].tokens_BL
+    assert torch.equal(run(pipe, CUSTOM[name])[1].tokens_BL, full)
+
+
+@pytest.mark.parametrize("name", ["half the tokens", "few entries", "recent scales", "guidance off", "skipped scales"])
+def test_policies_that_change_something_change_the_images(pipe, name: str) -> None:  # type: ignore[no-untyped-def]
+    full = run(pipe, RowPolicies(name="full"))[1].tokens_BL
+    assert not torch.equal(run(pipe, CUSTOM[name])[1].tokens_BL, full)
+
+
+def test_bytes_seen_from_outside(pipe, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """The sum of what is reachable at each step's end is what the trace reports."""
+    from varbench.engine import cache
+
+    states: list[cache.State] = []
+    remember = cache.State.__init__
+
+    def spy(self: cache.State, **kwargs: object) -> None:
+        remember(self, **kwargs)  # type: ignore[arg-type]
+        states.append(self)
+
+    monkeypatch.setattr(cache.State, "__init__", spy)
+    seen: list[int] = []
+
+    def look(when: str, step: int) -> None:
+        if when == "end":
+            storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in states[-1].tensors()}
+            seen.append(sum(storages.values()))
+
+    for name in CUSTOM:
+        seen.clear()
+        _, made = run(pipe, CUSTOM[name], observer=look)
+        assert tuple(seen) == made.trace.state_after, name
+
+
+def test_images_do_not_depend_on_the_batch(pipe) -> None:  # type: ignore[no-untyped-def]
+    labels = torch.arange(24) % 10
+    whole = pipe.generate(labels, seed=5, top_p=0.95).tokens
+    parts = [pipe.generate(labels[i : i + n], seed=5, top_p=0.95, first_image=i).tokens for i, n in ((0, 1), (1, 7), (8, 16))]
+    assert (torch.cat(parts) == whole).float().mean() >= 0.999
+    assert torch.equal(pipe.generate(labels, seed=5, top_p=0.95).tokens, whole)
+    assert not torch.equal(pipe.generate(labels, seed=6, top_p=0.95).tokens, whole)
+
+
+def test_uniform_numbers_are_uniform_and_never_shared() -> None:
+    images = torch.arange(64)
+    streams = [uniforms(images, seed=s, scale=k, count=49) for s in (0, 1) for k in (0, 1)]
+    numbers = torch.stack(streams).flatten()
+    assert len(numbers.unique()) > len(numbers) * 0.999
+    assert 0 <= numbers.min() and numbers.max() < 1
+    assert abs(numbers.mean() - 0.5) < 0.01 and abs(numbers.var() - 1 / 12) < 0.005
+    assert torch.equal(uniforms(images[7:9], seed=0, scale=0, count=49), streams[0][7:9])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("accounting", ["lossless", "upstream"])
+def test_lower_precision_stays_near(pipe, dtype: str, accounting: str) -> None:  # type: ignore[no-untyped-def]
+    method = f"full_var:accounting={accounting}"
+    tokens = pipe.generate(models.LABELS, seed=2).tokens
+    exact = pipe.generate(models.LABELS, tokens=tokens, return_logits=True).logits
+    half = models.pipeline(dtype=dtype).generate(models.LABELS, tokens=tokens, return_logits=True, method=method)
+    assert (half.logits - exact).abs().mean() / exact.std() < (0.05 if dtype == "bfloat16" else 0.01)
+    assert half.trace.steps == half.plan.steps
+
+
+def test_upstream_keys_cost_half_as_much_again() -> None:
+    pipe = models.pipeline(dtype="bfloat16")
+    out = pipe.generate(models.LABELS, method="full_var:accounting=upstream")
+    per_token = 6 * 64 * (4 + 2) * 2 * len(models.LABELS)
+    assert out.trace.state_after[-1] == models.SPEC.length * per_token
+    assert out.trace.state_after[-1] == cost.work(out.plan, batch=len(models.LABELS), dtype="bfloat16").state_end
+
+
+@pytest.mark.parametrize("method", [m for m in STATIC if "upstream" not in m])
+def test_teacher_forcing_equals_cached_generation(pipe, method: str) -> None:  # type: ignore[no-untyped-def]
+    out = pipe.generate(models.LABELS, seed=4, cfg=0.0, method=method, return_logits=True)
+    assert (pipe.logits(out.tokens, models.LABELS, method=method) - out.logits).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("name", ["two groups", "recent scales", "a layer twice", "guidance off"])
+def test_teacher_forcing_follows_the_plan_of_any_static_policy(pipe, name: str) -> None:  # type: ignore[no-untyped-def]
+    plan = compile_plan(pipe.model, CUSTOM[name])
+    made = generate(
+        plan, CUSTOM[name], backbones=pipe.backbones, tokenizer=pipe.tokenizer, labels_B=models.LABELS,
+        images_B=torch.arange(5), sampling=Sampling(cfg=0.0), dtype=torch.float32, return_logits=True,
+    )  # fmt: skip
+    features = pipe.tokenizer.teacher_input(made.tokens_BL)
+    for attend in (explicit_attention,):
+        logits = TeacherPass(plan, "main").logits(
+            pipe.backbones["main"], features, models.LABELS, dtype=torch.float32, attend=attend
+        )
+        assert (logits - made.logits_BLV).abs().max() < 2e-5
+
+
+def test_layers_in_different_orders_have_no_one_pass(pipe) -> None:  # type: ignore[no-untyped-def]
+    row = RowPolicies(name="orders", depth=own(OtherOrders()))
+    assert run(pipe, row)[1].trace.steps
+    with pytest.raises(PlanError, match="different orders"):
+        TeacherPass(compile_plan(pipe.model, row), "main")
+
+
+@pytest.mark.parametrize("name", ["few entries", "half the tokens"])
+def test_content_policies_have_no_teacher_forced_form(pipe, name: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(PlanError, match="chooses tokens or cache"):
+        TeacherPass(compile_plan(pipe.model, CUSTOM[name]), "main")
+
+
+def test_depth_switches_without_touching_weights(pipe) -> None:  # type: ignore[no-untyped-def]
+    before = {name: tensor.data_ptr() for name, tensor in pipe.backbones["main"].state_dict().items()}
+    first = pipe.generate(models.LABELS, method="variant@d2").tokens
+    pipe.generate(models.LABELS, method="variant@full")
+    assert torch.equal(pipe.generate(models.LABELS, method="variant@d2").tokens, first)
+    assert before == {name: tensor.data_ptr() for name, tensor in pipe.backbones["main"].state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": [11]}, "label 11 is not a class"),
+        ({"labels": [-1]}, "label -1 is not a class"),
+        ({"labels": []}, "non-empty"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"top_k": 65}, "top_k is 65"),
+        ({"tokens": torch.zeros(1, 7, dtype=torch.long)}, r"tokens have shape \(1, 7\)"),
+    ],
+)
+def test_bad_requests(pipe, change: dict[str, object], message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UserError, match=message):
+        pipe.generate(**{"labels": [0], **change})
+
+
+def test_bad_images(pipe) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UserError, match=r"images have shape \(2, 3, 8, 8\)"):
+        pipe.encode(torch.zeros(2, 3, 8, 8))

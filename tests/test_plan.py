@@ -1,0 +1,189 @@
+"""Compiling: figures that are known, and what is refused."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import models
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from varbench import cost, presets, rows
+from varbench.compiler import Owned, RowPolicies, compile_plan
+from varbench.errors import PlanError
+from varbench.hardware import KNOWN, hardware
+from varbench.policies import CacheStrategy, DepthPolicy, GuidancePolicy, StepPolicy, StepSpec, TokenPolicy
+
+MIB = 2**20
+
+
+def counted(method: str, model: str = "var-d30", *, batch: int = 64, dtype: str = "float16") -> cost.Work:
+    row = rows.resolve(method, presets.preset(model).spec)
+    return cost.work(compile_plan(row.model, row.policies, accounting=row.accounting), batch=batch, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("method", "end"),
+    [
+        ("full_var:accounting=upstream", 28687.5),
+        ("full_var", 11925),
+        ("variant@d16:accounting=upstream", 17091.5625),
+        ("variant@d8:accounting=upstream", 10465.3125),
+        ("variant@d4:accounting=upstream", 7152.1875),
+        ("variant@d2:accounting=upstream", 5495.625),
+        ("variant@d16", 6360),
+        ("variant@d8", 3180),
+        ("variant@d4", 1590),
+        ("variant@d2", 795),
+    ],
+)
+def test_cache_of_d30_at_batch_64(method: str, end: float) -> None:
+    assert counted(method).state_end / MIB == end
+
+
+def test_the_peak_of_a_shallow_point_is_at_the_end_of_the_bridge() -> None:
+    work = counted("variant@d2")
+    assert work.state_peak / MIB == 1614.375
+    assert work.steps[5].state_peak == work.state_peak > work.steps[6].state_after
+
+
+@pytest.mark.parametrize(("method", "speedup"), [("d16", 1.68), ("d8", 2.74), ("d4", 4.00), ("d2", 5.20)])
+def test_flops_of_variant(method: str, speedup: float) -> None:
+    assert counted("full_var").transformer_flops / counted(f"variant@{method}").transformer_flops == pytest.approx(
+        speedup, abs=0.015
+    )
+
+
+def test_retaining_keeps_what_nothing_reads() -> None:
+    kept = counted("variant@d2:retain=paper").state_end
+    assert kept / MIB == (2 * 424 + 28 * 91) * 0.9375
+    assert kept > counted("variant@d2").state_end
+
+
+@pytest.mark.parametrize("method", ["full_var", "variant@d3:bridge=2", "variant@d2:bridge=4", "code@training_free/n3"])
+@pytest.mark.parametrize("batch", [2, 5])
+@pytest.mark.parametrize("spec", [models.SPEC, models.NARROW], ids=lambda spec: spec.name)
+def test_flops_are_those_torch_counts(method: str, batch: int, spec: models.ModelSpec) -> None:
+    pipe = models.pipeline(spec)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        out = pipe.generate(torch.arange(batch), method=method)
+    assert counter.get_total_flops() == pytest.approx(cost.work(out.plan, batch=batch, dtype="float32").flops, rel=0.01)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("l2", [False, True])
+def test_parameters_are_counted(shared: bool, l2: bool) -> None:
+    spec = models.ModelSpec(
+        name="x", sides=(1, 2, 4), depth=3, width=64, heads=2, shared_adaln=shared, l2_attention=l2, tokenizer=models.TOKENIZER
+    )
+    from varbench.model.tokenizer import Tokenizer
+    from varbench.model.transformer import Transformer
+
+    assert sum(p.numel() for p in Transformer(spec).parameters()) == sum(cost.parameters(spec).values())
+    stored = sum(t.numel() for t in Tokenizer.for_model(spec).state_dict().values())
+    assert stored == cost.tokenizer_parameters(spec.tokenizer, spec.scales)
+
+
+def test_official_sizes() -> None:
+    """2.0 billion numbers in d30, as its authors say."""
+    assert sum(cost.parameters(presets.preset("var-d30").spec).values()) / 1e9 == pytest.approx(2.0, abs=0.05)
+    assert sum(cost.parameters(presets.preset("var-d16").spec).values()) / 1e6 == pytest.approx(310, abs=5)
+
+
+def test_every_preset_is_planned_on_every_device_in_no_time() -> None:
+    start = time.perf_counter()
+    for name in ("var-d16", "var-d30", "var-d36"):
+        work = counted("full_var", name)
+        for device in KNOWN:
+            assert cost.predict(work, hardware(device)).transformer > 0
+    assert time.perf_counter() - start < 5
+
+
+def test_equal_plans_have_equal_digests() -> None:
+    model = presets.preset("tiny").spec
+    plans = [
+        compile_plan(model, rows.resolve(text, model).policies)
+        for text in ("full_var", "variant@full", "variant@d8", "fixed_ratio@p05/d8")
+    ]
+    assert plans[0].digest == plans[1].digest != plans[2].digest == plans[3].digest
+    assert "d8" in str(plans[2]) and "reads" in str(plans[2])
+
+
+class Depth(DepthPolicy):
+    def __init__(self, *layers: int) -> None:
+        self.answer = layers
+
+    def layers(self, scale: int, backbone: str) -> Sequence[int]:
+        return self.answer if scale == 3 else (0,)
+
+
+class Steps(StepPolicy):
+    def __init__(self, *steps: tuple[int, ...]) -> None:
+        self.answer = steps
+
+    def steps(self) -> Sequence[StepSpec]:
+        return [StepSpec(scales=scales) for scales in self.answer]
+
+
+class Tokens(TokenPolicy):
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def tokens(self, layer: int, scale: int, sublayer: str) -> int | None:
+        return self.count
+
+
+class Back(CacheStrategy):
+    def keeps(self, layer: int, written: int, reader: int, group: int) -> bool:
+        return reader != 3
+
+
+class Groups(CacheStrategy):
+    def head_groups(self, layer: int) -> Sequence[Sequence[int]] | None:
+        return ((0, 1), (1, 2, 3))
+
+
+class Budget(CacheStrategy):
+    def __init__(self, count: int = 5) -> None:
+        self.count = count
+
+    def budget(self, layer: int, scale: int, group: int) -> int | None:
+        return self.count
+
+
+class Return(GuidancePolicy):
+    def branches(self, scale: int):  # type: ignore[no-untyped-def]
+        return "labelled" if scale == 2 else "both"
+
+
+def own(policy: object) -> Owned:  # type: ignore[type-arg]
+    return Owned(plugin="acme", policy=policy)
+
+
+@pytest.mark.parametrize(
+    ("policies", "message"),
+    [
+        ({"depth": own(Depth(99))}, r"acme: scale 4 of 6 \(4x4\) asks for layer 99"),
+        ({"depth": own(Depth())}, r"acme: scale 4 of 6 \(4x4\) runs no layer"),
+        ({"steps": own(Steps())}, "acme: the step policy gives no step"),
+        ({"steps": own(Steps((0,), ()))}, "acme: step 2 encodes no scale"),
+        ({"steps": own(Steps((0,), (9,)))}, "acme: step 2 encodes scale 9"),
+        ({"steps": own(Steps((0,), (2,), (1,)))}, "scales ascend"),
+        ({"steps": own(Steps((1,), (2,)))}, "must encode the first scale alone"),
+        ({"steps": own(Steps((0,), (1, 2)))}, "whose tokens no step has sampled"),
+        ({"tokens": own(Tokens(7))}, "acme: attention of layer 0 at scale 1 of 6 .* computes 7 tokens of 1"),
+        ({"tokens": own(Tokens(0))}, "computes 0 tokens"),
+        ({"guidance": own(Return())}, r"acme: the unlabelled branch comes back at scale 4 of 6"),
+        ({"caches": (own(Back()),)}, r"acme: scale 5 of 6 \(6x6\) reads what layer 0 stored at scale 1 of 6 .* released"),
+        ({"caches": (own(Groups()),)}, "acme: head groups .* no partition of 4 heads"),
+        ({"caches": (own(Budget(0)),)}, "acme: a budget of 0 entries"),
+        ({"caches": (own(Budget()), own(Back()))}, "acme"),
+        ({"caches": (own(Budget()), own(Budget()))}, "acme and acme both set a budget"),
+    ],
+)
+def test_impossible_plans_are_refused_by_name(policies: dict[str, object], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        compile_plan(models.SPEC, RowPolicies(name="row", **policies))  # type: ignore[arg-type]

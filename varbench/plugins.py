@@ -70,16 +70,14 @@ class PluginManager:
         found: dict[str, list[EntryPoint]] = {}
         for point in points:
             found.setdefault(point.name, []).append(point)
-        self.disabled = tuple(sorted(p.name for same in found.values() for p in same if _is_disabled(p, disable)))
+        self.disabled = tuple(name for name, same in sorted(found.items()) if any(_is_disabled(p, disable) for p in same))
         for name, same in sorted(found.items()):
             enabled = [point for point in same if not _is_disabled(point, disable)]
             if len(enabled) > 1:
                 self._unusable[name] = _same_name(name, enabled)
             elif enabled:
                 self._points[name] = enabled[0]
-        self._unknown_disabled = [
-            wanted for wanted in disable if not any(_is_disabled(p, [wanted]) for same in found.values() for p in same)
-        ]
+        self._found = tuple(point for same in found.values() for point in same)
 
     def names(self) -> tuple[str, ...]:
         """Plugins that were found and not disabled; nothing is imported for it."""
@@ -97,10 +95,11 @@ class PluginManager:
         """What is wrong with the plugins that were looked at so far; after `load_all`, with any."""
         return (*self._unusable.values(), *self._failed_calls)
 
-    def check_disabled(self) -> None:
+    def check_disabled(self, names: Iterable[str]) -> None:
         """Refuse a name to disable that no plugin has."""
-        for wanted in self._unknown_disabled:
-            raise UserError(f"cannot disable {wanted!r}: no such plugin.{did_you_mean(wanted, self._points)}")
+        for name in names:
+            if not any(_is_disabled(point, [name]) for point in self._found):
+                raise UserError(f"cannot disable {name!r}: no such plugin.{did_you_mean(name, self._points)}")
 
     def plugin(self, name: str) -> Any:
         """The module or object with the hooks, or a `PluginError` that says why there is none."""

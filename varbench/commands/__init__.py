@@ -1,1 +1,23 @@
-"""The verbs of the command line, one module each: `add_parser(subparsers)` and `run(args)`."""
+"""The verbs of the command line, one module each: `add_parser(subparsers)` and `run(args)`, which gives the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from varbench.plugins import PluginManager
+
+
+def usable_plugins(args: argparse.Namespace) -> PluginManager:
+    """All plugins, imported; a warning on stderr for each that cannot be used."""
+    from varbench.plugins import manager
+
+    found = manager()
+    found.load_all()
+    for problem in found.problems():
+        print(f"warning: {problem.message}", file=sys.stderr)
+        if args.traceback and problem.traceback:
+            print(problem.traceback, file=sys.stderr)
+    return found

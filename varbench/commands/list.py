@@ -1,0 +1,109 @@
+"""`varbench list`: methods with their settings, model presets, hardware."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from varbench.commands import usable_plugins
+
+if TYPE_CHECKING:
+    from varbench.plugins import PluginInfo, PluginManager
+    from varbench.policies import Settings
+
+SECTIONS = ("plugins", "presets", "hardware")
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "list",
+        help="methods with their settings, model presets, hardware",
+        description="Lists what can be run. Points marked * are those that run unless a row names one.",
+    )
+    parser.add_argument("section", nargs="?", choices=SECTIONS, help="only this; default: everything")
+    parser.add_argument("--model", default="tiny", metavar="PRESET", help="model whose settings are listed; default: tiny")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    listed: dict[str, Any] = {}
+    lines: list[str] = []
+    for section in [args.section] if args.section else SECTIONS:
+        if section == "plugins":
+            found = settings_of(usable_plugins(args), args.model)
+            listed[section] = [_plugin_json(info, settings) for info, settings in found]
+            lines += [f"plugins (settings on {args.model})", *(line for entry in found for line in _plugin(*entry)), ""]
+        elif section == "presets":
+            listed[section] = _presets()
+            lines += ["model presets (--model)", *map(_preset, listed[section]), ""]
+        else:
+            listed[section] = _hardware()
+            lines += ["hardware (varbench plan --hardware, or a file)", *map(_device, listed[section]), ""]
+    print(json.dumps(listed, indent=1) if args.json else "\n".join(lines).rstrip())
+    return 0
+
+
+def settings_of(manager: PluginManager, model: str) -> list[tuple[PluginInfo, Settings]]:
+    """Settings of every plugin that can be used; a plugin that has none to give has an empty one."""
+    from varbench.policies import Settings
+    from varbench.presets import preset
+
+    given = {info.name: settings for info, settings in manager.each("varbench_settings", model=preset(model).spec)}
+    failed = {problem.plugin for problem in manager.problems()}
+    return [(manager.info(name), given.get(name, Settings())) for name in manager.load_all() if name not in failed]
+
+
+def _plugin(info: PluginInfo, settings: Settings) -> Iterator[str]:
+    yield f"  {info.name:<14} {settings.summary or '(no summary)'}  [{info.distribution} {info.version}]"
+    if settings.points:
+        default = settings.default_points or settings.points
+        names = [f"{name}*" if name in default else name for name in settings.points]
+        others = f", and {settings.point_pattern}" if settings.point_pattern else ""
+        yield f"    {'points':<14} {' '.join(names)}{others}"
+    if settings.recipes:
+        default = settings.default_recipes or settings.recipes[:1]
+        yield f"    {'recipes':<14} {' '.join(f'{name}*' if name in default else name for name in settings.recipes)}"
+    for key, parameter in settings.parameters.items():
+        default_value = str(parameter.default).lower() if isinstance(parameter.default, bool) else parameter.default
+        yield f"    {f':{key}={default_value}':<14} {parameter.help}"
+
+
+def _plugin_json(info: PluginInfo, settings: Settings) -> dict[str, Any]:
+    return {**dataclasses.asdict(info), **dataclasses.asdict(settings)}
+
+
+def _presets() -> list[dict[str, Any]]:
+    from varbench import presets
+
+    found = [presets.preset(name) for name in presets.names()]
+    return [
+        {
+            "name": preset.spec.name,
+            "summary": preset.summary,
+            "companion": preset.companion.name if preset.companion else None,
+            "shipped": bool(presets.shipped_files(preset.spec.name)),
+            "spec": preset.spec.to_json(),
+        }
+        for preset in found
+    ]
+
+
+def _preset(preset: dict[str, Any]) -> str:
+    spec = preset["spec"]
+    sides = " ".join(map(str, spec["sides"]))
+    return f"  {preset['name']:<14} {spec['depth']} layers x {spec['width']}, scales {sides}: {preset['summary']}"
+
+
+def _hardware() -> list[dict[str, Any]]:
+    from varbench.hardware import KNOWN
+
+    return [dataclasses.asdict(device) for device in KNOWN.values()]
+
+
+def _device(device: dict[str, Any]) -> str:
+    rates = ", ".join(f"{dtype} {rate:g}" for dtype, rate in device["tflops"].items())
+    return f"  {device['name']:<14} {device['memory_gb']:g} GB, {device['bandwidth_gbs']:g} GB/s, TFLOP/s: {rates}"

@@ -1,0 +1,164 @@
+"""Checkpoint files: every form that users bring, and every way in which one can be wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import golden_files as golden
+import models
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import varbench
+from varbench.errors import CheckpointError, UserError
+
+Files = dict[str, Path]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return golden.save_checkpoints(tmp_path, models.SPEC)
+
+
+def load(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)  # type: ignore[no-any-return]
+
+
+def tokens(files: Files, **kwargs: Any) -> torch.Tensor:
+    return varbench.load_pipeline(**files, **kwargs).generate([1, 2], seed=0).tokens
+
+
+def test_sizes_are_read_off_the_file(files: Files) -> None:
+    pipe = varbench.load_pipeline(**files)
+    assert pipe.model == dataclasses.replace(models.SPEC, name="var")
+    assert len(pipe.weights["vae"]) == len(pipe.weights["main"]) == 64
+
+
+def test_files_of_the_official_trainer(files: Files, tmp_path: Path) -> None:
+    nested = tmp_path / "ckpt.pth"
+    torch.save(
+        {
+            "epoch": 3,
+            "iter": 0,
+            "trainer": {"vae_local": load(files["vae"]), "var_wo_ddp": load(files["var"]), "var_opt": {"state": {}}},
+            "args": {"depth": 6},
+        },
+        nested,
+    )
+    assert torch.equal(tokens({"vae": nested, "var": nested}), tokens(files))
+
+
+def test_safetensors_and_a_prefix_of_distributed_training(files: Files, tmp_path: Path) -> None:
+    whole = {key: tensor.contiguous() for key, tensor in load(files["var"]).items()}
+    save_file(whole, tmp_path / "var.safetensors")
+    torch.save({f"module.{key}": tensor for key, tensor in whole.items()}, tmp_path / "ddp.pth")
+    for name in ("var.safetensors", "ddp.pth"):
+        assert torch.equal(tokens({**files, "var": tmp_path / name}), tokens(files))
+
+
+def test_usage_counts_of_another_model_are_ignored(files: Files, tmp_path: Path) -> None:
+    state = load(files["vae"])
+    state["quantize.ema_vocab_hit_SV"] = torch.zeros(3, 64)
+    torch.save(state, tmp_path / "other.pth")
+    assert torch.equal(tokens({**files, "vae": tmp_path / "other.pth"}), tokens(files))
+
+
+class Payload:
+    def __reduce__(self) -> Any:
+        return (print, ("code ran",))
+
+
+def test_a_pickle_that_could_run_code_is_refused(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"word_embed.weight": torch.zeros(1), "payload": Payload()}, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointError, match=r"evil\.pth: refused, since it holds more than tensors"):
+        varbench.load_pipeline(vae=files["vae"], var=tmp_path / "evil.pth")
+    assert "code ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_truncated_files(files: Files, tmp_path: Path, suffix: str, share: float) -> None:
+    path = tmp_path / f"torn.{suffix}"
+    if suffix == "pth":
+        path.write_bytes(files["var"].read_bytes())
+    else:
+        save_file({key: tensor.contiguous() for key, tensor in load(files["var"]).items()}, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CheckpointError, match=rf"torn\.{suffix}: "):
+        varbench.load_pipeline(vae=files["vae"], var=path)
+
+
+def _without(state: dict[str, Any]) -> None:
+    del state["blocks.2.ffn.fc1.bias"]
+
+
+def _with(state: dict[str, Any]) -> None:
+    state["blocks.2.surprise"] = torch.zeros(2)
+
+
+def _misshapen(state: dict[str, Any]) -> None:
+    state["blocks.2.ffn.fc1.bias"] = torch.zeros(7)
+
+
+def _other_codes(state: dict[str, Any]) -> None:
+    state["head.bias"] = torch.zeros(99)
+
+
+def _bad_levels(state: dict[str, Any]) -> None:
+    state["lvl_1L"] = torch.zeros_like(state["lvl_1L"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without, r"1 missing \(blocks\.2\.ffn\.fc1\.bias\)"),
+        (_with, r"1 surplus \(blocks\.2\.surprise\)"),
+        (_misshapen, r"blocks\.2\.ffn\.fc1\.bias is \(7,\), not \(256,\)"),
+        (_other_codes, r"head\.bias is \(99,\), not \(64,\)"),
+        (_bad_levels, "lvl_1L gives scales of"),
+    ],
+)
+def test_faults_are_named(files: Files, tmp_path: Path, change: Any, message: str) -> None:
+    state = load(files["var"])
+    change(state)
+    torch.save(state, tmp_path / "wrong.pth")
+    with pytest.raises(CheckpointError, match=message):
+        varbench.load_pipeline(vae=files["vae"], var=tmp_path / "wrong.pth")
+
+
+def test_swapped_and_absent_files(files: Files, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is missing; is this the right file"):
+        varbench.load_pipeline(vae=files["var"], var=files["vae"])
+    with pytest.raises(CheckpointError, match="no such file"):
+        varbench.load_pipeline(vae=files["vae"], var=tmp_path / "nowhere.pth")
+    with pytest.raises(CheckpointError, match="give both"):
+        varbench.load_pipeline(var=files["var"])
+    with pytest.raises(CheckpointError, match=r"6 layers of width 64 .* var-d16 has 16"):
+        varbench.load_pipeline("var-d16", **files)
+
+
+def test_heads_of_plain_attention(tmp_path: Path) -> None:
+    spec = models.ModelSpec(
+        name="plain", sides=(1, 2, 4), depth=2, width=64, heads=2, l2_attention=False, tokenizer=models.TOKENIZER
+    )
+    files = golden.save_checkpoints(tmp_path, spec)
+    assert varbench.load_pipeline(**files).model.heads == 1
+    assert varbench.load_pipeline(**files, num_heads=2).model.heads == 2
+    with pytest.raises(CheckpointError, match="64 cannot be split into 3 heads"):
+        varbench.load_pipeline(**files, num_heads=3)
+
+
+def test_a_second_model_that_is_not_loaded(files: Files) -> None:
+    pipe = varbench.load_pipeline(**files)
+    with pytest.raises(UserError, match="'refiner', which is not loaded"):
+        pipe.generate([1], method="code@training_free/n3")
+
+
+@pytest.mark.parametrize(("kwargs", "message"), [({"dtype": "int4"}, "dtype 'int4'"), ({"preset": "tinny"}, "tiny")])
+def test_bad_arguments(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        varbench.load_pipeline(**kwargs)

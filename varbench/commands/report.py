@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from varbench.records import Record
     from varbench.report.page import Changes
+    from varbench.report.sections import Panel
 
 RUNS = Path("varbench-runs")
 
@@ -44,8 +45,23 @@ def run(args: argparse.Namespace) -> int:
     if not loaded.records:
         raise UserError(f"no records in {', '.join(map(str, places))}: nothing to report; run `varbench run` first")
     changes = _changes(args.compare, loaded.records) if args.compare else None
-    print(render(loaded.records, args.out, problems=loaded.problems, changes=changes))
+    panels = _panels(loaded.records)
+    print(render(loaded.records, args.out, problems=loaded.problems, panels=panels, changes=changes))
     return 0
+
+
+def _panels(records: Sequence[Record]) -> list[Panel]:
+    """What plugins add. One that fails costs its own panels only."""
+    from varbench.plugins import manager
+    from varbench.report.sections import panels
+
+    plugins = manager()
+    found = []
+    for info, given in plugins.each("varbench_report_sections", records=records):
+        found += panels(f"{info.name} ({info.distribution} {info.version})", given)
+    for problem in plugins.problems():
+        print(f"warning: {problem}", file=sys.stderr)
+    return found
 
 
 def newest_run(runs: Path) -> Path:

@@ -33,7 +33,7 @@ def _answer(block: Block) -> str:
             for entry in block.entries
             for record in entry.records[:1]
         )
-        what = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
+        what = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
         return f"No valid row: of {count} measured, {what}; these records answer nothing."
     full = block.full.get("lossless")
     rows = [entry for entry in believable if not entry.is_full]

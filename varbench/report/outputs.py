@@ -17,7 +17,7 @@ from typing import Any
 from varbench.errors import UserError
 from varbench.records import Record, record_path, to_json, write_atomic
 from varbench.records.tables import frame_of, write_csv, write_parquet
-from varbench.report import charts, columns, page, samples
+from varbench.report import charts, columns, page, samples, sections
 from varbench.report.answer import answer
 from varbench.report.entries import Entry
 
@@ -29,7 +29,7 @@ def render(
     out_dir: Path,
     *,
     problems: Sequence[str] = (),
-    panels: Sequence[page.Panel] = (),
+    panels: Sequence[sections.Panel] = (),
     changes: page.Changes | None = None,
 ) -> Path:
     """Writes `out_dir`/<run>/ and the index beside it, and returns the new page. Another report is never touched:

@@ -55,14 +55,6 @@ class Drawn:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Panel:
-    """A plugin's section that was checked, with the plugin's distribution."""
-
-    source: str
-    section: sections.Section
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Changes:
     """Against an older report."""
 
@@ -79,7 +71,7 @@ class Shown:
     records: Sequence[Record]
     encoded: Sequence[dict[str, Any]]
     problems: Sequence[str] = ()
-    panels: Sequence[Panel] = ()
+    panels: Sequence[sections.Panel] = ()
     changes: Changes | None = None
 
 
@@ -189,7 +181,7 @@ def _wide(found: Sequence[Figure]) -> list[bool]:
     return wide
 
 
-def _panel(panel: Panel, number: int, specs: dict[str, charts.Spec]) -> dict[str, Any]:
+def _panel(panel: sections.Panel, number: int, specs: dict[str, charts.Spec]) -> dict[str, Any]:
     parts: list[dict[str, Any]] = []
     for place, part in enumerate(panel.section.parts):
         if isinstance(part, sections.Text):

@@ -5,7 +5,7 @@ Text is escaped by the template. A chart is Vega-Lite data; whatever would load 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,27 @@ class Section:
 
     title: str
     parts: Sequence[Text | Table | Chart | Image]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """A section as the page takes it, with the distribution that it comes from."""
+
+    source: str
+    section: Section
+
+
+def panels(source: str, given: Iterable[Any]) -> list[Panel]:
+    """What a plugin gave, checked. A section that cannot be shown becomes one that says why; the rest is shown."""
+    found = []
+    for section in given:
+        try:
+            found.append(Panel(source=source, section=checked(section)))
+        except UserError as error:
+            title = section.title if isinstance(section, Section) else "A panel"
+            why = Section(title=title, parts=[Text(text=f"This panel cannot be shown: {error}")])
+            found.append(Panel(source=source, section=why))
+    return found
 
 
 def checked(section: Section) -> Section:

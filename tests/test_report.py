@@ -1,0 +1,362 @@
+"""Reports from records alone: the answer, the honesty of the table, the files, and what strangers can put into it."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import dataclasses
+import json
+import re
+import time
+import zlib
+
+import pytest
+from record_factory import full_records, make_record
+
+from varbench import records as r
+from varbench.commands import report as command
+from varbench.errors import UserError
+from varbench.published import published_for, published_rows
+from varbench.records.plans import plan_summary
+from varbench.report import Chart, Image, Section, Table, Text, figures
+from varbench.report.answer import answer
+from varbench.report.columns import table_of
+from varbench.report.entries import blocks_of, score_label
+from varbench.report.outputs import render
+from varbench.report.sections import checked, panels
+
+VARIANT, FIXED = "variant@d8", "fixed_ratio@p05/d8"
+
+
+def sentence(found):
+    blocks = blocks_of(found)
+    return answer(blocks[0] if blocks else None)
+
+
+def against(variant, fixed, *, seconds=0.5):
+    rows = [make_record(VARIANT, seconds=seconds, quality=variant), make_record(FIXED, seconds=seconds, quality=fixed)]
+    return sentence([*full_records(quality=5.0), *rows])
+
+
+def cells(found, row):
+    block = blocks_of(found)[0]
+    columns, rows = table_of(block)
+    place = [entry.name for entry in block.entries].index(row)
+    return dict(zip([column.key for column in columns], rows[place], strict=True))
+
+
+def test_the_answer_where_the_method_wins():
+    said = against(5.05, 6.5)
+    assert said.startswith(f"Deploy `{VARIANT}`: 2.0")
+    assert "not shown to be worse than the full model's 5.00 ± 0.20" in said
+    assert f"it is better than `{FIXED}`" in said
+
+
+def test_the_answer_where_the_method_loses():
+    said = against(6.5, 5.05)
+    assert said.startswith(f"Deploy `{FIXED}`") and f"it is better than `{VARIANT}`" in said
+
+
+def test_the_answer_where_both_tie_within_noise():
+    said = against(5.05, 5.15)
+    assert said.startswith(f"Deploy `{VARIANT}`") and f"`{FIXED}` ties with it within noise" in said
+
+
+def test_the_answer_where_nothing_keeps_the_quality_or_is_faster():
+    said = against(7.0, 8.0)
+    assert said.startswith(f"No faster row keeps the full model's quality: `{VARIANT}` comes nearest")
+    said = against(5.0, 5.0, seconds=1.01)
+    assert said == "None of 2 rows is faster than the full model by more than the noise of this machine."
+
+
+def test_the_answer_where_there_is_little_to_say():
+    assert "nothing to compare it with" in sentence(full_records()[:1])
+    alone = sentence([make_record()])
+    assert "The full model was not measured" in alone and "only row" in alone
+    crashed = [make_record(status=r.Status.CRASHED), make_record("variant@d4", verdict=r.Verdict.INVALID)]
+    assert sentence(crashed) == "No valid row: of 2 measured, 1 crashed, 1 invalid; these records answer nothing."
+    assert "no answer" in sentence([])
+
+
+def test_the_answer_without_quality_speaks_of_speed_only():
+    random = [*full_records(quality=None), make_record(quality=None)]
+    random = [dataclasses.replace(x, model=dataclasses.replace(x.model, weights="random")) for x in random]
+    said = sentence(random)
+    assert "fastest" in said and "of quality nothing is known, since the weights are random" in said
+
+
+def test_an_invalid_row_never_answers_and_is_shown_with_its_reason():
+    cheat = make_record("cheat", seconds=0.1, quality=1.0, verdict=r.Verdict.INVALID, reasons=("work did not fall",))
+    found = [*full_records(quality=5.0), make_record(seconds=0.5, quality=5.0), cheat]
+    assert "cheat" not in sentence(found)
+    block = blocks_of(found)[0]
+    assert [entry.trouble for entry in block.entries if entry.name == "cheat"] == ["invalid: work did not fall"]
+    assert cells(found, "cheat")["speedup"].mood == ""  # not praised
+    points = figures.quality_against_speed(block).cells[0].spec["data"]["values"]
+    assert {point["row"] for point in points if not point["valid"]} == {"cheat"}
+    drawn = [layer for layer in figures.quality_against_speed(block).cells[0].spec["layer"] if "interpolate" in layer["mark"]]
+    assert "cheat" not in {point["row"] for point in drawn[0]["data"]["values"]}
+
+
+def test_quick_looks_and_other_conditions_stand_apart():
+    quick = dataclasses.replace(make_record(), protocol=dataclasses.replace(make_record().protocol, quick=True))
+    own = dataclasses.replace(make_record("code"), protocol=dataclasses.replace(make_record().protocol, sampler="top-k 600"))
+    blocks = blocks_of([*full_records(), make_record(), quick, own])
+    assert [len(block.entries) for block in blocks] == [3, 1, 1]
+    assert any(answer(block).startswith("Quick look, not a result: the full model") for block in blocks)
+
+
+def test_repeats_become_one_row_with_a_wider_interval():
+    seeds = []
+    for seed, quality in enumerate((5.0, 6.0, 7.0)):
+        for record in (*full_records(quality=5.0), make_record(quality=quality)):
+            protocol = dataclasses.replace(record.protocol, seed=seed)
+            seeds.append(dataclasses.replace(record, protocol=protocol, run=f"run-{seed}"))
+    entry = next(entry for entry in blocks_of(seeds)[0].entries if entry.name == VARIANT)
+    assert len(entry.records) == 3 and entry.quality.value == pytest.approx(6.0)
+    assert entry.quality.high - 6.0 > 2  # Student's for three seeds, not the 0.2 of one
+    assert "comes nearest" in sentence(seeds) or "Deploy" in sentence(seeds)
+
+
+def test_speed_against_both_denominators_and_work_as_a_share():
+    found = cells([*full_records(), make_record(seconds=0.5)], VARIANT)
+    assert float(found["speedup"].text[:-1]) == pytest.approx(2.0, rel=0.02)
+    assert float(found["speedup_upstream"].text[:-1]) == pytest.approx(2.1, rel=0.02)
+    assert found["speedup"].mood == "better" and found["work"].text.endswith("%")
+    assert cells(full_records(), "full_var")["speedup"].text == "1.00x"
+
+
+def test_missing_is_a_dash_with_the_recorded_reason():
+    hides = make_record(memory=None, missing={"memory": "no memory pass: out of disk"})
+    found = cells([*full_records(), hides], VARIANT)
+    assert found["memory"].text is None and found["memory"].note == "no memory pass: out of disk"
+    assert found["state"].note == "no memory pass: out of disk"
+    crashed = cells([*full_records(), make_record(status=r.Status.CRASHED)], VARIANT)
+    assert crashed["speedup"].note == "the child did not finish"
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "n", "shown"),
+    [
+        ("FID", "6726825d" + "0" * 56, 50_000, "FID"),
+        ("FID", "6726825d" + "0" * 56, 2_000, "FID-2000"),
+        ("FID", "a" * 64, 50_000, "Fréchet distance (shapes-classifier)"),
+        ("FD-shapes", "a" * 64, 2_000, "FD-shapes"),
+    ],
+)
+def test_a_score_is_named_for_what_it_is(name, weights, n, shown):
+    score = dataclasses.replace(make_record().quality.scores[0], name=name, weights_sha256=weights, n=n)
+    assert score_label(score) == shown
+
+
+def test_published_figures_stand_beside_the_same_model_and_setting_only():
+    def published(row, preset="var-d30", **options):
+        return published_for(make_record(row, preset=preset, **options))
+
+    assert [found.figures["fid"] for found in published("variant@d8")] == [2.12]
+    assert "also printed: 2.15" in published("variant@d8")[0].text()
+    assert published("variant@d8", preset="tiny") == () and published("variant@d8+scale_window") == ()
+    assert {found.grade for found in published("full_var", denominator="upstream")} == {"primary", "secondary"}
+    assert published("full_var", denominator="lossless") == ()
+    assert "fid_full" not in published("fixed_ratio@p01/d8")[0].figures
+    assert len(published_rows()) > 15
+    shown = cells([make_record("variant@d2", preset="var-d30")], "variant@d2")["published"]
+    assert "2.97" in shown.text and "[mixed]" in shown.text and "secondary for 2.67" in shown.note
+
+
+def test_the_frontier_is_what_nothing_beats_in_both():
+    points = [{"x": x, "y": y} for x, y in ((1, 5), (2, 5.1), (2, 6), (1.5, 7), (3, 9))]
+    best = figures.frontier(points, more_is_better_x=True, more_is_better_y=False)
+    assert [(point["x"], point["y"]) for point in best] == [(1, 5), (2, 5.1), (3, 9)]
+    less = figures.frontier(points, more_is_better_x=False, more_is_better_y=True)
+    assert [(point["x"], point["y"]) for point in less] == [(1, 5), (1.5, 7), (3, 9)]
+
+
+def demonstration():
+    """One of everything a page can show."""
+    found = full_records(quality=5.0)
+    for point, seconds, quality in (("full", 1.0, 4.9), ("d8", 0.5, 5.1), ("d2", 0.3, 9.0)):
+        found.append(make_record(f"variant@{point}", seconds=seconds, quality=quality))
+        found.append(make_record(f"fixed_ratio@p05/{point}", seconds=seconds, quality=quality + 0.5))
+    found.append(make_record("leaky", seconds=0.2, quality=4.0, verdict=r.Verdict.INVALID, reasons=("it hid state",)))
+    found.append(make_record("hangs", status=r.Status.TIMEOUT))
+    for zone, quality in (("early", 15.0), ("middle", 9.0), ("late", 6.0)):
+        study = make_record(f"zones@{zone}", quality=quality, study="scale_depth_asymmetry", training=False)
+        found.append(study)
+    return found
+
+
+def test_a_report_has_every_promised_file_and_its_figures_are_drawn(tmp_path):
+    page = render(demonstration(), tmp_path)
+    folder = page.parent
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    figures_found = {name for name in names if name.startswith("figures/")}
+    assert figures_found == {f"figures/{name}" for name in (
+        "quality-speed.svg", "quality-memory.svg", "recipes.svg", "plans.svg", "memory.svg", "time-per-scale.svg",
+        "training.svg", "asymmetry.svg", "latency.svg", "predicted.svg", "losses.svg", "samples.png")}
+    for name in figures_found - {"figures/samples.png"}:
+        svg = (folder / name).read_text()
+        assert svg.count("<path") > 10 and "currentColor" not in svg, name
+    assert {"table.md", "table.tex", "table.json", "records.csv", "records.parquet", "report.json"} <= names
+    assert "| variant" in (folder / "table.md").read_text() and "\\toprule" in (folder / "table.tex").read_text()
+    assert "invalid: it hid state" in (folder / "table.md").read_text()
+    lines = {line["row"]: line for line in json.loads((folder / "table.json").read_text())}
+    assert lines["variant@d8"]["speedup"] == pytest.approx(2.0, rel=0.02)
+    assert lines["hangs"]["speedup"] is None and lines["hangs"]["missing"]["speedup"] == "the child did not finish"
+    html = page.read_text()
+    assert len(html) < 3_000_000
+    assert not re.findall(r"(?:src|href)=[\"'](?:https?:)?//", html)
+
+
+def test_csv_and_parquet_hold_every_record(tmp_path):
+    import pandas as pd
+
+    found = demonstration()
+    folder = render(found, tmp_path).parent
+    csv, parquet = pd.read_csv(folder / "records.csv"), pd.read_parquet(folder / "records.parquet")
+    assert len(csv) == len(parquet) == len(found)
+    assert list(csv["row.row"]) == [record.row.row for record in found]
+    assert parquet["quality.FD-shapes.value"].notna().sum() == sum(record.quality is not None for record in found)
+
+
+def test_a_report_is_made_again_from_its_own_records(tmp_path):
+    first = render(demonstration(), tmp_path / "a")
+    loaded = r.load_records([first.parent / "records"])
+    assert loaded.problems == ()
+    second = render(loaded.records, tmp_path / "b")
+    tables = [json.loads((page.parent / "table.json").read_text()) for page in (first, second)]
+    assert sorted(tables[0], key=str) == sorted(tables[1], key=str)
+
+
+def test_no_report_is_overwritten_but_the_same_one_is_made_anew(tmp_path):
+    first = render([*full_records(), make_record()], tmp_path)
+    again = render([*full_records(), make_record()], tmp_path)
+    other = render([*full_records(), make_record(seconds=0.25)], tmp_path)
+    assert first == again and other.parent.name == first.parent.name + "-2"
+    (tmp_path / "2026-11-21T12-00-00-3").mkdir()
+    (tmp_path / "2026-11-21T12-00-00-3" / "notes.txt").write_text("mine")
+    third = render([*full_records(), make_record(seconds=0.2)], tmp_path)
+    assert third.parent.name.endswith("-4") and not list(tmp_path.glob(".*"))
+    index = (tmp_path / "index.html").read_text()
+    assert index.count("<tr><th scope=\"row\">") == 3 and "Deploy" in index
+
+
+def test_an_interrupted_report_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("varbench.report.outputs._write_figures", lambda *a: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        render(full_records(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+def test_strangers_strings_are_only_text(tmp_path):
+    record = make_record(f"{EVIL}@{EVIL}", metrics={f"p.{EVIL}": EVIL}, command=EVIL)
+    record = dataclasses.replace(
+        record, warnings=(r.Notice(text=EVIL, next_command=EVIL),), provenance=r.Provenance(kind=EVIL, note=EVIL)
+    )
+    panel = panels(EVIL, [Section(title=EVIL, parts=[Text(text=EVIL), Table(columns=(EVIL,), rows=[(EVIL,)])])])
+    page = render([*full_records(), record], tmp_path, panels=panel, problems=[EVIL])
+    for path in (page, tmp_path / "index.html", page.parent / "table.md"):
+        assert "<script>alert" not in path.read_text() and "<img src=x" not in path.read_text()
+    assert "&lt;script&gt;alert(1)" in page.read_text()
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page.read_text())[1]
+    assert "default-src &#39;none&#39;" in policy and "&#39;unsafe-inline&#39;; img-src data:" in policy
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        (Chart(spec={"data": {"url": "https://example.org/x.json"}}, alt="a"), "'url'"),
+        (Chart(spec={"usermeta": {"embedOptions": {}}}, alt="a"), "'usermeta'"),
+        (Chart(spec={"layer": [{"encoding": {"href": {"field": "x"}}}]}, alt="a"), "'href'"),
+        (Image(png=b"<svg onload=alert(1)>", alt="a"), "not a PNG"),
+        (Table(columns=("a", "b"), rows=[("1",)]), "1 cells under 2 columns"),
+        ("<b>html</b>", "is a str"),
+    ],
+)
+def test_a_panel_cannot_reach_out_and_says_so(part, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        checked(Section(title="mine", parts=[part]))
+    shown = panels("p (d 1.0)", [Section(title="mine", parts=[part]), Section(title="good", parts=[Text(text="t")])])
+    assert "cannot be shown" in shown[0].section.parts[0].text and shown[1].section.title == "good"
+
+
+def test_data_of_a_panels_chart_may_hold_any_word():
+    spec = {"data": {"values": [{"url": "a", "n": 1}]}, "mark": "bar", "encoding": {"x": {"field": "n"}}}
+    assert checked(Section(title="t", parts=[Chart(spec=spec, alt="a")]))
+
+
+def payload_of(html):
+    packed = re.search(r'id="payload">([^<]+)<', html)[1]
+    return json.loads(zlib.decompress(base64.b64decode(packed)))
+
+
+def test_a_thousand_records_take_seconds_and_fit(tmp_path):
+    found = full_records(quality=5.0)
+    for number in range(998):
+        points = ("d16", "d8", "d4", "d2")
+        row = f"m{number % 40}@p{number // 40:02d}/{points[number % 4]}"
+        found.append(make_record(row, seconds=0.3 + number % 70 / 100, quality=4 + number % 97 / 10))
+    start = time.process_time()
+    page = render(found, tmp_path)
+    assert time.process_time() - start < 60  # about 6 s on a quiet machine
+    html = page.read_text()
+    assert len(html) < 3_000_000 and html.count('data-entry="') == 1000
+    data = payload_of(html)
+    assert data["trimmed"] and len(data["records"]) == 1000
+    assert "rounds" not in data["records"][5]["timing"]["columns"][0]
+    small = payload_of(render(found[:5], tmp_path).read_text())
+    assert not small["trimmed"] and small["records"][3]["timing"]["columns"][0]["rounds"]
+
+
+def test_the_command_takes_the_newest_run_and_can_stand_beside_an_older_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    parser = argparse.ArgumentParser()
+    command.add_parser(parser.add_subparsers())
+
+    def run(*flags):
+        args = parser.parse_args(["report", *flags])
+        return args.run(args), capsys.readouterr()
+
+    with pytest.raises(UserError, match="no run under varbench-runs"):
+        run()
+    for name, seconds in (("old", 0.6), ("new", 0.5)):
+        for record in (*full_records(), make_record(seconds=seconds)):
+            r.write_record(dataclasses.replace(record, run=name), tmp_path / "varbench-runs" / name)
+        time.sleep(0.02)
+    (tmp_path / "varbench-runs" / "new" / "torn-0000000000.json").write_text("{")
+    code, said = run()
+    assert code == 0 and said.out.strip() == "reports/new/index.html" and "torn" in said.err
+    assert "torn-0000000000.json" in (tmp_path / "reports/new/index.html").read_text()
+    code, said = run("--compare", "varbench-runs/old", "--out", "elsewhere")
+    html = (tmp_path / said.out.strip()).read_text()
+    assert "Against old" in html and "improved" in html
+    with pytest.raises(UserError, match="no such file"):
+        run("--records", "nowhere")
+
+
+def test_plans_of_real_rows_are_summarised_as_the_cost_model_counts_them():
+    from varbench import cost
+    from varbench.compiler import compile_plan
+    from varbench.hardware import KNOWN
+    from varbench.presets import preset
+    from varbench.rows import resolve
+
+    spec = preset("var-d30").spec
+    plans = {}
+    for name in ("full_var", "variant@d8"):
+        row = resolve(name, spec)
+        plans[name] = compile_plan(spec, row.policies)
+    shown = plan_summary(plans["variant@d8"], batch=64, dtype="bfloat16", hardware=KNOWN["L20"])
+    full = plan_summary(plans["full_var"], batch=64, dtype="bfloat16")
+    counted = cost.work(plans["variant@d8"], batch=64, dtype="bfloat16")
+    assert shown.totals.flops == counted.transformer_flops and len(shown.steps) == 10
+    assert [run.layers for run in full.steps[0].calls] == [tuple(range(30))]
+    assert sum(len(run.layers) for run in shown.steps[-1].calls) == 8
+    assert shown.totals.state_end_bytes / 2**20 == pytest.approx(3180, rel=0.001)
+    assert full.totals.state_end_bytes / 2**20 == pytest.approx(11925, rel=0.001)
+    assert shown.predicted_seconds < plan_summary(
+        plans["full_var"], batch=64, dtype="bfloat16", hardware=KNOWN["L20"]).predicted_seconds
+    assert full.predicted_seconds is None

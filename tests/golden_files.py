@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent / "golden"
 def read(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and tensors of a golden file."""
     with safe_open(FOLDER / f"{name}.safetensors", "pt") as file:
-        return json.loads(file.metadata()["config"]), {key: file.get_tensor(key) for key in file.keys()}
+        return json.loads(file.metadata()["config"]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
 def rule(name: str, shape: tuple[int, ...]) -> Tensor:

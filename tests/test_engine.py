@@ -52,7 +52,7 @@ class HalfTheTokens(EveryToken):
     def tokens(self, layer: int, scale: int, sublayer: str) -> int | None:
         return models.SPEC.tokens[scale] // 2 if scale > 3 else None
 
-    def fill(self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, scale: int) -> Tensor:  # noqa: E501
+    def fill(self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, scale: int) -> Tensor:
         full = computed_BnC.new_zeros(len(computed_BnC), length, computed_BnC.shape[-1])
         return full.scatter(1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC)
 
@@ -205,8 +205,10 @@ def test_uniform_numbers_are_uniform_and_never_shared() -> None:
     streams = [uniforms(images, seed=s, scale=k, count=49) for s in (0, 1) for k in (0, 1)]
     numbers = torch.stack(streams).flatten()
     assert len(numbers.unique()) > len(numbers) * 0.999
-    assert 0 <= numbers.min() and numbers.max() < 1
-    assert abs(numbers.mean() - 0.5) < 0.01 and abs(numbers.var() - 1 / 12) < 0.005
+    assert 0 <= numbers.min()
+    assert numbers.max() < 1
+    assert abs(numbers.mean() - 0.5) < 0.01
+    assert abs(numbers.var() - 1 / 12) < 0.005
     assert torch.equal(uniforms(images[7:9], seed=0, scale=0, count=49), streams[0][7:9])
 
 

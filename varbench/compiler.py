@@ -24,7 +24,6 @@ from varbench.policies import (
 )
 from varbench.spec import ModelSpec
 
-
 Policy = TypeVar("Policy")
 Value = TypeVar("Value")
 
@@ -127,10 +126,10 @@ def _checked_steps(
 ) -> tuple[StepSpec, ...]:
     if not specs:
         raise PlanError(f"{plugin}: the step policy gives no step; give at least one")
-    for name, spec in backbones.items():
-        if spec.sides != model.sides or spec.tokenizer.vocabulary != model.tokenizer.vocabulary:
+    for name, other in backbones.items():
+        if other.sides != model.sides or other.tokenizer.vocabulary != model.tokenizer.vocabulary:
             raise PlanError(
-                f"{plugin}: backbone {name!r} has scales {spec.sides} and {spec.tokenizer.vocabulary} codes, the main model "
+                f"{plugin}: backbone {name!r} has scales {other.sides} and {other.tokenizer.vocabulary} codes, the main model "
                 f"{model.sides} and {model.tokenizer.vocabulary}; both must speak the same tokenizer"
             )
     sampled = -1
@@ -327,7 +326,7 @@ class _Caches:
             spec = self.specs[at[0]]
             attention = self.work[at][0]
             if attention.picked:
-                own = (Segment(spec.scales[-1], attention.tokens),)
+                own: tuple[Segment, ...] = (Segment(spec.scales[-1], attention.tokens),)
             else:
                 own = tuple(Segment(scale, self.model.tokens[scale]) for scale in spec.scales)
             kept, picked = self._kept(key, (*held, *own), readers[number:], group)
@@ -399,7 +398,8 @@ class _Caches:
         soon to be freed, are full. Upstream accounting grows by concatenation, entry for entry.
         """
         if self.accounting == "lossless":
-            frees = sorted({index for places in calls.values() for index, place in places[-1:] if not total(uses[index, place][0].kept)})
+            ends = [places[-1] for places in calls.values()]
+            frees = sorted({at[0] for at in ends if not total(uses[at][0].kept)})
             for places in calls.values():
                 for group in range(len(uses[places[0]])):
                     for phase_end in [*frees, len(self.specs)]:

@@ -185,11 +185,7 @@ def state_over_time(plan: Plan, *, batch: int, dtype: str) -> Iterator[tuple[int
         rows[step.backbone] = batch * step.branches
         entry = spec.head_dim * sum(key_value_bytes(plan, plan.model, dtype))
 
-        def held() -> int:
-            per_row = [(key, size) for (key, _), size in (*buffers.items(), *memories.items())]
-            return sum(rows[key.backbone] * size for key, size in per_row)
-
-        peak = held()
+        peak = _held(rows, buffers, memories)
         for call in step.calls:
             key = SlotKey(step.backbone, call.layer, call.slot)
             for group, use in enumerate(call.cache):
@@ -198,19 +194,25 @@ def state_over_time(plan: Plan, *, batch: int, dtype: str) -> Iterator[tuple[int
                 buffers[key, group] = max(before, during * len(use.heads) * entry) if use.capacity else before
                 if plan.accounting == "upstream":
                     buffers[key, group] = during * len(use.heads) * entry
-                peak = max(peak, held())
+                peak = max(peak, _held(rows, buffers, memories))
                 buffers[key, group] = use.capacity * len(use.heads) * entry
             for name, sub in (("attention", call.attention), ("ffn", call.ffn)):
                 if sub.remembered:
                     memories[key, name] = plan.model.tokens[step.samples] * spec.width * ITEM[dtype]
                 elif not _fills_later(plan, key, name, number):
                     memories.pop((key, name), None)
-            peak = max(peak, held())
+            peak = max(peak, _held(rows, buffers, memories))
         if step.drops_backbone:
-            for table in (buffers, memories):
-                for place in [place for place in table if place[0].backbone == step.backbone]:
-                    del table[place]  # type: ignore[attr-defined]
-        yield peak, held()
+            buffers = {place: size for place, size in buffers.items() if place[0].backbone != step.backbone}
+            memories = {place: size for place, size in memories.items() if place[0].backbone != step.backbone}
+        yield peak, _held(rows, buffers, memories)
+
+
+def _held(
+    rows: dict[str, int], buffers: dict[tuple[SlotKey, int], int], memories: dict[tuple[SlotKey, str], int]
+) -> int:
+    cached = sum(rows[key.backbone] * size for (key, _), size in buffers.items())
+    return cached + sum(rows[key.backbone] * size for (key, _), size in memories.items())
 
 
 def _fills_later(plan: Plan, key: SlotKey, name: str, number: int) -> bool:
@@ -250,7 +252,7 @@ def _bytes(plan: Plan, spec: ModelSpec, step: Step, batch: int, dtype: str) -> t
     """Bytes moved in a step by eager code, and the largest transient."""
     item, width = ITEM[dtype], spec.width
     rows = batch * step.branches
-    moved, transient = 0, 0
+    moved, transient = 0.0, 0
     layer = 4 * width * width + 2 * width * spec.hidden
     for call in step.calls:
         attended = max(use.attended for use in call.cache)

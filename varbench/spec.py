@@ -26,7 +26,7 @@ class TokenizerSpec:
     @property
     def stride(self) -> int:
         """Pixels of image per place of the last token map."""
-        return 2 ** (len(self.multipliers) - 1)
+        return 1 << (len(self.multipliers) - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from varbench.engine.cache import State
 from varbench.engine.sampler import draw, filtered, uniforms
 from varbench.engine.trace import Trace
 from varbench.model.tokenizer import Tokenizer
-from varbench.model.transformer import Transformer, normed
+from varbench.model.transformer import Attention, Block, Transformer, normed
 from varbench.plan import CacheUse, LayerCall, Plan, Segment, Step, SubLayer
 from varbench.policies import SubLayerName
 
@@ -217,7 +217,7 @@ class _Run:
         return _Conditioning(
             first_RLC=spread(backbone.first_tokens(cond)),
             blocks={
-                layer: tuple(spread(t) for t in backbone.blocks[layer].modulation(cond, shared, self.dtype))
+                layer: tuple(spread(t) for t in backbone.block(layer).modulation(cond, shared, self.dtype))
                 for layer in sorted(layers)
             },
             head=(spread(head_scale), spread(head_shift)),
@@ -256,7 +256,7 @@ class _Run:
         modulation: tuple[Tensor, ...],
         mask: Tensor | None,
     ) -> tuple[Tensor, LayerCall]:
-        block = backbone.blocks[call.layer]
+        block: Block = backbone.block(call.layer)
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
         uses: list[CacheUse] = []
 
@@ -303,7 +303,7 @@ class _Run:
 
     def _attend(
         self,
-        attn: torch.nn.Module,
+        attn: Attention,
         hidden_RnC: Tensor,
         step: Step,
         call: LayerCall,
@@ -323,7 +323,7 @@ class _Run:
             q_g, k_g, v_g = (q, k, v) if len(call.cache) == 1 else (t[:, list(use.heads)] for t in (q, k, v))
             held = self.state.held(key, group)
             keys, values = self.state.extend(key, group, use, k_g, v_g)
-            seen = mask if mask is None or keys.shape[2] == mask.shape[1] else F.pad(mask, (keys.shape[2] - mask.shape[1], 0), value=True)
+            seen = None if mask is None else F.pad(mask, (keys.shape[2] - mask.shape[1], 0), value=True)
             mixed.append(
                 F.scaled_dot_product_attention(
                     q_g, keys.to(q.dtype), values.to(q.dtype), attn_mask=seen, scale=attn.softmax_scale

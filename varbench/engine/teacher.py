@@ -151,7 +151,7 @@ class TeacherPass:
     ) -> None:
         if visit.scales not in x:
             self._regroup(x, visit.scales)
-        block = transformer.blocks[visit.key.layer]
+        block = transformer.block(visit.key.layer)
         gamma1, gamma2, scale1, scale2, shift1, shift2 = block.modulation(cond, shared, dtype)
         x_BnC = x[visit.scales]
         q, k, v = block.attn.qkv(normed(x_BnC) * scale1 + shift1, dtype)

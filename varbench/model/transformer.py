@@ -31,6 +31,21 @@ def normed(x_BLC: Tensor) -> Tensor:
     return F.layer_norm(x_BLC.float(), (x_BLC.shape[-1],), eps=EPS)
 
 
+class Conditioner(nn.ModuleList):
+    """SiLU and a linear layer of the class vector; a list only so that its weights are called `1.weight`."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__((nn.SiLU(), nn.Linear(width, outputs)))
+
+    @property
+    def weight(self) -> Tensor:
+        return self.get_parameter("1.weight")
+
+    def forward(self, cond_BC: Tensor, dtype: torch.dtype) -> Tensor:
+        bias = self.get_parameter("1.bias")
+        return F.linear(F.silu(cond_BC.float()).to(dtype), self.weight.to(dtype), bias.to(dtype))
+
+
 class Attention(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -73,6 +88,9 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
+    attn: Attention
+    ffn: FeedForward
+
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.attn = Attention(spec)
@@ -80,12 +98,12 @@ class Block(nn.Module):
         if spec.shared_adaln:
             self.ada_gss = nn.Parameter(torch.zeros(1, 1, 6, spec.width))
         else:
-            self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(spec.width, 6 * spec.width))
+            self.ada_lin = Conditioner(spec.width, 6 * spec.width)
 
     def modulation(self, cond_BC: Tensor, shared_B16C: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2, each (B, 1, C) in the compute type."""
         if shared_B16C is None:
-            six = linear(F.silu(cond_BC.float()), self.ada_lin[1], dtype).view(cond_BC.shape[0], 1, 6, -1)
+            six = self.ada_lin(cond_BC, dtype).view(cond_BC.shape[0], 1, 6, -1)
         else:
             six = self.ada_gss + shared_B16C
         gamma1, gamma2, scale1, scale2, shift1, shift2 = six.unbind(2)
@@ -93,12 +111,14 @@ class Block(nn.Module):
 
 
 class HeadNorm(nn.Module):
+    ada_lin: Conditioner
+
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(spec.width, 2 * spec.width))
+        self.ada_lin = Conditioner(spec.width, 2 * spec.width)
 
     def modulation(self, cond_BC: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        scale, shift = linear(F.silu(cond_BC.float()), self.ada_lin[1], dtype).view(cond_BC.shape[0], 1, 2, -1).unbind(2)
+        scale, shift = self.ada_lin(cond_BC, dtype).view(cond_BC.shape[0], 1, 2, -1).unbind(2)
         return scale + 1, shift
 
 
@@ -115,11 +135,16 @@ class Transformer(nn.Module):
         self.class_emb = nn.Embedding(spec.classes + 1, width)
         self.lvl_embed = nn.Embedding(spec.scales, width)
         if spec.shared_adaln:
-            self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+            self.shared_ada_lin = Conditioner(width, 6 * width)
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
         self.head_nm = HeadNorm(spec)
         self._scale_of_L: Tensor | None = None
         self.head = nn.Linear(width, spec.tokenizer.vocabulary)
+
+    def block(self, layer: int) -> Block:
+        found = self.blocks[layer]
+        assert isinstance(found, Block)
+        return found
 
     def condition(self, labels_B: Tensor) -> Tensor:
         """Class vectors (B, C); label `classes` is "no class"."""
@@ -128,7 +153,7 @@ class Transformer(nn.Module):
     def shared_modulation(self, cond_BC: Tensor, dtype: torch.dtype) -> Tensor | None:
         if not self.spec.shared_adaln:
             return None
-        return linear(F.silu(cond_BC.float()), self.shared_ada_lin[1], dtype).view(cond_BC.shape[0], 1, 6, -1)
+        return self.shared_ada_lin(cond_BC, dtype).view(cond_BC.shape[0], 1, 6, -1)
 
     def first_tokens(self, cond_BC: Tensor) -> Tensor:
         """The input of the first scale, (B, l, C)."""
@@ -174,7 +199,7 @@ def initialise_(model: Transformer, generator: torch.Generator) -> Transformer:
         draw(model.pos_start)
         draw(model.pos_1LC)
         model.head.weight.mul_(0.02)
-        model.head_nm.ada_lin[1].weight.mul_(0.5)
+        model.head_nm.ada_lin.weight.mul_(0.5)
         for block in model.blocks:
             block.attn.proj.weight.div_(math.sqrt(2 * spec.depth))
             block.ffn.fc2.weight.div_(math.sqrt(2 * spec.depth))
@@ -182,7 +207,7 @@ def initialise_(model: Transformer, generator: torch.Generator) -> Transformer:
                 block.ada_gss.normal_(std=spec.width**-0.5, generator=generator)
                 rows, axis = block.ada_gss, 2
             else:
-                rows, axis = block.ada_lin[1].weight.view(6, spec.width, spec.width), 0
+                rows, axis = block.ada_lin.weight.view(6, spec.width, spec.width), 0
             rows.narrow(axis, 0, 2).mul_(1e-5)
             rows.narrow(axis, 2, 4).mul_(0.5)
     return model

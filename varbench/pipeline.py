@@ -193,12 +193,13 @@ def load_pipeline(
     device: str = "cpu",
     dtype: str = "float32",
     num_heads: int | None = None,
+    random: bool = False,
     seed: int = 0,
 ) -> Pipeline:
     """A pipeline from checkpoint files, or of a preset.
 
     With `vae` and `var`, sizes are read off the files. With a preset alone, its shipped weights are loaded where it has
-    some, and random ones are drawn from `seed` where it has none. `companions` are further models by name, for methods
+    some; random ones are drawn from `seed` where it has none, or with `random`. `companions` are further models by name, for methods
     that run on two.
     """
     if dtype not in DTYPES:
@@ -208,7 +209,9 @@ def load_pipeline(
     if (vae is None) != (var is None):
         raise CheckpointError("give both vae= and var=, or neither; a transformer speaks the codes of its own tokenizer")
     if vae is None or var is None:
-        return _preset_pipeline(preset or "tiny", companions=companions, device=device, dtype=dtype, seed=seed)
+        return _preset_pipeline(
+            preset or "tiny", companions=companions, device=device, dtype=dtype, random=random, seed=seed
+        )
     tokenizer_spec, tokenizer_state = load_tokenizer(vae)
     backbones = {MAIN: load_transformer(var, tokenizer_spec, num_heads=num_heads)}
     weights = {"vae": file_hash(vae), MAIN: file_hash(var)}
@@ -240,11 +243,11 @@ def _renamed(backbones: dict[str, Transformer], preset: str, path: str | Path) -
 
 
 def _preset_pipeline(
-    name: str, *, companions: Mapping[str, str | Path] | None, device: str, dtype: str, seed: int
+    name: str, *, companions: Mapping[str, str | Path] | None, device: str, dtype: str, random: bool, seed: int
 ) -> Pipeline:
     preset = presets.preset(name)
     shipped = presets.shipped_files(name)
-    if shipped:
+    if shipped and not random:
         files = {**shipped, **(companions or {})}
         pipe = load_pipeline(
             vae=files.pop("vae"), var=files.pop(MAIN), companions=files, device=device, dtype=dtype
@@ -261,7 +264,7 @@ def _preset_pipeline(
         backbones={name: initialise_(Transformer(spec), generator).requires_grad_(False) for name, spec in specs.items()},
         device=device,
         dtype=dtype,
-        weights={part: f"random, seed {seed}" for part in ("vae", *specs)},
+        weights=dict.fromkeys(("vae", *specs), f"random, seed {seed}"),
     )
 
 

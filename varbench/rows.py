@@ -19,7 +19,7 @@ from varbench.errors import UserError, did_you_mean
 from varbench.plan import Accounting
 from varbench.plugins import PluginInfo, PluginManager
 from varbench.plugins import manager as default_manager
-from varbench.policies import Parameter, Setting, Settings, TrainingSchedule
+from varbench.policies import Parameter, Provenance, Setting, Settings, TrainingSchedule
 from varbench.spec import ModelSpec
 
 FULL = "full_var"
@@ -30,7 +30,6 @@ ACCOUNTINGS: tuple[Accounting, ...] = ("lossless", "upstream")
 NOT_EXECUTED = {
     "varbench_transform_model": "replaced modules",
     "varbench_generator": "generators in place of the loop",
-    "varbench_calibrate": "calibration",
 }
 """Hooks that are specified and that nothing runs yet: a row whose plugin gives one is refused, never half obeyed."""
 
@@ -53,6 +52,8 @@ class Row:
     """How the weights were trained."""
     recipe_plugin: str | None = None
     """The plugin whose recipe it is."""
+    provenance: Provenance | None = None
+    """Where the first of its methods comes from, as the plugin says."""
     policies: RowPolicies = field(compare=False)
     schedule: TrainingSchedule | None = field(compare=False, default=None)
     """None where the recipe leaves the pretrained weights as they are."""
@@ -289,6 +290,7 @@ def _row(chosen: Sequence[_Chosen], model: ModelSpec, manager: PluginManager) ->
         parameters={f"{part.setting.plugin}.{key}": value for part in chosen for key, value in _changed(part).items()},
         recipe=recipe.recipe if recipe else None,
         recipe_plugin=recipe.plugin if recipe else None,
+        provenance=chosen[0].settings.provenance,
         policies=policies,
         schedule=schedule.policy if schedule else None,
     )
@@ -320,10 +322,7 @@ def _one(
 
 def _refuse_not_executed(setting: Setting, model: ModelSpec, manager: PluginManager) -> None:
     for hook, what in NOT_EXECUTED.items():
-        if not manager.gives(setting.plugin, hook):
-            continue
-        # Calibration needs a loaded model, so having the hook is enough; the others may decline by returning None.
-        if hook == "varbench_calibrate" or manager.call(setting.plugin, hook, setting=setting, model=model) is not None:
+        if manager.call(setting.plugin, hook, setting=setting, model=model) is not None:
             raise UserError(
                 f"{setting.plugin} ({manager.info(setting.plugin).distribution}) gives {hook}: this version of varbench "
                 f"does not execute {what}, and will not run the row without"

@@ -1,0 +1,260 @@
+"""`varbench plan`: what a row computes and keeps, and how fast it should be, with no weights and no GPU."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from varbench.commands import usable_plugins
+from varbench.errors import UserError
+
+if TYPE_CHECKING:
+    from varbench.cost import Prediction, Work
+    from varbench.hardware import Hardware
+    from varbench.plan import Accounting, Plan
+    from varbench.published import Published
+    from varbench.rows import Row
+    from varbench.spec import ModelSpec
+
+MIB = 2**20
+NOTHING_SELECTED = 4
+CACHE_FIT, SAVING_FIT, SPEED_FIT = 0.01, 0.02, 0.10
+"""How far ours may be from a published figure, and still be said to fit it."""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "plan",
+        help="what a row computes and keeps, and how fast it should be; no weights, no GPU",
+        description="Compiles rows and counts their FLOPs and bytes, step by step, beside the full model's and beside "
+        "published figures. Predicted seconds are a roofline: a bound where no efficiency was measured.",
+        epilog="examples:\n"
+        "  varbench plan variant@d8 --model var-d30\n"
+        "  varbench plan variant,code --model var-d30 --hardware H100-SXM,L20\n"
+        "  varbench plan variant@d2:bridge=7 --model var-d30 --accounting upstream",
+    )
+    parser.add_argument("method", metavar="METHOD", help="rows, by comma; a method without a point stands for its default ones")
+    parser.add_argument("--model", default="tiny", metavar="PRESET", help="model preset; default: tiny")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images a call; default: 64")
+    parser.add_argument("--dtype", default="bfloat16", metavar="TYPE", help="compute type; default: bfloat16")
+    parser.add_argument(
+        "--hardware", metavar="NAMES", help="names by comma, or a .toml file; default: L20, as the papers, or for tiny a CPU"
+    )
+    parser.add_argument(
+        "--accounting", choices=("lossless", "upstream"), help="upstream counts and stores as the official code does"
+    )
+    parser.add_argument("--all-settings", action="store_true", help="every recipe and point, not only the default ones")
+    parser.add_argument("--json", action="store_true", help="print JSON, with the whole plan of each row")
+    parser.set_defaults(run=run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """A row with its plan and what that costs."""
+
+    name: str
+    row: Row
+    plan: Plan
+    work: Work
+    predictions: tuple[Prediction, ...]
+
+
+def run(args: argparse.Namespace) -> int:
+    from varbench import rows
+    from varbench.cost import ITEM
+    from varbench.errors import did_you_mean
+    from varbench.presets import preset
+
+    if args.batch < 1:
+        raise UserError(f"--batch is {args.batch}; give 1 or more")
+    if args.dtype not in ITEM:
+        raise UserError(f"--dtype {args.dtype!r} is unknown.{did_you_mean(args.dtype, ITEM)}")
+    manager = usable_plugins(args)
+    model = preset(args.model)
+    devices = _devices(args.hardware or ("cpu-2-cores" if model.assets else "L20"))
+    asked = rows.expand(args.method, model.spec, all_settings=args.all_settings, manager=manager)
+    if not asked:
+        print(f"varbench plan: error: {args.method!r} names no row; give e.g. variant@d8", file=sys.stderr)
+        return NOTHING_SELECTED
+    settings = {"model": model.spec, "batch": args.batch, "dtype": args.dtype, "devices": devices}
+    full = rows.resolve(rows.FULL, model.spec, manager=manager)
+    denominators = [count(full, accounting=accounting, **settings) for accounting in rows.ACCOUNTINGS]
+    found = [count(row, accounting=args.accounting or row.accounting, **settings) for row in asked]
+    if args.json:
+        print(json.dumps([_as_json(counted) for counted in (*denominators, *_others(found, denominators))], indent=1))
+        return 0
+    if len(found) == 1:
+        print(found[0].plan, _steps_table(found[0]), sep="\n\n", end="\n\n")
+    print(_summary(denominators, found, batch=args.batch, dtype=args.dtype))
+    beside = [line for counted in found for line in _beside(counted, denominators, **settings)]
+    if beside:
+        print("\npublished figures beside (batch 64 on one L20 where no other condition is known)", *beside, sep="\n")
+    return 0
+
+
+def _devices(text: str) -> tuple[Hardware, ...]:
+    from varbench import hardware
+
+    return tuple(
+        hardware.from_file(name) if name.endswith(".toml") else hardware.hardware(name)
+        for name in text.split(",")
+    )
+
+
+def count(
+    row: Row, *, accounting: Accounting, model: ModelSpec, batch: int, dtype: str, devices: Sequence[Hardware]
+) -> Counted:
+    from varbench.compiler import compile_plan
+    from varbench.cost import predict, work
+
+    plan = compile_plan(model, row.policies, accounting=accounting)
+    counted = work(plan, batch=batch, dtype=dtype)
+    suffix = "" if accounting == row.accounting else f":accounting={accounting}"
+    return Counted(
+        name=row.name + suffix,
+        row=row,
+        plan=plan,
+        work=counted,
+        predictions=tuple(predict(counted, device) for device in devices),
+    )
+
+
+def _others(found: Sequence[Counted], denominators: Sequence[Counted]) -> list[Counted]:
+    shown = {counted.name for counted in denominators}
+    return [counted for counted in found if counted.name not in shown]
+
+
+def _steps_table(counted: Counted) -> str:
+    from tabulate import tabulate
+
+    work, plan = counted.work, counted.plan
+    headers = ["scale", "GFLOPs", "moved MiB", "state peak MiB", "state after MiB"]
+    headers += [f"ms on {prediction.hardware}" for prediction in counted.predictions]
+    lines: list[list[Any]] = [
+        [
+            f"{step.scale + 1} ({plan.model.sides[step.scale]}x{plan.model.sides[step.scale]})",
+            step.flops / 1e9,
+            step.bytes_moved / MIB,
+            step.state_peak / MIB,
+            step.state_after / MIB,
+            *(prediction.steps[index] * 1e3 for prediction in counted.predictions),
+        ]
+        for index, step in enumerate(work.steps)
+    ]
+    decoder = [prediction.decoder * 1e3 for prediction in counted.predictions]
+    lines.append(["decoder", work.decoder_flops / 1e9, work.decoder_bytes / MIB, None, None, *decoder])
+    return tabulate(lines, headers=headers, floatfmt=",.1f", missingval="-", tablefmt="simple")
+
+
+def _summary(denominators: Sequence[Counted], found: Sequence[Counted], *, batch: int, dtype: str) -> str:
+    """All rows beside both denominators, without the decoder."""
+    from tabulate import tabulate
+
+    lossless, upstream = denominators
+    headers = ["row", "TFLOPs", "less work", "state peak MiB", "end MiB", "of lossless", "of upstream", "weights MiB"]
+    for device in lossless.predictions:
+        headers += [f"s on {device.hardware}", "speedup"]
+    lines = []
+    for counted in (*denominators, *_others(found, denominators)):
+        work = counted.work
+        line: list[Any] = [
+            counted.name,
+            work.transformer_flops / 1e12,
+            f"{lossless.work.transformer_flops / work.transformer_flops:.2f}x",
+            work.state_peak / MIB,
+            work.state_end / MIB,
+            f"{work.state_peak / lossless.work.state_peak:.1%}",
+            f"{work.state_peak / upstream.work.state_peak:.1%}",
+            work.weight_bytes / MIB,
+        ]
+        for prediction, full in zip(counted.predictions, lossless.predictions, strict=True):
+            line += [prediction.transformer, f"{full.transformer / prediction.transformer:.2f}x"]
+        lines.append(line)
+    formats = ("", ",.3f", "", ",.1f", ",.1f", "", "", ",.0f", *(",.3f", "") * len(lossless.predictions))
+    model = lossless.plan.model
+    bounds = [p.hardware for p in lossless.predictions if p.efficiency == 1]
+    note = f"; a bound on {', '.join(bounds)}, where no efficiency was measured" if bounds else ""
+    title = f"{model.name}, batch {batch}, {dtype}, without the decoder{note}"
+    return f"{title}\n" + tabulate(lines, headers=headers, floatfmt=formats, tablefmt="simple")
+
+
+def _published(row: Row) -> list[Published]:
+    """What was published for the row's method, model and setting, whatever its parameters."""
+    from varbench.published import published_rows
+    from varbench.rows import FULL
+
+    if len(row.settings) != 1:
+        return []
+    setting = row.settings[0]
+    names = {setting.point, setting.recipe, "upstream" if setting.plugin == FULL else None}
+    return [
+        published
+        for published in published_rows()
+        if (published.method, published.model) == (setting.plugin, row.model.name) and published.setting in names
+    ]
+
+
+def _beside(counted: Counted, denominators: Sequence[Counted], **settings: Any) -> Iterator[str]:
+    published = _published(counted.row)
+    if not published:
+        return
+    upstream = count(counted.row, accounting="upstream", **settings)
+    lossless = count(counted.row, accounting="lossless", **settings)
+    for line in published:
+        yield f"  {counted.name}: {line.text()} [{line.grade}; {line.source}]"
+        yield from (f"    {verdict}" for verdict in _verdicts(line, lossless, upstream, denominators))
+    if counted.row.provenance and counted.row.provenance.note:
+        yield f"    our choices: {counted.row.provenance.note}"
+
+
+def _verdicts(
+    published: Published, lossless: Counted, upstream: Counted, denominators: Sequence[Counted]
+) -> Iterator[str]:
+    """Ours beside each published figure that the plan says something about, and whether it fits."""
+    full_lossless, full_upstream = denominators
+    figures = published.figures
+    if (megabytes := figures.get("kv_mb")) is not None:
+        ours = {
+            "upstream": upstream.work.state_end / MIB,
+            "lossless": lossless.work.state_end / MIB,
+            "lossless at its peak": lossless.work.state_peak / MIB,
+        }
+        name, nearest = min(ours.items(), key=lambda item: abs(item[1] - megabytes))
+        ratio = nearest / megabytes - 1
+        yield f"cache {megabytes:,} MB {_fits(abs(ratio) <= CACHE_FIT)} ours; nearest {name}, {nearest:,.1f} MiB ({ratio:+.1%})"
+    if (saving := figures.get("kv_saving")) is not None:
+        ours_saved = 1 - upstream.work.state_end / full_upstream.work.state_end
+        fits = abs(ours_saved - saving) <= SAVING_FIT
+        yield f"cache saving {saving:.0%} {_fits(fits)} ours; {ours_saved:.1%}, upstream against upstream"
+    if (speedup := figures.get("speedup")) is not None and lossless.name != full_lossless.name:
+        work = full_lossless.work.transformer_flops / lossless.work.transformer_flops
+        fits = abs(work / speedup - 1) <= SPEED_FIT
+        yield f"speedup {speedup:g}x {_fits(fits)} ours; {work:.2f}x less work in the transformer"
+
+
+def _fits(fits: bool) -> str:
+    return "fits" if fits else "does not fit"
+
+
+def _as_json(counted: Counted) -> dict[str, Any]:
+    work = counted.work
+    return {
+        "row": counted.name,
+        "plan": {**counted.plan.to_json(), "digest": counted.plan.digest},
+        "work": {
+            **dataclasses.asdict(work),
+            "transformer_flops": work.transformer_flops,
+            "state_peak": work.state_peak,
+            "state_end": work.state_end,
+        },
+        "predictions": [
+            {**dataclasses.asdict(prediction), "transformer": prediction.transformer, "total": prediction.total}
+            for prediction in counted.predictions
+        ],
+        "published": [dataclasses.asdict(published) for published in _published(counted.row)],
+    }

@@ -53,6 +53,9 @@ class Settings:
     default_recipes: tuple[str, ...] = ()
     """Those that `run` measures unless told otherwise; empty means the first."""
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    neutral: tuple[str, ...] = ()
+    """Settings, as written after the plugin's name (`@full`, `:ratio=0`), that must give the full model's images bit for
+    bit; `varbench check` holds the plugin to it."""
     summary: str = ""
     """One line for `varbench list`."""
     provenance: Provenance | None = None
@@ -232,7 +235,7 @@ class TrainingSchedule(Protocol):
 
     def check(self, total: int) -> None:
         """Refuse, by a `UserError`, a number of steps that is too small for the schedule's phases."""
-        return None
+        return
 
     def at(self, stage: Stage, step: int, total: int, uniform: Callable[[int], float]) -> TrainStep:
         """Step `step` of the stage's `total`; `uniform(k)` is the step's k-th random number in [0, 1)."""

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save
 from torch import nn
 
+from varbench.model.transformer import Transformer
 from varbench.spec import ModelSpec
 from varbench.training.files import whole_file
 
+Module = TypeVar("Module", bound=nn.Module)
 
-def bf16_(module: nn.Module) -> nn.Module:
+
+def bf16_(module: Module) -> Module:
     """Round the weights to what the file will hold, so that figures taken afterwards are the file's own."""
     with torch.no_grad():
         for parameter in module.parameters():
@@ -28,6 +31,9 @@ def export(module: nn.Module, path: Path, *, spec: ModelSpec, record: dict[str, 
         name: (tensor.bfloat16() if tensor.is_floating_point() else tensor).cpu().contiguous()
         for name, tensor in module.state_dict().items()
     }
+    if isinstance(module, Transformer):
+        # The official files tell their scales by this buffer.
+        tensors["lvl_1L"] = torch.repeat_interleave(torch.arange(spec.scales), torch.tensor(spec.tokens))[None]
     metadata = {"spec": json.dumps(spec.to_json()), "record": json.dumps(record)}
     with whole_file(path) as file:
         file.write(save(tensors, metadata=metadata))

@@ -13,7 +13,8 @@ _CLIP = 2.0
 
 def adamw(module: nn.Module, *, weight_decay: float) -> torch.optim.AdamW:
     """Betas 0.9 and 0.95; no weight decay on parameters that are vectors in all but shape (biases, scales, starts)."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in module.parameters():
         if parameter.requires_grad:
             (decayed if sum(size > 1 for size in parameter.shape) > 1 else plain).append(parameter)
@@ -44,7 +45,7 @@ class RunningMean:
 
     def __init__(self, module: nn.Module, *, decay: float) -> None:
         self.decay = decay
-        self._parameters = list(module.parameters())
+        self._parameters: list[Tensor] = list(module.parameters())
         self._mean = [parameter.detach().clone() for parameter in self._parameters]
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ Each use has a stream of its own, so drawing more for one never shifts another.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -29,9 +30,9 @@ def class_drops(*, seed: int, step: int, batch: int, probability: float) -> NDAr
     return stream(_CLASS_DROP, seed, step).random_sample(batch) < probability
 
 
-def schedule_uniform(*, seed: int, step: int, place: int) -> float:
-    """The `place`-th random number in [0, 1) that a schedule may use at a step."""
-    return float(stream(_SCHEDULE, seed, step).random_sample(place + 1)[place])
+def uniforms(*, seed: int, step: int) -> Callable[[int], float]:
+    """The random numbers in [0, 1) that a schedule may use at a step, by their place."""
+    return lambda place: float(stream(_SCHEDULE, seed, step).random_sample(place + 1)[place])
 
 
 def other_stream(*, seed: int, step: int) -> np.random.RandomState:

@@ -20,8 +20,14 @@ class Progress(Protocol):
 
 
 @contextlib.contextmanager
-def shown(title: str, *, steps: int, events: Path | None = None) -> Iterator[Progress]:
-    """Show a training of `steps` steps while the block runs; write scalars to the folder `events` if given."""
+def shown(title: str, *, steps: int, events: Path | None = None, quiet: bool = False) -> Iterator[Progress]:
+    """Show a training of `steps` steps while the block runs; write scalars to the folder `events` if given.
+
+    `quiet` shows and writes nothing: all but one of several processes that train together.
+    """
+    if quiet:
+        yield lambda step, figures: None
+        return
     with contextlib.ExitStack() as stack:
         outlets = [_bar(stack, title, steps) if sys.stderr.isatty() else _lines(title, steps)]
         if events is not None:

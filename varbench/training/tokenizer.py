@@ -32,7 +32,7 @@ _HELD_OUT = 2_000
 class TokenizerBudget:
     """How a tokenizer is trained. The defaults are what the shipped one was trained with."""
 
-    steps: int
+    steps: int = 4_000
     batch: int = 32
     images: int = 60_000
     seed: int = 0

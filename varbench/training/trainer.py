@@ -21,11 +21,12 @@ from varbench.errors import UserError
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer
 from varbench.plan import Plan
-from varbench.policies import TrainStep
+from varbench.policies import MAIN, TrainStep
 from varbench.training.files import load_state, require_space, save_state
 from varbench.training.optimiser import RunningMean, adamw, rate_at, take_step
-from varbench.training.order import batch_rows, class_drops, schedule_uniform
+from varbench.training.order import batch_rows, class_drops, uniforms
 from varbench.training.progress import Progress
+from varbench.training.ranks import Ranks
 from varbench.training.tokens import TokenSet
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -58,11 +59,10 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A frozen transformer that gives soft targets, by the plan it runs on."""
+    """A frozen transformer that gives soft targets, and the plan that runs it as `main`."""
 
     transformer: Transformer
     plan: Plan
-    backbone: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +71,8 @@ class Curriculum:
 
     at: Callable[[int, Callable[[int], float]], TrainStep]
     """Step number and the step's random numbers to what it trains."""
-    plan_of: Callable[[str | None], Plan]
-    """The plan of a point; None is the full model."""
-    backbone: str
+    plan_of: Callable[[str | None], tuple[Plan, str]]
+    """The plan of a point, and which of its backbones is trained; None is the full model."""
     name: str
 
 
@@ -89,13 +88,16 @@ def train(
     teacher: Teacher | None = None,
     identity: dict[str, Any] | None = None,
     on_checkpoint: Callable[[int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Train in place and leave the mean weights in `transformer`; the record of how it went.
 
     Killed at any moment and called again with the same arguments, it goes on from `checkpoint` to the same weights that
     it would have reached without the interruption. `on_checkpoint` runs after each one with the mean weights in place.
+    Of several `ranks`, the first alone writes; all of them end with the same weights.
     """
     transformer.requires_grad_(True).train()
+    ranks = ranks or Ranks()
     device = transformer.pos_1LC.device
     optimizer = adamw(transformer, weight_decay=budget.weight_decay)
     mean = RunningMean(transformer, decay=budget.mean_decay)
@@ -119,8 +121,10 @@ def train(
     started = time.perf_counter()
     figures: dict[str, float] = {}
     for step in range(begin, budget.steps):
-        features_BLD, tokens_BL, labels_B = _batch(tokenizer, tokens, budget, step, classes=transformer.spec.classes)
-        wanted = curriculum.at(step, lambda place, step=step: schedule_uniform(seed=budget.seed, step=step, place=place))  # type: ignore[misc]
+        features_BLD, tokens_BL, labels_B = _batch(
+            tokenizer, tokens, budget, step, classes=transformer.spec.classes, ranks=ranks
+        )
+        wanted = curriculum.at(step, uniforms(seed=budget.seed, step=step))
         loss = passes.loss(transformer, wanted, features_BLD, tokens_BL, labels_B)
         value = float(loss.detach())
         if not np.isfinite(value):
@@ -128,7 +132,8 @@ def train(
                 f"{curriculum.name}: the loss is {value} at step {step + 1} of {budget.steps}. Use a smaller learning "
                 f"rate (now {budget.peak_rate:g}) or --dtype float32; the last checkpoint is {checkpoint}."
             )
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
+        ranks.average_gradients(transformer)
         rate = rate_at(
             step, steps=budget.steps, peak=budget.peak_rate, warm_up=budget.warm_up_steps, floor=budget.floor
         )
@@ -138,7 +143,7 @@ def train(
         counts[trained] = counts.get(trained, 0) + 1
         figures[trained] = value
         progress(step + 1, {f"loss {trained}": value})
-        if (step + 1) % budget.checkpoint_every == 0 or step + 1 == budget.steps:
+        if ranks.rank == 0 and ((step + 1) % budget.checkpoint_every == 0 or step + 1 == budget.steps):
             state = {
                 "identity": identity,
                 "step": step + 1,
@@ -170,12 +175,13 @@ def train(
 
 @torch.no_grad()
 def _batch(
-    tokenizer: Tokenizer, tokens: TokenSet, budget: Budget, step: int, *, classes: int
+    tokenizer: Tokenizer, tokens: TokenSet, budget: Budget, step: int, *, classes: int, ranks: Ranks
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Features, tokens and labels of a step, on the tokenizer's device; a dropped label is `classes`."""
     device = tokenizer.quant_conv.weight.device
     rows = batch_rows(seed=budget.seed, step=step, batch=budget.batch, count=len(tokens))
     drops = class_drops(seed=budget.seed, step=step, batch=budget.batch, probability=budget.class_drop)
+    rows, drops = ranks.part(rows), ranks.part(drops)
     tokens_BL = torch.from_numpy(tokens.tokens_NL[rows].astype(np.int64)).to(device)
     labels_B = torch.from_numpy(np.where(drops, classes, tokens.labels_N[rows])).to(device)
     return tokenizer.teacher_input(tokens_BL), tokens_BL, labels_B
@@ -190,7 +196,7 @@ class _Passes:
         self._curriculum, self._teacher, self._dtype = curriculum, teacher, dtype
         self._attend: Attend = explicit_attention if device.type == "cpu" else fused_attention
         self._known: dict[tuple[str | None, int], TeacherPass] = {}
-        self._teacher_pass = teacher and TeacherPass(teacher.plan, teacher.backbone)
+        self._teacher_pass = teacher and TeacherPass(teacher.plan, MAIN)
 
     def loss(
         self, transformer: Transformer, wanted: TrainStep, features_BLD: Tensor, tokens_BL: Tensor, labels_B: Tensor
@@ -215,9 +221,9 @@ class _Passes:
     def _pass(self, point: str | None, scales: int) -> TeacherPass:
         key = (point, scales)
         if key not in self._known:
-            plan = self._curriculum.plan_of(point)
+            plan, backbone = self._curriculum.plan_of(point)
             steps = tuple(step for step in plan.steps if step.samples < scales)
-            self._known[key] = TeacherPass(replace(plan, steps=steps), self._curriculum.backbone)
+            self._known[key] = TeacherPass(replace(plan, steps=steps), backbone)
         return self._known[key]
 
     @torch.no_grad()

@@ -1,0 +1,289 @@
+"""The trainer through its public face: what is random, what a step computes, what a kill leaves, what is refused."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from varbench.data.shapes import Shapes
+from varbench.errors import CheckpointError, UserError
+from varbench.model.tokenizer import Tokenizer
+from varbench.model.transformer import Transformer, initialise_
+from varbench.policies import TrainStep
+from varbench.spec import ModelSpec, TokenizerSpec
+from varbench.training import files
+from varbench.training.files import load_state, save_state
+from varbench.training.optimiser import adamw, rate_at
+from varbench.training.order import batch_rows, class_drops, uniforms
+from varbench.training.recipes import full_curriculum
+from varbench.training.tokenizer import TokenizerBudget, train_tokenizer
+from varbench.training.tokens import TokenSet, training_tokens
+from varbench.training.trainer import Budget, Curriculum, Teacher, train
+
+SPEC = ModelSpec(
+    name="small",
+    sides=(1, 2, 4),
+    depth=3,
+    width=32,
+    heads=2,
+    classes=10,
+    tokenizer=TokenizerSpec(channels=32, multipliers=(1, 1, 1), blocks=1, code_dim=8, vocabulary=32, phis=4),
+)
+DATA = Shapes(side=16)
+BUDGET = Budget(steps=6, peak_rate=1e-3, batch=8, images=32, dtype="float32", checkpoint_every=2)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    torch.manual_seed(0)
+    return Tokenizer.for_model(SPEC).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def tokens(tokenizer: Tokenizer) -> TokenSet:
+    return training_tokens(DATA, tokenizer, model=SPEC, count=32)
+
+
+def fresh() -> Transformer:
+    return initialise_(Transformer(SPEC), torch.Generator().manual_seed(0))
+
+
+def trained(tokenizer: Tokenizer, tokens: TokenSet, folder: Path, **changes: object) -> tuple[Transformer, dict]:
+    model = fresh()
+    settings = {
+        "curriculum": full_curriculum(SPEC, name="test"),
+        "budget": BUDGET,
+        "checkpoint": folder / "state",
+        "progress": lambda step, figures: None,
+        **changes,
+    }
+    return model, train(model, tokenizer=tokenizer, tokens=tokens, **settings)  # type: ignore[arg-type]
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_every_image_is_seen_once_before_any_twice_and_each_round_has_a_new_order() -> None:
+    seen = np.concatenate([batch_rows(seed=1, step=step, batch=6, count=15) for step in range(5)])
+    first, second = seen[:15], seen[15:]
+    assert sorted(first) == sorted(second) == list(range(15))
+    assert list(first) != list(second)
+
+
+def test_what_is_random_depends_on_seed_and_step_alone() -> None:
+    again = [class_drops(seed=3, step=9, batch=64, probability=0.5) for _ in range(2)]
+    assert (again[0] == again[1]).all()
+    assert (again[0] != class_drops(seed=3, step=10, batch=64, probability=0.5)).any()
+    assert (again[0] != class_drops(seed=4, step=9, batch=64, probability=0.5)).any()
+    # A later random number of a step does not depend on whether an earlier one was asked for.
+    draw, same = uniforms(seed=3, step=9), uniforms(seed=3, step=9)
+    assert [draw(0), draw(1), draw(2)] == [same(0), same(1), same(2)] and draw(2) == same(2)
+    assert abs(np.mean([class_drops(seed=0, step=s, batch=100, probability=0.1) for s in range(50)]) - 0.1) < 0.01
+
+
+def test_rate_warms_up_then_falls_to_its_floor() -> None:
+    rates = [rate_at(step, steps=100, peak=1.0, warm_up=10, floor=0.1) for step in range(101)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert max(rates) == 1.0 and rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
+    assert rates[100] == pytest.approx(0.1)
+    assert rates[55] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
+
+
+def test_vectors_do_not_decay() -> None:
+    decayed, plain = adamw(fresh(), weight_decay=0.05).param_groups
+    assert decayed["weight_decay"] == 0.05 and plain["weight_decay"] == 0.0
+    assert len(plain["params"]) == sum(
+        max(p.shape, default=1) == p.numel() for p in fresh().parameters()
+    )
+
+
+def test_tokens_are_those_of_the_tokenizer_and_kept_by_content(tokenizer: Tokenizer, tokens: TokenSet) -> None:
+    images = torch.from_numpy(DATA.images(range(32))).float() / 127.5 - 1
+    assert (torch.from_numpy(tokens.tokens_NL.astype(np.int64)) == tokenizer.encode(images)).all()
+    assert list(tokens.labels_N) == list(DATA.labels(range(32)))
+    assert isinstance(tokens.tokens_NL, np.memmap)
+    assert training_tokens(DATA, tokenizer, model=SPEC, count=32).key == tokens.key
+    torch.manual_seed(1)
+    assert training_tokens(DATA, Tokenizer.for_model(SPEC), model=SPEC, count=32).key != tokens.key
+    assert training_tokens(Shapes(side=16, seed=1), tokenizer, model=SPEC, count=32).key != tokens.key
+
+
+def test_loss_falls_and_the_mean_weights_are_left(tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path) -> None:
+    losses: list[float] = []
+    model, record = trained(
+        tokenizer,
+        tokens,
+        tmp_path,
+        budget=replace(BUDGET, steps=40, peak_rate=3e-3, mean_decay=0.5),
+        progress=lambda step, figures: losses.append(figures["loss full"]),
+    )
+    assert losses[0] == pytest.approx(math.log(32), abs=0.05)
+    assert np.mean(losses[-5:]) < losses[0] - 0.3
+    assert record["steps_by_point"] == {"full": 40}
+    last = load_state(tmp_path / "state", identity={})
+    assert last is not None and not torch.equal(last["module"]["head.weight"], model.head.weight)
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_first_loss_is_cross_entropy_of_the_dropped_labels(
+    tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path
+) -> None:
+    """One step of the trainer against the same thing written out, with the scales weighted."""
+    heavy = TrainStep(scale_weights=(1.0, 3.0, 0.0))
+    plan, backbone = full_curriculum(SPEC, name="x").plan_of(None)
+    curriculum = Curriculum(at=lambda step, uniform: heavy, plan_of=lambda point: (plan, backbone), name="weighted")
+    seen: list[float] = []
+    trained(
+        tokenizer,
+        tokens,
+        tmp_path,
+        curriculum=curriculum,
+        budget=replace(BUDGET, steps=1, class_drop=1.0),
+        progress=lambda step, figures: seen.append(figures["loss full"]),
+    )
+    from varbench.engine.teacher import TeacherPass
+
+    rows = batch_rows(seed=0, step=0, batch=8, count=32)
+    codes = torch.from_numpy(tokens.tokens_NL[rows].astype(np.int64))
+    logits = TeacherPass(plan, backbone).logits(
+        fresh(), tokenizer.teacher_input(codes), torch.full((8,), 10), dtype=torch.float32
+    )
+    each = F.cross_entropy(logits.transpose(1, 2), codes, reduction="none")
+    expected = (each[:, :1].sum() + 3 * each[:, 1:5].sum()) / (8 * (1 + 3 * 4))
+    assert seen == pytest.approx([float(expected.detach())], rel=1e-5)
+
+
+def test_kl_to_itself_is_nothing(tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path) -> None:
+    plan, backbone = full_curriculum(SPEC, name="x").plan_of(None)
+    seen: list[float] = []
+    trained(
+        tokenizer,
+        tokens,
+        tmp_path,
+        curriculum=Curriculum(
+            at=lambda step, uniform: TrainStep(loss="kl"), plan_of=lambda point: (plan, backbone), name="kl"
+        ),
+        budget=replace(BUDGET, steps=1),
+        teacher=Teacher(transformer=fresh(), plan=plan),
+        progress=lambda step, figures: seen.append(figures["loss full"]),
+    )
+    assert seen == pytest.approx([0.0], abs=1e-6)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_training as t
+import torch
+torch.set_num_threads(1)
+torch.manual_seed(0)
+tokenizer = t.Tokenizer.for_model(t.SPEC).eval().requires_grad_(False)
+tokens = t.training_tokens(t.DATA, tokenizer, model=t.SPEC, count=32)
+def progress(step, figures):
+    if step == {step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+t.trained(tokenizer, tokens, Path({folder!r}), progress=progress)
+"""
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_killed_training_goes_on_to_the_same_weights(
+    tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path, step: int
+) -> None:
+    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "killed"), step=step)
+    child = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
+    assert (tmp_path / "killed" / "state").exists() == (step >= 3)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        resumed, record = trained(tokenizer, tokens, tmp_path / "killed")
+        whole, _ = trained(tokenizer, tokens, tmp_path / "whole")
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert record["steps_by_point"] == {"full": 6}
+
+
+def test_checkpoint_of_another_training_is_refused(tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path) -> None:
+    trained(tokenizer, tokens, tmp_path)
+    with pytest.raises(CheckpointError, match="belongs to a training"):
+        trained(tokenizer, tokens, tmp_path, budget=replace(BUDGET, seed=1))
+    (tmp_path / "state").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        trained(tokenizer, tokens, tmp_path)
+
+
+def test_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state"
+    save_state(path, {"identity": {}, "step": 1})
+
+    def no_space(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", no_space)
+    with pytest.raises(UserError, match="disk is full"):
+        save_state(path, {"identity": {}, "step": 2})
+    assert load_state(path, identity={}) == {"identity": {}, "step": 1}
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["state"]
+
+
+def test_too_little_space_is_said_before_anything_is_trained(
+    tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = files.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UserError, match="needs .* MiB"):
+        trained(tokenizer, tokens, tmp_path)
+
+
+def test_tokenizer_learns_and_resumes(tmp_path: Path) -> None:
+    budget = TokenizerBudget(steps=12, batch=8, images=64, warm_up=2, reseed_every=4, checkpoint_every=4, peak_rate=2e-3)
+    losses: list[float] = []
+
+    def stop(step: int, figures: dict[str, float]) -> None:
+        losses.append(figures["loss"])
+        if step == 6 and len(losses) == 6:
+            raise KeyboardInterrupt
+
+    def run(folder: str, progress: object = lambda step, figures: None) -> Tokenizer:
+        return train_tokenizer(
+            SPEC, data=DATA, budget=budget, checkpoint=tmp_path / folder / "state", progress=progress
+        )[0]  # type: ignore[arg-type]
+
+    with pytest.raises(KeyboardInterrupt):
+        run("stopped", stop)
+    resumed, whole = run("stopped", stop), run("whole")
+    assert torch.equal(weights(resumed), weights(whole))
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_tokenizer_refuses_data_of_another_size(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="16x16 and the data has 32x32"):
+        train_tokenizer(
+            SPEC,
+            data=Shapes(side=32),
+            budget=TokenizerBudget(),
+            checkpoint=tmp_path / "state",
+            progress=lambda step, figures: None,
+        )

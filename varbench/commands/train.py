@@ -1,0 +1,226 @@
+"""`varbench train`: the tokenizer, the base models, the networks that score, or the recipe of a row."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from varbench import presets
+
+if TYPE_CHECKING:
+    from varbench.data.image_set import ImageSet
+
+PARTS = ("tokenizer", "base", "narrow", "features", "judge")
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "train",
+        help="train a preset's parts, or the recipe of a row",
+        description="Trains one of tokenizer, base, narrow (the companion of methods that run two), features, judge; or a "
+        "row's recipe, as in `varbench train variant`. Killed and started again with the same command, it goes on "
+        "where it was. Several processes share the work under torchrun.",
+    )
+    parser.add_argument("what", metavar="WHAT", help=f"{', '.join(PARTS)}, or a row such as fixed_ratio@p05")
+    parser.add_argument("--model", default=presets.DEFAULT, metavar="PRESET")
+    parser.add_argument("--steps", type=int, help="optimiser steps; the default is what the shipped weights had")
+    parser.add_argument("--rate", type=float, help="peak learning rate")
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="a folder with one sub-folder per class")
+    parser.add_argument("--vae", type=Path, metavar="FILE", help="tokenizer to train on; the shipped one unless given")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="pretrained transformer that a recipe starts from")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where the weights go; a recipe's go to the cache")
+    parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="also write event files for TensorBoard")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    preset = presets.preset(args.model)
+    data = _data(args, side=preset.spec.image_side)
+    if args.what in ("features", "judge"):
+        return _network(args, data)
+    if args.what == "tokenizer":
+        return _tokenizer(args, data)
+    if args.what in PARTS:
+        return _transformer(args, data)
+    return _recipe(args, data)
+
+
+def _data(args: argparse.Namespace, *, side: int) -> ImageSet:
+    if args.data is None:
+        from varbench.data.shapes import Shapes
+
+        return Shapes(side=side)
+    from varbench.data.folder import open_folder
+
+    return open_folder(args.data, side=side)
+
+
+def _out(args: argparse.Namespace) -> Path:
+    return Path(args.out) if args.out else Path(f"{args.model}-{args.what}.safetensors")
+
+
+def _command() -> str:
+    return shlex.join(["varbench", *sys.argv[1:]])
+
+
+def _given(args: argparse.Namespace, **names: str) -> dict[str, Any]:
+    """Options that were given, under the names that a budget has for them."""
+    return {field: getattr(args, name) for name, field in names.items() if getattr(args, name) is not None}
+
+
+def _network(args: argparse.Namespace, data: ImageSet) -> int:
+    from varbench.quality.train_networks import train_classifier
+    from varbench.training.files import whole_file
+    from varbench.training.progress import shown
+
+    steps = args.steps or 3000
+    with shown(args.what, steps=steps, events=args.tensorboard) as progress:
+        trained = train_classifier(
+            args.what,
+            data=data,
+            steps=steps,
+            seed=args.seed,
+            device=args.device,
+            progress=lambda step, _, figures: progress(step, figures),
+        )
+    trained.record["command"] = _command()
+    with whole_file(_out(args)) as file:
+        file.write(trained.file_bytes())
+    print(f"{_out(args)}  held-out accuracy {trained.record['held_out_accuracy']:.4f}")
+    return 0
+
+
+def _tokenizer(args: argparse.Namespace, data: ImageSet) -> int:
+    from varbench.training.export import bf16_, export
+    from varbench.training.progress import shown
+    from varbench.training.tokenizer import TokenizerBudget, held_out_figures, train_tokenizer
+
+    spec = presets.preset(args.model).spec
+    budget = TokenizerBudget(
+        seed=args.seed, **_given(args, steps="steps", rate="peak_rate", batch="batch")
+    )
+    out = _out(args)
+    state = out.with_suffix(".state")
+    with shown("tokenizer", steps=budget.steps, events=args.tensorboard) as progress:
+        module, record = train_tokenizer(
+            spec, data=data, budget=budget, checkpoint=state, progress=progress, device=args.device
+        )
+    figures = held_out_figures(bf16_(module), data=data, device=args.device)
+    export(module, out, spec=spec, record={**record, **figures, "command": _command()})
+    state.unlink(missing_ok=True)
+    print(f"{out}  PSNR {figures['psnr']:.2f} dB on held-out images, {figures['codes_used']:.0f} codes in use")
+    return 0
+
+
+def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
+    import torch
+
+    from varbench.model.checkpoints import build_tokenizer, file_hash, load_tokenizer
+    from varbench.model.transformer import Transformer, initialise_
+    from varbench.training.budgets import BASE, NARROW
+    from varbench.training.export import export
+    from varbench.training.progress import shown
+    from varbench.training.ranks import join_ranks
+    from varbench.training.recipes import full_curriculum
+    from varbench.training.tokens import training_tokens
+    from varbench.training.trainer import train
+
+    ranks = join_ranks()
+    main = presets.preset(args.model).spec
+    spec, budget = (main, BASE) if args.what == "base" else (presets.companion(main), NARROW)
+    budget = _budget(args, budget)
+    vae = _vae(args)
+    _, tensors = load_tokenizer(vae)
+    tokenizer = build_tokenizer(spec, tensors, vae).to(args.device)
+    out = _out(args)
+    with shown(f"tokens of {data.name}", steps=budget.images, quiet=ranks.rank > 0) as progress:
+        tokens = training_tokens(data, tokenizer, model=spec, count=budget.images, progress=progress)
+    transformer = initialise_(Transformer(spec), torch.Generator().manual_seed(args.seed)).to(args.device)
+    origin = {
+        "kind": args.what,
+        "data": data.fingerprint,
+        "tokenizer": file_hash(vae),
+        "command": _command(),
+        "processes": ranks.count,
+    }
+
+    def keep(step: int) -> None:
+        export(transformer, out, spec=spec, record={**origin, "unfinished": f"{step} of {budget.steps} steps"})
+
+    with shown(args.what, steps=budget.steps, events=args.tensorboard, quiet=ranks.rank > 0) as progress:
+        record = train(
+            transformer,
+            tokenizer=tokenizer,
+            tokens=tokens,
+            curriculum=full_curriculum(spec, name=args.what),
+            budget=budget,
+            checkpoint=out.with_suffix(".state"),
+            progress=progress,
+            on_checkpoint=keep,
+            ranks=ranks,
+        )
+    if ranks.rank == 0:
+        export(transformer, out, spec=spec, record={**origin, **record})
+        out.with_suffix(".state").unlink(missing_ok=True)
+        print(f"{out}  last loss {record['last_loss']['full']:.3f} after {budget.steps} steps")
+    ranks.close()
+    return 0
+
+
+def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
+    from varbench import rows
+    from varbench.errors import UserError
+    from varbench.policies import MAIN
+    from varbench.training.budgets import RECIPE
+    from varbench.training.recipes import recipe_weights
+
+    if args.out is not None:
+        raise UserError("a recipe's weights go to the cache, keyed by what they were trained from. Leave --out away.")
+    found = rows.expand(args.what, presets.preset(args.model).spec)
+    by_recipe = {(row.recipe_plugin, row.recipe): row for row in found if row.schedule is not None}
+    if not by_recipe:
+        raise UserError(f"{args.what} trains nothing: its recipe uses the pretrained weights as they are.")
+    files = presets.shipped_files(args.model)
+    pretrained = {name: path for name, path in files.items() if name != "vae"}
+    if args.weights is not None:
+        pretrained[MAIN] = args.weights
+    if MAIN not in pretrained:
+        raise UserError(f"{args.model} ships no weights to start from. Give them by --weights and --vae.")
+    for row in by_recipe.values():
+        done = recipe_weights(
+            row,
+            vae=_vae(args),
+            pretrained=pretrained,
+            data=data,
+            budget=_budget(args, RECIPE),
+            device=args.device,
+            events=args.tensorboard,
+        )
+        for name, path in done.files.items():
+            print(f"{row.recipe_plugin}@{row.recipe}  {name}  {path}{'  (cached)' if done.cached else ''}")
+    return 0
+
+
+def _budget(args: argparse.Namespace, default: Any) -> Any:
+    from dataclasses import replace
+
+    given = _given(args, steps="steps", rate="peak_rate", batch="batch", dtype="dtype")
+    return replace(default, seed=args.seed, **given)
+
+
+def _vae(args: argparse.Namespace) -> Path:
+    from varbench.errors import UserError
+
+    if args.vae is not None:
+        return Path(args.vae)
+    shipped: Path = Path(presets.__file__).parent / "assets" / args.model / presets.SHIPPED["vae"]
+    if not shipped.is_file():
+        raise UserError(f"{args.model} ships no tokenizer. Train one (varbench train tokenizer) and give it by --vae.")
+    return shipped

@@ -54,12 +54,14 @@ def test_the_answer_where_the_method_wins():
 
 def test_the_answer_where_the_method_loses():
     said = against(6.5, 5.05)
-    assert said.startswith(f"Deploy `{FIXED}`") and f"it is better than `{VARIANT}`" in said
+    assert said.startswith(f"Deploy `{FIXED}`")
+    assert f"it is better than `{VARIANT}`" in said
 
 
 def test_the_answer_where_both_tie_within_noise():
     said = against(5.05, 5.15)
-    assert said.startswith(f"Deploy `{VARIANT}`") and f"`{FIXED}` ties with it within noise" in said
+    assert said.startswith(f"Deploy `{VARIANT}`")
+    assert f"`{FIXED}` ties with it within noise" in said
 
 
 def test_the_answer_where_nothing_keeps_the_quality_or_is_faster():
@@ -72,7 +74,8 @@ def test_the_answer_where_nothing_keeps_the_quality_or_is_faster():
 def test_the_answer_where_there_is_little_to_say():
     assert "nothing to compare it with" in sentence(full_records()[:1])
     alone = sentence([make_record()])
-    assert "The full model was not measured" in alone and "only row" in alone
+    assert "The full model was not measured" in alone
+    assert "only row" in alone
     crashed = [make_record(status=r.Status.CRASHED), make_record("variant@d4", verdict=r.Verdict.INVALID)]
     assert sentence(crashed) == "No valid row: of 2 measured, 1 crashed, 1 invalid; these records answer nothing."
     assert "no answer" in sentence([])
@@ -82,7 +85,8 @@ def test_the_answer_without_quality_speaks_of_speed_only():
     random = [*full_records(quality=None), make_record(quality=None)]
     random = [dataclasses.replace(x, model=dataclasses.replace(x.model, weights="random")) for x in random]
     said = sentence(random)
-    assert "fastest" in said and "of quality nothing is known, since the weights are random" in said
+    assert "fastest" in said
+    assert "of quality nothing is known, since the weights are random" in said
 
 
 def test_an_invalid_row_never_answers_and_is_shown_with_its_reason():
@@ -113,7 +117,8 @@ def test_repeats_become_one_row_with_a_wider_interval():
             protocol = dataclasses.replace(record.protocol, seed=seed)
             seeds.append(dataclasses.replace(record, protocol=protocol, run=f"run-{seed}"))
     entry = next(entry for entry in blocks_of(seeds)[0].entries if entry.name == VARIANT)
-    assert len(entry.records) == 3 and entry.quality.value == pytest.approx(6.0)
+    assert len(entry.records) == 3
+    assert entry.quality.value == pytest.approx(6.0)
     assert entry.quality.high - 6.0 > 2  # Student's for three seeds, not the 0.2 of one
     assert "comes nearest" in sentence(seeds) or "Deploy" in sentence(seeds)
 
@@ -122,14 +127,16 @@ def test_speed_against_both_denominators_and_work_as_a_share():
     found = cells([*full_records(), make_record(seconds=0.5)], VARIANT)
     assert float(found["speedup"].text[:-1]) == pytest.approx(2.0, rel=0.02)
     assert float(found["speedup_upstream"].text[:-1]) == pytest.approx(2.1, rel=0.02)
-    assert found["speedup"].mood == "better" and found["work"].text.endswith("%")
+    assert found["speedup"].mood == "better"
+    assert found["work"].text.endswith("%")
     assert cells(full_records(), "full_var")["speedup"].text == "1.00x"
 
 
 def test_missing_is_a_dash_with_the_recorded_reason():
     hides = make_record(memory=None, missing={"memory": "no memory pass: out of disk"})
     found = cells([*full_records(), hides], VARIANT)
-    assert found["memory"].text is None and found["memory"].note == "no memory pass: out of disk"
+    assert found["memory"].text is None
+    assert found["memory"].note == "no memory pass: out of disk"
     assert found["state"].note == "no memory pass: out of disk"
     crashed = cells([*full_records(), make_record(status=r.Status.CRASHED)], VARIANT)
     assert crashed["speedup"].note == "the child did not finish"
@@ -155,13 +162,16 @@ def test_published_figures_stand_beside_the_same_model_and_setting_only():
 
     assert [found.figures["fid"] for found in published("variant@d8")] == [2.12]
     assert "also printed: 2.15" in published("variant@d8")[0].text()
-    assert published("variant@d8", preset="tiny") == () and published("variant@d8+scale_window") == ()
+    assert published("variant@d8", preset="tiny") == ()
+    assert published("variant@d8+scale_window") == ()
     assert {found.grade for found in published("full_var", denominator="upstream")} == {"primary", "secondary"}
     assert published("full_var", denominator="lossless") == ()
     assert "fid_full" not in published("fixed_ratio@p01/d8")[0].figures
     assert len(published_rows()) > 15
     shown = cells([make_record("variant@d2", preset="var-d30")], "variant@d2")["published"]
-    assert "2.97" in shown.text and "[mixed]" in shown.text and "secondary for 2.67" in shown.note
+    assert "2.97" in shown.text
+    assert "[mixed]" in shown.text
+    assert "secondary for 2.67" in shown.note
 
 
 def test_the_frontier_is_what_nothing_beats_in_both():
@@ -196,13 +206,16 @@ def test_a_report_has_every_promised_file_and_its_figures_are_drawn(tmp_path):
         "training.svg", "asymmetry.svg", "latency.svg", "predicted.svg", "losses.svg", "samples.png")}
     for name in figures_found - {"figures/samples.png"}:
         svg = (folder / name).read_text()
-        assert svg.count("<path") > 10 and "currentColor" not in svg, name
+        assert svg.count("<path") > 10, name
+        assert "currentColor" not in svg, name
     assert {"table.md", "table.tex", "table.json", "records.csv", "records.parquet", "report.json"} <= names
-    assert "| variant" in (folder / "table.md").read_text() and "\\toprule" in (folder / "table.tex").read_text()
+    assert "| variant" in (folder / "table.md").read_text()
+    assert "\\toprule" in (folder / "table.tex").read_text()
     assert "invalid: it hid state" in (folder / "table.md").read_text()
     lines = {line["row"]: line for line in json.loads((folder / "table.json").read_text())}
     assert lines["variant@d8"]["speedup"] == pytest.approx(2.0, rel=0.02)
-    assert lines["hangs"]["speedup"] is None and lines["hangs"]["missing"]["speedup"] == "the child did not finish"
+    assert lines["hangs"]["speedup"] is None
+    assert lines["hangs"]["missing"]["speedup"] == "the child did not finish"
     html = page.read_text()
     assert len(html) < 3_000_000
     assert not re.findall(r"(?:src|href)=[\"'](?:https?:)?//", html)
@@ -232,13 +245,16 @@ def test_no_report_is_overwritten_but_the_same_one_is_made_anew(tmp_path):
     first = render([*full_records(), make_record()], tmp_path)
     again = render([*full_records(), make_record()], tmp_path)
     other = render([*full_records(), make_record(seconds=0.25)], tmp_path)
-    assert first == again and other.parent.name == first.parent.name + "-2"
+    assert first == again
+    assert other.parent.name == first.parent.name + "-2"
     (tmp_path / "2026-11-21T12-00-00-3").mkdir()
     (tmp_path / "2026-11-21T12-00-00-3" / "notes.txt").write_text("mine")
     third = render([*full_records(), make_record(seconds=0.2)], tmp_path)
-    assert third.parent.name.endswith("-4") and not list(tmp_path.glob(".*"))
+    assert third.parent.name.endswith("-4")
+    assert not list(tmp_path.glob(".*"))
     index = (tmp_path / "index.html").read_text()
-    assert index.count("<tr><th scope=\"row\">") == 3 and "Deploy" in index
+    assert index.count("<tr><th scope=\"row\">") == 3
+    assert "Deploy" in index
 
 
 def test_an_interrupted_report_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -259,10 +275,12 @@ def test_strangers_strings_are_only_text(tmp_path):
     panel = panels(EVIL, [Section(title=EVIL, parts=[Text(text=EVIL), Table(columns=(EVIL,), rows=[(EVIL,)])])])
     page = render([*full_records(), record], tmp_path, panels=panel, problems=[EVIL])
     for path in (page, tmp_path / "index.html", page.parent / "table.md"):
-        assert "<script>alert" not in path.read_text() and "<img src=x" not in path.read_text()
+        assert "<script>alert" not in path.read_text()
+        assert "<img src=x" not in path.read_text()
     assert "&lt;script&gt;alert(1)" in page.read_text()
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page.read_text())[1]
-    assert "default-src &#39;none&#39;" in policy and "&#39;unsafe-inline&#39;; img-src data:" in policy
+    assert "default-src &#39;none&#39;" in policy
+    assert "&#39;unsafe-inline&#39;; img-src data:" in policy
 
 
 @pytest.mark.parametrize(
@@ -280,7 +298,8 @@ def test_a_panel_cannot_reach_out_and_says_so(part, says):
     with pytest.raises(UserError, match=re.escape(says)):
         checked(Section(title="mine", parts=[part]))
     shown = panels("p (d 1.0)", [Section(title="mine", parts=[part]), Section(title="good", parts=[Text(text="t")])])
-    assert "cannot be shown" in shown[0].section.parts[0].text and shown[1].section.title == "good"
+    assert "cannot be shown" in shown[0].section.parts[0].text
+    assert shown[1].section.title == "good"
 
 
 def test_data_of_a_panels_chart_may_hold_any_word():
@@ -303,12 +322,15 @@ def test_a_thousand_records_take_seconds_and_fit(tmp_path):
     page = render(found, tmp_path)
     assert time.process_time() - start < 60  # about 6 s on a quiet machine
     html = page.read_text()
-    assert len(html) < 3_000_000 and html.count('data-entry="') == 1000
+    assert len(html) < 3_000_000
+    assert html.count('data-entry="') == 1000
     data = payload_of(html)
-    assert data["trimmed"] and len(data["records"]) == 1000
+    assert data["trimmed"]
+    assert len(data["records"]) == 1000
     assert "rounds" not in data["records"][5]["timing"]["columns"][0]
     small = payload_of(render(found[:5], tmp_path).read_text())
-    assert not small["trimmed"] and small["records"][3]["timing"]["columns"][0]["rounds"]
+    assert not small["trimmed"]
+    assert small["records"][3]["timing"]["columns"][0]["rounds"]
 
 
 def test_the_command_takes_the_newest_run_and_can_stand_beside_an_older_one(tmp_path, monkeypatch, capsys):
@@ -328,11 +350,14 @@ def test_the_command_takes_the_newest_run_and_can_stand_beside_an_older_one(tmp_
         time.sleep(0.02)
     (tmp_path / "varbench-runs" / "new" / "torn-0000000000.json").write_text("{")
     code, said = run()
-    assert code == 0 and said.out.strip() == "reports/new/index.html" and "torn" in said.err
+    assert code == 0
+    assert said.out.strip() == "reports/new/index.html"
+    assert "torn" in said.err
     assert "torn-0000000000.json" in (tmp_path / "reports/new/index.html").read_text()
     code, said = run("--compare", "varbench-runs/old", "--out", "elsewhere")
     html = (tmp_path / said.out.strip()).read_text()
-    assert "Against old" in html and "improved" in html
+    assert "Against old" in html
+    assert "improved" in html
     with pytest.raises(UserError, match="no such file"):
         run("--records", "nowhere")
 
@@ -352,7 +377,8 @@ def test_plans_of_real_rows_are_summarised_as_the_cost_model_counts_them():
     shown = plan_summary(plans["variant@d8"], batch=64, dtype="bfloat16", hardware=KNOWN["L20"])
     full = plan_summary(plans["full_var"], batch=64, dtype="bfloat16")
     counted = cost.work(plans["variant@d8"], batch=64, dtype="bfloat16")
-    assert shown.totals.flops == counted.transformer_flops and len(shown.steps) == 10
+    assert shown.totals.flops == counted.transformer_flops
+    assert len(shown.steps) == 10
     assert [run.layers for run in full.steps[0].calls] == [tuple(range(30))]
     assert sum(len(run.layers) for run in shown.steps[-1].calls) == 8
     assert shown.totals.state_end_bytes / 2**20 == pytest.approx(3180, rel=0.001)

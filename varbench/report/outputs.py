@@ -105,9 +105,9 @@ def _write_tables(folder: Path, drawn: Sequence[page.Drawn], encoded: Sequence[d
         for entry, cells in zip(block.entries, one.rows, strict=True):
             lines.append(_line(one, entry.name, cells))
             rows.append([_plain(column, cell, entry) for column, cell in zip(one.headings, cells, strict=True)])
-        escaped = [[html.escape(cell, quote=False).replace("|", "\\|") for cell in row] for row in rows]
-        table = tabulate(escaped, headers=headings, tablefmt="github", disable_numparse=True)
-        markdown.append(f"## {block.title}\n\n{answer(block)}\n\n{table}\n")
+        escaped = [[_text(cell).replace("|", "\\|") for cell in row] for row in rows]
+        table = tabulate(escaped, headers=[_text(heading) for heading in headings], tablefmt="github", disable_numparse=True)
+        markdown.append(f"## {_text(block.title)}\n\n{_text(answer(block))}\n\n{table}\n")
         latex.append(
             f"% {block.title}\n" + tabulate(rows, headers=headings, tablefmt="latex_booktabs", disable_numparse=True) + "\n"
         )
@@ -118,6 +118,11 @@ def _write_tables(folder: Path, drawn: Sequence[page.Drawn], encoded: Sequence[d
     write_csv(frame, folder / "records.csv")
     write_parquet(frame, folder / "records.parquet")
     return ["table.md", "table.tex", "table.json", "records.csv", "records.parquet"]
+
+
+def _text(text: str) -> str:
+    """Markdown lets HTML through; nothing from a record may be any."""
+    return html.escape(text, quote=False)
 
 
 def _plain(column: columns.Column, cell: columns.Cell, entry: Entry) -> str:

@@ -130,7 +130,8 @@ class CacheStrategy(Protocol):
 
     def pick(self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, *, layer: int, scale: int, group: int) -> Tensor:
         """Places (B, H, count), ascending, of the entries to keep. Called after the attention of `scale`."""
-        raise NotImplementedError(f"{type(self).__name__} gives a budget, so it must give pick() too")
+        needed = f"{type(self).__name__} gives a budget, so it must give pick() too"
+        raise NotImplementedError(needed)
 
 
 class TokenPolicy(Protocol):

@@ -148,7 +148,7 @@ def _steps_table(counted: Counted) -> str:
     ]
     decoder = [prediction.decoder * 1e3 for prediction in counted.predictions]
     lines.append(["decoder", work.decoder_flops / 1e9, work.decoder_bytes / MIB, None, None, *decoder])
-    return tabulate(lines, headers=headers, floatfmt=",.1f", missingval="-", tablefmt="simple")
+    return str(tabulate(lines, headers=headers, floatfmt=",.1f", missingval="-", tablefmt="simple"))
 
 
 def _summary(denominators: Sequence[Counted], found: Sequence[Counted], *, batch: int, dtype: str) -> str:
@@ -180,7 +180,8 @@ def _summary(denominators: Sequence[Counted], found: Sequence[Counted], *, batch
     bounds = [p.hardware for p in lossless.predictions if p.efficiency == 1]
     note = f"; a bound on {', '.join(bounds)}, where no efficiency was measured" if bounds else ""
     title = f"{model.name}, batch {batch}, {dtype}, without the decoder{note}"
-    return f"{title}\n" + tabulate(lines, headers=headers, floatfmt=formats, tablefmt="simple")
+    table = tabulate(lines, headers=headers, floatfmt=formats, tablefmt="simple")
+    return f"{title}\n{table}"
 
 
 def _published(row: Row) -> list[Published]:

@@ -1,0 +1,72 @@
+"""`varbench env`: what this machine has, and where varbench keeps things."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from varbench.commands import usable_plugins
+
+VARIABLES = ("XDG_CACHE_HOME", "VARBENCH_DISABLE")
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "env",
+        help="versions, devices, caches and plugins of this machine",
+        description="Prints what a result depends on: put it into a report of a problem.",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    manager = usable_plugins(args)
+    plugins = [manager.info(name) for name in manager.load_all()]
+    facts = {
+        **machine(),
+        "plugins": ", ".join(f"{info.name} [{info.distribution} {info.version}]" for info in plugins),
+        "plugins left out": ", ".join(problem.message for problem in manager.problems()) or "none",
+        "plugins disabled": ", ".join(manager.disabled) or "none",
+    }
+    if args.json:
+        print(json.dumps(facts, indent=1))
+    else:
+        print("\n".join(f"{name:<17} {value}" for name, value in facts.items()))
+    return 0
+
+
+def machine() -> dict[str, str]:
+    """Facts by name, each as text; what is missing says so."""
+    import torch
+
+    from varbench.measure.environment import available_memory, environment
+    from varbench.quality.cache import cache_folder
+
+    found = environment("cuda" if torch.cuda.is_available() else "cpu")
+    folder = cache_folder()
+    variables = {**found.variables, **{name: os.environ[name] for name in VARIABLES if name in os.environ}}
+    return {
+        "machine": found.machine,
+        "system": found.system,
+        "cpu": f"{found.cpu}, {found.cores} cores usable, {torch.get_num_threads()} torch threads",
+        "memory": f"{_gib(found.memory_bytes)}, {_gib(available_memory())} free",
+        "device": found.device if torch.cuda.is_available() else "cpu: torch sees no GPU",
+        "GPU": ", ".join(filter(None, (found.gpu_uuid, found.driver))) or "no figure from NVML",
+        **found.versions,
+        "cache": f"{folder} ({_size(folder)})",
+        "variables": ", ".join(f"{name}={value}" for name, value in variables.items()) or "none set",
+    }
+
+
+def _gib(count: int | None) -> str:
+    return "unknown" if count is None else f"{count / 2**30:.1f} GiB"
+
+
+def _size(folder: Path) -> str:
+    if not folder.is_dir():
+        return "not there yet"
+    return f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 2**20:,.0f} MiB"

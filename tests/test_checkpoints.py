@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import varbench
 from varbench.errors import CheckpointError, UserError
+from varbench.pipeline import random_transformer
 
 Files = dict[str, Path]
 
@@ -162,3 +163,14 @@ def test_a_second_model_that_is_not_loaded(files: Files) -> None:
 def test_bad_arguments(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         varbench.load_pipeline(**kwargs)
+
+
+def test_random_weights_are_the_seeds_alone() -> None:
+    before = torch.random.get_rng_state()
+    first, again, other = (
+        {name: tensor.clone() for name, tensor in random_transformer(models.SPEC, seed).state_dict().items()}
+        for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(first[name], again[name]) and first[name].isfinite().all() for name in first)
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+    assert torch.equal(torch.random.get_rng_state(), before)

@@ -58,7 +58,7 @@ class Pipeline:
         self.device = torch.device(device)
         self.dtype = DTYPES[dtype]
         self.tokenizer = tokenizer.to(self.device).eval()
-        self.backbones = {name: model.to(self.device).cast_(self.dtype).eval() for name, model in backbones.items()}
+        self.backbones = {name: model.cast_(self.dtype).to(self.device).eval() for name, model in backbones.items()}
         self.weights = dict(weights)
         """sha256 of each file that was loaded, or how the weights were made."""
         self._plans: dict[str, tuple[Plan, RowPolicies]] = {}
@@ -255,21 +255,28 @@ def _preset_pipeline(
         for backbone, model in pipe.backbones.items():
             model.spec = preset.spec if backbone == MAIN else replace(model.spec, name=f"{name}-{backbone}")
         return pipe
-    generator = torch.Generator().manual_seed(seed)
     specs = {MAIN: preset.spec}
     if preset.companion:
         specs["refiner"] = preset.companion
     return Pipeline(
-        tokenizer=random_tokenizer(preset.spec, generator),
-        backbones={name: initialise_(Transformer(spec), generator).requires_grad_(False) for name, spec in specs.items()},
+        tokenizer=random_tokenizer(preset.spec, seed),
+        backbones={name: random_transformer(spec, seed, device=device) for name, spec in specs.items()},
         device=device,
         dtype=dtype,
         weights=dict.fromkeys(("vae", *specs), f"random, seed {seed}"),
     )
 
 
-def random_tokenizer(spec: ModelSpec, generator: torch.Generator) -> Tokenizer:
-    """A tokenizer with torch's own initial values, drawn from the generator and not from global state."""
+def random_tokenizer(spec: ModelSpec, seed: int) -> Tokenizer:
+    """A tokenizer with torch's own initial values; the caller's random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+        torch.manual_seed(seed)
         return Tokenizer.for_model(spec).requires_grad_(False)
+
+
+def random_transformer(spec: ModelSpec, seed: int, *, device: str = "cpu") -> Transformer:
+    """A transformer with official initial values, drawn where it will run: billions of numbers take long on a CPU."""
+    with torch.device("meta"):
+        model = Transformer(spec)
+    generator = torch.Generator(device).manual_seed(seed)
+    return initialise_(model.to_empty(device=device), generator).requires_grad_(False)

@@ -183,7 +183,8 @@ class Transformer(nn.Module):
 
 
 def initialise_(model: Transformer, generator: torch.Generator) -> Transformer:
-    """Official initial values: truncated normal, small head, near-zero gammas, depth-scaled outputs."""
+    """Sets every parameter to its official initial value: truncated normal, small head, near-zero gammas, depth-scaled
+    outputs. The model may come uninitialised."""
     spec = model.spec
     std = math.sqrt(1 / spec.width / 3)
 
@@ -196,6 +197,11 @@ def initialise_(model: Transformer, generator: torch.Generator) -> Transformer:
                 draw(module.weight)
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     module.bias.zero_()
+            elif isinstance(module, Attention):
+                module.q_bias.zero_()
+                module.v_bias.zero_()
+                if module.l2:
+                    module.scale_mul_1H11.fill_(math.log(4))
         draw(model.pos_start)
         draw(model.pos_1LC)
         model.head.weight.mul_(0.02)

@@ -190,7 +190,7 @@ def _panel(panel: sections.Panel, number: int, specs: dict[str, charts.Spec]) ->
             parts.append({"kind": "table", "columns": part.columns, "rows": part.rows})
         elif isinstance(part, sections.Chart):
             name = f"panel{number}-{place}"
-            specs[name] = charts.page_spec(charts.Cell(spec={"width": "container", **part.spec}, alt=part.alt), legends=True)
+            specs[name] = charts.page_spec(charts.Cell(spec={"width": "container", "height": charts.HEIGHT, **part.spec}, alt=part.alt), legends=True)
             parts.append({"kind": "chart", "chart": name})
         else:
             parts.append({"kind": "image", "png": base64.b64encode(part.png).decode(), "alt": part.alt})

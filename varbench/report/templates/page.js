@@ -77,6 +77,11 @@
 
   /* One row: its command, why figures are missing, its plan, its record. */
   const dialog = document.getElementById("row"), body = dialog.querySelector(".body");
+  const scrolling = (text, label) => { // whatever scrolls must be reachable by keyboard
+    const frame = el("pre", text);
+    frame.tabIndex = 0; frame.setAttribute("role", "region"); frame.setAttribute("aria-label", label);
+    return frame;
+  };
   const ranges = (layers) => {
     const parts = [];
     for (const layer of layers) {
@@ -126,10 +131,10 @@
     entry.records.forEach((which) => {
       const record = whole(payload.records[which]), plan = record.plan;
       if (entry.records.length > 1) body.append(el("h3", `Repeat: run ${record.run}, seed ${record.protocol.seed}`));
-      section("Command line", el("pre", record.command));
-      if (record.training) section("Training command", el("pre", record.training.command));
+      section("Command line", scrolling(record.command, "Command line"));
+      if (record.training) section("Training command", scrolling(record.training.command, "Training command"));
       if (record.reason) section("Why it ended", el("p", `${record.status}: ${record.reason}`));
-      if (record.traceback || record.stderr_tail) section("What it wrote", el("pre", record.traceback || record.stderr_tail));
+      if (record.traceback || record.stderr_tail) section("What it wrote", scrolling(record.traceback || record.stderr_tail, "Output"));
       if (record.warnings.length) {
         const list = el("ul");
         for (const notice of record.warnings) list.append(el("li", notice.next_command ? `${notice.text} → ${notice.next_command}` : notice.text));
@@ -138,7 +143,7 @@
       const missing = Object.entries(record.missing);
       if (missing.length) section("Missing, and why", tableOf(["figure", "reason"], missing));
       if (plan && which === entry.records[0]) section(`Plan ${plan.digest.slice(0, 12)}`, planTable(plan));
-      const raw = el("details"), text = el("pre");
+      const raw = el("details"), text = scrolling("", "The whole record as JSON");
       raw.append(el("summary", "The whole record"), text);
       raw.addEventListener("toggle", () => { if (raw.open && !text.textContent) text.textContent = JSON.stringify(record, null, 1); });
       if (payload.trimmed) raw.append(el("p", "Raw samples and loss curves are in the file under records/ beside this page.", "soft"));

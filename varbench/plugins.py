@@ -109,11 +109,6 @@ class PluginManager:
             raise PluginError(problem.message)
         return self._pluggy.get_plugin(name)
 
-    def gives(self, name: str, hook: str) -> bool:
-        """Whether the plugin has the hook at all."""
-        self.plugin(name)
-        return any(found.plugin_name == name for found in getattr(self._pluggy.hook, hook).get_hookimpls())
-
     def call(self, name: str, hook: str, /, **arguments: Any) -> Any:
         """One hook of one plugin: its result, or None where it does not have the hook."""
         own = self.plugin(name)
@@ -124,7 +119,7 @@ class PluginManager:
             raise
         except Exception as error:
             raise PluginError(
-                f"plugin {name!r} ({_distribution(self._point(name))}): {hook} failed: {type(error).__name__}: {error}"
+                f"plugin {name!r} ({_distribution(self._point(name))}): {hook} failed: {type(error).__name__}: {_one_line(error)}"
             ) from error
         return results[0] if results else None
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from varbench.plugins import PluginManager
+    from varbench.plugins import PluginManager, Problem
 
 
 def usable_plugins(args: argparse.Namespace) -> PluginManager:
@@ -16,8 +17,12 @@ def usable_plugins(args: argparse.Namespace) -> PluginManager:
 
     found = manager()
     found.load_all()
-    for problem in found.problems():
+    warn(found.problems(), args)
+    return found
+
+
+def warn(problems: Iterable[Problem], args: argparse.Namespace) -> None:
+    for problem in problems:
         print(f"warning: {problem.message}", file=sys.stderr)
         if args.traceback and problem.traceback:
             print(problem.traceback, file=sys.stderr)
-    return found

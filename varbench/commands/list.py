@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from varbench.commands import usable_plugins
+from varbench.commands import usable_plugins, warn
 
 if TYPE_CHECKING:
     from varbench.plugins import PluginInfo, PluginManager
@@ -34,7 +34,10 @@ def run(args: argparse.Namespace) -> int:
     lines: list[str] = []
     for section in [args.section] if args.section else SECTIONS:
         if section == "plugins":
-            found = settings_of(usable_plugins(args), args.model)
+            manager = usable_plugins(args)
+            known = manager.problems()
+            found = settings_of(manager, args.model)
+            warn([problem for problem in manager.problems() if problem not in known], args)
             listed[section] = [_plugin_json(info, settings) for info, settings in found]
             lines += [f"plugins (settings on {args.model})", *(line for entry in found for line in _plugin(*entry)), ""]
         elif section == "presets":

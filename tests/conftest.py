@@ -1,0 +1,45 @@
+"""What several tests share: strangers' packages, really installed, and the command line in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+PACKAGES = Path(__file__).parent / "packages"
+
+CommandLine = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def strangers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to put on the path, into which pip has installed every package under `tests/packages`."""
+    base = tmp_path_factory.mktemp("strangers")
+    sources = base / "sources"
+    # Copied, since building leaves files beside the sources.
+    subprocess.run(["cp", "-r", str(PACKAGES), str(sources)], check=True)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
+    packages = [str(folder) for folder in sorted(sources.iterdir())]
+    subprocess.run([*install, "--target", str(base / "site"), *packages], check=True, capture_output=True)
+    return base / "site"
+
+
+@pytest.fixture
+def varbench(tmp_path: Path) -> CommandLine:
+    """Runs `varbench ARGUMENTS` in an empty folder; `path` goes before the installed packages."""
+
+    def run(*arguments: str, path: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "COLUMNS": "100", **variables}
+        environment.pop("VARBENCH_DISABLE", None) if "VARBENCH_DISABLE" not in variables else None
+        if path is not None:
+            environment["PYTHONPATH"] = str(path)
+        return subprocess.run(
+            [sys.executable, "-m", "varbench", *arguments],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+
+    return run

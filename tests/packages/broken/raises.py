@@ -1,0 +1,2 @@
+def varbench_settings(model):
+    raise RuntimeError("settings of <this> plugin\nfail")

@@ -1,0 +1,5 @@
+from varbench.policies import Settings
+
+
+def varbench_settings(model):
+    return Settings(summary="one of two")

@@ -278,6 +278,9 @@ def varbench_generator(setting: Setting, model: ModelSpec) -> Generator | None:
 def varbench_calibrate(setting: Setting, pipe: Pipeline) -> dict[str, Any] | None:
     """Runs an offline pass over the loaded model, and returns what it found as JSON, which is hashed and kept.
 
+    `varbench.calibration.calibrate(row, pipe)` calls it. What stands under `parameters` becomes the row's own; a row
+    that was not calibrated runs with the defaults.
+
     Parameters:
         setting: recipe, point and parameters of the row.
         pipe: the pipeline with its weights, on its device.
@@ -288,7 +291,8 @@ def varbench_calibrate(setting: Setting, pipe: Pipeline) -> dict[str, Any] | Non
         @hookimpl
         def varbench_calibrate(setting, pipe):
             tokens = pipe.generate([0, 1], seed=7).tokens
-            return {"codes_used": int(tokens.unique().numel())}
+            used = int(tokens.unique().numel())
+            return {"codes_used": used, "parameters": {"first": min(used, 3)}}
     """
 
 

@@ -1,0 +1,47 @@
+"""How selective a layer's attention is. Letters: B rows, H heads, n entries, L the scale's own, c head size."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from varbench.calibration import observe, written_layers
+
+if TYPE_CHECKING:
+    from varbench.pipeline import Pipeline
+
+IMAGES, SEED = 8, 20_252
+
+
+def own_share(keys_BHnc: Tensor, queries_BHLc: Tensor, softmax_scale: float) -> float:
+    """Share of the attention that a scale pays to itself, and not to the cache."""
+    scores = queries_BHLc.float() @ keys_BHnc.float().transpose(2, 3) * softmax_scale
+    return scores.softmax(dim=-1)[..., -queries_BHLc.shape[2] :].sum(dim=-1).mean().item()
+
+
+def least_selective(pipe: Pipeline) -> dict[str, Any]:
+    """The half of the layers that look most beyond their own scale are drafters.
+
+    The first scale has no cache to look at. The last one's entries are never stored.
+    """
+    model = pipe.model
+    found: dict[int, list[float]] = defaultdict(list)
+
+    def look(layer: int, scale: int, keys_BHnc: Tensor, queries_BHLc: Tensor) -> None:
+        if scale:
+            softmax_scale = pipe.backbones["main"].blocks[layer].attn.softmax_scale
+            found[layer].append(own_share(keys_BHnc, queries_BHLc, softmax_scale))
+
+    labels = [image * model.classes // IMAGES for image in range(IMAGES)]
+    observe(pipe, labels, seed=SEED, look=look)
+    share = [sum(found[layer]) / len(found[layer]) for layer in range(model.depth)]
+    drafters = sorted(sorted(range(model.depth), key=lambda layer: share[layer])[: (model.depth + 1) // 2])
+    return {
+        "parameters": {"drafters": written_layers(drafters)},
+        "own_share": [round(value, 6) for value in share],
+        "measure": "share of attention that a scale pays to itself, mean over heads, tokens and scales from the second on",
+        "images": IMAGES,
+        "seed": SEED,
+    }

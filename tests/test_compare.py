@@ -73,13 +73,17 @@ def test_a_row_that_stops_being_valid_regresses():
     crashed = make_record(status=records.Status.CRASHED)
     comparison = compare([make_record()], [crashed], fail_on="")
     assert [change.verdict for change in comparison.changes] == ["regressed"]
-    both = compare([make_record(), make_record("variant@d4")], [crashed, make_record("variant@d4")], fail_on="speed:5%")
+    both = compare(
+        [make_record(), make_record("variant@d4")], [crashed, make_record("variant@d4")], fail_on="speed:5%"
+    )
     assert both.failed
 
 
-@pytest.mark.parametrize("protocol", [{"batch": 32}, {"cfg": 2.0}, {"dtype": "float32"}, {"quick": True}, {"images": 500}])
+@pytest.mark.parametrize(
+    "protocol", [{"batch": 32}, {"cfg": 2.0}, {"dtype": "float32"}, {"quick": True}, {"images": 500}]
+)
 def test_unlike_protocols_are_refused_with_both_values(protocol):
-    (name, value), = protocol.items()
+    ((name, value),) = protocol.items()
     with pytest.raises(UserError, match=f"unlike protocols.*{name} .* and {value}"):
         compare([make_record()], [changed(make_record(), **protocol)])
 
@@ -98,7 +102,9 @@ def test_another_machine_is_a_warning():
 
 
 def test_rows_of_one_set_only_are_named():
-    found = verdicts(compare([make_record(), make_record("variant@d4")], [make_record(), make_record("variant@d2")]))
+    found = verdicts(
+        compare([make_record(), make_record("variant@d4")], [make_record(), make_record("variant@d2")])
+    )
     assert found["variant@d4", "row"] == "gone"
     assert found["variant@d2", "row"] == "new"
     with pytest.raises(UserError, match="no row is in both"):
@@ -107,7 +113,12 @@ def test_rows_of_one_set_only_are_named():
 
 @pytest.mark.parametrize(
     ("limits", "says"),
-    [("speed", "NAME:LIMIT"), ("sped:5%", "Did you mean 'speed'"), ("speed:0.2", "share"), ("fid:5%", "difference")],
+    [
+        ("speed", "NAME:LIMIT"),
+        ("sped:5%", "Did you mean 'speed'"),
+        ("speed:0.2", "share"),
+        ("fid:5%", "difference"),
+    ],
 )
 def test_bad_limits_say_what_is_right(limits, says):
     with pytest.raises(UserError, match=says):

@@ -23,7 +23,11 @@ def sections(kind=records.Record, seen=None):
     seen = {} if seen is None else seen
     seen[kind] = typing.get_type_hints(kind, vars(schema))
     for hint in seen[kind].values():
-        for inner in (hint, *typing.get_args(hint), *(a for b in typing.get_args(hint) for a in typing.get_args(b))):
+        for inner in (
+            hint,
+            *typing.get_args(hint),
+            *(a for b in typing.get_args(hint) for a in typing.get_args(b)),
+        ):
             if dataclasses.is_dataclass(inner) and inner not in seen:
                 sections(inner, seen)
     return seen
@@ -35,7 +39,9 @@ def test_every_key_is_documented_and_every_nullable_key_says_when_it_is_absent()
         for field in dataclasses.fields(kind):
             assert field.metadata.get("doc"), f"{kind.__name__}.{field.name} has no documentation"
             nullable = type(None) in typing.get_args(hints[field.name])
-            assert nullable == bool(field.metadata["absent"]), f"{kind.__name__}.{field.name}: say when it is absent"
+            assert nullable == bool(field.metadata["absent"]), (
+                f"{kind.__name__}.{field.name}: say when it is absent"
+            )
             checked += 1
     assert checked > 150
 
@@ -104,8 +110,12 @@ def test_newer_schema_is_refused_with_a_hint_and_an_older_one_is_read(tmp_path, 
     path.write_text(json.dumps({**renamed, "schema": records.SCHEMA_VERSION - 1}))
     with pytest.raises(records.RecordError, match="commandline"):
         records.read_record(path)
-    upgrade = {records.SCHEMA_VERSION - 1: lambda old: {
-        **{name: value for name, value in old.items() if name != "commandline"}, "command": old["commandline"]}}
+    upgrade = {
+        records.SCHEMA_VERSION - 1: lambda old: {
+            **{name: value for name, value in old.items() if name != "commandline"},
+            "command": old["commandline"],
+        }
+    }
     monkeypatch.setattr("varbench.records.files.UPGRADES", upgrade)
     assert records.read_record(path).command == data["command"]
 
@@ -149,5 +159,10 @@ def test_equal_neighbours_of_a_plan_are_written_once_and_in_order():
 
 
 def test_importing_records_is_light():
-    code = "import sys, varbench.records; print([m for m in ('torch', 'numpy', 'pandas') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    code = (
+        "import sys, varbench.records; print([m for m in ('torch', 'numpy', 'pandas') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )

@@ -34,7 +34,10 @@ def sentence(found):
 
 
 def against(variant, fixed, *, seconds=0.5):
-    rows = [make_record(VARIANT, seconds=seconds, quality=variant), make_record(FIXED, seconds=seconds, quality=fixed)]
+    rows = [
+        make_record(VARIANT, seconds=seconds, quality=variant),
+        make_record(FIXED, seconds=seconds, quality=fixed),
+    ]
     return sentence([*full_records(quality=5.0), *rows])
 
 
@@ -77,7 +80,10 @@ def test_the_answer_where_there_is_little_to_say():
     assert "The full model was not measured" in alone
     assert "only row" in alone
     crashed = [make_record(status=r.Status.CRASHED), make_record("variant@d4", verdict=r.Verdict.INVALID)]
-    assert sentence(crashed) == "No valid row: of 2 measured, 1 crashed, 1 invalid; these records answer nothing."
+    assert (
+        sentence(crashed)
+        == "No valid row: of 2 measured, 1 crashed, 1 invalid; these records answer nothing."
+    )
     assert "no answer" in sentence([])
 
 
@@ -90,21 +96,33 @@ def test_the_answer_without_quality_speaks_of_speed_only():
 
 
 def test_an_invalid_row_never_answers_and_is_shown_with_its_reason():
-    cheat = make_record("cheat", seconds=0.1, quality=1.0, verdict=r.Verdict.INVALID, reasons=("work did not fall",))
+    cheat = make_record(
+        "cheat", seconds=0.1, quality=1.0, verdict=r.Verdict.INVALID, reasons=("work did not fall",)
+    )
     found = [*full_records(quality=5.0), make_record(seconds=0.5, quality=5.0), cheat]
     assert "cheat" not in sentence(found)
     block = blocks_of(found)[0]
-    assert [entry.trouble for entry in block.entries if entry.name == "cheat"] == ["invalid: work did not fall"]
+    assert [entry.trouble for entry in block.entries if entry.name == "cheat"] == [
+        "invalid: work did not fall"
+    ]
     assert cells(found, "cheat")["speedup"].mood == ""  # not praised
     points = figures.quality_against_speed(block).cells[0].spec["data"]["values"]
     assert {point["row"] for point in points if not point["valid"]} == {"cheat"}
-    drawn = [layer for layer in figures.quality_against_speed(block).cells[0].spec["layer"] if "interpolate" in layer["mark"]]
+    drawn = [
+        layer
+        for layer in figures.quality_against_speed(block).cells[0].spec["layer"]
+        if "interpolate" in layer["mark"]
+    ]
     assert "cheat" not in {point["row"] for point in drawn[0]["data"]["values"]}
 
 
 def test_quick_looks_and_other_conditions_stand_apart():
-    quick = dataclasses.replace(make_record(), protocol=dataclasses.replace(make_record().protocol, quick=True))
-    own = dataclasses.replace(make_record("code"), protocol=dataclasses.replace(make_record().protocol, sampler="top-k 600"))
+    quick = dataclasses.replace(
+        make_record(), protocol=dataclasses.replace(make_record().protocol, quick=True)
+    )
+    own = dataclasses.replace(
+        make_record("code"), protocol=dataclasses.replace(make_record().protocol, sampler="top-k 600")
+    )
     blocks = blocks_of([*full_records(), make_record(), quick, own])
     assert [len(block.entries) for block in blocks] == [3, 1, 1]
     assert any(answer(block).startswith("Quick look, not a result: the full model") for block in blocks)
@@ -164,7 +182,10 @@ def test_published_figures_stand_beside_the_same_model_and_setting_only():
     assert "also printed: 2.15" in published("variant@d8")[0].text()
     assert published("variant@d8", preset="tiny") == ()
     assert published("variant@d8+scale_window") == ()
-    assert {found.grade for found in published("full_var", denominator="upstream")} == {"primary", "secondary"}
+    assert {found.grade for found in published("full_var", denominator="upstream")} == {
+        "primary",
+        "secondary",
+    }
     assert published("full_var", denominator="lossless") == ()
     assert "fid_full" not in published("fixed_ratio@p01/d8")[0].figures
     assert len(published_rows()) > 15
@@ -188,7 +209,9 @@ def demonstration():
     for point, seconds, quality in (("full", 1.0, 4.9), ("d8", 0.5, 5.1), ("d2", 0.3, 9.0)):
         found.append(make_record(f"variant@{point}", seconds=seconds, quality=quality))
         found.append(make_record(f"fixed_ratio@p05/{point}", seconds=seconds, quality=quality + 0.5))
-    found.append(make_record("leaky", seconds=0.2, quality=4.0, verdict=r.Verdict.INVALID, reasons=("it hid state",)))
+    found.append(
+        make_record("leaky", seconds=0.2, quality=4.0, verdict=r.Verdict.INVALID, reasons=("it hid state",))
+    )
     found.append(make_record("hangs", status=r.Status.TIMEOUT))
     for zone, quality in (("early", 15.0), ("middle", 9.0), ("late", 6.0)):
         study = make_record(f"zones@{zone}", quality=quality, study="scale_depth_asymmetry", training=False)
@@ -201,9 +224,23 @@ def test_a_report_has_every_promised_file_and_its_figures_are_drawn(tmp_path):
     folder = page.parent
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     figures_found = {name for name in names if name.startswith("figures/")}
-    assert figures_found == {f"figures/{name}" for name in (
-        "quality-speed.svg", "quality-memory.svg", "recipes.svg", "plans.svg", "memory.svg", "time-per-scale.svg",
-        "training.svg", "asymmetry.svg", "latency.svg", "predicted.svg", "losses.svg", "samples.png")}
+    assert figures_found == {
+        f"figures/{name}"
+        for name in (
+            "quality-speed.svg",
+            "quality-memory.svg",
+            "recipes.svg",
+            "plans.svg",
+            "memory.svg",
+            "time-per-scale.svg",
+            "training.svg",
+            "asymmetry.svg",
+            "latency.svg",
+            "predicted.svg",
+            "losses.svg",
+            "samples.png",
+        )
+    }
     for name in figures_found - {"figures/samples.png"}:
         svg = (folder / name).read_text()
         assert svg.count("<path") > 10, name
@@ -229,7 +266,9 @@ def test_csv_and_parquet_hold_every_record(tmp_path):
     csv, parquet = pd.read_csv(folder / "records.csv"), pd.read_parquet(folder / "records.parquet")
     assert len(csv) == len(parquet) == len(found)
     assert list(csv["row.row"]) == [record.row.row for record in found]
-    assert parquet["quality.FD-shapes.value"].notna().sum() == sum(record.quality is not None for record in found)
+    assert parquet["quality.FD-shapes.value"].notna().sum() == sum(
+        record.quality is not None for record in found
+    )
 
 
 def test_a_report_is_made_again_from_its_own_records(tmp_path):
@@ -253,12 +292,14 @@ def test_no_report_is_overwritten_but_the_same_one_is_made_anew(tmp_path):
     assert third.parent.name.endswith("-4")
     assert not list(tmp_path.glob(".*"))
     index = (tmp_path / "index.html").read_text()
-    assert index.count("<tr><th scope=\"row\">") == 3
+    assert index.count('<tr><th scope="row">') == 3
     assert "Deploy" in index
 
 
 def test_an_interrupted_report_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr("varbench.report.outputs._write_figures", lambda *a: (_ for _ in ()).throw(OSError(28, "full")))
+    monkeypatch.setattr(
+        "varbench.report.outputs._write_figures", lambda *a: (_ for _ in ()).throw(OSError(28, "full"))
+    )
     with pytest.raises(OSError, match="full"):
         render(full_records(), tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -270,9 +311,13 @@ EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 def test_strangers_strings_are_only_text(tmp_path):
     record = make_record(f"{EVIL}@{EVIL}", metrics={f"p.{EVIL}": EVIL}, command=EVIL)
     record = dataclasses.replace(
-        record, warnings=(r.Notice(text=EVIL, next_command=EVIL),), provenance=r.Provenance(kind=EVIL, note=EVIL)
+        record,
+        warnings=(r.Notice(text=EVIL, next_command=EVIL),),
+        provenance=r.Provenance(kind=EVIL, note=EVIL),
     )
-    panel = panels(EVIL, [Section(title=EVIL, parts=[Text(text=EVIL), Table(columns=(EVIL,), rows=[(EVIL,)])])])
+    panel = panels(
+        EVIL, [Section(title=EVIL, parts=[Text(text=EVIL), Table(columns=(EVIL,), rows=[(EVIL,)])])]
+    )
     page = render([*full_records(), record], tmp_path, panels=panel, problems=[EVIL])
     for path in (page, tmp_path / "index.html", page.parent / "table.md"):
         assert "<script>alert" not in path.read_text()
@@ -297,7 +342,9 @@ def test_strangers_strings_are_only_text(tmp_path):
 def test_a_panel_cannot_reach_out_and_says_so(part, says):
     with pytest.raises(UserError, match=re.escape(says)):
         checked(Section(title="mine", parts=[part]))
-    shown = panels("p (d 1.0)", [Section(title="mine", parts=[part]), Section(title="good", parts=[Text(text="t")])])
+    shown = panels(
+        "p (d 1.0)", [Section(title="mine", parts=[part]), Section(title="good", parts=[Text(text="t")])]
+    )
     assert "cannot be shown" in shown[0].section.parts[0].text
     assert shown[1].section.title == "good"
 
@@ -383,6 +430,8 @@ def test_plans_of_real_rows_are_summarised_as_the_cost_model_counts_them():
     assert sum(len(run.layers) for run in shown.steps[-1].calls) == 8
     assert shown.totals.state_end_bytes / 2**20 == pytest.approx(3180, rel=0.001)
     assert full.totals.state_end_bytes / 2**20 == pytest.approx(11925, rel=0.001)
-    assert shown.predicted_seconds < plan_summary(
-        plans["full_var"], batch=64, dtype="bfloat16", hardware=KNOWN["L20"]).predicted_seconds
+    assert (
+        shown.predicted_seconds
+        < plan_summary(plans["full_var"], batch=64, dtype="bfloat16", hardware=KNOWN["L20"]).predicted_seconds
+    )
     assert full.predicted_seconds is None

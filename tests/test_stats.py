@@ -38,7 +38,9 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
         _, rounds = replay(generator, middle=1.0, rounds=8)
         found = stats.bootstrap_median(rounds)
         hits += found.low <= 1.0 <= found.high
-    assert hits >= 170  # eight rounds: a little below the nominal 95 %, as bootstrap intervals of few clusters are
+    assert (
+        hits >= 170
+    )  # eight rounds: a little below the nominal 95 %, as bootstrap intervals of few clusters are
 
 
 def test_pairing_cancels_drift():
@@ -78,7 +80,9 @@ def test_a_thing_differs_from_itself_by_the_floor_and_no_more():
 
 
 def test_differences_of_figures_add_in_quadrature():
-    gap = stats.difference(stats.Interval(value=5.0, low=4.7, high=5.3), stats.Interval(value=6.0, low=5.6, high=6.4))
+    gap = stats.difference(
+        stats.Interval(value=5.0, low=4.7, high=5.3), stats.Interval(value=6.0, low=5.6, high=6.4)
+    )
     assert (gap.value, gap.low, gap.high) == pytest.approx((1.0, 0.5, 1.5))
 
 

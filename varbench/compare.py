@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from varbench import stats
-from varbench.errors import UserError, did_you_mean
+from varbench.errors import UserError
+from varbench.limits import parse_limits, with_limits
 from varbench.records import Record
 from varbench.report import words
 from varbench.report.entries import Entry, conditions_of, score_label, timing_column
@@ -50,16 +49,6 @@ class Comparison:
         return any(change.broken for change in self.changes)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limit:
-    """`speed:5%` or `fid:0.2`: the worst change that is let pass."""
-
-    figure: str
-    worst: float
-    relative: bool
-    text: str
-
-
 def compare(old: Sequence[Record], new: Sequence[Record], *, fail_on: str = "") -> Comparison:
     """Rows that both sets hold, figure by figure. `fail_on` takes limits such as `speed:5%,fid:0.2`."""
     limits = parse_limits(fail_on)
@@ -74,23 +63,12 @@ def compare(old: Sequence[Record], new: Sequence[Record], *, fail_on: str = "") 
     changes: list[Change] = []
     for name in shared:
         changes += _changes(name, before[name], after[name])
-    for name, verdict in [(n, "gone") for n in before if n not in after] + [(n, "new") for n in after if n not in before]:
+    for name, verdict in [(n, "gone") for n in before if n not in after] + [
+        (n, "new") for n in after if n not in before
+    ]:
         changes.append(_presence(name, verdict))
-    changes = _with_limits(changes, limits)
+    changes = with_limits(changes, limits)
     return Comparison(changes=tuple(changes), warnings=tuple(_warnings(old, new, before, after, shared)))
-
-
-def parse_limits(text: str) -> tuple[Limit, ...]:
-    """The limits of `--fail-on`; a share for speed, latency, memory and state, an absolute worsening for scores."""
-    limits = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        found = re.fullmatch(r"([^:]+):(\d+(?:\.\d+)?)(%?)", part)
-        if found is None:
-            raise UserError(f"--fail-on {part!r} is not NAME:LIMIT, as in speed:5% or fid:0.2")
-        share = found[3] == "%"
-        worst = float(found[2]) / (100 if share else 1)
-        limits.append(Limit(figure=found[1].strip().lower(), worst=worst, relative=share, text=part))
-    return tuple(limits)
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -148,14 +126,20 @@ def _entries(records: Sequence[Record]) -> dict[str, Entry]:
         upstream = " (upstream)" if record.protocol.accounting == "upstream" else ""
         study = f" [{record.row.study}]" if record.row.study else ""
         sampler = f" (sampler {record.protocol.sampler})" if record.protocol.sampler else ""
-        found.setdefault(f"{record.row.row}{upstream}{sampler}{study} on {record.model.preset}", []).append(record)
+        found.setdefault(f"{record.row.row}{upstream}{sampler}{study} on {record.model.preset}", []).append(
+            record
+        )
     presets = {record.model.preset for record in records}
     for name, repeats in found.items():
         for repeat in repeats[1:]:
             if unlike := _unlike(repeats[0], repeat):
-                raise UserError(f"{name} occurs under several conditions ({unlike}): compare one run with one run")
+                raise UserError(
+                    f"{name} occurs under several conditions ({unlike}): compare one run with one run"
+                )
     entries = {name: Entry(records=tuple(repeats)) for name, repeats in found.items()}
-    return {name.partition(" on ")[0] if len(presets) == 1 else name: entry for name, entry in entries.items()}
+    return {
+        name.partition(" on ")[0] if len(presets) == 1 else name: entry for name, entry in entries.items()
+    }
 
 
 def _unlike(first: Record, second: Record) -> str:
@@ -168,7 +152,9 @@ def _refuse_unlike(name: str, old: Entry, new: Entry) -> None:
     unlike = [key for key in one if key not in _MACHINE and one[key] != two[key]]
     if unlike:
         what = ", ".join(f"{key} {one[key]} and {two[key]}" for key in unlike)
-        raise UserError(f"{name} was measured under unlike protocols ({what}): run both under one and compare again")
+        raise UserError(
+            f"{name} was measured under unlike protocols ({what}): run both under one and compare again"
+        )
 
 
 def _changes(name: str, old: Entry, new: Entry) -> list[Change]:
@@ -258,52 +244,36 @@ def _scores(name: str, old: Entry, new: Entry) -> list[Change]:
 
 def _presence(name: str, verdict: Any) -> Change:
     return Change(
-        row=name, figure="row", verdict=verdict, old=None, new=None, change=None, unit="", relative=False, broken=None
+        row=name,
+        figure="row",
+        verdict=verdict,
+        old=None,
+        new=None,
+        change=None,
+        unit="",
+        relative=False,
+        broken=None,
     )
 
 
-def _with_limits(changes: list[Change], limits: tuple[Limit, ...]) -> list[Change]:
-    """Marks what breaks a limit: shown to be worse, and by more than the limit. A validity lost breaks any."""
-    known = {_slug(change.figure) for change in changes if change.change is not None}
-    for limit in limits:
-        if not any(_means(limit, figure) for figure in known):
-            raise UserError(f"--fail-on names {limit.figure!r}, which no row has.{did_you_mean(limit.figure, known)}")
-    marked = []
-    for change in changes:
-        broken = change.broken if limits else None
-        for limit in limits:
-            if change.change is None or not _means(limit, _slug(change.figure)):
-                continue
-            if limit.relative != change.relative:
-                right = "a share, as in speed:5%" if change.relative else "a difference, as in fid:0.2"
-                raise UserError(f"--fail-on {limit.text}: the limit of {change.figure} is {right}")
-            # A speed of 1/1.05 is a loss of 5 %: the limit is on how much more time or memory is taken.
-            worsening = 1 / (1 + change.change.value) - 1 if change.relative else -change.change.value
-            if change.verdict == "regressed" and worsening > limit.worst:
-                broken = limit.text
-        marked.append(dataclasses.replace(change, broken=broken))
-    return marked
-
-
-def _slug(figure: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", figure.lower()).strip("-")
-
-
-def _means(limit: Limit, figure: str) -> bool:
-    """`fid` stands for the Fréchet distance, by whatever features it was taken; all else is named as in the table."""
-    if limit.figure == "fid":
-        return figure.startswith(("fid", "fd-", "fr-chet"))
-    return figure == _slug(limit.figure)
-
-
 def _warnings(
-    old: Sequence[Record], new: Sequence[Record], before: dict[str, Entry], after: dict[str, Entry], shared: list[str]
+    old: Sequence[Record],
+    new: Sequence[Record],
+    before: dict[str, Entry],
+    after: dict[str, Entry],
+    shared: list[str],
 ) -> list[str]:
     warnings = []
     for what, values in (
-        ("machines", [{f"{r.environment.cpu} ({r.environment.machine})" for r in records} for records in (old, new)]),
+        (
+            "machines",
+            [{f"{r.environment.cpu} ({r.environment.machine})" for r in records} for records in (old, new)],
+        ),
         ("devices", [{r.environment.device for r in records} for records in (old, new)]),
-        ("torch versions", [{r.environment.versions.get("torch", "unknown") for r in records} for records in (old, new)]),
+        (
+            "torch versions",
+            [{r.environment.versions.get("torch", "unknown") for r in records} for records in (old, new)],
+        ),
         ("GPU drivers", [{r.environment.driver or "none" for r in records} for records in (old, new)]),
         ("seeds", [{str(r.protocol.seed) for r in records} for records in (old, new)]),
     ):
@@ -318,7 +288,11 @@ def _warnings(
 
 def _some(entries: dict[str, Entry]) -> str:
     names = list(entries)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "no rows"
+    return (
+        ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        if names
+        else "no rows"
+    )
 
 
 def _shown(value: float | None, unit: str) -> str:

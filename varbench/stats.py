@@ -21,7 +21,18 @@ Judgement = Literal["better", "worse", "same"]
 RESAMPLES = 400
 WIDE = 0.05  # an interval wider than this share of its middle is worth a warning
 NEEDLESS = 0.002  # and one narrower than this took more time than its use
-_STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 1.96)  # 97.5 % points, 1 to 9 degrees and many
+_STUDENT = (
+    12.71,
+    4.30,
+    3.18,
+    2.78,
+    2.57,
+    2.45,
+    2.36,
+    2.31,
+    2.26,
+    1.96,
+)  # 97.5 % points, 1 to 9 degrees and many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +112,8 @@ def ratio(above: Rounds, below: Rounds, *, paired: bool = True, seed: int = 0) -
     logs = np.take_along_axis(above_draws, above_rounds, axis=0).mean(axis=0)
     logs = logs - np.take_along_axis(below_draws, below_rounds, axis=0).mean(axis=0)
     value = math.exp(
-        float(np.mean([math.log(median(s)) for s in above])) - float(np.mean([math.log(median(s)) for s in below]))
+        float(np.mean([math.log(median(s)) for s in above]))
+        - float(np.mean([math.log(median(s)) for s in below]))
     )
     low, high = (float(end) for end in np.exp(np.quantile(logs, (0.025, 0.975))))
     return Interval(value=value, low=min(value, low), high=max(value, high))
@@ -164,7 +176,9 @@ def aa_floor(first: Rounds, second: Rounds, *, seed: int = 0) -> float:
     return max(itself.high, 1 / itself.low) - 1
 
 
-def spread_warning(what: str, rounds: Rounds, *, rounds_flag: str = "--rounds") -> tuple[str, str | None] | None:
+def spread_warning(
+    what: str, rounds: Rounds, *, rounds_flag: str = "--rounds"
+) -> tuple[str, str | None] | None:
     """A text and the next command when the interval is too wide, or needlessly narrow; None when it is neither.
 
     None does not say that the figure is right, only that repeating it would give about the same.

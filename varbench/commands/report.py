@@ -28,7 +28,11 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("reports"), metavar="DIR", help="default: reports/")
     parser.add_argument(
-        "--records", type=Path, nargs="+", metavar="DIR", help=f"run folders or records; default: the newest run under {RUNS}/"
+        "--records",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help=f"run folders or records; default: the newest run under {RUNS}/",
     )
     parser.add_argument("--compare", type=Path, metavar="OLD", help="an older report or run to stand beside")
     parser.set_defaults(run=run)
@@ -43,7 +47,9 @@ def run(args: argparse.Namespace) -> int:
     for problem in loaded.problems:
         print(f"warning: {problem}", file=sys.stderr)
     if not loaded.records:
-        raise UserError(f"no records in {', '.join(map(str, places))}: nothing to report; run `varbench run` first")
+        raise UserError(
+            f"no records in {', '.join(map(str, places))}: nothing to report; run `varbench run` first"
+        )
     changes = _changes(args.compare, loaded.records) if args.compare else None
     panels = _panels(loaded.records)
     print(render(loaded.records, args.out, problems=loaded.problems, panels=panels, changes=changes))

@@ -74,7 +74,9 @@ def from_json(data: dict[str, Any]) -> Record:
 
 def record_path(record: Record, folder: Path) -> Path:
     """Where the record of a row lies: its name in letters that every file system takes, and a hash of the exact row."""
-    asked = dataclasses.replace(record.protocol, row_order=(), shared_child=False, kernel=None)  # the rest is found out
+    asked = dataclasses.replace(
+        record.protocol, row_order=(), shared_child=False, kernel=None
+    )  # the rest is found out
     identity = json.dumps([record.row.row, record.row.study, record.model.preset, _encode(asked, "protocol")])
     slug = re.sub(r"[^A-Za-z0-9.-]+", "_", record.row.row).strip("_")[:60]
     return folder / f"{slug}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}.json"
@@ -136,7 +138,9 @@ def load_records(places: Iterable[Path]) -> Loaded:
                 records.append(_with_samples(read_record(path), path.parent))
                 paths.append(path)
             except (RecordError, OSError) as error:
-                if not (place.is_dir() and isinstance(error, OtherFileError)):  # run folders hold other JSON too
+                if not (
+                    place.is_dir() and isinstance(error, OtherFileError)
+                ):  # run folders hold other JSON too
                     problems.append(str(error))
     return Loaded(records=tuple(records), problems=tuple(problems), paths=tuple(paths))
 
@@ -165,7 +169,9 @@ def _encode(value: Any, path: str) -> Any:
     if isinstance(value, StrEnum):
         return value.value
     if isinstance(value, float) and not math.isfinite(value):
-        raise RecordError(f"{path} is {value}: a number that is not there is null, with its reason in `missing`")
+        raise RecordError(
+            f"{path} is {value}: a number that is not there is null, with its reason in `missing`"
+        )
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise RecordError(f"{path} holds a {type(value).__name__}, which JSON cannot hold")
@@ -212,7 +218,9 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
     if kind is float:
         _expect(isinstance(value, (int, float)) and not isinstance(value, bool), "a number", value, path)
         return float(value)
-    _expect(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), kind.__name__, value, path)
+    _expect(
+        isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), kind.__name__, value, path
+    )
     return value
 
 

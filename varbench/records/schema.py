@@ -79,7 +79,9 @@ class Model:
     preset: str = entry("name of the model preset, e.g. `tiny` or `var-d30`")
     spec: dict[str, Any] = entry("the geometry, as `ModelSpec` gives it", default={})
     parameters: dict[str, int] = entry("number of parameters of every backbone that stays loaded", default={})
-    weights: str | None = entry("`files`, `shipped`, `trained` or `random`", absent="the row did not load a model")
+    weights: str | None = entry(
+        "`files`, `shipped`, `trained` or `random`", absent="the row did not load a model"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,9 @@ class Protocol:
     accounting: str = entry("`lossless` or `upstream`")
     row_order: tuple[str, ...] = entry("rows of the run in the order of the first round", default=())
     rounds: int = entry("rounds of fresh children")
-    shared_child: bool = entry("rows with the same weights shared one child and were interleaved in it", default=False)
+    shared_child: bool = entry(
+        "rows with the same weights shared one child and were interleaved in it", default=False
+    )
     quick: bool = entry("a `--quick` run, never compared with full ones", default=False)
 
 
@@ -136,22 +140,36 @@ class PlanStep:
     mask: str = entry("attention mask of the step")
     calls: tuple[CallRun, ...] = entry("the layer calls")
     flops: float | None = entry("work of the step, for the plan's batch", absent="no cost model for this row")
-    moved_bytes: int | None = entry("bytes the roofline moves: weights, cache, activations", absent="no cost model")
-    state_peak_bytes: int | None = entry("largest cache and policy state within the step", absent="no cost model")
-    state_after_bytes: int | None = entry("cache and policy state that stays after the step", absent="no cost model")
+    moved_bytes: int | None = entry(
+        "bytes the roofline moves: weights, cache, activations", absent="no cost model"
+    )
+    state_peak_bytes: int | None = entry(
+        "largest cache and policy state within the step", absent="no cost model"
+    )
+    state_after_bytes: int | None = entry(
+        "cache and policy state that stays after the step", absent="no cost model"
+    )
     activation_bytes: int | None = entry("largest activations within the step", absent="no cost model")
-    predicted_seconds: float | None = entry("roofline time on `PlanSummary.hardware`", absent="hardware not known")
+    predicted_seconds: float | None = entry(
+        "roofline time on `PlanSummary.hardware`", absent="hardware not known"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Totals:
     """Work of one generation of a batch: as planned (`PlanSummary`) or as it happened (`Record.trace`)."""
 
-    flops: float | None = entry("floating point operations of the transformer", absent="no cost model for this row")
+    flops: float | None = entry(
+        "floating point operations of the transformer", absent="no cost model for this row"
+    )
     steps: int | None = entry("steps run", absent="not a scale-wise method")
-    layer_tokens: int | None = entry("layers x tokens computed, per image and branch", absent="not a layered method")
+    layer_tokens: int | None = entry(
+        "layers x tokens computed, per image and branch", absent="not a layered method"
+    )
     state_peak_bytes: int | None = entry("largest cache and policy state in any step", absent="not counted")
-    state_end_bytes: int | None = entry("largest cache and policy state in the last step", absent="not counted")
+    state_end_bytes: int | None = entry(
+        "largest cache and policy state in the last step", absent="not counted"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,9 +179,13 @@ class PlanSummary:
     steps: tuple[PlanStep, ...] = entry("the steps; of a dynamic plan, those of its largest form")
     totals: Totals = entry("what is planned; of a dynamic plan, the most")
     minimum: Totals | None = entry("the least a dynamic plan may do", absent="the plan is static")
-    accountings: dict[str, Totals] = entry("the same totals counted as `lossless` and as `upstream`", default={})
+    accountings: dict[str, Totals] = entry(
+        "the same totals counted as `lossless` and as `upstream`", default={}
+    )
     weights_bytes: int | None = entry("weights of all loaded backbones", absent="no cost model for this row")
-    hardware: str | None = entry("device the prediction is for", absent="no roofline is known for this device")
+    hardware: str | None = entry(
+        "device the prediction is for", absent="no roofline is known for this device"
+    )
     predicted_seconds: float | None = entry("predicted transformer time", absent="hardware not known")
 
 
@@ -204,7 +226,9 @@ class Timing:
     largest_batch: LargestBatch | None = entry("largest batch", absent="not measured")
     compile_seconds: float | None = entry("time of torch.compile", absent="torch.compile is off")
     first_call_seconds: float | None = entry("first call after loading", absent="not measured")
-    depth_switch_seconds: float | None = entry("time of a switch of points on loaded weights", absent="not measured")
+    depth_switch_seconds: float | None = entry(
+        "time of a switch of points on loaded weights", absent="not measured"
+    )
     aa_floor: float | None = entry(
         "relative difference of the full model against itself in this run: no smaller difference is one",
         absent="the A/A pass was not run",
@@ -218,15 +242,24 @@ class Memory:
     batch: int = entry("images a call, as in the plan")
     weights_bytes: int | None = entry("by storage, counted once", absent="not measured")
     state_peak_bytes: tuple[int, ...] | None = entry(
-        "largest state across scales within each plan step, beside the plan's `state_peak_bytes`", absent="not measured"
+        "largest state across scales within each plan step, beside the plan's `state_peak_bytes`",
+        absent="not measured",
     )
-    state_after_bytes: tuple[int, ...] | None = entry("state that stays after each step", absent="not measured")
+    state_after_bytes: tuple[int, ...] | None = entry(
+        "state that stays after each step", absent="not measured"
+    )
     activations_peak_bytes: int | None = entry("peak above weights and state", absent="not measured")
-    torch_allocated_bytes: int | None = entry("peak of torch's allocator", absent="a CPU has no torch allocator figure")
-    torch_reserved_bytes: int | None = entry("peak it had reserved", absent="a CPU has no torch allocator figure")
+    torch_allocated_bytes: int | None = entry(
+        "peak of torch's allocator", absent="a CPU has no torch allocator figure"
+    )
+    torch_reserved_bytes: int | None = entry(
+        "peak it had reserved", absent="a CPU has no torch allocator figure"
+    )
     nvml_process_bytes: int | None = entry("NVML, this process, peak", absent="NVML gives no figure here")
     nvml_board_bytes: int | None = entry("NVML, the whole board, peak", absent="NVML gives no figure here")
-    rss_growth_bytes: int | None = entry("peak resident growth of a fresh child", absent="not measured on a GPU")
+    rss_growth_bytes: int | None = entry(
+        "peak resident growth of a fresh child", absent="not measured on a GPU"
+    )
 
     @property
     def peak_bytes(self) -> int | None:
@@ -243,7 +276,9 @@ class Energy:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    name: str = entry("what it is called: `FID` only with the published Inception weights, else e.g. `FD-shapes`")
+    name: str = entry(
+        "what it is called: `FID` only with the published Inception weights, else e.g. `FD-shapes`"
+    )
     value: float | None = entry("the score", absent="not computed")
     low: float | None = entry("lower end of its 95 % interval", absent="no interval for this score")
     high: float | None = entry("upper end of it", absent="no interval for this score")
@@ -251,7 +286,9 @@ class Score:
     better: str = entry("`lower` or `higher`")
     implementation: str = entry("library and version, e.g. `torch-fidelity 0.4.0`")
     features: str | None = entry("feature network", absent="needs no feature network")
-    weights_sha256: str | None = entry("hash of the feature network's weights", absent="needs no feature network")
+    weights_sha256: str | None = entry(
+        "hash of the feature network's weights", absent="needs no feature network"
+    )
     reference: str | None = entry("what it was compared with, by content", absent="needs no reference")
     reason: str | None = entry("why the value is null", absent="the value is there")
 
@@ -259,7 +296,9 @@ class Score:
 @dataclass(frozen=True, kw_only=True)
 class Quality:
     scores: tuple[Score, ...] = entry("the first is the headline of table and pictures")
-    floors: dict[str, Score] = entry("`real` (real against real) and `reconstruction`, at equal size", default={})
+    floors: dict[str, Score] = entry(
+        "`real` (real against real) and `reconstruction`, at equal size", default={}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,7 +352,9 @@ class Environment:
     clocks: dict[str, float] = entry("clocks in MHz during timing, by name", default={})
     power_limit_watts: float | None = entry("board power limit", absent="no GPU, or NVML gives none")
     versions: dict[str, str] = entry("versions of Python and of the libraries that matter", default={})
-    variables: dict[str, str] = entry("environment variables that change speed, e.g. OMP_NUM_THREADS", default={})
+    variables: dict[str, str] = entry(
+        "environment variables that change speed, e.g. OMP_NUM_THREADS", default={}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,8 +366,12 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    png: str | None = entry("PNG of the grid, base64; the same labels and noise in every row", absent="no grid was kept")
-    path: str | None = entry("or its path, relative to the record", absent="the grid is inside the record, or not kept")
+    png: str | None = entry(
+        "PNG of the grid, base64; the same labels and noise in every row", absent="no grid was kept"
+    )
+    path: str | None = entry(
+        "or its path, relative to the record", absent="the grid is inside the record, or not kept"
+    )
     columns: int = entry("images side by side in the grid", default=0)
     labels: tuple[int, ...] = entry("class of each image, row by row", default=())
     tokens_sha256: str | None = entry("hash of the grid's tokens", absent="the method has no tokens")
@@ -356,7 +401,9 @@ class Record:
     environment: Environment = entry("where")
     command: str = entry("command line that repeats this row alone")
     code_hash: str = entry("hash of varbench's own source")
-    inputs_hash: str = entry("hash of all that decides the result: `--resume` runs the row again when it differs")
+    inputs_hash: str = entry(
+        "hash of all that decides the result: `--resume` runs the row again when it differs"
+    )
     started: str = entry("UTC time, ISO 8601")
     finished: str | None = entry("UTC time, ISO 8601", absent="the row did not finish")
     status: Status = entry("how the row ended")
@@ -365,7 +412,9 @@ class Record:
     stderr_tail: str | None = entry("last lines the child wrote to stderr", absent="stderr was empty")
     traceback: str | None = entry("of the exception", absent="no exception was raised")
     validity: Validity = entry("verdict of the checks", default=Validity())
-    plan: PlanSummary | None = entry("the plan", absent="the method replaces the loop, or the plan was refused")
+    plan: PlanSummary | None = entry(
+        "the plan", absent="the method replaces the loop, or the plan was refused"
+    )
     trace: Totals | None = entry("what really ran", absent="the row did not get as far as running")
     timing: Timing | None = entry("speed", absent="speed was not measured")
     memory: Memory | None = entry("memory", absent="memory was not measured")
@@ -378,7 +427,9 @@ class Record:
     weights: tuple[WeightFile, ...] = entry("files the numbers rest on", default=())
     metrics: dict[str, Any] = entry("columns of plugins, by `plugin.column`", default={})
     warnings: tuple[Notice, ...] = entry("what the reader should know", default=())
-    missing: dict[str, str] = entry("why a key is null, by dotted path, e.g. `memory.nvml_process_bytes`", default={})
+    missing: dict[str, str] = entry(
+        "why a key is null, by dotted path, e.g. `memory.nvml_process_bytes`", default={}
+    )
 
     def why(self, path: str) -> str:
         """Why the key at a dotted path is null: the reason given for it or for what holds it, else the schema's."""

@@ -52,7 +52,9 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
 def write_parquet(frame: pd.DataFrame, path: Path) -> None:
     frame = frame.copy()
     for name in frame.columns:
-        if frame[name].dtype == object and len({type(value) for value in frame[name].dropna()}) > 1:  # plugins' parameters may differ in type
+        if (
+            frame[name].dtype == object and len({type(value) for value in frame[name].dropna()}) > 1
+        ):  # plugins' parameters may differ in type
             frame[name] = frame[name].map(json.dumps, na_action="ignore")
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)

@@ -33,7 +33,9 @@ def _answer(block: Block) -> str:
             for entry in block.entries
             for record in entry.records[:1]
         )
-        what = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
+        what = ", ".join(
+            f"{number} {kind}" for kind, number in sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+        )
         return f"No valid row: of {count} measured, {what}; these records answer nothing."
     full = block.full.get("lossless")
     rows = [entry for entry in believable if not entry.is_full]
@@ -53,7 +55,9 @@ def _answer(block: Block) -> str:
         return f"{which} {negation}faster than the full model by more than the noise of this machine."
     if full.quality is None or all(entry.quality is None for entry in faster):
         best = max(faster, key=lambda entry: entry.speedups["lossless"].value)
-        reason = "the weights are random" if block.conditions["weights"] == "random" else "it was not measured"
+        reason = (
+            "the weights are random" if block.conditions["weights"] == "random" else "it was not measured"
+        )
         return f"`{best.name}` is the fastest, {_speed(best)}; of quality nothing is known, since {reason}."
     scored = [entry for entry in faster if entry.quality is not None]
     free = [entry for entry in scored if judge_quality(entry, full) in ("same", "better")]

@@ -14,7 +14,18 @@ from typing import Any
 Spec = dict[str, Any]
 
 # Told apart by people with the common colour deficiencies, and legible on white as on near-black.
-PALETTE = ("#3f7fd0", "#d9742b", "#1f9e83", "#b65aa8", "#a98b1a", "#c9504f", "#7a74d6", "#5d9430", "#8a6a55", "#4aa3b8")
+PALETTE = (
+    "#3f7fd0",
+    "#d9742b",
+    "#1f9e83",
+    "#b65aa8",
+    "#a98b1a",
+    "#c9504f",
+    "#7a74d6",
+    "#5d9430",
+    "#8a6a55",
+    "#4aa3b8",
+)
 NEUTRAL = "#868d98"
 INVALID = "#a9adb5"
 HEIGHT = 320
@@ -75,10 +86,18 @@ def chart(
     layers: Sequence[Spec], *, values: Sequence[Mapping[str, Any]] = (), height: int = HEIGHT, **more: Any
 ) -> Spec:
     """A layered spec as wide as its place; a layer may bring data of its own."""
-    return {"data": {"values": list(values)}, "width": "container", "height": height, "layer": list(layers), **more}
+    return {
+        "data": {"values": list(values)},
+        "width": "container",
+        "height": height,
+        "layer": list(layers),
+        **more,
+    }
 
 
-def colour(field: str, colours: Mapping[str, str], values: Sequence[Mapping[str, Any]], *, columns: int = 3) -> Spec:
+def colour(
+    field: str, colours: Mapping[str, str], values: Sequence[Mapping[str, Any]], *, columns: int = 3
+) -> Spec:
     """A colour channel whose legend names only what is drawn; none where one name would stand alone."""
     used = [name for name in colours if any(value[field] == name for value in values)]
     return {
@@ -129,7 +148,12 @@ def static_spec(figure: Figure) -> Spec:
             spec["title"] = cell.title
         cells.append(spec)
     body: Spec = {"concat": cells, "columns": figure.columns, "spacing": 28}
-    about = {"text": figure.title, "subtitle": textwrap.wrap(figure.caption, 105), "anchor": "start", "offset": 16}
+    about = {
+        "text": figure.title,
+        "subtitle": textwrap.wrap(figure.caption, 105),
+        "anchor": "start",
+        "offset": 16,
+    }
     static: Spec = _concrete({**_base(), **body, "title": about, "background": "#ffffff", "padding": 14})
     static["config"]["font"] = "Liberation Sans, DejaVu Sans, Arial, sans-serif"
     return static

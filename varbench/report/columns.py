@@ -38,33 +38,81 @@ def columns_of(block: Block) -> tuple[Column, ...]:
     if headline is None:
         quality, way = "quality", "no row here has a score"
     else:
-        quality, way = score_label(headline), f"{headline.better} is better, {headline.implementation}, n = {headline.n}"
-    plugin_columns = sorted({name for entry in block.entries for record in entry.complete for name in record.metrics})
+        quality, way = (
+            score_label(headline),
+            f"{headline.better} is better, {headline.implementation}, n = {headline.n}",
+        )
+    plugin_columns = sorted(
+        {name for entry in block.entries for record in entry.complete for name in record.metrics}
+    )
     extra = [
-        Column(key=name, heading=name, note="a plugin's own column", cell=_metric(name)) for name in plugin_columns
+        Column(key=name, heading=name, note="a plugin's own column", cell=_metric(name))
+        for name in plugin_columns
     ]
     return (
         Column(key="row", heading="method", note="plugins of the row", cell=_method, numeric=False),
-        Column(key="setting", heading="setting", note="recipe, point, parameters", cell=_setting, numeric=False),
+        Column(
+            key="setting", heading="setting", note="recipe, point, parameters", cell=_setting, numeric=False
+        ),
         Column(key="quality", heading=quality, note=f"{way}; 95 % interval", cell=_quality),
         Column(
-            key="speedup", heading="speedup", cell=_speedup("lossless"),
+            key="speedup",
+            heading="speedup",
+            cell=_speedup("lossless"),
             note=f"transformer, batch {batch}, against the full model without needless cache; 95 % interval",
         ),
         Column(
-            key="speedup_upstream", heading="vs upstream", cell=_speedup("upstream"),
+            key="speedup_upstream",
+            heading="vs upstream",
+            cell=_speedup("upstream"),
             note=f"transformer, batch {batch}, against the full model with the official code's cache waste",
         ),
-        Column(key="batch", heading=f"time, batch {batch}", note="transformer only", cell=_time("transformer", "throughput")),
-        Column(key="latency", heading="latency, batch 1", note="end to end", cell=_time("end_to_end", "latency")),
-        Column(key="memory", heading="peak memory", note="torch's peak on a GPU, resident growth on a CPU", cell=_peak),
-        Column(key="state", heading="state", note="largest state across scales, measured; that of the last step on hover", cell=_state),
+        Column(
+            key="batch",
+            heading=f"time, batch {batch}",
+            note="transformer only",
+            cell=_time("transformer", "throughput"),
+        ),
+        Column(
+            key="latency", heading="latency, batch 1", note="end to end", cell=_time("end_to_end", "latency")
+        ),
+        Column(
+            key="memory",
+            heading="peak memory",
+            note="torch's peak on a GPU, resident growth on a CPU",
+            cell=_peak,
+        ),
+        Column(
+            key="state",
+            heading="state",
+            note="largest state across scales, measured; that of the last step on hover",
+            cell=_state,
+        ),
         Column(key="parameters", heading="params", note="all backbones that stay loaded", cell=_parameters),
-        Column(key="work", heading="work", note="FLOPs really computed, as a share of the full model's", cell=_work),
+        Column(
+            key="work",
+            heading="work",
+            note="FLOPs really computed, as a share of the full model's",
+            cell=_work,
+        ),
         *extra,
-        Column(key="validity", heading="validity", note="may the row be believed", cell=_validity, numeric=False),
-        Column(key="provenance", heading="provenance", note="where the method comes from", cell=_provenance, numeric=False),
-        Column(key="published", heading="published", note="same model and setting, with its grade", cell=_published, numeric=False),
+        Column(
+            key="validity", heading="validity", note="may the row be believed", cell=_validity, numeric=False
+        ),
+        Column(
+            key="provenance",
+            heading="provenance",
+            note="where the method comes from",
+            cell=_provenance,
+            numeric=False,
+        ),
+        Column(
+            key="published",
+            heading="published",
+            note="same model and setting, with its grade",
+            cell=_published,
+            numeric=False,
+        ),
     )
 
 
@@ -116,7 +164,9 @@ def _quality(entry: Entry, block: Block) -> Cell:
         quality = entry.score(headline.name)
     if headline is None or quality is None:
         scores = entry.first.quality.scores if entry.first.quality else ()
-        named = [score.reason for score in scores if headline and score.name == headline.name and score.reason]
+        named = [
+            score.reason for score in scores if headline and score.name == headline.name and score.reason
+        ]
         return Cell(text=None, note=named[0] if named else why(entry, "quality"))
     full = block.full.get("lossless")
     mood = judge_quality(entry, full) if full is not None and not entry.is_full else None
@@ -141,7 +191,9 @@ def _time(column: str, regime: str) -> Callable[[Entry, Block], Cell]:
     def cell(entry: Entry, block: Block) -> Cell:
         found = entry.seconds(column, regime)
         if found is None:
-            return Cell(text=None, note=why(entry, "timing") if entry.first.timing is None else "not measured")
+            return Cell(
+                text=None, note=why(entry, "timing") if entry.first.timing is None else "not measured"
+            )
         return Cell(text=words.seconds(found.value), note=_span(found), sort=found.value)
 
     return cell
@@ -154,7 +206,9 @@ def _span(found: Interval) -> str:
 def _peak(entry: Entry, block: Block) -> Cell:
     value = entry.memory("peak_bytes")
     if value is None:
-        return Cell(text=None, note=why(entry, "memory", "memory.torch_allocated_bytes", "memory.rss_growth_bytes"))
+        return Cell(
+            text=None, note=why(entry, "memory", "memory.torch_allocated_bytes", "memory.rss_growth_bytes")
+        )
     return Cell(text=words.size(value), sort=value)
 
 
@@ -193,7 +247,9 @@ def _metric(name: str) -> Callable[[Entry, Block], Cell]:
         if value is None:
             return Cell(text=None, note="the plugin gave no figure")
         numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return Cell(text=words.number(value) if numeric else str(value), sort=value if numeric else str(value))
+        return Cell(
+            text=words.number(value) if numeric else str(value), sort=value if numeric else str(value)
+        )
 
     return cell
 

@@ -14,7 +14,19 @@ from varbench.stats import Interval, Judgement
 
 # The start of the SHA-256 of the two files in which the published Inception weights circulate.
 PUBLISHED_INCEPTION = ("6726825d", "f58cb9b6")
-CONDITIONS = ("batch", "dtype", "compile", "cfg", "top_k", "top_p", "sampler", "images", "labels", "seed_scheme", "quick")
+CONDITIONS = (
+    "batch",
+    "dtype",
+    "compile",
+    "cfg",
+    "top_k",
+    "top_p",
+    "sampler",
+    "images",
+    "labels",
+    "seed_scheme",
+    "quick",
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,7 +34,9 @@ class Entry:
     """One row under one set of conditions, with its repeats: the same row with other seeds or in other runs."""
 
     records: tuple[Record, ...]
-    speedups: dict[str, Interval] = field(default_factory=dict)  # by denominator, transformer, throughput batch
+    speedups: dict[str, Interval] = field(
+        default_factory=dict
+    )  # by denominator, transformer, throughput batch
 
     @cached_property
     def first(self) -> Record:
@@ -51,7 +65,8 @@ class Entry:
     def believable(self) -> bool:
         """Every repeat is complete and valid: only such entries answer anything."""
         return all(
-            record.status is Status.COMPLETE and record.validity.verdict is Verdict.VALID for record in self.records
+            record.status is Status.COMPLETE and record.validity.verdict is Verdict.VALID
+            for record in self.records
         )
 
     @cached_property
@@ -64,7 +79,9 @@ class Entry:
             if record.status is not Status.COMPLETE:
                 texts.append(f"{record.status.replace('_', ' ')}: {record.reason or 'no reason recorded'}")
             elif record.validity.verdict is not Verdict.VALID:
-                texts.append(f"{record.validity.verdict}: {'; '.join(record.validity.reasons) or 'no reason recorded'}")
+                texts.append(
+                    f"{record.validity.verdict}: {'; '.join(record.validity.reasons) or 'no reason recorded'}"
+                )
         unique = list(dict.fromkeys(texts))
         share = f"{len(texts)} of {len(self.records)} repeats, " if len(self.records) > 1 else ""
         return share + " | ".join(unique)
@@ -148,7 +165,12 @@ class Block:
     @cached_property
     def title(self) -> str:
         asked = self.conditions
-        parts = [f"{asked['preset']}", f"{asked['dtype']}", f"batch {asked['batch']}", f"on {asked['device']}"]
+        parts = [
+            f"{asked['preset']}",
+            f"{asked['dtype']}",
+            f"batch {asked['batch']}",
+            f"on {asked['device']}",
+        ]
         if asked["weights"] == "random":
             parts.insert(1, "random weights")
         if asked["sampler"]:

@@ -1,4 +1,4 @@
-"""Pictures of what is bought and what it costs: quality against speed and memory, and the spread of the timings."""
+"""Pictures of what is bought and what it costs: quality against speed and against memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from varbench.report.charts import (
     colour,
     swatches,
 )
-from varbench.report.entries import Block, Entry, score_label, timing_column
+from varbench.report.entries import Block, Entry, score_label
 
 MOST_ROWS = 12  # figures with a place for each row; more would not be read
 MOST_LABELS = 14
@@ -74,7 +74,9 @@ def quality_against_speed(block: Block) -> Figure | None:
             "encoding": {"x": axis("x_low", x_title), "x2": {"field": "x_high"}},
         })  # fmt: skip
         caption += f" The grey band is the A/A floor, ±{block.floor:.1%}: inside it no speed differs from the full model's."
-    spec = chart([*under, *_trade_off(points, block, x_title, faster_is_right=True)], values=points, height=380)
+    spec = chart(
+        [*under, *_trade_off(points, block, x_title, faster_is_right=True)], values=points, height=380
+    )
     return Figure(
         key="quality-speed", title="Quality against speed", caption=caption + _floor_caption(block) + _cut(block),
         cells=(Cell(spec=spec, alt=f"Scatter plot of {_score_name(block)} against speedup for {len(points)} rows"),),
@@ -107,63 +109,9 @@ def quality_against_memory(block: Block) -> Figure | None:
     )  # fmt: skip
 
 
-def latency_distributions(block: Block) -> Figure | None:
-    rows = shown(block)
-    cells = []
-    for column, regime, title in (
-        ("transformer", "throughput", f"Transformer, batch {block.conditions['batch']}"),
-        ("end_to_end", "latency", "End to end, batch 1"),
-    ):
-        samples, middles = [], []
-        for entry in rows:
-            for repeat, record in enumerate(entry.complete):
-                found = timing_column(record, column, regime)
-                if found is None:
-                    continue
-                for number, taken in enumerate(found.rounds, 1):
-                    about = {"row": label(entry), "family": entry.family, "round": number, "repeat": repeat + 1}
-                    samples += [{**about, "ms": round(second * 1e3, 4)} for second in _thinned(taken)]
-            middle = entry.seconds(column, regime)
-            if middle is not None:
-                ends = {"low": middle.low * 1e3, "ms": middle.value * 1e3, "high": middle.high * 1e3}
-                middles.append({"row": label(entry), "family": entry.family, **ends})
-        if not samples:
-            continue
-        y = axis("row", "", kind="nominal", sort=None, axis={"labelLimit": 170, "title": None})
-        tint = {**colour("family", colours_of(block), samples), "legend": None}
-        layers: list[Spec] = [
-            {
-                "mark": {"type": "tick", "thickness": 1.5, "opacity": 0.45, "size": 14},
-                "encoding": {
-                    "x": axis("ms", "milliseconds a call"), "y": y, "color": tint,
-                    "tooltip": [
-                        {"field": "row"}, {"field": "ms", "title": "ms", "format": ".4~g"}, {"field": "round"},
-                        {"field": "repeat"},
-                    ],
-                },
-            },
-            {
-                "data": {"values": middles},
-                "mark": {"type": "rule", "strokeWidth": 4, "opacity": 0.9, "strokeCap": "round"},
-                "encoding": {"x": axis("low", "milliseconds a call"), "x2": {"field": "high"}, "y": y, "color": tint},
-            },
-            {
-                "data": {"values": middles},
-                "mark": {"type": "point", "filled": True, "size": 60, "color": "currentColor", "opacity": 1},
-                "encoding": {"x": axis("ms", "milliseconds a call"), "y": y},
-            },
-        ]  # fmt: skip
-        spec = chart(layers, values=samples, height=max(90, 30 * len(middles)))
-        cells.append(Cell(spec=spec, alt=f"Strip plot of timing samples: {title}", title=title))
-    if not cells:
-        return None
-    return Figure(
-        key="latency", title="Spread of the timings", columns=2, cells=tuple(cells),
-        caption="Each tick is one raw sample, the dot is the median, the bar its 95 % interval." + how_many(block, len(rows)),
-    )  # fmt: skip
-
-
-def frontier(points: Sequence[dict[str, Any]], *, more_is_better_x: bool, more_is_better_y: bool) -> list[dict[str, Any]]:
+def frontier(
+    points: Sequence[dict[str, Any]], *, more_is_better_x: bool, more_is_better_y: bool
+) -> list[dict[str, Any]]:
     """The points that no other beats in both, from left to right."""
     sign_x, sign_y = (1 if more_is_better_x else -1), (1 if more_is_better_y else -1)
     ordered = sorted(points, key=lambda point: (-sign_x * point["x"], -sign_y * point["y"]))
@@ -174,7 +122,9 @@ def frontier(points: Sequence[dict[str, Any]], *, more_is_better_x: bool, more_i
     return sorted(best, key=lambda point: point["x"])
 
 
-def _trade_off(points: list[dict[str, Any]], block: Block, x_title: str, *, faster_is_right: bool) -> list[Spec]:
+def _trade_off(
+    points: list[dict[str, Any]], block: Block, x_title: str, *, faster_is_right: bool
+) -> list[Spec]:
     headline = block.headline
     assert headline is not None
     y_title = f"{score_label(headline)} ({headline.better} is better)"
@@ -190,7 +140,11 @@ def _trade_off(points: list[dict[str, Any]], block: Block, x_title: str, *, fast
         for name, floor in (block_floors(block)).items()
         if floor.value is not None
     ]
-    labels = _labels(points if len(points) <= MOST_LABELS else [*best, *(p for p in points if not p["valid"])][:MOST_LABELS])
+    labels = _labels(
+        points
+        if len(points) <= MOST_LABELS
+        else [*best, *(p for p in points if not p["valid"])][:MOST_LABELS]
+    )
     layers: list[Spec] = []
     if floors:
         layers += [
@@ -237,24 +191,45 @@ def _trade_off(points: list[dict[str, Any]], block: Block, x_title: str, *, fast
     for (align, dx, dy), placed in labels.items():
         text: Spec = {"x": x, "y": y, "text": {"field": "row"}}
         text["opacity"] = {"condition": {"test": "datum.valid", "value": 1}, "value": 0.55}
-        layers.append({"data": {"values": placed}, "mark": {"type": "text", "align": align, "dx": dx, "dy": dy}, "encoding": text})
+        layers.append(
+            {
+                "data": {"values": placed},
+                "mark": {"type": "text", "align": align, "dx": dx, "dy": dy},
+                "encoding": text,
+            }
+        )
     return layers
 
 
 def _labels(points: Sequence[dict[str, Any]]) -> dict[tuple[str, int, int], list[dict[str, Any]]]:
     """Points by where their name goes, so that names do not overlap; a name that fits nowhere is left to the tooltip."""
     xs, ys = [point["x"] for point in points], [point["y"] for point in points]
-    wide, high = (max(xs, default=1) - min(xs, default=0)) or 1, (max(ys, default=1) - min(ys, default=0)) or 1
+    wide, high = (
+        (max(xs, default=1) - min(xs, default=0)) or 1,
+        (max(ys, default=1) - min(ys, default=0)) or 1,
+    )
     taken: list[tuple[float, float, float, float]] = []
     found: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
     for point in points:
-        at_x, at_y = (point["x"] - min(xs)) / wide * 400, 260 - (point["y"] - min(ys)) / high * 260  # about a small plot
+        at_x, at_y = (
+            (point["x"] - min(xs)) / wide * 400,
+            260 - (point["y"] - min(ys)) / high * 260,
+        )  # about a small plot
         length = 6.2 * len(point["row"])
-        for align, dx, dy in (("left", 8, -9), ("left", 8, 12), ("right", -8, -9), ("right", -8, 12), ("left", 8, -22), ("left", 8, 25)):
+        for align, dx, dy in (
+            ("left", 8, -9),
+            ("left", 8, 12),
+            ("right", -8, -9),
+            ("right", -8, 12),
+            ("left", 8, -22),
+            ("left", 8, 25),
+        ):
             left = at_x + dx if align == "left" else at_x + dx - length
             box = (left, at_y + dy - 6, left + length, at_y + dy + 6)
             outside = left < -40 or left + length > 480
-            if not outside and not any(a < box[2] and box[0] < c and b < box[3] and box[1] < d for a, b, c, d in taken):
+            if not outside and not any(
+                a < box[2] and box[0] < c and b < box[3] and box[1] < d for a, b, c, d in taken
+            ):
                 taken.append(box)
                 found.setdefault((align, dx, dy), []).append(point)
                 break
@@ -268,7 +243,9 @@ def block_floors(block: Block) -> dict[str, Any]:
         quality = entry.first.quality
         if headline is not None and quality is not None and quality.floors:
             names = {"real": "real against real", "reconstruction": "reconstruction"}
-            return {names.get(k, k): score for k, score in quality.floors.items() if score.name == headline.name}
+            return {
+                names.get(k, k): score for k, score in quality.floors.items() if score.name == headline.name
+            }
     return {}
 
 
@@ -288,7 +265,10 @@ def family_legend(block: Block, points: Sequence[dict[str, Any]]) -> tuple[Swatc
     found = swatches(colour("family", colours_of(block), [point for point in points if point["valid"]]))
     more = len(found) - MOST_NAMES
     if more > 0:
-        found = (*found[:MOST_NAMES], Swatch(name=f"and {more} more, by name in the table and on hover", symbol="…"))
+        found = (
+            *found[:MOST_NAMES],
+            Swatch(name=f"and {more} more, by name in the table and on hover", symbol="…"),
+        )
     doubted = any(not point["valid"] for point in points)
     return (*found, Swatch(name="not valid", colour=INVALID, symbol="✚")) if doubted else found
 
@@ -298,14 +278,13 @@ def _score_name(block: Block) -> str:
 
 
 def _floor_caption(block: Block) -> str:
-    return " Dotted lines are the floors no generator gets below at this sample size." if block_floors(block) else ""
+    return (
+        " Dotted lines are the floors no generator gets below at this sample size."
+        if block_floors(block)
+        else ""
+    )
 
 
 def _cut(block: Block) -> str:
     total = len(block.entries)
     return f" The first {MOST_POINTS} of {total} rows are drawn." if total > MOST_POINTS else ""
-
-
-def _thinned(samples: Sequence[float], most: int = 40) -> Sequence[float]:
-    """A picture needs no more; the record keeps all."""
-    return samples if len(samples) <= most else [samples[i * len(samples) // most] for i in range(most)]

@@ -157,7 +157,11 @@ def loss_per_depth(block: Block) -> Figure | None:
                 "tooltip": [{"field": "point"}, {"field": "step"}, {"field": "loss", "format": ".4f"}],
             },
         }  # fmt: skip
-        cells.append(Cell(spec=chart([layer], values=values, height=220), title=recipe, alt=f"Training loss of {recipe}"))
+        cells.append(
+            Cell(
+                spec=chart([layer], values=values, height=220), title=recipe, alt=f"Training loss of {recipe}"
+            )
+        )
     if not cells:
         return None
     return Figure(
@@ -177,7 +181,11 @@ def scale_depth_asymmetry(block: Block) -> Figure | None:
         if quality is None:
             continue
         row = entry.first.row
-        zone = "nowhere" if entry is full else row.point or ", ".join(f"{name} {value}" for name, value in row.params.items()) or entry.name
+        zone = (
+            "nowhere"
+            if entry is full
+            else row.point or ", ".join(f"{name} {value}" for name, value in row.params.items()) or entry.name
+        )
         values.append({
             "zone": zone, "value": quality.value, "low": quality.low, "high": quality.high, "valid": entry.believable,
             "text": words.with_interval(quality), "note": entry.trouble or "valid",
@@ -237,12 +245,17 @@ def _recipe_colour(block: Block, values: list[dict[str, Any]]) -> Spec:
     return colour("recipe", colours, values, columns=4)
 
 
-def _smoothed(steps: tuple[int, ...], losses: tuple[float, ...], most: int = 120) -> list[tuple[float, float]]:
+def _smoothed(
+    steps: tuple[int, ...], losses: tuple[float, ...], most: int = 120
+) -> list[tuple[float, float]]:
     """Means of neighbours, at most so many; the record keeps every step."""
     size = -(-len(steps) // most)
     groups = range(0, len(steps), size) if steps else ()
     return [
-        (sum(steps[i : i + size]) / len(steps[i : i + size]), sum(losses[i : i + size]) / len(losses[i : i + size]))
+        (
+            sum(steps[i : i + size]) / len(steps[i : i + size]),
+            sum(losses[i : i + size]) / len(losses[i : i + size]),
+        )
         for i in groups
     ]
 

@@ -1,4 +1,4 @@
-"""Pictures of what was computed: the plan, state over the steps, time per scale, measured against predicted."""
+"""Pictures of what was computed: the plan, memory over the steps, time per scale."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from varbench.report.charts import (
     ramp,
 )
 from varbench.report.entries import Block, Entry
-from varbench.report.figures import MOST_ROWS, candidates, colours_of, family_legend, how_many, label, shown
+from varbench.report.figures import MOST_ROWS, how_many, label, shown
 
 MEBIBYTE = 1 << 20
 
@@ -43,7 +43,13 @@ def plan_maps(block: Block) -> Figure | None:
         names = label(entries[0]) if len(entries) < 3 else f"{label(entries[0])} and {len(entries) - 1} more"
         names = " = ".join(label(entry) for entry in entries) if len(entries) == 2 else names
         tint = colour("backbone", shades, values)
-        y = axis("layer", "layer", kind="ordinal", sort="descending", axis={"values": _ticks(values), "grid": False})
+        y = axis(
+            "layer",
+            "layer",
+            kind="ordinal",
+            sort="descending",
+            axis={"values": _ticks(values), "grid": False},
+        )
         x = axis("step", "scale", kind="nominal", sort=None, axis={"labelAngle": 0, "grid": False})
         layers: list[Spec] = [
             {
@@ -77,7 +83,9 @@ def plan_maps(block: Block) -> Figure | None:
         title = f"{names}: {work}" if work else names
         deepest = max(value["layer"] for value in values) + 1
         spec = chart(layers, values=values, height=max(120, min(300, deepest * 12)))
-        cells.append(Cell(spec=spec, title=title, alt=f"Map of the layers that run at each scale for {title}"))
+        cells.append(
+            Cell(spec=spec, title=title, alt=f"Map of the layers that run at each scale for {title}")
+        )
     return Figure(
         key="plans", title="What each method computes", columns=3, cells=tuple(cells),
         legend=tuple(Swatch(name=f"backbone {name}", colour=shade, symbol="■") for name, shade in shades.items()),
@@ -89,7 +97,11 @@ def plan_maps(block: Block) -> Figure | None:
 def memory_over_steps(block: Block) -> Figure | None:
     """Measured state stacked on the weights, with the planned activations above, and the plan's state as a mark."""
     cells = []
-    rows = [entry for entry in shown(block) if entry.first.memory is not None and entry.first.memory.state_peak_bytes]
+    rows = [
+        entry
+        for entry in shown(block)
+        if entry.first.memory is not None and entry.first.memory.state_peak_bytes
+    ]
     tops = []
     for entry in rows:
         memory, plan = entry.first.memory, entry.first.plan
@@ -100,7 +112,7 @@ def memory_over_steps(block: Block) -> Figure | None:
         marks: list[dict[str, Any]] = []
         for index, state in enumerate(memory.state_peak_bytes):
             step = plan.steps[index] if plan is not None and index < len(plan.steps) else None
-            name = _step_name(step) if step is not None else str(index + 1)
+            name = step_name(step) if step is not None else str(index + 1)
             parts = {"weights": weights, "state, measured": state}
             if step is not None and step.activation_bytes is not None:
                 parts["activations, planned"] = step.activation_bytes
@@ -110,7 +122,9 @@ def memory_over_steps(block: Block) -> Figure | None:
             ]
             predicted = step.state_peak_bytes if step is not None else None
             if predicted is not None and plan is not None and plan.batch == memory.batch:
-                marks.append({"step": name, "MiB": (weights + predicted) / MEBIBYTE, "state": predicted / MEBIBYTE})
+                marks.append(
+                    {"step": name, "MiB": (weights + predicted) / MEBIBYTE, "state": predicted / MEBIBYTE}
+                )
             tops.append(sum(parts.values()) / MEBIBYTE)
         cells.append((label(entry), values, marks))
     if not cells:
@@ -158,7 +172,7 @@ def time_per_scale(block: Block) -> Figure | None:
             continue
         for index, seconds in enumerate(timing.per_scale.seconds):
             step = plan.steps[index] if plan is not None and index < len(plan.steps) else None
-            name = _step_name(step) if step is not None else str(index + 1)
+            name = step_name(step) if step is not None else str(index + 1)
             names += [name] if name not in names else []
             values.append({"row": label(entry), "scale": name, "order": index, "ms": seconds * 1e3})
     if not values:
@@ -190,104 +204,8 @@ def time_per_scale(block: Block) -> Figure | None:
     )  # fmt: skip
 
 
-def measured_against_predicted(block: Block) -> Figure | None:
-    """Whole rows against the prediction, and single steps on the roofline."""
-    cells = [cell for cell in (_predicted_rows(block), _roofline(block)) if cell is not None]
-    if not cells:
-        return None
-    plans = [entry.first.plan for entry in block.entries if entry.first.plan is not None]
-    hardware = next((plan.hardware for plan in plans if plan.hardware), "this device")
-    return Figure(
-        key="predicted", title="Measured against predicted", columns=2, cells=tuple(cells),
-        legend=family_legend(block, [{"family": e.family, "valid": True} for e in block.entries if e.complete]),
-        caption=f"The plan's roofline for {hardware}, with one efficiency for all methods. On the diagonal prediction and "
-        "measurement agree; above it the row is slower than its work explains.",
-    )  # fmt: skip
-
-
-def _predicted_rows(block: Block) -> Cell | None:
-    values: list[dict[str, Any]] = []
-    for entry in candidates(block):
-        measured, plan = entry.seconds("transformer", "throughput"), entry.first.plan
-        if measured is None or plan is None or not plan.predicted_seconds:
-            continue
-        ends = {"low": measured.low * 1e3, "measured": measured.value * 1e3, "high": measured.high * 1e3}
-        values.append({
-            "row": label(entry), "family": entry.family, "predicted": plan.predicted_seconds * 1e3, **ends,
-            "quotient": measured.value / plan.predicted_seconds,
-        })  # fmt: skip
-    if not values:
-        return None
-    ends_of_line = [value[name] for value in values for name in ("predicted", "measured")]
-    low, high = min(ends_of_line) * 0.9, max(ends_of_line) * 1.1
-    scale = {"type": "log", "domain": [low, high], "nice": False}
-    x = axis("predicted", "predicted, ms", scale=scale)
-    y = axis("measured", "measured, ms", scale=scale)
-    layers: list[Spec] = [
-        {
-            "data": {"values": [{"predicted": low, "measured": low}, {"predicted": high, "measured": high}]},
-            "mark": {"type": "line", "strokeDash": [5, 4], "color": "currentColor", "opacity": 0.5},
-            "encoding": {"x": x, "y": y},
-        },
-        {
-            "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1},
-            "encoding": {
-                "x": x, "y": y,
-                "color": colour("family", colours_of(block), values),
-                "tooltip": [
-                    {"field": "row"}, {"field": "predicted", "title": "predicted, ms", "format": ",.3f"},
-                    {"field": "measured", "title": "measured, ms", "format": ",.3f"},
-                    {"field": "quotient", "title": "measured / predicted", "format": ".2f"},
-                ],
-            },
-        },
-    ]  # fmt: skip
-    return Cell(spec=chart(layers, values=values), title="Rows", alt="Measured against predicted time of every row")
-
-
-def _roofline(block: Block) -> Cell | None:
-    values = []
-    for entry in shown(block):
-        timing, plan = entry.first.timing, entry.first.plan
-        if timing is None or timing.per_scale is None or plan is None:
-            continue
-        for step, seconds in zip(plan.steps, timing.per_scale.seconds, strict=False):
-            if not step.flops or not step.moved_bytes or not step.predicted_seconds or not seconds:
-                continue
-            names = {"row": label(entry), "family": entry.family, "step": _step_name(step)}
-            about = {**names, "intensity": step.flops / step.moved_bytes}
-            values.append({**about, "what": "measured", "rate": step.flops / seconds / 1e9})
-            values.append({**about, "what": "predicted", "rate": step.flops / step.predicted_seconds / 1e9})
-    if not values:
-        return None
-    x = axis("intensity", "FLOPs a byte moved", scale={"type": "log"})
-    y = axis("rate", "GFLOP/s", scale={"type": "log"})
-    layers: list[Spec] = [
-        {
-            "transform": [{"filter": "datum.what == 'predicted'"}],
-            "mark": {"type": "point", "shape": "diamond", "filled": False, "size": 70, "color": "currentColor"},
-            "encoding": {"x": x, "y": y},
-        },
-        {
-            "transform": [{"filter": "datum.what == 'measured'"}],
-            "mark": {"type": "point", "filled": True, "size": 50, "opacity": 0.85},
-            "encoding": {
-                "x": x, "y": y,
-                "color": {**colour("family", colours_of(block), values), "legend": None},
-                "tooltip": [
-                    {"field": "row"}, {"field": "step", "title": "scale"},
-                    {"field": "rate", "title": "GFLOP/s", "format": ",.1f"},
-                    {"field": "intensity", "title": "FLOPs a byte", "format": ".1f"},
-                ],
-            },
-        },
-    ]  # fmt: skip
-    alt = "Roofline: rate against arithmetic intensity of every step, measured and predicted"
-    return Cell(spec=chart(layers, values=values), title="Single steps on the roofline (diamonds: predicted)", alt=alt)
-
-
 def _map_values(step: PlanStep, widest: dict[str, int]) -> list[dict[str, Any]]:
-    name = _step_name(step)
+    name = step_name(step)
     return [
         {
             "step": name, "layer": layer, "backbone": step.backbone, "attention": run.attention_tokens,
@@ -305,7 +223,7 @@ def _widest_tokens(plans: list[PlanSummary]) -> dict[str, int]:
     for plan in plans:
         for step in plan.steps:
             most = max((run.attention_tokens for run in step.calls), default=0)
-            widest[_step_name(step)] = max(most, widest.get(_step_name(step), 0))
+            widest[step_name(step)] = max(most, widest.get(step_name(step), 0))
     return widest
 
 
@@ -314,19 +232,28 @@ def _most_kept(block: Block) -> int:
     return max((run.kept for plan in plans for step in plan.steps for run in step.calls), default=1) or 1
 
 
-def _step_name(step: PlanStep) -> str:
+def step_name(step: PlanStep) -> str:
     """`5`, or `1-5` for a step that encodes several scales."""
     return str(step.scales[0]) if len(step.scales) == 1 else f"{step.scales[0]}-{step.scales[-1]}"
 
 
 def _ticks(values: list[dict[str, Any]]) -> list[int]:
     deepest = max(value["layer"] for value in values)
-    return sorted({0, deepest, *range(0, deepest, 5 if deepest > 12 else 2)} - ({deepest - 1} if deepest > 12 else set()))
+    return sorted(
+        {0, deepest, *range(0, deepest, 5 if deepest > 12 else 2)}
+        - ({deepest - 1} if deepest > 12 else set())
+    )
 
 
 def _share_of(entry: Entry, full: Entry | None) -> str:
     plan = entry.first.plan
-    if full is None or full.first.plan is None or plan is None or not plan.totals.flops or not full.first.plan.totals.flops:
+    if (
+        full is None
+        or full.first.plan is None
+        or plan is None
+        or not plan.totals.flops
+        or not full.first.plan.totals.flops
+    ):
         return ""
     return f"{plan.totals.flops / full.first.plan.totals.flops:.0%} of the FLOPs"
 

@@ -35,14 +35,18 @@ def render(
     """Writes `out_dir`/<run>/ and the index beside it, and returns the new page. Another report is never touched:
     one of other records under that name stays, and this one gets a number; one of the same records is made anew."""
     if not records and not problems:
-        raise UserError("no records: nothing to report; run `varbench run` first, or name folders with --records")
+        raise UserError(
+            "no records: nothing to report; run `varbench run` first, or name folders with --records"
+        )
     out_dir.mkdir(parents=True, exist_ok=True)
     encoded = [to_json(record) for record in records]
     fingerprint = _fingerprint(encoded, changes)
     folder = _folder_for(out_dir, _run_name(records), fingerprint)
     building = Path(tempfile.mkdtemp(dir=out_dir, prefix=".building-"))
     try:
-        shown = page.Shown(records=records, encoded=encoded, problems=problems, panels=panels, changes=changes)
+        shown = page.Shown(
+            records=records, encoded=encoded, problems=problems, panels=panels, changes=changes
+        )
         _write_all(building, shown, fingerprint)
         os.chmod(building, 0o755)
         if folder.exists():
@@ -104,15 +108,26 @@ def _write_tables(folder: Path, drawn: Sequence[page.Drawn], encoded: Sequence[d
         rows = []
         for entry, cells in zip(block.entries, one.rows, strict=True):
             lines.append(_line(one, entry.name, cells))
-            rows.append([_plain(column, cell, entry) for column, cell in zip(one.headings, cells, strict=True)])
+            rows.append(
+                [_plain(column, cell, entry) for column, cell in zip(one.headings, cells, strict=True)]
+            )
         escaped = [[_text(cell).replace("|", "\\|") for cell in row] for row in rows]
-        table = tabulate(escaped, headers=[_text(heading) for heading in headings], tablefmt="github", disable_numparse=True)
+        table = tabulate(
+            escaped,
+            headers=[_text(heading) for heading in headings],
+            tablefmt="github",
+            disable_numparse=True,
+        )
         markdown.append(f"## {_text(block.title)}\n\n{_text(answer(block))}\n\n{table}\n")
         latex.append(
-            f"% {block.title}\n" + tabulate(rows, headers=headings, tablefmt="latex_booktabs", disable_numparse=True) + "\n"
+            f"% {block.title}\n"
+            + tabulate(rows, headers=headings, tablefmt="latex_booktabs", disable_numparse=True)
+            + "\n"
         )
     (folder / "table.md").write_text("\n".join(markdown), encoding="utf-8")
-    (folder / "table.tex").write_text("\n".join(latex).replace("±", "$\\pm$").replace("–", "--"), encoding="utf-8")
+    (folder / "table.tex").write_text(
+        "\n".join(latex).replace("±", "$\\pm$").replace("–", "--"), encoding="utf-8"
+    )
     (folder / "table.json").write_text(json.dumps(lines, indent=1), encoding="utf-8")
     frame = frame_of(encoded)
     write_csv(frame, folder / "records.csv")

@@ -8,13 +8,22 @@ import functools
 import hashlib
 import json
 import zlib
-from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from varbench.records import Record
-from varbench.report import charts, columns, figures, figures_training, figures_work, samples, sections, words
+from varbench.report import (
+    charts,
+    columns,
+    facts,
+    figures,
+    figures_speed,
+    figures_training,
+    figures_work,
+    samples,
+    sections,
+)
 from varbench.report.answer import answer
 from varbench.report.charts import Figure
 from varbench.report.entries import Block, blocks_of
@@ -36,8 +45,8 @@ FIGURES: tuple[Callable[[Block], Figure | None], ...] = (
     figures_work.time_per_scale,
     figures_training.quality_over_steps,
     figures_training.scale_depth_asymmetry,
-    figures.latency_distributions,
-    figures_work.measured_against_predicted,
+    figures_speed.latency_distributions,
+    figures_speed.measured_against_predicted,
     figures_training.loss_per_depth,
 )
 
@@ -83,7 +92,9 @@ def draw(records: Sequence[Record]) -> list[Drawn]:
         found: list[tuple[str, Figure]] = []
         grids: list[samples.Grid] = []
         if number < MOST_BLOCKS_WITH_FIGURES:
-            found = [(f"{prefix}{figure.key}", figure) for make in FIGURES if (figure := make(block)) is not None]
+            found = [
+                (f"{prefix}{figure.key}", figure) for make in FIGURES if (figure := make(block)) is not None
+            ]
             grids = samples.grids_of(block)
         headings, rows = columns.table_of(block)
         drawn.append(
@@ -107,17 +118,17 @@ def page(shown: Shown, drawn: Sequence[Drawn], *, files: Sequence[str] = ()) -> 
     script = _resource("page.js")
     bundle = vega_bundle()
     return _environment().get_template("report.html.j2").render(
-        title=f"varbench: {', '.join(_runs(records)) or 'no records'}",
-        subtitle=_subtitle(records),
+        title=f"varbench: {', '.join(facts.runs(records)) or 'no records'}",
+        subtitle=facts.subtitle(records),
         answer=answer(first),
-        facts=_facts(drawn, records),
+        facts=facts.headline_facts([one.block for one in drawn], records),
         contents=_contents(drawn, panels, shown.changes),
         problems=shown.problems,
         blocks=blocks,
         panels=panels,
         changes=shown.changes,
-        notices=_notices(records),
-        conditions=[_conditions(one.block) for one in drawn],
+        notices=facts.notices(records),
+        conditions=[facts.conditions_facts(one.block) for one in drawn],
         files=files,
         style=_safe(_resource("style.css")),
         script=_safe(script),
@@ -190,14 +201,19 @@ def _panel(panel: sections.Panel, number: int, specs: dict[str, charts.Spec]) ->
             parts.append({"kind": "table", "columns": part.columns, "rows": part.rows})
         elif isinstance(part, sections.Chart):
             name = f"panel{number}-{place}"
-            specs[name] = charts.page_spec(charts.Cell(spec={"width": "container", "height": charts.HEIGHT, **part.spec}, alt=part.alt), legends=True)
+            specs[name] = charts.page_spec(
+                charts.Cell(spec={"width": "container", "height": charts.HEIGHT, **part.spec}, alt=part.alt),
+                legends=True,
+            )
             parts.append({"kind": "chart", "chart": name})
         else:
             parts.append({"kind": "image", "png": base64.b64encode(part.png).decode(), "alt": part.alt})
     return {"anchor": f"panel{number}", "title": panel.section.title, "source": panel.source, "parts": parts}
 
 
-def _payload(encoded: Sequence[dict[str, Any]], entries: Sequence[dict[str, Any]], specs: dict[str, charts.Spec]) -> str:
+def _payload(
+    encoded: Sequence[dict[str, Any]], entries: Sequence[dict[str, Any]], specs: dict[str, charts.Spec]
+) -> str:
     """What the script needs, deflated: page-sized sets go in whole, larger ones without raw samples and losses."""
     for trimmed in (False, True):
         shared: dict[str, int] = {}
@@ -218,7 +234,9 @@ def _shown_record(data: dict[str, Any], shared: dict[str, int], *, trimmed: bool
     if shown["samples"] is not None:
         shown["samples"] = {**shown["samples"], "png": None}  # it is on the page already
     if trimmed and shown["timing"] is not None:
-        columns_left = [{k: v for k, v in column.items() if k != "rounds"} for column in shown["timing"]["columns"]]
+        columns_left = [
+            {k: v for k, v in column.items() if k != "rounds"} for column in shown["timing"]["columns"]
+        ]
         shown["timing"] = {**shown["timing"], "columns": columns_left}
     if trimmed and shown["training"] is not None:
         shown["training"] = {k: v for k, v in shown["training"].items() if k != "losses"}
@@ -226,30 +244,6 @@ def _shown_record(data: dict[str, Any], shared: dict[str, int], *, trimmed: bool
         if shown[name] is not None:
             shown[name] = shared.setdefault(json.dumps(shown[name]), len(shared))
     return shown
-
-
-def _subtitle(records: Sequence[Record]) -> str:
-    runs = _runs(records)
-    names = ", ".join(runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
-    return f"{'run' if len(runs) == 1 else 'runs'} {names}" if runs else "no records"
-
-
-def _runs(records: Sequence[Record]) -> list[str]:
-    return sorted({record.run for record in records})
-
-
-def _facts(drawn: Sequence[Drawn], records: Sequence[Record]) -> list[tuple[str, str]]:
-    entries = [entry for one in drawn for entry in one.block.entries]
-    if not entries:
-        return []
-    first = drawn[0].block
-    facts = [("rows", f"{len(entries)}"), ("valid", f"{sum(entry.believable for entry in entries)}")]
-    repeats = max(len(entry.records) for entry in first.entries)
-    facts += [("repeats a row", f"{repeats}")] if repeats > 1 else []
-    facts += [("model", str(first.conditions["preset"])), ("device", str(first.conditions["device"]))]
-    facts += [("A/A floor of speed", f"±{first.floor:.1%}")] if first.floor is not None else []
-    facts += [("measured", max(record.started for record in records)[:10])]
-    return facts
 
 
 def _contents(
@@ -265,45 +259,11 @@ def _contents(
     return [*links, *((panel["anchor"], panel["title"]) for panel in panels), ("conditions", "Conditions")]
 
 
-def _notices(records: Sequence[Record]) -> list[dict[str, Any]]:
-    counts = Counter(notice for record in records for notice in record.warnings)
-    return [
-        {"text": notice.text, "next_command": notice.next_command, "count": count}
-        for notice, count in counts.most_common(50)
-    ]
-
-
-def _conditions(block: Block) -> dict[str, Any]:
-    """What the rows of a block share, read off its first entry, and where they differ, all values."""
-    records = [record for entry in block.entries for record in entry.records]
-    records = records or [record for study in block.studies.values() for entry in study for record in entry.records]
-    environment, protocol = records[0].environment, records[0].protocol
-    versions = {name: sorted({r.environment.versions.get(name, "–") for r in records}) for name in environment.versions}
-    facts = {
-        "sampling": f"cfg {protocol.cfg:g}, top-k {protocol.top_k}, top-p {protocol.top_p:g}"
-        + (f", sampler {protocol.sampler}" if protocol.sampler else ""),
-        "batch and precision": f"batch {protocol.batch}, {protocol.dtype}, compile {protocol.compile}",
-        "attention kernel": ", ".join(sorted({r.protocol.kernel or "not observed" for r in records})),
-        "images": f"{protocol.images:,}, {protocol.labels}",
-        "noise": f"seeds {', '.join(str(seed) for seed in sorted({r.protocol.seed for r in records}))}, "
-        f"keyed by {protocol.seed_scheme}",
-        "rounds": ", ".join(str(number) for number in sorted({r.protocol.rounds for r in records}))
-        + (", rows with the same weights share a child" if protocol.shared_child else ", each in fresh processes"),
-        "machine": f"{environment.cpu}, {environment.cores} cores"
-        + (f", {words.size(environment.memory_bytes)}" if environment.memory_bytes else "")
-        + f", {environment.system} ({environment.machine})",
-        "device": environment.device + (f", driver {environment.driver}" if environment.driver else ""),
-        "versions": ", ".join(f"{name} {'/'.join(found)}" for name, found in versions.items()),
-        "weights": ", ".join(sorted({f"{w.role} {w.name} {w.sha256[:12]}" for r in records for w in r.weights})),
-        "code": ", ".join(sorted({r.code_hash[:12] for r in records})),
-    }
-    facts |= environment.variables
-    return {"title": block.title, "facts": [(name, value) for name, value in facts.items() if value]}
-
-
 def _policy(*scripts: str) -> str:
     """Only our own scripts run, and nothing is loaded. Vega compiles its expressions, which needs `unsafe-eval`."""
-    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts]
+    hashes = [
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts
+    ]
     allowed = " ".join([*hashes, "'unsafe-eval'"] if hashes else ["'none'"])
     return (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "

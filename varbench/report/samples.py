@@ -37,7 +37,9 @@ def grids_of(block: Block) -> list[Grid]:
                 notes.append(f"{distance.equal_tokens:.0%} of tokens equal")
         if entry is not top and not alike:
             notes.append("other noise or classes than the full model's grid")
-        grids.append(Grid(name=label(entry), png=png, note=", ".join(notes), comparable=alike and entry is not top))
+        grids.append(
+            Grid(name=label(entry), png=png, note=", ".join(notes), comparable=alike and entry is not top)
+        )
     return grids
 
 

@@ -83,7 +83,9 @@ def checked(section: Section) -> Section:
         elif isinstance(part, Table):
             for row in part.rows:
                 if len(row) != len(part.columns):
-                    raise UserError(f"{where} has a row of {len(row)} cells under {len(part.columns)} columns")
+                    raise UserError(
+                        f"{where} has a row of {len(row)} cells under {len(part.columns)} columns"
+                    )
         elif not isinstance(part, Text):
             raise UserError(f"{where} is a {type(part).__name__}; it may be Text, Table, Chart or Image")
     return section

@@ -22,7 +22,9 @@ def with_interval(figure: Interval) -> str:
     if not half:
         return text
     places = len(text.partition(".")[2])
-    return f"{text} ± {half:.{places}f}" if "e" not in text and round(half, places) else f"{text} ± {half:.1g}"
+    return (
+        f"{text} ± {half:.{places}f}" if "e" not in text and round(half, places) else f"{text} ± {half:.1g}"
+    )
 
 
 def seconds(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import os
@@ -166,3 +167,17 @@ def test_importing_records_is_light():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "[]\n"
     )
+
+
+def test_sample_grids_beside_a_record_are_taken_in_when_it_is_loaded(tmp_path):
+    inside = make_record()
+    grid = base64.b64decode(inside.samples.png)
+    (tmp_path / "grids").mkdir()
+    (tmp_path / "grids" / "d8.png").write_bytes(grid)
+    for row, path in (("variant@d8", "grids/d8.png"), ("variant@d4", "grids/gone.png")):
+        samples = dataclasses.replace(inside.samples, png=None, path=path)
+        records.write_record(dataclasses.replace(make_record(row), samples=samples), tmp_path)
+    lost, found = sorted(records.load_records([tmp_path]).records, key=lambda record: record.row.row)
+    assert base64.b64decode(found.samples.png) == grid
+    assert lost.samples.png is None
+    assert "gone.png" in lost.why("samples.png")

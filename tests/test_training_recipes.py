@@ -1,0 +1,122 @@
+"""Recipes: what a row's schedule trains, on which plans, and what is found again in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import BUDGET, DATA, SPEC, fresh, weights
+
+from varbench import rows
+from varbench.compiler import Owned, RowPolicies
+from varbench.errors import UserError
+from varbench.model.checkpoints import load_transformer
+from varbench.model.tokenizer import Tokenizer
+from varbench.model.transformer import Transformer, initialise_
+from varbench.policies import DepthPolicy, Stage, TrainingSchedule, TrainStep
+from varbench.presets import companion
+from varbench.training.export import export
+from varbench.training.recipes import recipe_weights
+
+STEPS = replace(BUDGET, steps=8)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> dict[str, Path]:
+    """A tokenizer, a model and its narrow companion, as files."""
+    torch.manual_seed(0)
+    narrow = companion(SPEC)
+    modules = {
+        "vae": Tokenizer.for_model(SPEC),
+        "main": fresh(),
+        "refiner": initialise_(Transformer(narrow), torch.Generator().manual_seed(1)),
+    }
+    for name, module in modules.items():
+        export(module, tmp_path / f"{name}.safetensors", spec=narrow if name == "refiner" else SPEC, record={})
+    return {name: tmp_path / f"{name}.safetensors" for name in modules}
+
+
+def trained(row: rows.Row, given: dict[str, Path], steps: int = 8) -> object:
+    pretrained = {name: path for name, path in given.items() if name != "vae"}
+    return recipe_weights(row, vae=given["vae"], pretrained=pretrained, data=DATA, budget=replace(STEPS, steps=steps))
+
+
+def of(path: Path) -> torch.Tensor:
+    return weights(load_transformer(path, SPEC.tokenizer))
+
+
+class FirstLayer(DepthPolicy):
+    def layers(self, scale: int, backbone: str) -> tuple[int, ...]:
+        return (0,) if scale else (0, 1)
+
+
+class Fixed(TrainingSchedule):
+    """Always the same step."""
+
+    def __init__(self, step: TrainStep) -> None:
+        self._step = step
+
+    def at(self, stage: Stage, step: int, total: int, uniform: Callable[[int], float]) -> TrainStep:
+        return self._step
+
+
+def test_layers_that_the_plan_leaves_out_are_not_trained(given: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    row = replace(
+        rows.resolve("full_var@continued", SPEC),
+        policies=RowPolicies(name="short", depth=Owned(plugin="mine", policy=FirstLayer())),
+        schedule=Fixed(TrainStep(point="short")),
+    )
+    monkeypatch.setattr(rows, "at_point", lambda asked, point: asked)
+    done = trained(row, given)
+    before = load_transformer(given["main"], SPEC.tokenizer)
+    after = load_transformer(done.files["main"], SPEC.tokenizer)
+    changed = [not torch.equal(weights(a), weights(b)) for a, b in zip(before.blocks, after.blocks, strict=True)]
+    assert changed == [True, True, False]
+    assert done.record["stages"]["train"]["steps_by_point"] == {"short": 8}
+    assert done.files["refiner"] == given["refiner"]
+
+
+def test_points_of_a_recipe_share_weights_and_a_second_time_trains_nothing(given: dict[str, Path]) -> None:
+    full, other = rows.expand("full_var@continued,fixed_ratio@p10/full", SPEC)
+    first = trained(full, given)
+    assert not first.cached and not torch.equal(of(first.files["main"]), of(given["main"]))
+    again = trained(full, given)
+    assert again.cached and again.files == first.files and again.record == first.record
+    # Another schedule, or another number of steps, is another training.
+    assert trained(other, given).files["main"] != first.files["main"]
+    assert trained(full, given, steps=9).files["main"] != first.files["main"]
+    shallow = rows.resolve("fixed_ratio@p10/d1", SPEC)
+    assert trained(shallow, given).cached
+
+
+def test_pretrained_recipes_train_nothing(given: dict[str, Path]) -> None:
+    done = trained(rows.resolve("full_var", SPEC), given)
+    assert done.record is None and done.files["main"] == given["main"]
+
+
+def test_pair_trains_both_models_with_the_large_one_as_teacher(given: dict[str, Path]) -> None:
+    done = trained(rows.resolve("code@trained/n1", SPEC), given)
+    stages = done.record["stages"]
+    assert {name: stage["steps"] for name, stage in stages.items()} == {"drafter": 2, "refiner": 6}
+    for name in ("main", "refiner"):
+        assert not torch.equal(of(done.files[name]), of(given[name]))
+    assert load_transformer(done.files["refiner"], SPEC.tokenizer).spec.width == SPEC.width // 2
+
+
+def test_missing_second_model_is_named(given: dict[str, Path]) -> None:
+    del given["refiner"]
+    with pytest.raises(UserError, match="'refiner'"):
+        trained(rows.resolve("code@trained/n1", SPEC), given)
+
+
+def test_too_few_steps_for_the_phases_are_refused(given: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match="too few"):
+        trained(rows.expand("variant", SPEC)[0], given, steps=2)

@@ -1,5 +1,5 @@
 """Records: what one row of one run leaves behind. `schema` says what, `files` writes and reads it, `plans` fills
-in plans, `tables` flattens it for CSV and Parquet. Only the first two are imported here."""
+in plans, `tables` flattens it for CSV and Parquet. `tables` needs pandas and is imported by its own name."""
 
 from varbench.records.files import (
     Loaded,
@@ -13,6 +13,7 @@ from varbench.records.files import (
     write_atomic,
     write_record,
 )
+from varbench.records.plans import call_runs, plan_summary, totals_of, trace_totals
 from varbench.records.schema import (
     SCHEMA_VERSION,
     CallRun,
@@ -80,11 +81,15 @@ __all__ = [
     "Validity",
     "Verdict",
     "WeightFile",
+    "call_runs",
     "from_json",
     "load_records",
+    "plan_summary",
     "read_record",
     "record_path",
     "to_json",
+    "totals_of",
+    "trace_totals",
     "write_atomic",
     "write_record",
 ]

@@ -1,0 +1,192 @@
+"""`varbench run`: measures rows, each in processes of its own, and leaves a record of each."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from varbench.commands import usable_plugins
+from varbench.commands.report import RUNS, newest_run
+from varbench.errors import UserError
+
+if TYPE_CHECKING:
+    from varbench.records import Record
+    from varbench.runner.filling import Run
+
+FINE, SOME_FAILED, NOTHING_SELECTED, ALL_FAILED, INTERRUPTED = 0, 3, 4, 5, 130
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "run",
+        help="measure rows: quality, speed and memory, each in processes of its own",
+        description="Trains what is not cached, then measures every row beside the full model, in rounds of fresh processes. "
+        "A record per row grows in --out while it runs; a crash, a hang or a lack of memory costs that row alone.",
+        epilog="examples:\n"
+        "  varbench run --plugins variant,fixed_ratio              all on the tiny preset, in minutes on a CPU\n"
+        "  varbench run --plugins variant --quick                  a first look, not a result\n"
+        "  varbench run --plugins variant@d8 --model var-d30 --weights var_d30.pth --vae vae_ch160v4096z32.pth \\\n"
+        "      --reference VIRTUAL_imagenet256_labeled.npz --inception weights-inception-2015-12-05-6726825d.pth\n"
+        "  varbench run --plugins variant --model var-d30 --weights random     speed and memory only\n"
+        "  varbench run --resume --out varbench-runs/NAME --plugins variant    goes on where it was",
+    )
+    add = parser.add_argument
+    add("--plugins", metavar="ROWS", help="rows, by comma; a method without a point stands for its default ones")
+    add("--model", metavar="PRESET", help="model preset; default: tiny")
+    add("--weights", metavar="FILE", help="the transformer's checkpoint, or `random` to measure speed and memory alone")
+    add("--vae", metavar="FILE", help="the tokenizer's checkpoint")
+    add("--companion", action="append", default=[], metavar="NAME=FILE", help="a second model, for methods that run two")
+    add("--reference", metavar="PATH", help="what quality is measured against: a folder of images or an ADM .npz")
+    add("--inception", metavar="FILE", help="the published Inception weights, without which nothing is called FID")
+    add("--data", metavar="FOLDER", help="class folders that recipes are trained on; default: the preset's own data")
+    add("--batch", type=int, metavar="N", help="images a call in the throughput regime; default: 64")
+    add("--dtype", metavar="TYPE", help="float32, bfloat16 or float16; default: what the device is fast at")
+    add("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; default: a GPU for the large presets where there is one")
+    add("--compile", metavar="MODE", help="torch.compile mode; default: off")
+    add("--seed", type=int, metavar="N", help="seed of the noise; default: 0")
+    add("--images", type=int, metavar="N", help="images scored a row; 0 leaves quality out")
+    add("--rounds", type=int, metavar="N", help="rounds of fresh processes; default: 3")
+    add("--timeout", type=float, metavar="S", help="seconds without a sign of life after which a row is ended; default: 600")
+    add("--memory-limit", type=float, metavar="GIB", help="host memory that a child may take")
+    add("--out", metavar="DIR", help="where records go; default: varbench-runs/<time>")
+    add("--config", type=Path, metavar="FILE", help="TOML file with these same keys; the command line wins")
+    add("--all-settings", action="store_true", help="every recipe and point, not only the default ones")
+    add("--second-opinion", action="store_true", help="the distance by clean-fid too")
+    add("--quick", action="store_true", help="a first look in a minute or two, never compared with full runs")
+    add("--dry-run", action="store_true", help="print rows, children and the predicted time, and do nothing")
+    add("--resume", action="store_true", help="skip rows whose records are complete and whose inputs are unchanged")
+    add("--json", action="store_true", help="print the records as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from varbench.runner.execute import Execution, complete_records, locked
+    from varbench.runner.options import read_config, resolve
+    from varbench.runner.prepare import NothingSelectedError, prepare
+    from varbench.runner.progress import shown
+
+    options = resolve(args)
+    manager = usable_plugins(args)
+    try:
+        prepared = prepare(options, manager)
+    except NothingSelectedError as error:
+        print(f"varbench run: error: {error}", file=sys.stderr)
+        return NOTHING_SELECTED
+    out = _out(args, read_config(args.config).get("out") if args.config else None)
+    this = _run(out, options, prepared)
+    if args.dry_run:
+        print(dry_run(this))
+        return FINE
+    _check_place(out, resume=args.resume)
+    with locked(out):
+        found = complete_records(this, out) if args.resume else {}
+        if found:
+            print(f"{len(found)} of {len(prepared.measured)} rows are complete and unchanged", file=sys.stderr)
+        with shown(_children(this)) as progress:
+            execution = Execution(run=this, out=out, progress=progress, done=frozenset(found))
+            try:
+                execution.everything()
+            except KeyboardInterrupt:
+                execution.save_all()
+                again = f"{' '.join(['varbench', *sys.argv[1:]])} --resume --out {out}"
+                progress.note(f"interrupted; everything that was measured is in {out}\ngo on with: {again}")
+                return INTERRUPTED
+            records = [*found.values(), *execution.save_all()]
+    return _finish(records, out, as_json=args.json)
+
+
+def _out(args: argparse.Namespace, configured: str | None) -> Path:
+    given = args.out or configured
+    if given:
+        return Path(given)
+    if args.resume:
+        return newest_run(RUNS)
+    return RUNS / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+
+
+def _check_place(out: Path, *, resume: bool) -> None:
+    """Nothing is overwritten silently."""
+    if not resume and out.is_dir() and any(out.glob("[!.]*.json")):
+        raise UserError(f"{out} holds records already: go on with them by --resume, or choose another --out")
+
+
+def _run(out: Path, options: Any, prepared: Any) -> Run:
+    from varbench.measure.environment import available_memory
+    from varbench.runner.filling import Run
+    from varbench.runner.prepare import UPSTREAM
+
+    scored = options.images > 0 and prepared.files is not None
+    return Run(
+        name=out.name,
+        options=options,
+        prepared=prepared,
+        order=tuple(prepared.measured),
+        quality_rows=frozenset(name for name in prepared.measured if name != UPSTREAM) if scored else frozenset(),
+        available_memory=available_memory(),
+    )
+
+
+def _children(this: Run) -> int:
+    sets = this.prepared.weight_sets
+    trained = sum(weights.trains is not None for weights in sets)
+    scored = sum(any(name in this.quality_rows for name in weights.rows) for weights in sets)
+    return trained + scored + len(this.prepared.measured) + this.options.rounds * (len(sets) + 1)
+
+
+def _finish(records: Sequence[Record], out: Path, *, as_json: bool) -> int:
+    from varbench.records import Status, to_json
+    from varbench.runner.table import as_table, remarks
+
+    if as_json:
+        print(json.dumps([to_json(record) for record in records], indent=1))
+    else:
+        print(as_table(records))
+    for line in remarks(records):
+        print(f"warning: {line}", file=sys.stderr)
+    print(f"records: {out}\nnext: varbench report --records {out}", file=sys.stderr if as_json else sys.stdout)
+    complete = [record.status is Status.COMPLETE for record in records]
+    if all(complete):
+        return FINE
+    methods = [record for record in records if record.row.denominator is None] or records
+    return SOME_FAILED if any(record.status is Status.COMPLETE for record in methods) else ALL_FAILED
+
+
+def dry_run(this: Run) -> str:
+    """Rows with their plans' work, how many children run, and how long that takes by the roofline."""
+    from tabulate import tabulate
+
+    from varbench.cost import work
+    from varbench.measure.environment import environment
+    from varbench.report import words
+    from varbench.runner.prepare import hardware_like, predicted
+
+    options = this.options
+    here = environment("cpu")
+    hardware = hardware_like("cpu", here.cores) if options.device == "cpu" else None
+    full: int | None = None
+    lines, seconds = [], 0.0
+    for one in this.prepared.measured.values():
+        if one.plan is None:
+            lines.append((one.name, one.weight_set, "-", "-", one.failure.reason if one.failure else ""))
+            continue
+        flops = work(one.plan, batch=options.batch, dtype=options.dtype).transformer_flops
+        full = full or flops
+        call = predicted(one.plan, batch=options.batch, dtype=options.dtype, hardware=hardware).total if hardware else None
+        if call is not None:
+            images = options.images if one.name in this.quality_rows else 0
+            timed = max(options.seconds, options.count * call) + 4 * call
+            seconds += options.rounds * timed + 10 * call + images / options.batch * call
+        lines.append((one.name, one.weight_set, f"{flops / full:.0%}", words.seconds(call) if call else "-", ""))
+    table = tabulate(lines, ("row", "weights", "work", "batch, predicted", ""), disable_numparse=True)
+    trained = [weights.key for weights in this.prepared.weight_sets if weights.trains is not None]
+    children = _children(this)
+    time = f"about {words.seconds(seconds + 4 * children)} and the training" if seconds else "not predicted on this device"
+    return (
+        f"{table}\n\n{children} children; recipes that are trained unless cached: {', '.join(trained) or 'none'}\n"
+        f"time: {time} (a bound by the roofline)\nrecords would go to {this.name}; nothing was run"
+    )

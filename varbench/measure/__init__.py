@@ -1,0 +1,1 @@
+"""What is measured inside a child: time, memory, energy, and on which machine."""

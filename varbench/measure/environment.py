@@ -1,0 +1,126 @@
+"""Who measured: stable facts of machine and software, so that two runs on one machine carry one `machine`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from varbench.measure import nvml
+from varbench.records import Environment
+
+VARIABLES = (
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF",
+    "CUBLAS_WORKSPACE_CONFIG", "CUDA_LAUNCH_BLOCKING", "NVIDIA_TF32_OVERRIDE", "MALLOC_ARENA_MAX", "LD_PRELOAD",
+)  # fmt: skip
+LIBRARIES = ("varbench", "torch", "torchvision", "numpy", "scipy", "torch-fidelity", "clean-fid", "torchao")
+
+
+def environment(device: str) -> Environment:
+    """The facts as they are now. On CUDA this asks torch for the board, so only a child calls it with a GPU."""
+    facts: dict[str, Any] = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
+        "cores": _cores(),
+        "memory_bytes": _memory(),
+        "device": "cpu",
+    }
+    gpu: dict[str, Any] = {}
+    if device.startswith("cuda"):
+        gpu = gpu_facts(device)
+        facts["device"] = gpu.pop("device")
+    named = "|".join(str(facts[key]) for key in ("system", "cpu", "cores", "memory_bytes", "device"))
+    machine = hashlib.sha256(f"{named}|{gpu.get('gpu_uuid')}".encode()).hexdigest()[:12]
+    return Environment(
+        machine=machine, **facts, **gpu, versions=versions(),
+        variables={name: os.environ[name] for name in VARIABLES if name in os.environ},
+    )  # fmt: skip
+
+
+def gpu_facts(device: str) -> dict[str, Any]:
+    """The board that torch uses under this name. Without NVML, what torch knows."""
+    name, uuid, pci = gpu_identity(device)
+    try:
+        board = nvml.board(uuid=uuid, pci=pci)
+    except nvml.NvmlError:
+        return {"device": name, "gpu_uuid": uuid}
+    return {
+        "device": name,
+        "gpu_uuid": board.uuid,
+        "driver": board.driver,
+        "clocks": board.clocks,
+        "power_limit_watts": board.power_limit_watts,
+    }
+
+
+def gpu_identity(device: str) -> tuple[str, str | None, str | None]:
+    """Name, UUID and PCI address by torch; this initialises CUDA."""
+    import torch
+
+    found = torch.cuda.get_device_properties(torch.device(device))
+    uuid = getattr(found, "uuid", None)
+    parts = [getattr(found, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
+    pci = None
+    if all(isinstance(part, int) for part in parts):
+        pci = "{:08x}:{:02x}:{:02x}.0".format(*parts)
+    return found.name, None if uuid is None else f"GPU-{uuid}", pci
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def available_memory() -> int | None:
+    """Bytes that can be used now without swapping: of the machine, or of the container where that is less."""
+    try:
+        import psutil
+    except ImportError:
+        return None
+    free = int(psutil.virtual_memory().available)
+    limit, used = _cgroup("memory.max"), _cgroup("memory.current")
+    if limit is not None and used is not None:
+        free = min(free, max(0, limit - used))
+    return free
+
+
+def _cgroup(name: str) -> int | None:
+    try:
+        text = Path("/sys/fs/cgroup", name).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _memory() -> int | None:
+    try:
+        import psutil
+    except ImportError:
+        return None
+    total = int(psutil.virtual_memory().total)
+    limit = _cgroup("memory.max")
+    return total if limit is None else min(total, limit)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,102 @@
+"""Checks that a row does what it says, run beside the measurements; each finding makes the row's record invalid."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from varbench.cost import state_over_time
+from varbench.engine.trace import Trace
+from varbench.plan import Plan
+
+
+@dataclass(frozen=True)
+class Globals:
+    """State of the process that belongs to everyone."""
+
+    values: dict[str, Any]
+
+    def changed(self) -> list[str]:
+        """Names of what is not as it was."""
+        now = global_state().values
+        return [name for name, value in self.values.items() if not _equal(value, now[name])]
+
+    def restore(self) -> None:
+        """Puts everything back, so that the next row is not measured under another's settings."""
+        values = self.values
+        torch.set_default_dtype(values["torch default dtype"])
+        torch.set_num_threads(values["torch threads"])
+        torch.set_rng_state(values["torch random state"])
+        np.random.set_state(values["numpy random state"])
+        random.setstate(values["python random state"])
+        torch.set_float32_matmul_precision(values["float32 matmul precision"])
+        torch.backends.cudnn.benchmark = values["cudnn.benchmark"]
+        torch.backends.cudnn.deterministic = values["cudnn.deterministic"]
+        torch.backends.cudnn.allow_tf32 = values["cudnn.allow_tf32"]
+        torch.use_deterministic_algorithms(values["deterministic algorithms"])
+        torch.set_grad_enabled(values["gradients"])
+
+
+def global_state() -> Globals:
+    return Globals(
+        {
+            "torch default dtype": torch.get_default_dtype(),
+            "torch threads": torch.get_num_threads(),
+            "torch random state": torch.get_rng_state(),
+            "numpy random state": np.random.get_state(),
+            "python random state": random.getstate(),
+            "float32 matmul precision": torch.get_float32_matmul_precision(),
+            "cudnn.benchmark": torch.backends.cudnn.benchmark,
+            "cudnn.deterministic": torch.backends.cudnn.deterministic,
+            "cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
+            "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+            "gradients": torch.is_grad_enabled(),
+        }
+    )
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, (tuple, list)):
+        return len(first) == len(second) and all(map(_equal, first, second))
+    if isinstance(first, np.ndarray):
+        return bool(np.array_equal(first, second))
+    return bool(first == second)
+
+
+def against_plan(plan: Plan, trace: Trace, *, batch: int, dtype: str) -> list[str]:
+    """Where what ran is not what was planned: steps, tokens, cache entries, and bytes of state."""
+    found = [
+        f"step {place + 1} did not run as planned"
+        for place, (planned, ran) in enumerate(zip(plan.steps, trace.steps, strict=False))
+        if planned != ran
+    ]
+    if len(plan.steps) != len(trace.steps):
+        found.append(f"{len(trace.steps)} steps ran, and {len(plan.steps)} were planned")
+    planned_state = list(state_over_time(plan, batch=batch, dtype=dtype))
+    for place, ((peak, after), ran_peak, ran_after) in enumerate(
+        zip(planned_state, trace.state_peak, trace.state_after, strict=False)
+    ):
+        if (peak, after) != (ran_peak, ran_after):
+            found.append(
+                f"step {place + 1} held {ran_peak:,} bytes of state at its peak and {ran_after:,} after it, and the plan "
+                f"has {peak:,} and {after:,}"
+            )
+    return found
+
+
+def undeclared(seen: list[int], state: tuple[int, ...], full_seen: list[int], full_state: tuple[int, ...]) -> str | None:
+    """State that only an outside look finds: what lives between steps beyond state and beyond what the full model needs."""
+    allowance = max(s - h for s, h in zip(full_seen, full_state, strict=True))
+    worst = max(
+        ((s - h - allowance, place) for place, (s, h) in enumerate(zip(seen, state, strict=True))), default=(0, 0)
+    )
+    margin = max(1 << 20, allowance // 4)
+    if worst[0] <= margin:
+        return None
+    return f"{worst[0]:,} bytes live after step {worst[1] + 1} that the row does not declare"

@@ -1,0 +1,150 @@
+"""What a row holds: weights, state over time, activations, and what torch, the driver and the system say of it."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from varbench.measure import nvml
+from varbench.measure.environment import gpu_identity
+from varbench.measure.speed import Generation, balanced_labels
+from varbench.pipeline import Pipeline
+
+
+def weight_bytes(pipe: Pipeline) -> int:
+    """All that stays loaded, by storage, counted once."""
+    modules: tuple[nn.Module, ...] = (pipe.tokenizer, *pipe.backbones.values())
+    return storage_bytes(tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
+
+
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes behind tensors; views of one storage count once."""
+    found = {}
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        found[storage.data_ptr()] = storage.nbytes()
+    return sum(found.values())
+
+
+def live_bytes(device: torch.device) -> int:
+    """Bytes of every tensor that anything in this process can reach: what a policy hides is in here."""
+    return storage_bytes(_live(device))
+
+
+def _live(device: torch.device) -> Iterator[Tensor]:
+    for found in gc.get_objects():
+        # `type()` and not isinstance: the latter runs code of whatever object this is.
+        if issubclass(type(found), Tensor) and found.device.type == device.type and found.layout == torch.strided:
+            yield found
+
+
+def measure(made: Generation, *, batch: int, seed: int) -> dict[str, Any]:
+    """Peak figures of one generation in this fresh process, after a small one has set up what every row needs."""
+    pipe = made.pipe
+    made(balanced_labels(1, pipe.model.classes), seed=seed)
+    gc.collect()
+    found = _on_cuda(made, batch, seed) if pipe.device.type == "cuda" else _on_cpu(made, batch, seed)
+    return {"batch": batch, "weights": weight_bytes(pipe), **found}
+
+
+def seen_from_outside(made: Generation, *, batch: int, seed: int) -> list[int]:
+    """Bytes that live at the end of each step beyond those before the call: state, and what the engine itself needs."""
+    pipe = made.pipe
+    gc.collect()
+    before = live_bytes(pipe.device)
+    seen: list[int] = []
+
+    def observe(when: str, step: int) -> None:
+        if when == "end":
+            gc.collect(0)
+            seen.append(live_bytes(pipe.device) - before)
+
+    made(balanced_labels(batch, pipe.model.classes), seed=seed, observer=observe)
+    return seen
+
+
+def left_behind(made: Generation, *, batch: int, seed: int, calls: int = 3) -> int:
+    """Bytes that live after the last of several calls beyond those after the first: above 0, something leaks."""
+    after = []
+    for call in range(calls):
+        made(balanced_labels(batch, made.pipe.model.classes), seed=seed + call)
+        gc.collect()
+        after.append(live_bytes(made.pipe.device))
+    return min(after[1:]) - after[0]
+
+
+def _on_cuda(made: Generation, batch: int, seed: int) -> dict[str, Any]:
+    device = made.pipe.device
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    output = made(balanced_labels(batch, made.pipe.model.classes), seed=seed)
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    found: dict[str, Any] = {
+        "torch_allocated": peak,
+        "torch_reserved": torch.cuda.max_memory_reserved(device),
+        "activations": max(0, peak - before - max(output.trace.state_peak)),
+        "missing": {},
+    }
+    _, uuid, pci = gpu_identity(str(device))
+    try:
+        found["nvml_process"], found["nvml_board"] = nvml.memory(uuid=uuid, pci=pci, pid=os.getpid())
+        if found["nvml_process"] is None:
+            found["missing"]["nvml_process_bytes"] = "NVML does not show this process; a container hides process ids"
+    except nvml.NvmlError as error:
+        found["missing"] |= dict.fromkeys(("nvml_process_bytes", "nvml_board_bytes"), str(error))
+    return {**found, "output": output}
+
+
+def _on_cpu(made: Generation, batch: int, seed: int) -> dict[str, Any]:
+    _give_back()
+    before = _resident("VmRSS")
+    reset = _reset_peak()
+    output = made(balanced_labels(batch, made.pipe.model.classes), seed=seed)
+    peak = _resident("VmHWM")
+    if before is None or peak is None or not reset:
+        why = "the system has no /proc/self/status and clear_refs"
+        missing = dict.fromkeys(("rss_growth_bytes", "activations_peak_bytes"), why)
+        return {"missing": missing, "output": output}
+    growth = max(0, peak - before)
+    return {
+        "rss_growth": growth,
+        "activations": max(0, growth - max(output.trace.state_peak)),
+        "missing": {},
+        "output": output,
+    }
+
+
+def _give_back() -> None:
+    """Freed memory that the C library keeps would hide growth."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        return
+
+
+def _resident(key: str) -> int | None:
+    try:
+        text = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    found = re.search(rf"^{key}:\s+(\d+) kB", text, re.MULTILINE)
+    return int(found.group(1)) * 1024 if found else None
+
+
+def _reset_peak() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True

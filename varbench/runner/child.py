@@ -1,0 +1,110 @@
+"""What a child process does: `python -m varbench.runner.child JOB.json FD`. It reports line by line on the pipe FD.
+
+A word on the protocol. `hello` says who measures and with which weights; `at` names the row that runs from now on, so
+that the parent knows whom a crash or a silence belongs to; `result` and `error` end a row; `done` ends the child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from varbench.records import Status
+from varbench.runner.jobs import Job
+from varbench.runner.reasons import Failure, of_exception
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Channel:
+    """The way to the parent."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        os.set_inheritable(fd, False)  # what a plugin starts must not hold the pipe open
+        self._last = 0.0
+
+    def say(self, event: str, **content: Any) -> None:
+        line = json.dumps({"event": event, **content}, allow_nan=False).encode() + b"\n"
+        while line:
+            line = line[os.write(self._fd, line) :]
+        self._last = time.monotonic()
+
+    def at(self, row: str) -> None:
+        self.say("at", row=row)
+
+    def alive(self, **content: Any) -> None:
+        """A sign of life with how far it is, not more often than twice a second."""
+        if time.monotonic() - self._last > 0.5:
+            self.say("progress", **content)
+
+    def result(self, row: str, **content: Any) -> None:
+        self.say("result", row=row, **content)
+
+    def error(self, row: str | None, failure: Failure) -> None:
+        self.say("error", row=row, status=failure.status, reason=failure.reason, traceback=failure.traceback)
+
+    @contextlib.contextmanager
+    def row(self, row: str) -> Iterator[None]:
+        """One row's turn. What it raises is its own end and no other's, save for lost memory, which ends the child."""
+        self.at(row)
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            failure = of_exception(error)
+            self.error(row, failure)
+            if failure.status in (Status.OUT_OF_MEMORY_HOST, Status.OUT_OF_MEMORY_DEVICE):
+                raise EndOfChild from error
+
+
+class EndOfChild(Exception):
+    """The process is not fit for another row; the parent starts a new one for those that are left."""
+
+
+def main(arguments: list[str]) -> int:
+    job = Job.read(Path(arguments[0]))
+    channel = Channel(int(arguments[1]))
+    _die_with_parent()
+    if job.memory_limit is not None:
+        _limit_memory(job.memory_limit)
+    try:
+        from varbench.runner import tasks
+
+        tasks.run(job, channel)
+    except EndOfChild:
+        pass
+    except (Exception, SystemExit) as error:
+        channel.error(None, of_exception(error))
+        return 1
+    channel.say("done")
+    return 0
+
+
+def _die_with_parent() -> None:
+    """A parent that is killed takes its children along; elsewhere than on Linux they end at the next word they say."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if parent == 1 or os.getppid() != parent:  # it was gone before we asked
+            os._exit(1)
+
+
+def _limit_memory(limit: int) -> None:
+    """What a row allocates beyond this fails in the row, and not on the whole machine."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,250 @@
+"""Runs the children of a run one after another, and keeps every row's record on disk as it grows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from varbench import rows, stats
+from varbench.errors import UserError
+from varbench.records import Record, Status, record_path, write_atomic, write_record
+from varbench.runner import schedule
+from varbench.runner.children import Ended, run_child
+from varbench.runner.filling import Run, fill, now
+from varbench.runner.jobs import Job
+from varbench.runner.prepare import Measured, WeightSet
+from varbench.runner.progress import Progress
+from varbench.runner.reasons import Failure
+
+PARTS = ".parts"
+"""Folder, within the run's, of jobs and of what finished children have said."""
+
+
+@dataclass
+class Execution:
+    run: Run
+    out: Path
+    progress: Progress
+    done: frozenset[str]
+    """Rows whose complete and unchanged records were found; their children are left out."""
+    trained: dict[str, dict[str, Any]] = field(default_factory=dict)
+    aa: dict[int, dict[str, Any]] = field(default_factory=dict)
+    floors: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> Path:
+        return self.out / PARTS
+
+    def rows(self) -> dict[str, Measured]:
+        return self.run.prepared.measured
+
+    def everything(self) -> None:
+        """Training, quality, memory, then rounds of speed; a row that fails takes part in nothing further."""
+        base = schedule.base_job(self.run.options, self.run.prepared)
+        self.save_all()
+        for weights, job in schedule.training_jobs(base, self.run.prepared):
+            if self._alive(weights.rows):
+                self._train(weights, job)
+        for weights, job in schedule.quality_jobs(base, self.run.prepared, self.run.quality_rows, self.parts):
+            self._measure(weights, job, "quality", self._take_quality)
+        for weights, job in schedule.memory_jobs(base, self.run.prepared):
+            self._measure(weights, job, "memory", self._take_memory)
+        for number in range(self.run.options.rounds):
+            for key, weights, job in schedule.speed_jobs(base, self.run.prepared, round=number):
+                again = key == schedule.AA
+                take = self._take_again if again else self._take_speed
+                title = f"speed, round {number + 1} of {self.run.options.rounds}"
+                self._measure(weights, job, f"{title}, the full model again" if again else title, take, again=again)
+
+    def aa_floor(self) -> float | None:
+        """The full model against itself: two children in each round."""
+        full = self.rows()[rows.FULL].speed
+        both = sorted(full.keys() & self.aa.keys())
+        if not both:
+            return None
+        first, second = (
+            [tuple(found[number]["columns"]["throughput"]["transformer"]) for number in both]
+            for found in (full, self.aa)
+        )
+        return stats.aa_floor(first, second)
+
+    def records(self) -> list[Record]:
+        floor = self.aa_floor()
+        return [fill(self.run, one, floors=self.floors, aa_floor=floor) for one in self.rows().values()]
+
+    def save_all(self) -> list[Record]:
+        """Writes every row's record that is not there complete already."""
+        records = [record for record in self.records() if record.row.row not in self.done]
+        for record in records:
+            write_record(record, self.out, replace=True)
+        return records
+
+    def _save(self, names: tuple[str, ...]) -> None:
+        floor = self.aa_floor()
+        for name in names:
+            if name not in self.done:
+                record = fill(self.run, self.rows()[name], floors=self.floors, aa_floor=floor)
+                write_record(record, self.out, replace=True)
+
+    def _alive(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name for name in names if name not in self.done and self.rows()[name].failure is None)
+
+    def _train(self, weights: WeightSet, job: Job) -> None:
+        self.progress.step(f"weights of {weights.key}")
+        alive = self._alive(weights.rows)
+        for name in alive:
+            self.rows()[name].started = self.rows()[name].started or now()
+        ended = self._child(job, "train")
+        said = [event for event in ended.of("result")]
+        if said:
+            self.trained[weights.key] = said[0]
+            for name in alive:
+                self.rows()[name].training = said[0]
+            return
+        failure = _failure_of(ended, job.rows[0])
+        for name in alive:
+            one = self.rows()[name]
+            one.failure = replace(failure, reason=f"its weights could not be trained: {failure.reason}")
+            one.stderr_tail, one.exit_code = ended.stderr_tail, ended.exit_code
+        self.progress.note(f"  {weights.key}: {failure.status}: {failure.reason}")
+        self._save(alive)
+
+    def _measure(
+        self,
+        weights: WeightSet,
+        job: Job,
+        title: str,
+        take: Callable[[Measured, Job, dict[str, Any]], None],
+        *,
+        again: bool = False,
+    ) -> None:
+        """One job, in as many children as it takes: each ends with a row's failure, or with all rows."""
+        left = self._alive(job.rows) if not again else tuple(n for n in job.rows if self.rows()[n].failure is None)
+        if again and rows.FULL in self.done:
+            return
+        files = self.trained.get(weights.key, {}).get("files")
+        if files is not None:
+            job = replace(job, files={**(job.files or {}), **files})
+        self.progress.step(f"{title}: {weights.key}, {len(left)} row{'s' if len(left) != 1 else ''}")
+        while left:
+            job = replace(job, rows=left)
+            found = self._finished(job)
+            ended = found or self._child(job, f"{job.task}")
+            if found is None and not ended.failure and not ended.of("error"):
+                self._remember(job, ended)
+            self._take(job, left, ended, take)
+            heard = {event["row"] for event in (*ended.of("result"), *ended.of("error")) if event["row"]}
+            before, left = left, tuple(name for name in self._alive(left) if name not in heard)
+            if left == before:  # nothing was heard of anybody, and nobody is to blame
+                raise AssertionError(f"a child said nothing of its rows {', '.join(left)}")
+        self._save(job.rows if not again else ())
+
+    def _take(
+        self, job: Job, left: tuple[str, ...], ended: Ended, take: Callable[[Measured, Job, dict[str, Any]], None]
+    ) -> None:
+        hello = next(iter(ended.of("hello")), None)
+        for name in left:
+            one = self.rows()[name]
+            one.started = one.started or now()
+            one.hello = one.hello or hello
+            one.exit_code = ended.exit_code
+            one.stderr_tail = ended.stderr_tail or one.stderr_tail
+        for event in ended.of("result"):
+            take(self.rows()[event["row"]], job, event)
+        for event in ended.of("error"):
+            failure = Failure(status=Status(event["status"]), reason=event["reason"], traceback=event["traceback"])
+            self._fail(left if event["row"] is None else (event["row"],), failure)
+        if ended.failure is not None and not any(event["row"] is None for event in ended.of("error")):
+            self._fail(left if ended.at is None else (ended.at,), ended.failure)
+
+    def _fail(self, names: tuple[str, ...], failure: Failure) -> None:
+        for name in names:
+            one = self.rows()[name]
+            if one.failure is None:
+                one.failure = failure
+                self.progress.note(f"  {name}: {failure.status}: {failure.reason}")
+        self._save(names)
+
+    def _child(self, job: Job, name: str) -> Ended:
+        path = self.parts / f"{job.task}-{job.key}.job.json"
+        job.write(path)
+
+        def heard(event: dict[str, Any]) -> None:
+            if event["event"] == "progress" and "done" in event:
+                self.progress.detail(f"{event['row']}, {event['done']} of {event['of']} images")
+            elif event["event"] in ("at", "progress"):
+                self.progress.detail(event["row"])
+
+        def line(text: str) -> None:
+            if job.task == "train" and text.strip():
+                self.progress.detail(text.strip())
+
+        timeout = self.run.options.timeout
+        return run_child(path, log=self.out / "logs" / f"{name}-{job.key}.log", timeout=timeout, on_event=heard, on_line=line)
+
+    def _remember(self, job: Job, ended: Ended) -> None:
+        content = {"events": ended.events, "stderr_tail": ended.stderr_tail}
+        write_atomic(self.parts / f"{job.task}-{job.key}.done.json", json.dumps(content).encode())
+
+    def _finished(self, job: Job) -> Ended | None:
+        """What this very job said in an earlier attempt at this run."""
+        try:
+            content = json.loads((self.parts / f"{job.task}-{job.key}.done.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return Ended(events=content["events"], stderr_tail=content["stderr_tail"])
+
+    def _take_quality(self, one: Measured, job: Job, said: dict[str, Any]) -> None:
+        one.quality = said
+        self.floors.update(said.get("floors", {}))
+
+    def _take_memory(self, one: Measured, job: Job, said: dict[str, Any]) -> None:
+        one.memory = said
+
+    def _take_speed(self, one: Measured, job: Job, said: dict[str, Any]) -> None:
+        one.speed[job.round] = said
+
+    def _take_again(self, one: Measured, job: Job, said: dict[str, Any]) -> None:
+        self.aa[job.round] = said
+
+
+def _failure_of(ended: Ended, row: str) -> Failure:
+    for event in ended.of("error"):
+        return Failure(status=Status(event["status"]), reason=event["reason"], traceback=event["traceback"])
+    return ended.failure or Failure(status=Status.FAILED, reason=f"nothing was said of {row}")
+
+
+def complete_records(run: Run, out: Path) -> dict[str, Record]:
+    """Records of this run's rows that are there, complete and made from the same inputs."""
+    from varbench.records import RecordError, read_record
+
+    found = {}
+    for name, one in run.prepared.measured.items():
+        path = record_path(fill(run, one, floors={}, aa_floor=None), out)
+        try:
+            record = read_record(path)
+        except (OSError, RecordError):  # not there, or torn: it is measured again
+            continue
+        if record.status is Status.COMPLETE and record.inputs_hash == one.inputs:
+            found[name] = record
+    return found
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Two runs in one folder would overwrite each other's records."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w") as file:
+        if os.name == "posix":
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"another run is working in {out}; wait for it, or choose another --out") from error
+        yield

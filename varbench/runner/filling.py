@@ -1,0 +1,369 @@
+"""Fills a row's record from what its children have said."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import Any
+
+from varbench import rows, stats
+from varbench.measure.environment import environment
+from varbench.measure.largest import largest_by_plan
+from varbench.records import (
+    Distance,
+    Energy,
+    Environment,
+    LargestBatch,
+    Memory,
+    Model,
+    Notice,
+    PerScale,
+    Protocol,
+    Provenance,
+    Quality,
+    Record,
+    Samples,
+    Score,
+    Status,
+    Timing,
+    TimingColumn,
+    Totals,
+    Training,
+    Validity,
+    Verdict,
+    WeightFile,
+)
+from varbench.records import Row as RowOfRecord
+from varbench.runner import identity, planned
+from varbench.runner.options import FEWEST_ROUNDS, Options, as_arguments
+from varbench.runner.prepare import Measured, Prepared, hardware_like
+
+TOO_FAST = 0.7
+CHECKED = (
+    "ran as planned, step by step", "state equals the plan's to the byte", "equal calls gave equal tokens",
+    "nothing hidden between steps, nothing left behind", "no global state changed", "an equal call is no faster",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all rows of a run share."""
+
+    name: str
+    options: Options
+    prepared: Prepared
+    order: tuple[str, ...]
+    quality_rows: frozenset[str]
+    available_memory: int | None
+
+
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def fill(run: Run, one: Measured, *, floors: dict[str, Any], aa_floor: float | None) -> Record:
+    """The record as far as it goes. A row that lacks a part is `interrupted`, so that a resumed run goes on with it."""
+    missing: dict[str, str] = {}
+    status, reason = _status(run, one)
+    complete = status is Status.COMPLETE
+    timing = _timing(run, one, aa_floor, missing)
+    memory = _memory(run, one, missing)
+    quality, distance = _quality(run, one, floors, missing)
+    if not complete:
+        for part, value in (("timing", timing), ("memory", memory), ("quality", quality)):
+            if value is None:
+                missing[part] = reason or "not reached"
+    return Record(
+        run=run.name,
+        row=_row(one),
+        model=_model(run, one),
+        protocol=_protocol(run, one),
+        environment=_environment(run, one),
+        command=shlex.join(as_arguments(run.options, row=one.name)),
+        code_hash=identity.code_hash(),
+        inputs_hash=one.inputs,
+        started=one.started or now(),
+        finished=now() if status is not Status.INTERRUPTED else None,
+        status=status,
+        reason=reason,
+        exit_code=one.exit_code,
+        stderr_tail=one.stderr_tail or None,
+        traceback=one.failure.traceback if one.failure else None,
+        validity=_validity(one, complete=complete),
+        plan=_plan(run, one),
+        trace=_trace(one),
+        timing=timing,
+        memory=memory,
+        energy=_energy(one, missing),
+        quality=quality,
+        distance=distance,
+        training=_training(one),
+        provenance=None if one.provenance is None else Provenance(**_own_fields(one.provenance)),
+        samples=_samples(one),
+        weights=_weights(run, one),
+        warnings=_warnings(run, one, timing),
+        missing=missing,
+    )
+
+
+def is_whole(run: Run, one: Measured) -> bool:
+    """Whether every part that was asked for is there."""
+    scored = one.quality is not None or one.name not in run.quality_rows
+    return len(one.speed) == run.options.rounds and one.memory is not None and scored
+
+
+def _status(run: Run, one: Measured) -> tuple[Status, str | None]:
+    if one.failure is not None:
+        return one.failure.status, one.failure.reason
+    if is_whole(run, one):
+        return Status.COMPLETE, None
+    return Status.INTERRUPTED, "the run has not come to the end of this row; go on with --resume"
+
+
+def _own_fields(found: Any) -> dict[str, Any]:
+    return {field.name: getattr(found, field.name) for field in fields(found)}
+
+
+def _row(one: Measured) -> RowOfRecord:
+    owner = one.row.recipe_plugin
+    points = [s.point for s in one.row.settings if s.point is not None and s.plugin in (owner, one.row.plugins[0].name)]
+    return RowOfRecord(
+        row=one.name,
+        plugins=one.plugins,
+        recipe=one.row.recipe if one.row.schedule is not None else None,
+        point=points[0] if points else None,
+        params=dict(one.row.parameters),
+        denominator=one.denominator,
+    )
+
+
+def _model(run: Run, one: Measured) -> Model:
+    weights: str | None = None
+    if one.hello is not None:
+        weights = "random" if run.prepared.files is None else "trained" if one.training else "files"
+        if weights == "files" and run.options.weights is None:
+            weights = "shipped"
+    used = {name for name, _ in one.plan.backbones} if one.plan else set()
+    counts = {name: n for name, n in (one.hello or {}).get("parameters", {}).items() if name in used}
+    return Model(preset=run.options.model, spec=run.prepared.model.to_json(), parameters=counts, weights=weights)
+
+
+def _protocol(run: Run, one: Measured) -> Protocol:
+    options = run.options
+    classes = run.prepared.model.classes
+    images = options.images if one.name in run.quality_rows else 0
+    return Protocol(
+        batch=options.batch,
+        dtype=options.dtype,
+        compile=options.compile,
+        kernel=(one.memory or {}).get("kernel"),
+        cfg=options.cfg,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        images=images,
+        labels=f"balanced, {options.images / classes:g} a class" if images else "balanced",
+        seed=options.seed,
+        seed_scheme="seed, image, scale, position",
+        accounting=one.row.accounting,
+        row_order=run.order,
+        rounds=options.rounds,
+        shared_child=sum(other.weight_set == one.weight_set for other in run.prepared.measured.values()) > 1,
+        quick=options.quick,
+    )
+
+
+def _environment(run: Run, one: Measured) -> Environment:
+    if one.hello is not None:
+        return Environment(**one.hello["environment"])
+    found = environment("cpu")  # no child got as far as naming the GPU
+    return found if run.options.device == "cpu" else Environment(**{**_own_fields(found), "device": run.options.device})
+
+
+def _plan(run: Run, one: Measured) -> Any:
+    if one.plan is None:
+        return None
+    where = _environment(run, one)
+    return planned.summary(
+        one.row,
+        one.plan,
+        batch=run.options.batch,
+        dtype=run.options.dtype,
+        hardware=hardware_like(where.device, where.cores),
+    )
+
+
+def _trace(one: Measured) -> Totals | None:
+    return None if one.memory is None else Totals(**one.memory["trace"])
+
+
+def _timing(run: Run, one: Measured, aa_floor: float | None, missing: dict[str, str]) -> Timing | None:
+    rounds = [one.speed[number] for number in sorted(one.speed)]
+    if not rounds:
+        return None
+    columns = []
+    for regime in ("throughput", "latency"):
+        for column in ("transformer", "with_decoder", "end_to_end"):
+            raw = [tuple(found["columns"].get(regime, {}).get(column, ())) for found in rounds]
+            if not all(raw):
+                continue
+            summary = stats.summarise(raw)
+            wall = [second for found in rounds for second in found["wall"].get(regime, ())]
+            clock = rounds[0]["clocks"][column]
+            columns.append(
+                TimingColumn(
+                    column=column,
+                    regime=regime,
+                    batch=run.options.batch if regime == "throughput" else 1,
+                    clock=clock,
+                    rounds=tuple(raw),
+                    median=summary.median,
+                    low=summary.low,
+                    high=summary.high,
+                    iqr=summary.iqr,
+                    wall_median=stats.median(wall) if wall and column == "with_decoder" else None,
+                )
+            )
+    first = rounds[0]
+    scales = first.get("per_scale")
+    largest = _largest(run, one, missing)
+    return Timing(
+        columns=tuple(columns),
+        per_scale=None if scales is None else PerScale(**{**scales, "seconds": tuple(scales["seconds"])}),
+        largest_batch=largest,
+        first_call_seconds=first["first_call"],
+        aa_floor=aa_floor,
+    )
+
+
+def _largest(run: Run, one: Measured, missing: dict[str, str]) -> LargestBatch | None:
+    if one.largest is not None:
+        return LargestBatch(**one.largest)
+    if run.options.device != "cpu":
+        missing["timing.largest_batch"] = "the bisection did not run"
+        return None
+    if run.available_memory is None or one.plan is None:
+        missing["timing.largest_batch"] = "the system does not say how much memory is free"
+        return None
+    return largest_by_plan(one.plan, dtype=run.options.dtype, free=run.available_memory)
+
+
+def _memory(run: Run, one: Measured, missing: dict[str, str]) -> Memory | None:
+    found = one.memory
+    if found is None:
+        return None
+    missing |= {f"memory.{key}": why for key, why in found["missing"].items()}
+    summary = _plan(run, one)
+    return Memory(
+        batch=found["batch"],
+        weights_bytes=found["weights"],
+        state_bytes=tuple(found["state_after"]),
+        state_predicted_bytes=None if summary is None else tuple(step.cache_held_bytes for step in summary.steps),
+        activations_peak_bytes=found.get("activations"),
+        torch_allocated_bytes=found.get("torch_allocated"),
+        torch_reserved_bytes=found.get("torch_reserved"),
+        nvml_process_bytes=found.get("nvml_process"),
+        nvml_board_bytes=found.get("nvml_board"),
+        rss_growth_bytes=found.get("rss_growth"),
+    )
+
+
+def _energy(one: Measured, missing: dict[str, str]) -> Energy | None:
+    found = next((said["energy"] for said in one.speed.values() if "energy" in said), None)
+    if found is None:
+        return None
+    if "missing" in found:
+        missing["energy"] = found["missing"]
+        return None
+    return Energy(**found["figure"])
+
+
+def _quality(
+    run: Run, one: Measured, floors: dict[str, Any], missing: dict[str, str]
+) -> tuple[Quality | None, Distance | None]:
+    found = one.quality
+    if found is None or "scores" not in found:
+        if run.prepared.files is None:
+            missing["quality"] = "the weights are random"
+        elif one.denominator == "upstream":
+            missing["quality"] = "the same weights and arithmetic as the lossless row, where it is measured"
+        elif run.options.images == 0:
+            missing["quality"] = "no images were asked for, or there is no reference to score against"
+        quality = None
+    else:
+        quality = Quality(
+            scores=tuple(Score(**score) for score in found["scores"]),
+            floors={name: Score(**score) for name, score in floors.items()},
+        )
+    if one.denominator is not None:
+        missing["distance"] = "the row is the full model"
+    distance = Distance(**found["distance"]) if found and "distance" in found else None
+    return quality, distance
+
+
+def _samples(one: Measured) -> Samples | None:
+    found = (one.quality or {}).get("samples")
+    return None if found is None else Samples(**{**found, "labels": tuple(found["labels"])})
+
+
+def _training(one: Measured) -> Training | None:
+    """A recipe may have stages; their steps and seconds add up."""
+    record = (one.training or {}).get("record")
+    if record is None:
+        return None
+    stages = list(record["stages"].values())
+    recipe = f"{one.row.recipe_plugin}@{one.row.recipe}"
+    return Training(
+        key=record["key"],
+        recipe=recipe,
+        steps=sum(stage["steps"] for stage in stages),
+        seconds=sum(stage["seconds"] for stage in stages),
+        seed=stages[0]["seed"],
+        command=f"varbench train {recipe} --model {one.row.model.name} --steps {sum(s['steps'] for s in stages)}",
+    )
+
+
+def _weights(run: Run, one: Measured) -> tuple[WeightFile, ...]:
+    trained = (one.training or {}).get("hashes", {})
+    files = {**(run.prepared.files or {}), **(one.training or {}).get("files", {})}
+    found = [
+        WeightFile(role=role, name=path.replace("\\", "/").rsplit("/", 1)[-1], sha256=trained.get(role) or identity.file_hash(path))
+        for role, path in files.items()
+    ]
+    found += [WeightFile(**one) for one in (one.quality or {}).get("weights", ())]
+    return tuple(found)
+
+
+def _validity(one: Measured, *, complete: bool) -> Validity:
+    if not complete:
+        return Validity()
+    findings = [*(one.memory or {}).get("findings", ())]
+    said = [one.memory or {}, *one.speed.values()]
+    if changed := sorted({name for found in said for name in found.get("changed", ())}):
+        findings.append(f"the row changes global state: {', '.join(changed)}")
+    repeats = [found["identical"] for found in one.speed.values() if found.get("identical") is not None]
+    if repeats and max(repeats) < TOO_FAST:
+        findings.append(f"an equal call takes {max(repeats):.0%} of a fresh one's time: something is remembered between calls")
+    if findings:
+        return Validity(verdict=Verdict.INVALID, reasons=tuple(findings))
+    return Validity(verdict=Verdict.VALID, reasons=CHECKED)
+
+
+def _warnings(run: Run, one: Measured, timing: Timing | None) -> tuple[Notice, ...]:
+    found = []
+    again = as_arguments(run.options, row=one.name)
+    if timing is not None and one.failure is None:
+        for column in timing.columns:
+            if column.column != "transformer" or (run.options.quick and len(column.rounds) < FEWEST_ROUNDS):
+                continue
+            if warning := stats.spread_warning(f"{column.regime} time of the transformer", column.rounds):
+                text, flag = warning
+                command = shlex.join([*again[: again.index("--rounds")], *again[again.index("--rounds") + 2 :]])
+                found.append(Notice(text=text, next_command=f"{command} {flag}" if flag else None))
+    if disturbed := (one.hello or {}).get("disturbed"):
+        found.append(Notice(text=f"{len(disturbed)} other processes were on the GPU", next_command="nvidia-smi"))
+    if run.options.quick:
+        found.append(Notice(text="a quick look: few images, one round, short training; not to be compared"))
+    if one.name == rows.FULL and run.prepared.files is None:
+        found.append(Notice(text="the weights are random, so speed and memory are true and quality is unknown"))
+    return tuple(found)

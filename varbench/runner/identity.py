@@ -1,0 +1,71 @@
+"""What decides a result, as hashes: the program's own source, the plugins', and every file that is read."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import inspect
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import varbench
+from varbench.records import PluginVersion
+from varbench.rows import Row
+
+
+def digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+@functools.cache
+def code_hash() -> str:
+    """Hash of varbench's own source, by path and content."""
+    return source_hash(Path(str(varbench.__file__)).parent)
+
+
+@functools.cache
+def source_hash(place: Path) -> str:
+    """Hash of a module's source, or of all modules below a package's folder."""
+    files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
+    root = place if place.is_dir() else place.parent
+    return digest(f"{file.relative_to(root)} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files)
+
+
+def plugin_versions(row: Row, modules: dict[str, Any]) -> tuple[PluginVersion, ...]:
+    """The row's plugins; `modules` are their loaded modules or objects by name."""
+    return tuple(
+        PluginVersion(
+            name=info.name,
+            distribution=info.distribution,
+            version=info.version,
+            code_hash=_plugin_hash(modules.get(info.name)),
+        )
+        for info in row.plugins
+    )
+
+
+def _plugin_hash(plugin: Any) -> str | None:
+    """Of the package or module that the plugin lives in."""
+    try:
+        file = Path(inspect.getfile(plugin if inspect.ismodule(plugin) else type(plugin)))
+    except TypeError:
+        return None
+    if not file.is_file():
+        return None
+    return source_hash(file.parent if file.name == "__init__.py" else file)
+
+
+@functools.cache
+def file_hash(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def torch_version() -> str:
+    """Without importing it."""
+    if importlib.util.find_spec("torch") is None:
+        return "none"
+    return metadata.version("torch")

@@ -1,0 +1,212 @@
+"""What a run is asked to do: the command line over a TOML file over what suits preset and machine."""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from varbench import presets
+from varbench.errors import UserError, did_you_mean
+
+DTYPES = ("float32", "bfloat16", "float16")
+COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
+FEWEST_ROUNDS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    plugins: str
+    model: str
+    weights: str | None
+    """Path of the transformer, `random`, or None for what the preset ships."""
+    vae: str | None
+    companion: tuple[str, ...]
+    reference: str | None
+    inception: str | None
+    data: str | None
+    batch: int
+    dtype: str
+    device: str
+    compile: str
+    seed: int
+    cfg: float
+    top_k: int
+    top_p: float
+    images: int
+    rounds: int
+    count: int
+    seconds: float
+    timeout: float
+    memory_limit: int | None
+    quick: bool
+    all_settings: bool
+    second_opinion: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Defaults:
+    """What a preset is measured under unless told otherwise."""
+
+    cfg: float
+    top_k: int
+    top_p: float
+    images: int
+    quick_images: int
+
+
+_TINY = _Defaults(cfg=1.5, top_k=0, top_p=0.0, images=2_000, quick_images=500)
+_IMAGENET = _Defaults(cfg=1.5, top_k=900, top_p=0.96, images=50_000, quick_images=2_000)
+
+KEYS = {
+    "plugins": str, "model": str, "weights": str, "vae": str, "companion": list, "reference": str, "inception": str,
+    "data": str, "batch": int, "dtype": str, "device": str, "compile": str, "seed": int, "images": int, "rounds": int,
+    "timeout": float, "memory_limit": float, "quick": bool, "all_settings": bool, "second_opinion": bool, "out": str,
+}  # fmt: skip
+"""Keys of `--config`, with their types; the same names as on the command line, `_` or `-` alike."""
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The keys of a TOML file, each checked against its type."""
+    try:
+        data = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as TOML ({error})") from error
+    found = {}
+    for written, value in data.items():
+        key = written.replace("-", "_")
+        if key not in KEYS:
+            raise UserError(f"{path}: no key {written!r}.{did_you_mean(key, KEYS)}")
+        if key == "plugins" and isinstance(value, list):
+            value = ",".join(map(str, value))
+        wanted = KEYS[key]
+        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, wanted) or (wanted is not bool and isinstance(value, bool)):
+            raise UserError(f"{path}: {written} is {value!r}; give a {wanted.__name__}")
+        found[key] = value
+    return found
+
+
+def resolve(args: argparse.Namespace) -> Options:
+    """Everything that is not given is filled in; what cannot be is a `UserError`."""
+    given = read_config(args.config) if args.config else {}
+    given |= {key: getattr(args, key) for key in KEYS if getattr(args, key, None) not in (None, False, [])}
+    model = given.get("model", presets.DEFAULT)
+    preset = presets.preset(model)
+    defaults = _TINY if preset.assets else _IMAGENET
+    quick = bool(given.get("quick", False))
+    device = given.get("device") or _device(preset)
+    scored = preset.assets or given.get("reference") is not None
+    images = given.get("images", defaults.quick_images if quick else defaults.images)
+    limit = given.get("memory_limit")
+    options = Options(
+        plugins=given.get("plugins", ""),
+        model=model,
+        weights=given.get("weights"),
+        vae=given.get("vae"),
+        companion=tuple(given.get("companion", ())),
+        reference=given.get("reference"),
+        inception=given.get("inception"),
+        data=given.get("data"),
+        batch=given.get("batch", 64),
+        dtype=given.get("dtype") or _dtype(device),
+        device=device,
+        compile=given.get("compile", "off"),
+        seed=given.get("seed", 0),
+        cfg=defaults.cfg,
+        top_k=defaults.top_k,
+        top_p=defaults.top_p,
+        images=images if scored and _has_weights(given, model) else 0,
+        rounds=given.get("rounds", 1 if quick else FEWEST_ROUNDS),
+        count=3 if quick else 6,
+        seconds=0.3 if quick else (1.0 if preset.assets else 3.0),
+        timeout=given.get("timeout", 600.0),
+        memory_limit=None if limit is None else round(limit * 2**30),
+        quick=quick,
+        all_settings=bool(given.get("all_settings", False)),
+        second_opinion=bool(given.get("second_opinion", False)),
+    )
+    _check(options)
+    return options
+
+
+def _has_weights(given: dict[str, Any], model: str) -> bool:
+    """Random weights make images that say nothing of quality."""
+    weights = given.get("weights")
+    return weights != "random" and (weights is not None or bool(presets.shipped_files(model)))
+
+
+def _device(preset: presets.Preset) -> str:
+    """`tiny` is a CPU's; the large models run on a GPU where the driver shows one. CUDA is not touched for it."""
+    if preset.assets:
+        return "cpu"
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        count = pynvml.nvmlDeviceGetCount()
+        pynvml.nvmlShutdown()
+    except Exception:  # no library, no driver, no permission: all mean that there is no GPU to be had
+        return "cpu"
+    return "cuda" if count else "cpu"
+
+
+def _dtype(device: str) -> str:
+    """16 bit, save on a CPU whose instructions have no bfloat16, where it is slower."""
+    if device != "cpu":
+        return "bfloat16"
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "float32"
+    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+
+
+def _check(options: Options) -> None:
+    if options.dtype not in DTYPES:
+        raise UserError(f"--dtype {options.dtype!r} is unknown.{did_you_mean(options.dtype, DTYPES)}")
+    if options.compile not in COMPILE_MODES:
+        raise UserError(f"--compile {options.compile!r} is unknown.{did_you_mean(options.compile, COMPILE_MODES)}")
+    if not (options.device == "cpu" or options.device.startswith("cuda")):
+        raise UserError(f"--device {options.device!r} is unknown; give cpu, cuda or cuda:N")
+    for name, least in (("batch", 1), ("rounds", 1), ("images", 0)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{name} is {getattr(options, name)}; give {least} or more")
+    if options.timeout <= 0:
+        raise UserError(f"--timeout is {options.timeout:g} s; give more than 0")
+    for name in ("vae", "reference", "inception", "data"):
+        path = getattr(options, name)
+        if path is not None and not Path(path).exists():
+            raise UserError(f"--{name} {path}: no such file or folder")
+    if options.weights not in (None, "random"):
+        if not Path(str(options.weights)).is_file():
+            raise UserError(f"--weights {options.weights}: no such file; give a checkpoint's path, or `random`")
+        if options.vae is None:
+            raise UserError("--weights needs --vae: a transformer speaks the codes of its own tokenizer")
+    if 0 < options.images < 20:
+        raise UserError(f"{options.images} images are too few to score; give --images 20 or more, or 0 to leave quality out")
+    for pair in options.companion:
+        name, equals, path = pair.partition("=")
+        if not equals or not Path(path).is_file():
+            raise UserError(f"--companion {pair}: give NAME=FILE of a file that is there, as in refiner=var_d16.pth")
+
+
+def companions(options: Options) -> dict[str, str]:
+    return dict(pair.split("=", 1) for pair in options.companion)
+
+
+def as_arguments(options: Options, *, row: str) -> list[str]:
+    """The command line that measures one row under the same options."""
+    plain = {field.name: getattr(options, field.name) for field in fields(options)}
+    words = ["varbench", "run", "--plugins", row, "--model", options.model]
+    for name in ("weights", "vae", "reference", "inception", "data"):
+        if plain[name] is not None:
+            words += [f"--{name}", str(plain[name])]
+    for pair in options.companion:
+        words += ["--companion", pair]
+    for name in ("batch", "dtype", "device", "compile", "seed", "images", "rounds"):
+        words += [f"--{name}", str(plain[name])]
+    return [*words, *(["--quick"] if options.quick else [])]

@@ -1,0 +1,85 @@
+"""Which children run, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from varbench import rows
+from varbench.runner.jobs import Job
+from varbench.runner.options import Options
+from varbench.runner.prepare import Prepared, WeightSet
+
+AA = "again"
+"""Suffix of the second child that times the full model in a round."""
+
+
+def base_job(options: Options, prepared: Prepared) -> Job:
+    """What all jobs of a run share."""
+    return Job(
+        task="speed",
+        model=options.model,
+        rows=(),
+        files=prepared.files,
+        device=options.device,
+        dtype=options.dtype,
+        compile=options.compile,
+        seed=options.seed,
+        cfg=options.cfg,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        batch=options.batch,
+        full=rows.FULL,
+        count=options.count,
+        seconds=options.seconds,
+        images=options.images,
+        reference=options.reference,
+        inception=options.inception,
+        data=options.data,
+        second_opinion=options.second_opinion,
+        quick=options.quick,
+        memory_limit=options.memory_limit,
+        inputs=prepared.inputs,
+    )
+
+
+def training_jobs(base: Job, prepared: Prepared) -> Iterator[tuple[WeightSet, Job]]:
+    """One child for each recipe."""
+    for weights in prepared.weight_sets:
+        if weights.trains is not None:
+            yield weights, replace(base, task="train", rows=(weights.trains.name,))
+
+
+def quality_jobs(base: Job, prepared: Prepared, wanted: frozenset[str], folder: Path) -> Iterator[tuple[WeightSet, Job]]:
+    """One child for each set of weights, the full model's first: the others are held against its images."""
+    for weights in prepared.weight_sets:
+        names = tuple(name for name in weights.rows if name in wanted)
+        if names:
+            yield weights, replace(
+                base, task="quality", rows=names, floors=rows.FULL in names, full_images=str(folder / "full-images.npz")
+            )
+
+
+def memory_jobs(base: Job, prepared: Prepared) -> Iterator[tuple[WeightSet, Job]]:
+    """A fresh child for every row, since the peak of a process is the peak of all that it ever did."""
+    for weights in prepared.weight_sets:
+        for name in weights.rows:
+            yield weights, replace(base, task="memory", rows=(name,))
+
+
+def speed_jobs(base: Job, prepared: Prepared, *, round: int) -> Iterator[tuple[str, WeightSet, Job]]:
+    """One child for each set of weights, in reversed order in every other round, rows reversed too.
+
+    The full model has a second child at the other end of the round; what the two differ by is no difference.
+    """
+    backwards = round % 2 == 1
+    found = []
+    for weights in prepared.weight_sets:
+        names = weights.rows[::-1] if backwards else weights.rows
+        job = replace(base, task="speed", rows=names, round=round, per_scale=round == 0)
+        found.append((weights.key, weights, replace(job, energy=round == 0 and base.device.startswith("cuda"))))
+    first = found[0][1]
+    full = replace(base, task="speed", rows=(rows.FULL,), round=round, seconds=base.seconds / 2)
+    found.append((AA, first, full))
+    yield from reversed(found) if backwards else found

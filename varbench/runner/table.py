@@ -1,0 +1,86 @@
+"""The table that a run ends with, for people on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from varbench.records import Record, Status
+from varbench.report import words
+from varbench.report.entries import Block, Entry, blocks_of, score_label
+
+
+def as_table(records: Sequence[Record]) -> str:
+    """One table a block of like conditions; under it what is wrong with rows, and what to do about it."""
+    return "\n\n".join(_block(block) for block in blocks_of(records))
+
+
+def _block(block: Block) -> str:
+    from tabulate import tabulate
+
+    headline = block.headline
+    headings = [
+        "row", score_label(headline) if headline else "quality", "accuracy", "speedup", "vs upstream", "batch time",
+        "latency", "state peak", "end", "work", "",
+    ]  # fmt: skip
+    table = tabulate(
+        [_row(entry, block) for entry in block.entries], headings, tablefmt="simple", disable_numparse=True, stralign="right",
+        colalign=("left",),
+    )  # fmt: skip
+    lines = [block.title, "", table]
+    if block.floor is not None:
+        lines.append(f"The full model differs from itself by {block.floor:.1%} here; a smaller difference in speed is none.")
+    floors = next((e.first.quality.floors for e in block.entries if e.first.quality and e.first.quality.floors), {})
+    if floors:
+        said = [f"{name} {words.number(score.value)}" for name, score in floors.items() if score.value is not None]
+        lines.append(f"Floors of {headline.name if headline else 'the score'}: {', '.join(said)}.")
+    return "\n".join(lines)
+
+
+def _row(entry: Entry, block: Block) -> list[str]:
+    accuracy = entry.score("class accuracy")
+    latency = entry.seconds("end_to_end", "latency")
+    batch = entry.seconds("transformer", "throughput")
+    work, full = entry.work, block.full.get("lossless")
+    whole = full.work.flops if full and full.work else None
+    share = f"{work.flops / whole:.0%}" if work and work.flops and whole else "-"
+    return [
+        entry.name,
+        words.with_interval(entry.quality) if entry.quality else "-",
+        f"{accuracy.value:.1%}" if accuracy else "-",
+        _speedup(entry, "lossless"),
+        _speedup(entry, "upstream"),
+        words.seconds(batch.value) if batch else "-",
+        words.seconds(latency.value) if latency else "-",
+        words.size(work.cache_peak_bytes) if work and work.cache_peak_bytes else "-",
+        words.size(work.cache_end_bytes) if work and work.cache_end_bytes else "-",
+        share,
+        _verdict(entry.first),
+    ]
+
+
+def _speedup(entry: Entry, accounting: str) -> str:
+    found = entry.speedups.get(accounting)
+    if found is None:
+        return "-"
+    half = (found.high - found.low) / 2
+    return f"{found.value:.2f}x" + (f" ± {half:.2f}" if half else "")
+
+
+def _verdict(record: Record) -> str:
+    if record.status is not Status.COMPLETE:
+        return record.status.replace("_", " ")
+    return record.validity.verdict.value
+
+
+def remarks(records: Sequence[Record]) -> list[str]:
+    """One line for every row that failed, is invalid, or should be measured better."""
+    lines = []
+    for record in records:
+        if record.status is not Status.COMPLETE:
+            lines.append(f"{record.row.row}: {record.status.replace('_', ' ')}: {record.reason}")
+        elif record.validity.verdict != "valid":
+            lines.append(f"{record.row.row}: invalid: {'; '.join(record.validity.reasons)}")
+        for notice in record.warnings:
+            if notice.next_command:
+                lines.append(f"{record.row.row}: {notice.text}; next: {notice.next_command}")
+    return lines

@@ -1,0 +1,207 @@
+"""The tasks that a child can do. Each says what it finds, row by row, as soon as it is there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from varbench import presets
+from varbench.cost import work
+from varbench.engine.trace import Trace
+from varbench.measure import honesty, memory, nvml, speed
+from varbench.measure.clock import Stop
+from varbench.measure.energy import board_energy
+from varbench.measure.environment import environment, gpu_identity
+from varbench.measure.speed import Generation
+from varbench.model.checkpoints import file_hash
+from varbench.pipeline import Pipeline, load_pipeline
+from varbench.plan import Plan
+from varbench.runner import quality_task
+from varbench.runner.jobs import Job
+from varbench.runner.planned import totals
+
+if TYPE_CHECKING:
+    from varbench.runner.child import Channel
+
+
+def run(job: Job, channel: Channel) -> None:
+    if job.task == "train":
+        train(job, channel)
+        return
+    pipe = load(job)
+    channel.say(
+        "hello",
+        environment=asdict(environment(job.device)),
+        weights=pipe.weights,
+        parameters={name: sum(p.numel() for p in model.parameters()) for name, model in pipe.backbones.items()},
+        disturbed=_disturbed(job),
+    )
+    {"speed": time_rows, "memory": measure_memory, "quality": quality_task.make_and_score}[job.task](
+        job, pipe, channel
+    )
+
+
+def load(job: Job) -> Pipeline:
+    if job.files is None:
+        return load_pipeline(job.model, device=job.device, dtype=job.dtype, seed=job.seed)
+    files = dict(job.files)
+    return load_pipeline(
+        job.model, vae=files.pop("vae"), var=files.pop("main"), companions=files, device=job.device, dtype=job.dtype
+    )
+
+
+def generation(job: Job, pipe: Pipeline, row: str) -> Generation:
+    return Generation(pipe=pipe, row=row, cfg=job.cfg, top_k=job.top_k, top_p=job.top_p)
+
+
+def time_rows(job: Job, pipe: Pipeline, channel: Channel) -> None:
+    """All rows warm up; then they take turns, in reversed order every other time; then each has its single passes."""
+    timed: dict[str, speed.Timed] = {}
+    changed: dict[str, list[str]] = {}
+    for row in job.rows:
+        with channel.row(row), _watched(row, changed):
+            fresh = speed.Timed()
+            speed.warm(generation(job, pipe, row), batch=job.batch, seed=job.seed, timed=fresh)
+            timed[row] = fresh
+    stop = Stop(count=-(-job.count // speed.CYCLES), seconds=job.seconds / speed.CYCLES)
+    for cycle in range(speed.CYCLES):
+        for row in list(timed) if cycle % 2 == 0 else list(timed)[::-1]:
+            seed = job.seed + 1_000_000 * (1 + cycle + 10 * job.round)
+            went = False
+            with channel.row(row), _watched(row, changed):
+                made = generation(job, pipe, row)
+                speed.time_row(made, "throughput", batch=job.batch, stop=stop, seed=seed, timed=timed[row])
+                if job.batch > 1:
+                    speed.time_row(made, "latency", batch=1, stop=stop, seed=seed, timed=timed[row])
+                went = True
+            if not went:
+                del timed[row]
+    for row, found in timed.items():
+        with channel.row(row), _watched(row, changed):
+            made = generation(job, pipe, row)
+            extra: dict[str, Any] = {}
+            if job.per_scale:
+                extra["per_scale"] = speed.per_scale(made, batch=job.batch, count=3, seed=job.seed)
+                found.identical = speed.time_identical(made, batch=job.batch, count=2, seed=job.seed + 7)
+            if job.energy:
+                extra["energy"] = _energy(job, made)
+            channel.result(row, **found.as_json(), **extra, changed=changed.get(row, []))
+
+
+def measure_memory(job: Job, pipe: Pipeline, channel: Channel) -> None:
+    """A child for each row: peaks first, while the process is fresh, then what an outside look finds."""
+    if len(job.rows) != 1:
+        raise ValueError(f"a memory child takes one row, and was given {len(job.rows)}")
+    (row,) = job.rows
+    changed: dict[str, list[str]] = {}
+    with channel.row(row), _watched(row, changed):
+        made, full = generation(job, pipe, row), generation(job, pipe, job.full)
+        found = memory.measure(made, batch=job.batch, seed=job.seed)
+        output = found.pop("output")
+        speed.check_output(output, batch=job.batch, side=pipe.model.image_side)
+        plan, _ = pipe.compile(row)
+        findings = honesty.against_plan(plan, output.trace, batch=job.batch, dtype=job.dtype)
+        tokens, trace = output.tokens, output.trace
+        del output
+        again = made(speed.balanced_labels(job.batch, pipe.model.classes), seed=job.seed)
+        if not torch.equal(again.tokens, tokens):
+            share = float((again.tokens == tokens).float().mean())
+            findings.append(f"the same call gave other tokens: {share:.1%} are equal")
+        del again
+        leaked = memory.left_behind(made, batch=job.batch, seed=job.seed)
+        if leaked > 0:
+            findings.append(f"{leaked:,} bytes more live after further calls: something is not given back")
+        seen = memory.seen_from_outside(made, batch=job.batch, seed=job.seed)
+        full_seen = memory.seen_from_outside(full, batch=job.batch, seed=job.seed)
+        full_trace = full(speed.balanced_labels(job.batch, pipe.model.classes), seed=job.seed).trace
+        hidden = honesty.undeclared(seen, trace.state_after, full_seen, full_trace.state_after)
+        channel.result(
+            row,
+            **found,
+            state_after=trace.state_after,
+            state_peak=trace.state_peak,
+            trace=_totals(plan, trace, job),
+            kernel=trace.kernel,
+            findings=[*findings, *([hidden] if hidden else [])],
+            changed=changed.get(row, []),
+        )
+
+
+def train(job: Job, channel: Channel) -> None:
+    """The recipe of the job's row, from the cache or trained now."""
+    from varbench import rows
+    from varbench.data.folder import open_folder
+    from varbench.data.shapes import Shapes
+    from varbench.training.budgets import QUICK_RECIPE, RECIPE
+    from varbench.training.recipes import recipe_weights
+
+    assert job.files is not None
+    spec = presets.preset(job.model).spec
+    row = rows.resolve(job.rows[0], spec)
+    files = {name: Path(path) for name, path in job.files.items()}
+    data = open_folder(job.data, side=spec.image_side) if job.data else Shapes(side=spec.image_side)
+    with channel.row(row.name):
+        done = recipe_weights(
+            row,
+            vae=files.pop("vae"),
+            pretrained=files,
+            data=data,
+            budget=QUICK_RECIPE if job.quick else RECIPE,
+            device=job.device,
+        )
+        channel.result(
+            row.name,
+            files={name: str(path) for name, path in done.files.items()},
+            hashes={name: file_hash(path) for name, path in done.files.items()},
+            record=done.record,
+            cached=done.cached,
+        )
+
+
+@contextlib.contextmanager
+def _watched(row: str, changed: dict[str, list[str]]) -> Iterator[None]:
+    """Notes what the row changes of the process's global state, and puts it back."""
+    before = honesty.global_state()
+    try:
+        yield
+    finally:
+        if names := before.changed():
+            before.restore()
+            changed[row] = sorted({*changed.get(row, []), *names})
+
+
+def _totals(plan: Plan, trace: Trace, job: Job) -> dict[str, Any]:
+    """What really ran, counted as a plan is."""
+    ran = work(replace(plan, steps=trace.steps), batch=job.batch, dtype=job.dtype)
+    return asdict(totals(ran, replace(plan, steps=trace.steps), state_after=trace.state_after))
+
+
+def _energy(job: Job, made: Generation) -> dict[str, Any]:
+    labels = speed.balanced_labels(job.batch, made.pipe.model.classes)
+
+    def call() -> int:
+        made(labels, seed=job.seed)
+        return job.batch
+
+    try:
+        energy = board_energy(call, device=made.pipe.device)
+    except nvml.NvmlError as error:
+        return {"missing": str(error)}
+    return {"figure": asdict(energy)}
+
+
+def _disturbed(job: Job) -> list[int] | None:
+    """Other processes on the GPU; None where that cannot be seen."""
+    if not job.device.startswith("cuda"):
+        return None
+    _, uuid, pci = gpu_identity(job.device)
+    try:
+        return list(nvml.foreign_processes(uuid=uuid, pci=pci, pid=os.getpid()))
+    except nvml.NvmlError:
+        return None

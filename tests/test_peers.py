@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import golden_files as golden
 import models
+import naive_var
 import numpy as np
 import pytest
 import torch
@@ -20,15 +20,18 @@ from torch import Tensor
 from varbench import calibration, cost, presets, rows
 from varbench.compiler import Owned, RowPolicies, compile_plan
 from varbench.engine.generate import Sampling, generate
-from varbench.errors import PlanError, UserError
+from varbench.errors import UserError
 from varbench.pipeline import Pipeline
-from varbench.plan import Plan
+from varbench.plan import Plan, Segment, total
+from varbench.plugins import manager
 from varbench.policies import CacheStrategy
+from varbench.spec import ModelSpec
 from varbench_plugins.fastvar.policies import computed_tokens
 from varbench_plugins.fastvar.selection import farthest_from_mean, restored
 from varbench_plugins.scale_window.similarity import likeness
 from varbench_plugins.scalekv.selection import best_entries, observers
 from varbench_plugins.scalekv.selectivity import own_share
+from varbench_plugins.scalekv.strategy import ScaleKV
 
 TEN = presets.preset("var-d16").spec
 TRAINING_FREE = ["fastvar", "scale_window", "scalekv", "prefix_exit"]
@@ -43,7 +46,7 @@ def pipe() -> Pipeline:
 
 def golden_cases(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     with safe_open(golden.FOLDER / f"{name}.safetensors", "pt") as file:
-        return json.loads(file.metadata()["cases"]), {key: file.get_tensor(key) for key in file.keys()}
+        return json.loads(file.metadata()["cases"]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
 def normal(name: str, *shape: int) -> Tensor:
@@ -92,3 +95,248 @@ def test_scalekv_keeps_the_authors_entries() -> None:
         if key.startswith("window_side"):
             side = int(key.removeprefix("window_side"))
             assert observers(side**2, side=side, grid=4).tolist() == sorted(window.tolist())
+
+
+LABELS = [3, 7]
+
+
+def agrees(pipe: Pipeline, method: str, **rule: Any) -> None:
+    """The engine under the plugin gives the logits of the rule written out, on the codes that it drew itself."""
+    ours = pipe.generate(LABELS, seed=2, method=method, return_logits=True)
+    theirs = naive_var.logits(pipe, ours.tokens, LABELS, cfg=1.5, **rule)
+    assert ours.logits is not None
+    assert (ours.logits - theirs).abs().max() < 1e-4
+    full = pipe.generate(LABELS, tokens=ours.tokens, return_logits=True).logits
+    assert full is not None
+    assert (theirs - full).abs().max() > 1e-2
+
+
+def test_fastvar_by_its_rule(pipe: Pipeline) -> None:
+    """r60 of tiny's six scales: 40 percent of 6x6 and 60 of 8x8 are pruned, restored from 4x4; layers 1 to 4 of 6."""
+
+    def chosen(layer: int, scale: int, x_LC: Tensor) -> list[int] | None:
+        if scale < 4 or not 1 <= layer <= 4:
+            return None
+        count = {4: 36 - 14, 5: 64 - 38}[scale]
+        mean = sum(x_LC) / len(x_LC)
+        distances = [float(((token - mean) ** 2).sum()) for token in x_LC]
+        return sorted(sorted(range(len(x_LC)), key=lambda i: -distances[i])[:count])
+
+    def restored(map_lC: Tensor, side: int) -> Tensor:
+        small = math.isqrt(len(map_lC))
+        cells = []
+        for row in range(side):
+            for column in range(side):
+                covered = [
+                    map_lC[r * small + c]
+                    for r in range(row * small // side, -(-(row + 1) * small // side))
+                    for c in range(column * small // side, -(-(column + 1) * small // side))
+                ]
+                cells.append(sum(covered) / len(covered))
+        return torch.stack(cells)
+
+    agrees(pipe, "fastvar@r60", chosen=chosen, remembered_scale=3, restored=restored)
+
+
+def test_scale_window_by_its_rule(pipe: Pipeline) -> None:
+    """w1: the first scale and the one right before, but layers 0 and 4 keep everything."""
+
+    def kept(layer: int, scale: int, entries: list[naive_var.Entry], queries: Tensor) -> list[naive_var.Entry]:
+        return [e for e in entries if layer in (0, 4) or e[2] == 0 or e[2] == scale]
+
+    agrees(pipe, "scale_window@w1:demanding=0.4", kept=kept)
+
+
+def test_scalekv_by_its_rule(pipe: Pipeline) -> None:
+    """b50: 50 entries in layers 0 to 2, 16 in the others; the observers of a scale always stay."""
+
+    def kept(layer: int, scale: int, entries: list[naive_var.Entry], queries: Tensor) -> list[naive_var.Entry]:
+        budget, side = (50 if layer < 3 else 16), models.SPEC.sides[scale]
+        if len(entries) <= budget:
+            return entries
+        own = len(entries) - side**2
+        watch = list(range(side**2))
+        if side >= 4:
+            middles = [cell * (side // 4) + (side // 4 - 1) // 2 for cell in range(4)]
+            watch = [row * side + column for row in middles for column in middles]
+        scores = [sum(float(queries[w] @ key) for w in watch) for key, _, _ in entries]
+        always = {own + w for w in watch}
+        scores = [-math.inf if i in always else score for i, score in enumerate(scores)]
+        pooled = {i: max(scores[max(0, i - 2) : i + 3]) for i in range(len(entries)) if i not in always}
+        best = sorted(pooled, key=lambda i: -pooled[i])[: budget - len(always)]
+        return [entries[i] for i in sorted([*best, *always])]
+
+    agrees(pipe, "scalekv@b50", kept=kept)
+
+
+def test_prefix_exit_by_its_rule(pipe: Pipeline) -> None:
+    agrees(pipe, "prefix_exit@e4", layers=[0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("plugin", TRAINING_FREE)
+def test_neutral_settings_give_the_full_model(pipe: Pipeline, plugin: str) -> None:
+    full = pipe.generate(models.LABELS, seed=1).tokens
+    settings = manager().call(plugin, "varbench_settings", model=pipe.model)
+    assert settings.neutral
+    for setting in settings.neutral:
+        assert torch.equal(pipe.generate(models.LABELS, seed=1, method=plugin + setting).tokens, full), setting
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_choosing_everything_changes_nothing(dtype: str) -> None:
+    """The methods' own code runs, and gathers every token or entry."""
+    pipe = models.pipeline(dtype=dtype)
+    full = pipe.generate(models.LABELS, seed=1).tokens
+    out = pipe.generate(models.LABELS, seed=1, method="fastvar@r0:first=0:last=0")
+    assert out.plan.picks
+    assert torch.equal(out.tokens, full)
+
+    class Everything(ScaleKV):
+        def budget(self, layer: int, scale: int, group: int) -> int | None:
+            return models.SPEC.length
+
+    everything = Everything(models.SPEC, drafters=frozenset(), budgets=(1, 1), base=0)
+    row = RowPolicies(name="all", caches=(Owned[CacheStrategy](plugin="test", policy=everything),))
+    plan = compile_plan(pipe.model, row)
+    made = generate(
+        plan, row, backbones=pipe.backbones, tokenizer=pipe.tokenizer, labels_B=models.LABELS,
+        images_B=torch.arange(len(models.LABELS)), sampling=Sampling(seed=1), dtype=pipe.dtype,
+    )  # fmt: skip
+    assert plan.picks
+    assert torch.equal(made.tokens_BL, full)
+
+
+@pytest.mark.parametrize("method", [*(f"{name}" for name in JOINED), "code@training_free/n3+fastvar@r60"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_joined_rows_do_what_their_plan_says(method: str, dtype: str) -> None:
+    pipe = models.pipeline(dtype=dtype)
+    out = pipe.generate(models.LABELS, seed=1, method=method)
+    work = cost.work(out.plan, batch=len(models.LABELS), dtype=dtype)
+    assert out.trace.steps == out.plan.steps
+    assert out.trace.state_after == tuple(step.state_after for step in work.steps)
+    assert out.trace.state_peak == tuple(step.state_peak for step in work.steps)
+
+
+def plan_of(method: str, model: ModelSpec = TEN) -> Plan:
+    row = rows.resolve(method, model)
+    return compile_plan(model, row.policies, accounting=row.accounting)
+
+
+def test_plans_merge() -> None:
+    """Layers come from one, entries and tokens from the other, and the work is that of what both leave."""
+    depth, window, pivotal = (plan_of(m) for m in ("variant@d8", "scale_window@w2", "fastvar@r75"))
+    both = plan_of("variant@d8+scale_window@w2")
+    for step, deep, wide in zip(both.steps, depth.steps, window.steps, strict=True):
+        assert [call.layer for call in step.calls] == [call.layer for call in deep.calls]
+        for call in step.calls:
+            assert [use.read for use in call.cache] == [use.read for use in wide.calls[call.layer].cache]
+    joined = plan_of("variant@d8+fastvar@r75")
+    for step, deep, sparse in zip(joined.steps, depth.steps, pivotal.steps, strict=True):
+        assert [call.layer for call in step.calls] == [call.layer for call in deep.calls]
+        assert all(call.attention.tokens == sparse.calls[call.layer].attention.tokens for call in step.calls)
+        assert all(call.ffn.tokens == sparse.calls[call.layer].ffn.tokens for call in step.calls)
+    held = [cost.work(plan, batch=4, dtype="bfloat16").state_end for plan in (both, depth, window)]
+    assert held[0] < min(held[1:])
+    for whole, parts in ((both, (depth, window)), (joined, (depth, pivotal))):
+        counted = cost.work(whole, batch=4, dtype="bfloat16")
+        alone = [cost.work(part, batch=4, dtype="bfloat16") for part in parts]
+        assert counted.block_flops < min(work.block_flops for work in alone)
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [
+        ("scalekv@b25+scale_window@w2", ("scalekv", "scale_window")),
+        ("variant@d3+prefix_exit@e3", ("variant", "prefix_exit")),
+        ("code@training_free/n4+fastvar@skip1", ("code", "fastvar")),
+        ("code@training_free/n4+fastvar@r60", ("fastvar",)),
+        ("code@training_free/n4+prefix_exit@e3", ("refiner",)),
+    ],
+)
+def test_what_cannot_be_joined_is_refused_by_name(pipe: Pipeline, method: str, names: tuple[str, ...]) -> None:
+    with pytest.raises(UserError) as refusal:
+        pipe.compile(method)
+    assert all(name in str(refusal.value) for name in names)
+
+
+@pytest.mark.parametrize("model", [TEN, presets.preset("tiny").spec])
+@pytest.mark.parametrize("plugin", TRAINING_FREE)
+def test_settings_form_a_curve(plugin: str, model: ModelSpec) -> None:
+    """From the mildest to the harshest point, work or state falls at each, and nothing costs more than the full model."""
+    points = manager().call(plugin, "varbench_settings", model=model).points
+    if plugin == "scale_window":
+        points = points[::-1]
+    if plugin == "fastvar":
+        points = ("r0", *points[:4], "skip1", "r50skip2")
+    works = [cost.work(plan_of(f"{plugin}@{point}", model), batch=4, dtype="bfloat16") for point in points]
+    costs = [work.block_flops if plugin in ("fastvar", "prefix_exit") else work.state_end for work in works]
+    assert costs == sorted(set(costs), reverse=True)
+    full = cost.work(plan_of("full_var", model), batch=4, dtype="bfloat16")
+    assert all(work.block_flops <= full.block_flops for work in works)
+
+
+def test_rules_at_the_usual_sizes() -> None:
+    assert [p.attention.tokens for p in (plan_of("fastvar@r75").steps[s].calls[8] for s in (7, 8, 9))] == [100, 85, 64]
+    assert [c.layer for c in plan_of("fastvar@r75").steps[9].calls if c.ffn.picked] == list(range(2, 14))
+    assert {use.read for c in plan_of("scale_window@w1").steps[9].calls for use in c.cache} == {
+        (Segment(0, 1), Segment(1, 4), Segment(2, 9), Segment(8, 169))
+    }
+    kept = [total(c.cache[0].kept) for c in plan_of("scalekv@b25").steps[8].calls]
+    assert kept == [159] * 8 + [53] * 8
+    d20 = presets.preset("var-d20").spec
+    assert manager().call("prefix_exit", "varbench_settings", model=d20).points == ("e16", "e12", "e10")
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("fastvar@skip6", "skip6 leaves no scale: small has 6"),
+        ("fastvar@r50:scales=6", "6 of small's 6 scales run.*give 0 to 5"),
+        ("fastvar@r50:first=5:last=2", "first is 5 and last is 2; small has 6 layers"),
+        ("scale_window@w1:coarse=7", "coarse is 7; small has 6 scales"),
+        ("scale_window@w1:demanding=6", "demanding names layer 6; small has layers 0 to 5"),
+        ("scale_window@w1:demanding=a", "demanding is 'a'; list layers with dots"),
+        ("scalekv@b101", "b101 is out of range"),
+        ("scalekv@b50:ratio=0.5", "ratio is 0.5"),
+        ("scalekv@b50:base=-1", "base is -1"),
+        ("prefix_exit@e7", "e7 is out of range: small has 6 layers"),
+        ("prefix_exit@e3:whole=7", "whole is 7; small has 6 scales"),
+    ],
+)
+def test_wrong_settings(method: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        rows.resolve(method, models.SPEC)
+
+
+def test_measures_of_calibration() -> None:
+    one, other = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    assert likeness(one.expand(2, 3, 4, 2), one.expand(2, 3, 9, 2)) == pytest.approx(1)
+    assert likeness(one.expand(2, 3, 4, 2), other.expand(2, 3, 9, 2)) == pytest.approx(0)
+    corners = torch.stack((one, other, other, one))
+    doubled = corners.view(2, 2, 2).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    assert likeness(corners.expand(1, 1, 4, 2), doubled.reshape(1, 1, 16, 2)) == pytest.approx(1)
+    assert own_share(torch.zeros(1, 2, 20, 4), torch.zeros(1, 2, 5, 4), 1.0) == pytest.approx(5 / 20)
+
+
+@pytest.mark.parametrize(("method", "key"), [("scale_window@w1", "similarity"), ("scalekv@b25", "own_share")])
+def test_calibration_writes_what_it_found_into_the_row(
+    pipe: Pipeline, method: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    row = rows.resolve(method, pipe.model)
+    found = calibration.calibrate(row, pipe)
+    result = found.found[method.partition("@")[0]]
+    count = {"similarity": 2, "own_share": 3}[key]
+    lowest = sorted(sorted(range(6), key=lambda layer: result[key][layer])[:count])
+    (parameter,) = result["parameters"]
+    expected = f"{method}:{parameter}={'.'.join(map(str, lowest))}"
+    assert found.row.name == rows.resolve(expected, pipe.model).name
+    kept = json.loads(found.path.read_text())
+    assert (kept["found"], kept["digest"], kept["weights"]) == (found.found, found.digest, pipe.weights)
+    assert calibration.calibrate(row, pipe).digest == found.digest
+    assert pipe.generate(LABELS, method=found.row).plan.digest == pipe.compile(found.row.name)[0].digest
+
+
+def test_a_row_without_calibration(pipe: Pipeline) -> None:
+    with pytest.raises(UserError, match="prefix_exit@e3 has nothing to calibrate"):
+        calibration.calibrate(rows.resolve("prefix_exit@e3", pipe.model), pipe)

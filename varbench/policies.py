@@ -142,7 +142,7 @@ class TokenPolicy(Protocol):
         return None
 
     def remembers(self, layer: int, scale: int, sublayer: SubLayerName) -> bool:
-        """Whether the sub-layer's output at this scale is kept for `fill` at later ones. It counts as state."""
+        """Whether the sub-layer's output at this scale is kept, in the compute type, for `fill` at later ones: state."""
         return False
 
     def pick(self, x_BLC: Tensor, count: int, *, layer: int, scale: int, sublayer: SubLayerName) -> Tensor:

@@ -27,4 +27,4 @@ def restored(computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | N
         small = math.isqrt(remembered_BlC.shape[1])
         map_BChw = remembered_BlC.transpose(1, 2).reshape(batch, width, small, small)
         map_BLC = F.interpolate(map_BChw, size=(side, side), mode="area").flatten(2).transpose(1, 2)
-    return map_BLC.scatter(1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC.to(map_BLC.dtype))
+    return map_BLC.to(computed_BnC.dtype).scatter(1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC)

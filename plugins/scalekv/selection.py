@@ -41,5 +41,6 @@ def best_entries(keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, *, observe
     scores_BHn[:, :, own_m] = -torch.inf
     pooled_BHn = F.max_pool1d(scores_BHn, pool, stride=1, padding=pool // 2)
     pooled_BHn[:, :, own_m] = -torch.inf
-    best = pooled_BHn.topk(count - len(own_m), dim=-1).indices
+    # Pooling makes ties; a stable sort gives them to the earlier entry on any device.
+    best = pooled_BHn.sort(dim=-1, descending=True, stable=True).indices[:, :, : count - len(own_m)]
     return torch.cat((best, own_m.expand(rows, heads, -1)), dim=-1).sort(dim=-1).values

@@ -296,7 +296,8 @@ class _Run:
             remembered = self.state.recall(key, name)
             output = policy.fill(part, places_Rn, remembered, length=x_RLC.shape[1], scale=scale)
         if planned.remembered:
-            self.state.remember(key, name, output, scale)
+            sampled = output[:, -self.plan.model.tokens[scale] :].to(self.dtype)
+            self.state.remember(key, name, sampled, scale)
         elif self._last_fill.get((key, name)) == scale:
             self.state.forget(key, name)
         return x_RLC + output, SubLayer(tokens=computed, picked=planned.picked, remembered=planned.remembered)

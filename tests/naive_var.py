@@ -1,0 +1,93 @@
+"""Generation written out row by row and head by head, with lists for caches: what clever code is compared with.
+
+Codes are given, so that it returns logits. Methods come in as plain functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from varbench.pipeline import Pipeline
+
+Entry = tuple[Tensor, Tensor, int]
+"""Key, value and scale of one cached token."""
+
+Chosen = Callable[[int, int, Tensor], "list[int] | None"]
+"""(layer, scale, one row's tokens) -> those to compute, or all."""
+Restored = Callable[[Tensor, int], Tensor]
+"""(one row's remembered output, side) -> an output for every token of a map of that side."""
+Kept = Callable[[int, int, "list[Entry]", Tensor], "list[Entry]"]
+"""(layer, scale, one head's entries, its queries) -> the entries that stay."""
+
+
+def logits(
+    pipe: Pipeline,
+    tokens: Tensor,
+    labels: Sequence[int],
+    *,
+    cfg: float,
+    layers: Sequence[int] | None = None,
+    chosen: Chosen = lambda layer, scale, x: None,
+    remembered_scale: int | None = None,
+    restored: Restored | None = None,
+    kept: Kept = lambda layer, scale, entries, queries: entries,
+) -> Tensor:
+    model, net, quantizer = pipe.model, pipe.backbones["main"], pipe.tokenizer.quantize
+    rows = [*labels, *[model.classes] * len(labels)]
+    side = model.sides[-1]
+    f_hat = torch.zeros(len(labels), model.tokenizer.code_dim, side, side)
+    cache: dict[tuple[int, int, int], list[Entry]] = {}
+    memory: dict[tuple[int, int, str], Tensor] = {}
+    found = []
+    for scale in range(model.scales):
+        start, end = model.starts[scale], model.starts[scale + 1]
+        by_row = []
+        for row, label in enumerate(rows):
+            cond = net.condition(torch.tensor([label]))
+            if scale == 0:
+                x = net.first_tokens(cond)[0]
+            else:
+                image = row % len(labels)
+                x = net.later_tokens(quantizer.features(f_hat, scale)[image : image + 1], start, torch.float32)[0]
+            for layer in layers if layers is not None else range(model.depth):
+                block = net.blocks[layer]
+                gamma1, gamma2, scale1, scale2, shift1, shift2 = (
+                    t[0, 0] for t in block.modulation(cond, net.shared_modulation(cond, torch.float32), torch.float32)
+                )
+                for name in ("attention", "ffn"):
+                    places = chosen(layer, scale, x)
+                    part = x if places is None else x[places]
+                    hidden = F.layer_norm(part, (model.width,), eps=1e-6)
+                    if name == "attention":
+                        q, k, v = (t[0] for t in block.attn.qkv((hidden * scale1 + shift1)[None], torch.float32))
+                        heads = []
+                        for head in range(model.heads):
+                            entries = cache.setdefault((row, layer, head), [])
+                            entries += [(k[head, i], v[head, i], scale) for i in range(len(part))]
+                            keys, values = torch.stack([e[0] for e in entries]), torch.stack([e[1] for e in entries])
+                            weights = (q[head] @ keys.T * block.attn.softmax_scale).softmax(dim=-1)
+                            heads.append(weights @ values)
+                            cache[row, layer, head] = kept(layer, scale, entries, q[head])
+                        output = F.linear(torch.cat(heads, dim=-1), block.attn.proj.weight, block.attn.proj.bias) * gamma1
+                    else:
+                        output = block.ffn(hidden * scale2 + shift2, torch.float32) * gamma2
+                    if places is not None:
+                        assert restored is not None
+                        whole = restored(memory[row, layer, name], math.isqrt(len(x)))
+                        for place, computed in zip(places, output, strict=True):
+                            whole[place] = computed
+                        output = whole
+                    if scale == remembered_scale:
+                        memory[row, layer, name] = output
+                    x = x + output
+            by_row.append(net.logits(x[None], net.head_nm.modulation(cond, torch.float32), torch.float32)[0])
+        t = cfg * scale / (model.scales - 1)
+        halves = torch.stack(by_row).split(len(labels))
+        found.append((1 + t) * halves[0] - t * halves[1])
+        f_hat = f_hat + quantizer.contribution(tokens[:, start:end], scale)
+    return torch.cat(found, dim=1)

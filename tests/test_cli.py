@@ -138,7 +138,7 @@ def test_list_names_plugins_presets_and_hardware(varbench: CommandLine) -> None:
     assert {"full_var", "variant", "fixed_ratio", "code"} <= set(plugins)
     assert plugins["variant"]["points"] == ["full", "d16", "d8", "d4", "d2"]
     assert plugins["variant"]["distribution"] == "varbench"
-    assert [preset["name"] for preset in listed["presets"]][0] == "tiny"
+    assert listed["presets"][0]["name"] == "tiny"
     assert {"H100-SXM", "H200-SXM", "L20", "L40S", "RTX-4090"} <= {device["name"] for device in listed["hardware"]}
     text = varbench("list").stdout
     assert "full* d8* d4 d2*" in text

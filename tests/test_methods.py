@@ -6,13 +6,13 @@ import itertools
 from fractions import Fraction
 
 import pytest
-from varbench_plugins.variant import depth, probability
-from varbench_plugins.variant.schedule import SupernetSchedule
 
 from varbench import presets, rows
 from varbench.compiler import compile_plan
 from varbench.errors import UserError
 from varbench.policies import Stage, TrainStep
+from varbench_plugins.variant import depth, probability
+from varbench_plugins.variant.schedule import SupernetSchedule
 
 TINY = presets.preset("tiny").spec
 D30 = presets.preset("var-d30").spec
@@ -128,7 +128,7 @@ def test_a_budget_too_short_for_three_phases_is_refused() -> None:
     schedule = rows.resolve("variant@d8", TINY).schedule
     assert schedule is not None
     schedule.check(6)
-    with pytest.raises(UserError, match="5 optimiser steps are too few .* at least 6"):
+    with pytest.raises(UserError, match=r"5 optimiser steps are too few .* at least 6"):
         schedule.check(5)
 
 

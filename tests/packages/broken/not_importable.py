@@ -1,1 +1,1 @@
-import surely_not_installed_anywhere
+import surely_not_installed_anywhere  # noqa: F401

@@ -1,0 +1,126 @@
+"""The package as a user gets it: a wheel, away from the checkout, and the README's own lines."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, so that nothing is left in the checkout."""
+    base = tmp_path_factory.mktemp("wheel")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    if listed.returncode:  # not a checkout of git: a copy of its files
+        files = [str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if path.is_file() and ".venv" not in path.parts]
+    else:
+        files = listed.stdout.splitlines()
+    for name in files:
+        if not name.startswith(("tests/", "reports/")) and (ROOT / name).is_file():
+            (base / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            (base / "source" / name).write_bytes((ROOT / name).read_bytes())
+    build = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(base), str(base / "source")]
+    subprocess.run([sys.executable, "-m", "pip", *build], check=True, capture_output=True)
+    (built,) = base.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def outside(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """An empty folder, and the environment in which the wheel's packages come first."""
+    base = tmp_path_factory.mktemp("outside")
+    install = ["install", "--quiet", "--no-index", "--no-deps", "--target", str(base / "site"), str(wheel)]
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True, capture_output=True)
+    (base / "elsewhere").mkdir()
+    return base / "elsewhere", {**os.environ, "PYTHONPATH": str(base / "site"), "COLUMNS": "100"}
+
+
+def test_the_wheel_holds_all_that_is_needed_and_no_bare_plugins(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name.split("/")[0] for name in names if "dist-info" not in name} == {
+        "varbench", "varbench_plugins", "varbench_baselines"
+    }  # fmt: skip
+    folders = {"varbench": "varbench", "plugins": "varbench_plugins", "baselines": "varbench_baselines"}
+    for folder, installed in folders.items():
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and path.suffix != ".pyc":
+                assert f"{installed}/{path.relative_to(ROOT / folder).as_posix()}" in names
+
+
+def test_the_wheel_names_itself(wheel: Path) -> None:
+    from varbench import __version__
+
+    archive = zipfile.ZipFile(wheel)
+    (metadata,) = [archive.read(name).decode() for name in archive.namelist() if name.endswith("dist-info/METADATA")]
+    assert f"\nVersion: {__version__}\n" in metadata
+    assert "\nLicense-Expression: MIT\n" in metadata
+    assert "\nRequires-Python: <3.14,>=3.11\n" in metadata
+    assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
+
+
+def test_it_works_from_the_wheel_outside_the_checkout(outside: tuple[Path, dict[str, str]]) -> None:
+    folder, environment = outside
+    script = (
+        "import runpy, sys, varbench, varbench_plugins.variant, varbench_baselines.code as code\n"
+        "assert all('site' in m.__file__ for m in (varbench, varbench_plugins.variant, code)), varbench.__file__\n"
+        "sys.argv = ['varbench', *sys.argv[1:]]\n"
+        "runpy.run_module('varbench', run_name='__main__')"
+    )
+    for arguments in (["list"], ["plan", "code@n4"], ["sample", "variant@d8", "--weights", "random", "--labels", "1"]):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert (folder / "sample.png").is_file()
+
+
+def test_the_readme_opens_with_two_complete_lines() -> None:
+    run, test = re.findall(r"```sh\n(.*?)\n```", README, flags=re.DOTALL)[:2]
+    for line, install in ((run, ".venv/bin/pip install ."), (test, ".venv/bin/pip install '.[test]'")):
+        steps = line.split(" && ")
+        assert steps[:2] == ["python3 -m venv .venv", install]
+        assert "\n" not in line
+        assert line in README[:2000], "on the first screen"
+
+
+def test_the_readmes_run_line_runs(outside: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    """What follows the install step, as written."""
+    run = re.findall(r"```sh\n(.*?)\n```", README, flags=re.DOTALL)[0]
+    for step in run.split(" && ")[2:]:
+        program, *arguments = shlex.split(step)
+        assert program == ".venv/bin/varbench"
+        done = subprocess.run(
+            [sys.executable, "-m", "varbench", *arguments], cwd=tmp_path, env=outside[1], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
+def test_the_readmes_plugin_is_one(tmp_path: Path) -> None:
+    (source,) = [block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "hookimpl" in block]
+    (tmp_path / "every_second.py").write_text(source)
+    (entry,) = re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL)
+    points = tomllib.loads(entry)["project"]["entry-points"]["varbench"]
+    script = (
+        "from importlib.metadata import EntryPoint\nfrom varbench import presets, rows\n"
+        "from varbench.compiler import compile_plan\nfrom varbench.plugins import PluginManager\n"
+        f"found = PluginManager([EntryPoint(n, v, 'varbench') for n, v in {points!r}.items()])\n"
+        "tiny = presets.preset('tiny').spec\n"
+        "plan = compile_plan(tiny, rows.resolve('every_second', tiny, manager=found).policies)\n"
+        "print([len(step.calls) for step in plan.steps])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "[16, 16, 16, 8, 8, 8]\n", done.stderr

@@ -19,6 +19,7 @@ from varbench.records import (
     Model,
     Notice,
     PerScale,
+    PlanSummary,
     Protocol,
     Provenance,
     Quality,
@@ -33,9 +34,10 @@ from varbench.records import (
     Validity,
     Verdict,
     WeightFile,
+    plan_summary,
 )
 from varbench.records import Row as RowOfRecord
-from varbench.runner import identity, planned
+from varbench.runner import identity
 from varbench.runner.options import FEWEST_ROUNDS, Options, as_arguments
 from varbench.runner.prepare import Measured, Prepared, hardware_like
 
@@ -180,16 +182,16 @@ def _environment(run: Run, one: Measured) -> Environment:
     return found if run.options.device == "cpu" else Environment(**{**_own_fields(found), "device": run.options.device})
 
 
-def _plan(run: Run, one: Measured) -> Any:
+def _plan(run: Run, one: Measured) -> PlanSummary | None:
     if one.plan is None:
         return None
     where = _environment(run, one)
-    return planned.summary(
-        one.row,
+    return plan_summary(
         one.plan,
         batch=run.options.batch,
         dtype=run.options.dtype,
         hardware=hardware_like(where.device, where.cores),
+        other_accounting=one.other_plan,
     )
 
 
@@ -253,12 +255,11 @@ def _memory(run: Run, one: Measured, missing: dict[str, str]) -> Memory | None:
     if found is None:
         return None
     missing |= {f"memory.{key}": why for key, why in found["missing"].items()}
-    summary = _plan(run, one)
     return Memory(
         batch=found["batch"],
         weights_bytes=found["weights"],
-        state_bytes=tuple(found["state_after"]),
-        state_predicted_bytes=None if summary is None else tuple(step.cache_held_bytes for step in summary.steps),
+        state_peak_bytes=tuple(found["state_peak"]),
+        state_after_bytes=tuple(found["state_after"]),
         activations_peak_bytes=found.get("activations"),
         torch_allocated_bytes=found.get("torch_allocated"),
         torch_reserved_bytes=found.get("torch_reserved"),

@@ -31,6 +31,8 @@ class Measured:
 
     row: Row
     plan: Plan | None
+    other_plan: Plan | None
+    """Under the other accounting, to be shown beside."""
     plugins: tuple[PluginVersion, ...]
     provenance: Provenance | None
     inputs: str
@@ -142,9 +144,11 @@ def _measured(
     modules = {info.name: manager.plugin(info.name) for info in row.plugins}
     plugins = identity.plugin_versions(row, modules)
     settings = manager.call(row.plugins[0].name, "varbench_settings", model=model)
-    plan, failure = None, None
+    plan, other, failure = None, None, None
     try:
         plan = compile_plan(model, row.policies, accounting=row.accounting)
+        (accounting,) = set(rows.ACCOUNTINGS) - {row.accounting}
+        other = compile_plan(model, row.policies, accounting=accounting)
         lacking = [name for name, _ in plan.backbones if files is not None and name not in files and name != "main"]
         if lacking:
             raise PlanError(f"{row.name} runs on a second model; give its weights: --companion {lacking[0]}=FILE")
@@ -153,6 +157,7 @@ def _measured(
     return Measured(
         row=row,
         plan=plan,
+        other_plan=other,
         plugins=plugins,
         provenance=settings.provenance if settings else None,
         inputs=identity.digest([shared, row.name, *(f"{p.name} {p.version} {p.code_hash}" for p in plugins)]),

@@ -51,8 +51,8 @@ def _row(entry: Entry, block: Block) -> list[str]:
         _speedup(entry, "upstream"),
         words.seconds(batch.value) if batch else "-",
         words.seconds(latency.value) if latency else "-",
-        words.size(work.cache_peak_bytes) if work and work.cache_peak_bytes else "-",
-        words.size(work.cache_end_bytes) if work and work.cache_end_bytes else "-",
+        words.size(work.state_peak_bytes) if work and work.state_peak_bytes else "-",
+        words.size(work.state_end_bytes) if work and work.state_end_bytes else "-",
         share,
         _verdict(entry.first),
     ]

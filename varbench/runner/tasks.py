@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from varbench import presets
-from varbench.cost import work
-from varbench.engine.trace import Trace
 from varbench.measure import honesty, memory, nvml, speed
 from varbench.measure.clock import Stop
 from varbench.measure.energy import board_energy
@@ -21,10 +19,9 @@ from varbench.measure.environment import environment, gpu_identity
 from varbench.measure.speed import Generation
 from varbench.model.checkpoints import file_hash
 from varbench.pipeline import Pipeline, load_pipeline
-from varbench.plan import Plan
+from varbench.records import trace_totals
 from varbench.runner import quality_task
 from varbench.runner.jobs import Job
-from varbench.runner.planned import totals
 
 if TYPE_CHECKING:
     from varbench.runner.child import Channel
@@ -126,7 +123,7 @@ def measure_memory(job: Job, pipe: Pipeline, channel: Channel) -> None:
             **found,
             state_after=trace.state_after,
             state_peak=trace.state_peak,
-            trace=_totals(plan, trace, job),
+            trace=asdict(trace_totals(trace, plan, batch=job.batch, dtype=job.dtype)),
             kernel=trace.kernel,
             findings=[*findings, *([hidden] if hidden else [])],
             changed=changed.get(row, []),
@@ -174,12 +171,6 @@ def _watched(row: str, changed: dict[str, list[str]]) -> Iterator[None]:
         if names := before.changed():
             before.restore()
             changed[row] = sorted({*changed.get(row, []), *names})
-
-
-def _totals(plan: Plan, trace: Trace, job: Job) -> dict[str, Any]:
-    """What really ran, counted as a plan is."""
-    ran = work(replace(plan, steps=trace.steps), batch=job.batch, dtype=job.dtype)
-    return asdict(totals(ran, replace(plan, steps=trace.steps), state_after=trace.state_after))
 
 
 def _energy(job: Job, made: Generation) -> dict[str, Any]:

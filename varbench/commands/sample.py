@@ -85,7 +85,6 @@ def _labels(text: str | None, classes: int) -> list[int]:
 
 
 def _pipeline(args: argparse.Namespace) -> Pipeline:
-    from varbench.pipeline import load_pipeline
     from varbench.presets import DEFAULT, shipped_files
 
     companions = dict(_companion(given) for given in args.companion)
@@ -93,6 +92,8 @@ def _pipeline(args: argparse.Namespace) -> Pipeline:
     if args.weights not in (None, "random"):
         if args.vae is None:
             raise UserError("--weights is a checkpoint, so give the tokenizer's too: --vae PATH")
+        from varbench.pipeline import load_pipeline
+
         return load_pipeline(args.model, vae=args.vae, var=args.weights, num_heads=args.heads, **common)
     for option in ("vae", "heads"):
         if getattr(args, option) is not None:
@@ -100,6 +101,8 @@ def _pipeline(args: argparse.Namespace) -> Pipeline:
     name = args.model or DEFAULT
     if args.weights is None and not shipped_files(name):
         raise UserError(f"{name} ships no weights; give --weights PATH with --vae PATH, or --weights random")
+    from varbench.pipeline import load_pipeline
+
     return load_pipeline(name, random=args.weights == "random", **common)
 
 

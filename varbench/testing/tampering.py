@@ -1,0 +1,115 @@
+"""Promises about what belongs to others: global state, weights, the engine, the sampler, the evaluator."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from varbench.testing.global_state import GlobalState, wrong_clocks
+from varbench.testing.sameness import tokens_are_drawn_from_logits
+from varbench.testing.subject import Bench, Subject
+from varbench.testing.untouched import tampered
+
+
+def no_global_state_change(subject: Subject) -> Iterator[str]:
+    """Random states, default types, switches, clocks and the environment stay as they are at every step."""
+    yield from wrong_clocks()
+    before = GlobalState()
+    moments: list[tuple[str, GlobalState]] = []
+
+    def observe(moment: str, step: int) -> None:
+        if moment == "end":
+            moments.append((f"step {step + 1}", GlobalState()))
+
+    subject.compile()
+    moments.append(("compiling", GlobalState()))
+    try:
+        subject.generate(observer=observe)
+        moments.append(("generating", GlobalState()))
+        with subject.afresh() as fresh:
+            moments.append(("importing it", GlobalState()))
+            fresh.generate()
+            moments.append(("generating anew", GlobalState()))
+    finally:
+        before.restore()
+    for moment, state in moments:
+        found = list(before.changes(state))
+        if found:
+            yield from (f"after {moment}: {change}" for change in found)
+            break
+
+
+def weights_untouched(subject: Subject) -> Iterator[str]:
+    """Weights, modules and their hooks are as they were before."""
+    before = _modules(subject)
+    subject.generate()
+    after = _modules(subject)
+    changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+    if changed:
+        yield f"{len(changed)} of {len(before)} modules changed while images were made: {', '.join(changed[:3])}"
+    fresh = _modules(Subject(Bench(subject.bench.model, subject.bench.points), subject.row))
+    changed = sorted(name for name in fresh if fresh[name] != after.get(name))
+    if changed and after == before:
+        yield f"{len(changed)} of {len(before)} modules are not as they were made: {', '.join(changed[:3])}"
+
+
+def _modules(subject: Subject) -> dict[str, str]:
+    """A hash of every module's own tensors, plain attributes and hooks."""
+    found = {}
+    parts: list[tuple[str, torch.nn.Module]] = [("tokenizer", subject.pipe.tokenizer), *subject.pipe.backbones.items()]
+    for part, root in parts:
+        for name, module in root.named_modules():
+            own = [*module._parameters.items(), *module._buffers.items()]
+            digest = hashlib.sha256(repr(_plain_attributes(module)).encode())
+            for key, tensor in own:
+                if tensor is not None:
+                    digest.update(key.encode() + tensor.detach().numpy().tobytes())
+            found[f"{part}.{name}".rstrip(".")] = digest.hexdigest()
+    return found
+
+
+def _plain_attributes(module: torch.nn.Module) -> list[object]:
+    # Derived once from the sizes when it is first needed, and no secret: where each scale's tokens begin.
+    derived = {"_scale_of_L"}
+    hooks = {name: len(value) for name, value in vars(module).items() if name.endswith("hooks") and value}
+    plain = {
+        name: value if isinstance(value, (bool, int, float, str, tuple)) else type(value).__name__
+        for name, value in vars(module).items()
+        if not name.endswith("hooks") and name not in derived and not name.startswith(("_parameters", "_buffers", "_modules"))
+    }
+    return [type(module).__qualname__, sorted(plain.items()), sorted(hooks.items())]
+
+
+def sampler_untouched(subjects: Sequence[Subject]) -> Iterator[str]:
+    """The sampler is varbench's own, and the tokens are what it draws."""
+    yield from tampered("sampler")
+    for subject in subjects:
+        yield from (f"{subject.row.name}: {message}" for message in tokens_are_drawn_from_logits(subject))
+
+
+def engine_untouched(subjects: Sequence[Subject]) -> Iterator[str]:
+    """The engine, the compiler, the models, this kit and the parts of torch that they use are as their sources say."""
+    yield from tampered("engine")
+
+
+def evaluator_untouched(subjects: Sequence[Subject]) -> Iterator[str]:
+    """Quality, measurement, statistics, cost model and records are as their sources say, and answer known questions."""
+    import varbench.compare
+    import varbench.measure
+    import varbench.quality
+    import varbench.records  # noqa: F401
+    from varbench.quality.frechet import frechet_distance, gaussian
+
+    yield from tampered("evaluator")
+    features = np.random.RandomState(5).standard_normal((64, 4))
+    moved = frechet_distance(gaussian(features), gaussian(2 * features + 1))
+    spread = np.cov(features, rowvar=False).trace()
+    expected = float(np.square(features.mean(axis=0) + 1).sum() + spread)
+    if not np.isclose(moved, expected, rtol=1e-6):
+        yield f"the Fréchet distance of two known sets is {moved:.6g}; it should be {expected:.6g}"
+    bytes_ = varbench.quality.to_uint8(torch.tensor([[[[0.0, 0.499, 0.5, 1.0]]] * 3]))
+    if bytes_[0, 0, 0].tolist() != [0, 127, 128, 255]:
+        yield f"0, 0.499, 0.5 and 1 became the bytes {bytes_[0, 0, 0].tolist()}; they should be 0, 127, 128 and 255"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="a folder with one sub-folder per class")
     parser.add_argument("--vae", type=Path, metavar="FILE", help="tokenizer to train on; the shipped one unless given")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="pretrained transformer that a recipe starts from")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="transformer to start from, instead of the shipped one (recipes) or new values (base, narrow)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the weights go; a recipe's go to the cache")
     parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="also write event files for TensorBoard")
     parser.set_defaults(run=run)
@@ -122,10 +123,11 @@ def _tokenizer(args: argparse.Namespace, data: ImageSet) -> int:
 def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
     import torch
 
-    from varbench.model.checkpoints import build_tokenizer, file_hash, load_tokenizer
+    from varbench.errors import CheckpointError
+    from varbench.model.checkpoints import build_tokenizer, file_hash, load_tokenizer, load_transformer
     from varbench.model.transformer import Transformer, initialise_
     from varbench.training.budgets import BASE, NARROW
-    from varbench.training.export import export
+    from varbench.training.export import export, read_record
     from varbench.training.progress import shown
     from varbench.training.ranks import join_ranks
     from varbench.training.recipes import full_curriculum
@@ -142,8 +144,17 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
     out = _out(args)
     with shown(f"tokens of {data.name}", steps=budget.images, quiet=ranks.rank > 0) as progress:
         tokens = training_tokens(data, tokenizer, model=spec, count=budget.images, progress=progress)
-    transformer = initialise_(Transformer(spec), torch.Generator().manual_seed(args.seed)).to(args.device)
+    earlier: dict[str, Any] = {}
+    if args.weights is None:
+        transformer = initialise_(Transformer(spec), torch.Generator().manual_seed(args.seed)).to(args.device)
+    else:
+        transformer = load_transformer(args.weights, spec.tokenizer).to(args.device)
+        if replace(transformer.spec, name=spec.name) != spec:
+            raise CheckpointError(f"{args.weights} holds {transformer.spec}, and {args.what} is {spec}.")
+        transformer.spec = spec
+        earlier = {"from": file_hash(args.weights), "earlier": read_record(args.weights)}
     origin = {
+        **earlier,
         "kind": args.what,
         "data": data.fingerprint,
         "tokenizer": file_hash(vae),
@@ -165,6 +176,7 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
             progress=progress,
             on_checkpoint=keep,
             ranks=ranks,
+            identity={"from": earlier.get("from")},
         )
     if ranks.rank == 0:
         export(transformer, out, spec=spec, record={**origin, **record})
@@ -209,8 +221,6 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
 
 
 def _budget(args: argparse.Namespace, default: Any) -> Any:
-    from dataclasses import replace
-
     given = _given(args, steps="steps", rate="peak_rate", batch="batch", dtype="dtype")
     return replace(default, seed=args.seed, **given)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
@@ -37,3 +38,12 @@ def export(module: nn.Module, path: Path, *, spec: ModelSpec, record: dict[str, 
     metadata = {"spec": json.dumps(spec.to_json()), "record": json.dumps(record)}
     with whole_file(path) as file:
         file.write(save(tensors, metadata=metadata))
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """How the weights in a file were trained, where the file says so."""
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(path, framework="pt") as file:
+        record = (file.metadata() or {}).get("record")
+    return json.loads(record) if record else None

@@ -17,7 +17,7 @@ from varbench.spec import ModelSpec
 from varbench.training.files import require_space, whole_file
 from varbench.training.progress import Progress
 
-_CHUNK = 256
+_CHUNK = 64
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,10 +83,11 @@ def generate(
             logits_all[:, span] = logits_BlV
         if forced_BL is None:
             noise = uniforms(images_B, seed=sampling.seed, scale=scale, count=model.tokens[scale])
-            allowed = filtered(logits_BlV, top_k=sampling.top_k, top_p=sampling.top_p)
-            tokens[:, span] = draw(allowed, noise)
+            tokens[:, span] = draw(filtered(logits_BlV, top_k=sampling.top_k, top_p=sampling.top_p), noise)
         else:
             tokens[:, span] = forced_BL[:, span]
+        # The largest tensor of a step must not lie there while the next one runs.
+        del logits_BlV
         f_hat = f_hat + quantizer.contribution(tokens[:, span], scale)
         if observer:
             observer("end", index)

@@ -1,0 +1,186 @@
+"""DiT, a diffusion transformer, as a row beside VAR (arXiv 2212.09748), through the diffusers library.
+
+Points: `sN` denoises in N steps. Without `weights` they are random: speed and memory are true, images are noise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from varbench import hookimpl
+from varbench.errors import CheckpointError, UserError
+from varbench.policies import Generator, Parameter, Provenance, Setting, Settings, Work
+from varbench.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STRIDE, PATCH = 8, 2
+"""Pixels of image per latent of the autoencoder; latents per token."""
+LATENT, PREDICTED = 4, 8
+"""Channels of a latent, and of what is predicted of it: noise and variance."""
+TIME = 256
+"""Width of the raw embedding of a time step."""
+CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Size:
+    depth: int
+    width: int
+    heads: int
+
+
+SIZES = {"S": Size(12, 384, 6), "B": Size(12, 768, 12), "L": Size(24, 1024, 16), "XL": Size(28, 1152, 16)}
+
+
+class DiT(Generator):
+    def __init__(self, *, side: int, size: Size, steps: int, cfg: float, weights: str) -> None:
+        self._side, self._size, self._steps, self._cfg, self._weights = side, size, steps, cfg, weights
+        self._pipe: Any = None
+
+    def load(self, *, device: str, dtype: str, seed: int) -> None:
+        import torch
+
+        diffusers = _diffusers()
+        kind = getattr(torch, dtype)
+        if self._weights:
+            pipe = diffusers.DiTPipeline.from_pretrained(self._weights, dtype=kind, local_files_only=True)
+            self._check(pipe.transformer.config)
+            scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+            pipe = diffusers.DiTPipeline(transformer=pipe.transformer, vae=pipe.vae, scheduler=scheduler)
+        else:
+            pipe = self._random(diffusers, device, kind, seed)
+        pipe.set_progress_bar_config(disable=True)
+        self._pipe = pipe.to(device)
+
+    def _check(self, config: Any) -> None:
+        found = (config.num_layers, config.num_attention_heads * config.attention_head_dim, config.sample_size * STRIDE)
+        wanted = (self._size.depth, self._size.width, self._side)
+        if found != wanted:
+            raise CheckpointError(
+                f"{self._weights}: {found[0]} layers of width {found[1]} for {found[2]} px, but the row is for {wanted[0]} "
+                f"of width {wanted[1]} and {wanted[2]} px; set size={'|'.join(SIZES)}, or take another model preset"
+            )
+
+    def _random(self, diffusers: Any, device: str, kind: Any, seed: int) -> Any:
+        """Untrained weights in the shapes of the published model, drawn where they will run."""
+        import torch
+
+        place = torch.device(device)
+        with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []), place:
+            torch.manual_seed(seed)
+            transformer = diffusers.DiTTransformer2DModel(
+                num_attention_heads=self._size.heads,
+                attention_head_dim=self._size.width // self._size.heads,
+                in_channels=LATENT,
+                out_channels=PREDICTED,
+                num_layers=self._size.depth,
+                sample_size=self._side // STRIDE,
+                patch_size=PATCH,
+                num_embeds_ada_norm=CLASSES,
+            )
+            vae = diffusers.AutoencoderKL(
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                block_out_channels=(128, 256, 512, 512),
+                layers_per_block=2,
+                latent_channels=LATENT,
+            )
+        return diffusers.DiTPipeline(
+            transformer=torch.nn.Module.to(transformer, kind).eval(),
+            vae=torch.nn.Module.to(vae, kind).eval(),
+            scheduler=diffusers.DDIMScheduler(clip_sample=False),
+        )
+
+    def generate(self, labels: Sequence[int], *, seed: int, first_image: int) -> Tensor:
+        if self._pipe is None:
+            raise RuntimeError("generate() was called before load()")
+        import torch
+
+        noise = [torch.Generator().manual_seed(_stream(seed, first_image + place)) for place in range(len(labels))]
+        images = self._pipe(
+            list(labels), guidance_scale=self._cfg, generator=noise, num_inference_steps=self._steps, output_type="pt"
+        ).images
+        return images.float()
+
+    def work(self, batch: int) -> Work:
+        """Of the denoiser; the autoencoder is left out, as the decoder is from a transformer's FLOPs."""
+        tokens, width, depth = (self._side // STRIDE // PATCH) ** 2, self._size.width, self._size.depth
+        patch = PATCH * PATCH
+        conditioning = TIME * width + width * width
+        layer = conditioning + 6 * width * width + tokens * 12 * width * width + 2 * tokens * tokens * width
+        ends = conditioning + 2 * width * width + tokens * patch * (LATENT + PREDICTED) * width
+        rows = batch * (2 if self._cfg > 1 else 1)
+        return Work(
+            flops=2.0 * rows * self._steps * (depth * layer + ends),
+            steps=self._steps,
+            layer_tokens=depth * tokens * self._steps,
+            cache_peak_bytes=0,
+            cache_end_bytes=0,
+        )
+
+
+def _stream(seed: int, image: int) -> int:
+    """An image's noise is its own, whatever the batch."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {image}".encode()).digest()[:7])
+
+
+def _diffusers() -> Any:
+    if importlib.util.find_spec("diffusers") is None:
+        raise UserError("dit needs the diffusers library: pip install 'varbench[dit]'")
+    from varbench.quality.torchvision_shim import import_torchvision
+
+    # diffusers imports torchvision for models that are not used here.
+    import_torchvision()
+    import diffusers
+
+    return diffusers
+
+
+@hookimpl
+def varbench_settings(model: ModelSpec) -> Settings:
+    return Settings(
+        points=("s250", "s50", "s20"),
+        default_points=("s50", "s20"),
+        point_pattern=r"s[0-9]{1,4}",
+        parameters={
+            "size": Parameter(default="XL", help=f"{', '.join(SIZES)}, each with patches of 2"),
+            "cfg": Parameter(default=1.5, help="guidance; 1 runs no unlabelled branch"),
+            "weights": Parameter(default="", help="folder of a DiTPipeline as diffusers saves it; none draws random ones"),
+        },
+        summary="a diffusion transformer (DiT), through diffusers",
+        provenance=Provenance(
+            kind="port",
+            note="the diffusers library's model; deterministic DDIM in place of the 250 DDPM steps of the published figures",
+            url="https://arxiv.org/abs/2212.09748",
+        ),
+    )
+
+
+@hookimpl
+def varbench_generator(setting: Setting, model: ModelSpec) -> Generator:
+    assert setting.point is not None
+    steps, cfg = int(setting.point[1:]), float(setting.parameters["cfg"])
+    size, weights = str(setting.parameters["size"]), str(setting.parameters["weights"])
+    if not 1 <= steps <= 1000:
+        raise UserError(f"{setting.point} is out of range: give s1 to s1000 denoising steps")
+    if size not in SIZES:
+        raise UserError(f"size is {size!r}; give one of {', '.join(SIZES)}")
+    if cfg < 1:
+        raise UserError(f"cfg is {cfg}; give 1 (no guidance) or more")
+    if model.image_side % (STRIDE * PATCH) or model.classes > CLASSES:
+        raise UserError(
+            f"dit makes images of a multiple of {STRIDE * PATCH} px in {CLASSES} classes; {model.name} has {model.image_side} px "
+            f"and {model.classes} classes"
+        )
+    if weights and model.classes != CLASSES:
+        raise UserError(f"{weights} knows ImageNet's {CLASSES} classes, and {model.name} has {model.classes} others")
+    if weights and not (Path(weights) / "model_index.json").is_file():
+        raise UserError(f"{weights} is no folder with a model_index.json; give one that diffusers saved a DiTPipeline to")
+    return DiT(side=model.image_side, size=SIZES[size], steps=steps, cfg=cfg, weights=weights)

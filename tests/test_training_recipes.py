@@ -120,3 +120,29 @@ def test_missing_second_model_is_named(given: dict[str, Path]) -> None:
 def test_too_few_steps_for_the_phases_are_refused(given: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="too few"):
         trained(rows.expand("variant", SPEC)[0], given, steps=2)
+
+
+def test_a_step_costs_what_its_plan_runs() -> None:
+    """Multiplications of the pass, counted from outside, against those of the tokens that each layer runs."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from varbench.compiler import compile_plan
+    from varbench.engine.teacher import TeacherPass, explicit_attention
+
+    short = RowPolicies(name="short", depth=Owned(plugin="mine", policy=FirstLayer()))
+    batch, width = 2, SPEC.width
+    counted = []
+    for row in (short, RowPolicies(name="full")):
+        run = TeacherPass(compile_plan(SPEC, row), "main")
+        with FlopCounterMode(display=False) as counter:
+            features = torch.zeros(batch, SPEC.length - 1, SPEC.tokenizer.code_dim)
+            labels = torch.zeros(batch, dtype=torch.long)
+            run.logits(fresh(), features, labels, dtype=torch.float32, attend=explicit_attention)
+        counted.append(counter.get_total_flops())
+
+    def layer(tokens: int) -> int:
+        condition = 2 * 6 * width**2
+        return batch * (2 * tokens * 12 * width**2 + 4 * tokens**2 * width + condition)
+
+    everything = SPEC.length
+    assert counted[1] - counted[0] == 3 * layer(everything) - layer(everything) - layer(SPEC.tokens[0])

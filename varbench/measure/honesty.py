@@ -11,7 +11,12 @@ import torch
 
 from varbench.cost import state_over_time
 from varbench.engine.trace import Trace
+from varbench.measure import memory
+from varbench.measure.speed import Generation
 from varbench.plan import Plan
+
+SMALL = 1 << 18
+"""Bytes between steps that nobody has to account for."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +95,29 @@ def against_plan(plan: Plan, trace: Trace, *, batch: int, dtype: str) -> list[st
     return found
 
 
-def undeclared(seen: list[int], state: tuple[int, ...], full_seen: list[int], full_state: tuple[int, ...]) -> str | None:
-    """State that only an outside look finds: what lives between steps beyond state and beyond what the full model needs."""
-    allowance = max(s - h for s, h in zip(full_seen, full_state, strict=True))
-    worst = max(
-        ((s - h - allowance, place) for place, (s, h) in enumerate(zip(seen, state, strict=True))), default=(0, 0)
+def from_outside(made: Generation, full: Generation, *, batch: int, seed: int) -> list[str]:
+    """What three equal or further calls show that the trace does not: chance, leaks, and state that is not declared."""
+    first = memory.seen_from_outside(made, batch=batch, seed=seed)
+    equal = memory.seen_from_outside(made, batch=batch, seed=seed)
+    other = memory.seen_from_outside(made, batch=batch, seed=seed + 1)
+    found = []
+    if not np.array_equal(first.tokens, equal.tokens):
+        share = float((first.tokens == equal.tokens).mean())
+        found.append(f"the same call gave other tokens: {share:.1%} are equal")
+    if (leaked := min(equal.left, other.left) - first.left) > 0:
+        found.append(f"{leaked:,} bytes more live after further calls: something is not given back")
+    if hidden := _undeclared(equal, memory.seen_from_outside(full, batch=batch, seed=seed)):
+        found.append(hidden)
+    return found
+
+
+def _undeclared(row: memory.Seen, full: memory.Seen) -> str | None:
+    """What lives between steps beyond the row's state, and beyond what the engine holds there for the full model."""
+    allowance = max(seen - held for seen, held in zip(full.after_steps, full.state, strict=True))
+    worst, step = max(
+        (seen - held - allowance, step)
+        for step, (seen, held) in enumerate(zip(row.after_steps, row.state, strict=True), 1)
     )
-    margin = max(1 << 20, allowance // 4)
-    if worst[0] <= margin:
+    if worst <= max(SMALL, allowance // 4):
         return None
-    return f"{worst[0]:,} bytes live after step {worst[1] + 1} that the row does not declare"
+    return f"{worst:,} bytes live after step {step} that the row does not declare as state"

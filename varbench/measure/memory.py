@@ -7,10 +7,13 @@ import gc
 import os
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from varbench.measure import nvml
@@ -55,30 +58,35 @@ def measure(made: Generation, *, batch: int, seed: int) -> dict[str, Any]:
     return {"batch": batch, "weights": weight_bytes(pipe), **found}
 
 
-def seen_from_outside(made: Generation, *, batch: int, seed: int) -> list[int]:
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """One generation, looked at from outside."""
+
+    after_steps: tuple[int, ...]
     """Bytes that live at the end of each step beyond those before the call: state, and what the engine itself needs."""
-    pipe = made.pipe
+    state: tuple[int, ...]
+    """Bytes of state that the row says it held then."""
+    left: int
+    """Bytes that live once the call has ended and its result is gone."""
+    tokens: NDArray[np.int64]
+
+
+def seen_from_outside(made: Generation, *, batch: int, seed: int) -> Seen:
+    device = made.pipe.device
     gc.collect()
-    before = live_bytes(pipe.device)
+    before = live_bytes(device)
     seen: list[int] = []
 
     def observe(when: str, step: int) -> None:
         if when == "end":
-            gc.collect(0)
-            seen.append(live_bytes(pipe.device) - before)
+            seen.append(live_bytes(device) - before)
 
-    made(balanced_labels(batch, pipe.model.classes), seed=seed, observer=observe)
-    return seen
-
-
-def left_behind(made: Generation, *, batch: int, seed: int, calls: int = 3) -> int:
-    """Bytes that live after the last of several calls beyond those after the first: above 0, something leaks."""
-    after = []
-    for call in range(calls):
-        made(balanced_labels(batch, made.pipe.model.classes), seed=seed + call)
-        gc.collect()
-        after.append(live_bytes(made.pipe.device))
-    return min(after[1:]) - after[0]
+    output = made(balanced_labels(batch, made.pipe.model.classes), seed=seed, observer=observe)
+    tokens, state = output.tokens.cpu().numpy().copy(), output.trace.state_after
+    del output
+    gc.collect()
+    left = live_bytes(device)
+    return Seen(after_steps=tuple(seen), state=state, left=left, tokens=tokens)
 
 
 def _on_cuda(made: Generation, batch: int, seed: int) -> dict[str, Any]:

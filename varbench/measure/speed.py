@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from varbench.measure.clock import Clock, Marker, Samples, Stop, WallClock, clock_for, time_calls
 from varbench.pipeline import Output, Pipeline
@@ -98,18 +99,18 @@ def warm(made: Generation, *, batch: int, seed: int, timed: Timed) -> Output:
     for count in (1, batch):
         made(balanced_labels(count, classes), seed=seed)
     _wait(made.pipe.device)
-    check_output(output, batch=batch, side=made.pipe.model.image_side)
+    check_images(output.images, batch=batch, side=made.pipe.model.image_side)
     return output
 
 
-def check_output(output: Output, *, batch: int, side: int) -> None:
+def check_images(images: Tensor, *, batch: int, side: int) -> None:
     """`WrongOutputError` for too few images, another size, or NaN, with both numbers."""
-    shape, wanted = tuple(output.images.shape), (batch, 3, side, side)
+    shape, wanted = tuple(images.shape), (batch, 3, side, side)
     if shape[:1] != wanted[:1]:
         raise WrongOutputError(f"{batch} images were asked for, and {shape[0] if shape else 0} came")
     if shape != wanted:
         raise WrongOutputError(f"images have shape {shape}, and {wanted} was asked for")
-    broken = int((~torch.isfinite(output.images)).flatten(1).any(dim=1).sum())
+    broken = int((~torch.isfinite(images)).flatten(1).any(dim=1).sum())
     if broken:
         raise WrongOutputError(f"{broken} of {batch} images hold NaN or infinite pixels")
 

@@ -46,6 +46,8 @@ CHECKED = (
     "ran as planned, step by step", "state equals the plan's to the byte", "equal calls gave equal tokens",
     "nothing hidden between steps, nothing left behind", "no global state changed", "an equal call is no faster",
 )  # fmt: skip
+CHECKED_OUTSIDE = ("equal calls gave equal images", "no global state changed", "an equal call is no faster")
+"""Of a row that replaces the loop."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def fill(run: Run, one: Measured, *, floors: dict[str, Any], aa_floor: float | N
         stderr_tail=one.stderr_tail or None,
         traceback=one.failure.traceback if one.failure else None,
         validity=_validity(one, complete=complete),
-        plan=_plan(run, one),
+        plan=_plan(run, one, missing),
         trace=_trace(one),
         timing=timing,
         memory=memory,
@@ -142,7 +144,9 @@ def _row(one: Measured) -> RowOfRecord:
 
 def _model(run: Run, one: Measured) -> Model:
     weights: str | None = None
-    if one.hello is not None:
+    if one.generator is not None:
+        weights = "files" if one.generator.trained else "random"
+    elif one.hello is not None:
         weights = "random" if run.prepared.files is None else "trained" if one.training else "files"
         if weights == "files" and run.options.weights is None:
             weights = "shipped"
@@ -182,8 +186,10 @@ def _environment(run: Run, one: Measured) -> Environment:
     return found if run.options.device == "cpu" else Environment(**{**_own_fields(found), "device": run.options.device})
 
 
-def _plan(run: Run, one: Measured) -> PlanSummary | None:
+def _plan(run: Run, one: Measured, missing: dict[str, str]) -> PlanSummary | None:
     if one.plan is None:
+        if one.generator is not None:
+            missing["plan"] = "the row replaces the loop, so it has no plan"
         return None
     where = _environment(run, one)
     return plan_summary(
@@ -244,7 +250,10 @@ def _largest(run: Run, one: Measured, missing: dict[str, str]) -> LargestBatch |
     if run.options.device != "cpu":
         missing["timing.largest_batch"] = "the bisection did not run"
         return None
-    if run.available_memory is None or one.plan is None:
+    if one.plan is None:
+        missing["timing.largest_batch"] = "there is no plan to bound it by"
+        return None
+    if run.available_memory is None:
         missing["timing.largest_batch"] = "the system does not say how much memory is free"
         return None
     return largest_by_plan(one.plan, dtype=run.options.dtype, free=run.available_memory)
@@ -258,8 +267,8 @@ def _memory(run: Run, one: Measured, missing: dict[str, str]) -> Memory | None:
     return Memory(
         batch=found["batch"],
         weights_bytes=found["weights"],
-        state_peak_bytes=tuple(found["state_peak"]),
-        state_after_bytes=tuple(found["state_after"]),
+        state_peak_bytes=tuple(found["state_peak"]) if "state_peak" in found else None,
+        state_after_bytes=tuple(found["state_after"]) if "state_after" in found else None,
         activations_peak_bytes=found.get("activations"),
         torch_allocated_bytes=found.get("torch_allocated"),
         torch_reserved_bytes=found.get("torch_reserved"),
@@ -284,7 +293,8 @@ def _quality(
 ) -> tuple[Quality | None, Distance | None]:
     found = one.quality
     if found is None or "scores" not in found:
-        if run.prepared.files is None:
+        trained = run.prepared.files is not None if one.generator is None else one.generator.trained
+        if not trained:
             missing["quality"] = "the weights are random"
         elif one.denominator == "upstream":
             missing["quality"] = "the same weights and arithmetic as the lossless row, where it is measured"
@@ -326,7 +336,8 @@ def _training(one: Measured) -> Training | None:
 
 def _weights(run: Run, one: Measured) -> tuple[WeightFile, ...]:
     trained = (one.training or {}).get("hashes", {})
-    files = {**(run.prepared.files or {}), **(one.training or {}).get("files", {})}
+    pretrained = run.prepared.files if one.generator is None else None
+    files = {**(pretrained or {}), **(one.training or {}).get("files", {})}
     found = [
         WeightFile(role=role, name=path.replace("\\", "/").rsplit("/", 1)[-1], sha256=trained.get(role) or identity.file_hash(path))
         for role, path in files.items()
@@ -347,7 +358,7 @@ def _validity(one: Measured, *, complete: bool) -> Validity:
         findings.append(f"an equal call takes {max(repeats):.0%} of a fresh one's time: something is remembered between calls")
     if findings:
         return Validity(verdict=Verdict.INVALID, reasons=tuple(findings))
-    return Validity(verdict=Verdict.VALID, reasons=CHECKED)
+    return Validity(verdict=Verdict.VALID, reasons=CHECKED if one.generator is None else CHECKED_OUTSIDE)
 
 
 def _warnings(run: Run, one: Measured, timing: Timing | None) -> tuple[Notice, ...]:

@@ -14,7 +14,7 @@ from varbench.errors import PlanError, UserError
 from varbench.hardware import KNOWN, Hardware
 from varbench.plan import Plan
 from varbench.plugins import PluginManager
-from varbench.policies import Provenance
+from varbench.policies import Generator, Provenance
 from varbench.records import PluginVersion
 from varbench.rows import Row
 from varbench.runner import identity
@@ -23,6 +23,7 @@ from varbench.runner.reasons import Failure, of_exception
 from varbench.spec import ModelSpec
 
 UPSTREAM = f"{rows.FULL}:accounting=upstream"
+OWN_WEIGHTS = "own weights of "
 
 
 @dataclass
@@ -52,6 +53,12 @@ class Measured:
     @property
     def name(self) -> str:
         return self.row.name
+
+    @property
+    def generator(self) -> Generator | None:
+        """What replaces the loop, in rows that have no plan."""
+        owned = self.row.policies.generator
+        return owned.policy if owned else None
 
     @property
     def denominator(self) -> str | None:
@@ -146,12 +153,8 @@ def _measured(
     settings = manager.call(row.plugins[0].name, "varbench_settings", model=model)
     plan, other, failure = None, None, None
     try:
-        plan = compile_plan(model, row.policies, accounting=row.accounting)
-        (accounting,) = set(rows.ACCOUNTINGS) - {row.accounting}
-        other = compile_plan(model, row.policies, accounting=accounting)
-        lacking = [name for name, _ in plan.backbones if files is not None and name not in files and name != "main"]
-        if lacking:
-            raise PlanError(f"{row.name} runs on a second model; give its weights: --companion {lacking[0]}=FILE")
+        if row.policies.generator is None:
+            plan, other = _plans(row, model, files)
     except PlanError as error:
         failure = of_exception(error)
     return Measured(
@@ -166,8 +169,23 @@ def _measured(
     )
 
 
+def _plans(row: Row, model: ModelSpec, files: dict[str, str] | None) -> tuple[Plan, Plan]:
+    """Under the row's accounting, and under the other."""
+    plan = compile_plan(model, row.policies, accounting=row.accounting)
+    (accounting,) = set(rows.ACCOUNTINGS) - {row.accounting}
+    lacking = [name for name, _ in plan.backbones if files is not None and name not in files and name != "main"]
+    if lacking:
+        raise PlanError(f"{row.name} runs on a second model; give its weights: --companion {lacking[0]}=FILE")
+    return plan, compile_plan(model, row.policies, accounting=accounting)
+
+
 def _weight_set(row: Row, *, trained: bool) -> str:
-    """Rows with one recipe and one set of parameters of the plugin that trains share their weights."""
+    """Rows with one recipe and one set of parameters of the plugin that trains share their weights.
+
+    A generator brings its own.
+    """
+    if row.policies.generator is not None:
+        return f"{OWN_WEIGHTS}{row.name}"
     if not trained or row.schedule is None or row.recipe_plugin is None:
         return "pretrained" if trained else "random"
     own = next(setting for setting in row.settings if setting.plugin == row.recipe_plugin)
@@ -183,7 +201,7 @@ def _weight_sets(measured: dict[str, Measured]) -> tuple[WeightSet, ...]:
     return tuple(
         WeightSet(
             key=key,
-            trains=None if key in ("pretrained", "random") else sharing[0].row,
+            trains=None if key in ("pretrained", "random") or key.startswith(OWN_WEIGHTS) else sharing[0].row,
             rows=tuple(one.name for one in sharing),
         )
         for key, sharing in found.items()

@@ -20,7 +20,7 @@ from PIL import Image
 from varbench import presets
 from varbench.data.shapes import Shapes
 from varbench.errors import UserError
-from varbench.measure.speed import Generation, balanced_labels, check_output
+from varbench.measure.speed import Generation, balanced_labels, check_images
 from varbench.pipeline import Pipeline
 from varbench.quality import (
     Extractor,
@@ -52,27 +52,16 @@ COMPARED = 256
 
 
 def make_and_score(job: Job, pipe: Pipeline, channel: Channel) -> None:
-    looks = _Looks(job, pipe)
+    looks = Looks(job, side=pipe.model.image_side)
     for row in job.rows:
         with channel.row(row):
             made = Generation(pipe=pipe, row=row, cfg=job.cfg, top_k=job.top_k, top_p=job.top_p)
             images, tokens = _generate(job, pipe, made, channel)
             labels = np.asarray(balanced_labels(job.images, pipe.model.classes))
-            content: dict[str, Any] = {"samples": asdict(_samples(images, tokens, labels))}
+            content: dict[str, Any] = {"samples": asdict(samples(images, labels, tokens=tokens))}
             if looks.scores:
                 channel.say("progress", row=row, scoring=True)
-                found = score(
-                    images,
-                    labels,
-                    reference=looks.reference,
-                    network=looks.extractor,
-                    judge=looks.judge,
-                    expected=job.images,
-                    second_opinion=job.second_opinion,
-                    device=job.device,
-                )
-                content["scores"] = [asdict(one) for one in found.all()]
-                content["weights"] = looks.files()
+                content |= scored(job, looks, images, labels)
             if row == job.full and job.full_images is not None:
                 _keep(Path(job.full_images), images, tokens)
             elif job.full_images is not None and Path(job.full_images).is_file():
@@ -83,11 +72,26 @@ def make_and_score(job: Job, pipe: Pipeline, channel: Channel) -> None:
             channel.result(row, **content)
 
 
-class _Looks:
+def scored(job: Job, looks: Looks, images: Images, labels: NDArray[np.int64]) -> dict[str, Any]:
+    """Scores of a row's images, and the files that they were made with."""
+    found = score(
+        images,
+        labels,
+        reference=looks.reference,
+        network=looks.extractor,
+        judge=looks.judge,
+        expected=job.images,
+        second_opinion=job.second_opinion,
+        device=job.device,
+    )
+    return {"scores": [asdict(one) for one in found.all()], "weights": looks.files()}
+
+
+class Looks:
     """Who looks at the images and what they are compared with; made when first asked for, once a child."""
 
-    def __init__(self, job: Job, pipe: Pipeline) -> None:
-        self._job, self._side = job, pipe.model.image_side
+    def __init__(self, job: Job, *, side: int) -> None:
+        self._job, self._side = job, side
         self.own = presets.preset(job.model).assets and job.inception is None
         self.scores = self.own or job.reference is not None
         self.judge: Network | None = None
@@ -110,7 +114,7 @@ class _Looks:
 
 
 @cache
-def _extractor(looks: _Looks) -> Extractor:
+def _extractor(looks: Looks) -> Extractor:
     if looks._network is not None:
         return from_network(looks._network, device=looks._job.device)
     if looks._job.inception is None:
@@ -122,7 +126,7 @@ def _extractor(looks: _Looks) -> Extractor:
 
 
 @cache
-def _reference(looks: _Looks) -> Reference:
+def _reference(looks: Looks) -> Reference:
     path = looks._job.reference
     if path is None:
         data = Shapes(side=looks._side)
@@ -140,7 +144,7 @@ def _generate(
     for first in range(0, job.images, job.batch):
         count = min(job.batch, job.images - first)
         output = made(balanced_labels(count, pipe.model.classes, first=first), seed=job.seed, first=first)
-        check_output(output, batch=count, side=pipe.model.image_side)
+        check_images(output.images, batch=count, side=pipe.model.image_side)
         images.append(to_uint8(output.images))
         tokens.append(output.tokens.cpu().numpy())
         channel.alive(row=made.row, done=first + count, of=job.images)
@@ -150,7 +154,7 @@ def _generate(
     return whole, np.concatenate(tokens)
 
 
-def _samples(images: Images, tokens: NDArray[np.int64], labels: NDArray[np.int64]) -> Samples:
+def samples(images: Images, labels: NDArray[np.int64], *, tokens: NDArray[np.int64] | None) -> Samples:
     """The first images as one picture: the same labels and noise in every row."""
     count = min(GRID, len(images))
     columns = min(10, count)
@@ -166,7 +170,7 @@ def _samples(images: Images, tokens: NDArray[np.int64], labels: NDArray[np.int64
         png=base64.b64encode(buffer.getvalue()).decode(),
         columns=columns,
         labels=tuple(int(label) for label in labels[:count]),
-        tokens_sha256=hashlib.sha256(np.ascontiguousarray(tokens[:count]).tobytes()).hexdigest(),
+        tokens_sha256=None if tokens is None else hashlib.sha256(np.ascontiguousarray(tokens[:count]).tobytes()).hexdigest(),
     )
 
 
@@ -178,7 +182,7 @@ def _keep(path: Path, images: Images, tokens: NDArray[np.int64]) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def _distance(looks: _Looks, path: Path, images: Images, tokens: NDArray[np.int64]) -> Distance:
+def _distance(looks: Looks, path: Path, images: Images, tokens: NDArray[np.int64]) -> Distance:
     with np.load(path, allow_pickle=False) as stored:
         full_images, full_tokens = stored["images"], stored["tokens"]
     count = min(len(full_images), len(images))
@@ -197,7 +201,7 @@ def _distance(looks: _Looks, path: Path, images: Images, tokens: NDArray[np.int6
     )
 
 
-def _floors(job: Job, pipe: Pipeline, looks: _Looks) -> dict[str, Score]:
+def _floors(job: Job, pipe: Pipeline, looks: Looks) -> dict[str, Score]:
     """What no method can beat: other real images, and real images through the tokenizer, as many as are scored."""
     if job.reference is not None:
         return {}

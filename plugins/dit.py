@@ -44,6 +44,10 @@ class DiT(Generator):
         self._side, self._size, self._steps, self._cfg, self._weights = side, size, steps, cfg, weights
         self._pipe: Any = None
 
+    @property
+    def trained(self) -> bool:
+        return bool(self._weights)
+
     def load(self, *, device: str, dtype: str, seed: int) -> None:
         import torch
 

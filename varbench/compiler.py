@@ -16,6 +16,7 @@ from varbench.policies import (
     DepthPolicy,
     EveryScale,
     FullDepth,
+    Generator,
     GuidancePolicy,
     StepPolicy,
     StepSpec,
@@ -46,6 +47,8 @@ class RowPolicies:
     guidance: Owned[GuidancePolicy] | None = None
     tokens: Owned[TokenPolicy] | None = None
     caches: tuple[Owned[CacheStrategy], ...] = ()
+    generator: Owned[Generator] | None = None
+    """Replaces the loop, and with it the plan."""
 
 
 class SlotKey(NamedTuple):
@@ -67,6 +70,8 @@ def compile_plan(
 
     `loaded` gives the sizes of further models as they are, where they differ from what the plugin expects.
     """
+    if row.generator is not None:
+        raise PlanError(f"{row.generator.plugin} replaces the generation loop, so {row.name} has no plan; `varbench run` measures it")
     for owned in (row.depth, row.steps, row.guidance, row.tokens, *row.caches):
         if owned is not None and getattr(owned.policy, "dynamic", False):
             raise PlanError(

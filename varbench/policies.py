@@ -184,6 +184,11 @@ class Work:
 class Generator(Protocol):
     """A whole other way to make images, in place of the generation loop."""
 
+    @property
+    def trained(self) -> bool:
+        """False where the weights are random: then speed and memory are measured, and quality is not."""
+        return True
+
     def load(self, *, device: str, dtype: str, seed: int) -> None:
         """Bring the weights to the device; random ones, drawn from the seed, where none were given."""
         ...

@@ -29,7 +29,6 @@ ACCOUNTINGS: tuple[Accounting, ...] = ("lossless", "upstream")
 
 NOT_EXECUTED = {
     "varbench_transform_model": "replaced modules",
-    "varbench_generator": "generators in place of the loop",
 }
 """Hooks that are specified and that nothing runs yet: a row whose plugin gives one is refused, never half obeyed."""
 
@@ -278,7 +277,10 @@ def _row(chosen: Sequence[_Chosen], model: ModelSpec, manager: PluginManager) ->
         guidance=_one(name, "varbench_guidance_policy", settings, model, manager),
         tokens=_one(name, "varbench_token_policy", settings, model, manager),
         caches=tuple(_given("varbench_cache_strategy", settings, model, manager)),
+        generator=_one(name, "varbench_generator", settings, model, manager),
     )
+    if policies.generator is not None and len(settings) > 1:
+        raise UserError(f"{name}: {policies.generator.plugin} replaces the whole loop, so it must be alone in its row")
     schedule = _one(name, "varbench_training_schedule", settings, model, manager)
     recipe = _recipe(name, settings, schedule)
     return Row(

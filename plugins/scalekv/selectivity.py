@@ -31,8 +31,8 @@ def least_selective(pipe: Pipeline) -> dict[str, Any]:
 
     def look(layer: int, scale: int, keys_BHnc: Tensor, queries_BHLc: Tensor) -> None:
         if scale:
-            softmax_scale = pipe.backbones["main"].blocks[layer].attn.softmax_scale
-            found[layer].append(own_share(keys_BHnc, queries_BHLc, softmax_scale))
+            attention: Any = pipe.backbones["main"].blocks[layer].attn
+            found[layer].append(own_share(keys_BHnc, queries_BHLc, attention.softmax_scale))
 
     labels = [image * model.classes // IMAGES for image in range(IMAGES)]
     observe(pipe, labels, seed=SEED, look=look)

@@ -118,15 +118,19 @@ def _check_place(out: Path, *, resume: bool) -> None:
 def _run(out: Path, options: Any, prepared: Any) -> Run:
     from varbench.measure.environment import available_memory
     from varbench.runner.filling import Run
-    from varbench.runner.prepare import UPSTREAM
+    from varbench.runner.prepare import UPSTREAM, Measured
 
-    scored = options.images > 0 and prepared.files is not None
+    def scored(one: Measured) -> bool:
+        if one.generator is not None:
+            return one.generator.trained
+        return prepared.files is not None and one.name != UPSTREAM
+
     return Run(
         name=out.name,
         options=options,
         prepared=prepared,
         order=tuple(prepared.measured),
-        quality_rows=frozenset(name for name in prepared.measured if name != UPSTREAM) if scored else frozenset(),
+        quality_rows=frozenset(name for name, one in prepared.measured.items() if options.images and scored(one)),
         available_memory=available_memory(),
     )
 

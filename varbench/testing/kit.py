@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 
 import torch
 
@@ -14,8 +14,10 @@ import varbench.measure
 import varbench.quality
 import varbench.records  # noqa: F401  what may be tampered with is loaded before the plugin is
 from varbench.errors import UserError, did_you_mean
+from varbench.policies import Setting
 from varbench.spec import ModelSpec
 from varbench.testing import memory, sameness, tampering, work
+from varbench.testing.generators import OF_GENERATOR, GeneratorSubject, generator_of, settings_of
 from varbench.testing.global_state import GlobalState, restored
 from varbench.testing.model import SPEC
 from varbench.testing.subject import Bench, Subject, given, installed
@@ -24,9 +26,10 @@ from varbench.testing.untouched import Originals
 OfRow = Callable[[Subject], Iterator[str]]
 OfMethod = Callable[[Sequence[Subject]], Iterator[str]]
 
+OF_ANSWERS: tuple[OfRow, ...] = (sameness.picks_are_places, sameness.inputs_untouched)
+"""Asked first, since wrong answers can stop the engine."""
+
 OF_ROW: tuple[OfRow, ...] = (
-    sameness.picks_are_places,
-    sameness.inputs_untouched,
     sameness.images_in_range,
     sameness.plan_stable,
     work.trace_equals_plan,
@@ -72,7 +75,7 @@ class Finding:
 
 def invariants() -> dict[str, str]:
     """Every invariant's name, with its promise in a sentence."""
-    promises = {check.__name__: _sentence(check.__doc__) for check in (*OF_ROW, *OF_METHOD)}
+    promises = {check.__name__: _sentence(check.__doc__) for check in (*OF_ANSWERS, *OF_ROW, *OF_METHOD)}
     return {RUNS: "The plugin can be imported, compiled at every setting that it names, and run.", **promises}
 
 
@@ -84,6 +87,7 @@ def check(
     method: str | object,
     *,
     name: str = "method",
+    only: Collection[str] | None = None,
     without: Collection[str] = (),
     model: ModelSpec = SPEC,
     progress: Callable[[str], None] | None = None,
@@ -91,20 +95,20 @@ def check(
     """Broken promises of a method; an empty list is a pass.
 
     `method` is a row (`variant@d4`), the name of an installed plugin (all its settings), or a module or object with the
-    hooks, which is then called `name`. `without` leaves invariants out. `progress` is told what is being checked.
+    hooks, which is then called `name`. `only` and `without` choose among the invariants. `progress` is told what is
+    being checked.
     """
-    for unwanted in without:
-        if unwanted not in invariants():
-            raise UserError(f"no invariant {unwanted!r}.{did_you_mean(unwanted, invariants())}")
+    for unknown in {*without, *(only or ())} - invariants().keys():
+        raise UserError(f"no invariant {unknown!r}.{did_you_mean(unknown, invariants())}")
+    left_out = frozenset(without) | (invariants().keys() - set(only) if only is not None else set())
     originals = Originals()
     with restored():
         # Threads beyond one only get in each other's way on a model this small.
         torch.set_num_threads(1)
         try:
-            before = GlobalState()
             bench = installed(model) if isinstance(method, str) else given(model, name, method)
             text = method if isinstance(method, str) else name
-            return list(_Check(bench, text, frozenset(without), before, progress or _silent).findings())
+            return list(_Check(bench, text, left_out, progress or _silent).findings())
         finally:
             originals.restore()
 
@@ -115,15 +119,26 @@ def _silent(_: str) -> None:
 
 class _Check:
     def __init__(
-        self, bench: Bench, text: str, without: frozenset[str], before: GlobalState, progress: Callable[[str], None]
+        self, bench: Bench, text: str, without: frozenset[str], progress: Callable[[str], None]
     ) -> None:
         self._bench, self._text, self._without, self._progress = bench, text, without, progress
-        self._before = before
+        # Held here, where a plugin that is imported later does not find them.
+        self._of_answers, self._of_rows, self._of_methods = OF_ANSWERS, OF_ROW, OF_METHOD
 
     def findings(self) -> Iterator[Finding]:
         subjects: list[Subject] = []
-        for plugin in _plugins(self._text):
+        plugins = _plugins(self._text)
+        for plugin in plugins:
             self._bench.manager.plugin(plugin)
+        if len(plugins) == 1:
+            generators = [
+                setting
+                for setting in settings_of(self._bench.manager, plugins[0], self._bench.model)
+                if generator_of(self._bench.manager, setting, self._bench.model) is not None
+            ]
+            if generators:
+                yield from self._of_generators(generators)
+                return
         try:
             subjects = [Subject(self._bench, row) for row in self._bench.expand(self._text)]
         except Exception as error:
@@ -137,33 +152,43 @@ class _Check:
             yield from found
             if not any(finding.invariant == RUNS for finding in found):
                 ran.append(subject)
-        for check in OF_METHOD:
-            if check.__name__ not in self._without:
-                those = subjects if check is work.work_falls_as_knob_tightens else ran
-                yield from self._asked(check.__name__, self._text, check, those)
+        for check in self._of_methods:
+            those = subjects if check is work.work_falls_as_knob_tightens else ran
+            yield from self._asked(check.__name__, self._text, check, those)
 
     def _changed_by_importing(self) -> Iterator[Finding]:
         """Global state is put back before rows run, so that one who changed it is not blamed for all that follows."""
         now = GlobalState()
         name = tampering.no_global_state_change.__name__
         if name not in self._without:
-            for change in self._before.changes(now):
+            for change in self._bench.before.changes(now):
                 yield Finding(invariant=name, row=self._text, message=f"after importing and compiling it: {change}")
-        self._before.restore()
+        self._bench.before.restore()
 
     def _of_row(self, subject: Subject) -> Iterator[Finding]:
         row = subject.row.name
-        for check in OF_ROW:
-            if check.__name__ in self._without:
-                continue
-            began = time.perf_counter()
-            found = list(self._asked(check.__name__, row, check, subject))
-            self._progress(f"{row}: {check.__name__} {'BROKEN' if found else 'ok'} ({time.perf_counter() - began:.2f} s)")
-            yield from found
-            if check is sameness.images_in_range and (yield from self._cannot_run(subject)):
-                return
+        for check in self._of_answers:
+            yield from self._asked(check.__name__, row, check, subject)
+        if (yield from self._cannot_run(subject)):
+            return
+        for check in self._of_rows:
+            yield from self._asked(check.__name__, row, check, subject)
 
-    def _cannot_run(self, subject: Subject) -> Iterator[Finding]:
+    def _of_generators(self, settings: Sequence[Setting]) -> Iterator[Finding]:
+        yield from self._changed_by_importing()
+        for setting in settings:
+            try:
+                subject = GeneratorSubject(self._bench, setting)
+                _ = subject.first
+            except Exception as error:
+                yield from self._failed(RUNS, setting.plugin, error)
+                continue
+            for check in OF_GENERATOR:
+                yield from self._asked(check.__name__, subject.name, check, subject)
+        for untouched in (tampering.sampler_untouched, tampering.evaluator_untouched, tampering.engine_untouched):
+            yield from self._asked(untouched.__name__, self._text, untouched, ())
+
+    def _cannot_run(self, subject: Subject) -> Generator[Finding, None, bool]:
         try:
             _ = subject.first
         except Exception as error:
@@ -172,11 +197,17 @@ class _Check:
         return False
 
     def _asked(self, name: str, row: str, check: Callable[..., Iterator[str]], *arguments: object) -> Iterator[Finding]:
+        if name in self._without:
+            return
+        began, broken = perf_counter(), False
         try:
             for message in check(*arguments):
+                broken = True
                 yield Finding(invariant=name, row=row, message=message)
         except Exception as error:
+            broken = True
             yield from self._failed(name, row, error)
+        self._progress(f"{row}: {name}: {'BROKEN' if broken else 'kept'} ({perf_counter() - began:.2f} s)")
 
     def _failed(self, invariant: str, row: str, error: Exception) -> Iterator[Finding]:
         if invariant not in self._without:

@@ -6,9 +6,9 @@ import functools
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
@@ -52,6 +52,7 @@ class Bench:
         self.model, self.points = model, points
         self.manager = PluginManager(points)
         self.warm = False
+        self.before = GlobalState()
         self._pipelines: dict[tuple[tuple[str, ModelSpec], ...], Pipeline] = {}
 
     def pipeline(self, row: Row) -> Pipeline:
@@ -74,14 +75,6 @@ def given(model: ModelSpec, name: str, plugin: object) -> Bench:
     """The installed plugins and this one, which takes the place of one that is installed under its name."""
     others = tuple(point for point in entry_points(group=hookspecs.PROJECT) if point.name != name)
     return Bench(model, (*others, GivenPoint(name, plugin)))
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Global state at the moments of one generation."""
-
-    output: Output
-    moments: tuple[tuple[str, GlobalState], ...]
 
 
 class Subject:
@@ -145,25 +138,28 @@ class Subject:
 
     @contextmanager
     def afresh(self) -> Iterator[Subject]:
-        """The same row of plugins that are imported again, as a new process would."""
-        points: list[EntryPoint] = []
-        removed: dict[str, ModuleType] = {}
-        names = {setting.plugin for setting in self.row.settings}
-        for point in self.bench.points:
-            points.append(point)
-            if point.name in names:
-                removed.update(_modules_of(point))
-        for name in removed:
-            del sys.modules[name]
-        try:
-            importlib.invalidate_caches()
-            bench = Bench(self.bench.model, tuple(map(_again, points)))
+        """The same row of plugins that are imported again."""
+        with afresh(self.bench, {setting.plugin for setting in self.row.settings}) as bench:
             (row,) = rows.expand(_spelled(self.row), bench.model, manager=bench.manager)
             yield Subject(bench, replace(row, name=f"{row.name} (imported again)"))
-        finally:
-            for name in [name for name in sys.modules if name in removed]:
-                del sys.modules[name]
-            sys.modules.update(removed)
+
+
+@contextmanager
+def afresh(bench: Bench, plugins: Collection[str]) -> Iterator[Bench]:
+    """A bench whose plugins of these names are imported again, as a new process would."""
+    removed: dict[str, ModuleType] = {}
+    for point in bench.points:
+        if point.name in plugins:
+            removed.update(_modules_of(point))
+    for name in removed:
+        del sys.modules[name]
+    try:
+        importlib.invalidate_caches()
+        yield Bench(bench.model, tuple(map(_again, bench.points)))
+    finally:
+        for name in [name for name in sys.modules if name in removed]:
+            del sys.modules[name]
+        sys.modules.update(removed)
 
 
 def _spelled(row: Row) -> str:

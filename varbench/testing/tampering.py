@@ -3,43 +3,57 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 
-from varbench.testing.global_state import GlobalState, wrong_clocks
+from varbench.testing.global_state import GlobalState, stir, wrong_clocks
 from varbench.testing.sameness import tokens_are_drawn_from_logits
 from varbench.testing.subject import Bench, Subject
-from varbench.testing.untouched import tampered
+from varbench.testing.untouched import Originals, tampered
 
 
 def no_global_state_change(subject: Subject) -> Iterator[str]:
     """Random states, default types, switches, clocks and the environment stay as they are at every step."""
+    _ = subject.first
+    subject.compile()
+
+    def work(observe: Callable[[str, int], None]) -> None:
+        subject.generate(observer=observe)
+
+    def anew() -> None:
+        with subject.afresh() as fresh:
+            fresh.generate()
+
+    yield from global_changes(subject.bench.before, work, anew)
+
+
+def global_changes(
+    started: GlobalState, work: Callable[[Callable[[str, int], None]], object], anew: Callable[[], object]
+) -> Iterator[str]:
+    """What is not as when the check began, or changes while it works, or while it is imported and works anew."""
     yield from wrong_clocks()
+    earlier = list(started.changes(GlobalState()))
+    if earlier:
+        yield from (f"after it ran for the first time: {change}" for change in earlier)
+        return
+    # Whoever always sets the same seed would otherwise change nothing any more.
+    stir()
     before = GlobalState()
     moments: list[tuple[str, GlobalState]] = []
-
-    def observe(moment: str, step: int) -> None:
-        if moment == "end":
-            moments.append((f"step {step + 1}", GlobalState()))
-
-    subject.compile()
-    moments.append(("compiling", GlobalState()))
     try:
-        subject.generate(observer=observe)
+        work(lambda moment, step: moments.append((f"step {step + 1}", GlobalState())) if moment == "end" else None)
         moments.append(("generating", GlobalState()))
-        with subject.afresh() as fresh:
-            moments.append(("importing it", GlobalState()))
-            fresh.generate()
-            moments.append(("generating anew", GlobalState()))
+        anew()
+        moments.append(("importing it again", GlobalState()))
     finally:
-        before.restore()
+        started.restore()
     for moment, state in moments:
         found = list(before.changes(state))
         if found:
             yield from (f"after {moment}: {change}" for change in found)
-            break
+            return
 
 
 def weights_untouched(subject: Subject) -> Iterator[str]:
@@ -93,6 +107,22 @@ def sampler_untouched(subjects: Sequence[Subject]) -> Iterator[str]:
 def engine_untouched(subjects: Sequence[Subject]) -> Iterator[str]:
     """The engine, the compiler, the models, this kit and the parts of torch that they use are as their sources say."""
     yield from tampered("engine")
+    for subject in subjects:
+        yield from _replaced_on_the_way(subject)
+
+
+def _replaced_on_the_way(subject: Subject) -> Iterator[str]:
+    """What is replaced within a generation, even if it is put back before its end."""
+    originals = Originals()
+    seen: dict[str, int] = {}
+
+    def observe(moment: str, step: int) -> None:
+        for name in originals.changes():
+            seen.setdefault(name, step)
+
+    subject.generate(observer=observe)
+    for name, step in seen.items():
+        yield f"{subject.row.name}: {name} was replaced while step {step + 1} ran"
 
 
 def evaluator_untouched(subjects: Sequence[Subject]) -> Iterator[str]:

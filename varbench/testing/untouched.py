@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import builtins
 import functools
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -39,13 +40,21 @@ BUILT_IN: dict[Any, tuple[str, ...]] = {
 
 CLASSES = (torch.nn.Module, torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv2d, torch.nn.GroupNorm)
 
+LIBRARIES = ("numpy", "scipy", "torch_fidelity", "cleanfid")
+
 
 def tampered(part: str) -> list[str]:
     """What of a part, `sampler`, `evaluator` or `engine` (all the rest), is no longer as its source says."""
     found = list(_torch()) if part == "engine" else []
+    if part == "evaluator":
+        found += [message for library in LIBRARIES for message in _foreign(library)]
     for name, module in sorted(sys.modules.items()):
-        if name.split(".")[0] == "varbench" and isinstance(module, types.ModuleType):
-            found += [message for concerned, message in _module(module) if concerned == part]
+        if name.split(".")[0] != "varbench":
+            continue
+        if not isinstance(module, types.ModuleType) or module.__name__ != name:
+            found += [f"the module {name} is {module!r}"] if _part(name) == part else []
+            continue
+        found += [message for concerned, message in _module(module) if concerned == part]
     return found
 
 
@@ -55,12 +64,14 @@ def _part(module: str) -> str:
     return "evaluator" if module.startswith(EVALUATOR) else "engine"
 
 
+_BUILTIN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
+
+
 def _torch() -> Iterator[str]:
-    builtin = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
     for owner, names in BUILT_IN.items():
         for name in names:
             thing = getattr(owner, name)
-            if not isinstance(thing, builtin) and not _is_of_torch(thing):
+            if not isinstance(thing, _BUILTIN) and not _is_of_torch(thing):
                 yield f"{owner.__name__}.{name} is not torch's own, but {thing!r}"
     for name, thing in vars(F).items():
         if isinstance(thing, types.FunctionType) and name not in BUILT_IN[F] and not _is_of_torch(thing):
@@ -71,6 +82,23 @@ def _torch() -> Iterator[str]:
                 yield f"torch.nn.{cls.__name__}.{name} is not torch's own, but comes from {thing.__code__.co_filename}"
 
 
+def _foreign(library: str) -> Iterator[str]:
+    """Functions in a library's modules, as far as they are loaded, that come from elsewhere."""
+    for name, module in list(sys.modules.items()):
+        if name != library and not name.startswith(f"{library}."):
+            continue
+        for key, thing in list(vars(module).items()) if isinstance(module, types.ModuleType) else ():
+            if isinstance(thing, types.FunctionType) and not _is_installed(thing):
+                yield f"{name}.{key} is not the library's own, but comes from {thing.__code__.co_filename}"
+
+
+def _is_installed(thing: types.FunctionType) -> bool:
+    """Whether it comes from the standard library or from the folder that holds torch."""
+    return thing.__code__.co_filename.startswith(("<", _STANDARD, _SITE))
+
+
+_OWN = str(Path(__file__).parents[1])
+_SITE = str(Path(torch.__file__).parents[1])
 _TORCH = str(Path(torch.__file__).parent)
 _STANDARD = str(Path(functools.__file__).parent)
 
@@ -82,8 +110,10 @@ def _is_of_torch(thing: Any) -> bool:
 
 def _module(module: types.ModuleType) -> Iterator[tuple[str, str]]:
     """Parts that are concerned, and what is wrong. What was imported from the sampler is the sampler's concern."""
-    path = getattr(module, "__file__", None)
-    if not path or not path.endswith(".py") or not Path(path).is_file():
+    path = str(getattr(module, "__file__", None))
+    expected = module.__name__.replace(".", os.sep)
+    if not path.startswith(_OWN) or not path.endswith((f"{expected}.py", os.path.join(expected, "__init__.py"))):
+        yield _part(module.__name__), f"the module {module.__name__} comes from {path}"
         return
     tree, codes = _compiled(path, _rewriter(module))
     for node in tree.body:
@@ -255,6 +285,17 @@ class Originals:
             (thing, thing.__code__) for _, names in self._bound for thing in names.values() if isinstance(thing, types.FunctionType)
         ]
         self._builtins = dict(vars(builtins))
+
+    def changes(self) -> Iterator[str]:
+        """Names that are bound to something else now."""
+        for owner, names in self._bound:
+            now = vars(owner)
+            for name, thing in names.items():
+                if now.get(name, thing) is not thing and isinstance(thing, (types.FunctionType, type, *_BUILTIN)):
+                    yield f"{owner.__name__}.{name}"
+        for function, code in self._codes:
+            if function.__code__ is not code:
+                yield f"{function.__module__}.{function.__qualname__}"
 
     def restore(self) -> None:
         for owner, names in self._bound:

@@ -1,0 +1,679 @@
+"""The conformance kit: honest methods pass, and for every invariant there is a liar that it, and it alone, must catch.
+
+Each liar is a plugin of a few lines. It is found by the invariant that it breaks, and with that invariant switched off
+it is not found under that name: so an invariant whose check is disabled makes its own liar's test fail.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import varbench.cost
+import varbench.engine.sampler
+import varbench.pipeline
+from varbench.__main__ import main
+from varbench.engine.cache import State
+from varbench.errors import UserError
+from varbench.policies import CacheStrategy, DepthPolicy, Settings, TokenPolicy, Work
+from varbench.testing import check, invariants
+from varbench.testing.global_state import GlobalState, restored
+from varbench.testing.untouched import Originals, tampered
+
+pytest_plugins = ["pytester"]
+
+HONEST = ("full_var", "variant@d4", "scale_window@w1")
+
+
+class KeepsHalf(CacheStrategy):
+    """Honest: each head keeps the half of the entries with the largest sums of keys."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def budget(self, layer: int, scale: int, group: int) -> int | None:
+        return (self.model.starts[scale + 1] + 1) // 2
+
+    def pick(self, keys_BHnc: Any, queries_BHLc: Any, count: int, *, layer: int, scale: int, group: int) -> Any:
+        return keys_BHnc.sum(dim=-1).topk(count).indices.sort().values
+
+
+class ComputesHalf(TokenPolicy):
+    """Honest: the FFN of the last scale computes the half of the tokens that are longest."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def tokens(self, layer: int, scale: int, sublayer: str) -> int | None:
+        return self.model.tokens[scale] // 2 if scale >= self.model.scales - 2 and sublayer == "ffn" else None
+
+    def pick(self, x_BLC: Any, count: int, *, layer: int, scale: int, sublayer: str) -> Any:
+        return x_BLC.square().sum(dim=-1).topk(count).indices.sort().values
+
+    def fill(self, computed_BnC: Any, places_Bn: Any, remembered_BlC: Any, *, length: int, scale: int) -> Any:
+        filled = computed_BnC.new_zeros(len(computed_BnC), length, computed_BnC.shape[-1])
+        return filled.scatter(1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC)
+
+
+class CachePlugin:
+    policy: type[CacheStrategy] = KeepsHalf
+
+    def varbench_cache_strategy(self, setting: Any, model: Any) -> Any:
+        return self.policy(model)  # type: ignore[call-arg]
+
+
+class TokenPlugin:
+    policy: type[TokenPolicy] = ComputesHalf
+
+    def varbench_token_policy(self, setting: Any, model: Any) -> Any:
+        return self.policy(model)  # type: ignore[call-arg]
+
+
+class DepthPlugin:
+    def varbench_depth_policy(self, setting: Any, model: Any) -> Any:
+        class All(DepthPolicy):
+            def layers(self, scale: int, backbone: str) -> Sequence[int]:
+                return range(model.depth)
+
+        return All()
+
+
+def cache_liar(pick: Any = None, **members: Any) -> Any:
+    """A cache plugin that is honest but for `pick(self, honest, keys, queries, where)` and other members."""
+
+    class Liar(KeepsHalf):
+        def pick(self, keys_BHnc: Any, queries_BHLc: Any, count: int, **where: Any) -> Any:
+            honest = super().pick(keys_BHnc, queries_BHLc, count, **where)
+            return honest if pick is None else pick(self, honest, keys_BHnc, queries_BHLc, where)
+
+    for name, member in members.items():
+        setattr(Liar, name, member)
+    return type("Plugin", (CachePlugin,), {"policy": Liar})()
+
+
+def token_liar(pick: Any = None, fill: Any = None) -> Any:
+    class Liar(ComputesHalf):
+        def pick(self, x_BLC: Any, count: int, **where: Any) -> Any:
+            honest = super().pick(x_BLC, count, **where)
+            return honest if pick is None else pick(self, honest, x_BLC, where)
+
+        def fill(self, computed_BnC: Any, places_Bn: Any, remembered_BlC: Any, **where: Any) -> Any:
+            honest = super().fill(computed_BnC, places_Bn, remembered_BlC, **where)
+            return honest if fill is None else fill(honest, computed_BnC)
+
+    return type("Plugin", (TokenPlugin,), {"policy": Liar})()
+
+
+LIARS: dict[str, dict[str, Any]] = {}
+"""For each invariant, liars by name: functions that make a plugin."""
+
+
+def breaks(invariant: str) -> Any:
+    def register(make: Any) -> Any:
+        LIARS.setdefault(invariant, {})[make.__name__] = make
+        return make
+
+    return register
+
+
+# --- what policies answer ---------------------------------------------------------------------------------------------
+
+
+@breaks("runs")
+def fails_at_the_third_scale() -> Any:
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        if where["scale"] == 2:
+            raise RuntimeError("no idea what to keep")
+        return honest
+
+    return cache_liar(pick)
+
+
+@breaks("runs")
+def cannot_be_compiled() -> Any:
+    return cache_liar(budget=lambda self, layer, scale, group: 0)
+
+
+@breaks("picks_are_places")
+def keeps_one_entry_twice() -> Any:
+    return cache_liar(lambda self, honest, keys, queries, where: honest[..., :1].expand_as(honest))
+
+
+@breaks("picks_are_places")
+def computes_one_token_twice() -> Any:
+    return token_liar(lambda self, honest, x, where: honest[..., :1].expand_as(honest))
+
+
+@breaks("picks_are_places")
+def asks_for_a_token_that_is_not_there() -> Any:
+    return token_liar(lambda self, honest, x, where: honest + x.shape[1])
+
+
+@breaks("inputs_untouched")
+def merges_into_the_cache() -> Any:
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        keys.mul_(0.5)
+        return honest
+
+    return cache_liar(pick)
+
+
+@breaks("inputs_untouched")
+def computes_the_rest_in_place() -> Any:
+    def pick(self: Any, honest: Any, x: Any, where: Any) -> Any:
+        x.add_(0.01)
+        return honest
+
+    return token_liar(pick)
+
+
+@breaks("images_in_range")
+def brightens_its_images() -> Any:
+    real = varbench.pipeline.Pipeline._decode_map
+    varbench.pipeline.Pipeline._decode_map = lambda self, f_hat: real(self, f_hat) * 2
+    return DepthPlugin()
+
+
+@breaks("plan_stable")
+def plans_by_chance() -> Any:
+    return cache_liar(budget=lambda self, layer, scale, group: random.Random().randrange(5, 500))
+
+
+@breaks("plan_stable")
+def plans_less_each_time() -> Any:
+    asked: list[int] = []
+
+    class Fewer(DepthPolicy):
+        def layers(self, scale: int, backbone: str) -> Sequence[int]:
+            asked.append(scale)
+            return range(2 if len(asked) > 18 else 8)
+
+    return type("Plugin", (), {"varbench_depth_policy": lambda self, setting, model: Fewer()})()
+
+
+@breaks("trace_equals_plan")
+def computes_more_than_planned() -> Any:
+    def pick(self: Any, honest: Any, x: Any, where: Any) -> Any:
+        return torch.arange(x.shape[1]).expand(x.shape[0], -1)
+
+    return token_liar(pick)
+
+
+@breaks("measured_flops_equal_plan")
+def works_while_filling_in() -> Any:
+    def fill(honest: Any, computed: Any) -> Any:
+        width = honest.shape[-1]
+        for _ in range(20):
+            honest = honest + 1e-9 * (honest @ torch.eye(width))
+        return honest
+
+    return token_liar(fill=fill)
+
+
+@breaks("measured_flops_equal_plan")
+def attends_to_nothing() -> Any:
+    F.scaled_dot_product_attention = lambda q, k, v, **options: v[:, :, -q.shape[2] :]
+    return DepthPlugin()
+
+
+@breaks("neutral_equals_full")
+def is_not_neutral_when_it_picks_everything() -> Any:
+    return token_liar(fill=lambda honest, computed: honest * 1.001)
+
+
+@breaks("neutral_equals_full")
+def calls_itself_neutral() -> Any:
+    plugin = cache_liar()
+    type(plugin).varbench_settings = lambda self, model: Settings(neutral=("",))
+    return plugin
+
+
+# --- results that depend on something else ----------------------------------------------------------------------------
+
+
+@breaks("deterministic")
+def picks_by_the_clock() -> Any:
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        stream = torch.Generator().manual_seed(time.perf_counter_ns() % 2**31)
+        return torch.rand(honest.shape[0], honest.shape[1], keys.shape[2], generator=stream).topk(honest.shape[2]).indices.sort().values
+
+    return cache_liar(pick)
+
+
+@breaks("seeds_and_labels_matter")
+def answers_one_image() -> Any:
+    real = varbench.pipeline.generate
+
+    def generate(*arguments: Any, **options: Any) -> Any:
+        options["labels_B"] = torch.zeros_like(options["labels_B"])
+        return real(*arguments, **options)
+
+    varbench.pipeline.generate = generate
+    return DepthPlugin()
+
+
+@breaks("no_memoised_repeat")
+def picks_what_it_picked_first() -> Any:
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        known = self.__dict__.setdefault("known", {})
+        return known.setdefault((where["layer"], where["scale"], honest.shape), honest.clone())
+
+    return cache_liar(pick)
+
+
+@breaks("repeat_as_slow_as_first")
+def remembers_whole_images() -> Any:
+    real, known = varbench.pipeline.generate, {}
+
+    def generate(*arguments: Any, **options: Any) -> Any:
+        key = (options["sampling"], tuple(options["labels_B"].tolist()), tuple(options["images_B"].tolist()))
+        if options.get("observer") or options.get("forced_BL") is not None or options["return_logits"]:
+            return real(*arguments, **options)
+        if key not in known:
+            known[key] = real(*arguments, **options)
+        return known[key]
+
+    varbench.pipeline.generate = generate
+    return DepthPlugin()
+
+
+@breaks("batch_invariance")
+def picks_for_the_whole_batch() -> Any:
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        together = keys.sum(dim=-1).sum(dim=0, keepdim=True)
+        return together.topk(honest.shape[2]).indices.sort().values.expand_as(honest).contiguous()
+
+    return cache_liar(pick)
+
+
+@breaks("teacher_equals_cached")
+def reads_less_of_the_cache() -> Any:
+    real = State.extend
+
+    def extend(self: Any, key: Any, group: int, use: Any, keys: Any, values: Any) -> Any:
+        k, v = real(self, key, group, use, keys, values)
+        return k, v * 0.9
+
+    State.extend = extend
+    return DepthPlugin()
+
+
+# --- work and time ----------------------------------------------------------------------------------------------------
+
+
+@breaks("work_falls_as_knob_tightens")
+def turns_a_knob_without_effect() -> Any:
+    plugin = DepthPlugin()
+    type(plugin).varbench_settings = lambda self, model: Settings(points=("d4", "d2"))
+    return plugin
+
+
+@breaks("work_falls_as_knob_tightens")
+def does_more_in_the_middle() -> Any:
+    class Plugin:
+        def varbench_settings(self, model: Any) -> Any:
+            return Settings(points=("first", "second", "third"))
+
+        def varbench_depth_policy(self, setting: Any, model: Any) -> Any:
+            count = {"first": 6, "second": 8, "third": 4}[setting.point]
+            return type("Some", (DepthPolicy,), {"layers": lambda self, scale, backbone: range(count)})()
+
+    return Plugin()
+
+
+@breaks("no_speedup_without_less_work")
+def is_faster_than_its_work() -> Any:
+    real, last = varbench.pipeline.generate, []
+
+    def generate(plan: Any, row: Any, **options: Any) -> Any:
+        if "(plain)" in row.name or options.get("observer") or options["return_logits"] or not last:
+            last[:] = [real(plan, row, **options)]
+        return last[0]
+
+    varbench.pipeline.generate = generate
+    return DepthPlugin()
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+@breaks("state_bytes_reachable")
+def hides_keys_on_itself() -> Any:
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        self.__dict__.setdefault("hidden", {})[where["layer"], where["scale"]] = keys.clone()
+        return honest
+
+    return cache_liar(pick)
+
+
+@breaks("state_bytes_reachable")
+def hides_keys_in_a_closure_as_numpy() -> Any:
+    hidden: list[Any] = []
+
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        if where["layer"] == 0 and where["scale"] == 0:
+            hidden.clear()
+        hidden.append(keys.numpy().copy())
+        return honest
+
+    return cache_liar(pick)
+
+
+@breaks("state_bytes_reachable")
+def hides_keys_in_an_old_buffer() -> Any:
+    buffer = torch.zeros(1 << 16)
+
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        flat = keys.flatten()[: len(buffer)]
+        buffer[: len(flat)] = flat
+        return honest
+
+    return cache_liar(pick)
+
+
+@breaks("state_bytes_reachable")
+def hides_keys_in_an_old_array() -> Any:
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        flat = keys.numpy().ravel()[: len(self.array)]
+        self.array[: len(flat)] = flat
+        return honest
+
+    return cache_liar(pick, array=np.zeros(1 << 16, dtype=np.float32))
+
+
+@breaks("state_bytes_reachable")
+def hides_keys_in_a_file() -> Any:
+    import os
+    import tempfile
+
+    path = os.path.join(tempfile.gettempdir(), f"varbench-liar-{os.getpid()}")
+
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        with open(path, "wb") as file:
+            file.write(b"keys")
+        os.remove(path)
+        return honest
+
+    return cache_liar(pick)
+
+
+@breaks("released_memory_freed")
+def never_lets_go() -> Any:
+    everything: list[Any] = []
+
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        everything.append(keys.detach())
+        return honest
+
+    return cache_liar(pick)
+
+
+# --- what belongs to others -------------------------------------------------------------------------------------------
+
+
+@breaks("no_global_state_change")
+def seeds_torch() -> Any:
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        torch.manual_seed(0)
+        return honest
+
+    return cache_liar(pick)
+
+
+@breaks("no_global_state_change")
+def draws_from_numpy() -> Any:
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        np.random.rand()
+        return honest
+
+    return cache_liar(pick)
+
+
+@breaks("no_global_state_change")
+def sets_the_default_type_while_it_is_asked() -> Any:
+    class Plugin(DepthPlugin):
+        def varbench_depth_policy(self, setting: Any, model: Any) -> Any:
+            torch.set_default_dtype(torch.float64)
+            return super().varbench_depth_policy(setting, model)
+
+    return Plugin()
+
+
+@breaks("no_global_state_change")
+def stops_the_clock() -> Any:
+    class Plugin(DepthPlugin):
+        def varbench_depth_policy(self, setting: Any, model: Any) -> Any:
+            time.perf_counter = lambda: 0.0
+            return super().varbench_depth_policy(setting, model)
+
+    return Plugin()
+
+
+@breaks("no_global_state_change")
+def switches_for_one_step_only() -> Any:
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        torch.backends.mkldnn.enabled = where["scale"] != 2
+        return honest
+
+    return cache_liar(pick)
+
+
+@breaks("weights_untouched")
+def shrinks_weights() -> Any:
+    import gc
+
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        for thing in gc.get_objects():
+            if type(thing).__name__ == "Transformer":
+                thing.head.bias.data.mul_(0.5)
+        return honest
+
+    return cache_liar(pick)
+
+
+@breaks("sampler_untouched")
+def always_draws_the_likeliest() -> Any:
+    import varbench.engine.generate as engine
+
+    engine.draw = lambda logits, noise: logits.argmax(dim=-1)
+    return DepthPlugin()
+
+
+@breaks("sampler_untouched")
+def filters_by_other_code() -> Any:
+    varbench.engine.sampler.filtered.__code__ = (lambda logits_BlV, *, top_k, top_p: logits_BlV).__code__
+    return DepthPlugin()
+
+
+@breaks("engine_untouched")
+def replaces_the_linear_function() -> Any:
+    real = F.linear
+    F.linear = lambda *arguments: real(*arguments)
+    return DepthPlugin()
+
+
+@breaks("engine_untouched")
+def replaces_something_for_two_steps() -> Any:
+    real = State.remember
+
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        State.remember = (lambda *arguments: real(*arguments)) if where["scale"] == 1 else real
+        return honest
+
+    return cache_liar(pick)
+
+
+@breaks("evaluator_untouched")
+def flatters_the_distance() -> Any:
+    import varbench.quality.frechet as frechet
+
+    frechet.frechet_distance = lambda first, second: 0.0
+    return DepthPlugin()
+
+
+@breaks("evaluator_untouched")
+def counts_less_work() -> Any:
+    varbench.cost._decoder = lambda spec, side, batch: (0, 0)
+    return DepthPlugin()
+
+
+CASES = [pytest.param(name, make, id=f"{name}-{liar}") for name, liars in LIARS.items() for liar, make in liars.items()]
+
+
+@pytest.fixture(autouse=True)
+def untouched() -> Iterator[None]:
+    """Liars that replace things when they are made are undone here, whatever the kit did."""
+    originals = Originals()
+    with restored():
+        try:
+            yield
+        finally:
+            originals.restore()
+
+
+@pytest.mark.parametrize(("invariant", "make"), CASES)
+def test_liar_is_caught_by_its_invariant(invariant: str, make: Any) -> None:
+    findings = check(make(), name="liar", only={"runs", invariant})
+    assert invariant in {finding.invariant for finding in findings}, [str(f) for f in findings]
+    assert all(len(finding.message) > 10 for finding in findings)
+
+
+def test_every_invariant_has_a_liar() -> None:
+    assert set(LIARS) == set(invariants())
+
+
+class Blobs:
+    """Honest generator: noise of its own stream through one matrix, with the label as brightness."""
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def load(self, *, device: str, dtype: str, seed: int) -> None:
+        self.weight = torch.randn(self.side, self.side, generator=torch.Generator().manual_seed(seed))
+
+    def noise(self, seed: int, image: int) -> torch.Tensor:
+        stream = torch.Generator().manual_seed(1000 * seed + image)
+        return torch.randn(3, self.side, self.side, generator=stream)
+
+    def generate(self, labels: Sequence[int], *, seed: int, first_image: int) -> torch.Tensor:
+        noise = torch.stack([self.noise(seed, first_image + place) for place in range(len(labels))])
+        return (noise @ self.weight + torch.tensor(labels).view(-1, 1, 1, 1)).sigmoid()
+
+    def work(self, batch: int) -> Work:
+        return Work(flops=2.0 * batch * 3 * self.side**3, steps=1)
+
+
+def generator_plugin(generator: type[Blobs] = Blobs) -> Any:
+    return type("Plugin", (), {"varbench_generator": lambda self, setting, model: generator(model.image_side)})()
+
+
+class LooksUp(Blobs):
+    known: dict[Any, Any] = {}
+
+    def generate(self, labels: Sequence[int], *, seed: int, first_image: int) -> torch.Tensor:
+        key = (tuple(labels), seed, first_image)
+        if key not in self.known:
+            self.known[key] = super().generate(labels, seed=seed, first_image=first_image)
+        return self.known[key]
+
+
+class Understates(Blobs):
+    def work(self, batch: int) -> Work:
+        return Work(flops=1.0 * batch * 3 * self.side**3, steps=1)
+
+
+class SeedsTheWorld(Blobs):
+    def noise(self, seed: int, image: int) -> torch.Tensor:
+        torch.manual_seed(1000 * seed + image)
+        return torch.randn(3, self.side, self.side)
+
+
+class IgnoresLabels(Blobs):
+    def generate(self, labels: Sequence[int], *, seed: int, first_image: int) -> torch.Tensor:
+        return super().generate([0] * len(labels), seed=seed, first_image=first_image)
+
+
+def test_an_honest_generator_passes() -> None:
+    assert not check(generator_plugin(), name="blobs")
+
+
+@pytest.mark.parametrize(
+    ("liar", "invariants"),
+    [
+        (LooksUp, {"repeat_as_slow_as_first", "released_memory_freed"}),
+        (Understates, {"measured_flops_equal_plan"}),
+        (SeedsTheWorld, {"no_global_state_change"}),
+        (IgnoresLabels, {"seeds_and_labels_matter"}),
+    ],
+)
+def test_a_lying_generator_is_caught(liar: type[Blobs], invariants: set[str]) -> None:
+    assert {finding.invariant for finding in check(generator_plugin(liar), name="blobs")} == invariants
+
+
+@pytest.mark.parametrize("plugin", [CachePlugin(), TokenPlugin(), DepthPlugin()], ids=["cache", "tokens", "depth"])
+def test_an_honest_plugin_passes(plugin: Any) -> None:
+    assert not check(plugin)
+
+
+@pytest.mark.parametrize("row", HONEST)
+def test_what_ships_passes(row: str) -> None:
+    assert not check(row)
+
+
+def test_leaving_an_invariant_out() -> None:
+    assert not check(computes_one_token_twice(), without={"picks_are_places", "neutral_equals_full"})
+    with pytest.raises(UserError, match="no invariant 'picks_are_place'. Did you mean 'picks_are_places'"):
+        check("full_var", without={"picks_are_place"})
+
+
+def test_global_state_is_put_back() -> None:
+    before = GlobalState()
+    check(sets_the_default_type_while_it_is_asked(), only={"runs"})
+    assert not list(before.changes(GlobalState()))
+
+
+def test_varbench_itself_is_as_its_source_says() -> None:
+    assert tampered("sampler") + tampered("evaluator") + tampered("engine") == []
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "variant@d4", "--only", "runs,deterministic,batch_invariance"]) == 0
+    assert capsys.readouterr().out.strip().endswith("variant@d4 keeps 3 promises")
+    assert main(["check", "no_such_plugin"]) == 2
+    assert "no plugin or package 'no_such_plugin'" in capsys.readouterr().err
+
+
+def test_each_promise_is_a_test_of_its_own(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+        import torch
+        from varbench.policies import CacheStrategy
+
+        class Liar(CacheStrategy):
+            def budget(self, layer, scale, group):
+                return 3
+
+            def pick(self, keys_BHnc, queries_BHLc, count, *, layer, scale, group):
+                torch.rand(1)
+                return torch.arange(count).expand(*keys_BHnc.shape[:2], -1)
+
+        class Plugin:
+            def varbench_cache_strategy(self, setting, model):
+                return Liar()
+
+        @pytest.mark.varbench(Plugin())
+        def test_promises(varbench_promise):
+            varbench_promise()
+        """
+    )
+    result = pytester.runpytest_inprocess("-p", "no:benchmark", "-k", "deterministic or global or picks_are")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["*no_global_state_change: *the random state of torch changed*"])

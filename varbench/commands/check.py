@@ -1,0 +1,70 @@
+"""`varbench check PACKAGE`: whether a method keeps what every method must."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from importlib.metadata import entry_points
+from typing import Any
+
+from varbench.errors import UserError, did_you_mean
+
+BROKEN = 1
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "check",
+        help="the conformance kit: whether a method keeps what every method must",
+        description="Runs a method on a tiny random model, on the CPU, and holds every promise against it. Exit code 1 when one "
+        "is broken.",
+    )
+    parser.add_argument("package", metavar="PACKAGE", help="a plugin, an installed package with plugins, or a row such as variant@d4")
+    parser.add_argument("--only", default="", metavar="NAMES", help="only these invariants, as in deterministic,batch_invariance")
+    parser.add_argument("--without", default="", metavar="NAMES", help="all but these invariants")
+    parser.add_argument("--model", metavar="PRESET", help="sizes of another model, with random weights; default: eight small layers")
+    parser.add_argument("--list", action="store_true", dest="listing", help="list the invariants, and check nothing")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from varbench.presets import preset
+    from varbench.testing.kit import check, invariants
+    from varbench.testing.model import SPEC
+
+    if args.listing:
+        print("\n".join(f"{name}\n    {promise}" for name, promise in invariants().items()))
+        return 0
+    only, without = (tuple(filter(None, names.split(","))) for names in (args.only, args.without))
+    model = preset(args.model).spec if args.model else SPEC
+    findings = []
+    methods = _methods(args.package)
+    for method in methods:
+        findings += check(method, only=only or None, without=without, model=model, progress=_progress)
+    if args.json:
+        print(json.dumps([{"invariant": f.invariant, "row": f.row, "message": f.message} for f in findings], indent=1))
+    elif findings:
+        print("\n".join(map(str, findings)))
+    else:
+        asked = len(set(only or invariants()) - set(without))
+        print(f"{', '.join(methods)} keep{'s' if len(methods) == 1 else ''} {asked} promises")
+    return BROKEN if findings else 0
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _methods(package: str) -> list[str]:
+    """Rows to check: a distribution stands for all its plugins. Nothing is imported for it."""
+    points = entry_points(group="varbench")
+    first = package.partition("+")[0].partition("@")[0].partition(":")[0]
+    if first in points.names:
+        return [package]
+    found = [point.name for point in points if point.dist and point.dist.name.lower().replace("_", "-") == package.lower().replace("_", "-")]
+    if not found:
+        known = {*points.names, *(point.dist.name for point in points if point.dist)}
+        raise UserError(f"no plugin or package {package!r} is installed.{did_you_mean(package, known)}")
+    return found

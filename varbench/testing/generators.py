@@ -1,0 +1,156 @@
+"""The promises that a generator of another family can be held to: it brings its own loop, so there is no plan."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from varbench.plugins import PluginManager
+from varbench.policies import Generator, Setting
+from varbench.spec import ModelSpec
+from varbench.testing.memory import PYTHON_SLACK, TENSORS_SLACK
+from varbench.testing.sameness import wrong_images
+from varbench.testing.subject import LABELS, SEED, Bench, afresh
+from varbench.testing.tampering import global_changes
+from varbench.testing.work import FLOPS_AGREE, faster_repeat
+
+SAME_PIXEL = 1 / 255
+"""Pixels that differ by less are the same at another batch size."""
+
+
+class GeneratorSubject:
+    """One setting of a generator plugin, loaded with random weights."""
+
+    def __init__(self, bench: Bench, setting: Setting) -> None:
+        self.bench, self.setting = bench, setting
+        selection = "/".join(filter(None, (setting.recipe, setting.point)))
+        self.name = setting.plugin + (f"@{selection}" if selection else "")
+        self.generator = self.load()
+
+    def load(self) -> Generator:
+        made = generator_of(self.bench.manager, self.setting, self.bench.model)
+        assert made is not None
+        made.load(device="cpu", dtype="float32", seed=0)
+        return made
+
+    def images(self, labels: tuple[int, ...] = LABELS, *, seed: int = SEED, first_image: int = 0) -> Tensor:
+        with torch.inference_mode():
+            return self.generator.generate(labels, seed=seed, first_image=first_image)
+
+    @cached_property
+    def first(self) -> Tensor:
+        return self.images()
+
+
+def generator_of(manager: PluginManager, setting: Setting, model: ModelSpec) -> Generator | None:
+    found: Generator | None = manager.call(setting.plugin, "varbench_generator", setting=setting, model=model)
+    return found
+
+
+def settings_of(manager: PluginManager, plugin: str, model: ModelSpec) -> list[Setting]:
+    """Every recipe at every point, with the parameters' defaults."""
+    settings = manager.call(plugin, "varbench_settings", model=model)
+    if settings is None:
+        return [Setting(plugin=plugin)]
+    defaults = {name: parameter.default for name, parameter in settings.parameters.items()}
+    return [
+        Setting(plugin=plugin, recipe=recipe, point=point, parameters=defaults)
+        for recipe, point in itertools.product(settings.recipes or (None,), settings.points or (None,))
+    ]
+
+
+def images_in_range(subject: GeneratorSubject) -> Iterator[str]:
+    yield from wrong_images(subject.first, count=len(LABELS), side=subject.bench.model.image_side)
+
+
+def deterministic(subject: GeneratorSubject) -> Iterator[str]:
+    if not torch.equal(subject.images(), subject.first):
+        yield f"a repeat's images differ by up to {float((subject.images() - subject.first).abs().max()):.3g}"
+
+
+def seeds_and_labels_matter(subject: GeneratorSubject) -> Iterator[str]:
+    others = {
+        "another seed": subject.images(seed=SEED + 17),
+        "other labels": subject.images(tuple((label + 1) % 10 for label in LABELS)),
+        "other images of the noise stream": subject.images(first_image=1000),
+    }
+    for what, other in others.items():
+        same = [number for number, (a, b) in enumerate(zip(other, subject.first, strict=True), 1) if torch.equal(a, b)]
+        if same:
+            yield f"{what} gave image {same[0]} of {len(LABELS)} unchanged"
+
+
+def batch_invariance(subject: GeneratorSubject) -> Iterator[str]:
+    alone = torch.cat([subject.images((label,), first_image=place) for place, label in enumerate(LABELS)])
+    distance = (alone - subject.first).abs()
+    share = float((distance < SAME_PIXEL).float().mean())
+    if share < 0.999:
+        yield f"made alone, images share {100 * share:.2f} % of their pixels with the same images made {len(LABELS)} at once"
+
+
+def no_memoised_repeat(subject: GeneratorSubject) -> Iterator[str]:
+    later = subject.images(seed=SEED + 5)
+    with afresh(subject.bench, {subject.setting.plugin}) as bench:
+        alone = GeneratorSubject(bench, subject.setting).images(seed=SEED + 5)
+    if not torch.equal(later, alone):
+        yield f"images depend on what was made before: they differ by up to {float((later - alone).abs().max()):.3g}"
+
+
+def repeat_as_slow_as_first(subject: GeneratorSubject) -> Iterator[str]:
+    yield from faster_repeat(lambda seed: subject.images(seed=seed))
+
+
+def measured_flops_equal_plan(subject: GeneratorSubject) -> Iterator[str]:
+    stated = subject.generator.work(len(LABELS)).flops
+    if stated is None:
+        return
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        subject.images(seed=SEED + 3)
+    measured = counter.get_total_flops()
+    if abs(measured - stated) > FLOPS_AGREE * max(stated, 1.0):
+        yield f"{measured / 1e6:.2f} MFLOPs were counted, and its work() says {stated / 1e6:.2f}"
+
+
+def released_memory_freed(subject: GeneratorSubject) -> Iterator[str]:
+    from varbench.testing.allocations import Memory
+
+    held = []
+    for repeat in range(3):
+        memory = Memory()
+        with memory:
+            subject.images(seed=SEED + 30 + repeat)
+        held.append(memory.held)
+    # The first may fill tables that stay, such as positions; what every further one adds is a leak.
+    tensors, python = (min(getattr(h, which) for h in held[1:]) for which in ("storages_at_end", "python_at_end"))
+    if tensors > TENSORS_SLACK:
+        yield f"{tensors} bytes of tensors of every finished generation are still held"
+    if python > PYTHON_SLACK:
+        yield f"{python} bytes of Python or numpy objects of every finished generation are still held"
+
+
+def no_global_state_change(subject: GeneratorSubject) -> Iterator[str]:
+    def anew() -> None:
+        with afresh(subject.bench, {subject.setting.plugin}) as bench:
+            GeneratorSubject(bench, subject.setting).images()
+
+    yield from global_changes(subject.bench.before, lambda observe: subject.images(), anew)
+
+
+OF_GENERATOR: tuple[Callable[[GeneratorSubject], Iterator[str]], ...] = (
+    images_in_range,
+    deterministic,
+    seeds_and_labels_matter,
+    no_memoised_repeat,
+    batch_invariance,
+    measured_flops_equal_plan,
+    repeat_as_slow_as_first,
+    released_memory_freed,
+    no_global_state_change,
+)
+"""Each goes by the name, and makes the promise, of the same invariant of rows."""

@@ -25,6 +25,7 @@ _GRACE = 10.0
 """Seconds that an ended child may take to be gone."""
 
 Event = dict[str, Any]
+Command = Callable[[int], list[str]]
 
 
 @dataclass
@@ -52,21 +53,26 @@ class Ended:
         return None
 
 
+def job_command(job: Path) -> Command:
+    return lambda fd: [sys.executable, "-m", "varbench.runner.child", str(job), str(fd)]
+
+
 def run_child(
-    job: Path,
+    command: Command,
     *,
     log: Path,
     timeout: float,
     on_event: Callable[[Event], None] = lambda event: None,
     on_line: Callable[[str], None] = lambda line: None,
 ) -> Ended:
-    """Runs a job to its end. `timeout` is how long the child may go without a word, on its pipe or on stderr."""
+    """Runs a child to its end. `command` makes its command line from the number of the pipe on which it speaks;
+    `timeout` is how long it may go without a word there or on stderr."""
     reading, writing = os.pipe()
     began, kills = time.monotonic(), oom_kills()
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "varbench.runner.child", str(job), str(writing)],
+            command(writing),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

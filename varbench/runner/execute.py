@@ -14,7 +14,7 @@ from varbench import rows, stats
 from varbench.errors import UserError
 from varbench.records import Record, Status, record_path, write_atomic, write_record
 from varbench.runner import schedule
-from varbench.runner.children import Ended, run_child
+from varbench.runner.children import Ended, job_command, run_child
 from varbench.runner.filling import Run, fill, now
 from varbench.runner.jobs import Job
 from varbench.runner.prepare import Measured, WeightSet
@@ -185,7 +185,9 @@ class Execution:
                 self.progress.detail(text.strip())
 
         timeout = self.run.options.timeout
-        return run_child(path, log=self.out / "logs" / f"{name}-{job.key}.log", timeout=timeout, on_event=heard, on_line=line)
+        return run_child(
+            job_command(path), log=self.out / "logs" / f"{name}-{job.key}.log", timeout=timeout, on_event=heard, on_line=line
+        )
 
     def _remember(self, job: Job, ended: Ended) -> None:
         content = {"events": ended.events, "stderr_tail": ended.stderr_tail}

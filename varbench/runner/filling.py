@@ -158,7 +158,7 @@ def _model(run: Run, one: Measured) -> Model:
 def _protocol(run: Run, one: Measured) -> Protocol:
     options = run.options
     classes = run.prepared.model.classes
-    images = options.images if one.name in run.quality_rows else 0
+    images = options.images if run.quality_rows else 0
     return Protocol(
         batch=options.batch,
         dtype=options.dtype,
@@ -192,13 +192,17 @@ def _plan(run: Run, one: Measured, missing: dict[str, str]) -> PlanSummary | Non
             missing["plan"] = "the row replaces the loop, so it has no plan"
         return None
     where = _environment(run, one)
-    return plan_summary(
-        one.plan,
-        batch=run.options.batch,
-        dtype=run.options.dtype,
-        hardware=hardware_like(where.device, where.cores),
-        other_accounting=one.other_plan,
-    )
+    hardware = hardware_like(where.device, where.cores)
+    key = None if hardware is None else hardware.name
+    if key not in one.summaries:  # a record is written many times, and its plan stays
+        one.summaries[key] = plan_summary(
+            one.plan,
+            batch=run.options.batch,
+            dtype=run.options.dtype,
+            hardware=hardware,
+            other_accounting=one.other_plan,
+        )
+    return one.summaries[key]
 
 
 def _trace(one: Measured) -> Totals | None:

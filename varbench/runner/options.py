@@ -93,7 +93,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def resolve(args: argparse.Namespace) -> Options:
     """Everything that is not given is filled in; what cannot be is a `UserError`."""
     given = read_config(args.config) if args.config else {}
-    given |= {key: getattr(args, key) for key in KEYS if getattr(args, key, None) not in (None, False, [])}
+    given |= {key: getattr(args, key) for key in KEYS if _is_given(getattr(args, key, None))}
     model = given.get("model", presets.DEFAULT)
     preset = presets.preset(model)
     defaults = _TINY if preset.assets else _IMAGENET
@@ -131,6 +131,10 @@ def resolve(args: argparse.Namespace) -> Options:
     )
     _check(options)
     return options
+
+
+def _is_given(value: Any) -> bool:
+    return not (value is None or value is False or value == [])
 
 
 def _has_weights(given: dict[str, Any], model: str) -> bool:

@@ -15,7 +15,7 @@ from varbench.hardware import KNOWN, Hardware
 from varbench.plan import Plan
 from varbench.plugins import PluginManager
 from varbench.policies import Generator, Provenance
-from varbench.records import PluginVersion
+from varbench.records import PlanSummary, PluginVersion
 from varbench.rows import Row
 from varbench.runner import identity
 from varbench.runner.options import Options, companions
@@ -49,6 +49,8 @@ class Measured:
     memory: dict[str, Any] | None = None
     quality: dict[str, Any] | None = None
     largest: dict[str, Any] | None = None
+    summaries: dict[str | None, PlanSummary] = field(default_factory=dict)
+    """The plan in the words of a record, by the hardware it is predicted for."""
 
     @property
     def name(self) -> str:

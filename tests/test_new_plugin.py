@@ -1,0 +1,60 @@
+"""`varbench new-plugin`: what it writes is installable and passes its own tests as written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from varbench.__main__ import main
+from varbench.testing.templates import KINDS
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_new_package_installs_and_passes_its_tests(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = f"my_{kind}"
+    assert main(["new-plugin", name, "--kind", kind, "--out", str(tmp_path)]) == 0
+    written = {Path(line).relative_to(tmp_path / name).as_posix() for line in capsys.readouterr().out.splitlines()}
+    assert written == {"pyproject.toml", "README.md", f"{name}.py", f"tests/test_{name}.py"}
+    site = tmp_path / "site"
+    _python("-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(site), str(tmp_path / name))
+    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    listed = _python("-m", "varbench", "list", "plugins", environment=environment)
+    assert name in listed
+    out = _python(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "pythonpath=", str(tmp_path / name), environment=environment
+    )
+    assert " passed" in out
+    assert "failed" not in out
+
+
+def _python(*arguments: str, environment: dict[str, str] | None = None) -> str:
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_folder_that_exists_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").mkdir()
+    assert main(["new-plugin", "mine", "--out", str(tmp_path)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert not list((tmp_path / "mine").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("my-method", "is no Python identifier"),
+        ("class", "is no Python identifier"),
+        ("9lives", "is no Python identifier"),
+        ("random", "is the name of a module"),
+        ("variant", "is a plugin of varbench already"),
+    ],
+)
+def test_names_that_cannot_work_are_refused(name: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["new-plugin", name, "--out", str(tmp_path)]) == 2
+    assert why in capsys.readouterr().err
+    assert not (tmp_path / name).exists()

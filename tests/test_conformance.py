@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -575,7 +575,7 @@ def generator_plugin(generator: type[Blobs] = Blobs) -> Any:
 
 
 class LooksUp(Blobs):
-    known: dict[Any, Any] = {}
+    known: ClassVar[dict[Any, Any]] = {}
 
     def generate(self, labels: Sequence[int], *, seed: int, first_image: int) -> torch.Tensor:
         key = (tuple(labels), seed, first_image)

@@ -50,7 +50,7 @@ def _switches() -> list[_Probe]:
             "torch's deterministic algorithms", torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms
         ),
         _Probe("float32 products' precision", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-        _Probe("flushing of tiny numbers", _flushes, lambda on: torch.set_flush_denormal(on) and None),
+        _Probe("flushing of tiny numbers", _flushes, _flush),
         _attribute("torch.backends.cudnn.enabled", torch.backends.cudnn, "enabled"),
         _attribute("torch.backends.cudnn.benchmark", torch.backends.cudnn, "benchmark"),
         _attribute("torch.backends.cudnn.deterministic", torch.backends.cudnn, "deterministic"),
@@ -71,6 +71,10 @@ def _attribute(name: str, owner: Any, key: str) -> _Probe:
 def _sdp(kernel: str) -> Callable[[Any], None]:
     switch: Callable[[Any], None] = getattr(torch.backends.cuda, f"enable_{kernel}_sdp")
     return switch
+
+
+def _flush(on: bool) -> None:
+    torch.set_flush_denormal(on)
 
 
 def _flushes() -> bool:

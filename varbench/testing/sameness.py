@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -45,7 +44,7 @@ def neutral_equals_full(subject: Subject) -> Iterator[str]:
 
 
 def _neutral_rows(subject: Subject) -> list[Row]:
-    found = []
+    found: list[Row] = []
     for setting in subject.row.settings:
         settings = subject.bench.manager.call(setting.plugin, "varbench_settings", model=subject.row.model)
         for selection in settings.neutral if settings else ():

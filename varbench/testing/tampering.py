@@ -130,7 +130,7 @@ def evaluator_untouched(subjects: Sequence[Subject]) -> Iterator[str]:
     import varbench.compare
     import varbench.measure
     import varbench.quality
-    import varbench.records  # noqa: F401
+    import varbench.records
     from varbench.quality.frechet import frechet_distance, gaussian
 
     yield from tampered("evaluator")

@@ -1,0 +1,45 @@
+"""Writes `hooks.md` from the hook specifications: `python docs/make_hooks.py`."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+from varbench import hookspecs
+
+HEAD = """\
+# The hooks
+
+Made from `varbench.hookspecs` by `python docs/make_hooks.py`. A package gives any of these, as functions of a module that it
+names under the entry-point group `varbench`; each example is a whole plugin. A hook that is left out, or returns None, is
+the full model's behaviour. The policies' methods are documented in `varbench.policies`.
+"""
+
+
+def reference() -> str:
+    """The page."""
+    hooks = [thing for name, thing in vars(hookspecs).items() if name.startswith("varbench_")]
+    return "\n".join([HEAD, *(line for hook in hooks for line in _section(hook))])
+
+
+def _section(hook: object) -> Iterator[str]:
+    assert callable(hook)
+    text, _, example = inspect.cleandoc(hook.__doc__ or "").partition("Example:\n")
+    sentence, _, parameters = text.partition("Parameters:\n")
+    yield f"## {hook.__name__}"
+    yield f"`{hook.__name__}{inspect.signature(hook)}`".replace("'", "")
+    yield ""
+    yield sentence.strip()
+    yield ""
+    for line in textwrap.dedent(parameters).strip().splitlines():
+        name, colon, meaning = line.partition(": ")
+        yield f"- `{name}`: {meaning}" if colon and not line.startswith(" ") else f"  {line.strip()}"
+    if parameters.strip():
+        yield ""
+    yield f"```python\n{textwrap.dedent(example).strip()}\n```\n"
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("hooks.md").write_text(reference(), encoding="utf-8")

@@ -24,13 +24,13 @@ def own_share(keys_BHnc: Tensor, queries_BHLc: Tensor, softmax_scale: float) -> 
 def least_selective(pipe: Pipeline) -> dict[str, Any]:
     """The half of the layers that look most beyond their own scale are drafters.
 
-    The first scale has no cache to look at. The last one's entries are never stored.
+    The first scale has no cache to look at, the second one entry. The last one's entries are never stored.
     """
     model = pipe.model
     found: dict[int, list[float]] = defaultdict(list)
 
     def look(layer: int, scale: int, keys_BHnc: Tensor, queries_BHLc: Tensor) -> None:
-        if scale:
+        if scale >= 2:
             attention: Any = pipe.backbones["main"].blocks[layer].attn
             found[layer].append(own_share(keys_BHnc, queries_BHLc, attention.softmax_scale))
 
@@ -41,7 +41,7 @@ def least_selective(pipe: Pipeline) -> dict[str, Any]:
     return {
         "parameters": {"drafters": written_layers(drafters)},
         "own_share": [round(value, 6) for value in share],
-        "measure": "share of attention that a scale pays to itself, mean over heads, tokens and scales from the second on",
+        "measure": "share of attention that a scale pays to itself, mean over heads and tokens; from the third scale on",
         "images": IMAGES,
         "seed": SEED,
     }

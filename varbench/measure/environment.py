@@ -62,10 +62,9 @@ def gpu_identity(device: str) -> tuple[str, str | None, str | None]:
 
     found = torch.cuda.get_device_properties(torch.device(device))
     uuid = getattr(found, "uuid", None)
-    parts = [getattr(found, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
-    pci = None
-    if all(isinstance(part, int) for part in parts):
-        pci = "{:08x}:{:02x}:{:02x}.0".format(*parts)
+    domain, bus, slot = (getattr(found, f"pci_{part}_id", None) for part in ("domain", "bus", "device"))
+    known = domain is not None and bus is not None and slot is not None
+    pci = f"{domain:08x}:{bus:02x}:{slot:02x}.0" if known else None
     return found.name, None if uuid is None else f"GPU-{uuid}", pci
 
 

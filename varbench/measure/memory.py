@@ -18,8 +18,12 @@ from torch import Tensor, nn
 
 from varbench.measure import nvml
 from varbench.measure.environment import gpu_identity
+from varbench.measure.largest import bisect
 from varbench.measure.speed import Generation, balanced_labels
 from varbench.pipeline import Pipeline
+
+MOST_TRIED = 4096
+"""A batch beyond which it is not worth the time to look for the end."""
 
 
 def weight_bytes(pipe: Pipeline) -> int:
@@ -87,6 +91,24 @@ def seen_from_outside(made: Generation, *, batch: int, seed: int) -> Seen:
     gc.collect()
     left = live_bytes(device)
     return Seen(after_steps=tuple(seen), state=state, left=left, tokens=tokens)
+
+
+def largest_by_trying(made: Generation, *, seed: int) -> dict[str, Any]:
+    """The largest batch that one generation of fits on the GPU, found by running it, within a twentieth."""
+    device = made.pipe.device
+
+    def fits(batch: int) -> bool:
+        try:
+            made(balanced_labels(batch, made.pipe.model.classes), seed=seed)
+            torch.cuda.synchronize(device)
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            torch.cuda.empty_cache()
+        return True
+
+    limit = torch.cuda.get_device_properties(device).total_memory
+    return {"batch": bisect(fits, most=MOST_TRIED), "how": "bisection", "limit_bytes": limit}
 
 
 def _on_cuda(made: Generation, batch: int, seed: int) -> dict[str, Any]:

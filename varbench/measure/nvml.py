@@ -60,7 +60,7 @@ def _handle(pynvml: Any, uuid: str | None, pci: str | None) -> Any:
 def board(*, uuid: str | None, pci: str | None) -> Board:
     with device(uuid=uuid, pci=pci) as (pynvml, handle):
         clocks = {
-            name: _value(pynvml, lambda kind=kind: pynvml.nvmlDeviceGetClockInfo(handle, kind))  # type: ignore[misc]
+            name: _value(pynvml, lambda kind=kind: pynvml.nvmlDeviceGetClockInfo(handle, kind))
             for name, kind in (("sm", pynvml.NVML_CLOCK_SM), ("memory", pynvml.NVML_CLOCK_MEM))
         }
         limit = _value(pynvml, lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle))

@@ -18,9 +18,6 @@ Regime = Literal["latency", "throughput"]
 CYCLES = 3
 """Turns that rows take within a child; what drifts within it then falls on all of them."""
 
-TOO_FAST = 0.7
-"""An identical repeat that takes less than this share of a fresh call has been remembered."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
@@ -69,6 +66,8 @@ class Timed:
     wall: dict[Regime, list[float]] = field(default_factory=dict)
     clocks: dict[str, str] = field(default_factory=dict)
     first_call: float | None = None
+    second_call: float | None = None
+    """Of the same shapes: what the first took beyond it was set-up or compilation."""
     identical: float | None = None
     """Median seconds of a call that repeats an earlier one exactly, as a share of a fresh call's."""
 
@@ -85,6 +84,7 @@ class Timed:
             "wall": self.wall,
             "clocks": self.clocks,
             "first_call": self.first_call,
+            "second_call": self.second_call,
             "identical": self.identical,
         }
 
@@ -96,9 +96,12 @@ def warm(made: Generation, *, batch: int, seed: int, timed: Timed) -> Output:
     output = made(balanced_labels(batch, classes), seed=seed)
     _wait(made.pipe.device)
     timed.first_call = time.perf_counter() - began
-    for count in (1, batch):
-        made(balanced_labels(count, classes), seed=seed)
+    made(balanced_labels(1, classes), seed=seed)
     _wait(made.pipe.device)
+    began = time.perf_counter()
+    made(balanced_labels(batch, classes), seed=seed)
+    _wait(made.pipe.device)
+    timed.second_call = time.perf_counter() - began
     check_images(output.images, batch=batch, side=made.pipe.model.image_side)
     return output
 
@@ -133,6 +136,13 @@ def time_identical(made: Generation, *, batch: int, count: int, seed: int) -> fl
     new = time_calls(_to_host(made, labels, fresh), clock=WallClock(), stop=stop).wall
     same = time_calls(_to_host(made, labels, lambda: seed), clock=WallClock(), stop=stop).wall
     return sorted(same)[len(same) // 2] / sorted(new)[len(new) // 2]
+
+
+def time_switch(made: Generation) -> float:
+    """Seconds that going over to this row costs on weights that are loaded: its plan is looked up, nothing is reloaded."""
+    began = time.perf_counter()
+    made.pipe.compile(made.row)
+    return time.perf_counter() - began
 
 
 def per_scale(made: Generation, *, batch: int, count: int, seed: int) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class Execution:
         for name in alive:
             self.rows()[name].started = self.rows()[name].started or now()
         ended = self._child(job, "train")
-        said = [event for event in ended.of("result")]
+        said = ended.of("result")
         if said:
             self.trained[weights.key] = said[0]
             for name in alive:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from varbench import rows, stats
+from varbench.cost import work
 from varbench.measure.environment import environment
 from varbench.measure.largest import largest_by_plan
 from varbench.records import (
@@ -42,6 +43,11 @@ from varbench.runner.options import FEWEST_ROUNDS, Options, as_arguments
 from varbench.runner.prepare import Measured, Prepared, hardware_like
 
 TOO_FAST = 0.7
+"""An equal repeat that takes less than this share of a fresh call has been remembered."""
+
+WITHOUT_CAUSE = 0.2
+"""A gain in speed beyond this needs less work as its cause."""
+
 CHECKED = (
     "ran as planned, step by step", "state equals the plan's to the byte", "equal calls gave equal tokens",
     "nothing hidden between steps, nothing left behind", "no global state changed", "an equal call is no faster",
@@ -94,7 +100,7 @@ def fill(run: Run, one: Measured, *, floors: dict[str, Any], aa_floor: float | N
         exit_code=one.exit_code,
         stderr_tail=one.stderr_tail or None,
         traceback=one.failure.traceback if one.failure else None,
-        validity=_validity(one, complete=complete),
+        validity=_validity(run, one, complete=complete, floor=aa_floor or 0.0),
         plan=_plan(run, one, missing),
         trace=_trace(one),
         timing=timing,
@@ -243,14 +249,23 @@ def _timing(run: Run, one: Measured, aa_floor: float | None, missing: dict[str, 
         columns=tuple(columns),
         per_scale=None if scales is None else PerScale(**{**scales, "seconds": tuple(scales["seconds"])}),
         largest_batch=largest,
+        compile_seconds=_compile_seconds(run, first),
         first_call_seconds=first["first_call"],
+        depth_switch_seconds=first.get("switch"),
         aa_floor=aa_floor,
     )
 
 
+def _compile_seconds(run: Run, said: dict[str, Any]) -> float | None:
+    """What the first call took beyond the second of the same shapes."""
+    if run.options.compile == "off" or said.get("second_call") is None:
+        return None
+    return max(0.0, float(said["first_call"]) - float(said["second_call"]))
+
+
 def _largest(run: Run, one: Measured, missing: dict[str, str]) -> LargestBatch | None:
-    if one.largest is not None:
-        return LargestBatch(**one.largest)
+    if tried := (one.memory or {}).get("largest"):
+        return LargestBatch(**tried)
     if run.options.device != "cpu":
         missing["timing.largest_batch"] = "the bisection did not run"
         return None
@@ -350,7 +365,7 @@ def _weights(run: Run, one: Measured) -> tuple[WeightFile, ...]:
     return tuple(found)
 
 
-def _validity(one: Measured, *, complete: bool) -> Validity:
+def _validity(run: Run, one: Measured, *, complete: bool, floor: float) -> Validity:
     if not complete:
         return Validity()
     findings = [*(one.memory or {}).get("findings", ())]
@@ -360,9 +375,32 @@ def _validity(one: Measured, *, complete: bool) -> Validity:
     repeats = [found["identical"] for found in one.speed.values() if found.get("identical") is not None]
     if repeats and max(repeats) < TOO_FAST:
         findings.append(f"an equal call takes {max(repeats):.0%} of a fresh one's time: something is remembered between calls")
+    if gain := _gain_without_cause(run, one, floor):
+        findings.append(gain)
     if findings:
         return Validity(verdict=Verdict.INVALID, reasons=tuple(findings))
     return Validity(verdict=Verdict.VALID, reasons=CHECKED if one.generator is None else CHECKED_OUTSIDE)
+
+
+def _gain_without_cause(run: Run, one: Measured, floor: float) -> str | None:
+    """A row that is faster than the full model and does no less work has done something that its plan does not say."""
+    full = run.prepared.measured[rows.FULL]
+    if one.plan is None or full.plan is None or one.row.accounting != full.row.accounting:
+        return None
+    both = sorted(one.speed.keys() & full.speed.keys())
+    if len(both) < FEWEST_ROUNDS:
+        return None  # too few rounds to say so of anybody
+    theirs, mine = (
+        [tuple(found.speed[number]["columns"]["throughput"]["transformer"]) for number in both] for found in (full, one)
+    )
+    gain = stats.ratio(theirs, mine)
+    if stats.judge_ratio(gain, minimum=WITHOUT_CAUSE, floor=floor) != "better" or gain.low < 1 + WITHOUT_CAUSE:
+        return None
+    sizes = [work(plan, batch=run.options.batch, dtype=run.options.dtype) for plan in (one.plan, full.plan)]
+    flops, moved = ([size.transformer_flops for size in sizes], [sum(s.bytes_moved for s in size.steps) for size in sizes])
+    if flops[0] < flops[1] or moved[0] < moved[1]:
+        return None
+    return f"{gain.value:.2f} times as fast as the full model at no less work: {flops[0]:,} FLOPs and {flops[1]:,}"
 
 
 def _warnings(run: Run, one: Measured, timing: Timing | None) -> tuple[Notice, ...]:

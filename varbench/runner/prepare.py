@@ -48,7 +48,6 @@ class Measured:
     """By round."""
     memory: dict[str, Any] | None = None
     quality: dict[str, Any] | None = None
-    largest: dict[str, Any] | None = None
     summaries: dict[str | None, PlanSummary] = field(default_factory=dict)
     """The plan in the words of a record, by the hardware it is predicted for."""
 

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from varbench import presets, rows
 from varbench.measure import honesty, memory, nvml, speed
 from varbench.measure.clock import Stop
@@ -48,11 +50,25 @@ def run(job: Job, channel: Channel) -> None:
 
 def load(job: Job) -> Pipeline:
     if job.files is None:
-        return load_pipeline(job.model, device=job.device, dtype=job.dtype, seed=job.seed)
-    files = dict(job.files)
-    return load_pipeline(
-        job.model, vae=files.pop("vae"), var=files.pop("main"), companions=files, device=job.device, dtype=job.dtype
-    )
+        pipe = load_pipeline(job.model, device=job.device, dtype=job.dtype, seed=job.seed)
+    else:
+        files = dict(job.files)
+        pipe = load_pipeline(
+            job.model, vae=files.pop("vae"), var=files.pop("main"), companions=files, device=job.device, dtype=job.dtype
+        )
+    if job.compile != "off":
+        compile_layers(pipe, mode=job.compile)
+    return pipe
+
+
+def compile_layers(pipe: Pipeline, *, mode: str) -> None:
+    """Compiles what every layer computes whatever the method: projections and FFN. Caches and choices stay outside."""
+    for transformer in pipe.backbones.values():
+        block: Any
+        for block in transformer.blocks:
+            block.ffn.forward = torch.compile(block.ffn.forward, mode=mode, dynamic=True)
+            block.attn.qkv = torch.compile(block.attn.qkv, mode=mode, dynamic=True)
+            block.attn.out = torch.compile(block.attn.out, mode=mode, dynamic=True)
 
 
 def generation(job: Job, pipe: Pipeline, row: str) -> Generation:
@@ -88,6 +104,7 @@ def time_rows(job: Job, pipe: Pipeline, channel: Channel) -> None:
             if job.per_scale:
                 extra["per_scale"] = speed.per_scale(made, batch=job.batch, count=3, seed=job.seed)
                 found.identical = speed.time_identical(made, batch=job.batch, count=2, seed=job.seed + 7)
+                extra["switch"] = speed.time_switch(made)
             if job.energy:
                 extra["energy"] = _energy(job, made)
             channel.result(row, **found.as_json(), **extra, changed=changed.get(row, []))
@@ -108,6 +125,8 @@ def measure_memory(job: Job, pipe: Pipeline, channel: Channel) -> None:
             trace, plan = output.trace, output.plan
             del output
             findings = honesty.against_plan(plan, trace, batch=job.batch, dtype=job.dtype)
+            if pipe.device.type == "cuda":
+                found["largest"] = memory.largest_by_trying(made, seed=job.seed)
             findings += honesty.from_outside(made, generation(job, pipe, job.full), batch=min(job.batch, 8), seed=job.seed)
         channel.result(
             row,

@@ -6,6 +6,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from types import FunctionType
 
 from varbench import hookspecs
 
@@ -24,8 +25,7 @@ def reference() -> str:
     return "\n".join([HEAD, *(line for hook in hooks for line in _section(hook))])
 
 
-def _section(hook: object) -> Iterator[str]:
-    assert callable(hook)
+def _section(hook: FunctionType) -> Iterator[str]:
     text, _, example = inspect.cleandoc(hook.__doc__ or "").partition("Example:\n")
     sentence, _, parameters = text.partition("Parameters:\n")
     yield f"## {hook.__name__}"

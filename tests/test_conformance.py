@@ -22,7 +22,15 @@ import varbench.pipeline
 from varbench.__main__ import main
 from varbench.engine.cache import State
 from varbench.errors import UserError
-from varbench.policies import CacheStrategy, DepthPolicy, Settings, TokenPolicy, Work
+from varbench.policies import (
+    CacheStrategy,
+    DepthPolicy,
+    Settings,
+    TokenPolicy,
+    TrainingSchedule,
+    TrainStep,
+    Work,
+)
 from varbench.testing import check, invariants
 from varbench.testing.global_state import GlobalState, restored
 from varbench.testing.untouched import Originals, tampered
@@ -324,6 +332,38 @@ def does_more_in_the_middle() -> Any:
         def varbench_depth_policy(self, setting: Any, model: Any) -> Any:
             count = {"first": 6, "second": 8, "third": 4}[setting.point]
             return type("Some", (DepthPolicy,), {"layers": lambda self, scale, backbone: range(count)})()
+
+    return Plugin()
+
+
+@breaks("schedule_repeats")
+def trains_what_it_likes() -> Any:
+    class Moody(TrainingSchedule):
+        def at(self, stage: Any, step: int, total: int, uniform: Any) -> TrainStep:
+            return TrainStep(point="half" if random.Random().random() < 0.5 else None)
+
+    class Plugin(DepthPlugin):
+        def varbench_settings(self, model: Any) -> Any:
+            return Settings(points=("full", "half"), recipes=("moody",))
+
+        def varbench_training_schedule(self, setting: Any, model: Any) -> Any:
+            return Moody()
+
+    return Plugin()
+
+
+@breaks("schedule_repeats")
+def trains_a_point_that_is_not_there() -> Any:
+    class Lost(TrainingSchedule):
+        def at(self, stage: Any, step: int, total: int, uniform: Any) -> TrainStep:
+            return TrainStep(point="third")
+
+    class Plugin(DepthPlugin):
+        def varbench_settings(self, model: Any) -> Any:
+            return Settings(points=("full", "half"), recipes=("lost",))
+
+        def varbench_training_schedule(self, setting: Any, model: Any) -> Any:
+            return Lost()
 
     return Plugin()
 
@@ -646,6 +686,8 @@ def test_varbench_itself_is_as_its_source_says() -> None:
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "variant@d4", "--only", "runs,deterministic,batch_invariance"]) == 0
     assert capsys.readouterr().out.strip().endswith("variant@d4 keeps 3 promises")
+    assert main(["check", "--list"]) == 0
+    assert set(invariants()) <= set(capsys.readouterr().out.split())
     assert main(["check", "no_such_plugin"]) == 2
     assert "no plugin or package 'no_such_plugin'" in capsys.readouterr().err
 

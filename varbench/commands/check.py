@@ -20,7 +20,7 @@ def add_parser(subparsers: Any) -> None:
         description="Runs a method on a tiny random model, on the CPU, and holds every promise against it. Exit code 1 when one "
         "is broken.",
     )
-    parser.add_argument("package", metavar="PACKAGE", help="a plugin, an installed package with plugins, or a row such as variant@d4")
+    parser.add_argument("package", nargs="?", metavar="PACKAGE", help="a plugin, an installed package with plugins, or a row such as variant@d4")
     parser.add_argument("--only", default="", metavar="NAMES", help="only these invariants, as in deterministic,batch_invariance")
     parser.add_argument("--without", default="", metavar="NAMES", help="all but these invariants")
     parser.add_argument("--model", metavar="PRESET", help="sizes of another model, with random weights; default: eight small layers")
@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     if args.listing:
         print("\n".join(f"{name}\n    {promise}" for name, promise in invariants().items()))
         return 0
+    if args.package is None:
+        raise UserError("name a plugin, a package or a row to check, as in: varbench check variant@d4")
     only, without = (tuple(filter(None, names.split(","))) for names in (args.only, args.without))
     model = preset(args.model).spec if args.model else SPEC
     findings = []

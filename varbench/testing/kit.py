@@ -21,7 +21,7 @@ from varbench.testing.generators import OF_GENERATOR, GeneratorSubject, generato
 from varbench.testing.global_state import GlobalState, restored
 from varbench.testing.model import SPEC
 from varbench.testing.subject import Bench, Subject, given, installed
-from varbench.testing.untouched import Originals
+from varbench.testing.untouched import Originals, read_sources
 
 OfRow = Callable[[Subject], Iterator[str]]
 OfMethod = Callable[[Sequence[Subject]], Iterator[str]]
@@ -51,11 +51,15 @@ OF_ROW: tuple[OfRow, ...] = (
 
 OF_METHOD: tuple[OfMethod, ...] = (
     work.work_falls_as_knob_tightens,
+    sameness.schedule_repeats,
     tampering.sampler_untouched,
     tampering.evaluator_untouched,
     tampering.engine_untouched,
 )
 """Asked once, after all rows ran."""
+
+OF_EVERY_SETTING: tuple[OfMethod, ...] = (work.work_falls_as_knob_tightens, sameness.schedule_repeats)
+"""Those of them that look at settings whose plan another row ran already."""
 
 RUNS = "runs"
 """Before anything else: the plugin can be imported, compiled at every setting, and run."""
@@ -86,7 +90,7 @@ def _sentence(docstring: str | None) -> str:
 def check(
     method: str | object,
     *,
-    name: str = "method",
+    name: str | None = None,
     only: Collection[str] | None = None,
     without: Collection[str] = (),
     model: ModelSpec = SPEC,
@@ -95,19 +99,23 @@ def check(
     """Broken promises of a method; an empty list is a pass.
 
     `method` is a row (`variant@d4`), the name of an installed plugin (all its settings), or a module or object with the
-    hooks, which is then called `name`. `only` and `without` choose among the invariants. `progress` is told what is
+    hooks, which goes by `name`. `only` and `without` choose among the invariants. `progress` is told what is
     being checked.
     """
     for unknown in {*without, *(only or ())} - invariants().keys():
         raise UserError(f"no invariant {unknown!r}.{did_you_mean(unknown, invariants())}")
     left_out = frozenset(without) | (invariants().keys() - set(only) if only is not None else set())
+    read_sources()
     originals = Originals()
     with restored():
         # Threads beyond one only get in each other's way on a model this small.
         torch.set_num_threads(1)
         try:
-            bench = installed(model) if isinstance(method, str) else given(model, name, method)
-            text = method if isinstance(method, str) else name
+            if isinstance(method, str):
+                text, bench = method, installed(model)
+            else:
+                text = name or str(getattr(method, "__name__", "method")).rpartition(".")[2]
+                bench = given(model, text, method)
             return list(_Check(bench, text, left_out, progress or _silent).findings())
         finally:
             originals.restore()
@@ -153,7 +161,7 @@ class _Check:
             if not any(finding.invariant == RUNS for finding in found):
                 ran.append(subject)
         for check in self._of_methods:
-            those = subjects if check is work.work_falls_as_knob_tightens else ran
+            those = subjects if check in OF_EVERY_SETTING else ran
             yield from self._asked(check.__name__, self._text, check, those)
 
     def _changed_by_importing(self) -> Iterator[Finding]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from varbench import rows
 from varbench.engine.teacher import teacher_plan
 from varbench.errors import PlanError
 from varbench.pipeline import Output
@@ -241,6 +242,42 @@ def no_memoised_repeat(subject: Subject) -> Iterator[str]:
             f"{different} of {alone.tokens.numel()} tokens depend on what was generated before: made first by policies that "
             "were asked anew they are others"
         )
+
+
+SCHEDULED = 60
+"""Optimiser steps that a schedule is asked about."""
+
+
+def schedule_repeats(subjects: Sequence[Subject]) -> Iterator[str]:
+    """A training schedule is a function of step and random numbers alone, and names points that exist."""
+    asked: set[tuple[str | None, str | None]] = set()
+    for subject in subjects:
+        row, schedule = subject.row, subject.row.schedule
+        if schedule is None or (row.recipe_plugin, row.recipe) in asked:
+            continue
+        asked.add((row.recipe_plugin, row.recipe))
+        schedule.check(SCHEDULED)
+        for stage in schedule.stages():
+            total = max(1, round(SCHEDULED * stage.share))
+            first = [schedule.at(stage, step, total, _uniforms(step)) for step in range(total)]
+            for step in reversed(range(total)):
+                again = schedule.at(stage, step, total, _uniforms(step))
+                if again != first[step]:
+                    yield f"{row.name}: asked again, step {step} of {stage.name} trains {again} and not {first[step]}"
+                    break
+            for number, step_ in enumerate(first):
+                if step_.scale_weights is not None and len(step_.scale_weights) != row.model.scales:
+                    yield (
+                        f"{row.name}: step {number} of {stage.name} weighs {len(step_.scale_weights)} scales; there are "
+                        f"{row.model.scales}"
+                    )
+                    break
+            for point in {step_.point for step_ in first if step_.point is not None}:
+                rows.at_point(row, point, manager=subject.bench.manager)
+
+
+def _uniforms(step: int) -> Callable[[int], float]:
+    return lambda number: _uniform(SEED, step, 0, number)
 
 
 def _few(messages: list[str], most: int = 3) -> Iterator[str]:

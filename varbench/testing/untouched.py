@@ -58,6 +58,14 @@ def tampered(part: str) -> list[str]:
     return found
 
 
+def read_sources() -> None:
+    """Compiles the sources now, so that an edit while a check runs is not taken for tampering."""
+    for name, module in sorted(sys.modules.items()):
+        path = getattr(module, "__file__", None)
+        if name.split(".")[0] == "varbench" and str(path).endswith(".py"):
+            _compiled(str(path), _rewriter(module))
+
+
 def _part(module: str) -> str:
     if module in SAMPLER:
         return "sampler"

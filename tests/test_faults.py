@@ -25,7 +25,7 @@ PLUGINS = {
     "meddling": "torch.set_default_dtype(torch.float64 if torch.get_default_dtype() == torch.float32 else torch.float32)",
     "raising": "raise RuntimeError('a fault of its own')",
     "quitting": "sys.exit(0)",
-    "fickle": "x_BLC += torch.rand(1).item() * 3",
+    "fickle": "x_BLC.mul_(torch.rand_like(x_BLC) * 4)",
 }
 """Name, and what happens each time the plugin is asked which tokens to compute."""
 
@@ -119,7 +119,7 @@ def start(site: Path, out: Path, plugins: str, *more: str) -> subprocess.Popen[s
     places = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
     command = [
         sys.executable, "-m", "varbench", "run", "--plugins", plugins, "--weights", "random", "--batch", "2", "--dtype",
-        "float32", "--quick", "--out", str(out), "--memory-limit", "4", *more,
+        "float32", "--rounds", "1", "--out", str(out), "--memory-limit", "4", *more,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

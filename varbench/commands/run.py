@@ -44,7 +44,7 @@ def add_parser(subparsers: Any) -> None:
     add("--reference", metavar="PATH", help="what quality is measured against: a folder of images or an ADM .npz")
     add("--inception", metavar="FILE", help="the published Inception weights, without which nothing is called FID")
     add("--data", metavar="FOLDER", help="class folders that recipes are trained on; default: the preset's own data")
-    add("--batch", type=int, metavar="N", help="images a call in the throughput regime; default: 64")
+    add("--batch", type=int, metavar="N", help="images a call in the throughput regime; default: 64, for tiny 32")
     add("--dtype", metavar="TYPE", help="float32, bfloat16 or float16; default: what the device is fast at")
     add("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; default: a GPU for the large presets where there is one")
     add("--compile", metavar="MODE", help="torch.compile mode; default: off")
@@ -139,7 +139,8 @@ def _children(this: Run) -> int:
     sets = this.prepared.weight_sets
     trained = sum(weights.trains is not None for weights in sets)
     scored = sum(any(name in this.quality_rows for name in weights.rows) for weights in sets)
-    return trained + scored + len(this.prepared.measured) + this.options.rounds * (len(sets) + 1)
+    memory = 0 if this.options.quick else len(this.prepared.measured)
+    return trained + scored + memory + this.options.rounds * (len(sets) + 1)
 
 
 def _finish(records: Sequence[Record], out: Path, *, as_json: bool) -> int:

@@ -52,7 +52,7 @@ class Execution:
                 self._train(weights, job)
         for weights, job in schedule.quality_jobs(base, self.run.prepared, self.run.quality_rows, self.parts):
             self._measure(weights, job, "quality", self._take_quality)
-        for weights, job in schedule.memory_jobs(base, self.run.prepared):
+        for weights, job in () if self.run.options.quick else schedule.memory_jobs(base, self.run.prepared):
             self._measure(weights, job, "memory", self._take_memory)
         for number in range(self.run.options.rounds):
             for key, weights, job in schedule.speed_jobs(base, self.run.prepared, round=number):

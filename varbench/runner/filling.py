@@ -52,6 +52,7 @@ CHECKED = (
     "ran as planned, step by step", "state equals the plan's to the byte", "equal calls gave equal tokens",
     "nothing hidden between steps, nothing left behind", "no global state changed", "an equal call is no faster",
 )  # fmt: skip
+CHECKED_QUICKLY = ("ran as planned, step by step", "state equals the plan's to the byte", "no global state changed")
 CHECKED_OUTSIDE = ("equal calls gave equal images", "no global state changed", "an equal call is no faster")
 """Of a row that replaces the loop."""
 
@@ -120,7 +121,8 @@ def fill(run: Run, one: Measured, *, floors: dict[str, Any], aa_floor: float | N
 def is_whole(run: Run, one: Measured) -> bool:
     """Whether every part that was asked for is there."""
     scored = one.quality is not None or one.name not in run.quality_rows
-    return len(one.speed) == run.options.rounds and one.memory is not None and scored
+    remembered = one.memory is not None or run.options.quick
+    return len(one.speed) == run.options.rounds and remembered and scored
 
 
 def _status(run: Run, one: Measured) -> tuple[Status, str | None]:
@@ -169,7 +171,7 @@ def _protocol(run: Run, one: Measured) -> Protocol:
         batch=options.batch,
         dtype=options.dtype,
         compile=options.compile,
-        kernel=(one.memory or {}).get("kernel"),
+        kernel=_ran(one).get("kernel"),
         cfg=options.cfg,
         top_k=options.top_k,
         top_p=options.top_p,
@@ -212,7 +214,13 @@ def _plan(run: Run, one: Measured, missing: dict[str, str]) -> PlanSummary | Non
 
 
 def _trace(one: Measured) -> Totals | None:
-    return None if one.memory is None else Totals(**one.memory["trace"])
+    said = _ran(one)
+    return Totals(**said["trace"]) if "trace" in said else None
+
+
+def _ran(one: Measured) -> dict[str, Any]:
+    """What a child says of what ran: that of the memory pass, else of the first round."""
+    return one.memory or next((one.speed[number] for number in sorted(one.speed)), {})
 
 
 def _timing(run: Run, one: Measured, aa_floor: float | None, missing: dict[str, str]) -> Timing | None:
@@ -281,6 +289,8 @@ def _largest(run: Run, one: Measured, missing: dict[str, str]) -> LargestBatch |
 def _memory(run: Run, one: Measured, missing: dict[str, str]) -> Memory | None:
     found = one.memory
     if found is None:
+        if run.options.quick:
+            missing["memory"] = "a quick look leaves the memory pass out"
         return None
     missing |= {f"memory.{key}": why for key, why in found["missing"].items()}
     return Memory(
@@ -368,8 +378,8 @@ def _weights(run: Run, one: Measured) -> tuple[WeightFile, ...]:
 def _validity(run: Run, one: Measured, *, complete: bool, floor: float) -> Validity:
     if not complete:
         return Validity()
-    findings = [*(one.memory or {}).get("findings", ())]
     said = [one.memory or {}, *one.speed.values()]
+    findings = list(dict.fromkeys(finding for found in said for finding in found.get("findings", ())))
     if changed := sorted({name for found in said for name in found.get("changed", ())}):
         findings.append(f"the row changes global state: {', '.join(changed)}")
     repeats = [found["identical"] for found in one.speed.values() if found.get("identical") is not None]
@@ -379,7 +389,13 @@ def _validity(run: Run, one: Measured, *, complete: bool, floor: float) -> Valid
         findings.append(gain)
     if findings:
         return Validity(verdict=Verdict.INVALID, reasons=tuple(findings))
-    return Validity(verdict=Verdict.VALID, reasons=CHECKED if one.generator is None else CHECKED_OUTSIDE)
+    return Validity(verdict=Verdict.VALID, reasons=_checked(one))
+
+
+def _checked(one: Measured) -> tuple[str, ...]:
+    if one.memory is None:
+        return CHECKED_QUICKLY
+    return CHECKED if one.generator is None else CHECKED_OUTSIDE
 
 
 def _gain_without_cause(run: Run, one: Measured, floor: float) -> str | None:

@@ -77,7 +77,7 @@ def speed_jobs(base: Job, prepared: Prepared, *, round: int) -> Iterator[tuple[s
     found = []
     for weights in prepared.weight_sets:
         names = weights.rows[::-1] if backwards else weights.rows
-        job = replace(base, task="speed", rows=names, round=round, per_scale=round == 0)
+        job = replace(base, task="speed", rows=names, round=round, per_scale=round == 0 and not base.quick)
         found.append((weights.key, weights, replace(job, energy=round == 0 and base.device.startswith("cuda"))))
     first = found[0][1]
     full = replace(base, task="speed", rows=(rows.FULL,), round=round, seconds=base.seconds / 2)

@@ -18,7 +18,7 @@ from varbench.measure.energy import board_energy
 from varbench.measure.environment import environment, gpu_identity
 from varbench.measure.speed import Generation
 from varbench.model.checkpoints import file_hash
-from varbench.pipeline import Pipeline, load_pipeline
+from varbench.pipeline import Output, Pipeline, load_pipeline
 from varbench.records import trace_totals
 from varbench.runner import generator_task, quality_task
 from varbench.runner.jobs import Job
@@ -78,11 +78,13 @@ def generation(job: Job, pipe: Pipeline, row: str) -> Generation:
 def time_rows(job: Job, pipe: Pipeline, channel: Channel) -> None:
     """All rows warm up; then they take turns, in reversed order every other time; then each has its single passes."""
     timed: dict[str, speed.Timed] = {}
+    ran: dict[str, dict[str, Any]] = {}
     changed: dict[str, list[str]] = {}
     for row in job.rows:
         with channel.row(row), _watched(row, changed):
             fresh = speed.Timed()
-            speed.warm(generation(job, pipe, row), batch=job.batch, seed=job.seed, timed=fresh)
+            output = speed.warm(generation(job, pipe, row), batch=job.batch, seed=job.seed, timed=fresh)
+            ran[row] = _what_ran(job, output)
             timed[row] = fresh
     stop = Stop(count=-(-job.count // speed.CYCLES), seconds=job.seconds / speed.CYCLES)
     for cycle in range(speed.CYCLES):
@@ -107,7 +109,7 @@ def time_rows(job: Job, pipe: Pipeline, channel: Channel) -> None:
                 extra["switch"] = speed.time_switch(made)
             if job.energy:
                 extra["energy"] = _energy(job, made)
-            channel.result(row, **found.as_json(), **extra, changed=changed.get(row, []))
+            channel.result(row, **found.as_json(), **ran[row], **extra, changed=changed.get(row, []))
 
 
 def measure_memory(job: Job, pipe: Pipeline, channel: Channel) -> None:
@@ -122,22 +124,31 @@ def measure_memory(job: Job, pipe: Pipeline, channel: Channel) -> None:
             found = memory.measure(made, batch=job.batch, seed=job.seed)
             output = found.pop("output")
             speed.check_images(output.images, batch=job.batch, side=pipe.model.image_side)
-            trace, plan = output.trace, output.plan
+            ran = _what_ran(job, output)
+            findings: list[str] = ran.pop("findings")
             del output
-            findings = honesty.against_plan(plan, trace, batch=job.batch, dtype=job.dtype)
             if pipe.device.type == "cuda":
                 found["largest"] = memory.largest_by_trying(made, seed=job.seed)
             findings += honesty.from_outside(made, generation(job, pipe, job.full), batch=min(job.batch, 8), seed=job.seed)
         channel.result(
             row,
             **found,
-            state_after=trace.state_after,
-            state_peak=trace.state_peak,
-            trace=asdict(trace_totals(trace, plan, batch=job.batch, dtype=job.dtype)),
-            kernel=trace.kernel,
+            **ran,
             findings=findings,
             changed=changed.get(row, []),
         )
+
+
+def _what_ran(job: Job, output: Output) -> dict[str, Any]:
+    """The trace in the words of a record, and where it is not what was planned."""
+    trace, plan = output.trace, output.plan
+    return {
+        "state_after": trace.state_after,
+        "state_peak": trace.state_peak,
+        "trace": asdict(trace_totals(trace, plan, batch=job.batch, dtype=job.dtype)),
+        "kernel": trace.kernel,
+        "findings": honesty.against_plan(plan, trace, batch=job.batch, dtype=job.dtype),
+    }
 
 
 def train(job: Job, channel: Channel) -> None:

@@ -318,9 +318,11 @@ def reads_less_of_the_cache() -> Any:
 
 @breaks("work_falls_as_knob_tightens")
 def turns_a_knob_without_effect() -> Any:
-    plugin = DepthPlugin()
-    type(plugin).varbench_settings = lambda self, model: Settings(points=("d4", "d2"))
-    return plugin
+    class Plugin(DepthPlugin):
+        def varbench_settings(self, model: Any) -> Any:
+            return Settings(points=("d4", "d2"))
+
+    return Plugin()
 
 
 @breaks("work_falls_as_knob_tightens")

@@ -107,7 +107,8 @@ class Memory:
         self._python = 0
 
     def __enter__(self) -> Memory:
-        gc.collect()
+        # What is there already need not be looked through at every step.
+        gc.freeze()
         _audit.events = self.held.reached_out
         tracemalloc.start()
         self._python = tracemalloc.get_traced_memory()[0]
@@ -117,19 +118,21 @@ class Memory:
     def __exit__(self, *error: object) -> None:
         self._allocations.__exit__(*error)
         _audit.events = None
-        gc.collect()
         self.held.python_at_end = self._traced()
         tracemalloc.stop()
+        gc.unfreeze()
         self.held.storages_at_end = self._allocations.alive()
         self.held.written = self._allocations.written()
 
     def observe(self, moment: str, step: int) -> None:
         if moment == "end":
-            self.held.storages.append(self._allocations.alive())
             self.held.python.append(self._traced())
+            self.held.storages.append(self._allocations.alive())
 
     def _traced(self) -> int:
         """Python memory since the beginning, less what the observation itself takes."""
+        # Also empties the lists of freed objects that Python keeps for later, which would count as memory in use.
+        gc.collect()
         own = sum(map(sys.getsizeof, (self._allocations._made, self._allocations._older)))
         own += sum(map(_reference_size, (self._allocations._made, self._allocations._older)))
         return tracemalloc.get_traced_memory()[0] - self._python - own

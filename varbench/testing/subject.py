@@ -118,6 +118,7 @@ class Subject:
 
     @cached_property
     def memory(self) -> Memory:
+        _ = self.first
         return self._measured(self.row)
 
     @cached_property
@@ -126,11 +127,11 @@ class Subject:
             # The first one imports what following operations takes.
             self._measured(self.plain)
             self.bench.warm = True
+        self.generate(self.plain)
         return self._measured(self.plain)
 
     def _measured(self, row: Row) -> Memory:
-        # What a first generation leaves behind for good, such as masks, is not this one's.
-        self.generate(row)
+        """Of a second generation: what a first one leaves behind for good, such as masks, is not this one's."""
         memory = Memory()
         with memory:
             self.generate(row, observer=memory.observe, seed=SEED + 1)

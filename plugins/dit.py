@@ -154,7 +154,7 @@ def varbench_settings(model: ModelSpec) -> Settings:
         default_points=("s50", "s20"),
         point_pattern=r"s[0-9]{1,4}",
         parameters={
-            "size": Parameter(default="XL", help=f"{', '.join(SIZES)}, each with patches of 2"),
+            "size": Parameter(default="XL" if model.image_side >= 256 else "S", help=f"{', '.join(SIZES)}, each with patches of 2"),
             "cfg": Parameter(default=1.5, help="guidance; 1 runs no unlabelled branch"),
             "weights": Parameter(default="", help="folder of a DiTPipeline as diffusers saves it; none draws random ones"),
         },

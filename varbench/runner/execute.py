@@ -125,7 +125,7 @@ class Execution:
     ) -> None:
         """One job, in as many children as it takes: each ends with a row's failure, or with all rows."""
         left = self._alive(job.rows) if not again else tuple(n for n in job.rows if self.rows()[n].failure is None)
-        if again and rows.FULL in self.done:
+        if not left or (again and rows.FULL in self.done):
             return
         files = self.trained.get(weights.key, {}).get("files")
         if files is not None:

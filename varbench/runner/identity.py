@@ -15,6 +15,9 @@ import varbench
 from varbench.records import PluginVersion
 from varbench.rows import Row
 
+SHOWING = ("report", "commands", "testing", "compare.py", "published.py", "__main__.py")
+"""Parts of the package that only show what was measured, or check plugins."""
+
 
 def digest(parts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -27,9 +30,16 @@ def code_hash() -> str:
 
 
 @functools.cache
-def source_hash(place: Path) -> str:
+def measuring_hash() -> str:
+    """As `code_hash`, of what decides a figure: a change of the report or of the help makes no record old."""
+    return source_hash(Path(str(varbench.__file__)).parent, without=SHOWING)
+
+
+@functools.cache
+def source_hash(place: Path, *, without: tuple[str, ...] = ()) -> str:
     """Hash of a module's source, or of all modules below a package's folder."""
     files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
+    files = [file for file in files if file.relative_to(place).parts[:1] not in {(name,) for name in without}]
     root = place if place.is_dir() else place.parent
     return digest(f"{file.relative_to(root)} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files)
 

@@ -102,7 +102,7 @@ def prepare(options: Options, manager: PluginManager) -> Prepared:
     files = weight_files(options)
     shared = identity.digest(
         [
-            identity.code_hash(),
+            identity.measuring_hash(),
             f"torch {identity.torch_version()}",
             json.dumps(model.to_json(), sort_keys=True),
             *(f"{part} {identity.file_hash(path)}" for part, path in sorted((files or {}).items())),

@@ -74,6 +74,11 @@ def test_the_answer_where_nothing_keeps_the_quality_or_is_faster():
     assert said == "None of 2 rows is faster than the full model by more than the noise of this machine."
 
 
+def test_the_answer_never_credits_a_row_that_runs_the_full_models_plan():
+    records = [*full_records(quality=5.0), make_record("variant@full", seconds=0.5, quality=5.0)]
+    assert "not faster than the full model" in sentence(records)
+
+
 def test_the_answer_where_there_is_little_to_say():
     assert "nothing to compare it with" in sentence(full_records()[:1])
     alone = sentence([make_record()])

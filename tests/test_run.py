@@ -126,6 +126,15 @@ def test_rows_of_one_recipe_share_weights_whatever_their_point(tmp_path: Path) -
     assert "variant@d8:bridge=3" not in shared
 
 
+def test_a_large_preset_trains_nothing_without_data(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"")
+    given = {"model": "var-d16", "plugins": "variant@d8", "weights": str(file), "vae": str(file), "device": "cpu"}
+    (weights,) = prepare(options(**given), manager()).weight_sets
+    assert (weights.key, weights.trains) == ("pretrained", None)
+    assert len(prepare(options(**given, data=str(tmp_path)), manager()).weight_sets) == 2
+
+
 # Children
 
 

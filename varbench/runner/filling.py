@@ -432,6 +432,9 @@ def _warnings(run: Run, one: Measured, timing: Timing | None) -> tuple[Notice, .
                 found.append(Notice(text=text, next_command=f"{command} {flag}" if flag else None))
     if disturbed := (one.hello or {}).get("disturbed"):
         found.append(Notice(text=f"{len(disturbed)} other processes were on the GPU", next_command="nvidia-smi"))
+    if one.row.schedule is not None and one.weight_set == "pretrained":
+        text = f"nothing was trained for {one.row.recipe}: the weights that were given were used as they are"
+        found.append(Notice(text=text, next_command=f"{shlex.join(again)} --data FOLDER"))
     if run.options.quick:
         found.append(Notice(text="a quick look: few images, one round, short training; not to be compared"))
     if one.name == rows.FULL and run.prepared.files is None:

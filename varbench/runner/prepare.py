@@ -113,7 +113,7 @@ def prepare(options: Options, manager: PluginManager) -> Prepared:
     measured: dict[str, Measured] = {}
     for row in (*denominators, *asked):
         if row.name not in measured:
-            measured[row.name] = _measured(row, model, shared, files, manager)
+            measured[row.name] = _measured(row, model, shared, files, manager, trains=_trains(options))
     return Prepared(
         model=model, files=files, measured=measured, weight_sets=_weight_sets(measured), inputs=shared
     )
@@ -147,7 +147,7 @@ def weight_files(options: Options) -> dict[str, str] | None:
 
 
 def _measured(
-    row: Row, model: ModelSpec, shared: str, files: dict[str, str] | None, manager: PluginManager
+    row: Row, model: ModelSpec, shared: str, files: dict[str, str] | None, manager: PluginManager, *, trains: bool
 ) -> Measured:
     modules = {info.name: manager.plugin(info.name) for info in row.plugins}
     plugins = identity.plugin_versions(row, modules)
@@ -165,7 +165,7 @@ def _measured(
         plugins=plugins,
         provenance=settings.provenance if settings else None,
         inputs=identity.digest([shared, row.name, *(f"{p.name} {p.version} {p.code_hash}" for p in plugins)]),
-        weight_set=_weight_set(row, trained=files is not None),
+        weight_set=_weight_set(row, given=files is not None, trains=trains),
         failure=failure,
     )
 
@@ -180,15 +180,23 @@ def _plans(row: Row, model: ModelSpec, files: dict[str, str] | None) -> tuple[Pl
     return plan, compile_plan(model, row.policies, accounting=accounting)
 
 
-def _weight_set(row: Row, *, trained: bool) -> str:
+def _trains(options: Options) -> bool:
+    """Whether recipes can be trained: `tiny` has data of its own, the others need a folder.
+
+    Without one, the weights that are given are taken for those of the recipe, and the record says so.
+    """
+    return presets.preset(options.model).assets or options.data is not None
+
+
+def _weight_set(row: Row, *, given: bool, trains: bool) -> str:
     """Rows with one recipe and one set of parameters of the plugin that trains share their weights.
 
     A generator brings its own.
     """
     if row.policies.generator is not None:
         return f"{OWN_WEIGHTS}{row.name}"
-    if not trained or row.schedule is None or row.recipe_plugin is None:
-        return "pretrained" if trained else "random"
+    if not (given and trains) or row.schedule is None or row.recipe_plugin is None:
+        return "pretrained" if given else "random"
     own = next(setting for setting in row.settings if setting.plugin == row.recipe_plugin)
     known = [f":{key}={value}" for key, value in sorted(own.parameters.items())]
     changed = [f":{key.partition('.')[2]}" for key in row.parameters if key.startswith(f"{row.recipe_plugin}.")]

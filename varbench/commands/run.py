@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -93,7 +94,8 @@ def run(args: argparse.Namespace) -> int:
                 execution.everything()
             except KeyboardInterrupt:
                 execution.save_all()
-                again = f"{' '.join(['varbench', *sys.argv[1:]])} --resume --out {out}"
+                missing = [] if args.out else ["--out", str(out)]
+                again = shlex.join(["varbench", *sys.argv[1:], *([] if args.resume else ["--resume"]), *missing])
                 progress.note(f"interrupted; everything that was measured is in {out}\ngo on with: {again}")
                 return INTERRUPTED
             records = [*found.values(), *execution.save_all()]

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+# Workers of a parallel run share the cores: two threads each would wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 PACKAGES = Path(__file__).parent / "packages"
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]

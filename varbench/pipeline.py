@@ -163,7 +163,8 @@ class Pipeline:
             return self.tokenizer.decode_map(f_hat_BDhw)
 
     def _checked_labels(self, labels: Tensor | Sequence[int], *, allow_none: bool) -> Tensor:
-        result = torch.as_tensor(labels, device=self.device)
+        # Checked where they lie: a look at numbers on a GPU waits for all that was asked of it before.
+        result = torch.as_tensor(labels)
         most = self.model.classes if allow_none else self.model.classes - 1
         if result.ndim != 1 or not len(result) or result.is_floating_point():
             raise UserError(f"labels must be a non-empty list of class numbers, not shape {tuple(result.shape)}")
@@ -173,7 +174,7 @@ class Pipeline:
                 f"label {int(wrong[0])} is not a class of {self.model.name}: "
                 f"classes are 0 to {self.model.classes - 1}, and {self.model.classes} is 'no class'"
             )
-        return result.long()
+        return result.to(self.device).long()
 
     def _checked_tokens(self, tokens: Tensor) -> Tensor:
         vocabulary = self.model.tokenizer.vocabulary

@@ -44,9 +44,11 @@ def machine() -> dict[str, str]:
     import torch
 
     from varbench.measure.environment import available_memory, environment
+    from varbench.measure.harness import null_cost
     from varbench.quality.cache import cache_folder
 
-    found = environment("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found, harness = environment(device), null_cost(device)
     folder = cache_folder()
     variables = {**found.variables, **{name: os.environ[name] for name in VARIABLES if name in os.environ}}
     return {
@@ -57,6 +59,7 @@ def machine() -> dict[str, str]:
         "device": found.device if torch.cuda.is_available() else "cpu: torch sees no GPU",
         "GPU": ", ".join(filter(None, (found.gpu_uuid, found.driver))) or "no figure from NVML",
         **found.versions,
+        "harness": f"{harness.value * 1e6:.1f} µs a call ({harness.low * 1e6:.1f} to {harness.high * 1e6:.1f}): timing nothing",
         "cache": f"{folder} ({_size(folder)})",
         "variables": ", ".join(f"{name}={value}" for name, value in variables.items()) or "none set",
     }

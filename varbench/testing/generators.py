@@ -121,7 +121,7 @@ def released_memory_freed(subject: GeneratorSubject) -> Iterator[str]:
     from varbench.testing.allocations import Memory
 
     held = []
-    for repeat in range(5):
+    for repeat in range(3):
         memory = Memory()
         with memory:
             subject.images(seed=SEED + 30 + repeat)

@@ -355,9 +355,7 @@ class _Caches:
         if reader < self.model.scales:
             entries = tuple(s for s in entries if self._keeps(key.layer, s, reader, later[1:], group))
         budget = self._budget(key.layer, now, group)
-        if budget is None:
-            return entries, False
-        if not later:
+        if budget is None or not later:
             return entries, False
         return (Segment(MIXED, min(budget, total(entries))),), True
 

@@ -167,11 +167,10 @@ def _conditioning_flops(plan: Plan, spec: ModelSpec, step: Step, batch: int) -> 
     return 2 * rows * spec.width * spec.width * (6 * sixes + 2)
 
 
-def key_value_bytes(plan: Plan, spec: ModelSpec, dtype: str) -> tuple[int, int]:
+def key_value_bytes(plan: Plan, dtype: str) -> tuple[int, int]:
     """Bytes of one number of a stored key, and of a value."""
     item = ITEM[plan.cache_dtype or dtype]
-    upstream_keys = plan.accounting == "upstream" and spec.l2_attention and not plan.cache_dtype
-    return (4 if upstream_keys else item), item
+    return (4 if plan.float32_keys else item), item
 
 
 def state_over_time(plan: Plan, *, batch: int, dtype: str) -> Iterator[tuple[int, int]]:
@@ -183,7 +182,7 @@ def state_over_time(plan: Plan, *, batch: int, dtype: str) -> Iterator[tuple[int
     for number, step in enumerate(plan.steps):
         spec = plan.backbone(step.backbone)
         rows[step.backbone] = batch * step.branches
-        entry = spec.head_dim * sum(key_value_bytes(plan, plan.model, dtype))
+        entry = spec.head_dim * sum(key_value_bytes(plan, dtype))
 
         peak = _held(rows, buffers, memories)
         for call in step.calls:
@@ -191,9 +190,7 @@ def state_over_time(plan: Plan, *, batch: int, dtype: str) -> Iterator[tuple[int
             for group, use in enumerate(call.cache):
                 during = use.attended if plan.accounting == "upstream" else use.capacity
                 before = buffers.get((key, group), 0)
-                buffers[key, group] = max(before, during * len(use.heads) * entry) if use.capacity else before
-                if plan.accounting == "upstream":
-                    buffers[key, group] = during * len(use.heads) * entry
+                buffers[key, group] = max(before, during * len(use.heads) * entry)
                 peak = max(peak, _held(rows, buffers, memories))
                 buffers[key, group] = use.capacity * len(use.heads) * entry
             for name, sub in (("attention", call.attention), ("ffn", call.ffn)):
@@ -262,7 +259,7 @@ def _bytes(plan: Plan, spec: ModelSpec, step: Step, batch: int, dtype: str) -> t
         moved += layer * item + (a + f) * passes
         # q k v written, q and k normalised in float32, then what is attended to, mixed, projected.
         moved += a * (8 * item + 2 * 12) + rows * sum(
-            use.attended * len(use.heads) * spec.head_dim * sum(key_value_bytes(plan, plan.model, dtype)) for use in call.cache
+            use.attended * len(use.heads) * spec.head_dim * sum(key_value_bytes(plan, dtype)) for use in call.cache
         )
         moved += sum(_workspace(use, spec, rows, item) for use in call.cache) * 2
         moved += a * 4 * item + f * (2 + 4 * spec.mlp_ratio) * item

@@ -103,7 +103,7 @@ class Pipeline:
     def logits(self, tokens: Tensor, labels: Tensor | Sequence[int], *, method: str = "full_var") -> Tensor:
         """Teacher-forced logits (B, L, V) of a method that computes every scale, without guidance."""
         plan, _ = self.compile(method)
-        tokens, labels = self._checked_tokens(tokens), self._checked_labels(labels, allow_none=True)
+        tokens, labels = self._checked_tokens(tokens), self._checked_labels(labels)
         features = self.tokenizer.teacher_input(tokens)
         parts: dict[int, Tensor] = {}
         for name in dict.fromkeys(step.backbone for step in plan.steps):
@@ -132,7 +132,7 @@ class Pipeline:
         observer: Observer | None = None,
     ) -> Output:
         """Images for class labels. `first_image` is the first one's number in the noise stream; `tokens` forces the codes."""
-        labels_B = self._checked_labels(labels, allow_none=True)
+        labels_B = self._checked_labels(labels)
         vocabulary = self.model.tokenizer.vocabulary
         if not 0 <= top_p <= 1:
             raise UserError(f"top_p is {top_p}; give a share between 0 (off) and 1")
@@ -162,13 +162,12 @@ class Pipeline:
         with torch.autocast(self.device.type, dtype=self.dtype if reduced else torch.bfloat16, enabled=reduced):
             return self.tokenizer.decode_map(f_hat_BDhw)
 
-    def _checked_labels(self, labels: Tensor | Sequence[int], *, allow_none: bool) -> Tensor:
+    def _checked_labels(self, labels: Tensor | Sequence[int]) -> Tensor:
         # Checked where they lie: a look at numbers on a GPU waits for all that was asked of it before.
         result = torch.as_tensor(labels)
-        most = self.model.classes if allow_none else self.model.classes - 1
         if result.ndim != 1 or not len(result) or result.is_floating_point():
             raise UserError(f"labels must be a non-empty list of class numbers, not shape {tuple(result.shape)}")
-        wrong = result[(result < 0) | (result > most)]
+        wrong = result[(result < 0) | (result > self.model.classes)]
         if len(wrong):
             raise UserError(
                 f"label {int(wrong[0])} is not a class of {self.model.name}: "

@@ -101,6 +101,11 @@ class Plan:
         return dict(self.backbones)[name]
 
     @property
+    def float32_keys(self) -> bool:
+        """Whether keys are stored as the official normalisation leaves them, in float32 beside 16-bit values."""
+        return self.accounting == "upstream" and self.model.l2_attention and not self.cache_dtype
+
+    @property
     def skipped(self) -> tuple[int, ...]:
         """Scales that no step samples or encodes."""
         encoded = {scale for step in self.steps for scale in step.scales}

@@ -39,7 +39,7 @@ class State:
         self._upstream = accounting == "upstream"
         self._key_dtype, self._value_dtype = key_dtype, value_dtype
         self._buffers: dict[tuple[SlotKey, int], _Buffer] = {}
-        self._memories: dict[tuple[SlotKey, str], tuple[int, Tensor]] = {}
+        self._memories: dict[tuple[SlotKey, str], Tensor] = {}
         self.nbytes = 0
         self.peak = 0
 
@@ -47,7 +47,7 @@ class State:
         """Every tensor that is held, for checks from outside."""
         for buffer in self._buffers.values():
             yield from (buffer.keys_RHnc, buffer.values_RHnc)
-        yield from (memory for _, memory in self._memories.values())
+        yield from self._memories.values()
 
     def _account(self, change: int) -> None:
         self.nbytes += change
@@ -176,25 +176,24 @@ class State:
                 buffer.keys_RHnc = buffer.keys_RHnc[:rows].clone()
                 buffer.values_RHnc = buffer.values_RHnc[:rows].clone()
                 self._account(buffer.nbytes - before)
-        for place, (scale, memory) in self._memories.items():
+        for place, memory in self._memories.items():
             if place[0].backbone == backbone and memory.shape[0] > rows:
-                self._memories[place] = (scale, memory[:rows].clone())
-                self._account(self._memories[place][1].nbytes - memory.nbytes)
+                self._memories[place] = memory[:rows].clone()
+                self._account(self._memories[place].nbytes - memory.nbytes)
 
-    def remember(self, key: SlotKey, name: str, output_RlC: Tensor, scale: int) -> None:
+    def remember(self, key: SlotKey, name: str, output_RlC: Tensor) -> None:
         """Keeps a sub-layer's output for filling in at later scales."""
         self.forget(key, name)
-        self._memories[key, name] = (scale, output_RlC.clone())
-        self._account(self._memories[key, name][1].nbytes)
+        self._memories[key, name] = output_RlC.clone()
+        self._account(self._memories[key, name].nbytes)
 
     def recall(self, key: SlotKey, name: str) -> Tensor | None:
-        memory = self._memories.get((key, name))
-        return memory[1] if memory else None
+        return self._memories.get((key, name))
 
     def forget(self, key: SlotKey, name: str) -> None:
         memory = self._memories.pop((key, name), None)
-        if memory:
-            self._account(-memory[1].nbytes)
+        if memory is not None:
+            self._account(-memory.nbytes)
 
 
 def _ranges(tensor_RHnc: Tensor, entries: tuple[Segment, ...], kept: tuple[Segment, ...]) -> Tensor:

@@ -135,10 +135,9 @@ class _Run:
         self.tokens_policy = row.tokens.policy if row.tokens else None
         self.pickers = [owned.policy for owned in row.caches]
         store = getattr(torch, plan.cache_dtype) if plan.cache_dtype else dtype
-        upstream_keys = plan.accounting == "upstream" and plan.model.l2_attention and not plan.cache_dtype
         self.state = State(
             accounting=plan.accounting,
-            key_dtype=torch.float32 if upstream_keys else store,
+            key_dtype=torch.float32 if plan.float32_keys else store,
             value_dtype=store,
         )
         self.conditioning: dict[str, _Conditioning] = {}
@@ -181,7 +180,7 @@ class _Run:
                 scales=step.scales,
                 samples=step.samples,
                 backbone=step.backbone,
-                branches=2 if rows == 2 * self.batch else 1,
+                branches=2 if x_RLC.shape[0] == 2 * self.batch else 1,
                 mask="full" if mask is None else "block_causal",
                 calls=tuple(calls),
                 drops_backbone=step.drops_backbone,
@@ -298,7 +297,7 @@ class _Run:
             output = policy.fill(part, places_Rn, remembered, length=x_RLC.shape[1], scale=scale)
         if planned.remembered:
             sampled = output[:, -self.plan.model.tokens[scale] :].to(self.dtype)
-            self.state.remember(key, name, sampled, scale)
+            self.state.remember(key, name, sampled)
         elif self._last_fill.get((key, name)) == scale:
             self.state.forget(key, name)
         return x_RLC + output, SubLayer(tokens=computed, picked=planned.picked, remembered=planned.remembered)

@@ -57,14 +57,28 @@ _PRESETS = {
 }
 
 
+_READ_OFF_FILES: dict[str, Preset] = {}
+
+
 def names() -> tuple[str, ...]:
     return tuple(_PRESETS)
 
 
 def preset(name: str) -> Preset:
-    if name not in _PRESETS:
+    known = _PRESETS | _READ_OFF_FILES
+    if name not in known:
         raise UserError(f"no model preset {name!r}.{did_you_mean(name, _PRESETS)}")
-    return _PRESETS[name]
+    return known[name]
+
+
+def of_sizes(spec: ModelSpec) -> Preset:
+    """The preset of these sizes, whatever `spec` is called; where none has them, one that this process knows from now on."""
+    for known in _PRESETS.values():
+        if replace(spec, name=known.spec.name) == known.spec:
+            return known
+    name = f"var-{spec.depth}x{spec.width}-{spec.image_side}px"
+    found = Preset(spec=replace(spec, name=name), summary="sizes read off a checkpoint")
+    return _READ_OFF_FILES.setdefault(name, found)
 
 
 def companion(model: ModelSpec) -> ModelSpec:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from varbench.model.transformer import embedding
 from varbench.spec import ModelSpec, TokenizerSpec
 
 
@@ -193,7 +194,7 @@ class Quantizer(nn.Module):
     def __init__(self, spec: TokenizerSpec, sides: Sequence[int]) -> None:
         super().__init__()
         self.sides = tuple(sides)
-        self.embedding = nn.Embedding(spec.vocabulary, spec.code_dim)
+        self.embedding = embedding(spec.vocabulary, spec.code_dim)
         self.quant_resi = SharedPhis(spec.phis, spec.code_dim)
         self.register_buffer("ema_vocab_hit_SV", torch.zeros(len(self.sides), spec.vocabulary))
         self.phi_of_scale = tuple(phi_index(scale, len(self.sides), spec.phis) for scale in range(len(self.sides)))

@@ -26,6 +26,12 @@ def linear(x: Tensor, layer: nn.Linear, dtype: torch.dtype) -> Tensor:
     return F.linear(x.to(dtype), layer.weight.to(dtype), bias)
 
 
+def embedding(rows: int, width: int) -> nn.Embedding:
+    """As torch makes it. On the meta device torch would import its compiler, half a second, to draw values of no use."""
+    weight = torch.empty(rows, width)
+    return nn.Embedding(rows, width, _weight=weight if weight.is_meta else weight.normal_())
+
+
 def normed(x_BLC: Tensor) -> Tensor:
     """LayerNorm without affine parameters, in float32."""
     return F.layer_norm(x_BLC.float(), (x_BLC.shape[-1],), eps=EPS)
@@ -55,7 +61,7 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(spec.width))
         self.proj = nn.Linear(spec.width, spec.width)
         if self.l2:
-            self.scale_mul_1H11 = nn.Parameter(torch.full((1, spec.heads, 1, 1), 4.0).log())
+            self.scale_mul_1H11 = nn.Parameter(torch.full((1, spec.heads, 1, 1), math.log(4)))
             self.softmax_scale = 1.0
         else:
             self.softmax_scale = 0.25 / math.sqrt(spec.head_dim)
@@ -132,8 +138,8 @@ class Transformer(nn.Module):
         self.pos_start = nn.Parameter(torch.zeros(1, spec.tokens[0], width))
         self.pos_1LC = nn.Parameter(torch.zeros(1, spec.length, width))
         self.word_embed = nn.Linear(spec.tokenizer.code_dim, width)
-        self.class_emb = nn.Embedding(spec.classes + 1, width)
-        self.lvl_embed = nn.Embedding(spec.scales, width)
+        self.class_emb = embedding(spec.classes + 1, width)
+        self.lvl_embed = embedding(spec.scales, width)
         if spec.shared_adaln:
             self.shared_ada_lin = Conditioner(width, 6 * width)
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from varbench import presets
 from varbench.records import write_atomic
+from varbench.spec import ModelSpec
 
-Task = Literal["train", "speed", "memory", "quality"]
+Task = Literal["inputs", "train", "speed", "memory", "quality"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +64,12 @@ class Job:
         return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:24]
 
     def write(self, path: Path) -> None:
-        write_atomic(path, json.dumps(dataclasses.asdict(self), indent=1).encode())
+        """With the model's sizes, which may have been read off a file and are then no preset's."""
+        sizes = presets.preset(self.model).spec.to_json()
+        write_atomic(path, json.dumps({**dataclasses.asdict(self), "sizes": sizes}, indent=1).encode())
 
     @staticmethod
     def read(path: Path) -> Job:
         data: dict[str, Any] = json.loads(path.read_bytes())
+        presets.of_sizes(ModelSpec.from_json(data.pop("sizes")))
         return Job(**{**data, "rows": tuple(data["rows"])})

@@ -10,6 +10,7 @@ from typing import Any
 
 from varbench import presets
 from varbench.errors import UserError, did_you_mean
+from varbench.runner.inputs import sizes_of
 
 DTYPES = ("float32", "bfloat16", "float16")
 COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
@@ -98,8 +99,8 @@ def resolve(args: argparse.Namespace) -> Options:
     """Everything that is not given is filled in; what cannot be is a `UserError`."""
     given = read_config(args.config) if args.config else {}
     given |= {key: getattr(args, key) for key in KEYS if _is_given(getattr(args, key, None))}
-    model = given.get("model", presets.DEFAULT)
-    preset = presets.preset(model)
+    preset = _preset(given)
+    model = preset.spec.name
     defaults = _TINY if preset.assets else _IMAGENET
     quick = bool(given.get("quick", False))
     device = given.get("device") or _device(preset)
@@ -121,7 +122,7 @@ def resolve(args: argparse.Namespace) -> Options:
         compile=given.get("compile", "off"),
         seed=given.get("seed", 0),
         cfg=defaults.cfg,
-        top_k=defaults.top_k,
+        top_k=min(defaults.top_k, preset.spec.tokenizer.vocabulary),
         top_p=defaults.top_p,
         images=images if scored and _has_weights(given, model) else 0,
         rounds=given.get("rounds", 1 if quick else FEWEST_ROUNDS),
@@ -139,6 +140,14 @@ def resolve(args: argparse.Namespace) -> Options:
 
 def _is_given(value: Any) -> bool:
     return not (value is None or value is False or value == [])
+
+
+def _preset(given: dict[str, Any]) -> presets.Preset:
+    """The preset that is asked for; else that of the sizes of the files that are given; else the default."""
+    files = given.get("vae"), given.get("weights")
+    if "model" not in given and all(path is not None and Path(path).is_file() for path in files):
+        return presets.of_sizes(sizes_of(vae=Path(files[0]), var=Path(files[1])))
+    return presets.preset(given.get("model", presets.DEFAULT))
 
 
 def _has_weights(given: dict[str, Any], model: str) -> bool:
@@ -194,6 +203,14 @@ def _check(options: Options) -> None:
             raise UserError(f"--weights {options.weights}: no such file; give a checkpoint's path, or `random`")
         if options.vae is None:
             raise UserError("--weights needs --vae: a transformer speaks the codes of its own tokenizer")
+    elif options.vae is not None:
+        given = "random weights are asked for" if options.weights else "no --weights are given"
+        raise UserError(f"--vae {options.vae}, but {given}; give both files, as in --weights var_d16.pth --vae {options.vae}")
+    if options.reference is not None and options.images and options.inception is None and not presets.preset(options.model).assets:
+        raise UserError(
+            f"--reference {options.reference}: scores against it need the published Inception weights, which are not "
+            "downloaded for you: give their path, --inception FILE, or --images 0 to leave quality out"
+        )
     if 0 < options.images < 20:
         raise UserError(f"{options.images} images are too few to score; give --images 20 or more, or 0 to leave quality out")
     for pair in options.companion:
@@ -209,7 +226,8 @@ def companions(options: Options) -> dict[str, str]:
 def as_arguments(options: Options, *, row: str) -> list[str]:
     """The command line that measures one row under the same options."""
     plain = {field.name: getattr(options, field.name) for field in fields(options)}
-    words = ["varbench", "run", "--plugins", row, "--model", options.model]
+    known = options.model in presets.names()  # else its sizes were read off the files, and are again
+    words = ["varbench", "run", "--plugins", row, *(("--model", options.model) if known else ())]
     for name in ("weights", "vae", "reference", "inception", "data"):
         if plain[name] is not None:
             words += [f"--{name}", str(plain[name])]

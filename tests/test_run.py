@@ -117,7 +117,7 @@ def test_rounds_turn_around_and_the_full_model_runs_twice(tmp_path: Path) -> Non
 def test_rows_of_one_recipe_share_weights_whatever_their_point(tmp_path: Path) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"")
-    chosen = options(plugins="variant,fixed_ratio,variant@d8:bridge=3", weights=str(file), vae=str(file))
+    chosen = options(plugins="variant,fixed_ratio,variant@d8:bridge=3", model="tiny", weights=str(file), vae=str(file))
     sets = {weights.key: weights.rows for weights in prepare(chosen, manager()).weight_sets}
     assert set(sets["pretrained"]) == {rows.FULL, UPSTREAM}
     assert {"fixed_ratio@p01", "fixed_ratio@p05", "fixed_ratio@p10"} < set(sets)

@@ -219,6 +219,13 @@ def load_pipeline(
         backbones[name] = load_transformer(path, tokenizer_spec)
         weights[name] = file_hash(path)
     spec = backbones[MAIN].spec
+    for name, path in (companions or {}).items():
+        other = backbones[name].spec
+        if (other.sides, other.classes) != (spec.sides, spec.classes):
+            raise CheckpointError(
+                f"{path}: scales {other.sides} and {other.classes} classes, but {var}, whose {name} it is to be, has "
+                f"{spec.sides} and {spec.classes}"
+            )
     if preset:
         spec = _renamed(backbones, preset, var)
     return Pipeline(

@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,10 +67,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from varbench.rows import FULL
+    from varbench.runner import inputs
     from varbench.runner.execute import Execution, complete_records, locked
     from varbench.runner.options import read_config, resolve
     from varbench.runner.prepare import NothingSelectedError, prepare
     from varbench.runner.progress import shown
+    from varbench.runner.schedule import base_job
 
     options = resolve(args)
     manager = usable_plugins(args)
@@ -78,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
     except NothingSelectedError as error:
         print(f"varbench run: error: {error}", file=sys.stderr)
         return NOTHING_SELECTED
+    if options.weights not in (None, "random") or any((options.companion, options.reference, options.inception, options.data)):
+        inputs.check(replace(base_job(options, prepared), task="inputs", rows=(FULL,)), timeout=options.timeout)
     out = _out(args, read_config(args.config).get("out") if args.config else None)
     this = _run(out, options, prepared)
     if args.dry_run:

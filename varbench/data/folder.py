@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -107,13 +109,26 @@ def open_folder(root: str | Path, *, side: int, minimum: int = _HELD_OUT) -> Ima
 
 def read_image(path: Path, *, side: int) -> NDArray[np.uint8]:
     """One image file as (3, side, side): turned upright, cropped to its middle square, resized with antialiasing."""
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is not a readable image ({error}). Remove it, or copy it again.") from error
+    with _opened(path) as file:
+        image = ImageOps.exif_transpose(file).convert("RGB")
     square = ImageOps.fit(image, (side, side), method=Image.Resampling.BICUBIC)
     return np.asarray(square).transpose(2, 0, 1)
+
+
+def check_readable(path: Path, *, side: int) -> None:
+    """Reads the whole file, a JPEG at the least scale that `side` allows: several times as fast as `read_image`."""
+    with _opened(path) as file:
+        file.draft("RGB", (side, side))
+        file.load()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as file:
+            yield file
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is not a readable image ({error}). Remove it, or copy it again.") from error
 
 
 def _order(relative: Path) -> str:

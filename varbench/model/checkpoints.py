@@ -136,7 +136,10 @@ def _sides(state: State, path: str | Path) -> tuple[int, ...]:
 
 def _shape(state: State, name: str, path: str | Path) -> torch.Size:
     if name not in state:
-        raise CheckpointError(f"{path}: tensor {name!r} is missing; is this the right file for this model?")
+        kinds = {"encoder.conv_in.weight": "a tokenizer (--vae)", "word_embed.weight": "a transformer (--weights)"}
+        held = next((f"it holds {kind}" for marker, kind in kinds.items() if marker in state and marker != name), None)
+        hint = f"{held}; are two files swapped?" if held else "is this the right file for this model?"
+        raise CheckpointError(f"{path}: tensor {name!r} is missing; {hint}")
     return state[name].shape
 
 

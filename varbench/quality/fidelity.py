@@ -23,13 +23,10 @@ from varbench.quality.frechet import Gaussian, distance_interval, frechet_distan
 from varbench.quality.images import Images, check_images
 from varbench.quality.manifold import density_coverage
 from varbench.quality.networks import Network
-from varbench.quality.reference import Reference, reference_features, reference_statistics
+from varbench.quality.reference import Reference, check_reference, reference_features, reference_statistics
 from varbench.quality.second_opinion import clean_fid_distance
 from varbench.records import Score
 from varbench.stats import Interval
-
-FEWEST = 2 * intervals.BLOCKS
-"""Below this there is no interval to speak of."""
 
 Better = Literal["lower", "higher"]
 
@@ -113,20 +110,10 @@ def score(
         raise UserError(
             f"{len(samples)} samples and {len(labels)} labels: each sample needs the label it was made for."
         )
-    if len(samples) < FEWEST:
-        raise UserError(f"{len(samples)} samples are too few to score; generate at least {FEWEST}.")
-    if reference.images is not None:
-        check_images(reference.images, what=f"reference {reference.source}")
-        if reference.images.shape[2:] != samples.shape[2:]:
-            raise UserError(
-                f"samples have {samples.shape[3]} x {samples.shape[2]} pixels, and the reference {reference.source} has "
-                f"{reference.images.shape[3]} x {reference.images.shape[2]}. Give a reference of the samples' size."
-            )
-        if len(reference.images) < FEWEST:
-            raise UserError(
-                f"the reference {reference.source} has {len(reference.images)} images, and at least {FEWEST} are needed."
-            )
+    if len(samples) < intervals.FEWEST:
+        raise UserError(f"{len(samples)} samples are too few to score; generate at least {intervals.FEWEST}.")
     extractor = from_network(network, device=device) if isinstance(network, Network) else network
+    check_reference(reference, extractor, side=samples.shape[-1])
     real = reference_features(reference, extractor)
     scoring = _Scoring(
         extractor=extractor,

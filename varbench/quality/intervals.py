@@ -15,6 +15,9 @@ STUDENT_9 = 2.262
 
 BLOCKS = 10
 
+FEWEST = 2 * BLOCKS
+"""Below so many images there is no interval to speak of."""
+
 
 def share(part: float, n: int) -> Interval:
     """Wilson's interval of a share of n images; it stays within [0, 1] and has a width at 0 and 1 too."""

@@ -14,6 +14,7 @@ from varbench.quality.cache import content_hash
 from varbench.quality.extractors import Extractor, Features, extract_cached
 from varbench.quality.frechet import Gaussian, gaussian
 from varbench.quality.images import Images, channels_first, check_images, read_npz
+from varbench.quality.intervals import FEWEST
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ def reference_images(images: Images, *, source: str) -> Reference:
 
 def reference_folder(folder: str | Path, *, side: int) -> Reference:
     """All images below a folder, cropped to the middle square and resized to `side`."""
+    images = [read_image(path, side=side) for path in image_paths(folder)]
+    return reference_images(np.stack(images), source=str(folder))
+
+
+def image_paths(folder: str | Path) -> list[Path]:
+    """All images below a folder."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(
@@ -43,7 +50,7 @@ def reference_folder(folder: str | Path, *, side: int) -> Reference:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
     if not paths:
         raise UserError(f"{folder} holds no image ({', '.join(sorted(EXTENSIONS))}).")
-    return reference_images(np.stack([read_image(path, side=side) for path in paths]), source=str(folder))
+    return paths
 
 
 def reference_npz(path: str | Path) -> Reference:
@@ -68,21 +75,38 @@ def reference_npz(path: str | Path) -> Reference:
     return Reference(source=str(path), sha256=digest, images=images, statistics=statistics)
 
 
-def reference_statistics(reference: Reference, extractor: Extractor, seen: Features | None) -> Gaussian:
-    """Mean and covariance for the distance: the file's own where it has them, as the published numbers use them."""
-    statistics = reference.statistics
-    if statistics is not None and not extractor.suffix:
-        if len(statistics.mu) != extractor.dimensions:
-            raise UserError(
-                f"{reference.source} holds statistics of {len(statistics.mu)} features, and {extractor.name} has "
-                f"{extractor.dimensions}. Give the reference that belongs to this network."
-            )
-        return statistics
-    if seen is None:
+def check_reference(reference: Reference, extractor: Extractor, *, side: int) -> None:
+    """Whether samples of `side` pixels can be scored against it by this network; both numbers where they cannot."""
+    images, statistics = reference.images, reference.statistics
+    if images is None and extractor.suffix:
         raise UserError(
             f"{reference.source} holds only mu and sigma of the published Inception, and scores are asked for from "
             f"{extractor.name}. Give Inception's weights, or a reference with images."
         )
+    if statistics is not None and not extractor.suffix and len(statistics.mu) != extractor.dimensions:
+        raise UserError(
+            f"{reference.source} holds statistics of {len(statistics.mu)} features, and {extractor.name} has "
+            f"{extractor.dimensions}. Give the reference that belongs to this network."
+        )
+    if images is None:
+        return
+    check_images(images, what=f"reference {reference.source}")
+    if images.shape[2:] != (side, side):
+        raise UserError(
+            f"samples have {side} x {side} pixels, and the reference {reference.source} has "
+            f"{images.shape[3]} x {images.shape[2]}. Give a reference of the samples' size."
+        )
+    if len(images) < FEWEST:
+        raise UserError(
+            f"the reference {reference.source} has {len(images)} images, and at least {FEWEST} are needed."
+        )
+
+
+def reference_statistics(reference: Reference, extractor: Extractor, seen: Features | None) -> Gaussian:
+    """Mean and covariance for the distance: the file's own where it has them, as the published numbers use them."""
+    if reference.statistics is not None and not extractor.suffix:
+        return reference.statistics
+    assert seen is not None, "a checked reference without images is Inception's"
     return gaussian(seen.features_ND)
 
 

@@ -144,9 +144,9 @@ def _is_given(value: Any) -> bool:
 
 def _preset(given: dict[str, Any]) -> presets.Preset:
     """The preset that is asked for; else that of the sizes of the files that are given; else the default."""
-    files = given.get("vae"), given.get("weights")
-    if "model" not in given and all(path is not None and Path(path).is_file() for path in files):
-        return presets.of_sizes(sizes_of(vae=Path(files[0]), var=Path(files[1])))
+    vae, var = (Path(given.get(name) or "") for name in ("vae", "weights"))
+    if "model" not in given and vae.is_file() and var.is_file():
+        return presets.of_sizes(sizes_of(vae=vae, var=var))
     return presets.preset(given.get("model", presets.DEFAULT))
 
 
@@ -211,6 +211,8 @@ def _check(options: Options) -> None:
             f"--reference {options.reference}: scores against it need the published Inception weights, which are not "
             "downloaded for you: give their path, --inception FILE, or --images 0 to leave quality out"
         )
+    if options.inception is not None and options.reference is None and not presets.preset(options.model).assets:
+        raise UserError(f"--inception {options.inception}: there is nothing to compare with; give --reference PATH too")
     if 0 < options.images < 20:
         raise UserError(f"{options.images} images are too few to score; give --images 20 or more, or 0 to leave quality out")
     for pair in options.companion:

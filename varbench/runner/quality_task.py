@@ -37,6 +37,7 @@ from varbench.quality import (
     to_uint8,
 )
 from varbench.quality.images import Images
+from varbench.quality.reference import check_reference
 from varbench.records import Distance, Samples, Score
 from varbench.runner.jobs import Job
 from varbench.runner.reasons import WrongOutputError
@@ -53,6 +54,8 @@ COMPARED = 256
 
 def make_and_score(job: Job, pipe: Pipeline, channel: Channel) -> None:
     looks = Looks(job, side=pipe.model.image_side)
+    if looks.scores:  # before any image is made that could not be scored
+        check_reference(looks.reference, looks.extractor, side=pipe.model.image_side)
     for row in job.rows:
         with channel.row(row):
             made = Generation(pipe=pipe, row=row, cfg=job.cfg, top_k=job.top_k, top_p=job.top_p)
@@ -92,8 +95,9 @@ class Looks:
 
     def __init__(self, job: Job, *, side: int) -> None:
         self._job, self._side = job, side
-        self.own = presets.preset(job.model).assets and job.inception is None
-        self.scores = self.own or job.reference is not None
+        ships_data = presets.preset(job.model).assets
+        self.own = ships_data and job.inception is None
+        self.scores = ships_data or job.reference is not None
         self.judge: Network | None = None
         self._network: Network | None = None
         if self.own:

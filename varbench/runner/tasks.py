@@ -20,7 +20,7 @@ from varbench.measure.speed import Generation
 from varbench.model.checkpoints import file_hash
 from varbench.pipeline import Output, Pipeline, load_pipeline
 from varbench.records import trace_totals
-from varbench.runner import generator_task, quality_task
+from varbench.runner import generator_task, inputs_task, quality_task
 from varbench.runner.jobs import Job
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 
 def run(job: Job, channel: Channel) -> None:
+    if job.task == "inputs":
+        inputs_task.look(job, channel)
+        return
     if job.task == "train":
         train(job, channel)
         return

@@ -34,9 +34,17 @@ class Size:
     depth: int
     width: int
     heads: int
+    autoencoder: tuple[int, ...] = (128, 256, 512, 512)
+    """Channels of its levels, from pixels to latents."""
 
 
-SIZES = {"S": Size(12, 384, 6), "B": Size(12, 768, 12), "L": Size(24, 1024, 16), "XL": Size(28, 1152, 16)}
+SIZES = {
+    "nano": Size(2, 64, 2, (32, 32, 32, 32)),
+    "S": Size(12, 384, 6), "B": Size(12, 768, 12), "L": Size(24, 1024, 16), "XL": Size(28, 1152, 16),
+}  # fmt: skip
+"""`nano` is nobody's model: it is there to try things out on."""
+RESIDUALS = 2
+"""Residual blocks in a level of the encoder; the decoder has one more."""
 
 
 class DiT(Generator):
@@ -55,21 +63,28 @@ class DiT(Generator):
         kind = getattr(torch, dtype)
         if self._weights:
             pipe = diffusers.DiTPipeline.from_pretrained(self._weights, dtype=kind, local_files_only=True)
-            self._check(pipe.transformer.config)
+            self._check(pipe.transformer.config, pipe.vae.config)
             scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
             pipe = diffusers.DiTPipeline(transformer=pipe.transformer, vae=pipe.vae, scheduler=scheduler)
         else:
             pipe = self._random(diffusers, device, kind, seed)
-        pipe.set_progress_bar_config(disable=True)
+        # Switched off, it would still start a thread that watches it.
+        pipe.progress_bar = lambda steps: steps
         self._pipe = pipe.to(device)
 
-    def _check(self, config: Any) -> None:
+    def _check(self, config: Any, autoencoder: Any) -> None:
         found = (config.num_layers, config.num_attention_heads * config.attention_head_dim, config.sample_size * STRIDE)
         wanted = (self._size.depth, self._size.width, self._side)
         if found != wanted:
             raise CheckpointError(
                 f"{self._weights}: {found[0]} layers of width {found[1]} for {found[2]} px, but the row is for {wanted[0]} "
                 f"of width {wanted[1]} and {wanted[2]} px; set size={'|'.join(SIZES)}, or take another model preset"
+            )
+        layers = (tuple(autoencoder.block_out_channels), autoencoder.layers_per_block)
+        if layers != (self._size.autoencoder, RESIDUALS):
+            raise CheckpointError(
+                f"{self._weights}: the autoencoder has levels of {layers[0]} channels with {layers[1]} blocks each, but the row "
+                f"is for {self._size.autoencoder} with {RESIDUALS}, and its work would be counted wrong"
             )
 
     def _random(self, diffusers: Any, device: str, kind: Any, seed: int) -> Any:
@@ -92,8 +107,8 @@ class DiT(Generator):
             vae = diffusers.AutoencoderKL(
                 down_block_types=("DownEncoderBlock2D",) * 4,
                 up_block_types=("UpDecoderBlock2D",) * 4,
-                block_out_channels=(128, 256, 512, 512),
-                layers_per_block=2,
+                block_out_channels=self._size.autoencoder,
+                layers_per_block=RESIDUALS,
                 latent_channels=LATENT,
             )
         return diffusers.DiTPipeline(
@@ -114,7 +129,7 @@ class DiT(Generator):
         return images.float()
 
     def work(self, batch: int) -> Work:
-        """Of the denoiser; the autoencoder is left out, as the decoder is from a transformer's FLOPs."""
+        """The denoiser's, and apart from it the autoencoder's, which decodes once."""
         tokens, width, depth = (self._side // STRIDE // PATCH) ** 2, self._size.width, self._size.depth
         patch = PATCH * PATCH
         conditioning = TIME * width + width * width
@@ -123,11 +138,31 @@ class DiT(Generator):
         rows = batch * (2 if self._cfg > 1 else 1)
         return Work(
             flops=2.0 * rows * self._steps * (depth * layer + ends),
+            decoder_flops=2.0 * batch * _decoder(self._size.autoencoder, self._side // STRIDE),
             steps=self._steps,
             layer_tokens=depth * tokens * self._steps,
             cache_peak_bytes=0,
             cache_end_bytes=0,
         )
+
+
+def _decoder(channels: tuple[int, ...], side: int) -> int:
+    """Multiplications and additions of turning one image's latents into pixels."""
+
+    def residual(before: int, after: int, places: int) -> int:
+        return places * (9 * before * after + 9 * after * after + (before * after if before != after else 0))
+
+    deepest, places = channels[-1], side * side
+    total = places * (LATENT * LATENT + 9 * LATENT * deepest) + 2 * residual(deepest, deepest, places)
+    total += 4 * places * deepest * deepest + 2 * places * places * deepest
+    before = deepest
+    for level, width in reversed(list(enumerate(channels))):
+        total += residual(before, width, places) + RESIDUALS * residual(width, width, places)
+        if level:
+            places *= 4
+            total += places * 9 * width * width
+        before = width
+    return total + places * 9 * channels[0] * 3
 
 
 def _stream(seed: int, image: int) -> int:
@@ -156,8 +191,9 @@ def varbench_settings(model: ModelSpec) -> Settings:
         parameters={
             "size": Parameter(default="XL" if model.image_side >= 256 else "S", help=f"{', '.join(SIZES)}, each with patches of 2"),
             "cfg": Parameter(default=1.5, help="guidance; 1 runs no unlabelled branch"),
-            "weights": Parameter(default="", help="folder of a DiTPipeline as diffusers saves it; none draws random ones"),
+            "weights": Parameter(default="", kind="path", help="folder of a DiTPipeline as diffusers saves it; none draws random ones"),
         },
+        small={"size": "nano"},
         summary="a diffusion transformer (DiT), through diffusers",
         provenance=Provenance(
             kind="port",

@@ -61,7 +61,17 @@ def test_flops_are_those_that_torch_counts(loaded: Generator, cfg: float, monkey
 
         monkeypatch.setattr(pipe.vae, "decode", stop_counting)
         loaded.generate([1, 2], seed=0, first_image=0)
-    assert counted == [loaded.work(2).flops]
+        whole = counter.get_total_flops()
+    work = loaded.work(2)
+    assert [*counted, whole] == [work.flops, work.flops + work.decoder_flops]  # type: ignore[operator]
+
+
+@pytest.mark.slow
+@library
+def test_it_keeps_its_promises() -> None:
+    from varbench.testing import check
+
+    assert check("dit@s3") == []
 
 
 @pytest.mark.slow

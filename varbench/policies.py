@@ -26,6 +26,9 @@ class Parameter:
 
     default: bool | int | float | str
     help: str
+    kind: Literal["value", "path"] = "value"
+    """`path`: a string that names a file or folder to read, empty for none. Its content, not its name, then decides
+    whether a record is still of the same inputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,8 @@ class Settings:
     neutral: tuple[str, ...] = ()
     """Settings, as written after the plugin's name (`@full`, `:ratio=0`), that must give the full model's images bit for
     bit; `varbench check` holds the plugin to it."""
+    small: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    """Parameters that make a generator's own network small enough for `varbench check`, which no model preset does."""
     summary: str = ""
     """One line for `varbench list`."""
     provenance: Provenance | None = None
@@ -174,6 +179,10 @@ class Work:
     """What a generator computes for one batch, in the columns that a plan fills for the other rows; None is unknown."""
 
     flops: float | None = None
+    """Of the network that generates: all steps and all guidance branches, without the decoder, as for the other rows."""
+    decoder_flops: float = 0.0
+    """Of making pixels from what was generated; 0 where that is pixels. `varbench check` counts both together: how they
+    are parted is the plugin's word."""
     steps: int | None = None
     layer_tokens: int | None = None
     """Layers times tokens, for one image and branch."""

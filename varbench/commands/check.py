@@ -42,21 +42,22 @@ def run(args: argparse.Namespace) -> int:
     only, without = (tuple(filter(None, names.split(","))) for names in (args.only, args.without))
     model = preset(args.model).spec if args.model else SPEC
     findings = []
+    held: set[str] = set()
+
+    def progress(row: str, invariant: str, kept: bool, seconds: float) -> None:
+        held.add(invariant)
+        print(f"{row}: {invariant}: {'kept' if kept else 'BROKEN'} ({seconds:.2f} s)", file=sys.stderr)
+
     methods = _methods(args.package)
     for method in methods:
-        findings += check(method, only=only or None, without=without, model=model, progress=_progress)
+        findings += check(method, only=only or None, without=without, model=model, progress=progress)
     if args.json:
         print(json.dumps([{"invariant": f.invariant, "row": f.row, "message": f.message} for f in findings], indent=1))
     elif findings:
         print("\n".join(map(str, findings)))
     else:
-        asked = len(set(only or invariants()) - set(without))
-        print(f"{', '.join(methods)} keep{'s' if len(methods) == 1 else ''} {asked} promises")
+        print(f"{', '.join(methods)} keep{'s' if len(methods) == 1 else ''} {len(held)} promises")
     return BROKEN if findings else 0
-
-
-def _progress(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def _methods(package: str) -> list[str]:

@@ -74,6 +74,15 @@ def file_hash(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def path_hash(path: str) -> str:
+    """Of a file, or of all files below a folder by their paths in it; of what is not there, a word."""
+    place = Path(path)
+    if place.is_dir():
+        files = sorted(file for file in place.rglob("*") if file.is_file())
+        return digest(f"{file.relative_to(place).as_posix()} {file_hash(str(file))}" for file in files)
+    return file_hash(path) if place.is_file() else "absent"
+
+
 def torch_version() -> str:
     """Without importing it."""
     if importlib.util.find_spec("torch") is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -38,6 +39,8 @@ class Measured:
     provenance: Provenance | None
     inputs: str
     weight_set: str
+    read: dict[str, str] = field(default_factory=dict)
+    """Hashes of what the row's parameters name to be read, by the parameter, as in `dit.weights`."""
     started: str | None = None
     failure: Failure | None = None
     exit_code: int | None = None
@@ -152,6 +155,7 @@ def _measured(
     modules = {info.name: manager.plugin(info.name) for info in row.plugins}
     plugins = identity.plugin_versions(row, modules)
     settings = manager.call(row.plugins[0].name, "varbench_settings", model=model)
+    read = dict(_read(row, manager))
     plan, other, failure = None, None, None
     try:
         if row.policies.generator is None:
@@ -164,10 +168,23 @@ def _measured(
         other_plan=other,
         plugins=plugins,
         provenance=settings.provenance if settings else None,
-        inputs=identity.digest([shared, row.name, *(f"{p.name} {p.version} {p.code_hash}" for p in plugins)]),
+        inputs=identity.digest(
+            [shared, row.name, *(f"{p.name} {p.version} {p.code_hash}" for p in plugins), *(f"{k} {v}" for k, v in read.items())]
+        ),
+        read=read,
         weight_set=_weight_set(row, given=files is not None, trains=trains),
         failure=failure,
     )
+
+
+def _read(row: Row, manager: PluginManager) -> Iterator[tuple[str, str]]:
+    """What the row's parameters name to be read, by content."""
+    for setting in row.settings:
+        settings = manager.call(setting.plugin, "varbench_settings", model=row.model)
+        for name, parameter in settings.parameters.items() if settings else ():
+            path = setting.parameters.get(name)
+            if parameter.kind == "path" and path:
+                yield f"{setting.plugin}.{name}", identity.path_hash(str(path))
 
 
 def _plans(row: Row, model: ModelSpec, files: dict[str, str] | None) -> tuple[Plan, Plan]:

@@ -7,6 +7,7 @@ before by their contents; files and processes by an audit hook.
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import os
@@ -22,7 +23,6 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 @dataclass
@@ -52,14 +52,18 @@ class Allocations(TorchDispatchMode):
         """Bytes of the storages made so far that somebody still holds."""
         return sum(_bytes(ref) for ref in self._made.values())
 
+    def forget_dead(self) -> None:
+        """What is gone need not be remembered; nor would Python give back the room of a table that was once large."""
+        self._made, self._older = ({p: ref for p, ref in table.items() if not ref.expired()} for table in (self._made, self._older))
+
     def written(self) -> int:
-        return sum(_bytes(self._older[place]) for place in self._written)
+        return sum(_bytes(self._older[place]) for place in self._written if place in self._older)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         # What `torch.tensor` just made comes in through this operation.
         fresh = func is torch.ops.aten.lift_fresh.default
-        for tensor in _tensors((args, kwargs)):
+        for tensor in _tensors((*args, *kwargs.values())):
             place, ref = _reference(tensor)
             if place not in self._made and place not in self._older:
                 (self._made if fresh else self._older)[place] = ref
@@ -68,15 +72,21 @@ class Allocations(TorchDispatchMode):
             if place in self._older:
                 self._written.add(place)
         result = func(*args, **kwargs)
-        for tensor in _tensors(result):
+        for tensor in _tensors((result,)):
             place, ref = _reference(tensor)
             if place not in self._older:
                 self._made.setdefault(place, ref)
         return result
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.layout == torch.strided)
+def _tensors(things: Iterable[Any]) -> Iterator[Tensor]:
+    """Operators take and give tensors, and lists of them."""
+    for thing in things:
+        if isinstance(thing, Tensor):
+            if thing.layout == torch.strided:
+                yield thing
+        elif isinstance(thing, (list, tuple)):
+            yield from _tensors(thing)
 
 
 def _reference(tensor: Tensor) -> tuple[int, StorageWeakRef]:
@@ -93,9 +103,15 @@ def _bytes(ref: StorageWeakRef) -> int:
 
 
 def _written_arguments(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
-    for place, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            yield from _tensors(args[place] if place < len(args) else kwargs.get(argument.name))
+    for place, name in _writes_to(func):
+        yield from _tensors((args[place] if place < len(args) else kwargs.get(name),))
+
+
+@functools.cache
+def _writes_to(func: Any) -> tuple[tuple[int, str], ...]:
+    """Places and names of the arguments that an operator writes into."""
+    arguments = enumerate(func._schema.arguments)
+    return tuple((place, a.name) for place, a in arguments if a.alias_info is not None and a.alias_info.is_write)
 
 
 class Memory:
@@ -131,6 +147,7 @@ class Memory:
 
     def _traced(self) -> int:
         """Python memory since the beginning, less what the observation itself takes."""
+        self._allocations.forget_dead()
         # Also empties the lists of freed objects that Python keeps for later, which would count as memory in use.
         gc.collect()
         own = sum(map(sys.getsizeof, (self._allocations._made, self._allocations._older)))

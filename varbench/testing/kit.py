@@ -14,10 +14,10 @@ import varbench.measure
 import varbench.quality
 import varbench.records  # noqa: F401  what may be tampered with is loaded before the plugin is
 from varbench.errors import UserError, did_you_mean
-from varbench.policies import Setting
+from varbench.rows import Row
 from varbench.spec import ModelSpec
 from varbench.testing import memory, sameness, tampering, work
-from varbench.testing.generators import OF_GENERATOR, GeneratorSubject, generator_of, settings_of
+from varbench.testing.generators import OF_GENERATOR, GeneratorSubject
 from varbench.testing.global_state import GlobalState, restored
 from varbench.testing.model import SPEC
 from varbench.testing.subject import Bench, Subject, given, installed
@@ -25,6 +25,9 @@ from varbench.testing.untouched import Originals, read_sources
 
 OfRow = Callable[[Subject], Iterator[str]]
 OfMethod = Callable[[Sequence[Subject]], Iterator[str]]
+
+Progress = Callable[[str, str, bool, float], None]
+"""Is told a row, an invariant that was checked on it, whether it is kept, and the seconds that it took."""
 
 OF_ANSWERS: tuple[OfRow, ...] = (sameness.picks_are_places, sameness.inputs_untouched)
 """Asked first, since wrong answers can stop the engine."""
@@ -94,13 +97,13 @@ def check(
     only: Collection[str] | None = None,
     without: Collection[str] = (),
     model: ModelSpec = SPEC,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Finding]:
     """Broken promises of a method; an empty list is a pass.
 
     `method` is a row (`variant@d4`), the name of an installed plugin (all its settings), or a module or object with the
-    hooks, which goes by `name`. `only` and `without` choose among the invariants. `progress` is told what is
-    being checked.
+    hooks, which goes by `name`. `only` and `without` choose among the invariants. `progress` is told what was
+    checked.
     """
     for unknown in {*without, *(only or ())} - invariants().keys():
         raise UserError(f"no invariant {unknown!r}.{did_you_mean(unknown, invariants())}")
@@ -121,13 +124,13 @@ def check(
             originals.restore()
 
 
-def _silent(_: str) -> None:
+def _silent(row: str, invariant: str, kept: bool, seconds: float) -> None:
     pass
 
 
 class _Check:
     def __init__(
-        self, bench: Bench, text: str, without: frozenset[str], progress: Callable[[str], None]
+        self, bench: Bench, text: str, without: frozenset[str], progress: Progress
     ) -> None:
         self._bench, self._text, self._without, self._progress = bench, text, without, progress
         # Held here, where a plugin that is imported later does not find them.
@@ -135,23 +138,20 @@ class _Check:
 
     def findings(self) -> Iterator[Finding]:
         subjects: list[Subject] = []
-        plugins = _plugins(self._text)
-        for plugin in plugins:
+        generators: list[Row] = []
+        for plugin in _plugins(self._text):
             self._bench.manager.plugin(plugin)
-        if len(plugins) == 1:
-            generators = [
-                setting
-                for setting in settings_of(self._bench.manager, plugins[0], self._bench.model)
-                if generator_of(self._bench.manager, setting, self._bench.model) is not None
-            ]
-            if generators:
-                yield from self._of_generators(generators)
-                return
         try:
-            subjects = [Subject(self._bench, row) for row in self._bench.expand(self._text)]
+            for row in self._bench.expand(self._text):
+                if row.policies.generator is None:
+                    subjects.append(Subject(self._bench, row))
+                else:
+                    generators.append(row)
         except Exception as error:
             yield from self._failed(RUNS, self._text, error)
         yield from self._changed_by_importing()
+        if generators:
+            yield from self._of_generators(generators)
         if not subjects:
             return
         ran = []
@@ -177,32 +177,30 @@ class _Check:
         row = subject.row.name
         for check in self._of_answers:
             yield from self._asked(check.__name__, row, check, subject)
-        if (yield from self._cannot_run(subject)):
+        if not (yield from self._ran(row, subject)):
             return
         for check in self._of_rows:
             yield from self._asked(check.__name__, row, check, subject)
 
-    def _of_generators(self, settings: Sequence[Setting]) -> Iterator[Finding]:
-        yield from self._changed_by_importing()
-        for setting in settings:
-            try:
-                subject = GeneratorSubject(self._bench, setting)
-                _ = subject.first
-            except Exception as error:
-                yield from self._failed(RUNS, setting.plugin, error)
-                continue
-            for check in OF_GENERATOR:
-                yield from self._asked(check.__name__, subject.name, check, subject)
+    def _of_generators(self, rows: Sequence[Row]) -> Iterator[Finding]:
+        for row in rows:
+            subject = GeneratorSubject(self._bench, row)
+            if (yield from self._ran(row.name, subject)):
+                for check in OF_GENERATOR:
+                    yield from self._asked(check.__name__, row.name, check, subject)
         for untouched in (tampering.sampler_untouched, tampering.evaluator_untouched, tampering.engine_untouched):
             yield from self._asked(untouched.__name__, self._text, untouched, ())
 
-    def _cannot_run(self, subject: Subject) -> Generator[Finding, None, bool]:
+    def _ran(self, row: str, subject: Subject | GeneratorSubject) -> Generator[Finding, None, bool]:
+        began, ran = perf_counter(), True
         try:
             _ = subject.first
         except Exception as error:
-            yield from self._failed(RUNS, subject.row.name, error)
-            return True
-        return False
+            ran = False
+            yield from self._failed(RUNS, row, error)
+        if RUNS not in self._without:
+            self._progress(row, RUNS, ran, perf_counter() - began)
+        return ran
 
     def _asked(self, name: str, row: str, check: Callable[..., Iterator[str]], *arguments: object) -> Iterator[Finding]:
         if name in self._without:
@@ -215,7 +213,7 @@ class _Check:
         except Exception as error:
             broken = True
             yield from self._failed(name, row, error)
-        self._progress(f"{row}: {name}: {'BROKEN' if broken else 'kept'} ({perf_counter() - began:.2f} s)")
+        self._progress(row, name, not broken, perf_counter() - began)
 
     def _failed(self, invariant: str, row: str, error: Exception) -> Iterator[Finding]:
         if invariant not in self._without:

@@ -139,6 +139,7 @@ class DiT(Generator):
         return Work(
             flops=2.0 * rows * self._steps * (depth * layer + ends),
             decoder_flops=2.0 * batch * _decoder(self._size.autoencoder, self._side // STRIDE),
+            parameters=self._pipe and sum(p.numel() for p in self._pipe.transformer.parameters()),
             steps=self._steps,
             layer_tokens=depth * tokens * self._steps,
             cache_peak_bytes=0,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +15,13 @@ from torch import Tensor
 from varbench import presets, rows
 from varbench.compiler import Owned, RowPolicies, compile_plan
 from varbench.errors import PlanError, UserError
+from varbench.plugins import manager
 from varbench.policies import Generator, Work
 from varbench.records import Status
-from varbench.runner import generator_task
+from varbench.runner import generator_task, identity
 from varbench.runner.jobs import Job
+from varbench.runner.options import KEYS, resolve
+from varbench.runner.prepare import prepare
 from varbench.runner.reasons import of_exception
 
 TINY = presets.preset("tiny").spec
@@ -33,7 +38,7 @@ class Grey(Generator):
         return shades.view(-1, 1, 1, 1).expand(-1, 3, 32, 32).clone()
 
     def work(self, batch: int) -> Work:
-        return Work(flops=12.0 * batch, steps=3)
+        return Work(flops=12.0 * batch, steps=3, parameters=len(self.weights))
 
 
 class Dice(Grey):
@@ -91,7 +96,9 @@ def test_memory_and_the_statement_of_work() -> None:
     assert found["weights"] == 4000
     assert (found["trace"]["flops"], found["trace"]["steps"], found["trace"]["layer_tokens"]) == (48.0, 3, None)
     assert found["findings"] == found["changed"] == []
-    assert "state_peak_bytes" in found["missing"]
+    assert found["rss_growth"] >= 0
+    assert "activations" not in found
+    assert set(found["missing"]) == {"state_peak_bytes", "state_after_bytes", "activations_peak_bytes"}
 
 
 def test_quality_of_a_generator_with_weights() -> None:
@@ -109,6 +116,24 @@ def test_what_is_wrong_with_a_generator_is_found() -> None:
     assert found["changed"] == ["torch random state"]
     assert measured(TooFew(), "memory").statuses == [Status.WRONG_OUTPUT]
     assert measured(TooFew(), "quality", images=8).statuses == [Status.WRONG_OUTPUT]
+
+
+def test_files_that_a_parameter_names_count_by_content(tmp_path: Path) -> None:
+    """Other weights under the same name are another input, so a resumed run measures the row again."""
+    (tmp_path / "model_index.json").write_text("{}")
+    weights = tmp_path / "transformer" / "weights"
+    weights.parent.mkdir()
+
+    def inputs(content: str) -> str:
+        weights.write_text(content)
+        identity.file_hash.cache_clear()
+        given = {"plugins": f"dit@s20:weights={tmp_path}", "model": "var-d16", "weights": "random"}
+        prepared = prepare(resolve(Namespace(**{**dict.fromkeys(KEYS), "config": None, **given})), manager())
+        return next(one.inputs for name, one in prepared.measured.items() if name.startswith("dit"))
+
+    first = inputs("one")
+    assert inputs("other") != first
+    assert inputs("one") == first
 
 
 def test_a_generator_is_alone_and_has_no_plan() -> None:

@@ -183,6 +183,8 @@ class Work:
     decoder_flops: float = 0.0
     """Of making pixels from what was generated; 0 where that is pixels. `varbench check` counts both together: how they
     are parted is the plugin's word."""
+    parameters: int | None = None
+    """Numbers in that network, known once its weights are loaded."""
     steps: int | None = None
     layer_tokens: int | None = None
     """Layers times tokens, for one image and branch."""

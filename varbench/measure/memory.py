@@ -6,10 +6,10 @@ import ctypes
 import gc
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from varbench.measure.environment import gpu_identity
 from varbench.measure.largest import bisect
 from varbench.measure.speed import Generation, balanced_labels
 from varbench.pipeline import Pipeline
+
+Made = TypeVar("Made")
 
 MOST_TRIED = 4096
 """A batch beyond which it is not worth the time to look for the end."""
@@ -57,9 +59,10 @@ def measure(made: Generation, *, batch: int, seed: int) -> dict[str, Any]:
     """Peak figures of one generation in this fresh process, after a small one has set up what every row needs."""
     pipe = made.pipe
     made(balanced_labels(1, pipe.model.classes), seed=seed)
-    gc.collect()
-    found = _on_cuda(made, batch, seed) if pipe.device.type == "cuda" else _on_cpu(made, batch, seed)
-    return {"batch": batch, "weights": weight_bytes(pipe), **found}
+    output, found = peaks(lambda: made(balanced_labels(batch, pipe.model.classes), seed=seed), device=pipe.device)
+    if "activations" in found:
+        found["activations"] = max(0, found["activations"] - max(output.trace.state_peak))
+    return {"batch": batch, "weights": weight_bytes(pipe), **found, "output": output}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,19 +114,24 @@ def largest_by_trying(made: Generation, *, seed: int) -> dict[str, Any]:
     return {"batch": bisect(fits, most=MOST_TRIED), "how": "bisection", "limit_bytes": limit}
 
 
-def _on_cuda(made: Generation, batch: int, seed: int) -> dict[str, Any]:
-    device = made.pipe.device
+def peaks(call: Callable[[], Made], *, device: torch.device) -> tuple[Made, dict[str, Any]]:
+    """What a call makes, and the peaks while it does: `activations` is all that lay there beyond what did before it."""
+    gc.collect()
+    return _on_cuda(call, device) if device.type == "cuda" else _on_cpu(call)
+
+
+def _on_cuda(call: Callable[[], Made], device: torch.device) -> tuple[Made, dict[str, Any]]:
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    output = made(balanced_labels(batch, made.pipe.model.classes), seed=seed)
+    output = call()
     torch.cuda.synchronize(device)
     peak = torch.cuda.max_memory_allocated(device)
     found: dict[str, Any] = {
         "torch_allocated": peak,
         "torch_reserved": torch.cuda.max_memory_reserved(device),
-        "activations": max(0, peak - before - max(output.trace.state_peak)),
+        "activations": max(0, peak - before),
         "missing": {},
     }
     _, uuid, pci = gpu_identity(str(device))
@@ -133,26 +141,20 @@ def _on_cuda(made: Generation, batch: int, seed: int) -> dict[str, Any]:
             found["missing"]["nvml_process_bytes"] = "NVML does not show this process; a container hides process ids"
     except nvml.NvmlError as error:
         found["missing"] |= dict.fromkeys(("nvml_process_bytes", "nvml_board_bytes"), str(error))
-    return {**found, "output": output}
+    return output, found
 
 
-def _on_cpu(made: Generation, batch: int, seed: int) -> dict[str, Any]:
+def _on_cpu(call: Callable[[], Made]) -> tuple[Made, dict[str, Any]]:
     _give_back()
     before = _resident("VmRSS")
     reset = _reset_peak()
-    output = made(balanced_labels(batch, made.pipe.model.classes), seed=seed)
+    output = call()
     peak = _resident("VmHWM")
     if before is None or peak is None or not reset:
         why = "the system has no /proc/self/status and clear_refs"
-        missing = dict.fromkeys(("rss_growth_bytes", "activations_peak_bytes"), why)
-        return {"missing": missing, "output": output}
+        return output, {"missing": dict.fromkeys(("rss_growth_bytes", "activations_peak_bytes"), why)}
     growth = max(0, peak - before)
-    return {
-        "rss_growth": growth,
-        "activations": max(0, growth - max(output.trace.state_peak)),
-        "missing": {},
-        "output": output,
-    }
+    return output, {"rss_growth": growth, "activations": growth, "missing": {}}
 
 
 def _give_back() -> None:

@@ -71,7 +71,7 @@ def columns_of(block: Block) -> tuple[Column, ...]:
             key="batch",
             heading=f"time, batch {batch}",
             note="transformer only",
-            cell=_time("transformer", "throughput"),
+            cell=_batch_time,
         ),
         Column(
             key="latency", heading="latency, batch 1", note="end to end", cell=_time("end_to_end", "latency")
@@ -182,9 +182,23 @@ def _speedup(accounting: str) -> Callable[[Entry, Block], Cell]:
             return Cell(text=None, note=why(entry, "timing"))
         mood = judge_speed(entry, accounting, block.floor) if not entry.is_full else None
         span = f"{speedup.low:.3f} to {speedup.high:.3f}" if speedup.low != speedup.high else ""
-        return Cell(text=f"{speedup.value:.2f}x", note=span, sort=speedup.value, mood=mood or "")
+        mark, said = _with_decoder(entry)
+        return Cell(text=f"{speedup.value:.2f}x{mark}", note=f"{span}{said}", sort=speedup.value, mood=mood or "")
 
     return cell
+
+
+def _with_decoder(entry: Entry) -> tuple[str, str]:
+    """Mark and words for a figure that includes the decoder, on both sides of a ratio."""
+    if entry.timed == "transformer":
+        return "", ""
+    return words.WITH_DECODER, " with the decoder: the row replaces the loop, so there is no transformer to time alone"
+
+
+def _batch_time(entry: Entry, block: Block) -> Cell:
+    cell = _time(entry.timed, "throughput")(entry, block)
+    mark, said = _with_decoder(entry)
+    return dataclasses.replace(cell, text=f"{cell.text}{mark}", note=f"{cell.note}{said}") if cell.text else cell
 
 
 def _time(column: str, regime: str) -> Callable[[Entry, Block], Cell]:

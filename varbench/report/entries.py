@@ -36,7 +36,7 @@ class Entry:
     records: tuple[Record, ...]
     speedups: dict[str, Interval] = field(
         default_factory=dict
-    )  # by denominator, transformer, throughput batch
+    )  # by denominator, in the column `timed`, throughput batch
 
     @cached_property
     def first(self) -> Record:
@@ -114,6 +114,12 @@ class Entry:
             if timing is not None
         ]
         return stats.combine(found) if found else None
+
+    @cached_property
+    def timed(self) -> str:
+        """The column that its speed is told by: a row that replaces the loop has no transformer to time alone."""
+        own = any(timing_column(record, "transformer", "throughput") for record in self.complete)
+        return "transformer" if own or not any(record.timing for record in self.complete) else "with_decoder"
 
     def memory(self, name: str) -> int | None:
         """A memory figure, `peak_bytes` or `state_peak_bytes` or `state_end_bytes`; the largest of the repeats."""
@@ -262,17 +268,39 @@ def _speedups(entry: Entry, full: dict[str, Entry]) -> dict[str, Interval]:
     for accounting, denominator in full.items():
         ratios = []
         for record in entry.complete:
-            mine = timing_column(record, "transformer", "throughput")
+            mine = timing_column(record, entry.timed, "throughput")
             same_run = [other for other in denominator.complete if other.run == record.run]
             other = next(iter(same_run or denominator.complete), None)
-            theirs = timing_column(other, "transformer", "throughput") if other else None
+            theirs = timing_column(other, entry.timed, "throughput") if other else None
             if mine and theirs:
-                ratios.append(stats.ratio(theirs.rounds, mine.rounds, paired=bool(same_run)))
+                rounds = theirs.rounds
+                if same_run and entry.timed == "transformer":
+                    rounds = _brought_beside(record, rounds, lossless=full.get("lossless"))
+                ratios.append(stats.ratio(rounds, mine.rounds, paired=bool(same_run)))
         if entry is denominator:
             ratios = [Interval(value=1.0, low=1.0, high=1.0)] if ratios else []
         if ratios:
             found[accounting] = stats.combine(ratios)
     return found
+
+
+def _brought_beside(
+    record: Record, rounds: tuple[tuple[float, ...], ...], *, lossless: Entry | None
+) -> tuple[tuple[float, ...], ...]:
+    """A denominator's times as they would have been in this row's children.
+
+    Each round is scaled by how much longer the full model's plan took there than in the full model's own child, so what
+    drifts between processes, which all denominators share, cancels.
+    """
+    anchor = record.timing.anchor if record.timing else None
+    same_run = [other for other in lossless.complete if other.run == record.run] if lossless else []
+    full = timing_column(same_run[0], "transformer", "throughput") if same_run else None
+    if anchor is None or full is None or not len(anchor) == len(full.rounds) == len(rounds):
+        return rounds
+    if rounds == full.rounds:
+        return anchor
+    scales = [stats.median(here) / stats.median(there) for here, there in zip(anchor, full.rounds, strict=True)]
+    return tuple(tuple(second * scale for second in samples) for samples, scale in zip(rounds, scales, strict=True))
 
 
 def _table_order(entry: Entry) -> tuple[bool, bool, float, str]:

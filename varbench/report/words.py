@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from varbench.stats import Interval
 
+WITH_DECODER = "*"
+"""Marks a time, and a ratio of times, with the decoder where the column is without."""
+
 
 def number(value: float) -> str:
     """Three digits or so, never an exponent for what a table usually holds."""

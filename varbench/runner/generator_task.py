@@ -50,13 +50,19 @@ def run(job: Job, row: rows.Row, channel: Channel) -> None:
     """The job's task for its one row, whose generator is loaded first."""
     assert row.policies.generator is not None
     generator = row.policies.generator.policy
-    channel.say("hello", environment=asdict(environment(job.device)), weights={}, parameters={}, disturbed=None)
     made = _Made(generator, presets.preset(job.model).spec, torch.device(job.device))
     before = honesty.global_state()
+    weights, loaded = 0, False
     with channel.row(row.name):
         held = memory.live_bytes(made.device)
         generator.load(device=job.device, dtype=job.dtype, seed=job.seed)
-        weights = memory.live_bytes(made.device) - held
+        weights, loaded = memory.live_bytes(made.device) - held, True
+    count = generator.work(job.batch).parameters if loaded else None
+    parameters = {} if count is None else {row.policies.generator.plugin: count}
+    channel.say("hello", environment=asdict(environment(job.device)), weights={}, parameters=parameters, disturbed=None)
+    if not loaded:
+        return
+    with channel.row(row.name):
         if job.task == "speed":
             found = _time(job, made)
         elif job.task == "memory":
@@ -104,24 +110,16 @@ def _call(made: _Made, batch: int, seed: Callable[[], int], *, to_host: bool = T
 def _remember(job: Job, made: _Made) -> dict[str, Any]:
     """Peak of one call, and whether an equal one gives the same images."""
     made(made.labels(1), seed=job.seed)
-    missing = dict.fromkeys(("state_peak_bytes", "state_after_bytes"), "the row has no steps to look into")
-    found: dict[str, Any] = {}
-    if made.device.type == "cuda":
-        torch.cuda.synchronize(made.device)
-        torch.cuda.reset_peak_memory_stats(made.device)
-        before = torch.cuda.memory_allocated(made.device)
-    images = made(made.labels(job.batch), seed=job.seed)
-    if made.device.type == "cuda":
-        torch.cuda.synchronize(made.device)
-        found["torch_allocated"] = torch.cuda.max_memory_allocated(made.device)
-        found["torch_reserved"] = torch.cuda.max_memory_reserved(made.device)
-        found["activations"] = found["torch_allocated"] - before
-    else:
-        missing |= dict.fromkeys(("rss_growth_bytes", "activations_peak_bytes"), "not measured for rows that replace the loop")
+    images, found = memory.peaks(lambda: made(made.labels(job.batch), seed=job.seed), device=made.device)
+    found["missing"] |= dict.fromkeys(("state_peak_bytes", "state_after_bytes"), "the row has no steps to look into")
+    work = made.generator.work(job.batch)
+    if work.cache_peak_bytes is None and found.pop("activations", None) is not None:
+        found["missing"]["activations_peak_bytes"] = "the row does not say how much of the peak is state"
+    elif "activations" in found:
+        found["activations"] = max(0, found["activations"] - (work.cache_peak_bytes or 0))
     check_images(images, batch=job.batch, side=made.model.image_side)
     again = made(made.labels(job.batch), seed=job.seed)
     findings = [] if torch.equal(images, again) else ["the same call gave other images"]
-    work = made.generator.work(job.batch)
     totals = Totals(
         flops=work.flops,
         steps=work.steps,
@@ -129,7 +127,7 @@ def _remember(job: Job, made: _Made) -> dict[str, Any]:
         state_peak_bytes=work.cache_peak_bytes,
         state_end_bytes=work.cache_end_bytes,
     )
-    return {"batch": job.batch, **found, "missing": missing, "trace": asdict(totals), "kernel": None, "findings": findings}
+    return {"batch": job.batch, **found, "trace": asdict(totals), "kernel": None, "findings": findings}
 
 
 def _score(job: Job, made: _Made, channel: Channel, row: str) -> dict[str, Any]:

@@ -27,6 +27,8 @@ def _block(block: Block) -> str:
         colalign=("left",),
     )  # fmt: skip
     lines = [block.title, "", table]
+    if any(entry.timed != "transformer" for entry in block.entries):
+        lines.append(f"{words.WITH_DECODER} with the decoder, in the full model's time too: the row has no transformer to time alone.")
     if block.floor is not None:
         lines.append(f"The full model differs from itself by {block.floor:.1%} here; a smaller difference in speed is none.")
     floors = next((e.first.quality.floors for e in block.entries if e.first.quality and e.first.quality.floors), {})
@@ -39,7 +41,7 @@ def _block(block: Block) -> str:
 def _row(entry: Entry, block: Block) -> list[str]:
     accuracy = entry.score("class accuracy")
     latency = entry.seconds("end_to_end", "latency")
-    batch = entry.seconds("transformer", "throughput")
+    batch, mark = entry.seconds(entry.timed, "throughput"), "" if entry.timed == "transformer" else words.WITH_DECODER
     work, full = entry.work, block.full.get("lossless")
     whole = full.work.flops if full and full.work else None
     share = f"{work.flops / whole:.0%}" if work and work.flops and whole else "-"
@@ -49,10 +51,10 @@ def _row(entry: Entry, block: Block) -> list[str]:
         f"{accuracy.value:.1%}" if accuracy else "-",
         _speedup(entry, "lossless"),
         _speedup(entry, "upstream"),
-        words.seconds(batch.value) if batch else "-",
+        f"{words.seconds(batch.value)}{mark}" if batch else "-",
         words.seconds(latency.value) if latency else "-",
-        words.size(work.state_peak_bytes) if work and work.state_peak_bytes else "-",
-        words.size(work.state_end_bytes) if work and work.state_end_bytes else "-",
+        words.size(work.state_peak_bytes) if work and work.state_peak_bytes is not None else "-",
+        words.size(work.state_end_bytes) if work and work.state_end_bytes is not None else "-",
         share,
         _verdict(entry.first),
     ]
@@ -63,7 +65,8 @@ def _speedup(entry: Entry, accounting: str) -> str:
     if found is None:
         return "-"
     half = (found.high - found.low) / 2
-    return f"{found.value:.2f}x" + (f" ± {half:.2f}" if half else "")
+    mark = "" if entry.timed == "transformer" else words.WITH_DECODER
+    return f"{found.value:.2f}x{mark}" + (f" ± {half:.2f}" if half else "")
 
 
 def _verdict(record: Record) -> str:

@@ -155,6 +155,21 @@ def test_speed_against_both_denominators_and_work_as_a_share():
     assert cells(full_records(), "full_var")["speedup"].text == "1.00x"
 
 
+def test_what_drifts_between_children_does_not_change_a_speedup():
+    """The row's children ran at half speed, and the full model's plan in them too."""
+    slow = [
+        make_record("full_var", seconds=1.0, denominator="lossless"),
+        make_record("full_var:accounting=upstream", seconds=1.2, denominator="upstream", accounting="upstream"),
+        make_record("m", seconds=1.0),
+    ]
+    anchor = tuple(tuple(2 * second for second in samples) for samples in slow[0].timing.columns[0].rounds)
+    slow[2] = dataclasses.replace(slow[2], timing=dataclasses.replace(slow[2].timing, anchor=anchor))
+    (block,) = blocks_of(slow)
+    entry = next(entry for entry in block.entries if entry.name == "m")
+    assert entry.speedups["lossless"].value == pytest.approx(2.0, rel=0.05)
+    assert entry.speedups["upstream"].value == pytest.approx(2.4, rel=0.05)
+
+
 def test_missing_is_a_dash_with_the_recorded_reason():
     hides = make_record(memory=None, missing={"memory": "no memory pass: out of disk"})
     found = cells([*full_records(), hides], VARIANT)

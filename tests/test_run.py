@@ -104,14 +104,13 @@ def test_the_parent_imports_no_torch() -> None:
 # What runs when
 
 
-def test_rounds_turn_around_and_the_full_model_runs_twice(tmp_path: Path) -> None:
+def test_rounds_turn_around(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     base = schedule.base_job(run.options, run.prepared)
-    even = [(key, job.rows) for key, _, job in schedule.speed_jobs(base, run.prepared, round=0)]
-    odd = [(key, job.rows) for key, _, job in schedule.speed_jobs(base, run.prepared, round=1)]
+    even = [(weights.key, job.rows) for weights, job in schedule.speed_jobs(base, run.prepared, round=0)]
+    odd = [(weights.key, job.rows) for weights, job in schedule.speed_jobs(base, run.prepared, round=1)]
     assert [key for key, _ in odd] == [key for key, _ in even[::-1]]
     assert odd[-1][1] == even[0][1][::-1]
-    assert even[-1] == (schedule.AA, (rows.FULL,))
 
 
 def test_rows_of_one_recipe_share_weights_whatever_their_point(tmp_path: Path) -> None:
@@ -277,12 +276,12 @@ def _answer(plan: Any, job: Any) -> dict[str, Any]:
     column = {name: [1.0, 1.01, 0.99] for name in ("transformer", "with_decoder", "end_to_end")}
     clocks = dict.fromkeys(column, "perf_counter")
     return {"columns": {"throughput": column, "latency": column}, "wall": {}, "clocks": clocks, "first_call": 2.0, "changed": [],
-            "identical": 1.0}  # fmt: skip
+            "identical": 1.0, **({"anchor": [1.0, 1.02, 0.99]} if job.anchor else {})}  # fmt: skip
 
 
 def scripted(run: Run, out: Path, **fails: str) -> Scripted:
     named = {name.replace("_at_", "@"): how for name, how in fails.items()}
-    return Scripted(run, out, Progress(1), frozenset(complete_records(run, out)), fails=named)
+    return Scripted(run, out, Progress(1), complete_records(run, out), fails=named)
 
 
 def test_every_row_ends_as_a_valid_record(tmp_path: Path) -> None:
@@ -301,6 +300,15 @@ def test_every_row_ends_as_a_valid_record(tmp_path: Path) -> None:
     assert full.why("quality") == "the weights are random"
 
 
+def test_a_full_model_that_fails_is_no_anchor_and_costs_no_other_row(tmp_path: Path) -> None:
+    execution = scripted(a_run(tmp_path), tmp_path, full_var="out_of_memory_device")
+    execution.everything()
+    records = {record.row.row: record for record in execution.save_all()}
+    assert records["variant@d8"].status is Status.COMPLETE
+    timing = records["variant@d8"].timing
+    assert timing is not None and timing.anchor is None and timing.aa_floor is None
+
+
 def test_a_crash_costs_its_row_alone_and_is_not_run_again(tmp_path: Path) -> None:
     execution = scripted(a_run(tmp_path), tmp_path, variant_at_d8="crashed")
     execution.everything()
@@ -316,7 +324,7 @@ def test_a_crash_within_a_shared_child_leaves_the_others_to_a_new_one(tmp_path: 
     execution = scripted(run, tmp_path)
     base = schedule.base_job(run.options, run.prepared)
     execution.fails = {"variant@d8": "crashed"}
-    _, weights, job = next(schedule.speed_jobs(base, run.prepared, round=0))
+    weights, job = next(schedule.speed_jobs(base, run.prepared, round=0))
     execution._measure(weights, job, "speed", execution._take_speed)
     assert [len(asked) for _, asked in execution.asked] == [5, 1]
     assert {name for name, one in execution.rows().items() if 0 in one.speed} == set(job.rows) - {"variant@d8"}

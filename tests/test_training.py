@@ -28,7 +28,7 @@ from varbench.training.optimiser import adamw, rate_at
 from varbench.training.order import batch_rows, class_drops, uniforms
 from varbench.training.recipes import full_curriculum
 from varbench.training.tokenizer import TokenizerBudget, train_tokenizer
-from varbench.training.tokens import TokenSet, training_tokens
+from varbench.training.tokens import TokenSet, tokens_of
 from varbench.training.trainer import Budget, Curriculum, Teacher, train
 
 SPEC = ModelSpec(
@@ -57,7 +57,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def tokens(tokenizer: Tokenizer) -> TokenSet:
-    return training_tokens(DATA, tokenizer, model=SPEC, count=32)
+    return tokens_of(DATA, tokenizer, model=SPEC, indices=DATA.training[:32])
 
 
 def fresh() -> Transformer:
@@ -119,10 +119,10 @@ def test_tokens_are_those_of_the_tokenizer_and_kept_by_content(tokenizer: Tokeni
     assert (torch.from_numpy(tokens.tokens_NL.astype(np.int64)) == tokenizer.encode(images)).all()
     assert list(tokens.labels_N) == list(DATA.labels(range(32)))
     assert isinstance(tokens.tokens_NL, np.memmap)
-    assert training_tokens(DATA, tokenizer, model=SPEC, count=32).key == tokens.key
+    assert tokens_of(DATA, tokenizer, model=SPEC, indices=DATA.training[:32]).key == tokens.key
     torch.manual_seed(1)
-    assert training_tokens(DATA, Tokenizer.for_model(SPEC), model=SPEC, count=32).key != tokens.key
-    assert training_tokens(Shapes(side=16, seed=1), tokenizer, model=SPEC, count=32).key != tokens.key
+    assert tokens_of(DATA, Tokenizer.for_model(SPEC), model=SPEC, indices=DATA.training[:32]).key != tokens.key
+    assert tokens_of(Shapes(side=16, seed=1), tokenizer, model=SPEC, indices=DATA.training[:32]).key != tokens.key
 
 
 def test_loss_falls_and_the_mean_weights_are_left(tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ import torch
 torch.set_num_threads(1)
 torch.manual_seed(0)
 tokenizer = t.Tokenizer.for_model(t.SPEC).eval().requires_grad_(False)
-tokens = t.training_tokens(t.DATA, tokenizer, model=t.SPEC, count=32)
+tokens = t.tokens_of(t.DATA, tokenizer, model=t.SPEC, indices=t.DATA.training[:32])
 def progress(step, figures):
     if step == {step}:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -298,7 +298,7 @@ import torch
 from varbench.training.ranks import join_ranks
 torch.manual_seed(0)
 tokenizer = t.Tokenizer.for_model(t.SPEC).eval().requires_grad_(False)
-tokens = t.training_tokens(t.DATA, tokenizer, model=t.SPEC, count=32)
+tokens = t.tokens_of(t.DATA, tokenizer, model=t.SPEC, indices=t.DATA.training[:32])
 ranks = join_ranks()
 model, _ = t.trained(tokenizer, tokens, Path({folder!r}), ranks=ranks)
 torch.save(t.weights(model), Path({folder!r}) / f"rank{{ranks.rank}}")

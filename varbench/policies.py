@@ -56,6 +56,8 @@ class Settings:
     default_recipes: tuple[str, ...] = ()
     """Those that `run` measures unless told otherwise; empty means the first."""
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    studies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By name, settings as written after the plugin's name that make a panel of their own, outside the table: `run --study`."""
     neutral: tuple[str, ...] = ()
     """Settings, as written after the plugin's name (`@full`, `:ratio=0`), that must give the full model's images bit for
     bit; `varbench check` holds the plugin to it."""

@@ -81,6 +81,17 @@ def expand(
     return tuple(rows.values())
 
 
+def of_study(name: str, model: ModelSpec, *, manager: PluginManager | None = None) -> tuple[Row, ...]:
+    """The rows that all plugins offer for a study."""
+    manager = manager or default_manager()
+    offered = {plugin: _settings(plugin, model, manager).studies for plugin in manager.load_all()}
+    known = sorted({study for studies in offered.values() for study in studies})
+    if name not in known:
+        raise UserError(f"no plugin offers a study {name!r}.{did_you_mean(name, known)}")
+    texts = [plugin + setting for plugin, studies in offered.items() for setting in studies.get(name, ())]
+    return tuple(row for text in texts for row in expand(text, model, manager=manager))
+
+
 def at_point(row: Row, point: str | None, *, manager: PluginManager | None = None) -> Row:
     """The row at another point of the plugin that owns its recipe; None is that plugin's full model."""
     manager = manager or default_manager()
@@ -93,6 +104,15 @@ def at_point(row: Row, point: str | None, *, manager: PluginManager | None = Non
         _check_point(chosen.point, settings, setting.plugin)
         parts.append(_Chosen(settings, chosen, row.accounting))
     return _row(parts, row.model, manager)
+
+
+def at_default_points(row: Row, *, manager: PluginManager | None = None) -> dict[str, Row]:
+    """By point, the row at each default point of the plugin that owns its recipe."""
+    manager = manager or default_manager()
+    if row.recipe_plugin is None:
+        return {}
+    settings = _settings(row.recipe_plugin, row.model, manager)
+    return {point: at_point(row, point, manager=manager) for point in settings.default_points or settings.points}
 
 
 @dataclass(frozen=True)

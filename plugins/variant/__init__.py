@@ -30,6 +30,7 @@ def varbench_settings(model: ModelSpec) -> Settings:
         point_pattern=depth.POINT_PATTERN,
         recipes=("progressive", "untrained"),
         parameters={**depth.parameters(model), **DRAW},
+        studies={"scale_depth_asymmetry": depth.half_depth_by_zone(model)},
         summary="one weight-shared network, depth chosen at run time",
         provenance=Provenance(
             kind="from paper",

@@ -37,6 +37,14 @@ def default_bridge(model: ModelSpec) -> int:
     return model.scales * 6 // 10
 
 
+def half_depth_by_zone(model: ModelSpec) -> tuple[str, ...]:
+    """Settings of the untrained full model at half its depth on the early, the middle or the late scales: 1-3, 4-6 and 7-10
+    of ten, as published, and the same shares of any other number."""
+    ends = (0, round(0.3 * model.scales), round(0.6 * model.scales), model.scales)
+    zones = [f"{before + 1}-{end}" for before, end in itertools.pairwise(ends) if end > before]
+    return tuple(f"@untrained/d{model.depth // 2}:zone={zone}" for zone in zones) if model.depth > 1 else ()
+
+
 def parameters(model: ModelSpec) -> dict[str, Parameter]:
     return {
         "bridge": Parameter(default=default_bridge(model), help="the first N scales run all layers"),

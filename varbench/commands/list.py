@@ -70,6 +70,8 @@ def _plugin(info: PluginInfo, settings: Settings) -> Iterator[str]:
     if settings.recipes:
         default = settings.default_recipes or settings.recipes[:1]
         yield f"    {'recipes':<14} {' '.join(f'{name}*' if name in default else name for name in settings.recipes)}"
+    for study in settings.studies:
+        yield f"    {'study':<14} {study}"
     for key, parameter in settings.parameters.items():
         default_value = str(parameter.default).lower() if isinstance(parameter.default, bool) else parameter.default
         yield f"    {f':{key}={default_value}':<14} {parameter.help}"

@@ -50,7 +50,9 @@ def add_parser(subparsers: Any) -> None:
     add("--dtype", metavar="TYPE", help="float32, bfloat16 or float16; default: what the device is fast at")
     add("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; default: a GPU for the large presets where there is one")
     add("--compile", metavar="MODE", help="torch.compile mode; default: off")
-    add("--seed", type=int, metavar="N", help="seed of the noise; default: 0")
+    add("--study", action="append", default=[], metavar="NAME", help="rows that plugins offer for a panel of their own; see varbench list")
+    add("--seed", type=int, metavar="N", help="seed of the noise and of the recipes' training; default: 0")
+    add("--steps", type=int, metavar="N", help="optimiser steps of a recipe; default: the preset's, for tiny 60")
     add("--images", type=int, metavar="N", help="images scored a row; 0 leaves quality out")
     add("--rounds", type=int, metavar="N", help="rounds of fresh processes; default: 3")
     add("--timeout", type=float, metavar="S", help="seconds without a sign of life after which a row is ended; default: 600")
@@ -95,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         if found:
             print(f"{len(found)} of {len(prepared.measured)} rows are complete and unchanged", file=sys.stderr)
         with shown(_children(this)) as progress:
-            execution = Execution(run=this, out=out, progress=progress, done=frozenset(found))
+            execution = Execution(run=this, out=out, progress=progress, done=found)
             try:
                 execution.everything()
             except KeyboardInterrupt:
@@ -148,7 +150,7 @@ def _children(this: Run) -> int:
     trained = sum(weights.trains is not None for weights in sets)
     scored = sum(any(name in this.quality_rows for name in weights.rows) for weights in sets)
     memory = 0 if this.options.quick else len(this.prepared.measured)
-    return trained + scored + memory + this.options.rounds * (len(sets) + 1)
+    return trained + scored + memory + this.options.rounds * len(sets)
 
 
 def _finish(records: Sequence[Record], out: Path, *, as_json: bool) -> int:

@@ -131,7 +131,7 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench.training.progress import shown
     from varbench.training.ranks import join_ranks
     from varbench.training.recipes import full_curriculum
-    from varbench.training.tokens import training_tokens
+    from varbench.training.tokens import tokens_of
     from varbench.training.trainer import train
 
     ranks = join_ranks()
@@ -143,7 +143,7 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
     tokenizer = build_tokenizer(spec, tensors, vae).to(args.device)
     out = _out(args)
     with shown(f"tokens of {data.name}", steps=budget.images, quiet=ranks.rank > 0) as progress:
-        tokens = training_tokens(data, tokenizer, model=spec, count=budget.images, progress=progress)
+        tokens = tokens_of(data, tokenizer, model=spec, indices=data.training[: budget.images], progress=progress)
     earlier: dict[str, Any] = {}
     if args.weights is None:
         transformer = initialise_(Transformer(spec), torch.Generator().manual_seed(args.seed)).to(args.device)
@@ -181,7 +181,7 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
     if ranks.rank == 0:
         export(transformer, out, spec=spec, record={**origin, **record})
         out.with_suffix(".state").unlink(missing_ok=True)
-        print(f"{out}  last loss {record['last_loss']['full']:.3f} after {budget.steps} steps")
+        print(f"{out}  last loss {record['losses']['full'][-1][1]:.3f} after {budget.steps} steps")
     ranks.close()
     return 0
 

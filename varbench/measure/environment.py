@@ -15,6 +15,7 @@ from varbench.records import Environment
 VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF",
     "CUBLAS_WORKSPACE_CONFIG", "CUDA_LAUNCH_BLOCKING", "NVIDIA_TF32_OVERRIDE", "MALLOC_ARENA_MAX", "LD_PRELOAD",
+    "OMP_WAIT_POLICY", "GLIBC_TUNABLES",
 )  # fmt: skip
 LIBRARIES = ("varbench", "torch", "torchvision", "numpy", "scipy", "torch-fidelity", "clean-fid", "torchao")
 

@@ -113,6 +113,9 @@ class Protocol:
     shared_child: bool = entry(
         "rows with the same weights shared one child and were interleaved in it", default=False
     )
+    recipe_steps: int | None = entry(
+        "optimiser steps of every recipe, where they were chosen", absent="the preset's own budget", default=None
+    )
     quick: bool = entry("a `--quick` run, never compared with full ones", default=False)
 
 
@@ -222,6 +225,12 @@ class LargestBatch:
 @dataclass(frozen=True, kw_only=True)
 class Timing:
     columns: tuple[TimingColumn, ...] = entry("one entry per column and regime measured", default=())
+    anchor: tuple[tuple[float, ...], ...] | None = entry(
+        "seconds of the full model's own plan on this row's weights, by round, taking turns with the row in the same "
+        "children (transformer, throughput batch): the row's speedup is against these",
+        absent="the row had children of its own kind; its speedup is against the full model's own row",
+        default=None,
+    )
     per_scale: PerScale | None = entry("the per-scale pass", absent="not measured")
     largest_batch: LargestBatch | None = entry("largest batch", absent="not measured")
     compile_seconds: float | None = entry("time of torch.compile", absent="torch.compile is off")

@@ -25,6 +25,7 @@ CONDITIONS = (
     "images",
     "labels",
     "seed_scheme",
+    "recipe_steps",
     "quick",
 )
 
@@ -181,6 +182,8 @@ class Block:
             parts.insert(1, "random weights")
         if asked["sampler"]:
             parts.append(f"sampler {asked['sampler']}")
+        if asked["recipe_steps"]:
+            parts.append(f"{asked['recipe_steps']} steps a recipe")
         if asked["quick"]:
             parts.append("quick look")
         return ", ".join(parts)

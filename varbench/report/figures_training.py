@@ -184,7 +184,7 @@ def scale_depth_asymmetry(block: Block) -> Figure | None:
         zone = (
             "nowhere"
             if entry is full
-            else row.point or ", ".join(f"{name} {value}" for name, value in row.params.items()) or entry.name
+            else ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in row.params.items()) or row.point or entry.name
         )
         values.append({
             "zone": zone, "value": quality.value, "low": quality.low, "high": quality.high, "valid": entry.believable,

@@ -53,6 +53,19 @@ class Ended:
         return None
 
 
+CPU_HABITS = {
+    # A thread that waits for another sleeps: on a core that is shared, waiting by spinning made rows two to four times slower.
+    "OMP_WAIT_POLICY": "passive",
+    # Freed memory stays with the process: asking the system for every temporary anew costs a tenth of the time.
+    "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296",
+}
+"""Environment of every child, unless the user has set these; records keep it."""
+
+
+def environment() -> dict[str, str]:
+    return {**CPU_HABITS, **os.environ}
+
+
 def job_command(job: Path) -> Command:
     return lambda fd: [sys.executable, "-m", "varbench.runner.child", str(job), str(fd)]
 
@@ -78,6 +91,7 @@ def run_child(
             stderr=subprocess.STDOUT,
             pass_fds=(writing,),
             start_new_session=True,
+            env=environment(),
         )
     except BaseException:
         os.close(reading)

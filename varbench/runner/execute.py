@@ -30,10 +30,9 @@ class Execution:
     run: Run
     out: Path
     progress: Progress
-    done: frozenset[str]
-    """Rows whose complete and unchanged records were found; their children are left out."""
+    done: dict[str, Record]
+    """Complete and unchanged records that were found, by row; their children are left out."""
     trained: dict[str, dict[str, Any]] = field(default_factory=dict)
-    aa: dict[int, dict[str, Any]] = field(default_factory=dict)
     floors: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -55,23 +54,21 @@ class Execution:
         for weights, job in () if self.run.options.quick else schedule.memory_jobs(base, self.run.prepared):
             self._measure(weights, job, "memory", self._take_memory)
         for number in range(self.run.options.rounds):
-            for key, weights, job in schedule.speed_jobs(base, self.run.prepared, round=number):
-                again = key == schedule.AA
-                take = self._take_again if again else self._take_speed
-                title = f"speed, round {number + 1} of {self.run.options.rounds}"
-                self._measure(weights, job, f"{title}, the full model again" if again else title, take, again=again)
+            for weights, job in schedule.speed_jobs(base, self.run.prepared, round=number):
+                job = replace(job, anchor=self.rows()[rows.FULL].failure is None)
+                self._measure(weights, job, f"speed, round {number + 1} of {self.run.options.rounds}", self._take_speed)
 
     def aa_floor(self) -> float | None:
-        """The full model against itself: two children in each round."""
-        full = self.rows()[rows.FULL].speed
-        both = sorted(full.keys() & self.aa.keys())
-        if not both:
-            return None
+        """The full model against itself: its row, and its plan once more in the same children."""
+        if rows.FULL in self.done:
+            timing = self.done[rows.FULL].timing
+            return timing.aa_floor if timing else None
+        found = self.rows()[rows.FULL].speed
         first, second = (
-            [tuple(found[number]["columns"]["throughput"]["transformer"]) for number in both]
-            for found in (full, self.aa)
+            [tuple(said["columns"]["throughput"]["transformer"]) for said in found.values() if said.get("anchor")],
+            [tuple(said["anchor"]) for said in found.values() if said.get("anchor")],
         )
-        return stats.aa_floor(first, second)
+        return stats.aa_floor(first, second) if first else None
 
     def records(self) -> list[Record]:
         floor = self.aa_floor()
@@ -120,12 +117,10 @@ class Execution:
         job: Job,
         title: str,
         take: Callable[[Measured, Job, dict[str, Any]], None],
-        *,
-        again: bool = False,
     ) -> None:
         """One job, in as many children as it takes: each ends with a row's failure, or with all rows."""
-        left = self._alive(job.rows) if not again else tuple(n for n in job.rows if self.rows()[n].failure is None)
-        if not left or (again and rows.FULL in self.done):
+        left = self._alive(job.rows)
+        if not left:
             return
         files = self.trained.get(weights.key, {}).get("files")
         if files is not None:
@@ -142,7 +137,7 @@ class Execution:
             before, left = left, tuple(name for name in self._alive(left) if name not in heard)
             if left == before:  # nothing was heard of anybody, and nobody is to blame
                 raise AssertionError(f"a child said nothing of its rows {', '.join(left)}")
-        self._save(job.rows if not again else ())
+        self._save(job.rows)
 
     def _take(
         self, job: Job, left: tuple[str, ...], ended: Ended, take: Callable[[Measured, Job, dict[str, Any]], None]
@@ -210,9 +205,6 @@ class Execution:
 
     def _take_speed(self, one: Measured, job: Job, said: dict[str, Any]) -> None:
         one.speed[job.round] = said
-
-    def _take_again(self, one: Measured, job: Job, said: dict[str, Any]) -> None:
-        self.aa[job.round] = said
 
 
 def _failure_of(ended: Ended, row: str) -> Failure:

@@ -15,7 +15,9 @@ from varbench.records import (
     Distance,
     Energy,
     Environment,
+    Evaluation,
     LargestBatch,
+    LossCurve,
     Memory,
     Model,
     Notice,
@@ -91,7 +93,7 @@ def fill(run: Run, one: Measured, *, floors: dict[str, Any], aa_floor: float | N
         model=_model(run, one),
         protocol=_protocol(run, one),
         environment=_environment(run, one),
-        command=shlex.join(as_arguments(run.options, row=one.name)),
+        command=shlex.join(as_arguments(run.options, row=one.name, study=one.study)),
         code_hash=identity.code_hash(),
         inputs_hash=one.inputs,
         started=one.started or now(),
@@ -147,6 +149,7 @@ def _row(one: Measured) -> RowOfRecord:
         point=points[0] if points else None,
         params=dict(one.row.parameters),
         denominator=one.denominator,
+        study=one.study,
     )
 
 
@@ -183,6 +186,7 @@ def _protocol(run: Run, one: Measured) -> Protocol:
         row_order=run.order,
         rounds=options.rounds,
         shared_child=sum(other.weight_set == one.weight_set for other in run.prepared.measured.values()) > 1,
+        recipe_steps=options.steps,
         quick=options.quick,
     )
 
@@ -255,6 +259,7 @@ def _timing(run: Run, one: Measured, aa_floor: float | None, missing: dict[str, 
     largest = _largest(run, one, missing)
     return Timing(
         columns=tuple(columns),
+        anchor=_anchor(rounds),
         per_scale=None if scales is None else PerScale(**{**scales, "seconds": tuple(scales["seconds"])}),
         largest_batch=largest,
         compile_seconds=_compile_seconds(run, first),
@@ -262,6 +267,10 @@ def _timing(run: Run, one: Measured, aa_floor: float | None, missing: dict[str, 
         depth_switch_seconds=first.get("switch"),
         aa_floor=aa_floor,
     )
+
+
+def _anchor(rounds: list[dict[str, Any]]) -> tuple[tuple[float, ...], ...] | None:
+    return tuple(tuple(said["anchor"]) for said in rounds) if all("anchor" in said for said in rounds) else None
 
 
 def _compile_seconds(run: Run, said: dict[str, Any]) -> float | None:
@@ -351,16 +360,37 @@ def _training(one: Measured) -> Training | None:
     record = (one.training or {}).get("record")
     if record is None:
         return None
-    stages = list(record["stages"].values())
+    stages: dict[str, dict[str, Any]] = record["stages"]
+    first, steps = next(iter(stages.values())), sum(stage["steps"] for stage in stages.values())
     recipe = f"{one.row.recipe_plugin}@{one.row.recipe}"
+    curves: list[LossCurve] = []
+    evaluations: list[Evaluation] = []
+    before = 0
+    for name, stage in stages.items():
+        title = f"{name}, " if len(stages) > 1 else ""
+        for point, losses in stage["losses"].items():
+            done = tuple(before + step for step, _ in losses)
+            curves.append(LossCurve(point=title + point, steps=done, losses=tuple(loss for _, loss in losses)))
+        evaluations += [_evaluation(look, before=before, data=record["data"]) for look in stage["evaluations"]]
+        before += stage["steps"]
     return Training(
         key=record["key"],
         recipe=recipe,
-        steps=sum(stage["steps"] for stage in stages),
-        seconds=sum(stage["seconds"] for stage in stages),
-        seed=stages[0]["seed"],
-        command=f"varbench train {recipe} --model {one.row.model.name} --steps {sum(s['steps'] for s in stages)}",
+        steps=steps,
+        seconds=sum(stage["seconds"] for stage in stages.values()),
+        seed=first["seed"],
+        command=f"varbench train {recipe} --model {one.row.model.name} --steps {steps} --seed {first['seed']}",
+        losses=tuple(curves),
+        evaluations=tuple(evaluations),
     )
+
+
+def _evaluation(look: dict[str, Any], *, before: int, data: str) -> Evaluation:
+    score = Score(
+        name="held-out loss", value=look["value"], low=look["low"], high=look["high"], n=look["n"], better="lower",
+        implementation="varbench", features=None, weights_sha256=None, reference=data,
+    )  # fmt: skip
+    return Evaluation(step=before + look["step"], point=look["point"], score=score)
 
 
 def _weights(run: Run, one: Measured) -> tuple[WeightFile, ...]:
@@ -403,13 +433,11 @@ def _gain_without_cause(run: Run, one: Measured, floor: float) -> str | None:
     full = run.prepared.measured[rows.FULL]
     if one.plan is None or full.plan is None or one.row.accounting != full.row.accounting:
         return None
-    both = sorted(one.speed.keys() & full.speed.keys())
-    if len(both) < FEWEST_ROUNDS:
+    rounds = list(one.speed.values())
+    theirs = _anchor(rounds)
+    if theirs is None or len(rounds) < FEWEST_ROUNDS:
         return None  # too few rounds to say so of anybody
-    theirs, mine = (
-        [tuple(found.speed[number]["columns"]["throughput"]["transformer"]) for number in both] for found in (full, one)
-    )
-    gain = stats.ratio(theirs, mine)
+    gain = stats.ratio(theirs, [tuple(found["columns"]["throughput"]["transformer"]) for found in rounds])
     if stats.judge_ratio(gain, minimum=WITHOUT_CAUSE, floor=floor) != "better" or gain.low < 1 + WITHOUT_CAUSE:
         return None
     sizes = [work(plan, batch=run.options.batch, dtype=run.options.dtype) for plan in (one.plan, full.plan)]
@@ -421,7 +449,7 @@ def _gain_without_cause(run: Run, one: Measured, floor: float) -> str | None:
 
 def _warnings(run: Run, one: Measured, timing: Timing | None) -> tuple[Notice, ...]:
     found = []
-    again = as_arguments(run.options, row=one.name)
+    again = as_arguments(run.options, row=one.name, study=one.study)
     if timing is not None and one.failure is None:
         for column in timing.columns:
             if column.column != "transformer" or (run.options.quick and len(column.rounds) < FEWEST_ROUNDS):

@@ -41,6 +41,8 @@ class Job:
     """Fewest calls that are timed."""
     seconds: float = 1.0
     """Shortest time that is spent on timing, a row and regime."""
+    anchor: bool = False
+    """The full model's own plan is timed on these weights too, taking turns with the rows."""
     per_scale: bool = False
     energy: bool = False
     images: int = 0
@@ -52,6 +54,8 @@ class Job:
     """File of the full model's first images: written by the full row, read by the others."""
     data: str | None = None
     """Folder that a recipe is trained on; None is the preset's own data."""
+    steps: int | None = None
+    """Optimiser steps of a recipe; None is the preset's own budget."""
     quick: bool = False
     """A recipe is trained for a tenth of its steps or so."""
     memory_limit: int | None = None

@@ -33,6 +33,9 @@ class Options:
     device: str
     compile: str
     seed: int
+    steps: int | None
+    """Optimiser steps of a recipe; None is the preset's own budget."""
+    study: tuple[str, ...]
     cfg: float
     top_k: int
     top_p: float
@@ -67,8 +70,8 @@ _IMAGENET = _Defaults(cfg=1.5, top_k=900, top_p=0.96, batch=64, count=6, seconds
 
 KEYS = {
     "plugins": str, "model": str, "weights": str, "vae": str, "companion": list, "reference": str, "inception": str,
-    "data": str, "batch": int, "dtype": str, "device": str, "compile": str, "seed": int, "images": int, "rounds": int,
-    "timeout": float, "memory_limit": float, "quick": bool, "all_settings": bool, "second_opinion": bool, "out": str,
+    "data": str, "batch": int, "dtype": str, "device": str, "compile": str, "seed": int, "steps": int, "study": list,
+    "images": int, "rounds": int, "timeout": float, "memory_limit": float, "quick": bool, "all_settings": bool, "second_opinion": bool, "out": str,
 }  # fmt: skip
 """Keys of `--config`, with their types; the same names as on the command line, `_` or `-` alike."""
 
@@ -121,6 +124,8 @@ def resolve(args: argparse.Namespace) -> Options:
         device=device,
         compile=given.get("compile", "off"),
         seed=given.get("seed", 0),
+        steps=given.get("steps"),
+        study=tuple(given.get("study", ())),
         cfg=defaults.cfg,
         top_k=min(defaults.top_k, preset.spec.tokenizer.vocabulary),
         top_p=defaults.top_p,
@@ -192,6 +197,8 @@ def _check(options: Options) -> None:
     for name, least in (("batch", 1), ("rounds", 1), ("images", 0)):
         if getattr(options, name) < least:
             raise UserError(f"--{name} is {getattr(options, name)}; give {least} or more")
+    if options.steps is not None and options.steps < 1:
+        raise UserError(f"--steps is {options.steps}; give 1 or more")
     if options.timeout <= 0:
         raise UserError(f"--timeout is {options.timeout:g} s; give more than 0")
     for name in ("vae", "reference", "inception", "data"):
@@ -225,11 +232,12 @@ def companions(options: Options) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in options.companion)
 
 
-def as_arguments(options: Options, *, row: str) -> list[str]:
-    """The command line that measures one row under the same options."""
+def as_arguments(options: Options, *, row: str, study: str | None = None) -> list[str]:
+    """The command line that measures one row, or the study that it is part of, under the same options."""
     plain = {field.name: getattr(options, field.name) for field in fields(options)}
     known = options.model in presets.names()  # else its sizes were read off the files, and are again
-    words = ["varbench", "run", "--plugins", row, *(("--model", options.model) if known else ())]
+    asked = ("--plugins", row) if study is None else ("--study", study)
+    words = ["varbench", "run", *asked, *(("--model", options.model) if known else ())]
     for name in ("weights", "vae", "reference", "inception", "data"):
         if plain[name] is not None:
             words += [f"--{name}", str(plain[name])]
@@ -237,4 +245,6 @@ def as_arguments(options: Options, *, row: str) -> list[str]:
         words += ["--companion", pair]
     for name in ("batch", "dtype", "device", "compile", "seed", "images", "rounds"):
         words += [f"--{name}", str(plain[name])]
+    if options.steps is not None:
+        words += ["--steps", str(options.steps)]
     return [*words, *(["--quick"] if options.quick else [])]

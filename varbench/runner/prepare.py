@@ -41,6 +41,8 @@ class Measured:
     weight_set: str
     read: dict[str, str] = field(default_factory=dict)
     """Hashes of what the row's parameters name to be read, by the parameter, as in `dit.weights`."""
+    study: str | None = None
+    """The panel that it was asked for, outside the table."""
     started: str | None = None
     failure: Failure | None = None
     exit_code: int | None = None
@@ -98,7 +100,8 @@ def prepare(options: Options, manager: PluginManager) -> Prepared:
     """Resolves rows and compiles plans. A plan that cannot be compiled is that row's failure, not the run's."""
     model = presets.preset(options.model).spec
     asked = rows.expand(options.plugins, model, all_settings=options.all_settings, manager=manager)
-    if not asked:
+    studied = [(name, row) for name in options.study for row in rows.of_study(name, model, manager=manager)]
+    if not asked and not studied:
         known = ", ".join(manager.names())
         raise NothingSelectedError(f"nothing is selected; give --plugins, as in --plugins variant,fixed_ratio. Known: {known}")
     denominators = tuple(rows.resolve(name, model, manager=manager) for name in (rows.FULL, UPSTREAM))
@@ -114,9 +117,10 @@ def prepare(options: Options, manager: PluginManager) -> Prepared:
         ]
     )
     measured: dict[str, Measured] = {}
-    for row in (*denominators, *asked):
+    for study, row in (*((None, row) for row in (*denominators, *asked)), *studied):
         if row.name not in measured:
             measured[row.name] = _measured(row, model, shared, files, manager, trains=_trains(options))
+            measured[row.name].study = study
     return Prepared(
         model=model, files=files, measured=measured, weight_sets=_weight_sets(measured), inputs=shared
     )
@@ -127,7 +131,7 @@ def _deciding(options: Options) -> tuple[Any, ...]:
     return (
         options.batch, options.dtype, options.device, options.compile, options.seed, options.cfg, options.top_k,
         options.top_p, options.images, options.rounds, options.count, options.seconds, options.quick, options.data,
-        options.reference, options.second_opinion, options.weights == "random",
+        options.reference, options.second_opinion, options.weights == "random", options.steps,
     )  # fmt: skip
 
 

@@ -11,9 +11,6 @@ from varbench.runner.jobs import Job
 from varbench.runner.options import Options
 from varbench.runner.prepare import Prepared, WeightSet
 
-AA = "again"
-"""Suffix of the second child that times the full model in a round."""
-
 
 def base_job(options: Options, prepared: Prepared) -> Job:
     """What all jobs of a run share."""
@@ -26,6 +23,7 @@ def base_job(options: Options, prepared: Prepared) -> Job:
         dtype=options.dtype,
         compile=options.compile,
         seed=options.seed,
+        steps=options.steps,
         cfg=options.cfg,
         top_k=options.top_k,
         top_p=options.top_p,
@@ -68,18 +66,10 @@ def memory_jobs(base: Job, prepared: Prepared) -> Iterator[tuple[WeightSet, Job]
             yield weights, replace(base, task="memory", rows=(name,))
 
 
-def speed_jobs(base: Job, prepared: Prepared, *, round: int) -> Iterator[tuple[str, WeightSet, Job]]:
-    """One child for each set of weights, in reversed order in every other round, rows reversed too.
-
-    The full model has a second child at the other end of the round; what the two differ by is no difference.
-    """
-    backwards = round % 2 == 1
-    found = []
-    for weights in prepared.weight_sets:
-        names = weights.rows[::-1] if backwards else weights.rows
+def speed_jobs(base: Job, prepared: Prepared, *, round: int) -> Iterator[tuple[WeightSet, Job]]:
+    """One child for each set of weights, in reversed order in every other round, rows reversed too."""
+    sets = prepared.weight_sets[::-1] if round % 2 == 1 else prepared.weight_sets
+    for weights in sets:
+        names = weights.rows[::-1] if round % 2 == 1 else weights.rows
         job = replace(base, task="speed", rows=names, round=round, per_scale=round == 0 and not base.quick)
-        found.append((weights.key, weights, replace(job, energy=round == 0 and base.device.startswith("cuda"))))
-    first = found[0][1]
-    full = replace(base, task="speed", rows=(rows.FULL,), round=round, seconds=base.seconds / 2)
-    found.append((AA, first, full))
-    yield from reversed(found) if backwards else found
+        yield weights, replace(job, energy=round == 0 and base.device.startswith("cuda"))

@@ -22,8 +22,9 @@ def _block(block: Block) -> str:
         "row", score_label(headline) if headline else "quality", "accuracy", "speedup", "vs upstream", "batch time",
         "latency", "state peak", "end", "work", "",
     ]  # fmt: skip
+    studied = [entry for entries in block.studies.values() for entry in entries]
     table = tabulate(
-        [_row(entry, block) for entry in block.entries], headings, tablefmt="simple", disable_numparse=True, stralign="right",
+        [_row(entry, block) for entry in (*block.entries, *studied)], headings, tablefmt="simple", disable_numparse=True, stralign="right",
         colalign=("left",),
     )  # fmt: skip
     lines = [block.title, "", table]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,10 +79,17 @@ def generation(job: Job, pipe: Pipeline, row: str) -> Generation:
 
 
 def time_rows(job: Job, pipe: Pipeline, channel: Channel) -> None:
-    """All rows warm up; then they take turns, in reversed order every other time; then each has its single passes."""
+    """All rows warm up; then they take turns, in reversed order every other time; then each has its single passes.
+
+    The full model's plan takes turns with them on the same weights: what drifts between processes cannot come between a
+    row and what it is divided by.
+    """
     timed: dict[str, speed.Timed] = {}
     ran: dict[str, dict[str, Any]] = {}
     changed: dict[str, list[str]] = {}
+    full, anchor = generation(job, pipe, job.full), speed.Timed()
+    if job.anchor:
+        speed.warm(full, batch=job.batch, seed=job.seed, timed=anchor)
     for row in job.rows:
         with channel.row(row), _watched(row, changed):
             fresh = speed.Timed()
@@ -91,8 +98,10 @@ def time_rows(job: Job, pipe: Pipeline, channel: Channel) -> None:
             timed[row] = fresh
     stop = Stop(count=-(-job.count // speed.CYCLES), seconds=job.seconds / speed.CYCLES)
     for cycle in range(speed.CYCLES):
+        seed = job.seed + 1_000_000 * (1 + cycle + 10 * job.round)
+        if job.anchor:
+            speed.time_row(full, "throughput", batch=job.batch, stop=stop, seed=seed, timed=anchor)
         for row in list(timed) if cycle % 2 == 0 else list(timed)[::-1]:
-            seed = job.seed + 1_000_000 * (1 + cycle + 10 * job.round)
             went = False
             with channel.row(row), _watched(row, changed):
                 made = generation(job, pipe, row)
@@ -102,10 +111,11 @@ def time_rows(job: Job, pipe: Pipeline, channel: Channel) -> None:
                 went = True
             if not went:
                 del timed[row]
+    beside = {"anchor": anchor.columns["throughput"]["transformer"]} if job.anchor else {}
     for row, found in timed.items():
         with channel.row(row), _watched(row, changed):
             made = generation(job, pipe, row)
-            extra: dict[str, Any] = {}
+            extra: dict[str, Any] = {**beside}
             if job.per_scale:
                 extra["per_scale"] = speed.per_scale(made, batch=job.batch, count=3, seed=job.seed)
                 found.identical = speed.time_identical(made, batch=job.batch, count=2, seed=job.seed + 7)
@@ -165,6 +175,9 @@ def train(job: Job, channel: Channel) -> None:
     spec = presets.preset(job.model).spec
     row = rows.resolve(job.rows[0], spec)
     files = {name: Path(path) for name, path in job.files.items()}
+    budget = replace(QUICK_RECIPE if job.quick else RECIPE, seed=job.seed)
+    if job.steps is not None:
+        budget = replace(budget, steps=job.steps)
     data = open_folder(job.data, side=spec.image_side) if job.data else Shapes(side=spec.image_side)
     with channel.row(row.name):
         done = recipe_weights(
@@ -172,7 +185,7 @@ def train(job: Job, channel: Channel) -> None:
             vae=files.pop("vae"),
             pretrained=files,
             data=data,
-            budget=QUICK_RECIPE if job.quick else RECIPE,
+            budget=budget,
             device=job.device,
         )
         channel.result(

@@ -19,6 +19,7 @@ import torch
 from varbench import rows
 from varbench.compiler import RowPolicies, compile_plan
 from varbench.data.image_set import ImageSet
+from varbench.engine.teacher import TeacherPass
 from varbench.errors import CheckpointError, UserError
 from varbench.model.checkpoints import build_tokenizer, file_hash, load_tokenizer, load_transformer
 from varbench.model.tokenizer import Tokenizer
@@ -28,12 +29,13 @@ from varbench.policies import MAIN, Stage, TrainingSchedule, TrainStep
 from varbench.quality.cache import cache_folder
 from varbench.rows import Row
 from varbench.spec import ModelSpec
+from varbench.training import evaluation
 from varbench.training.export import export
 from varbench.training.files import whole_file
 from varbench.training.order import uniforms
 from varbench.training.progress import Progress, shown
-from varbench.training.tokens import TokenSet, training_tokens
-from varbench.training.trainer import Budget, Curriculum, Teacher, train
+from varbench.training.tokens import TokenSet, tokens_of
+from varbench.training.trainer import DTYPES, Budget, Curriculum, Evaluation, Teacher, attention_of, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,8 @@ def recipe_weights(
         return RecipeWeights(files=files, record=json.loads(record_path.read_text()), cached=True)
 
     with shown(f"tokens of {data.name}", steps=min(budget.images, len(data.training))) as progress:
-        tokens = training_tokens(data, tokenizer, model=row.model, count=budget.images, progress=progress)
+        tokens = tokens_of(data, tokenizer, model=row.model, indices=data.training[: budget.images], progress=progress)
+    held_out = tokens_of(data, tokenizer, model=row.model, indices=data.validation[: evaluation.IMAGES])
     trained = {name: load_transformer(path, tokenizer_spec).to(device) for name, path in pretrained.items()}
     record: dict[str, Any] = {"row": _recipe_name(row), "key": key, "data": data.fingerprint, "stages": {}}
     for stage, stage_budget in stages:
@@ -93,6 +96,7 @@ def recipe_weights(
                 pretrained=pretrained,
                 tokenizer=tokenizer,
                 tokens=tokens,
+                held_out=held_out,
                 budget=stage_budget,
                 checkpoint=folder / f"{stage.name}.state",
                 progress=progress,
@@ -125,6 +129,7 @@ def _train_stage(
     pretrained: Mapping[str, Path],
     tokenizer: Tokenizer,
     tokens: TokenSet,
+    held_out: TokenSet,
     budget: Budget,
     checkpoint: Path,
     progress: Progress,
@@ -149,7 +154,32 @@ def _train_stage(
         checkpoint=checkpoint,
         progress=progress,
         teacher=teacher,
+        evaluation=_evaluation(row, stage, tokenizer=tokenizer, held_out=held_out, budget=budget, device=transformer.pos_1LC.device),
         identity={"from": file_hash(pretrained[stage.backbone])},
+    )
+
+
+def _evaluation(
+    row: Row, stage: Stage, *, tokenizer: Tokenizer, held_out: TokenSet, budget: Budget, device: torch.device
+) -> Evaluation | None:
+    """Looks at the main model and its subnets; what runs on two models has no loss of one of them."""
+    if stage.backbone != MAIN or not len(held_out):
+        return None
+    plans = {"full": full_plan(row.model)}
+    for point, other in rows.at_default_points(row).items():
+        plan = compile_plan(row.model, other.policies)
+        if [name for name, _ in plan.backbones] == [MAIN] and plan.steps != plans["full"].steps:
+            plans[point] = plan
+    return Evaluation(
+        steps=evaluation.steps_of(budget.steps),
+        figures=partial(
+            evaluation.held_out_losses,
+            passes={point: TeacherPass(plan, MAIN) for point, plan in plans.items()},
+            tokenizer=tokenizer,
+            tokens=held_out,
+            dtype=DTYPES[budget.dtype],
+            attend=attention_of(device),
+        ),
     )
 
 

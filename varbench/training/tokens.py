@@ -1,4 +1,4 @@
-"""Training tokens made once and kept as a memory-mapped file, keyed by the data and the tokenizer's weights."""
+"""Tokens of a data set's images, made once and kept as a memory-mapped file, keyed by the data and the tokenizer's weights."""
 
 from __future__ import annotations
 
@@ -22,41 +22,40 @@ _CHUNK = 64
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSet:
-    """Tokens of the first training images and their labels."""
+    """Tokens of some images and their labels."""
 
     tokens_NL: NDArray[np.uint16]
     labels_N: NDArray[np.int64]
     key: str
-    """Hash of the data's recipe, the tokenizer's weights and the count."""
+    """Hash of the data's recipe, the tokenizer's weights and the indices."""
 
     def __len__(self) -> int:
         return len(self.labels_N)
 
 
-def training_tokens(
+def tokens_of(
     data: ImageSet,
     tokenizer: Tokenizer,
     *,
     model: ModelSpec,
-    count: int,
+    indices: range,
     progress: Progress | None = None,
 ) -> TokenSet:
-    """Tokens of the first `count` training images (or of all there are), from the cache folder where they were made."""
-    wanted = data.training[:count]
+    """Tokens of the images at `indices`, from the cache folder where they were made before."""
     key = hashlib.sha256(
-        f"{data.fingerprint} {weights_hash(tokenizer)} {model.sides} {len(wanted)}".encode()
+        f"{data.fingerprint} {weights_hash(tokenizer)} {model.sides} {indices}".encode()
     ).hexdigest()
     path = cache_folder() / "tokens" / f"{key[:32]}.npy"
     if not path.exists():
-        shape = (len(wanted), model.length)
+        shape = (len(indices), model.length)
         require_space(path.parent, needed=2 * shape[0] * shape[1] + 2**20, purpose="the cache of training tokens")
         with whole_file(path) as file:
             np.lib.format.write_array_header_1_0(file, {"descr": "<u2", "fortran_order": False, "shape": shape})
-            for start in range(0, len(wanted), _CHUNK):
-                file.write(_tokens(data, tokenizer, wanted[start : start + _CHUNK]).data)
+            for start in range(0, len(indices), _CHUNK):
+                file.write(_tokens(data, tokenizer, indices[start : start + _CHUNK]).data)
                 if progress is not None:
-                    progress(min(start + _CHUNK, len(wanted)), {})
-    return TokenSet(tokens_NL=np.load(path, mmap_mode="r"), labels_N=data.labels(wanted), key=key)
+                    progress(min(start + _CHUNK, len(indices)), {})
+    return TokenSet(tokens_NL=np.load(path, mmap_mode="r"), labels_N=data.labels(indices), key=key)
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -76,6 +76,15 @@ class Curriculum:
     name: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A look at the mean weights while they train."""
+
+    steps: frozenset[int]
+    """After which steps; 0 is before the first."""
+    figures: Callable[[Transformer], list[dict[str, Any]]]
+
+
 def train(
     transformer: Transformer,
     *,
@@ -88,13 +97,14 @@ def train(
     teacher: Teacher | None = None,
     identity: dict[str, Any] | None = None,
     on_checkpoint: Callable[[int], None] | None = None,
+    evaluation: Evaluation | None = None,
     ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Train in place and leave the mean weights in `transformer`; the record of how it went.
 
     Killed at any moment and called again with the same arguments, it goes on from `checkpoint` to the same weights that
-    it would have reached without the interruption. `on_checkpoint` runs after each one with the mean weights in place.
-    Of several `ranks`, the first alone writes; all of them end with the same weights.
+    it would have reached without the interruption. `on_checkpoint` runs after each one with the mean weights in place,
+    and so does `evaluation`, whose seconds are not counted as training. Of several `ranks`, the first alone writes; all of them end with the same weights.
     """
     transformer.requires_grad_(True).train()
     ranks = ranks or Ranks()
@@ -111,15 +121,26 @@ def train(
         **(identity or {}),
     }
     begin, seconds, counts = 0, 0.0, dict[str, int]()
+    losses: dict[str, list[list[float]]] = {}  # by point, pairs of step and loss
+    evaluations: list[dict[str, Any]] = []
     if state := load_state(checkpoint, identity=identity):
         begin, seconds, counts = state["step"], state["seconds"], state["counts"]
         transformer.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         mean.load(state["mean"])
+        losses, evaluations = state["losses"], state["evaluations"]
+
+    def evaluate(step: int) -> float:
+        began = time.perf_counter()
+        if evaluation is not None and step in evaluation.steps and step not in (one["step"] for one in evaluations):
+            mean.swap()
+            evaluations.extend({"step": step, **figures} for figures in evaluation.figures(transformer))
+            mean.swap()
+        return time.perf_counter() - began
 
     passes = _Passes(curriculum, teacher, device=device, dtype=DTYPES[budget.dtype])
+    evaluate(begin)
     started = time.perf_counter()
-    figures: dict[str, float] = {}
     for step in range(begin, budget.steps):
         features_BLD, tokens_BL, labels_B = _batch(
             tokenizer, tokens, budget, step, classes=transformer.spec.classes, ranks=ranks
@@ -141,14 +162,17 @@ def train(
         mean.update(step)
         trained = wanted.point or "full"
         counts[trained] = counts.get(trained, 0) + 1
-        figures[trained] = value
+        losses.setdefault(trained, []).append([step + 1, round(value, 4)])
         progress(step + 1, {f"loss {trained}": value})
+        started += evaluate(step + 1)
         if ranks.rank == 0 and ((step + 1) % budget.checkpoint_every == 0 or step + 1 == budget.steps):
             state = {
                 "identity": identity,
                 "step": step + 1,
                 "seconds": seconds + time.perf_counter() - started,
                 "counts": counts,
+                "losses": losses,
+                "evaluations": evaluations,
                 "module": transformer.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "mean": mean.state(),
@@ -166,7 +190,8 @@ def train(
         "curriculum": curriculum.name,
         **asdict(budget),
         "steps_by_point": counts,
-        "last_loss": {name: round(value, 4) for name, value in figures.items()},
+        "losses": losses,
+        "evaluations": evaluations,
         "seconds": round(seconds, 1),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "torch": torch.__version__,
@@ -187,6 +212,10 @@ def _batch(
     return tokenizer.teacher_input(tokens_BL), tokens_BL, labels_B
 
 
+def attention_of(device: torch.device) -> Attend:
+    return explicit_attention if device.type == "cpu" else fused_attention
+
+
 class _Passes:
     """Compiled passes of the plans that a curriculum names, each made when it is first trained."""
 
@@ -194,7 +223,7 @@ class _Passes:
         self, curriculum: Curriculum, teacher: Teacher | None, *, device: torch.device, dtype: torch.dtype
     ) -> None:
         self._curriculum, self._teacher, self._dtype = curriculum, teacher, dtype
-        self._attend: Attend = explicit_attention if device.type == "cpu" else fused_attention
+        self._attend = attention_of(device)
         self._known: dict[tuple[str | None, int], TeacherPass] = {}
         self._teacher_pass = teacher and TeacherPass(teacher.plan, MAIN)
 

@@ -6,12 +6,15 @@ import itertools
 from fractions import Fraction
 
 import pytest
+from record_factory import make_record
 
 from varbench import presets, rows
 from varbench.compiler import compile_plan
 from varbench.errors import UserError
 from varbench.policies import Stage, TrainStep
-from varbench_plugins.variant import depth, probability
+from varbench.records import Verdict
+from varbench.report.sections import Table
+from varbench_plugins.variant import claims, depth, probability
 from varbench_plugins.variant.schedule import SupernetSchedule
 
 TINY = presets.preset("tiny").spec
@@ -157,3 +160,26 @@ def test_the_pair_runs_two_models_and_passes_no_keys() -> None:
     assert switch.mask == "block_causal"
     assert all(not use.read for call in switch.calls for use in call.cache)
     assert plan.steps[7].drops_backbone
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"), [(3.0, "holds"), (5.0, "does not hold"), (4.0, "no difference shown")]
+)
+def test_a_claim_holds_only_where_the_intervals_say_so(ours: float, verdict: str) -> None:
+    given = {"variant@d8": ours, "fixed_ratio@p05/d8": 4.0}
+    records = [make_record("full_var", denominator="lossless"), *(make_record(row, quality=value) for row, value in given.items())]
+    (section,) = claims.sections(records)
+    table = section.parts[1]
+    assert isinstance(table, Table)
+    claim, measured, said = table.rows[0]
+    assert said == verdict
+    assert "variant@d8" in measured and "fixed_ratio@p05/d8" in measured
+
+
+def test_an_invalid_row_supports_no_claim() -> None:
+    records = [
+        make_record("full_var", denominator="lossless"),
+        make_record("variant@d8", quality=3.0, verdict=Verdict.INVALID, reasons=("it cheated",)),
+        make_record("fixed_ratio@p05/d8", quality=4.0),
+    ]
+    assert claims.sections(records) == []

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from varbench import hookimpl
 from varbench.policies import DepthPolicy, Provenance, Setting, Settings, TrainingSchedule
 from varbench.spec import ModelSpec
 
 from . import depth
 from .schedule import DRAW, SupernetSchedule
+
+if TYPE_CHECKING:
+    from varbench.records import Record
+    from varbench.report.sections import Section
 
 SHORTEST_TRAINING = 6
 """Steps from which each of the three phases has one."""
@@ -57,3 +64,10 @@ def varbench_training_schedule(setting: Setting, model: ModelSpec) -> TrainingSc
         draw=str(setting.parameters["draw"]),
         shortest=SHORTEST_TRAINING,
     )
+
+
+@hookimpl
+def varbench_report_sections(records: Sequence[Record]) -> Sequence[Section]:
+    from . import claims  # draws on numpy, which `list` must not
+
+    return claims.sections(records)

@@ -171,7 +171,7 @@ def test_a_claim_holds_only_where_the_intervals_say_so(ours: float, verdict: str
     (section,) = claims.sections(records)
     table = section.parts[1]
     assert isinstance(table, Table)
-    claim, measured, said = table.rows[0]
+    _, measured, said = table.rows[0]
     assert said == verdict
     assert "variant@d8" in measured and "fixed_ratio@p05/d8" in measured
 

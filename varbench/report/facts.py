@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from varbench.records import Record
+from varbench.records import Notice, Record
 from varbench.report import words
 from varbench.report.entries import Block
 
@@ -36,10 +35,14 @@ def headline_facts(blocks: Sequence[Block], records: Sequence[Record]) -> list[t
 
 
 def notices(records: Sequence[Record]) -> list[dict[str, Any]]:
-    counts = Counter(notice for record in records for notice in record.warnings)
+    """One for every kind, which is the text as far as its first colon: of each the first, and how many rows have one."""
+    kinds: dict[tuple[str, bool], list[Notice]] = {}
+    for record in records:
+        for notice in record.warnings:
+            kinds.setdefault((notice.text.partition(":")[0], notice.next_command is None), []).append(notice)
     return [
-        {"text": notice.text, "next_command": notice.next_command, "count": count}
-        for notice, count in counts.most_common(50)
+        {"text": alike[0].text, "next_command": alike[0].next_command, "count": len(alike)}
+        for alike in sorted(kinds.values(), key=len, reverse=True)
     ]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from varbench.records import Record, Status
 from varbench.report import words
 from varbench.report.entries import Block, Entry, blocks_of, score_label
+from varbench.report.facts import notices
 
 
 def as_table(records: Sequence[Record]) -> str:
@@ -84,7 +85,8 @@ def remarks(records: Sequence[Record]) -> list[str]:
             lines.append(f"{record.row.row}: {record.status.replace('_', ' ')}: {record.reason}")
         elif record.validity.verdict != "valid":
             lines.append(f"{record.row.row}: invalid: {'; '.join(record.validity.reasons)}")
-        for notice in record.warnings:
-            if notice.next_command:
-                lines.append(f"{record.row.row}: {notice.text}; next: {notice.next_command}")
+    for notice in notices(records):
+        if notice["next_command"]:
+            also = f" (and {notice['count'] - 1} rows more)" if notice["count"] > 1 else ""
+            lines.append(f"{notice['text']}{also}; next: {notice['next_command']}")
     return lines

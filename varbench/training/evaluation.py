@@ -14,15 +14,8 @@ from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer
 from varbench.training.tokens import TokenSet
 
-LOOKS = 4
-"""After how many equal parts of the training, beside the look before it."""
-
 IMAGES = 128
 """From the validation images. All recipes are looked at on the same ones, so few are enough to compare them."""
-
-
-def steps_of(total: int) -> frozenset[int]:
-    return frozenset(round(total * look / LOOKS) for look in range(LOOKS + 1))
 
 
 @torch.no_grad()

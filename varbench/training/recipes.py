@@ -171,7 +171,7 @@ def _evaluation(
         if [name for name, _ in plan.backbones] == [MAIN] and plan.steps != plans["full"].steps:
             plans[point] = plan
     return Evaluation(
-        steps=evaluation.steps_of(budget.steps),
+        steps=frozenset(round(budget.steps * look / budget.looks) for look in range(budget.looks + 1)),
         figures=partial(
             evaluation.held_out_losses,
             passes={point: TeacherPass(plan, MAIN) for point, plan in plans.items()},

@@ -51,6 +51,8 @@ class Budget:
     mean_decay: float = 0.999
     dtype: str = "bfloat16"
     checkpoint_every: int = 100
+    looks: int = 4
+    """How often a recipe's weights are looked at on held-out images, evenly over the steps, beside the look before the first."""
 
     @property
     def warm_up_steps(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -98,15 +99,23 @@ def run(args: argparse.Namespace) -> int:
             print(f"{len(found)} of {len(prepared.measured)} rows are complete and unchanged", file=sys.stderr)
         with shown(_children(this)) as progress:
             execution = Execution(run=this, out=out, progress=progress, done=found)
+            missing = [] if args.out else ["--out", str(out)]
+            again = shlex.join(["varbench", *sys.argv[1:], *([] if args.resume else ["--resume"]), *missing])
             try:
                 execution.everything()
+                records = [*found.values(), *execution.save_all()]
             except KeyboardInterrupt:
                 execution.save_all()
-                missing = [] if args.out else ["--out", str(out)]
-                again = shlex.join(["varbench", *sys.argv[1:], *([] if args.resume else ["--resume"]), *missing])
                 progress.note(f"interrupted; everything that was measured is in {out}\ngo on with: {again}")
                 return INTERRUPTED
-            records = [*found.values(), *execution.save_all()]
+            except OSError as error:
+                free = shutil.disk_usage(out).free / 2**20
+                progress.note(
+                    f"varbench run: error: {error}; {free:,.1f} MiB are free there. What was measured before is in {out}\n"
+                    f"once files can be written, go on with: {again}"
+                )
+                unfinished = (record for record in execution.records() if record.row.row not in found)
+                return _exit_code([*found.values(), *unfinished])
     return _finish(records, out, as_json=args.json)
 
 
@@ -154,7 +163,7 @@ def _children(this: Run) -> int:
 
 
 def _finish(records: Sequence[Record], out: Path, *, as_json: bool) -> int:
-    from varbench.records import Status, to_json
+    from varbench.records import to_json
     from varbench.runner.table import as_table, remarks
 
     if as_json:
@@ -164,6 +173,12 @@ def _finish(records: Sequence[Record], out: Path, *, as_json: bool) -> int:
     for line in remarks(records):
         print(f"warning: {line}", file=sys.stderr)
     print(f"records: {out}\nnext: varbench report --records {out}", file=sys.stderr if as_json else sys.stdout)
+    return _exit_code(records)
+
+
+def _exit_code(records: Sequence[Record]) -> int:
+    from varbench.records import Status
+
     complete = [record.status is Status.COMPLETE for record in records]
     if all(complete):
         return FINE

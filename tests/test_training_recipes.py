@@ -16,8 +16,10 @@ from varbench.errors import UserError
 from varbench.model.checkpoints import load_transformer
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer, initialise_
+from varbench.pipeline import load_pipeline
 from varbench.policies import DepthPolicy, Stage, TrainingSchedule, TrainStep
 from varbench.presets import companion
+from varbench.training import evaluation
 from varbench.training.export import export
 from varbench.training.recipes import recipe_weights
 
@@ -146,3 +148,20 @@ def test_a_step_costs_what_its_plan_runs() -> None:
 
     everything = SPEC.length
     assert counted[1] - counted[0] == 3 * layer(everything) - layer(everything) - layer(SPEC.tokens[0])
+
+
+def test_a_recipe_is_looked_at_while_it_trains(given: dict[str, Path]) -> None:
+    row = rows.expand("fixed_ratio@p10/d1", SPEC)[0]
+    record = trained(row, given).record["stages"]["train"]
+    looks = {(look["step"], look["point"]): look["value"] for look in record["evaluations"]}
+    assert set(looks) == {(step, point) for step in (0, 2, 4, 6, 8) for point in ("full", "d2")}
+    pipe = load_pipeline(vae=given["vae"], var=given["main"], dtype="float32")
+    held_out = DATA.validation[: evaluation.IMAGES]
+    tokens = pipe.encode(torch.from_numpy(DATA.images(held_out)).float() / 127.5 - 1)
+    logits = pipe.logits(tokens, DATA.labels(held_out).tolist())
+    loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens)
+    assert looks[0, "full"] == pytest.approx(float(loss), rel=1e-5)
+    assert looks[8, "d2"] != looks[0, "d2"]
+    steps = sorted(step for curve in record["losses"].values() for step, _ in curve)
+    assert steps == list(range(1, 9))
+

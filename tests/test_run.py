@@ -22,7 +22,8 @@ from varbench.plugins import manager
 from varbench.records import Status, Verdict, read_record
 from varbench.runner import schedule
 from varbench.runner.children import Ended, run_child
-from varbench.runner.execute import Execution, complete_records, locked
+from varbench.runner.earlier import complete_records, other_settings, set_aside_outdated
+from varbench.runner.execute import Execution, locked
 from varbench.runner.filling import Run
 from varbench.runner.options import KEYS, Options, resolve
 from varbench.runner.prepare import UPSTREAM, prepare
@@ -340,6 +341,23 @@ def test_resume_skips_what_is_complete_and_unchanged(tmp_path: Path) -> None:
     assert {read_record(path).status for path in tmp_path.glob("*.json")} == {Status.COMPLETE}
     other = a_run(tmp_path, seed=1)
     assert complete_records(other, tmp_path) == {}
+
+
+def test_what_other_inputs_made_is_set_aside_and_other_settings_are_named(tmp_path: Path) -> None:
+    first = scripted(a_run(tmp_path), tmp_path)
+    first.everything()
+    first.save_all()
+    paths = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
+    same = a_run(tmp_path)
+    assert set_aside_outdated(same, tmp_path) == ()
+    assert other_settings(same, tmp_path) == {}
+    assert other_settings(a_run(tmp_path, batch=4, seed=1), tmp_path) == {"batch": (2, 4), "seed": (0, 1)}
+
+    same.prepared.measured["variant@d8"].inputs = "changed"
+    assert set_aside_outdated(same, tmp_path) == ("variant@d8",)
+    (old,) = tmp_path.glob("*.json.old")
+    (gone,) = set(paths) - set(tmp_path.glob("*.json"))
+    assert old.read_bytes() == paths[gone]
 
 
 def test_an_interrupted_run_goes_on_with_what_it_had(tmp_path: Path) -> None:

@@ -72,7 +72,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from varbench.rows import FULL
     from varbench.runner import inputs
-    from varbench.runner.execute import Execution, complete_records, locked
+    from varbench.runner.earlier import complete_records
+    from varbench.runner.execute import Execution, locked
     from varbench.runner.options import read_config, resolve
     from varbench.runner.prepare import NothingSelectedError, prepare
     from varbench.runner.progress import shown
@@ -95,8 +96,8 @@ def run(args: argparse.Namespace) -> int:
     _check_place(out, resume=args.resume)
     with locked(out):
         found = complete_records(this, out) if args.resume else {}
-        if found:
-            print(f"{len(found)} of {len(prepared.measured)} rows are complete and unchanged", file=sys.stderr)
+        if args.resume:
+            _say_what_is_there(this, out, len(found))
         with shown(_children(this)) as progress:
             execution = Execution(run=this, out=out, progress=progress, done=found)
             missing = [] if args.out else ["--out", str(out)]
@@ -117,6 +118,25 @@ def run(args: argparse.Namespace) -> int:
                 unfinished = (record for record in execution.records() if record.row.row not in found)
                 return _exit_code([*found.values(), *unfinished])
     return _finish(records, out, as_json=args.json)
+
+
+def _say_what_is_there(this: Run, out: Path, complete: int) -> None:
+    from varbench.runner.earlier import other_settings, set_aside_outdated
+
+    print(f"{complete} of {len(this.prepared.measured)} rows are complete and unchanged", file=sys.stderr)
+    if outdated := set_aside_outdated(this, out):
+        print(
+            f"{len(outdated)} complete rows were made from other code, plugins or files, or with other options, and are "
+            f"measured again; their records stay as {out}/*.json.old: {', '.join(outdated)}",
+            file=sys.stderr,
+        )
+    if differ := other_settings(this, out):
+        told = ", ".join(f"{name} {theirs}, now {ours}" for name, (theirs, ours) in differ.items())
+        print(
+            f"warning: {out} holds records of these rows under other settings ({told}); they stay beside the new ones. "
+            "To keep runs apart choose another --out",
+            file=sys.stderr,
+        )
 
 
 def _out(args: argparse.Namespace, configured: str | None) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 from varbench import rows, stats
 from varbench.errors import UserError
-from varbench.records import Record, Status, record_path, write_atomic, write_record
+from varbench.records import Record, Status, write_atomic, write_record
 from varbench.runner import schedule
 from varbench.runner.children import Ended, job_command, run_child
 from varbench.runner.filling import Run, fill, now
@@ -211,22 +211,6 @@ def _failure_of(ended: Ended, row: str) -> Failure:
     for event in ended.of("error"):
         return Failure(status=Status(event["status"]), reason=event["reason"], traceback=event["traceback"])
     return ended.failure or Failure(status=Status.FAILED, reason=f"nothing was said of {row}")
-
-
-def complete_records(run: Run, out: Path) -> dict[str, Record]:
-    """Records of this run's rows that are there, complete and made from the same inputs."""
-    from varbench.records import RecordError, read_record
-
-    found = {}
-    for name, one in run.prepared.measured.items():
-        path = record_path(fill(run, one, floors={}, aa_floor=None), out)
-        try:
-            record = read_record(path)
-        except (OSError, RecordError):  # not there, or torn: it is measured again
-            continue
-        if record.status is Status.COMPLETE and record.inputs_hash == one.inputs:
-            found[name] = record
-    return found
 
 
 @contextmanager

@@ -24,9 +24,8 @@ from varbench.runner import schedule
 from varbench.runner.children import Ended, run_child
 from varbench.runner.earlier import complete_records, other_settings, set_aside_outdated
 from varbench.runner.execute import Execution, locked
-from varbench.runner.filling import Run
 from varbench.runner.options import KEYS, Options, resolve
-from varbench.runner.prepare import UPSTREAM, prepare
+from varbench.runner.prepare import UPSTREAM, Run, prepare
 from varbench.runner.progress import Progress
 
 

@@ -19,7 +19,7 @@ from varbench.errors import UserError
 
 if TYPE_CHECKING:
     from varbench.records import Record
-    from varbench.runner.filling import Run
+    from varbench.runner.prepare import Run
 
 FINE, SOME_FAILED, NOTHING_SELECTED, ALL_FAILED, INTERRUPTED = 0, 3, 4, 5, 130
 
@@ -156,8 +156,7 @@ def _check_place(out: Path, *, resume: bool) -> None:
 
 def _run(out: Path, options: Any, prepared: Any) -> Run:
     from varbench.measure.environment import available_memory
-    from varbench.runner.filling import Run
-    from varbench.runner.prepare import UPSTREAM, Measured
+    from varbench.runner.prepare import UPSTREAM, Measured, Run
 
     def scored(one: Measured) -> bool:
         if one.generator is not None:

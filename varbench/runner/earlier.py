@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from varbench.records import Record, RecordError, Status, read_record, record_path
-from varbench.runner.filling import Run, fill
+from varbench.runner.filling import fill
+from varbench.runner.prepare import Run
 
 _FOUND_OUT = ("row_order", "shared_child", "kernel")
 """Keys of a protocol that nobody asks for."""

@@ -15,9 +15,9 @@ from varbench.errors import UserError
 from varbench.records import Record, Status, write_atomic, write_record
 from varbench.runner import schedule
 from varbench.runner.children import Ended, job_command, run_child
-from varbench.runner.filling import Run, fill, now
+from varbench.runner.filling import fill, now
 from varbench.runner.jobs import Job
-from varbench.runner.prepare import Measured, WeightSet
+from varbench.runner.prepare import Measured, Run, WeightSet
 from varbench.runner.progress import Progress
 from varbench.runner.reasons import Failure
 

@@ -61,6 +61,11 @@ class Measured:
         return self.row.name
 
     @property
+    def ran(self) -> dict[str, Any]:
+        """What a child says of what ran: that of the memory pass, else of the first round."""
+        return self.memory or next((self.speed[number] for number in sorted(self.speed)), {})
+
+    @property
     def generator(self) -> Generator | None:
         """What replaces the loop, in rows that have no plan."""
         owned = self.row.policies.generator
@@ -90,6 +95,18 @@ class Prepared:
     weight_sets: tuple[WeightSet, ...]
     """That of the full model first."""
     inputs: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all rows of a run share."""
+
+    name: str
+    options: Options
+    prepared: Prepared
+    order: tuple[str, ...]
+    quality_rows: frozenset[str]
+    available_memory: int | None
 
 
 class NothingSelectedError(UserError):

@@ -19,7 +19,7 @@ import torch
 from varbench import quality
 from varbench.data.shapes import TEST, Shapes
 from varbench.errors import CheckpointError, UserError
-from varbench.quality import extractors, frechet, intervals, libraries
+from varbench.quality import extractors, frechet, intervals, libraries, second_opinion
 from varbench.quality.extractors import extract
 from varbench.quality.manifold import density_coverage
 from varbench.quality.second_opinion import clean_fid_distance
@@ -32,11 +32,6 @@ needs_libraries = pytest.mark.skipif(
     any(libraries.importlib.util.find_spec(name) is None for name in ("torch_fidelity", "cleanfid")),
     reason="torch-fidelity and clean-fid are not installed",
 )
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -433,7 +428,8 @@ def test_the_second_opinion_reads_inception_from_a_folder(stored, real, samples,
         "frechet_distance",
         lambda *four: frechet.frechet_distance(frechet.Gaussian(*four[:2]), frechet.Gaussian(*four[2:])),
     )
-    torch.jit.script(MeanColours()).save(tmp_path / "inception-2015-12-05.pt")
+    script = tmp_path / second_opinion.TORCHSCRIPT_FILE
+    torch.jit.script(MeanColours()).save(script)
     inception = extractors.Extractor(
         name="stand-in",
         sha256="",
@@ -453,6 +449,10 @@ def test_the_second_opinion_reads_inception_from_a_folder(stored, real, samples,
         mu[:3], sigma[:3, :3] = colours(real[:100]).mu, colours(real[:100]).sigma
         np.savez(tmp_path / "reference.npz", mu=mu, sigma=sigma)
         reference = quality.reference_npz(tmp_path / "reference.npz")
+    with pytest.raises(libraries.UnavailableError, match=r"the published file's starts with f58cb9b6"):
+        clean_fid_distance(255 - samples[0][:100], reference, inception)
+    found_hash = hashlib.sha256(script.read_bytes()).hexdigest()
+    monkeypatch.setattr(second_opinion, "TORCHSCRIPT_SHA256_START", found_hash[:8])
     found = clean_fid_distance(255 - samples[0][:100], reference, inception)
     expected = frechet.frechet_distance(colours(255 - samples[0][:100]), colours(real[:100]))
     assert found == pytest.approx(expected, rel=0.02)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from varbench.model.checkpoints import file_hash
 from varbench.quality import libraries
 from varbench.quality.cache import cached_arrays
 from varbench.quality.extractors import Extractor, full_precision
@@ -23,6 +23,7 @@ from varbench.quality.images import Images, write_png
 from varbench.quality.reference import Reference
 
 TORCHSCRIPT_FILE = "inception-2015-12-05.pt"
+TORCHSCRIPT_SHA256_START = "f58cb9b6"
 
 
 def clean_fid_distance(samples: Images, reference: Reference, extractor: Extractor) -> float:
@@ -90,7 +91,15 @@ def _model(
     if extractor.suffix:
         return lambda batch: extractor.forward(batch.round().to(torch.uint8))[0], lambda image: image
     folder = extractor.torchscript_folder
-    if folder is None or not (Path(folder) / TORCHSCRIPT_FILE).is_file():
-        raise libraries.UnavailableError(f"no {TORCHSCRIPT_FILE}, the form of Inception that clean-fid reads")
+    if folder is None or not (folder / TORCHSCRIPT_FILE).is_file():
+        raise libraries.UnavailableError(
+            f"no {TORCHSCRIPT_FILE}, the form of Inception that clean-fid reads, beside the weights of {extractor.name}"
+        )
+    found = file_hash(folder / TORCHSCRIPT_FILE)
+    if not found.startswith(TORCHSCRIPT_SHA256_START):  # opened, it could run code; and its distance would be no FID
+        raise libraries.UnavailableError(
+            f"{folder / TORCHSCRIPT_FILE} has a sha256 that starts with {found[:8]}, and the published file's starts with "
+            f"{TORCHSCRIPT_SHA256_START}"
+        )
     inception = library.inception_torchscript.InceptionV3W(str(folder), download=False, resize_inside=legacy)
     return inception.to(extractor.device).eval(), None

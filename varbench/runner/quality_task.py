@@ -126,7 +126,8 @@ def _extractor(looks: Looks) -> Extractor:
             "scores against a reference need the published Inception weights, which are not downloaded for you: "
             "give their path, --inception FILE"
         )
-    return from_inception(looks._job.inception, device=looks._job.device)
+    weights = Path(looks._job.inception)
+    return from_inception(weights, device=looks._job.device, torchscript_folder=weights.parent)
 
 
 @cache

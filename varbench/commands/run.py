@@ -40,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
     )
     add = parser.add_argument
     add("--plugins", metavar="ROWS", help="rows, by comma; a method without a point stands for its default ones")
-    add("--model", metavar="PRESET", help="model preset; default: tiny")
+    add("--model", metavar="PRESET", help="model preset; default: that of the sizes of --weights and --vae, else tiny")
     add("--weights", metavar="FILE", help="the transformer's checkpoint, or `random` to measure speed and memory alone")
     add("--vae", metavar="FILE", help="the tokenizer's checkpoint")
     add("--companion", action="append", default=[], metavar="NAME=FILE", help="a second model, for methods that run two")
@@ -61,7 +61,10 @@ def add_parser(subparsers: Any) -> None:
     add("--out", metavar="DIR", help="where records go; default: varbench-runs/<time>")
     add("--config", type=Path, metavar="FILE", help="TOML file with these same keys; the command line wins")
     add("--all-settings", action="store_true", help="every recipe and point, not only the default ones")
-    add("--second-opinion", action="store_true", help="the distance by clean-fid too")
+    add(
+        "--second-opinion", action="store_true",
+        help="the distance by clean-fid too; for FID, inception-2015-12-05.pt must lie beside the --inception file",
+    )  # fmt: skip
     add("--quick", action="store_true", help="a first look in a minute or two, never compared with full runs")
     add("--dry-run", action="store_true", help="print rows, children and the predicted time, and do nothing")
     add("--resume", action="store_true", help="skip rows whose records are complete and whose inputs are unchanged")

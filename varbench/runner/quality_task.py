@@ -40,7 +40,6 @@ from varbench.quality.images import Images
 from varbench.quality.reference import check_reference
 from varbench.records import Distance, Samples, Score
 from varbench.runner.jobs import Job
-from varbench.runner.reasons import WrongOutputError
 
 if TYPE_CHECKING:
     from varbench.runner.child import Channel
@@ -145,18 +144,17 @@ def _generate(
     job: Job, pipe: Pipeline, made: Generation, channel: Channel
 ) -> tuple[Images, NDArray[np.int64]]:
     """All images, a batch at a time. The noise is keyed by the image's number, so the batch does not matter."""
-    images, tokens = [], []
+    side = pipe.model.image_side
+    images = np.empty((job.images, 3, side, side), np.uint8)  # filled in place: 50,000 at 256 px are 9.8 GB, once
+    tokens = []
     for first in range(0, job.images, job.batch):
         count = min(job.batch, job.images - first)
         output = made(balanced_labels(count, pipe.model.classes, first=first), seed=job.seed, first=first)
-        check_images(output.images, batch=count, side=pipe.model.image_side)
-        images.append(to_uint8(output.images))
+        check_images(output.images, batch=count, side=side)
+        images[first : first + count] = to_uint8(output.images)
         tokens.append(output.tokens.cpu().numpy())
         channel.alive(row=made.row, done=first + count, of=job.images)
-    whole = np.concatenate(images)
-    if len(whole) != job.images:
-        raise WrongOutputError(f"{job.images} images were asked for, and {len(whole)} came")
-    return whole, np.concatenate(tokens)
+    return images, np.concatenate(tokens)
 
 
 def samples(images: Images, labels: NDArray[np.int64], *, tokens: NDArray[np.int64] | None) -> Samples:

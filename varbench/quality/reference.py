@@ -36,8 +36,11 @@ def reference_images(images: Images, *, source: str) -> Reference:
 
 def reference_folder(folder: str | Path, *, side: int) -> Reference:
     """All images below a folder, cropped to the middle square and resized to `side`."""
-    images = [read_image(path, side=side) for path in image_paths(folder)]
-    return reference_images(np.stack(images), source=str(folder))
+    paths = image_paths(folder)
+    images = np.empty((len(paths), 3, side, side), np.uint8)
+    for place, path in enumerate(paths):
+        images[place] = read_image(path, side=side)
+    return reference_images(images, source=str(folder))
 
 
 def image_paths(folder: str | Path) -> list[Path]:

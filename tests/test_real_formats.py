@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -20,9 +21,11 @@ import torch
 from PIL import Image
 
 import varbench
+from varbench.data.folder import open_folder
 from varbench.quality import extractors, libraries
 from varbench.quality.images import to_uint8
 from varbench.records import Record, load_records
+from varbench.training.budgets import QUICK_RECIPE
 
 needs_fidelity = pytest.mark.skipif(
     importlib.util.find_spec("torch_fidelity") is None, reason="torch-fidelity is not installed"
@@ -55,10 +58,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(pixels[number]).save(folder / name / f"{number:03d}.png")
     torn = folder / "torn" / "011.png"
     torn.write_bytes(torn.read_bytes()[:300])
-    for label in range(11):
-        (folder / "classes" / str(label)).mkdir(parents=True)
-        for number in range(10):
-            Image.fromarray(pixels[number]).save(folder / "classes" / str(label) / f"{number}.png")
+    for name, classes in (("ten", 10), ("eleven", 11)):
+        for label in range(classes):
+            (folder / name / str(label)).mkdir(parents=True)
+            for number in range(10):
+                Image.fromarray(pixels[number]).resize((32, 32)).save(folder / name / str(label) / f"{number}.png")
     return folder
 
 
@@ -102,7 +106,7 @@ def run(folder: Path, tmp_path: Path) -> Run:
             environment["PUBLISHED_START"] = hashlib.sha256(published.read_bytes()).hexdigest()[:8]
         return subprocess.run(
             [sys.executable, "-m", "varbench", "run", "--out", str(tmp_path / "run"), *arguments],
-            cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
+            cwd=folder, env=environment, capture_output=True, text=True, timeout=800,
         )  # fmt: skip
 
     return run
@@ -164,6 +168,25 @@ def test_scores_of_a_trainers_file_against_adm_samples(inception: Path, run: Run
     assert {weight.role for weight in code.weights} >= {"vae", "main", "refiner"}
 
 
+@pytest.mark.slow
+def test_recipes_are_trained_on_a_users_folder_of_classes(folder: Path, run: Run, tmp_path: Path) -> None:
+    files = ("--weights", "var.pth", "--vae", "vae.pth", "--companion", "refiner=refiner.pth")
+    done = run("--plugins", "variant@d3,code@n4", *files, "--data", "ten", *LOOK)
+    assert done.returncode == 0, done.stderr
+    trained = {name: record.training for name, record in records(tmp_path).items()}
+    assert trained.pop("full_var") is None
+    assert trained.pop("full_var:accounting=upstream") is None
+    data = open_folder(folder / "ten", side=SIDE).fingerprint
+    for name, training in trained.items():
+        assert training is not None, name
+        kept = json.loads((tmp_path / "cache" / "varbench" / "weights" / training.key / "record.json").read_text())
+        assert (kept["data"], training.steps) == (data, QUICK_RECIPE.steps)
+    assert len(trained) == 2
+    again = run("--plugins", "variant@d3,code@n4", *files, "--data", "ten", *LOOK, "--resume")
+    assert again.returncode == 0
+    assert "4 of 4 rows are complete and unchanged" in again.stderr
+
+
 # What is wrong
 
 OWN = ("--weights", "var.pth", "--vae", "vae.pth")
@@ -186,7 +209,7 @@ INCEPTION = ("--inception", extractors.INCEPTION_FILE)
         (("--reference", "torn"), "torn/011.png is not a readable image"),
         (("--images", "7"), "7 images are too few to score; give --images 20 or more"),
         (("--data", "images"), "images has no sub-folders (20 images lie in it directly)"),
-        (("--data", "classes"), "--data classes has 11 classes, and tiny knows 10"),
+        (("--data", "eleven"), "--data eleven has 11 classes, and tiny knows 10"),
     ],
 )
 def test_a_wrong_file_is_one_line_before_anything_runs(

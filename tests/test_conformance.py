@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -119,6 +119,9 @@ def token_liar(pick: Any = None, fill: Any = None) -> Any:
     return type("Plugin", (TokenPlugin,), {"policy": Liar})()
 
 
+UNDO: list[Callable[[], object]] = []
+"""What liars leave behind that nobody else can put back."""
+
 LIARS: dict[str, dict[str, Any]] = {}
 """For each invariant, liars by name: functions that make a plugin."""
 
@@ -162,6 +165,14 @@ def computes_one_token_twice() -> Any:
 @breaks("picks_are_places")
 def asks_for_a_token_that_is_not_there() -> Any:
     return token_liar(lambda self, honest, x, where: honest + x.shape[1])
+
+
+@breaks("picks_are_places")
+def answers_with_a_tensor_of_its_own_kind() -> Any:
+    class Later(torch.Tensor):
+        pass
+
+    return cache_liar(lambda self, honest, keys, queries, where: honest.as_subclass(Later))
 
 
 @breaks("inputs_untouched")
@@ -231,6 +242,17 @@ def attends_to_nothing() -> Any:
     return DepthPlugin()
 
 
+@breaks("products_in_type")
+def multiplies_in_half() -> Any:
+    real = F.linear
+
+    def linear(x: Any, weight: Any, bias: Any = None) -> Any:
+        return real(x.bfloat16(), weight.bfloat16(), None if bias is None else bias.bfloat16()).float()
+
+    F.linear = linear
+    return DepthPlugin()
+
+
 @breaks("neutral_equals_full")
 def is_not_neutral_when_it_picks_everything() -> Any:
     return token_liar(fill=lambda honest, computed: honest * 1.001)
@@ -252,6 +274,16 @@ def picks_by_the_clock() -> Any:
         stream = torch.Generator().manual_seed(time.perf_counter_ns() % 2**31)
         return torch.rand(honest.shape[0], honest.shape[1], keys.shape[2], generator=stream).topk(honest.shape[2]).indices.sort().values
 
+    return cache_liar(pick)
+
+
+@breaks("deterministic")
+def picks_otherwise_after_a_while() -> Any:
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        asked[0] += 1
+        return honest if asked[0] < 60 else torch.arange(honest.shape[-1]).expand_as(honest).contiguous()
+
+    asked = [0]
     return cache_liar(pick)
 
 
@@ -446,6 +478,105 @@ def hides_keys_in_a_file() -> Any:
     return cache_liar(pick)
 
 
+@breaks("state_bytes_reachable")
+def hides_keys_in_memory_of_c() -> Any:
+    import ctypes
+
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        ctypes.memmove(self.room, keys.contiguous().data_ptr(), min(4 * keys.numel(), ctypes.sizeof(self.room)))
+        return honest
+
+    return cache_liar(pick, room=(ctypes.c_float * (1 << 16))())
+
+
+@breaks("state_bytes_reachable")
+def hides_keys_on_anothers_module() -> Any:
+    import json
+
+    json.room = np.zeros(1 << 16, dtype=np.float32)  # type: ignore[attr-defined]
+    UNDO.append(lambda: vars(json).pop("room"))
+
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        flat = keys.numpy().ravel()[: 1 << 16]
+        json.room[: len(flat)] = flat  # type: ignore[attr-defined]
+        return honest
+
+    return cache_liar(pick)
+
+
+@breaks("state_bytes_reachable")
+def hides_keys_as_sparse_ones() -> Any:
+    hidden: list[Any] = []
+
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        if where["layer"] == 0 and where["scale"] == 0:
+            hidden.clear()
+        hidden.append(keys.to_sparse())
+        return honest
+
+    return cache_liar(pick)
+
+
+@breaks("state_bytes_reachable")
+def hides_keys_down_a_pipe() -> Any:
+    import os
+
+    out, into = os.pipe()
+    UNDO.extend((lambda: os.close(out), lambda: os.close(into)))
+
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        os.read(out, os.write(into, keys.numpy().tobytes()[:4096]))
+        return honest
+
+    return cache_liar(pick)
+
+
+@breaks("state_bytes_reachable")
+def lets_torch_write_the_file() -> Any:
+    import os
+    import tempfile
+
+    path = os.path.join(tempfile.gettempdir(), f"varbench-liar-{os.getpid()}.pt")
+    UNDO.append(lambda: os.remove(path))
+
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        torch.save(keys, path)
+        return honest
+
+    return cache_liar(pick)
+
+
+@breaks("state_bytes_reachable")
+def hides_keys_in_a_thread() -> Any:
+    import threading
+
+    hidden: list[Any] = []
+
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        if where["layer"] == 0 and where["scale"] == 0:
+            hidden.clear()
+        thread = threading.Thread(target=lambda: hidden.append(keys.clone()))
+        thread.start()
+        thread.join()
+        return honest
+
+    return cache_liar(pick)
+
+
+@breaks("released_memory_freed")
+def hides_keys_when_nobody_watches() -> Any:
+    hidden: list[Any] = []
+
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        if where["layer"] == 0 and where["scale"] == 0:
+            hidden.clear()
+        if not torch._C._len_torch_dispatch_stack():
+            hidden.append(keys.clone())
+        return honest
+
+    return cache_liar(pick)
+
+
 @breaks("released_memory_freed")
 def never_lets_go() -> Any:
     everything: list[Any] = []
@@ -507,6 +638,99 @@ def switches_for_one_step_only() -> Any:
     return cache_liar(pick)
 
 
+@breaks("no_global_state_change")
+def replaces_a_kernel() -> Any:
+    class Plugin(DepthPlugin):
+        def varbench_depth_policy(self, setting: Any, model: Any) -> Any:
+            if not UNDO:
+                library = torch.library.Library("aten", "IMPL")
+                UNDO.append(library._destroy)
+                library.impl("gelu", lambda x, approximate="none": torch.relu(x), "CPU")
+            return super().varbench_depth_policy(setting, model)
+
+    return Plugin()
+
+
+@breaks("no_global_state_change")
+def looks_at_every_call_of_torch() -> Any:
+    from torch.overrides import TorchFunctionMode
+
+    class Looks(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    class Plugin(DepthPlugin):
+        def varbench_depth_policy(self, setting: Any, model: Any) -> Any:
+            if not UNDO:
+                mode = Looks()
+                mode.__enter__()
+                UNDO.append(lambda: mode.__exit__(None, None, None))
+            return super().varbench_depth_policy(setting, model)
+
+    return Plugin()
+
+
+@breaks("no_global_state_change")
+def works_between_calls() -> Any:
+    import _thread
+    import queue
+
+    class Plugin(DepthPlugin):
+        def varbench_depth_policy(self, setting: Any, model: Any) -> Any:
+            if not UNDO:
+                tasks: Any = queue.SimpleQueue()
+                _thread.start_new_thread(lambda: tasks.get(), ())
+                UNDO.append(lambda: tasks.put(None))
+            return super().varbench_depth_policy(setting, model)
+
+    return Plugin()
+
+
+def the_only(kind: str) -> Any:
+    """Objects of the kit that a liar has found."""
+    import gc
+
+    return [thing for thing in gc.get_objects() if type(thing).__name__ == kind]
+
+
+@breaks("weights_untouched")
+def shrinks_weights_for_two_scales() -> Any:
+    found: list[Any] = []
+
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        found[:] = found or the_only("Transformer")
+        for transformer in found:
+            bias = transformer.head.bias.data.numpy()
+            if where["layer"] == 0 and where["scale"] in (2, 4):
+                bias *= 0.5 if where["scale"] == 2 else 2
+        return honest
+
+    return cache_liar(pick)
+
+
+@breaks("weights_untouched")
+def exchanges_a_class() -> Any:
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        if where["layer"] == 0 and where["scale"] == 0:
+            for module in the_only("Attention"):
+                kind = type(module)
+                module.__class__ = type(kind.__name__, (kind,), {"__qualname__": kind.__qualname__, "__module__": kind.__module__})
+        return honest
+
+    return cache_liar(pick)
+
+
+@breaks("weights_untouched")
+def hides_a_method_of_the_pipeline() -> Any:
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        if where["layer"] == 0 and where["scale"] == 0:
+            for pipe in the_only("Pipeline"):
+                pipe._decode_map = type(pipe)._decode_map.__get__(pipe)
+        return honest
+
+    return cache_liar(pick)
+
+
 @breaks("weights_untouched")
 def shrinks_weights() -> Any:
     import gc
@@ -552,6 +776,16 @@ def replaces_something_for_two_steps() -> Any:
     return cache_liar(pick)
 
 
+@breaks("engine_untouched")
+def does_not_wait_for_the_gpu() -> Any:
+    class Plugin(DepthPlugin):
+        def varbench_depth_policy(self, setting: Any, model: Any) -> Any:
+            torch.cuda.synchronize = lambda device=None: None
+            return super().varbench_depth_policy(setting, model)
+
+    return Plugin()
+
+
 @breaks("evaluator_untouched")
 def flatters_the_distance() -> Any:
     import varbench.quality.frechet as frechet
@@ -578,6 +812,8 @@ def untouched() -> Iterator[None]:
             yield
         finally:
             originals.restore()
+            while UNDO:
+                UNDO.pop()()
 
 
 @pytest.mark.parametrize(("invariant", "make"), CASES)
@@ -643,6 +879,63 @@ class IgnoresLabels(Blobs):
         return super().generate([0] * len(labels), seed=seed, first_image=first_image)
 
 
+class LooksUpTheLast(Blobs):
+    last: ClassVar[dict[Any, Any]] = {}
+
+    def generate(self, labels: Sequence[int], *, seed: int, first_image: int) -> torch.Tensor:
+        key = (tuple(labels), seed, first_image)
+        if key not in self.last:
+            self.last.clear()
+            self.last[key] = super().generate(labels, seed=seed, first_image=first_image)
+        return self.last[key]
+
+
+class Rounds(Blobs):
+    """Fewer bits than were asked for."""
+
+    def load(self, *, device: str, dtype: str, seed: int) -> None:
+        super().load(device=device, dtype=dtype, seed=seed)
+        self.weight = self.weight.bfloat16()
+
+    def noise(self, seed: int, image: int) -> torch.Tensor:
+        return super().noise(seed, image).bfloat16()
+
+
+class PutsOff(Blobs):
+    class Later(torch.Tensor):
+        pass
+
+    def generate(self, labels: Sequence[int], *, seed: int, first_image: int) -> torch.Tensor:
+        return super().generate(labels, seed=seed, first_image=first_image).as_subclass(self.Later)
+
+
+class WorksElsewhere(Blobs):
+    """In a thread, where nobody counts."""
+
+    def generate(self, labels: Sequence[int], *, seed: int, first_image: int) -> torch.Tensor:
+        import threading
+
+        made: list[Any] = []
+        make = super().generate
+        thread = threading.Thread(target=lambda: made.append(make(labels, seed=seed, first_image=first_image)))
+        thread.start()
+        thread.join()
+        return made[0]
+
+    def work(self, batch: int) -> Work:
+        return Work(flops=0.0, steps=1)
+
+
+class KeepsAFile(Blobs):
+    def generate(self, labels: Sequence[int], *, seed: int, first_image: int) -> torch.Tensor:
+        import tempfile
+
+        images = super().generate(labels, seed=seed, first_image=first_image)
+        with tempfile.TemporaryFile() as file:
+            np.save(file, images.numpy())
+        return images
+
+
 def test_an_honest_generator_passes() -> None:
     assert not check(generator_plugin(), name="blobs")
 
@@ -654,6 +947,11 @@ def test_an_honest_generator_passes() -> None:
         (Understates, {"measured_flops_equal_plan"}),
         (SeedsTheWorld, {"no_global_state_change"}),
         (IgnoresLabels, {"seeds_and_labels_matter"}),
+        (LooksUpTheLast, {"repeat_as_slow_as_first"}),
+        (Rounds, {"products_in_type"}),
+        (PutsOff, {"images_in_range"}),
+        (WorksElsewhere, {"state_bytes_reachable"}),
+        (KeepsAFile, {"state_bytes_reachable"}),
     ],
 )
 def test_a_lying_generator_is_caught(liar: type[Blobs], invariants: set[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -200,7 +201,7 @@ def _layers(
         where = f"{_owner(depth)}: {model.scale_name(spec.scales[-1])}"
         seen: Counter[int] = Counter()
         step = []
-        for layer in policy.layers(spec.scales[-1], spec.backbone):
+        for layer in map(_whole, policy.layers(spec.scales[-1], spec.backbone)):
             if not 0 <= layer < backbones[spec.backbone].depth:
                 raise PlanError(
                     f"{where} asks for layer {layer}; {backbones[spec.backbone].name} has layers 0 to "
@@ -237,11 +238,20 @@ def _token_work(
     return work
 
 
+def _whole(number: int) -> int:
+    """A plain integer: what only derives from one could compare as it likes."""
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise PlanError(f"{number!r} is no whole number; layers, tokens and budgets are") from None
+
+
 def _sub_layer(
     model: ModelSpec, spec: StepSpec, layer: int, name: SubLayerName, available: int, tokens: Owned[TokenPolicy]
 ) -> SubLayer:
     scale = spec.scales[-1]
-    count = tokens.policy.tokens(layer, scale, name)
+    claimed = tokens.policy.tokens(layer, scale, name)
+    count = None if claimed is None else _whole(claimed)
     remembered = tokens.policy.remembers(layer, scale, name)
     where = f"{tokens.plugin}: {name} of layer {layer} at {model.scale_name(scale)}"
     if count is not None and len(spec.scales) > 1:
@@ -388,6 +398,7 @@ class _Caches:
             raise PlanError(
                 f"{owner} picks single entries by content and cannot be joined with {others}, which drops whole scales"
             )
+        budget = _whole(budget)
         if budget < 1:
             raise PlanError(f"{owner}: a budget of {budget} entries after {self.model.scale_name(scale)}; give 1 or more")
         return budget

@@ -2,21 +2,27 @@
 
 Every tensor storage that comes to be during the generation is followed by a weak reference, so it does not matter who
 holds it or how. Python and numpy memory is followed by tracemalloc, which numpy reports to; buffers that were there
-before by their contents; files and processes by an audit hook.
+before by their contents, wherever they hang; files, processes and threads by an audit hook, and by the bytes that the
+system saw written.
 """
 
 from __future__ import annotations
 
+import array
+import ctypes
 import functools
 import gc
 import hashlib
+import mmap
 import os
 import sys
+import threading
 import tracemalloc
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from types import FunctionType, ModuleType
+from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -36,7 +42,9 @@ class Held:
     written: int = 0
     """Bytes of storages, older than the generation and still alive, that it wrote into."""
     reached_out: list[str] = field(default_factory=list)
-    """Files written, processes started and the like."""
+    """Files written, processes and threads started and the like."""
+    sent: int = 0
+    """Bytes handed to the system to be written, to whatever."""
 
 
 class Allocations(TorchDispatchMode):
@@ -47,10 +55,12 @@ class Allocations(TorchDispatchMode):
         self._made: dict[int, StorageWeakRef] = {}
         self._older: dict[int, StorageWeakRef] = {}
         self._written: set[int] = set()
+        self._opaque: WeakSet[Tensor] = WeakSet()
 
     def alive(self) -> int:
-        """Bytes of the storages made so far that somebody still holds."""
-        return sum(_bytes(ref) for ref in self._made.values())
+        """Bytes of the storages made so far that somebody still holds; of tensors without one, such as sparse ones, all."""
+        opaque = sum(tensor.numel() * tensor.element_size() for tensor in self._opaque)
+        return opaque + sum(_bytes(ref) for ref in self._made.values())
 
     def forget_dead(self) -> None:
         """What is gone need not be remembered; nor would Python give back the room of a table that was once large."""
@@ -76,6 +86,8 @@ class Allocations(TorchDispatchMode):
             place, ref = _reference(tensor)
             if place not in self._older:
                 self._made.setdefault(place, ref)
+        if isinstance(result, Tensor) and result.layout != torch.strided:
+            self._opaque.add(result)
         return result
 
 
@@ -126,6 +138,8 @@ class Memory:
         # What is there already need not be looked through at every step.
         gc.freeze()
         _audit.events = self.held.reached_out
+        threading.setprofile(self._new_thread)
+        self._sent = sent_bytes()
         tracemalloc.start()
         self._python = tracemalloc.get_traced_memory()[0]
         self._allocations.__enter__()
@@ -134,11 +148,18 @@ class Memory:
     def __exit__(self, *error: object) -> None:
         self._allocations.__exit__(*error)
         _audit.events = None
+        threading.setprofile(None)  # type: ignore[arg-type]
+        self.held.sent = sent_bytes() - self._sent
         self.held.python_at_end = self._traced()
         tracemalloc.stop()
         gc.unfreeze()
         self.held.storages_at_end = self._allocations.alive()
         self.held.written = self._allocations.written()
+
+    def _new_thread(self, frame: Any, event: str, argument: Any) -> None:
+        """Called in a thread that has just begun; what it computes is counted by nobody."""
+        sys.setprofile(None)
+        self.held.reached_out.append("started a thread")
 
     def observe(self, moment: str, step: int) -> None:
         if moment == "end":
@@ -159,6 +180,18 @@ def _reference_size(table: dict[int, StorageWeakRef]) -> int:
     return sum(sys.getsizeof(place) + sys.getsizeof(ref) + sys.getsizeof(ref.cdata) for place, ref in table.items())
 
 
+_OUTSIDE = ("mmap.__new__", "subprocess.Popen", "os.fork", "os.posix_spawn", "socket.connect", "ctypes.dlopen")
+
+
+def sent_bytes() -> int:
+    """Bytes that the process has handed to the system to be written; 0 where the system does not say."""
+    try:
+        text = Path("/proc/self/io").read_text()
+    except OSError:
+        return 0
+    return int(text.partition("wchar:")[2].split()[0])
+
+
 class _Audit:
     """Audit hooks cannot be taken off again: one for the process, which looks only while somebody listens."""
 
@@ -176,7 +209,7 @@ class _Audit:
             return
         if event == "open" and _writes(arguments):
             self.events.append(f"wrote the file {arguments[0]}")
-        elif event in ("mmap.__new__", "subprocess.Popen", "os.fork", "os.posix_spawn", "socket.connect", "ctypes.dlopen"):
+        elif event in _OUTSIDE:
             self.events.append(f"called {event}")
 
 
@@ -191,54 +224,32 @@ _audit = _Audit()
 _audit.install()
 
 
-def contents(roots: Iterable[object], *, within: str) -> dict[str, tuple[int, str]]:
-    """Bytes and hash of every tensor, array and byte string that can be reached from `roots`.
+BUFFERS = (Tensor, np.ndarray, bytearray, memoryview, array.array, mmap.mmap, ctypes.Array, ctypes.Structure)
 
-    The walk follows what objects refer to, and leaves alone other modules than those whose name starts with `within`.
-    """
-    found: dict[str, tuple[int, str]] = {}
-    seen: set[int] = set()
-    waiting = list(roots)
-    while waiting:
-        thing = waiting.pop()
-        if id(thing) in seen or not _is_own(thing, within):
-            continue
-        seen.add(id(thing))
-        data = _data(thing)
-        if data is not None:
-            found[f"{type(thing).__name__} {id(thing):x}"] = (len(data), hashlib.sha256(data).hexdigest())
-        elif not isinstance(thing, (str, int, float, type(None))):
-            waiting += _referents(thing)
+
+def contents() -> dict[int, tuple[Any, str]]:
+    """Every buffer that anything in this process refers to, with its hash, by identity."""
+    tracked = gc.get_objects()
+    # One call for all of them: what the collector does not track, such as arrays, is referred to by what it does.
+    everything = [*tracked, *gc.get_referents(*tracked)]
+    kinds = {kind for kind in set(map(type, everything)) if issubclass(kind, BUFFERS)}
+    found: dict[int, tuple[Any, str]] = {}
+    for thing in everything:
+        if type(thing) in kinds and id(thing) not in found:
+            data = _data(thing)
+            if data is not None:
+                found[id(thing)] = (thing, hashlib.sha256(data).hexdigest())
     return found
 
 
-def _is_own(thing: object, within: str) -> bool:
-    if isinstance(thing, ModuleType):
-        return thing.__name__.startswith(within)
-    if isinstance(thing, (type, FunctionType)):
-        return str(getattr(thing, "__module__", "")).startswith(within)
-    return not isinstance(thing, torch.nn.Module)
-
-
-def _referents(thing: object) -> list[object]:
-    if isinstance(thing, FunctionType):
-        # Its globals are its module's, which is a root of its own.
-        return [cell.cell_contents for cell in thing.__closure__ or () if _filled(cell)] + [thing.__defaults__, thing.__dict__]
-    return gc.get_referents(thing)
-
-
-def _filled(cell: Any) -> bool:
+def _data(thing: Any) -> memoryview | None:
+    if isinstance(thing, Tensor):
+        if thing.layout != torch.strided or thing.device.type != "cpu" or not thing.numel():
+            return None
+        thing = thing.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8).numpy()
+    if isinstance(thing, np.ndarray) and thing.dtype.hasobject:
+        return None
     try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False
-
-
-def _data(thing: object) -> bytes | None:
-    if isinstance(thing, Tensor) and thing.layout == torch.strided:
-        return thing.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-    if isinstance(thing, np.ndarray) and thing.dtype != object:
-        return thing.tobytes()
-    if isinstance(thing, (bytes, bytearray, memoryview)):
-        return bytes(thing)
-    return None
+        return memoryview(thing.tobytes() if isinstance(thing, np.ndarray) else thing).cast("B")
+    except (TypeError, ValueError, BufferError):
+        return None

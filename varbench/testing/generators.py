@@ -14,11 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from varbench.policies import Generator
 from varbench.rows import Row
+from varbench.testing.allocations import Memory
 from varbench.testing.memory import PYTHON_SLACK, TENSORS_SLACK
 from varbench.testing.sameness import wrong_images
 from varbench.testing.subject import LABELS, SEED, Bench, afresh
 from varbench.testing.tampering import global_changes
-from varbench.testing.work import FLOPS_AGREE, faster_repeat
+from varbench.testing.work import FLOPS_AGREE, Products, faster_repeat
 
 SAME_PIXEL = 1 / 255
 """Pixels that differ by less are the same at another batch size."""
@@ -105,9 +106,23 @@ def measured_flops_equal_plan(subject: GeneratorSubject) -> Iterator[str]:
         yield f"{measured / 1e6:.2f} MFLOPs were counted, and its work() says {stated / 1e6:.2f} with the decoder"
 
 
-def released_memory_freed(subject: GeneratorSubject) -> Iterator[str]:
-    from varbench.testing.allocations import Memory
+def products_in_type(subject: GeneratorSubject) -> Iterator[str]:
+    with Products() as products:
+        subject.images(seed=SEED + 4)
+    yield from products.others(torch.float32)
 
+
+def state_bytes_reachable(subject: GeneratorSubject) -> Iterator[str]:
+    memory = Memory()
+    with memory:
+        subject.images(seed=SEED + 6)
+    for what in sorted(set(memory.held.reached_out)):
+        yield f"while images were made, it {what}: what is kept there outlives the process that is measured"
+    if memory.held.sent:
+        yield f"while images were made, it wrote {memory.held.sent} bytes to a file, a pipe or the like"
+
+
+def released_memory_freed(subject: GeneratorSubject) -> Iterator[str]:
     # The first may fill tables that stay, such as positions, and each may put its own in the last one's place.
     subject.images(seed=SEED + 30)
     memory, tensors, python = Memory(), 0, 0
@@ -140,7 +155,9 @@ OF_GENERATOR: tuple[Callable[[GeneratorSubject], Iterator[str]], ...] = (
     no_memoised_repeat,
     batch_invariance,
     measured_flops_equal_plan,
+    products_in_type,
     repeat_as_slow_as_first,
+    state_bytes_reachable,
     released_memory_freed,
     no_global_state_change,
 )

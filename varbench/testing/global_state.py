@@ -8,7 +8,6 @@ import hashlib
 import os
 import random
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,6 +63,21 @@ def _switches() -> list[_Probe]:
     ]
 
 
+def _dispatch() -> list[_Probe]:
+    """What stands between a call of torch and its kernel."""
+    hooks = torch.nn.modules.module
+    return [
+        _Probe("the number of modes that see torch's functions", torch._C._len_torch_function_stack),
+        _Probe("the number of modes that see torch's operators", torch._C._len_torch_dispatch_stack),
+        _Probe("the kernels of torch's operators", lambda: len([key for key in torch.library._impls if _is_kernel(key)])),
+        _Probe("hooks on all modules", lambda: sum(len(getattr(hooks, n)) for n in vars(hooks) if n.endswith("_hooks") and "global" in n)),
+    ]
+
+
+def _is_kernel(key: str) -> bool:
+    return key.startswith("aten/") and not key.endswith("/Meta")
+
+
 def _attribute(name: str, owner: Any, key: str) -> _Probe:
     return _Probe(name, lambda: getattr(owner, key), lambda value: setattr(owner, key, value))
 
@@ -85,11 +99,14 @@ def _process() -> list[_Probe]:
     return [
         _Probe("the environment", _environment, _set_environment),
         _Probe("the working directory", os.getcwd, os.chdir),
-        _Probe("the number of Python threads", threading.active_count),
+        # Counts those too that were started behind the back of `threading`.
+        _Probe("the number of Python threads", lambda: len(sys._current_frames())),
         _Probe("garbage collection", gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
         _Probe("the thresholds of garbage collection", gc.get_threshold, lambda counts: gc.set_threshold(*counts)),
         _Probe("the threads' switch interval", sys.getswitchinterval, sys.setswitchinterval),
         _Probe("the tracing function", sys.gettrace),
+        _Probe("the profiling function", sys.getprofile),
+        _Probe("what is called at garbage collection", lambda: len(gc.callbacks)),
         _Probe("the processors it may run on", lambda: getattr(os, "sched_getaffinity", lambda _: None)(0)),
         *(_attribute(f"time.{clock}", time, clock) for clock in CLOCKS),
         *(_attribute(f"builtins.{name}", builtins, name) for name in ("open", "print", "sum", "len", "isinstance", "__import__")),
@@ -107,7 +124,7 @@ def _set_environment(before: dict[str, str]) -> None:
 
 
 def _probes() -> list[_Probe]:
-    return [*_random_states(), *_switches(), *_process()]
+    return [*_random_states(), *_switches(), *_dispatch(), *_process()]
 
 
 class GlobalState:

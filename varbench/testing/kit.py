@@ -37,8 +37,8 @@ OF_ROW: tuple[OfRow, ...] = (
     sameness.plan_stable,
     work.trace_equals_plan,
     work.measured_flops_equal_plan,
+    work.products_in_type,
     sameness.neutral_equals_full,
-    sameness.deterministic,
     sameness.seeds_and_labels_matter,
     sameness.no_memoised_repeat,
     sameness.batch_invariance,
@@ -49,8 +49,9 @@ OF_ROW: tuple[OfRow, ...] = (
     tampering.weights_untouched,
     work.no_speedup_without_less_work,
     work.repeat_as_slow_as_first,
+    sameness.deterministic,
 )
-"""Asked of every row that runs."""
+"""Asked of every row that runs: at the end, for a repeat of the first generation, after all that came between."""
 
 OF_METHOD: tuple[OfMethod, ...] = (
     work.work_falls_as_knob_tightens,
@@ -119,7 +120,7 @@ def check(
             else:
                 text = name or str(getattr(method, "__name__", "method")).rpartition(".")[2]
                 bench = given(model, text, method)
-            return list(_Check(bench, text, left_out, progress or _silent).findings())
+            return list(_Check(bench, text, left_out, progress or _silent, originals).findings())
         finally:
             originals.restore()
 
@@ -130,13 +131,22 @@ def _silent(row: str, invariant: str, kept: bool, seconds: float) -> None:
 
 class _Check:
     def __init__(
-        self, bench: Bench, text: str, without: frozenset[str], progress: Progress
+        self, bench: Bench, text: str, without: frozenset[str], progress: Progress, originals: Originals
     ) -> None:
+        self._originals = originals
         self._bench, self._text, self._without, self._progress = bench, text, without, progress
         # Held here, where a plugin that is imported later does not find them.
         self._of_answers, self._of_rows, self._of_methods = OF_ANSWERS, OF_ROW, OF_METHOD
 
     def findings(self) -> Iterator[Finding]:
+        yield from self._of_all()
+        name = tampering.engine_untouched.__name__
+        if name not in self._without:
+            for change in self._originals.changes():
+                if not change.startswith("varbench."):  # whose sources are compared, whenever it was replaced
+                    yield Finding(invariant=name, row=self._text, message=f"{change} was replaced since the check began")
+
+    def _of_all(self) -> Iterator[Finding]:
         subjects: list[Subject] = []
         generators: list[Row] = []
         for plugin in _plugins(self._text):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
-from varbench.testing.allocations import contents
 from varbench.testing.subject import LABELS, Subject
 
 TENSORS_SLACK = 512
@@ -16,8 +14,6 @@ PYTHON_SLACK = 32 * 1024
 
 def state_bytes_reachable(subject: Subject) -> Iterator[str]:
     """Bytes alive at each step's end are those that the trace reports: no method holds state of its own on the side."""
-    _ = subject.first
-    before = _own_data(subject)
     plain, own = subject.plain_memory.held, subject.memory.held
     for number, (mine, its) in enumerate(zip(own.storages, plain.storages, strict=True), 1):
         if mine > its + TENSORS_SLACK:
@@ -33,11 +29,13 @@ def state_bytes_reachable(subject: Subject) -> Iterator[str]:
             break
     if own.written > plain.written:
         yield f"it wrote into {own.written - plain.written} bytes of tensors that are older than the generation and outlive it"
-    changed = [name for name, data in _own_data(subject).items() if data[0] > TENSORS_SLACK and before.get(name) != data]
+    changed, _ = subject.buffers
     if changed and not own.written:
-        yield f"data that its policies or its module hold changed while images were made: {', '.join(sorted(changed)[:3])}"
+        yield f"buffers that are older than the generation and outlive it changed while images were made: {', '.join(changed[:3])}"
     for what in sorted(set(own.reached_out) - set(plain.reached_out)):
         yield f"while images were made, it {what}: state belongs to the engine"
+    if own.sent > plain.sent:
+        yield f"while images were made, it wrote {own.sent - plain.sent} bytes to a file, a pipe or the like: state belongs to the engine"
 
 
 def released_memory_freed(subject: Subject) -> Iterator[str]:
@@ -49,19 +47,8 @@ def released_memory_freed(subject: Subject) -> Iterator[str]:
             f"{own.storages_at_end - plain.storages_at_end} bytes of tensors of a finished generation of {len(LABELS)} images "
             "are still held"
         )
+    _, new = subject.buffers
+    if new > TENSORS_SLACK and own.storages_at_end <= plain.storages_at_end + TENSORS_SLACK:
+        yield f"{new} bytes of tensors and arrays of a finished generation are still held, which were not when it was watched"
     if own.python_at_end > plain.python_at_end + PYTHON_SLACK:
         yield f"{own.python_at_end - plain.python_at_end} bytes of Python or numpy objects of a finished generation are still held"
-
-
-def _own_data(subject: Subject) -> dict[str, tuple[int, str]]:
-    """What the row's policies and their modules hold of tensors, arrays and byte strings."""
-    policies = subject.row.policies
-    owned = [policies.depth, policies.steps, policies.guidance, policies.tokens, *policies.caches]
-    found: dict[str, tuple[int, str]] = {}
-    for one in owned:
-        if one is not None:
-            top = type(one.policy).__module__
-            within = top if top.startswith(("varbench", "tests")) else top.split(".")[0]
-            modules = [module for name, module in list(sys.modules.items()) if name == within or name.startswith(within + ".")]
-            found.update(contents([one.policy, *(vars(module) for module in modules)], within=within))
-    return found

@@ -146,7 +146,9 @@ def images_in_range(subject: Subject) -> Iterator[str]:
 
 
 def wrong_images(images: Tensor, *, count: int, side: int) -> Iterator[str]:
-    if tuple(images.shape) != (count, 3, side, side):
+    if type(images) is not Tensor:
+        yield f"images are a {type(images).__module__}.{type(images).__name__}, which can put work off, not a plain torch.Tensor"
+    elif tuple(images.shape) != (count, 3, side, side):
         yield f"images have shape {tuple(images.shape)}, not {(count, 3, side, side)}"
     elif not torch.isfinite(images).all():
         yield f"{int((~torch.isfinite(images)).sum())} pixels are NaN or infinite"

@@ -197,6 +197,7 @@ class WatchedTokens(_Tokens):
         if not all(map(torch.equal, before, given)):
             self._notes.inputs.append(f"{where} changed what it was given to fill in from")
         expected = (computed_BnC.shape[0], length, computed_BnC.shape[-1])
+        self._notes.places += _not_plain(where, filled)
         if tuple(filled.shape) != expected or filled.dtype != computed_BnC.dtype:
             self._notes.places.append(
                 f"{where} gave {tuple(filled.shape)} of {filled.dtype}, not {expected} of {computed_BnC.dtype}"
@@ -221,6 +222,8 @@ class WatchedCache(_Cache):
 
 def _wrong_places(where: str, places: Tensor, shape: tuple[int, ...], available: int, *, ascending: bool) -> list[str]:
     """What is wrong with places that must be distinct and within 0 to `available` - 1."""
+    if strange := _not_plain(where, places):
+        return strange
     if tuple(places.shape) != shape or places.dtype != torch.int64:
         return [f"{where} gave {tuple(places.shape)} of {places.dtype}, not {shape} of torch.int64"]
     low, high = int(places.min()), int(places.max())
@@ -232,3 +235,8 @@ def _wrong_places(where: str, places: Tensor, shape: tuple[int, ...], available:
     if ascending and (places.diff(dim=-1) < 0).any():
         return [f"{where} gave places that do not ascend"]
     return []
+
+
+def _not_plain(where: str, tensor: Tensor) -> list[str]:
+    """A subclass can put its work off, or do another's."""
+    return [] if type(tensor) is Tensor else [f"{where} gave a {type(tensor).__module__}.{type(tensor).__name__}, not a plain torch.Tensor"]

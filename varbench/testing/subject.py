@@ -14,6 +14,9 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from varbench import hookspecs, rows
 from varbench.compiler import compile_plan
 from varbench.pipeline import Output, Pipeline
@@ -23,7 +26,7 @@ from varbench.policies import MAIN
 from varbench.rows import Row
 from varbench.spec import ModelSpec
 from varbench.testing import stand_ins
-from varbench.testing.allocations import Memory
+from varbench.testing.allocations import Memory, contents
 from varbench.testing.global_state import GlobalState
 from varbench.testing.model import lively_pipeline
 
@@ -129,6 +132,17 @@ class Subject:
             self.bench.warm = True
         self.generate(self.plain)
         return self._measured(self.plain)
+
+    @cached_property
+    def buffers(self) -> tuple[list[str], int]:
+        """Kinds of the buffers that one more generation changed, and bytes of those that are new after it."""
+        # Nothing watches this one, so it shows what a method does that hides from being watched.
+        before = contents()
+        self.generate(seed=SEED + 2)
+        after = contents()
+        changed = [type(thing).__name__ for place, (thing, data) in before.items() if place in after and after[place][1] != data]
+        new = {place: thing for place, (thing, _) in after.items() if place not in before}
+        return changed, sum(thing.nbytes for thing in new.values() if isinstance(thing, (Tensor, np.ndarray)))
 
     def _measured(self, row: Row) -> Memory:
         """Of a second generation: what a first one leaves behind for good, such as masks, is not this one's."""

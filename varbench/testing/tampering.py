@@ -59,8 +59,15 @@ def global_changes(
 def weights_untouched(subject: Subject) -> Iterator[str]:
     """Weights, modules and their hooks are as they were before."""
     before = _modules(subject)
-    subject.generate()
-    after = _modules(subject)
+    after = before
+
+    def observe(moment: str, step: int) -> None:
+        nonlocal after
+        if moment == "end" and after == before:
+            after = _modules(subject)
+
+    subject.generate(observer=observe)
+    after = _modules(subject) if after == before else after
     changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
     if changed:
         yield f"{len(changed)} of {len(before)} modules changed while images were made: {', '.join(changed[:3])}"
@@ -71,7 +78,7 @@ def weights_untouched(subject: Subject) -> Iterator[str]:
 
 
 def _modules(subject: Subject) -> dict[str, str]:
-    """A hash of every module's own tensors, plain attributes and hooks."""
+    """A hash of every module's own tensors, plain attributes and hooks; of the pipeline, what hides its methods."""
     found = {}
     parts: list[tuple[str, torch.nn.Module]] = [("tokenizer", subject.pipe.tokenizer), *subject.pipe.backbones.items()]
     for part, root in parts:
@@ -82,6 +89,8 @@ def _modules(subject: Subject) -> dict[str, str]:
                 if tensor is not None:
                     digest.update(key.encode() + tensor.detach().numpy().tobytes())
             found[f"{part}.{name}".rstrip(".")] = digest.hexdigest()
+    pipe = subject.pipe
+    found["pipeline"] = repr((id(type(pipe)), sorted(name for name in vars(pipe) if hasattr(type(pipe), name))))
     return found
 
 
@@ -94,7 +103,7 @@ def _plain_attributes(module: torch.nn.Module) -> list[object]:
         for name, value in vars(module).items()
         if not name.endswith("hooks") and name not in derived and not name.startswith(("_parameters", "_buffers", "_modules"))
     }
-    return [type(module).__qualname__, sorted(plain.items()), sorted(hooks.items())]
+    return [type(module).__qualname__, id(type(module)), sorted(plain.items()), sorted(hooks.items())]
 
 
 def sampler_untouched(subjects: Sequence[Subject]) -> Iterator[str]:

@@ -266,9 +266,9 @@ class Refiner(Generator):
         import torch
 
         stream = torch.Generator().manual_seed(seed)
-        self.device = device
-        self.weight = torch.randn(self.side, self.side, generator=stream).div(self.side**0.5).to(device)
-        self.tones = torch.rand(self.classes, 3, 1, 1, generator=stream).to(device)
+        self.place = {"device": device, "dtype": getattr(torch, dtype)}
+        self.weight = torch.randn(self.side, self.side, generator=stream).div(self.side**0.5).to(**self.place)
+        self.tones = torch.rand(self.classes, 3, 1, 1, generator=stream).to(**self.place)
 
     def generate(self, labels, *, seed, first_image):
         import torch
@@ -278,11 +278,11 @@ class Refiner(Generator):
         for image in range(first_image, first_image + len(labels)):
             stream = torch.Generator().manual_seed(seed * 1_000_003 + image)
             noise.append(torch.randn(3, self.side, self.side, generator=stream))
-        x_B3hw = torch.stack(noise).to(self.device)
-        tones_B311 = self.tones[torch.as_tensor(labels, device=self.device)]
+        x_B3hw = torch.stack(noise).to(**self.place)
+        tones_B311 = self.tones[torch.as_tensor(labels, device=self.tones.device)]
         for _ in range(self.steps):
             x_B3hw = (x_B3hw @ self.weight + tones_B311).tanh()
-        return x_B3hw.mul(0.5).add(0.5)
+        return x_B3hw.float().mul(0.5).add(0.5)
 
     def work(self, batch):
         return Work(flops=2.0 * batch * 3 * self.side**3 * self.steps, steps=self.steps)

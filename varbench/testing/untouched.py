@@ -7,7 +7,6 @@ matter whether something was replaced before or after the kit was loaded.
 from __future__ import annotations
 
 import ast
-import builtins
 import functools
 import os
 import sys
@@ -282,24 +281,34 @@ def _origin(function: types.FunctionType) -> str:
 
 
 class Originals:
-    """What the names of varbench's and torch's modules were bound to, for putting back what was replaced."""
+    """What the names of all loaded modules were bound to, for finding and putting back what was replaced.
+
+    Of varbench and of the classes of torch that it uses, their members too.
+    """
 
     def __init__(self) -> None:
-        owners: list[Any] = [module for name, module in sys.modules.items() if name.split(".")[0] == "varbench"]
-        owners += [thing for module in list(owners) for thing in vars(module).values() if _is_own_class(thing)]
-        owners += [*BUILT_IN, *CLASSES]
+        modules: list[Any] = [module for module in list(sys.modules.values()) if type(module) is types.ModuleType]
+        own = [module for module in modules if module.__name__.split(".")[0] == "varbench"]
+        classes = [thing for module in own for thing in vars(module).values() if _is_own_class(thing)]
+        owners = [*modules, *classes, torch.Tensor, *CLASSES]
         self._bound = [(owner, dict(vars(owner))) for owner in {id(owner): owner for owner in owners}.values()]
+        self._own = {id(owner) for owner in (*own, *classes)}
         self._codes = [
-            (thing, thing.__code__) for _, names in self._bound for thing in names.values() if isinstance(thing, types.FunctionType)
+            (thing, thing.__code__)
+            for owner, names in self._bound
+            if id(owner) in self._own
+            for thing in names.values()
+            if isinstance(thing, types.FunctionType)
         ]
-        self._builtins = dict(vars(builtins))
 
     def changes(self) -> Iterator[str]:
-        """Names that are bound to something else now."""
+        """Functions and classes that were replaced by others since."""
         for owner, names in self._bound:
             now = vars(owner)
             for name, thing in names.items():
-                if now.get(name, thing) is not thing and isinstance(thing, (types.FunctionType, type, *_BUILTIN)):
+                new = now.get(name, thing)
+                # torch wraps some of its own when further parts of it are loaded.
+                if new is not thing and callable(thing) and not (_is_of_torch(new) and _is_of_torch(thing)):
                     yield f"{owner.__name__}.{name}"
         for function, code in self._codes:
             if function.__code__ is not code:
@@ -307,17 +316,16 @@ class Originals:
 
     def restore(self) -> None:
         for owner, names in self._bound:
+            own = id(owner) in self._own
             for name, thing in names.items():
-                if vars(owner).get(name, thing) is not thing and not name.startswith("__"):
+                if vars(owner).get(name, thing) is not thing and not name.startswith("__") and (own or callable(thing)):
                     setattr(owner, name, thing)
-            for name in [name for name in vars(owner) if isinstance(owner, type) and name not in names]:
-                delattr(owner, name)
+            if isinstance(owner, type):
+                for name in [name for name in vars(owner) if name not in names]:
+                    delattr(owner, name)
         for function, code in self._codes:
             if function.__code__ is not code:
                 function.__code__ = code
-        for name, thing in self._builtins.items():
-            if getattr(builtins, name, None) is not thing and not name.startswith("_"):
-                setattr(builtins, name, thing)
 
 
 def _is_own_class(thing: Any) -> bool:

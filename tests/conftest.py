@@ -18,6 +18,12 @@ PACKAGES = Path(__file__).parent / "packages"
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds what another has left, or leaves anything in the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="session")
 def strangers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder to put on the path, into which pip has installed every package under `tests/packages`."""

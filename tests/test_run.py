@@ -359,6 +359,23 @@ def test_what_other_inputs_made_is_set_aside_and_other_settings_are_named(tmp_pa
     assert old.read_bytes() == paths[gone]
 
 
+def test_a_later_run_measures_anew_only_what_may_differ(tmp_path: Path) -> None:
+    first = scripted(a_run(tmp_path / "a"), tmp_path / "a")
+    first.everything()
+    again = scripted(a_run(tmp_path / "b"), tmp_path / "b")
+    again.everything()
+    assert {task for task, _ in first.asked} == {"memory", "speed"}
+    assert {task for task, _ in again.asked} == {"speed"}
+    records = again.save_all()
+    assert {record.status for record in records} == {Status.COMPLETE}
+    assert all(any("earlier run" in notice.text for notice in record.warnings) for record in records)
+    # Other inputs (here: more rounds), or --fresh, and nothing of it is taken.
+    for changed in ({"rounds": 3}, {"fresh": True}):
+        other = scripted(a_run(tmp_path / "c", **changed), tmp_path / "c")
+        other.everything()
+        assert {task for task, _ in other.asked} == {"memory", "speed"}
+
+
 def test_an_interrupted_run_goes_on_with_what_it_had(tmp_path: Path) -> None:
     first = scripted(a_run(tmp_path), tmp_path)
     first.fails = {"variant@d2": "interrupt"}

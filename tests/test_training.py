@@ -44,11 +44,6 @@ DATA = Shapes(side=16)
 BUDGET = Budget(steps=6, peak_rate=1e-3, batch=8, images=32, dtype="float32", checkpoint_every=2)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     torch.manual_seed(0)

@@ -26,11 +26,6 @@ from varbench.training.recipes import recipe_weights
 STEPS = replace(BUDGET, steps=8)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def given(tmp_path: Path) -> dict[str, Path]:
     """A tokenizer, a model and its narrow companion, as files."""

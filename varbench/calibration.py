@@ -67,7 +67,7 @@ def calibrate(row: rows.Row, pipe: Pipeline, *, manager: PluginManager | None = 
 
 
 def _kept(content: dict[str, Any], digest: str, seconds: float) -> Path:
-    from varbench.quality.cache import cache_folder
+    from varbench.places import cache_folder
     from varbench.training.files import whole_file
 
     path = cache_folder() / "calibrations" / f"{digest[:32]}.json"

@@ -45,7 +45,7 @@ def machine() -> dict[str, str]:
 
     from varbench.measure.environment import available_memory, environment
     from varbench.measure.harness import null_cost
-    from varbench.quality.cache import cache_folder
+    from varbench.places import cache_folder
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found, harness = environment(device), null_cost(device)

@@ -68,6 +68,7 @@ def add_parser(subparsers: Any) -> None:
     add("--quick", action="store_true", help="a first look in a minute or two, never compared with full runs")
     add("--dry-run", action="store_true", help="print rows, children and the predicted time, and do nothing")
     add("--resume", action="store_true", help="skip rows whose records are complete and whose inputs are unchanged")
+    add("--fresh", action="store_true", help="measure quality and memory again, though an earlier run here left its findings")
     add("--json", action="store_true", help="print the records as JSON")
     parser.set_defaults(run=run)
 

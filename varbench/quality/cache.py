@@ -17,12 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from varbench.places import cache_folder
+
 Arrays = dict[str, NDArray[np.float32]]
-
-
-def cache_folder() -> Path:
-    """Where varbench keeps what it can make again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "varbench"
 
 
 def content_hash(images: NDArray[np.uint8]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -12,10 +13,13 @@ from typing import Any
 
 from varbench import rows, stats
 from varbench.errors import UserError
+from varbench.measure.environment import environment
+from varbench.places import cache_folder
 from varbench.records import Record, Status, write_atomic, write_record
 from varbench.runner import schedule
 from varbench.runner.children import Ended, job_command, run_child
 from varbench.runner.filling import fill, now
+from varbench.runner.identity import digest
 from varbench.runner.jobs import Job
 from varbench.runner.prepare import Measured, Run, WeightSet
 from varbench.runner.progress import Progress
@@ -49,7 +53,7 @@ class Execution:
         for weights, job in schedule.training_jobs(base, self.run.prepared):
             if self._alive(weights.rows):
                 self._train(weights, job)
-        for weights, job in schedule.quality_jobs(base, self.run.prepared, self.run.quality_rows, self.parts):
+        for weights, job in schedule.quality_jobs(base, self.run.prepared, self.run.quality_rows):
             self._measure(weights, job, "quality", self._take_quality)
         for weights, job in () if self.run.options.quick else schedule.memory_jobs(base, self.run.prepared):
             self._measure(weights, job, "memory", self._take_memory)
@@ -127,7 +131,7 @@ class Execution:
             job = replace(job, files={**(job.files or {}), **files})
         self.progress.step(f"{title}: {weights.key}, {len(left)} row{'s' if len(left) != 1 else ''}")
         while left:
-            job = replace(job, rows=left)
+            job = replace(job, rows=left, inputs=digest([self.rows()[name].inputs for name in left]))
             found = self._finished(job)
             ended = found or self._child(job, f"{job.task}")
             if found is None and not ended.failure and not ended.of("error"):
@@ -185,16 +189,32 @@ class Execution:
         )
 
     def _remember(self, job: Job, ended: Ended) -> None:
-        content = {"events": ended.events, "stderr_tail": ended.stderr_tail}
-        write_atomic(self.parts / f"{job.task}-{job.key}.done.json", json.dumps(content).encode())
+        content = json.dumps({"events": ended.events, "stderr_tail": ended.stderr_tail}).encode()
+        write_atomic(self.parts / f"{job.task}-{job.key}.done.json", content)
+        if (kept := self._kept(job)) is not None:
+            with contextlib.suppress(OSError):  # a full disk costs the cache, not the run
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(kept, content)
 
     def _finished(self, job: Job) -> Ended | None:
-        """What this very job said in an earlier attempt at this run."""
-        try:
-            content = json.loads((self.parts / f"{job.task}-{job.key}.done.json").read_bytes())
-        except (OSError, ValueError):
+        """What this very job said in an earlier attempt at this run, or in an earlier run."""
+        for path in (self.parts / f"{job.task}-{job.key}.done.json", self._kept(job)):
+            try:
+                content = json.loads(path.read_bytes()) if path is not None else None
+            except (OSError, ValueError):
+                continue
+            if content is not None:
+                if path == self._kept(job):
+                    for name in job.rows:
+                        self.rows()[name].kept.add(job.task)
+                return Ended(events=content["events"], stderr_tail=content["stderr_tail"])
+        return None
+
+    def _kept(self, job: Job) -> Path | None:
+        """Where a job's findings wait for later runs: what is the same whenever this machine makes it, so never a time."""
+        if job.task == "speed" or job.device != "cpu" or self.run.options.fresh:
             return None
-        return Ended(events=content["events"], stderr_tail=content["stderr_tail"])
+        return cache_folder() / "runs" / environment(job.device).machine / f"{job.task}-{job.key}.json"
 
     def _take_quality(self, one: Measured, job: Job, said: dict[str, Any]) -> None:
         one.quality = said

@@ -60,7 +60,7 @@ class Job:
     """A recipe is trained for a tenth of its steps or so."""
     memory_limit: int | None = None
     inputs: str = ""
-    """Hash of code, plugins and weights, so that a finished job is never taken for one of other inputs."""
+    """Hash of code, plugins and weights of its rows, so that a finished job is never taken for one of other inputs."""
 
     @property
     def key(self) -> str:

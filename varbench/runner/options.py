@@ -48,6 +48,8 @@ class Options:
     quick: bool
     all_settings: bool
     second_opinion: bool
+    fresh: bool
+    """Quality and memory are measured again, though an earlier run on this machine left its findings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ _IMAGENET = _Defaults(cfg=1.5, top_k=900, top_p=0.96, batch=64, count=6, seconds
 KEYS = {
     "plugins": str, "model": str, "weights": str, "vae": str, "companion": list, "reference": str, "inception": str,
     "data": str, "batch": int, "dtype": str, "device": str, "compile": str, "seed": int, "steps": int, "study": list,
-    "images": int, "rounds": int, "timeout": float, "memory_limit": float, "quick": bool, "all_settings": bool, "second_opinion": bool, "out": str,
+    "images": int, "rounds": int, "timeout": float, "memory_limit": float, "quick": bool, "all_settings": bool, "second_opinion": bool, "fresh": bool, "out": str,
 }  # fmt: skip
 """Keys of `--config`, with their types; the same names as on the command line, `_` or `-` alike."""
 
@@ -138,6 +140,7 @@ def resolve(args: argparse.Namespace) -> Options:
         quick=quick,
         all_settings=bool(given.get("all_settings", False)),
         second_opinion=bool(given.get("second_opinion", False)),
+        fresh=bool(given.get("fresh", False)),
     )
     _check(options)
     return options

@@ -53,6 +53,8 @@ class Measured:
     """By round."""
     memory: dict[str, Any] | None = None
     quality: dict[str, Any] | None = None
+    kept: set[str] = field(default_factory=set)
+    """Tasks whose findings an earlier run on this machine had left."""
     summaries: dict[str | None, PlanSummary] = field(default_factory=dict)
     """The plan in the words of a record, by the hardware it is predicted for."""
 

@@ -182,6 +182,7 @@ def _keep(path: Path, images: Images, tokens: NDArray[np.int64]) -> None:
 
     buffer = io.BytesIO()
     np.savez(buffer, images=images[:COMPARED], tokens=tokens[:COMPARED])
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, buffer.getvalue())
 
 

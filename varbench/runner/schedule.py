@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 from varbench import rows
+from varbench.places import cache_folder
 from varbench.runner.jobs import Job
 from varbench.runner.options import Options
 from varbench.runner.prepare import Prepared, WeightSet
@@ -38,7 +38,6 @@ def base_job(options: Options, prepared: Prepared) -> Job:
         second_opinion=options.second_opinion,
         quick=options.quick,
         memory_limit=options.memory_limit,
-        inputs=prepared.inputs,
     )
 
 
@@ -49,13 +48,14 @@ def training_jobs(base: Job, prepared: Prepared) -> Iterator[tuple[WeightSet, Jo
             yield weights, replace(base, task="train", rows=(weights.trains.name,))
 
 
-def quality_jobs(base: Job, prepared: Prepared, wanted: frozenset[str], folder: Path) -> Iterator[tuple[WeightSet, Job]]:
+def quality_jobs(base: Job, prepared: Prepared, wanted: frozenset[str]) -> Iterator[tuple[WeightSet, Job]]:
     """One child for each set of weights, the full model's first: the others are held against its images."""
+    full_images = cache_folder() / "full-images" / f"{prepared.inputs}.npz"
     for weights in prepared.weight_sets:
         names = tuple(name for name in weights.rows if name in wanted)
         if names:
             yield weights, replace(
-                base, task="quality", rows=names, floors=rows.FULL in names, full_images=str(folder / "full-images.npz")
+                base, task="quality", rows=names, floors=rows.FULL in names, full_images=str(full_images)
             )
 
 

@@ -84,6 +84,9 @@ def warnings(run: Run, one: Measured, timing: Timing | None) -> tuple[Notice, ..
     if one.row.schedule is not None and one.weight_set == "pretrained":
         text = f"nothing was trained for {one.row.recipe}: the weights that were given were used as they are"
         found.append(Notice(text=text, next_command=f"{shlex.join(again)} --data FOLDER"))
+    if one.kept:
+        what = " and ".join(sorted(one.kept))
+        found.append(Notice(text=f"{what} from an earlier run on this machine: the same code, weights and noise; --fresh repeats it"))
     if run.options.quick:
         found.append(Notice(text="a quick look: few images, one round, short training; not to be compared"))
     if one.name == rows.FULL and run.prepared.files is None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varbench.data.image_set import ImageSet
-from varbench.quality.cache import cache_folder
+from varbench.places import cache_folder
 from varbench.training.files import require_space, whole_file
 
 _CHUNK = 1024

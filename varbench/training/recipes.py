@@ -24,9 +24,9 @@ from varbench.errors import CheckpointError, UserError
 from varbench.model.checkpoints import build_tokenizer, file_hash, load_tokenizer, load_transformer
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer
+from varbench.places import cache_folder
 from varbench.plan import Plan
 from varbench.policies import MAIN, Stage, TrainingSchedule, TrainStep
-from varbench.quality.cache import cache_folder
 from varbench.rows import Row
 from varbench.spec import ModelSpec
 from varbench.training import evaluation

@@ -12,7 +12,7 @@ from torch import nn
 
 from varbench.data.image_set import ImageSet
 from varbench.model.tokenizer import Tokenizer
-from varbench.quality.cache import cache_folder
+from varbench.places import cache_folder
 from varbench.spec import ModelSpec
 from varbench.training.files import require_space, whole_file
 from varbench.training.progress import Progress

@@ -8,7 +8,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import command_line
@@ -27,28 +26,19 @@ def test_the_surface_is_frozen() -> None:
     assert now == before, f"{difference}\nIf this is meant: python tests/command_line.py > {FROZEN}"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["plan", "variant@d8", "--model", "var-d30"], ["run", "--help"]])
-def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
-    if arguments[0] not in cli.verbs() and arguments[0] != "--help":
-        pytest.skip(f"there is no command {arguments[0]} yet")
+@pytest.mark.parametrize(
+    ("arguments", "most"), [(["--help"], 200), (["list"], 200), (["plan", "variant@d8", "--model", "var-d30"], None), (["run", "--help"], 200)]
+)
+def test_light_commands_import_nothing_heavy(arguments: list[str], most: int | None) -> None:
+    """They answer in about 0.2 s. What keeps them there is counted, since a busy machine's clock says nothing."""
     script = (
-        "import sys\nfrom varbench.__main__ import main\n"
+        "import sys\nbefore = set(sys.modules)\nfrom varbench.__main__ import main\n"
         f"try: main({arguments!r})\nexcept SystemExit: pass\n"
-        "sys.exit(','.join(sorted({'torch', 'numpy', 'pandas'} & set(sys.modules))) or 0)"
+        "new = set(sys.modules) - before\nheavy = {'torch', 'numpy', 'pandas'} & new\n"
+        f"sys.exit(f'{{len(new)}} modules, among them {{sorted(heavy)}}' if heavy or len(new) > {most or 10_000} else 0)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, f"imported {done.stderr}"
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["list"]])
-def test_light_commands_answer_at_once(arguments: list[str]) -> None:
-    """About 0.2 s is promised, and the best of a few tries, with room for a busy machine, shows a heavy import."""
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "varbench", *arguments], capture_output=True, check=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.5
 
 
 def test_help_teaches(varbench: CommandLine) -> None:

@@ -1,4 +1,9 @@
-"""How selective a layer's attention is. Letters: B rows, H heads, n entries, L the scale's own, c head size."""
+"""How selective a layer's attention is. Letters: B rows, H heads, n entries, L the scale's own, c head size.
+
+It is no cure-all: how far a layer looks back says nothing of how much what it loses is worth. On the tiny preset, whose
+late layers look back farthest, forced logits are two and a half times as far from the full model's (KL at b50: 0.26) with the
+drafters found here as with the first half of the layers (0.10), since errors of early layers go through all that follow.
+"""
 
 from __future__ import annotations
 

@@ -233,13 +233,9 @@ def contents() -> dict[int, tuple[Any, str]]:
     # One call for all of them: what the collector does not track, such as arrays, is referred to by what it does.
     everything = [*tracked, *gc.get_referents(*tracked)]
     kinds = {kind for kind in set(map(type, everything)) if issubclass(kind, BUFFERS)}
-    found: dict[int, tuple[Any, str]] = {}
-    for thing in everything:
-        if type(thing) in kinds and id(thing) not in found:
-            data = _data(thing)
-            if data is not None:
-                found[id(thing)] = (thing, hashlib.sha256(data).hexdigest())
-    return found
+    buffers = {id(thing): thing for thing in everything if type(thing) in kinds}
+    data = ((place, thing, _data(thing)) for place, thing in buffers.items())
+    return {place: (thing, hashlib.sha256(bytes_).hexdigest()) for place, thing, bytes_ in data if bytes_ is not None}
 
 
 def _data(thing: Any) -> memoryview | None:

@@ -174,6 +174,24 @@ def test_an_honest_row_is_found_honest(pipe: Pipeline) -> None:
     assert honesty.from_outside(full(pipe), full(pipe), batch=1, seed=0) == []
 
 
+def test_what_a_call_hides_in_the_place_of_what_the_last_one_hid_is_seen(pipe: Pipeline) -> None:
+    hidden: list[torch.Tensor] = []
+
+    def hiding(*arguments: Any, observer: Any, **options: Any) -> Any:
+        hidden.clear()
+
+        def observe(when: str, step: int) -> None:
+            if when == "start":
+                hidden.append(torch.zeros(1 << 20))
+            observer(when, step)
+
+        return full(pipe)(*arguments, observer=observe, **options)
+
+    hiding.pipe = pipe  # type: ignore[attr-defined]
+    (found,) = honesty.from_outside(hiding, full(pipe), batch=1, seed=0)  # type: ignore[arg-type]
+    assert "bytes live after step 6 that the row does not declare as state" in found
+
+
 def test_a_step_that_did_not_run_as_planned_is_named() -> None:
     plan = compile_plan(TINY, RowPolicies(name=rows.FULL))
     counted = work(plan, batch=1, dtype="float32")

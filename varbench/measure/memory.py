@@ -81,16 +81,17 @@ class Seen:
 def seen_from_outside(made: Generation, *, batch: int, seed: int) -> Seen:
     device = made.pipe.device
     gc.collect()
-    before = live_bytes(device)
+    # Held, so that what a call puts in the place of what an earlier one hid is not taken for the same.
+    before = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in _live(device))}
     seen: list[int] = []
 
     def observe(when: str, step: int) -> None:
         if when == "end":
-            seen.append(live_bytes(device) - before)
+            seen.append(storage_bytes(tensor for tensor in _live(device) if tensor.untyped_storage().data_ptr() not in before))
 
     output = made(balanced_labels(batch, made.pipe.model.classes), seed=seed, observer=observe)
     tokens, state = output.tokens.cpu().numpy().copy(), output.trace.state_after
-    del output
+    del output, before
     gc.collect()
     left = live_bytes(device)
     return Seen(after_steps=tuple(seen), state=state, left=left, tokens=tokens)

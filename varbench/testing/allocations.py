@@ -148,7 +148,7 @@ class Memory:
     def __exit__(self, *error: object) -> None:
         self._allocations.__exit__(*error)
         _audit.events = None
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
         self.held.sent = sent_bytes() - self._sent
         self.held.python_at_end = self._traced()
         tracemalloc.stop()

@@ -91,7 +91,8 @@ def seen_from_outside(made: Generation, *, batch: int, seed: int) -> Seen:
 
     output = made(balanced_labels(batch, made.pipe.model.classes), seed=seed, observer=observe)
     tokens, state = output.tokens.cpu().numpy().copy(), output.trace.state_after
-    del output, before
+    del output
+    before.clear()
     gc.collect()
     left = live_bytes(device)
     return Seen(after_steps=tuple(seen), state=state, left=left, tokens=tokens)

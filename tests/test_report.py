@@ -215,6 +215,15 @@ def test_published_figures_stand_beside_the_same_model_and_setting_only():
     assert "secondary for 2.67" in shown.note
 
 
+def test_a_recipe_that_trains_nothing_is_named_and_borrows_no_published_figure():
+    """`code@n8` is published; the same point of another recipe is not what was published."""
+    untrained = make_record("code@training_free/n8", preset="var-d30", training=False)
+    untrained = dataclasses.replace(untrained, row=dataclasses.replace(untrained.row, recipe=None))
+    assert published_for(untrained) == ()
+    assert published_for(make_record("code@n8", preset="var-d30"))
+    assert cells([*full_records(preset="var-d30"), untrained], "code@training_free/n8")["setting"].text == "training_free/n8"
+
+
 def test_the_frontier_is_what_nothing_beats_in_both():
     points = [{"x": x, "y": y} for x, y in ((1, 5), (2, 5.1), (2, 6), (1.5, 7), (3, 9))]
     best = figures.frontier(points, more_is_better_x=True, more_is_better_y=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,8 @@ def published_for(record: Record) -> tuple[Published, ...]:
     row = record.row
     if len(row.plugins) != 1 or row.params or row.study or record.protocol.quick:
         return ()
-    settings = {row.point, row.recipe}
+    # A point was printed for the method's own recipe, and a row names only another one.
+    settings = {row.recipe} if re.match(r"[^@]*@[^/:]+/", row.row) else {row.point, row.recipe}
     if row.denominator is not None:
         settings = {row.denominator}
     found = []

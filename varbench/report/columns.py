@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from varbench.published import published_for
 from varbench.report import words
-from varbench.report.entries import Block, Entry, judge_quality, judge_speed, score_label
+from varbench.report.entries import Block, Entry, judge_quality, judge_speed, recipe_of, score_label
 from varbench.stats import Interval
 
 
@@ -150,7 +150,7 @@ def _method(entry: Entry, block: Block) -> Cell:
 
 def _setting(entry: Entry, block: Block) -> Cell:
     row = entry.first.row
-    setting = "/".join(part for part in (row.recipe, row.point) if part)
+    setting = "/".join(part for part in (recipe_of(entry.first), row.point) if part)
     given = " ".join(f"{name}={value}" for name, value in row.params.items())
     text = " ".join(part for part in (setting, given) if part)
     if entry.is_full:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -52,7 +53,8 @@ class Entry:
     def family(self) -> str:
         """What is drawn in one colour: the plugins and the recipe, whatever the point."""
         plugins = "+".join(plugin.name for plugin in self.first.row.plugins)
-        return f"{plugins}@{self.first.row.recipe}" if self.first.row.recipe else plugins
+        recipe = recipe_of(self.first)
+        return f"{plugins}@{recipe}" if recipe else plugins
 
     @cached_property
     def complete(self) -> tuple[Record, ...]:
@@ -198,6 +200,12 @@ class Block:
 def timing_column(record: Record, column: str, regime: str) -> TimingColumn | None:
     columns = record.timing.columns if record.timing else ()
     return next((found for found in columns if (found.column, found.regime) == (column, regime)), None)
+
+
+def recipe_of(record: Record) -> str | None:
+    """How its weights came to be. A recipe that trains nothing, and is not the method's own, is in the row's name alone."""
+    named = re.match(r"[^@+]*@([^/+:]+)/", record.row.row)
+    return record.row.recipe or (named[1] if named else None)
 
 
 def score_label(score: Score) -> str:

@@ -16,7 +16,7 @@ from varbench.errors import UserError
 from varbench.measure.environment import environment
 from varbench.places import cache_folder
 from varbench.records import Record, Status, write_atomic, write_record
-from varbench.runner import schedule
+from varbench.runner import children, schedule
 from varbench.runner.children import Ended, job_command, run_child
 from varbench.runner.filling import fill, now
 from varbench.runner.identity import digest
@@ -183,9 +183,13 @@ class Execution:
             if job.task == "train" and text.strip():
                 self.progress.detail(text.strip())
 
-        timeout = self.run.options.timeout
         return run_child(
-            job_command(path), log=self.out / "logs" / f"{name}-{job.key}.log", timeout=timeout, on_event=heard, on_line=line
+            job_command(path),
+            log=self.out / "logs" / f"{name}-{job.key}.log",
+            timeout=self.run.options.timeout,
+            variables=children.environment(memory=job.task == "memory"),
+            on_event=heard,
+            on_line=line,
         )
 
     def _remember(self, job: Job, ended: Ended) -> None:

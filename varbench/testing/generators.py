@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from varbench.policies import Generator
 from varbench.rows import Row
-from varbench.testing.allocations import Memory
+from varbench.testing.allocations import Held, Memory
 from varbench.testing.memory import PYTHON_SLACK, TENSORS_SLACK
 from varbench.testing.sameness import wrong_images
 from varbench.testing.subject import LABELS, SEED, Bench, afresh
@@ -51,6 +51,28 @@ class GeneratorSubject:
     @cached_property
     def first(self) -> Tensor:
         return self.images()
+
+
+    @cached_property
+    def held(self) -> Held:
+        """Watched over a few generations, as many as it takes to tell growth from chance."""
+        # The first may fill tables that stay, such as positions, and each may put its own in the last one's place.
+        self.images(seed=SEED + 30)
+        memory = Memory()
+        with memory:
+            for repeat in range(3):
+                self.images(seed=SEED + 31 + repeat)
+                memory.observe("end", repeat)
+                tensors, python = _growth(memory.held)
+                if repeat and tensors <= TENSORS_SLACK and python <= PYTHON_SLACK:
+                    break
+        return memory.held
+
+
+def _growth(held: Held) -> tuple[int, int]:
+    """Bytes of tensors, and of Python and numpy objects, that every further generation added."""
+    tensors, python = (min(map(sub, one[1:], one), default=0) for one in (held.storages, held.python))
+    return tensors, python
 
 
 def images_in_range(subject: GeneratorSubject) -> Iterator[str]:
@@ -113,27 +135,14 @@ def products_in_type(subject: GeneratorSubject) -> Iterator[str]:
 
 
 def state_bytes_reachable(subject: GeneratorSubject) -> Iterator[str]:
-    memory = Memory()
-    with memory:
-        subject.images(seed=SEED + 6)
-    for what in sorted(set(memory.held.reached_out)):
+    for what in sorted(set(subject.held.reached_out)):
         yield f"while images were made, it {what}: what is kept there outlives the process that is measured"
-    if memory.held.sent:
-        yield f"while images were made, it wrote {memory.held.sent} bytes to a file, a pipe or the like"
+    if subject.held.sent:
+        yield f"while images were made, it wrote {subject.held.sent} bytes to a file, a pipe or the like"
 
 
 def released_memory_freed(subject: GeneratorSubject) -> Iterator[str]:
-    # The first may fill tables that stay, such as positions, and each may put its own in the last one's place.
-    subject.images(seed=SEED + 30)
-    memory, tensors, python = Memory(), 0, 0
-    with memory:
-        for repeat in range(3):
-            subject.images(seed=SEED + 31 + repeat)
-            memory.observe("end", repeat)
-            if repeat:
-                tensors, python = (min(map(sub, held[1:], held)) for held in (memory.held.storages, memory.held.python))
-                if tensors <= TENSORS_SLACK and python <= PYTHON_SLACK:
-                    return
+    tensors, python = _growth(subject.held)
     if tensors > TENSORS_SLACK:
         yield f"{tensors} bytes of tensors more are held after every further generation"
     if python > PYTHON_SLACK:

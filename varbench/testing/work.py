@@ -79,7 +79,8 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket in _PRODUCTS:
-            self._types.update(thing.dtype for thing in args if isinstance(thing, torch.Tensor))
+            # Truth values mask, and are no factors.
+            self._types.update(t.dtype for t in args if isinstance(t, torch.Tensor) and t.dtype != torch.bool)
         return func(*args, **(kwargs or {}))
 
     def others(self, asked: torch.dtype) -> Iterator[str]:

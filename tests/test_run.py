@@ -424,3 +424,12 @@ def test_a_run_never_writes_over_another(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "record.json").write_text(json.dumps({"schema": 1}))
     assert main(["run", "--plugins", "variant", "--weights", "random", "--out", str(tmp_path)]) == 2
     assert "holds records already" in capsys.readouterr().err
+
+
+def test_images_that_are_asked_for_are_made_without_a_reference_too(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"")
+    given = {"weights": str(file), "vae": str(file), "model": "var-d16", "device": "cpu"}
+    assert options(**given).images == 0
+    assert options(**given, images=40).images == 40
+    assert options(weights="random", model="var-d16", device="cpu", images=40).images == 0

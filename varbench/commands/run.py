@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shlex
 import shutil
@@ -90,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
     except NothingSelectedError as error:
         print(f"varbench run: error: {error}", file=sys.stderr)
         return NOTHING_SELECTED
-    if options.weights not in (None, "random") or any((options.companion, options.reference, options.inception, options.data)):
+    files = (options.companion, options.reference, options.inception, options.data)
+    if options.device != "cpu" or options.weights not in (None, "random") or any(files):
         inputs.check(replace(base_job(options, prepared), task="inputs", rows=(FULL,)), timeout=options.timeout)
     out = _out(args, read_config(args.config).get("out") if args.config else None)
     this = _run(out, options, prepared)
@@ -110,7 +112,8 @@ def run(args: argparse.Namespace) -> int:
                 execution.everything()
                 records = [*found.values(), *execution.save_all()]
             except KeyboardInterrupt:
-                execution.save_all()
+                with contextlib.suppress(OSError):  # what was measured lies there already
+                    execution.save_all()
                 progress.note(f"interrupted; everything that was measured is in {out}\ngo on with: {again}")
                 return INTERRUPTED
             except OSError as error:

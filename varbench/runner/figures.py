@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
-from varbench import stats
+from varbench import presets, stats
 from varbench.measure.largest import largest_by_plan
 from varbench.records import (
     Distance,
@@ -21,6 +22,7 @@ from varbench.records import (
     TimingColumn,
     Training,
 )
+from varbench.runner.options import as_arguments
 from varbench.runner.prepare import Measured, Run
 
 
@@ -135,6 +137,8 @@ def quality(
             missing["quality"] = "the same weights and arithmetic as the lossless row, where it is measured"
         elif run.options.images == 0:
             missing["quality"] = "no images were asked for, or there is no reference to score against"
+        elif found is not None:
+            missing["quality"] = "there is no reference to score against"
         quality = None
     else:
         quality = Quality(
@@ -152,7 +156,7 @@ def samples(one: Measured) -> Samples | None:
     return None if found is None else Samples(**{**found, "labels": tuple(found["labels"])})
 
 
-def training(one: Measured) -> Training | None:
+def training(run: Run, one: Measured) -> Training | None:
     """A recipe may have stages; their steps and seconds add up."""
     record = (one.training or {}).get("record")
     if record is None:
@@ -170,13 +174,16 @@ def training(one: Measured) -> Training | None:
             curves.append(LossCurve(point=title + point, steps=done, losses=tuple(loss for _, loss in losses)))
         evaluations += [_evaluation(look, before=before, data=record["data"]) for look in stage["evaluations"]]
         before += stage["steps"]
+    command = f"varbench train {recipe} --model {one.row.model.name} --steps {steps} --seed {first['seed']}"
+    if not presets.preset(one.row.model.name).assets:  # its weights and data are the user's
+        command = shlex.join(as_arguments(run.options, row=one.name))
     return Training(
         key=record["key"],
         recipe=recipe,
         steps=steps,
         seconds=sum(stage["seconds"] for stage in stages.values()),
         seed=first["seed"],
-        command=f"varbench train {recipe} --model {one.row.model.name} --steps {steps} --seed {first['seed']}",
+        command=command,
         losses=tuple(curves),
         evaluations=tuple(evaluations),
     )

@@ -66,7 +66,7 @@ def fill(run: Run, one: Measured, *, floors: dict[str, Any], aa_floor: float | N
         energy=figures.energy(one, missing),
         quality=quality,
         distance=distance,
-        training=figures.training(one),
+        training=figures.training(run, one),
         provenance=None if one.provenance is None else Provenance(**_own_fields(one.provenance)),
         samples=figures.samples(one),
         weights=_weights(run, one),

@@ -132,14 +132,14 @@ def _remember(job: Job, made: _Made) -> dict[str, Any]:
 
 def _score(job: Job, made: _Made, channel: Channel, row: str) -> dict[str, Any]:
     """All images, a batch at a time, and their scores where there is something to score them against."""
-    parts = []
+    side = made.model.image_side
+    whole, labels = np.empty((job.images, 3, side, side), np.uint8), np.asarray(made.labels(job.images))
     for first in range(0, job.images, job.batch):
         count = min(job.batch, job.images - first)
         images = made(made.labels(count, first=first), seed=job.seed, first=first)
-        check_images(images, batch=count, side=made.model.image_side)
-        parts.append(to_uint8(images))
+        check_images(images, batch=count, side=side)
+        whole[first : first + count] = to_uint8(images)
         channel.alive(row=row, done=first + count, of=job.images)
-    whole, labels = np.concatenate(parts), np.asarray(made.labels(job.images))
     looks = quality_task.Looks(job, side=made.model.image_side)
     content: dict[str, Any] = {"samples": asdict(quality_task.samples(whole, labels, tokens=None))}
     return content | quality_task.scored(job, looks, whole, labels) if looks.scores else content

@@ -7,6 +7,8 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from varbench import presets
 from varbench.data.folder import check_readable, open_folder
 from varbench.errors import UserError
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 def look(job: Job, channel: Channel) -> None:
     """Everything is opened as the rows will open it, on the CPU; what is wrong with it is raised."""
     model = presets.preset(job.model).spec
+    if job.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {job.device}: torch {torch.__version__} sees no GPU here. Leave --device out, or install torch for CUDA.")
     channel.say("progress", row=job.full)
     if job.files is not None:
         files = dict(job.files)

@@ -110,7 +110,9 @@ def resolve(args: argparse.Namespace) -> Options:
     quick = bool(given.get("quick", False))
     device = given.get("device") or _device(preset)
     scored = preset.assets or given.get("reference") is not None
-    images = given.get("images", defaults.quick_images if quick else defaults.images)
+    # Without a reference there are no scores, and images only where they were asked for: to look at, and to hold against the
+    # full model's.
+    images = given.get("images", (defaults.quick_images if quick else defaults.images) if scored else 0)
     limit = given.get("memory_limit")
     options = Options(
         plugins=given.get("plugins", ""),
@@ -131,7 +133,7 @@ def resolve(args: argparse.Namespace) -> Options:
         cfg=defaults.cfg,
         top_k=min(defaults.top_k, preset.spec.tokenizer.vocabulary),
         top_p=defaults.top_p,
-        images=images if scored and _has_weights(given, model) else 0,
+        images=images if _has_weights(given, model) else 0,
         rounds=given.get("rounds", 1 if quick else FEWEST_ROUNDS),
         count=3 if quick else defaults.count,
         seconds=0.2 if quick else defaults.seconds,

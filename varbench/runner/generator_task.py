@@ -27,7 +27,7 @@ from varbench.runner.jobs import Job
 from varbench.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from varbench.runner.child import Channel
+    from varbench.runner.channel import Channel
 
 
 @dataclass(frozen=True)

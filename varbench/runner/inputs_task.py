@@ -19,7 +19,7 @@ from varbench.runner.jobs import Job
 from varbench.runner.quality_task import Looks
 
 if TYPE_CHECKING:
-    from varbench.runner.child import Channel
+    from varbench.runner.channel import Channel
 
 
 def look(job: Job, channel: Channel) -> None:

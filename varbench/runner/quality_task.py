@@ -42,7 +42,7 @@ from varbench.records import Distance, Samples, Score
 from varbench.runner.jobs import Job
 
 if TYPE_CHECKING:
-    from varbench.runner.child import Channel
+    from varbench.runner.channel import Channel
 
 GRID = 40
 """Images kept to look at."""

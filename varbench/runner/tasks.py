@@ -24,7 +24,7 @@ from varbench.runner import generator_task, inputs_task, quality_task
 from varbench.runner.jobs import Job
 
 if TYPE_CHECKING:
-    from varbench.runner.child import Channel
+    from varbench.runner.channel import Channel
 
 
 def run(job: Job, channel: Channel) -> None:

@@ -108,6 +108,8 @@ def warm(made: Generation, *, batch: int, seed: int, timed: Timed) -> Output:
 
 def check_images(images: Tensor, *, batch: int, side: int) -> None:
     """`WrongOutputError` for too few images, another size, or NaN, with both numbers."""
+    if type(images) is not Tensor:  # which could put work off until nobody looks at a clock
+        raise WrongOutputError(f"images are a {type(images).__name__}, and a plain torch.Tensor was asked for")
     shape, wanted = tuple(images.shape), (batch, 3, side, side)
     if shape[:1] != wanted[:1]:
         raise WrongOutputError(f"{batch} images were asked for, and {shape[0] if shape else 0} came")

@@ -116,8 +116,10 @@ def _model(run: Run, one: Measured) -> Model:
         weights = "random" if run.prepared.files is None else "trained" if one.training else "files"
         if weights == "files" and run.options.weights is None:
             weights = "shipped"
-    used = {name for name, _ in one.plan.backbones} if one.plan else set()
-    counts = {name: n for name, n in (one.hello or {}).get("parameters", {}).items() if name in used}
+    counts = dict((one.hello or {}).get("parameters", {}))
+    if one.plan is not None:
+        used = {name for name, _ in one.plan.backbones}
+        counts = {name: count for name, count in counts.items() if name in used}
     return Model(preset=run.options.model, spec=run.prepared.model.to_json(), parameters=counts, weights=weights)
 
 
@@ -182,8 +184,13 @@ def _weights(run: Run, one: Measured) -> tuple[WeightFile, ...]:
     pretrained = run.prepared.files if one.generator is None else None
     files = {**(pretrained or {}), **(one.training or {}).get("files", {})}
     found = [
-        WeightFile(role=role, name=path.replace("\\", "/").rsplit("/", 1)[-1], sha256=trained.get(role) or identity.file_hash(path))
+        WeightFile(role=role, name=_base(path), sha256=trained.get(role) or identity.file_hash(path))
         for role, path in files.items()
     ]
-    found += [WeightFile(**one) for one in (one.quality or {}).get("weights", ())]
+    found += [WeightFile(role=key, name=_base(str(one.row.parameters[key])), sha256=sha256) for key, sha256 in one.read.items()]
+    found += [WeightFile(**network) for network in (one.quality or {}).get("weights", ())]
     return tuple(found)
+
+
+def _base(path: str) -> str:
+    return path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]

@@ -64,11 +64,12 @@ class _Defaults:
     seconds: float
     images: int
     quick_images: int
+    quick_batch: int
 
 
 # Two CPU cores make no more images a second with larger batches, and ten minutes have to do for fourteen rows.
-_TINY = _Defaults(cfg=1.5, top_k=0, top_p=0.0, batch=32, count=3, seconds=0.2, images=2_000, quick_images=200)
-_IMAGENET = _Defaults(cfg=1.5, top_k=900, top_p=0.96, batch=64, count=6, seconds=3.0, images=50_000, quick_images=2_000)
+_TINY = _Defaults(cfg=1.5, top_k=0, top_p=0.0, batch=32, count=3, seconds=0.2, images=2_000, quick_images=200, quick_batch=16)
+_IMAGENET = _Defaults(cfg=1.5, top_k=900, top_p=0.96, batch=64, count=6, seconds=3.0, images=50_000, quick_images=2_000, quick_batch=64)
 
 KEYS = {
     "plugins": str, "model": str, "weights": str, "vae": str, "companion": list, "reference": str, "inception": str,
@@ -123,7 +124,7 @@ def resolve(args: argparse.Namespace) -> Options:
         reference=given.get("reference"),
         inception=given.get("inception"),
         data=given.get("data"),
-        batch=given.get("batch", defaults.batch),
+        batch=given.get("batch", defaults.quick_batch if quick else defaults.batch),
         dtype=given.get("dtype") or _dtype(device),
         device=device,
         compile=given.get("compile", "off"),

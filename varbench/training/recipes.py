@@ -163,7 +163,7 @@ def _evaluation(
     row: Row, stage: Stage, *, tokenizer: Tokenizer, held_out: TokenSet, budget: Budget, device: torch.device
 ) -> Evaluation | None:
     """Looks at the main model and its subnets; what runs on two models has no loss of one of them."""
-    if stage.backbone != MAIN or not len(held_out):
+    if stage.backbone != MAIN or not len(held_out) or not budget.looks:
         return None
     plans = {"full": full_plan(row.model)}
     for point, other in rows.at_default_points(row).items():

@@ -52,7 +52,8 @@ class Budget:
     dtype: str = "bfloat16"
     checkpoint_every: int = 100
     looks: int = 4
-    """How often a recipe's weights are looked at on held-out images, evenly over the steps, beside the look before the first."""
+    """How often a recipe's weights are looked at on held-out images, evenly over the steps, beside the look before the first;
+    0 is never, and not before the first either."""
 
     @property
     def warm_up_steps(self) -> int:

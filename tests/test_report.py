@@ -224,6 +224,11 @@ def test_a_recipe_that_trains_nothing_is_named_and_borrows_no_published_figure()
     assert cells([*full_records(preset="var-d30"), untrained], "code@training_free/n8")["setting"].text == "training_free/n8"
 
 
+def test_a_joined_row_shows_every_methods_setting():
+    found = cells([*full_records(), make_record("variant@d8+scalekv@b10:budget=3")], "variant@d8+scalekv@b10:budget=3")
+    assert found["setting"].text == "d8 + b10"
+
+
 def test_the_frontier_is_what_nothing_beats_in_both():
     points = [{"x": x, "y": y} for x, y in ((1, 5), (2, 5.1), (2, 6), (1.5, 7), (3, 9))]
     best = figures.frontier(points, more_is_better_x=True, more_is_better_y=False)

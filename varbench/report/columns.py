@@ -151,6 +151,8 @@ def _method(entry: Entry, block: Block) -> Cell:
 def _setting(entry: Entry, block: Block) -> Cell:
     row = entry.first.row
     setting = "/".join(part for part in (recipe_of(entry.first), row.point) if part)
+    joined = [part.partition(":")[0].partition("@")[2] for part in row.row.split("+")[1:]]
+    setting = " + ".join([setting, *joined]) if any(joined) else setting
     given = " ".join(f"{name}={value}" for name, value in row.params.items())
     text = " ".join(part for part in (setting, given) if part)
     if entry.is_full:

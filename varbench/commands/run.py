@@ -75,6 +75,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from varbench.records import Status
     from varbench.rows import FULL
     from varbench.runner import inputs
     from varbench.runner.earlier import complete_records
@@ -122,8 +123,10 @@ def run(args: argparse.Namespace) -> int:
                     f"varbench run: error: {error}; {free:,.1f} MiB are free there. What was measured before is in {out}\n"
                     f"once files can be written, go on with: {again}"
                 )
-                unfinished = (record for record in execution.records() if record.row.row not in found)
-                return _exit_code([*found.values(), *unfinished])
+                written = complete_records(this, out)
+                unwritten = (one for one in execution.records() if one.row.row not in written)
+                lost = (replace(record, status=Status.INTERRUPTED) for record in unwritten)
+                return _exit_code([*written.values(), *lost])
     return _finish(records, out, as_json=args.json)
 
 

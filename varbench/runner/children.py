@@ -53,16 +53,13 @@ class Ended:
         return None
 
 
-_SLEEP = {"OMP_WAIT_POLICY": "passive"}
-"""A thread that waits for another sleeps: on a core that is shared, waiting by spinning made rows two to four times slower."""
-
 _KEEP = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296"}
 """Freed memory stays with the process: asking the system for every temporary anew costs a tenth of the time."""
 
 
 def environment(*, memory: bool) -> dict[str, str]:
     """A child's, where the user has not set these. One that measures memory gives back what it frees."""
-    return {**_SLEEP, **({} if memory else _KEEP), **os.environ}
+    return {**({} if memory else _KEEP), **os.environ}
 
 
 def job_command(job: Path) -> Command:

@@ -14,7 +14,7 @@ from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer
 from varbench.training.tokens import TokenSet
 
-IMAGES = 128
+IMAGES = 64
 """From the validation images. All recipes are looked at on the same ones, so few are enough to compare them."""
 
 

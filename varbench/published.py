@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -82,7 +81,7 @@ def published_for(record: Record) -> tuple[Published, ...]:
     if len(row.plugins) != 1 or row.params or row.study or record.protocol.quick:
         return ()
     # A point was printed for the method's own recipe, and a row names only another one.
-    settings = {row.recipe} if re.match(r"[^@]*@[^/:]+/", row.row) else {row.point, row.recipe}
+    settings = {row.recipe} if row.named_recipe else {row.point, row.recipe}
     if row.denominator is not None:
         settings = {row.denominator}
     found = []

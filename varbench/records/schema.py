@@ -10,6 +10,7 @@ a higher `SCHEMA_VERSION` and an entry in `files.UPGRADES`.
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -72,6 +73,12 @@ class Row:
         "panel this row was made for, outside the main table, e.g. `scale_depth_asymmetry`",
         absent="the row belongs to the main table",
     )
+
+    @property
+    def named_recipe(self) -> str | None:
+        """The recipe that the row's name gives, which is not the method's own; it may be one that trains nothing."""
+        named = re.match(r"[^@+:]*@([^/+:]+)/", self.row)
+        return named[1] if named else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -203,9 +202,8 @@ def timing_column(record: Record, column: str, regime: str) -> TimingColumn | No
 
 
 def recipe_of(record: Record) -> str | None:
-    """How its weights came to be. A recipe that trains nothing, and is not the method's own, is in the row's name alone."""
-    named = re.match(r"[^@+]*@([^/+:]+)/", record.row.row)
-    return record.row.recipe or (named[1] if named else None)
+    """How its weights came to be, also where that was to train nothing."""
+    return record.row.recipe or record.row.named_recipe
 
 
 def score_label(score: Score) -> str:

@@ -57,8 +57,8 @@ _KEEP = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.
 """Freed memory stays with the process: asking the system for every temporary anew costs a tenth of the time."""
 
 
-def environment(*, memory: bool) -> dict[str, str]:
-    """A child's, where the user has not set these. One that measures memory gives back what it frees."""
+def variables(*, memory: bool) -> dict[str, str]:
+    """A child's environment, where the user has not set these. One that measures memory gives back what it frees."""
     return {**({} if memory else _KEEP), **os.environ}
 
 

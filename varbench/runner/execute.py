@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,11 @@ class Execution:
         if rows.FULL in self.done:
             timing = self.done[rows.FULL].timing
             return timing.aa_floor if timing else None
-        found = self.rows()[rows.FULL].speed
-        first, second = (
-            [tuple(said["columns"]["throughput"]["transformer"]) for said in found.values() if said.get("anchor")],
-            [tuple(said["anchor"]) for said in found.values() if said.get("anchor")],
-        )
-        return stats.aa_floor(first, second) if first else None
+        found = [said for said in self.rows()[rows.FULL].speed.values() if said.get("anchor")]
+        if not found:
+            return None
+        row = [tuple(said["columns"]["throughput"]["transformer"]) for said in found]
+        return stats.aa_floor(row, [tuple(said["anchor"]) for said in found])
 
     def records(self) -> list[Record]:
         floor = self.aa_floor()
@@ -187,7 +187,7 @@ class Execution:
             job_command(path),
             log=self.out / "logs" / f"{name}-{job.key}.log",
             timeout=self.run.options.timeout,
-            variables=children.environment(memory=job.task == "memory"),
+            variables=children.variables(memory=job.task == "memory"),
             on_event=heard,
             on_line=line,
         )
@@ -202,13 +202,14 @@ class Execution:
 
     def _finished(self, job: Job) -> Ended | None:
         """What this very job said in an earlier attempt at this run, or in an earlier run."""
-        for path in (self.parts / f"{job.task}-{job.key}.done.json", self._kept(job)):
+        kept = self._kept(job)
+        for path in (self.parts / f"{job.task}-{job.key}.done.json", kept):
             try:
                 content = json.loads(path.read_bytes()) if path is not None else None
             except (OSError, ValueError):
                 continue
             if content is not None:
-                if path == self._kept(job):
+                if path == kept:
                     for name in job.rows:
                         self.rows()[name].kept.add(job.task)
                 return Ended(events=content["events"], stderr_tail=content["stderr_tail"])
@@ -218,7 +219,11 @@ class Execution:
         """Where a job's findings wait for later runs: what is the same whenever this machine makes it, so never a time."""
         if job.task == "speed" or job.device != "cpu" or self.run.options.fresh:
             return None
-        return cache_folder() / "runs" / environment(job.device).machine / f"{job.task}-{job.key}.json"
+        return cache_folder() / "runs" / self._machine / f"{job.task}-{job.key}.json"
+
+    @cached_property
+    def _machine(self) -> str:
+        return environment("cpu").machine
 
     def _take_quality(self, one: Measured, job: Job, said: dict[str, Any]) -> None:
         one.quality = said

@@ -83,7 +83,6 @@ def recipe_weights(
 
     with shown(f"tokens of {data.name}", steps=min(budget.images, len(data.training))) as progress:
         tokens = tokens_of(data, tokenizer, model=row.model, indices=data.training[: budget.images], progress=progress)
-    held_out = tokens_of(data, tokenizer, model=row.model, indices=data.validation[: evaluation.IMAGES])
     trained = {name: load_transformer(path, tokenizer_spec).to(device) for name, path in pretrained.items()}
     record: dict[str, Any] = {"row": _recipe_name(row), "key": key, "data": data.fingerprint, "stages": {}}
     for stage, stage_budget in stages:
@@ -96,7 +95,7 @@ def recipe_weights(
                 pretrained=pretrained,
                 tokenizer=tokenizer,
                 tokens=tokens,
-                held_out=held_out,
+                data=data,
                 budget=stage_budget,
                 checkpoint=folder / f"{stage.name}.state",
                 progress=progress,
@@ -129,7 +128,7 @@ def _train_stage(
     pretrained: Mapping[str, Path],
     tokenizer: Tokenizer,
     tokens: TokenSet,
-    held_out: TokenSet,
+    data: ImageSet,
     budget: Budget,
     checkpoint: Path,
     progress: Progress,
@@ -154,16 +153,17 @@ def _train_stage(
         checkpoint=checkpoint,
         progress=progress,
         teacher=teacher,
-        evaluation=_evaluation(row, stage, tokenizer=tokenizer, held_out=held_out, budget=budget, device=transformer.pos_1LC.device),
+        evaluation=_evaluation(row, stage, tokenizer=tokenizer, data=data, budget=budget, device=transformer.pos_1LC.device),
         identity={"from": file_hash(pretrained[stage.backbone])},
     )
 
 
 def _evaluation(
-    row: Row, stage: Stage, *, tokenizer: Tokenizer, held_out: TokenSet, budget: Budget, device: torch.device
+    row: Row, stage: Stage, *, tokenizer: Tokenizer, data: ImageSet, budget: Budget, device: torch.device
 ) -> Evaluation | None:
     """Looks at the main model and its subnets; what runs on two models has no loss of one of them."""
-    if stage.backbone != MAIN or not len(held_out) or not budget.looks:
+    images = data.validation[: evaluation.IMAGES]
+    if stage.backbone != MAIN or not images or not budget.looks:
         return None
     plans = {"full": full_plan(row.model)}
     for point, other in rows.at_default_points(row).items():
@@ -176,7 +176,7 @@ def _evaluation(
             evaluation.held_out_losses,
             passes={point: TeacherPass(plan, MAIN) for point, plan in plans.items()},
             tokenizer=tokenizer,
-            tokens=held_out,
+            tokens=tokens_of(data, tokenizer, model=row.model, indices=images),
             dtype=DTYPES[budget.dtype],
             attend=attention_of(device),
         ),

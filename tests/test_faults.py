@@ -178,14 +178,18 @@ class TestOneRunOfEveryFault:
         assert "faults_raising.py" in traceback
 
 
+def wait_for(out: Path, pattern: str) -> None:
+    deadline = time.monotonic() + 300
+    while not list(out.glob(pattern)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_parent_that_is_killed_leaves_a_run_that_can_go_on(site: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = start(site, out, "variant@d2")
-    deadline = time.monotonic() + 300
-    while not list(out.glob(".parts/*.done.json")) and time.monotonic() < deadline:
-        time.sleep(0.2)
+    wait_for(out, ".parts/*.done.json")
     process.send_signal(signal.SIGKILL)
     process.communicate()
     finished = {path: path.stat().st_mtime_ns for path in out.glob(".parts/*.done.json")}
@@ -203,9 +207,7 @@ def test_a_parent_that_is_killed_leaves_a_run_that_can_go_on(site: Path, tmp_pat
 def test_ctrl_c_leaves_records_and_says_how_to_go_on(site: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = start(site, out, "hanging")
-    deadline = time.monotonic() + 300
-    while not list(out.glob("hanging-*.json")) and time.monotonic() < deadline:
-        time.sleep(0.2)
+    wait_for(out, "hanging-*.json")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from varbench import hookimpl, presets
+from varbench import hookimpl
 from varbench.errors import UserError
+from varbench.plan import presets
 from varbench.policies import (
     MAIN,
     Parameter,
@@ -37,7 +38,9 @@ def points(model: ModelSpec) -> tuple[str, ...]:
 def drafted(point: str, model: ModelSpec) -> int:
     count = int(point[1:])
     if not 1 <= count < model.scales:
-        raise UserError(f"{point} is out of range: {model.name} has {model.scales} scales, so give n1 to n{model.scales - 1}")
+        raise UserError(
+            f"{point} is out of range: {model.name} has {model.scales} scales, so give n1 to n{model.scales - 1}"
+        )
     return count
 
 
@@ -89,7 +92,8 @@ def varbench_settings(model: ModelSpec) -> Settings:
         recipes=("trained", "training_free"),
         parameters={
             "trained_for": Parameter(
-                default=names[len(names) // 2], help="the point that the pair is trained for; the others use its weights"
+                default=names[len(names) // 2],
+                help="the point that the pair is trained for; the others use its weights",
             )
         },
         summary="a large model drafts the coarse scales, a narrower one refines",

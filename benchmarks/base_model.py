@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from varbench import load_pipeline, presets
+from varbench import load_pipeline
 from varbench.data.shapes import Shapes
+from varbench.plan import presets
 from varbench.quality import (
     compare_spread,
     from_network,
@@ -28,7 +29,7 @@ from varbench.quality import (
     to_uint8,
 )
 from varbench.quality.extractors import extract
-from varbench.training.budgets import BASE
+from varbench.train.budgets import BASE
 
 COUNT, BATCH, CFG = 2_000, 50, 1.5
 Bytes = NDArray[np.uint8]
@@ -65,7 +66,9 @@ def report(samples: Bytes, labels: NDArray[np.int64], data: Shapes, assets: Path
     network, judge = (load_network(assets / f"{kind}.safetensors") for kind in ("features", "judge"))
     extractor = from_network(network)
     reference = reference_images(held_out, source="shapes, held out")
-    found = score(samples, labels, reference=reference, network=extractor, judge=judge, expected=COUNT, second_opinion=False)
+    found = score(
+        samples, labels, reference=reference, network=extractor, judge=judge, expected=COUNT, second_opinion=False
+    )
     spread = compare_spread(measure_figures(samples), measure_figures(held_out))
     pixels = nearest_training(*(images.astype(np.float32) / 255 for images in (samples, training, held_out)))
     features = nearest_training(*(extract(extractor, images).features_ND for images in (samples, training, held_out)))

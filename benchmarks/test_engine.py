@@ -12,9 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from varbench.engine.pipeline import Pipeline, load_pipeline
 from varbench.engine.sampler import draw, filtered, uniforms
 from varbench.model.transformer import normed
-from varbench.pipeline import Pipeline, load_pipeline
 
 Timed = Callable[[Callable[[], Any]], None]
 
@@ -92,7 +92,11 @@ def test_attention(timed: Timed, pipe: Pipeline, batch: int, scale: int) -> None
         shape = (2 * batch, model.heads, tokens, model.head_dim)
         return torch.randn(shape, generator=generator).to(pipe.device, pipe.dtype)
 
-    queries, keys, values = tensor(model.tokens[place]), tensor(model.starts[place + 1]), tensor(model.starts[place + 1])
+    queries, keys, values = (
+        tensor(model.tokens[place]),
+        tensor(model.starts[place + 1]),
+        tensor(model.starts[place + 1]),
+    )
     timed(lambda: F.scaled_dot_product_attention(queries, keys, values))
 
 
@@ -128,4 +132,3 @@ def test_quantiser_step(timed: Timed, pipe: Pipeline, batch: int, scale: int) ->
 def test_decoder(timed: Timed, pipe: Pipeline, batch: int) -> None:
     tokens = torch.zeros(batch, pipe.model.length, dtype=torch.long, device=pipe.device)
     timed(lambda: pipe.decode(tokens))
-

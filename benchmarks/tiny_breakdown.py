@@ -14,19 +14,20 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from varbench import load_pipeline, presets
-from varbench.compiler import compile_plan
+from varbench import load_pipeline
 from varbench.data.shapes import Shapes
+from varbench.engine.pipeline import Pipeline
 from varbench.engine.teacher import TeacherPass, fused_attention
 from varbench.model.checkpoints import load_transformer
 from varbench.model.tokenizer import Tokenizer
-from varbench.pipeline import Pipeline
+from varbench.plan import presets
+from varbench.plan.compiler import compile_plan
 from varbench.policies import MAIN
 from varbench.quality import to_uint8
-from varbench.rows import resolve
+from varbench.rows.grammar import resolve
 from varbench.spec import ModelSpec
-from varbench.training.optimiser import RunningMean, adamw, take_step
-from varbench.training.trainer import attention_of
+from varbench.train.optimiser import RunningMean, adamw, take_step
+from varbench.train.trainer import attention_of
 
 BATCH, TURNS = 32, 10
 Part = Callable[[], object]
@@ -38,14 +39,24 @@ def main() -> None:
     images = data.images(data.training[:BATCH])
     scaled = torch.from_numpy(images).float() / 127.5 - 1
     tokens_BL, labels = pipe.encode(scaled), data.labels(data.training[:BATCH]).tolist()
-    print(f"# Where the time goes on `tiny`\n\n{BATCH} images, {torch.get_num_threads()} threads, torch {torch.__version__}. Made by")
+    print(
+        f"# Where the time goes on `tiny`\n\n{BATCH} images, {torch.get_num_threads()} threads, torch {torch.__version__}. Made by"
+    )
     print("`python benchmarks/tiny_breakdown.py`; medians of ten turns.\n")
-    table("Tokenising", {"render the images": lambda: data.images(data.training[:BATCH]), "encode (float32)": lambda: pipe.encode(scaled)})
+    table(
+        "Tokenising",
+        {
+            "render the images": lambda: data.images(data.training[:BATCH]),
+            "encode (float32)": lambda: pipe.encode(scaled),
+        },
+    )
     table("A training step", training(pipe.tokenizer, files["main"], tokens_BL.clone(), torch.tensor(labels), spec))
     table("Sampling", sampling(pipe, labels, tokens_BL))
 
 
-def training(tokenizer: Tokenizer, file: Path, tokens_BL: torch.Tensor, labels_B: torch.Tensor, spec: ModelSpec) -> dict[str, Part]:
+def training(
+    tokenizer: Tokenizer, file: Path, tokens_BL: torch.Tensor, labels_B: torch.Tensor, spec: ModelSpec
+) -> dict[str, Part]:
     model = load_transformer(file, spec.tokenizer).requires_grad_(True).train()
     optimizer, mean = adamw(model, weight_decay=0.05), RunningMean(model, decay=0.95)
     features_BLD = tokenizer.teacher_input(tokens_BL)

@@ -190,9 +190,13 @@ def varbench_settings(model: ModelSpec) -> Settings:
         default_points=("s50", "s20"),
         point_pattern=r"s[0-9]{1,4}",
         parameters={
-            "size": Parameter(default="XL" if model.image_side >= 256 else "S", help=f"{', '.join(SIZES)}, each with patches of 2"),
+            "size": Parameter(
+                default="XL" if model.image_side >= 256 else "S", help=f"{', '.join(SIZES)}, each with patches of 2"
+            ),
             "cfg": Parameter(default=1.5, help="guidance; 1 runs no unlabelled branch"),
-            "weights": Parameter(default="", kind="path", help="folder of a DiTPipeline as diffusers saves it; none draws random ones"),
+            "weights": Parameter(
+                default="", kind="path", help="folder of a DiTPipeline as diffusers saves it; none draws random ones"
+            ),
         },
         small={"size": "nano"},
         summary="a diffusion transformer (DiT), through diffusers",
@@ -223,5 +227,7 @@ def varbench_generator(setting: Setting, model: ModelSpec) -> Generator:
     if weights and model.classes != CLASSES:
         raise UserError(f"{weights} knows ImageNet's {CLASSES} classes, and {model.name} has {model.classes} others")
     if weights and not (Path(weights) / "model_index.json").is_file():
-        raise UserError(f"{weights} is no folder with a model_index.json; give one that diffusers saved a DiTPipeline to")
+        raise UserError(
+            f"{weights} is no folder with a model_index.json; give one that diffusers saved a DiTPipeline to"
+        )
     return DiT(side=model.image_side, size=SIZES[size], steps=steps, cfg=cfg, weights=weights)

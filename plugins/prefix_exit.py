@@ -22,7 +22,9 @@ class FirstLayers(DepthPolicy):
 
     def layers(self, scale: int, backbone: str) -> Sequence[int]:
         if backbone != MAIN:
-            raise UserError(f"the row also runs backbone {backbone!r}, and this depth is chosen for the main model alone")
+            raise UserError(
+                f"the row also runs backbone {backbone!r}, and this depth is chosen for the main model alone"
+            )
         return range(self._depth if scale < self._whole else self._count)
 
 
@@ -50,7 +52,9 @@ def varbench_depth_policy(setting: Setting, model: ModelSpec) -> DepthPolicy:
     assert setting.point is not None
     count, whole = int(setting.point[1:]), int(setting.parameters["whole"])
     if not 1 <= count <= model.depth:
-        raise UserError(f"{setting.point} is out of range: {model.name} has {model.depth} layers, so give e1 to e{model.depth}")
+        raise UserError(
+            f"{setting.point} is out of range: {model.name} has {model.depth} layers, so give e1 to e{model.depth}"
+        )
     if not 0 <= whole <= model.scales:
         raise UserError(f"whole is {whole}; {model.name} has {model.scales} scales, so give 0 to {model.scales}")
     return FirstLayers(model, count=count, whole=whole)

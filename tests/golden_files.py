@@ -54,16 +54,25 @@ def ruled_state(module: nn.Module, prefix: str) -> dict[str, Tensor]:
 
 def tokenizer_spec(config: dict[str, Any]) -> TokenizerSpec:
     return TokenizerSpec(
-        channels=config["ch"], code_dim=config["z_channels"], vocabulary=config["vocab_size"],
+        channels=config["ch"],
+        code_dim=config["z_channels"],
+        vocabulary=config["vocab_size"],
         phis=config["share_quant_resi"],
     )
 
 
 def model_spec(config: dict[str, Any]) -> ModelSpec:
     return ModelSpec(
-        name="golden", sides=tuple(config["patch_nums"]), depth=config["depth"], width=config["embed_dim"],
-        heads=config["num_heads"], classes=config["num_classes"], shared_adaln=config["shared_aln"],
-        l2_attention=config["attn_l2_norm"], mlp_ratio=config["mlp_ratio"], tokenizer=tokenizer_spec(config),
+        name="golden",
+        sides=tuple(config["patch_nums"]),
+        depth=config["depth"],
+        width=config["embed_dim"],
+        heads=config["num_heads"],
+        classes=config["num_classes"],
+        shared_adaln=config["shared_aln"],
+        l2_attention=config["attn_l2_norm"],
+        mlp_ratio=config["mlp_ratio"],
+        tokenizer=tokenizer_spec(config),
     )
 
 

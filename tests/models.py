@@ -5,18 +5,14 @@ from __future__ import annotations
 import golden_files as golden
 import torch
 
+from varbench.engine.pipeline import Pipeline
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer
-from varbench.pipeline import Pipeline
 from varbench.spec import ModelSpec, TokenizerSpec
 
 TOKENIZER = TokenizerSpec(channels=32, multipliers=(1, 1), blocks=1, code_dim=8, vocabulary=64)
-SPEC = ModelSpec(
-    name="small", sides=(1, 2, 3, 4, 6, 8), depth=6, width=64, heads=4, classes=10, tokenizer=TOKENIZER
-)
-NARROW = ModelSpec(
-    name="small-narrow", sides=SPEC.sides, depth=4, width=32, heads=2, classes=10, tokenizer=TOKENIZER
-)
+SPEC = ModelSpec(name="small", sides=(1, 2, 3, 4, 6, 8), depth=6, width=64, heads=4, classes=10, tokenizer=TOKENIZER)
+NARROW = ModelSpec(name="small-narrow", sides=SPEC.sides, depth=4, width=32, heads=2, classes=10, tokenizer=TOKENIZER)
 
 
 def transformer(spec: ModelSpec, prefix: str = "var") -> Transformer:

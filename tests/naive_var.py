@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from varbench.pipeline import Pipeline
+from varbench.engine.pipeline import Pipeline
 
 Entry = tuple[Tensor, Tensor, int]
 """Key, value and scale of one cached token."""
@@ -73,7 +73,9 @@ def logits(
                             weights = (q[head] @ keys.T * block.attn.softmax_scale).softmax(dim=-1)
                             heads.append(weights @ values)
                             cache[row, layer, head] = kept(layer, scale, entries, q[head])
-                        output = F.linear(torch.cat(heads, dim=-1), block.attn.proj.weight, block.attn.proj.bias) * gamma1
+                        output = (
+                            F.linear(torch.cat(heads, dim=-1), block.attn.proj.weight, block.attn.proj.bias) * gamma1
+                        )
                     else:
                         output = block.ffn(hidden * scale2 + shift2, torch.float32) * gamma2
                     if places is not None:

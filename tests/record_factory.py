@@ -9,8 +9,8 @@ import random
 import zlib
 from typing import Any
 
-from varbench import records as r
-from varbench.records.plans import call_runs
+from varbench import record as r
+from varbench.record.plan_summary import call_runs
 
 LAYERS = 16
 SIDES = (1, 2, 3, 4, 6, 8)
@@ -47,11 +47,9 @@ def make_record(
     complete = status is r.Status.COMPLETE
     record = r.Record(
         run="2026-11-21T12-00-00",
-        row=r.Row(
+        row=r.RowIdentity(
             row=row,
-            plugins=tuple(
-                r.PluginVersion(name=name, distribution="varbench", version="0.1.0") for name in names
-            ),
+            plugins=tuple(r.PluginVersion(name=name, distribution="varbench", version="0.1.0") for name in names),
             recipe=recipe or None,
             point=point or None,
             denominator=denominator,
@@ -116,16 +114,10 @@ def make_record(
         )
         if complete
         else None,
-        distance=None
-        if full or not complete
-        else r.Distance(n=64, psnr=18.0, feature_distance=1.5, equal_tokens=0.3),
-        training=make_training(names[0], recipe, quality or 5.0)
-        if training and complete and not full
-        else None,
-        provenance=r.Provenance(kind="from paper", note="phase lengths are our choice"),
-        samples=r.Samples(png=make_png(rng), columns=4, labels=(0, 1, 2, 3, 4, 5, 6, 7))
-        if complete
-        else None,
+        distance=None if full or not complete else r.Distance(n=64, psnr=18.0, feature_distance=1.5, equal_tokens=0.3),
+        training=make_training(names[0], recipe, quality or 5.0) if training and complete and not full else None,
+        provenance=r.MethodSource(kind="from paper", note="phase lengths are our choice"),
+        samples=r.Samples(png=make_png(rng), columns=4, labels=(0, 1, 2, 3, 4, 5, 6, 7)) if complete else None,
         missing={} if complete else {"timing": "the child did not finish"},
     )
     return dataclasses.replace(record, **changes)
@@ -183,9 +175,7 @@ def make_timing(seconds: float, *, noise: float, rounds: int, rng: random.Random
                 )
             )
     share = [side * side for side in SIDES]
-    per_scale = r.PerScale(
-        batch=64, clock="perf_counter", seconds=tuple(seconds * part / sum(share) for part in share)
-    )
+    per_scale = r.PerScale(batch=64, clock="perf_counter", seconds=tuple(seconds * part / sum(share) for part in share))
     return r.Timing(
         columns=tuple(columns),
         per_scale=per_scale,
@@ -201,9 +191,7 @@ def make_plan(depth: int, *, accounting: str, seconds: float) -> r.PlanSummary:
     steps, cached, held = [], 0, 0
     for index, side in enumerate(SIDES):
         tokens = side * side
-        layers = (
-            range(LAYERS) if index < bridge else [i * (LAYERS - 1) // max(depth - 1, 1) for i in range(depth)]
-        )
+        layers = range(LAYERS) if index < bridge else [i * (LAYERS - 1) // max(depth - 1, 1) for i in range(depth)]
         cached += tokens
         last = index == len(SIDES) - 1
         calls = [(layer, tokens, tokens, cached - tokens, tokens, 0 if last else cached) for layer in layers]
@@ -259,9 +247,7 @@ def make_memory(plan: r.PlanSummary) -> r.Memory:
 def make_training(name: str, recipe: str, reached: float) -> r.Training:
     steps = tuple(range(1, 201))
     evaluations = tuple(
-        r.Evaluation(
-            step=step, point=point, score=make_score("FD-shapes", base + 8 / (1 + step / 40), 0.3, n=2000)
-        )
+        r.Evaluation(step=step, point=point, score=make_score("FD-shapes", base + 8 / (1 + step / 40), 0.3, n=2000))
         for step in (0, 50, 100, 200)
         for point, base in (("full", reached - 2), ("d8", reached))
     )

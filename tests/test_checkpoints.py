@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 import varbench
+from varbench.engine.pipeline import random_transformer
 from varbench.errors import CheckpointError, UserError
-from varbench.pipeline import random_transformer
 
 Files = dict[str, Path]
 
@@ -72,7 +72,9 @@ class Payload:
         return (print, ("code ran",))
 
 
-def test_a_pickle_that_could_run_code_is_refused(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pickle_that_could_run_code_is_refused(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.save({"word_embed.weight": torch.zeros(1), "payload": Payload()}, tmp_path / "evil.pth")
     with pytest.raises(CheckpointError, match=r"evil\.pth: refused, since it holds more than tensors"):
         varbench.load_pipeline(vae=files["vae"], var=tmp_path / "evil.pth")

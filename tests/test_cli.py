@@ -27,7 +27,13 @@ def test_the_surface_is_frozen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "most"), [(["--help"], 200), (["list"], 200), (["plan", "variant@d8", "--model", "var-d30"], None), (["run", "--help"], 200)]
+    ("arguments", "most"),
+    [
+        (["--help"], 200),
+        (["list"], 200),
+        (["plan", "variant@d8", "--model", "var-d30"], None),
+        (["run", "--help"], 200),
+    ],
 )
 def test_light_commands_import_nothing_heavy(arguments: list[str], most: int | None) -> None:
     """They answer in about 0.2 s. What keeps them there is counted, since a busy machine's clock says nothing."""
@@ -64,7 +70,10 @@ def test_help_teaches(varbench: CommandLine) -> None:
         (["plan", "variant@d8", "--batch", "0"], "--batch is 0; give 1 or more"),
         (["plan", "variant@d8", "--dtype", "bf16"], "--dtype 'bf16' is unknown. Did you mean 'bfloat16'?"),
         (["list", "--disable", "varint"], "cannot disable 'varint': no such plugin. Did you mean 'variant'?"),
-        (["sample", "--model", "var-d30"], "var-d30 ships no weights; give --weights PATH with --vae PATH, or --weights random"),
+        (
+            ["sample", "--model", "var-d30"],
+            "var-d30 ships no weights; give --weights PATH with --vae PATH, or --weights random",
+        ),
         (["sample", "--weights", "var.pth"], "give the tokenizer's too: --vae PATH"),
         (["sample", "--weights", "var.pth", "--vae", "vae.pth"], "vae.pth: no such file"),
         (["sample", "--weights", "random", "--labels", "3,10.5"], "--labels is '3,10.5'; give class numbers"),
@@ -98,7 +107,11 @@ def test_nothing_selected_is_exit_code_4(varbench: CommandLine) -> None:
     ("error", "code", "said"),
     [
         (KeyboardInterrupt(), 130, "interrupted"),
-        (FileNotFoundError(2, "No such file or directory", "a.npz"), 2, "error: [Errno 2] No such file or directory: 'a.npz'"),
+        (
+            FileNotFoundError(2, "No such file or directory", "a.npz"),
+            2,
+            "error: [Errno 2] No such file or directory: 'a.npz'",
+        ),
         (ZeroDivisionError("oh"), 70, "fault: ZeroDivisionError: oh. Run it again with --traceback"),
     ],
 )
@@ -167,7 +180,16 @@ def test_plan_of_one_row_shows_its_steps(varbench: CommandLine, tmp_path: Path) 
 def test_sample_draws_a_line_of_images_for_each_row(varbench: CommandLine, tmp_path: Path) -> None:
     from PIL import Image
 
-    arguments = ("sample", "full_var,variant@d8,variant@full", "--weights", "random", "--labels", "1,2,3", "--out", "grid.png")
+    arguments = (
+        "sample",
+        "full_var,variant@d8,variant@full",
+        "--weights",
+        "random",
+        "--labels",
+        "1,2,3",
+        "--out",
+        "grid.png",
+    )
     done = varbench(*arguments)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "grid.png\n"

@@ -9,10 +9,10 @@ import json
 import pytest
 from record_factory import full_records, make_record
 
-from varbench import records
+from varbench import record as records
 from varbench.commands import compare as command
-from varbench.compare import as_json, as_table, compare
 from varbench.errors import UserError
+from varbench.show.compare import as_json, as_table, compare
 
 
 def changed(record, **protocol):
@@ -73,9 +73,7 @@ def test_a_row_that_stops_being_valid_regresses():
     crashed = make_record(status=records.Status.CRASHED)
     comparison = compare([make_record()], [crashed], fail_on="")
     assert [change.verdict for change in comparison.changes] == ["regressed"]
-    both = compare(
-        [make_record(), make_record("variant@d4")], [crashed, make_record("variant@d4")], fail_on="speed:5%"
-    )
+    both = compare([make_record(), make_record("variant@d4")], [crashed, make_record("variant@d4")], fail_on="speed:5%")
     assert both.failed
 
 
@@ -102,9 +100,7 @@ def test_another_machine_is_a_warning():
 
 
 def test_rows_of_one_set_only_are_named():
-    found = verdicts(
-        compare([make_record(), make_record("variant@d4")], [make_record(), make_record("variant@d2")])
-    )
+    found = verdicts(compare([make_record(), make_record("variant@d4")], [make_record(), make_record("variant@d2")]))
     assert found["variant@d4", "row"] == "gone"
     assert found["variant@d2", "row"] == "new"
     with pytest.raises(UserError, match="no row is in both"):

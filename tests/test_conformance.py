@@ -16,10 +16,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import varbench.cost
+import varbench.engine.pipeline
 import varbench.engine.sampler
-import varbench.pipeline
+import varbench.plan.cost
 from varbench.__main__ import main
+from varbench.check import check, invariants
+from varbench.check.global_state import GlobalState, restored
+from varbench.check.untouched import Originals, tampered
 from varbench.engine.cache import State
 from varbench.errors import UserError
 from varbench.policies import (
@@ -31,9 +34,6 @@ from varbench.policies import (
     TrainStep,
     Work,
 )
-from varbench.testing import check, invariants
-from varbench.testing.global_state import GlobalState, restored
-from varbench.testing.untouched import Originals, tampered
 
 pytest_plugins = ["pytester"]
 
@@ -195,8 +195,8 @@ def computes_the_rest_in_place() -> Any:
 
 @breaks("images_in_range")
 def brightens_its_images() -> Any:
-    real = varbench.pipeline.Pipeline._decode_map
-    varbench.pipeline.Pipeline._decode_map = lambda self, f_hat: real(self, f_hat) * 2
+    real = varbench.engine.pipeline.Pipeline._decode_map
+    varbench.engine.pipeline.Pipeline._decode_map = lambda self, f_hat: real(self, f_hat) * 2
     return DepthPlugin()
 
 
@@ -272,7 +272,12 @@ def calls_itself_neutral() -> Any:
 def picks_by_the_clock() -> Any:
     def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
         stream = torch.Generator().manual_seed(time.perf_counter_ns() % 2**31)
-        return torch.rand(honest.shape[0], honest.shape[1], keys.shape[2], generator=stream).topk(honest.shape[2]).indices.sort().values
+        return (
+            torch.rand(honest.shape[0], honest.shape[1], keys.shape[2], generator=stream)
+            .topk(honest.shape[2])
+            .indices.sort()
+            .values
+        )
 
     return cache_liar(pick)
 
@@ -289,13 +294,13 @@ def picks_otherwise_after_a_while() -> Any:
 
 @breaks("seeds_and_labels_matter")
 def answers_one_image() -> Any:
-    real = varbench.pipeline.generate
+    real = varbench.engine.pipeline.generate
 
     def generate(*arguments: Any, **options: Any) -> Any:
         options["labels_B"] = torch.zeros_like(options["labels_B"])
         return real(*arguments, **options)
 
-    varbench.pipeline.generate = generate
+    varbench.engine.pipeline.generate = generate
     return DepthPlugin()
 
 
@@ -310,7 +315,7 @@ def picks_what_it_picked_first() -> Any:
 
 @breaks("repeat_as_slow_as_first")
 def remembers_whole_images() -> Any:
-    real, known = varbench.pipeline.generate, {}
+    real, known = varbench.engine.pipeline.generate, {}
 
     def generate(*arguments: Any, **options: Any) -> Any:
         key = (options["sampling"], tuple(options["labels_B"].tolist()), tuple(options["images_B"].tolist()))
@@ -320,7 +325,7 @@ def remembers_whole_images() -> Any:
             known[key] = real(*arguments, **options)
         return known[key]
 
-    varbench.pipeline.generate = generate
+    varbench.engine.pipeline.generate = generate
     return DepthPlugin()
 
 
@@ -404,14 +409,14 @@ def trains_a_point_that_is_not_there() -> Any:
 
 @breaks("no_speedup_without_less_work")
 def is_faster_than_its_work() -> Any:
-    real, last = varbench.pipeline.generate, []
+    real, last = varbench.engine.pipeline.generate, []
 
     def generate(plan: Any, row: Any, **options: Any) -> Any:
         if "(plain)" in row.name or options.get("observer") or options["return_logits"] or not last:
             last[:] = [real(plan, row, **options)]
         return last[0]
 
-    varbench.pipeline.generate = generate
+    varbench.engine.pipeline.generate = generate
     return DepthPlugin()
 
 
@@ -714,7 +719,9 @@ def exchanges_a_class() -> Any:
         if where["layer"] == 0 and where["scale"] == 0:
             for module in the_only("Attention"):
                 kind = type(module)
-                module.__class__ = type(kind.__name__, (kind,), {"__qualname__": kind.__qualname__, "__module__": kind.__module__})
+                module.__class__ = type(
+                    kind.__name__, (kind,), {"__qualname__": kind.__qualname__, "__module__": kind.__module__}
+                )
         return honest
 
     return cache_liar(pick)
@@ -796,7 +803,7 @@ def flatters_the_distance() -> Any:
 
 @breaks("evaluator_untouched")
 def counts_less_work() -> Any:
-    varbench.cost._decoder = lambda spec, side, batch: (0, 0)
+    varbench.plan.cost._decoder = lambda spec, side, batch: (0, 0)
     return DepthPlugin()
 
 

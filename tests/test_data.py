@@ -47,9 +47,7 @@ def test_the_recipe_has_not_changed_without_a_new_version():
 
 def test_latents_say_where_the_figure_is():
     shapes = Shapes()
-    wanted = [
-        index for index in range(200) if index % 10 in (0, 1, 2)
-    ]  # disc, ring, square: centred on their place
+    wanted = [index for index in range(200) if index % 10 in (0, 1, 2)]  # disc, ring, square: centred on their place
     images, latents = shapes.images(wanted).astype(np.float64) / 255, shapes.describe(wanted)
     pixel = (np.arange(32) + 0.5) / 32
     for image, x, y, figure in zip(images, latents.x, latents.y, latents.figure_rgb_N3, strict=True):
@@ -68,11 +66,7 @@ def folder(tmp_path):
             size = (int(rng.randint(5, 90)), int(rng.randint(5, 90)))
             mode = ("RGB", "L", "RGBA", "P")[place % 4]
             fill = (level,) * 3 if mode == "RGB" else (level,) * 3 + (255,) if mode == "RGBA" else level
-            image = (
-                Image.new("RGB", size, (level,) * 3).convert("P")
-                if mode == "P"
-                else Image.new(mode, size, fill)
-            )
+            image = Image.new("RGB", size, (level,) * 3).convert("P") if mode == "P" else Image.new(mode, size, fill)
             image.save(tmp_path / name / f"{place}.png")
     return tmp_path
 

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from varbench import presets
 from varbench.errors import CheckpointError, UserError
+from varbench.plan import presets
 from varbench.policies import Generator, Setting
 from varbench_plugins import dit
 
 TINY = presets.preset("tiny").spec
-library = pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="the extra varbench[dit] is not installed")
+library = pytest.mark.skipif(
+    importlib.util.find_spec("diffusers") is None, reason="the extra varbench[dit] is not installed"
+)
 
 
 def made(point: str = "s2", **parameters: Any) -> Generator:
@@ -69,7 +71,7 @@ def test_flops_are_those_that_torch_counts(loaded: Generator, cfg: float, monkey
 @pytest.mark.slow
 @library
 def test_it_keeps_its_promises() -> None:
-    from varbench.testing import check
+    from varbench.check import check
 
     assert check("dit@s3") == []
 

@@ -35,7 +35,19 @@ def python(folder: Path, *arguments: str) -> str:
 
 def command(folder: Path, line: str) -> None:
     if line == "pip install -e .":
-        python(folder, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--no-build-isolation", "--target", "site", ".")
+        python(
+            folder,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--no-deps",
+            "--no-index",
+            "--no-build-isolation",
+            "--target",
+            "site",
+            ".",
+        )
     else:
         program, *arguments = line.split()
         assert program == "varbench", line
@@ -64,7 +76,9 @@ def test_every_block_runs(page: str, tmp_path: Path) -> None:
     python(tmp_path, "page.py")
     assert ran
     for test in tmp_path.glob("test_*.py"):
-        collected = python(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "runs or deterministic", test.name)
+        collected = python(
+            tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "runs or deterministic", test.name
+        )
         assert "2 passed" in collected
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from varbench import cost
-from varbench.compiler import Owned, RowPolicies, compile_plan
 from varbench.engine.generate import Generated, Sampling, generate
 from varbench.engine.sampler import uniforms
 from varbench.engine.teacher import TeacherPass, explicit_attention
 from varbench.errors import PlanError, UserError
-from varbench.plan import Plan
+from varbench.plan import cost
+from varbench.plan.compiler import Owned, RowPolicies, compile_plan
+from varbench.plan.steps import Plan
 from varbench.policies import CacheStrategy, DepthPolicy, GuidancePolicy, StepPolicy, StepSpec, TokenPolicy
 
 STATIC = [
@@ -43,16 +43,16 @@ class EveryToken(TokenPolicy):
         return torch.arange(count).expand(len(x_BLC), -1)
 
     def fill(self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, **_: object) -> Tensor:
-        return torch.zeros_like(computed_BnC).scatter(
-            1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC
-        )
+        return torch.zeros_like(computed_BnC).scatter(1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC)
 
 
 class HalfTheTokens(EveryToken):
     def tokens(self, layer: int, scale: int, sublayer: str) -> int | None:
         return models.SPEC.tokens[scale] // 2 if scale > 3 else None
 
-    def fill(self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, scale: int) -> Tensor:
+    def fill(
+        self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, scale: int
+    ) -> Tensor:
         full = computed_BnC.new_zeros(len(computed_BnC), length, computed_BnC.shape[-1])
         return full.scatter(1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC)
 
@@ -194,7 +194,9 @@ def test_bytes_seen_from_outside(pipe, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_images_do_not_depend_on_the_batch(pipe) -> None:  # type: ignore[no-untyped-def]
     labels = torch.arange(24) % 10
     whole = pipe.generate(labels, seed=5, top_p=0.95).tokens
-    parts = [pipe.generate(labels[i : i + n], seed=5, top_p=0.95, first_image=i).tokens for i, n in ((0, 1), (1, 7), (8, 16))]
+    parts = [
+        pipe.generate(labels[i : i + n], seed=5, top_p=0.95, first_image=i).tokens for i, n in ((0, 1), (1, 7), (8, 16))
+    ]
     assert (torch.cat(parts) == whole).float().mean() >= 0.999
     assert torch.equal(pipe.generate(labels, seed=5, top_p=0.95).tokens, whole)
     assert not torch.equal(pipe.generate(labels, seed=6, top_p=0.95).tokens, whole)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from varbench.records import Record, Status, Verdict, load_records
+from varbench.record import Record, Status, Verdict, load_records
 
 PLUGINS = {
     "crashing": "os.kill(os.getpid(), signal.SIGSEGV)",
@@ -228,4 +228,7 @@ def test_a_plugin_that_lies_about_its_state_is_found_out() -> None:
     honest = seen((1 << 20) + 5000, (1 << 21) + 9000)
     assert _undeclared(honest, honest) is None
     hidden = seen((1 << 20) + 5000, (1 << 21) + 9000 + (1 << 19))
-    assert textwrap.shorten(_undeclared(hidden, honest) or "", 200) == "524,288 bytes live after step 2 that the row does not declare as state"
+    assert (
+        textwrap.shorten(_undeclared(hidden, honest) or "", 200)
+        == "524,288 bytes live after step 2 that the row does not declare as state"
+    )

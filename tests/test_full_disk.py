@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from varbench.records import Status, load_records
+from varbench.record import Status, load_records
 
 Fill = Callable[[subprocess.Popen[str]], Callable[[], None]]
 
@@ -30,7 +30,9 @@ def by_limit(folder: Path) -> Fill:
 def by_disk(folder: Path) -> Fill:
     """The run's folder is a small disk of its own, and another file takes all that is left."""
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(folder)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(folder)], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip(f"a disk of its own needs root and mount: {mounted.stderr.decode().strip()}")
 

@@ -12,17 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from varbench import presets, rows
-from varbench.compiler import Owned, RowPolicies, compile_plan
+from varbench import rows
 from varbench.errors import PlanError, UserError
-from varbench.plugins import manager
+from varbench.plan import presets
+from varbench.plan.compiler import Owned, RowPolicies, compile_plan
 from varbench.policies import Generator, Work
-from varbench.records import Status
-from varbench.runner import generator_task, identity
-from varbench.runner.jobs import Job
-from varbench.runner.options import KEYS, resolve
-from varbench.runner.prepare import prepare
-from varbench.runner.reasons import of_exception
+from varbench.record import Status
+from varbench.rows.manager import manager
+from varbench.run import generator_task, identity
+from varbench.run.jobs import Job
+from varbench.run.options import KEYS, resolve
+from varbench.run.prepare import prepare
+from varbench.run.reasons import of_exception
 
 TINY = presets.preset("tiny").spec
 

@@ -12,14 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import varbench
+from varbench.engine.pipeline import Pipeline
 from varbench.engine.sampler import filtered
-from varbench.pipeline import Pipeline
 
 LOGITS, LATENTS, IMAGES = 1e-5, 3e-5, 3e-4
 
 
 @pytest.fixture(scope="module", params=["official_tiny", "official_ten_scales"])
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pipeline, dict[str, Tensor]]:
+def case(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Pipeline, dict[str, Tensor]]:
     config, tensors = golden.read(request.param)
     spec = golden.model_spec(config)
     files = golden.save_checkpoints(tmp_path_factory.mktemp("official"), spec)

@@ -6,17 +6,16 @@ import models
 import pytest
 import torch
 
-from varbench import cost, load_pipeline
-from varbench.pipeline import Pipeline
+from varbench import load_pipeline
+from varbench.engine.pipeline import Pipeline
+from varbench.plan import cost
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
 
 def on_gpu(dtype: str) -> Pipeline:
     cpu = models.pipeline()
-    return Pipeline(
-        tokenizer=cpu.tokenizer, backbones=cpu.backbones, device="cuda", dtype=dtype, weights=cpu.weights
-    )
+    return Pipeline(tokenizer=cpu.tokenizer, backbones=cpu.backbones, device="cuda", dtype=dtype, weights=cpu.weights)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-3), ("bfloat16", 0.05), ("float16", 0.01)])

@@ -11,17 +11,18 @@ import pytest
 import torch
 
 from varbench import load_pipeline, rows
-from varbench.compiler import RowPolicies, compile_plan
-from varbench.cost import work
-from varbench.engine.trace import Trace
+from varbench.engine.pipeline import Pipeline
+from varbench.errors import WrongOutputError
 from varbench.measure import environment, honesty, memory, nvml, speed
 from varbench.measure.clock import CudaClock, Stop, WallClock, time_calls
 from varbench.measure.harness import null_cost
 from varbench.measure.largest import bisect, largest_by_plan
-from varbench.pipeline import Pipeline
-from varbench.presets import preset
-from varbench.records import Status
-from varbench.runner.reasons import WrongOutputError, of_exception, of_exit
+from varbench.plan.compiler import RowPolicies, compile_plan
+from varbench.plan.cost import work
+from varbench.plan.presets import preset
+from varbench.plan.trace import Trace
+from varbench.record import Status
+from varbench.run.reasons import of_exception, of_exit
 
 TINY = preset("tiny").spec
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -106,7 +107,9 @@ def test_one_call_on_a_cpu_gives_columns_that_hold_each_other(pipe: Pipeline) ->
     speed.warm(full(pipe), batch=1, seed=0, timed=timed)
     speed.time_row(full(pipe), "latency", batch=1, stop=Stop(count=2, seconds=0.0), seed=0, timed=timed)
     columns = timed.columns["latency"]
-    for transformer, decoded, whole in zip(*(columns[c] for c in ("transformer", "with_decoder", "end_to_end")), strict=True):
+    for transformer, decoded, whole in zip(
+        *(columns[c] for c in ("transformer", "with_decoder", "end_to_end")), strict=True
+    ):
         assert 0 < transformer < decoded < whole
     assert timed.first_call is not None
 
@@ -234,7 +237,10 @@ def test_the_largest_batch_by_plan_grows_with_memory_and_never_takes_more_than_i
     ("error", "status"),
     [
         (MemoryError(), Status.OUT_OF_MEMORY_HOST),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"), Status.OUT_OF_MEMORY_HOST),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"),
+            Status.OUT_OF_MEMORY_HOST,
+        ),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), Status.OUT_OF_MEMORY_DEVICE),
         (WrongOutputError("2 images were asked for, and 1 came"), Status.WRONG_OUTPUT),
         (RuntimeError("shapes do not match"), Status.FAILED),
@@ -266,7 +272,9 @@ def test_a_kill_is_blamed_on_memory_only_where_the_kernel_does_not_deny_it(
 def test_one_machine_has_one_name() -> None:
     first, second = environment.environment("cpu"), environment.environment("cpu")
     assert first.machine == second.machine
-    assert first.versions["torch"] == torch.__version__.partition("+")[0] or first.versions["torch"] == torch.__version__
+    assert (
+        first.versions["torch"] == torch.__version__.partition("+")[0] or first.versions["torch"] == torch.__version__
+    )
 
 
 def test_without_nvml_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

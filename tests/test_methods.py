@@ -8,12 +8,13 @@ from fractions import Fraction
 import pytest
 from record_factory import make_record
 
-from varbench import presets, rows
-from varbench.compiler import compile_plan
+from varbench import rows
 from varbench.errors import UserError
+from varbench.plan import presets
+from varbench.plan.compiler import compile_plan
 from varbench.policies import Stage, TrainStep
-from varbench.records import Verdict
-from varbench.report.sections import Table
+from varbench.record import Verdict
+from varbench.record.sections import Table
 from varbench_plugins.variant import claims, depth, probability
 from varbench_plugins.variant.schedule import SupernetSchedule
 
@@ -63,7 +64,9 @@ def test_layers_run_at_each_scale(text: str, layers: list[int]) -> None:
 
 
 def test_the_bridge_is_six_of_ten_scales_and_three_of_six() -> None:
-    assert [len(s.calls) for s in compile_plan(D30, rows.resolve("variant@d2", D30).policies).steps] == [30] * 6 + [2] * 4
+    assert [len(s.calls) for s in compile_plan(D30, rows.resolve("variant@d2", D30).policies).steps] == [30] * 6 + [
+        2
+    ] * 4
     assert depth.default_bridge(TINY) == 3
 
 
@@ -108,7 +111,10 @@ def test_fixed_ratios_are_fixed(recipe: str, expected: float) -> None:
 def test_a_step_trains_one_plan_drawn_from_the_points() -> None:
     schedule = rows.resolve("variant@d8", TINY).schedule
     assert schedule is not None
-    drawn = [schedule.at(TRAIN, 0, 60, lambda k, pair=pair: pair[k]) for pair in [(0.2, 0), (0.19, 0), (0.19, 0.34), (0, 0.99)]]
+    drawn = [
+        schedule.at(TRAIN, 0, 60, lambda k, pair=pair: pair[k])
+        for pair in [(0.2, 0), (0.19, 0), (0.19, 0.34), (0, 0.99)]
+    ]
     assert [step.point for step in drawn] == [None, "d8", "d4", "d2"]
     assert all(step == TrainStep(point=step.point) for step in drawn), "cross-entropy on all tokens alike"
     only = rows.resolve("variant@d8:draw=d2", TINY).schedule
@@ -162,12 +168,13 @@ def test_the_pair_runs_two_models_and_passes_no_keys() -> None:
     assert plan.steps[7].drops_backbone
 
 
-@pytest.mark.parametrize(
-    ("ours", "verdict"), [(3.0, "holds"), (5.0, "does not hold"), (4.0, "no difference shown")]
-)
+@pytest.mark.parametrize(("ours", "verdict"), [(3.0, "holds"), (5.0, "does not hold"), (4.0, "no difference shown")])
 def test_a_claim_holds_only_where_the_intervals_say_so(ours: float, verdict: str) -> None:
     given = {"variant@d8": ours, "fixed_ratio@p05/d8": 4.0}
-    records = [make_record("full_var", denominator="lossless"), *(make_record(row, quality=value) for row, value in given.items())]
+    records = [
+        make_record("full_var", denominator="lossless"),
+        *(make_record(row, quality=value) for row, value in given.items()),
+    ]
     (section,) = claims.sections(records)
     table = section.parts[1]
     assert isinstance(table, Table)

@@ -10,22 +10,43 @@ from pathlib import Path
 import pytest
 
 from varbench.__main__ import main
-from varbench.testing.templates import KINDS
+from varbench.check.templates import KINDS
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_a_new_package_installs_and_passes_its_tests(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_new_package_installs_and_passes_its_tests(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     name = f"my_{kind}"
     assert main(["new-plugin", name, "--kind", kind, "--out", str(tmp_path)]) == 0
     written = {Path(line).relative_to(tmp_path / name).as_posix() for line in capsys.readouterr().out.splitlines()}
     assert written == {"pyproject.toml", "README.md", f"{name}.py", f"tests/test_{name}.py"}
     site = tmp_path / "site"
-    _python("-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(site), str(tmp_path / name))
+    _python(
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--target",
+        str(site),
+        str(tmp_path / name),
+    )
     environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
     listed = _python("-m", "varbench", "list", "plugins", environment=environment)
     assert name in listed
     out = _python(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "pythonpath=", str(tmp_path / name), environment=environment
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "pythonpath=",
+        str(tmp_path / name),
+        environment=environment,
     )
     assert " passed" in out
     assert "failed" not in out
@@ -54,7 +75,9 @@ def test_a_folder_that_exists_is_left_alone(tmp_path: Path, capsys: pytest.Captu
         ("variant", "is a plugin of varbench already"),
     ],
 )
-def test_names_that_cannot_work_are_refused(name: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_that_cannot_work_are_refused(
+    name: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["new-plugin", name, "--out", str(tmp_path)]) == 2
     assert why in capsys.readouterr().err
     assert not (tmp_path / name).exists()

@@ -25,7 +25,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
     )
     if listed.returncode:  # not a checkout of git: a copy of its files
-        files = [str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if path.is_file() and ".venv" not in path.parts]
+        files = [
+            str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if path.is_file() and ".venv" not in path.parts
+        ]
     else:
         files = listed.stdout.splitlines()
     for name in files:
@@ -124,7 +126,7 @@ def test_the_readmes_plugin_is_one(tmp_path: Path) -> None:
     points = tomllib.loads(entry)["project"]["entry-points"]["varbench"]
     script = (
         "from importlib.metadata import EntryPoint\nfrom varbench import presets, rows\n"
-        "from varbench.compiler import compile_plan\nfrom varbench.plugins import PluginManager\n"
+        "from varbench.plan.compiler import compile_plan\nfrom varbench.rows.manager import PluginManager\n"
         f"found = PluginManager([EntryPoint(n, v, 'varbench') for n, v in {points!r}.items()])\n"
         "tiny = presets.preset('tiny').spec\n"
         "plan = compile_plan(tiny, rows.resolve('every_second', tiny, manager=found).policies)\n"

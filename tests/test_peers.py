@@ -17,14 +17,16 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from varbench import calibration, cost, presets, rows
-from varbench.compiler import Owned, RowPolicies, compile_plan
+from varbench import rows
+from varbench.engine import calibration
 from varbench.engine.generate import Sampling, generate
+from varbench.engine.pipeline import Pipeline
 from varbench.errors import UserError
-from varbench.pipeline import Pipeline
-from varbench.plan import Plan, Segment, total
-from varbench.plugins import manager
+from varbench.plan import cost, presets
+from varbench.plan.compiler import Owned, RowPolicies, compile_plan
+from varbench.plan.steps import Plan, Segment, total
 from varbench.policies import CacheStrategy
+from varbench.rows.manager import manager
 from varbench.spec import ModelSpec
 from varbench_plugins.fastvar.policies import computed_tokens
 from varbench_plugins.fastvar.selection import farthest_from_mean, restored

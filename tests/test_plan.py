@@ -11,16 +11,17 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from varbench import cost, presets, rows
-from varbench.compiler import Owned, RowPolicies, compile_plan
+from varbench import rows
 from varbench.errors import PlanError
-from varbench.hardware import KNOWN, hardware
+from varbench.plan import cost, presets
+from varbench.plan.compiler import Owned, RowPolicies, compile_plan
+from varbench.plan.hardware import KNOWN, hardware
 from varbench.policies import CacheStrategy, DepthPolicy, GuidancePolicy, StepPolicy, StepSpec, TokenPolicy
 
 MIB = 2**20
 
 
-def counted(method: str, model: str = "var-d30", *, batch: int = 64, dtype: str = "float16") -> cost.Work:
+def counted(method: str, model: str = "var-d30", *, batch: int = 64, dtype: str = "float16") -> cost.PlanWork:
     row = rows.resolve(method, presets.preset(model).spec)
     return cost.work(compile_plan(row.model, row.policies, accounting=row.accounting), batch=batch, dtype=dtype)
 
@@ -77,7 +78,14 @@ def test_flops_are_those_torch_counts(method: str, batch: int, spec: models.Mode
 @pytest.mark.parametrize("l2", [False, True])
 def test_parameters_are_counted(shared: bool, l2: bool) -> None:
     spec = models.ModelSpec(
-        name="x", sides=(1, 2, 4), depth=3, width=64, heads=2, shared_adaln=shared, l2_attention=l2, tokenizer=models.TOKENIZER
+        name="x",
+        sides=(1, 2, 4),
+        depth=3,
+        width=64,
+        heads=2,
+        shared_adaln=shared,
+        l2_attention=l2,
+        tokenizer=models.TOKENIZER,
     )
     from varbench.model.tokenizer import Tokenizer
     from varbench.model.transformer import Transformer
@@ -178,7 +186,10 @@ def own(policy: object) -> Owned:  # type: ignore[type-arg]
         ({"tokens": own(Tokens(7))}, "acme: attention of layer 0 at scale 1 of 6 .* computes 7 tokens of 1"),
         ({"tokens": own(Tokens(0))}, "computes 0 tokens"),
         ({"guidance": own(Return())}, r"acme: the unlabelled branch comes back at scale 4 of 6"),
-        ({"caches": (own(Back()),)}, r"acme: scale 5 of 6 \(6x6\) reads what layer 0 stored at scale 1 of 6 .* released"),
+        (
+            {"caches": (own(Back()),)},
+            r"acme: scale 5 of 6 \(6x6\) reads what layer 0 stored at scale 1 of 6 .* released",
+        ),
         ({"caches": (own(Groups()),)}, "acme: head groups .* no partition of 4 heads"),
         ({"caches": (own(Budget(0)),)}, "acme: a budget of 0 entries"),
         ({"caches": (own(Budget()), own(Back()))}, "acme"),

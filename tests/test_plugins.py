@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from conftest import CommandLine
 
-from varbench import hookspecs, presets, rows
-from varbench.compiler import compile_plan
+from varbench import hookspecs, rows
 from varbench.errors import UserError
-from varbench.plugins import PluginManager
+from varbench.plan import presets
+from varbench.plan.compiler import RowPolicies, compile_plan
+from varbench.rows.manager import PluginManager
 
 TINY = presets.preset("tiny").spec
 HOOKS = [name for name in dir(hookspecs) if name.startswith("varbench_")]
@@ -69,7 +70,7 @@ def _ask(manager: PluginManager, hook: str) -> Any:
         "setting": Setting(plugin="example"), "model": TINY, "records": [], "pipe": None
     }  # fmt: skip
     if hook == "varbench_calibrate":
-        from varbench.pipeline import load_pipeline
+        from varbench.engine.pipeline import load_pipeline
 
         arguments["pipe"] = load_pipeline("tiny", random=True)
     wanted = inspect.signature(getattr(hookspecs, hook)).parameters
@@ -87,7 +88,7 @@ def _use(hook: str, result: Any, manager: PluginManager) -> None:
 
         assert result[0].compute(torch.full((2, 3, 4, 4), 255, dtype=torch.uint8), torch.zeros(2)) == 1
     elif hook == "varbench_report_sections":
-        from varbench.report.sections import checked
+        from varbench.record.sections import checked
 
         assert checked(result[0]).title
     elif hook == "varbench_calibrate":
@@ -103,7 +104,7 @@ def _use(hook: str, result: Any, manager: PluginManager) -> None:
         assert names == ["example@half", "example@third"]
     else:
         row = rows.resolve("example", TINY, manager=manager)
-        assert compile_plan(TINY, row.policies).digest != compile_plan(TINY, rows.RowPolicies(name="full")).digest
+        assert compile_plan(TINY, row.policies).digest != compile_plan(TINY, RowPolicies(name="full")).digest
 
 
 @pytest.fixture
@@ -118,7 +119,10 @@ def installed(strangers: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 def manager_of(site: Path, *names: str, disable: tuple[str, ...] = ()) -> PluginManager:
     """The plugins of the folder, or those of these names, beside what ships."""
-    return PluginManager([p for p in entry_points(group=hookspecs.PROJECT) if not names or p.name in (*names, "variant")], disable=disable)
+    return PluginManager(
+        [p for p in entry_points(group=hookspecs.PROJECT) if not names or p.name in (*names, "variant")],
+        disable=disable,
+    )
 
 
 def test_a_strangers_plugin_is_a_row_like_any_other(installed: Path) -> None:

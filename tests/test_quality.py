@@ -184,9 +184,7 @@ def test_the_interval_of_the_distance_is_as_wide_as_repeats_are(features, real):
     extractor = quality.from_network(features)
     values, claimed = [], []
     for repeat in range(15):
-        wanted = np.array(
-            [index for index in TEST[2000 + 400 * repeat : 2400 + 400 * repeat] if index % 10 > 2]
-        )
+        wanted = np.array([index for index in TEST[2000 + 400 * repeat : 2400 + 400 * repeat] if index % 10 > 2])
         seen = extract(extractor, SHAPES.images(wanted)).features_ND
         values.append(frechet.frechet_distance(frechet.gaussian(seen), reference))
         figure = frechet.distance_interval(values[-1], seen, reference, labels=wanted % 10, seed=0)
@@ -203,10 +201,7 @@ def test_the_distance_grows_steadily_with_what_is_wrong(features, judge):
     grain = np.random.RandomState(0).standard_normal(images.shape)
 
     def distances(variants):
-        return [
-            frechet.frechet_distance(gaussian_of(features, rounded(variant)), reference)
-            for variant in variants
-        ]
+        return [frechet.frechet_distance(gaussian_of(features, rounded(variant)), reference) for variant in variants]
 
     def blurred(pixels):
         return gaussian_blur(torch.from_numpy(images), pixels).numpy()
@@ -228,9 +223,7 @@ def test_swapped_labels_lower_the_class_accuracy_and_nothing_else(features, judg
     for swapped in (0, 20, 60, 120):
         given = labels.copy()
         given[:swapped] = (given[:swapped] + 1) % 10
-        found = quality.score(
-            images, given, reference=reference, network=features, judge=judge, second_opinion=False
-        )
+        found = quality.score(images, given, reference=reference, network=features, judge=judge, second_opinion=False)
         accuracies.append(found.class_accuracy.value)
         distances.append(found.distance.value)
     assert accuracies == pytest.approx([1.0, 0.9, 0.7, 0.4], abs=0.03)
@@ -256,9 +249,7 @@ def test_spread_tells_a_missing_half_of_place_size_and_hue():
 def test_copies_of_training_images_are_told_from_new_ones(features):
     extractor = quality.from_network(features)
     training = extract(extractor, SHAPES.images(range(1000))).features_ND
-    held_out, new = (
-        extract(extractor, SHAPES.images(part)).features_ND for part in (TEST[:400], TEST[400:800])
-    )
+    held_out, new = (extract(extractor, SHAPES.images(part)).features_ND for part in (TEST[:400], TEST[400:800]))
     copies = extract(extractor, rounded(SHAPES.images(range(200)) + 1.0)).features_ND
     assert quality.nearest_training(new, training, held_out).closer_than_real < 0.05
     assert quality.nearest_training(copies, training, held_out).closer_than_real > 0.5
@@ -307,9 +298,7 @@ def test_samples_go_out_and_come_in_as_the_adm_suite_has_them(tmp_path, real):
 
 
 def test_a_failed_export_leaves_nothing_behind(tmp_path, real, monkeypatch):
-    monkeypatch.setattr(
-        "os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match=r"No space left"):
         quality.write_samples_npz(tmp_path / "samples.npz", real)
     assert list(tmp_path.glob("samples*")) == []
@@ -320,9 +309,7 @@ def test_reference_features_are_kept_by_content_and_never_by_name(features, real
 
     def distance(of):
         reference = quality.reference_images(of, source="the same name")
-        return quality.score(
-            images, labels, reference=reference, network=features, second_opinion=False
-        ).distance.value
+        return quality.score(images, labels, reference=reference, network=features, second_opinion=False).distance.value
 
     first = distance(real)
     (kept,) = (tmp_path / "cache" / "varbench" / "features").glob("*")

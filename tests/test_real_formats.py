@@ -24,8 +24,8 @@ import varbench
 from varbench.data.folder import open_folder
 from varbench.quality import extractors, libraries
 from varbench.quality.images import to_uint8
-from varbench.records import Record, load_records
-from varbench.training.budgets import QUICK_RECIPE
+from varbench.record import Record, load_records
+from varbench.train.budgets import QUICK_RECIPE
 
 needs_fidelity = pytest.mark.skipif(
     importlib.util.find_spec("torch_fidelity") is None, reason="torch-fidelity is not installed"
@@ -121,7 +121,9 @@ def records(tmp_path: Path) -> dict[str, Record]:
 
 @pytest.mark.slow
 @needs_fidelity
-def test_fid_of_official_checkpoints_against_adm_statistics(folder: Path, inception: Path, run: Run, tmp_path: Path) -> None:
+def test_fid_of_official_checkpoints_against_adm_statistics(
+    folder: Path, inception: Path, run: Run, tmp_path: Path
+) -> None:
     files = ("--weights", "var.pth", "--vae", "vae.pth", "--reference", "statistics.npz", "--inception", inception.name)
     done = run("--plugins", "full_var", *files, *LOOK, published=inception)
     assert done.returncode == 0, done.stderr
@@ -149,7 +151,9 @@ def test_fid_of_official_checkpoints_against_adm_statistics(folder: Path, incept
     # Against c times the identity the matrix root is that of the samples' own covariance, found here by its Gram matrix.
     centred = seen - seen.mean(0)
     eigenvalues = np.clip(np.linalg.eigvalsh(centred @ centred.T / (len(seen) - 1)), 0, None)
-    expected = ((seen.mean(0) - 0.3) ** 2).sum() + eigenvalues.sum() + 0.04 * 2048 - 2 * 0.2 * np.sqrt(eigenvalues).sum()
+    expected = (
+        ((seen.mean(0) - 0.3) ** 2).sum() + eigenvalues.sum() + 0.04 * 2048 - 2 * 0.2 * np.sqrt(eigenvalues).sum()
+    )
     assert scores["FID"].value == pytest.approx(expected, rel=1e-3)
 
 
@@ -196,12 +200,24 @@ INCEPTION = ("--inception", extractors.INCEPTION_FILE)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((*OWN, "--model", "var-d16"), "6 layers of width 64 and scales (1, 2, 3, 4, 6, 8), but var-d16 has 16 of width 1024"),
-        (("--weights", "vae.pth", "--vae", "var.pth"), "var.pth: tensor 'encoder.conv_in.weight' is missing; it holds a transformer"),
+        (
+            (*OWN, "--model", "var-d16"),
+            "6 layers of width 64 and scales (1, 2, 3, 4, 6, 8), but var-d16 has 16 of width 1024",
+        ),
+        (
+            ("--weights", "vae.pth", "--vae", "var.pth"),
+            "var.pth: tensor 'encoder.conv_in.weight' is missing; it holds a transformer",
+        ),
         (("--vae", "vae.pth"), "--vae vae.pth, but no --weights are given"),
-        ((*OWN, "--companion", "refiner=other_scales.pth"), "other_scales.pth: scales (1, 2, 4, 8) and 10 classes, but var.pth"),
+        (
+            (*OWN, "--companion", "refiner=other_scales.pth"),
+            "other_scales.pth: scales (1, 2, 4, 8) and 10 classes, but var.pth",
+        ),
         (("--companion", "refiner=refiner.pth"), "refiner.pth: does not fit the model"),
-        ((*OWN, "--reference", "samples.npz"), "--reference samples.npz: scores against it need the published Inception weights"),
+        (
+            (*OWN, "--reference", "samples.npz"),
+            "--reference samples.npz: scores against it need the published Inception weights",
+        ),
         (("--reference", "statistics.npz"), "statistics.npz holds only mu and sigma of the published Inception"),
         (("--reference", "large.npz"), "samples have 32 x 32 pixels, and the reference large.npz has 64 x 64"),
         (("--reference", "other.npz"), "other.npz holds features; a reference needs mu and sigma, or arr_0"),
@@ -222,7 +238,9 @@ def test_a_wrong_file_is_one_line_before_anything_runs(
 
 
 @needs_fidelity
-def test_other_weights_than_the_published_are_refused_with_both_hashes(inception: Path, run: Run, tmp_path: Path) -> None:
+def test_other_weights_than_the_published_are_refused_with_both_hashes(
+    inception: Path, run: Run, tmp_path: Path
+) -> None:
     done = run("--plugins", "full_var", *OWN, "--reference", "statistics.npz", *INCEPTION)
     assert done.returncode == 2
     found = hashlib.sha256(inception.read_bytes()).hexdigest()[:8]

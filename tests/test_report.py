@@ -13,17 +13,17 @@ import zlib
 import pytest
 from record_factory import full_records, make_record
 
-from varbench import records as r
+from varbench import record as r
 from varbench.commands import report as command
 from varbench.errors import UserError
-from varbench.published import published_for, published_rows
-from varbench.records.plans import plan_summary
-from varbench.report import Chart, Image, Section, Table, Text, figures
-from varbench.report.answer import answer
-from varbench.report.columns import table_of
-from varbench.report.entries import blocks_of, score_label
-from varbench.report.outputs import render
-from varbench.report.sections import checked, panels
+from varbench.record.plan_summary import plan_summary
+from varbench.record.sections import checked, panels
+from varbench.show import Chart, Image, Section, Table, Text, figures
+from varbench.show.answer import answer
+from varbench.show.columns import table_of
+from varbench.show.entries import blocks_of, score_label
+from varbench.show.outputs import render
+from varbench.show.published import published_for, published_rows
 
 VARIANT, FIXED = "variant@d8", "fixed_ratio@p05/d8"
 
@@ -85,10 +85,7 @@ def test_the_answer_where_there_is_little_to_say():
     assert "The full model was not measured" in alone
     assert "only row" in alone
     crashed = [make_record(status=r.Status.CRASHED), make_record("variant@d4", verdict=r.Verdict.INVALID)]
-    assert (
-        sentence(crashed)
-        == "No valid row: of 2 measured, 1 crashed, 1 invalid; these records answer nothing."
-    )
+    assert sentence(crashed) == "No valid row: of 2 measured, 1 crashed, 1 invalid; these records answer nothing."
     assert "no answer" in sentence([])
 
 
@@ -101,30 +98,22 @@ def test_the_answer_without_quality_speaks_of_speed_only():
 
 
 def test_an_invalid_row_never_answers_and_is_shown_with_its_reason():
-    cheat = make_record(
-        "cheat", seconds=0.1, quality=1.0, verdict=r.Verdict.INVALID, reasons=("work did not fall",)
-    )
+    cheat = make_record("cheat", seconds=0.1, quality=1.0, verdict=r.Verdict.INVALID, reasons=("work did not fall",))
     found = [*full_records(quality=5.0), make_record(seconds=0.5, quality=5.0), cheat]
     assert "cheat" not in sentence(found)
     block = blocks_of(found)[0]
-    assert [entry.trouble for entry in block.entries if entry.name == "cheat"] == [
-        "invalid: work did not fall"
-    ]
+    assert [entry.trouble for entry in block.entries if entry.name == "cheat"] == ["invalid: work did not fall"]
     assert cells(found, "cheat")["speedup"].mood == ""  # not praised
     points = figures.quality_against_speed(block).cells[0].spec["data"]["values"]
     assert {point["row"] for point in points if not point["valid"]} == {"cheat"}
     drawn = [
-        layer
-        for layer in figures.quality_against_speed(block).cells[0].spec["layer"]
-        if "interpolate" in layer["mark"]
+        layer for layer in figures.quality_against_speed(block).cells[0].spec["layer"] if "interpolate" in layer["mark"]
     ]
     assert "cheat" not in {point["row"] for point in drawn[0]["data"]["values"]}
 
 
 def test_quick_looks_and_other_conditions_stand_apart():
-    quick = dataclasses.replace(
-        make_record(), protocol=dataclasses.replace(make_record().protocol, quick=True)
-    )
+    quick = dataclasses.replace(make_record(), protocol=dataclasses.replace(make_record().protocol, quick=True))
     own = dataclasses.replace(
         make_record("code"), protocol=dataclasses.replace(make_record().protocol, sampler="top-k 600")
     )
@@ -221,7 +210,10 @@ def test_a_recipe_that_trains_nothing_is_named_and_borrows_no_published_figure()
     untrained = dataclasses.replace(untrained, row=dataclasses.replace(untrained.row, recipe=None))
     assert published_for(untrained) == ()
     assert published_for(make_record("code@n8", preset="var-d30"))
-    assert cells([*full_records(preset="var-d30"), untrained], "code@training_free/n8")["setting"].text == "training_free/n8"
+    assert (
+        cells([*full_records(preset="var-d30"), untrained], "code@training_free/n8")["setting"].text
+        == "training_free/n8"
+    )
 
 
 def test_a_joined_row_shows_every_methods_setting():
@@ -243,9 +235,7 @@ def demonstration():
     for point, seconds, quality in (("full", 1.0, 4.9), ("d8", 0.5, 5.1), ("d2", 0.3, 9.0)):
         found.append(make_record(f"variant@{point}", seconds=seconds, quality=quality))
         found.append(make_record(f"fixed_ratio@p05/{point}", seconds=seconds, quality=quality + 0.5))
-    found.append(
-        make_record("leaky", seconds=0.2, quality=4.0, verdict=r.Verdict.INVALID, reasons=("it hid state",))
-    )
+    found.append(make_record("leaky", seconds=0.2, quality=4.0, verdict=r.Verdict.INVALID, reasons=("it hid state",)))
     found.append(make_record("hangs", status=r.Status.TIMEOUT))
     for zone, quality in (("early", 15.0), ("middle", 9.0), ("late", 6.0)):
         study = make_record(f"zones@{zone}", quality=quality, study="scale_depth_asymmetry", training=False)
@@ -300,9 +290,7 @@ def test_csv_and_parquet_hold_every_record(tmp_path):
     csv, parquet = pd.read_csv(folder / "records.csv"), pd.read_parquet(folder / "records.parquet")
     assert len(csv) == len(parquet) == len(found)
     assert list(csv["row.row"]) == [record.row.row for record in found]
-    assert parquet["quality.FD-shapes.value"].notna().sum() == sum(
-        record.quality is not None for record in found
-    )
+    assert parquet["quality.FD-shapes.value"].notna().sum() == sum(record.quality is not None for record in found)
 
 
 def test_a_report_is_made_again_from_its_own_records(tmp_path):
@@ -331,9 +319,7 @@ def test_no_report_is_overwritten_but_the_same_one_is_made_anew(tmp_path):
 
 
 def test_an_interrupted_report_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "varbench.report.outputs._write_figures", lambda *a: (_ for _ in ()).throw(OSError(28, "full"))
-    )
+    monkeypatch.setattr("varbench.show.outputs._write_figures", lambda *a: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(OSError, match="full"):
         render(full_records(), tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -347,11 +333,9 @@ def test_strangers_strings_are_only_text(tmp_path):
     record = dataclasses.replace(
         record,
         warnings=(r.Notice(text=EVIL, next_command=EVIL),),
-        provenance=r.Provenance(kind=EVIL, note=EVIL),
+        provenance=r.MethodSource(kind=EVIL, note=EVIL),
     )
-    panel = panels(
-        EVIL, [Section(title=EVIL, parts=[Text(text=EVIL), Table(columns=(EVIL,), rows=[(EVIL,)])])]
-    )
+    panel = panels(EVIL, [Section(title=EVIL, parts=[Text(text=EVIL), Table(columns=(EVIL,), rows=[(EVIL,)])])])
     page = render([*full_records(), record], tmp_path, panels=panel, problems=[EVIL])
     for path in (page, tmp_path / "index.html", page.parent / "table.md"):
         assert "<script>alert" not in path.read_text()
@@ -376,9 +360,7 @@ def test_strangers_strings_are_only_text(tmp_path):
 def test_a_panel_cannot_reach_out_and_says_so(part, says):
     with pytest.raises(UserError, match=re.escape(says)):
         checked(Section(title="mine", parts=[part]))
-    shown = panels(
-        "p (d 1.0)", [Section(title="mine", parts=[part]), Section(title="good", parts=[Text(text="t")])]
-    )
+    shown = panels("p (d 1.0)", [Section(title="mine", parts=[part]), Section(title="good", parts=[Text(text="t")])])
     assert "cannot be shown" in shown[0].section.parts[0].text
     assert shown[1].section.title == "good"
 
@@ -444,11 +426,11 @@ def test_the_command_takes_the_newest_run_and_can_stand_beside_an_older_one(tmp_
 
 
 def test_plans_of_real_rows_are_summarised_as_the_cost_model_counts_them():
-    from varbench import cost
-    from varbench.compiler import compile_plan
-    from varbench.hardware import KNOWN
-    from varbench.presets import preset
-    from varbench.rows import resolve
+    from varbench.plan import cost
+    from varbench.plan.compiler import compile_plan
+    from varbench.plan.hardware import KNOWN
+    from varbench.plan.presets import preset
+    from varbench.rows.grammar import resolve
 
     spec = preset("var-d30").spec
     plans = {}

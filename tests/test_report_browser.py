@@ -11,14 +11,12 @@ import pytest
 from record_factory import full_records, make_record
 from test_report import EVIL, demonstration
 
-from varbench import records as r
-from varbench.report import Chart, Section, Text
-from varbench.report.outputs import render
-from varbench.report.sections import panels
+from varbench import record as r
+from varbench.record.sections import panels
+from varbench.show import Chart, Section, Text
+from varbench.show.outputs import render
 
-webdriver = pytest.importorskip(
-    "selenium.webdriver", reason="selenium is not installed: pip install varbench[test]"
-)
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install varbench[test]")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 AXE = Path(__file__).parent / "data" / "axe-4.14.1.min.js"  # axe-core, Deque Systems, MPL-2.0
@@ -64,9 +62,7 @@ def report(tmp_path_factory):
     bars = {"data": {"values": [{"a": EVIL, "b": 1}]}, "mark": "bar"}
     bars["encoding"] = {"x": {"field": "b", "type": "quantitative"}, "y": {"field": "a", "type": "nominal"}}
     mine = Section(title=f"My panel {EVIL}", parts=[Text(text=EVIL), Chart(spec=bars, alt="bars")])
-    return render(
-        found, tmp_path_factory.mktemp("report"), panels=panels("a plugin", [mine]), problems=[EVIL]
-    )
+    return render(found, tmp_path_factory.mktemp("report"), panels=panels("a plugin", [mine]), problems=[EVIL])
 
 
 @pytest.fixture
@@ -208,24 +204,17 @@ def test_the_difference_view_covers_the_grids_that_can_be_compared(page):
 
 def test_strangers_strings_do_nothing(page):
     draw_all(page)
-    assert (
-        page.execute_script("return document.querySelectorAll('img[src=\"x\"], td script, p script').length")
-        == 0
-    )
+    assert page.execute_script("return document.querySelectorAll('img[src=\"x\"], td script, p script').length") == 0
     page.execute_script(
         "[...document.querySelectorAll('[data-entry]')].find((b) => b.textContent.includes('alert')).click()"
     )
     assert EVIL in page.find_element("id", "row").text
     assert page.execute_script("return document.querySelectorAll('#row script, #row img').length") == 0
-    page.execute_script(
-        "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.ran = 1\">')"
-    )
+    page.execute_script("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.ran = 1\">')")
     page.execute_script(
         "const s = document.createElement('script'); s.textContent = 'window.ran = 2'; document.body.append(s)"
     )
-    assert (
-        page.execute_script("return window.ran ?? null") is None
-    )  # the policy would stop even what is not escaped
+    assert page.execute_script("return window.ran ?? null") is None  # the policy would stop even what is not escaped
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])
@@ -247,15 +236,11 @@ def test_the_theme_and_print_change_what_is_seen(browser, report):
     assert background() != light
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     assert background() == light
-    assert (
-        browser.execute_script("return getComputedStyle(document.querySelector('.tools')).display") == "none"
-    )
+    assert browser.execute_script("return getComputedStyle(document.querySelector('.tools')).display") == "none"
 
 
 def test_the_smallest_and_the_index_pages_work(browser, tmp_path):
-    for number, found in enumerate(
-        ([make_record(status=r.Status.CRASHED)], full_records()[:1], full_records())
-    ):
+    for number, found in enumerate(([make_record(status=r.Status.CRASHED)], full_records()[:1], full_records())):
         page = render([dataclasses.replace(record, run=f"run{number}") for record in found], tmp_path)
         open_page(browser, page)
         draw_all(browser)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from varbench import presets, rows
+from varbench import rows
 from varbench.errors import UserError
+from varbench.plan import presets
 
 TINY = presets.preset("tiny").spec
 D30 = presets.preset("var-d30").spec

@@ -18,15 +18,15 @@ import pytest
 from varbench import rows
 from varbench.__main__ import main
 from varbench.errors import UserError
-from varbench.plugins import manager
-from varbench.records import Status, Verdict, read_record
-from varbench.runner import schedule
-from varbench.runner.children import Ended, run_child
-from varbench.runner.earlier import complete_records, other_settings, set_aside_outdated
-from varbench.runner.execute import Execution, locked
-from varbench.runner.options import KEYS, Options, resolve
-from varbench.runner.prepare import UPSTREAM, Run, prepare
-from varbench.runner.progress import Progress
+from varbench.record import Status, Verdict, read_record
+from varbench.rows.manager import manager
+from varbench.run import schedule
+from varbench.run.children import Ended, run_child
+from varbench.run.display import Progress
+from varbench.run.earlier import complete_records, other_settings, set_aside_outdated
+from varbench.run.execute import Execution, locked
+from varbench.run.options import KEYS, Options, resolve
+from varbench.run.prepare import UPSTREAM, Run, prepare
 
 
 def options(**given: Any) -> Options:
@@ -164,7 +164,9 @@ def test_a_child_that_comes_to_its_end_has_no_failure(tmp_path: Path) -> None:
          Status.OUT_OF_MEMORY_HOST, "bad_alloc"),
     ],
 )  # fmt: skip
-def test_ends_are_told_apart_and_blamed_on_the_row_that_ran(tmp_path: Path, code: str, status: Status, words: str) -> None:
+def test_ends_are_told_apart_and_blamed_on_the_row_that_ran(
+    tmp_path: Path, code: str, status: Status, words: str
+) -> None:
     found = ended(f"say('at', row='a'); say('result', row='a'); say('at', row='b'); {code}", tmp_path)
     assert found.failure is not None
     assert (found.failure.status, found.at) == (status, "b")
@@ -202,9 +204,9 @@ def test_children_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     code = f"""
     from pathlib import Path
-    from varbench.runner.children import run_child
+    from varbench.run.children import run_child
     import sys
-    inner = "import os, time; from varbench.runner import child; child._die_with_parent(); open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    inner = "import os, time; from varbench.run import child; child._die_with_parent(); open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     run_child(lambda fd: [sys.executable, "-c", inner], log=Path({str(tmp_path / "log")!r}), timeout=60)
     """
     parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
@@ -245,9 +247,11 @@ class Scripted(Execution):
                 events.append({"event": "at", "row": row})
                 if self.fails[row] == "interrupt":
                     raise KeyboardInterrupt
-                from varbench.runner.reasons import Failure
+                from varbench.run.reasons import Failure
 
-                return Ended(events=events, failure=Failure(status=Status(self.fails[row]), reason="as told"), exit_code=-11)
+                return Ended(
+                    events=events, failure=Failure(status=Status(self.fails[row]), reason="as told"), exit_code=-11
+                )
             events.append({"event": "result", "row": row, **_answer(self.rows()[row].plan, job)})
         return Ended(events=[*events, {"event": "done"}])
 
@@ -257,14 +261,19 @@ def _hello() -> dict[str, Any]:
 
     from varbench.measure.environment import environment
 
-    return {"environment": dataclasses.asdict(environment("cpu")), "weights": {}, "parameters": {"main": 10}, "disturbed": None}
+    return {
+        "environment": dataclasses.asdict(environment("cpu")),
+        "weights": {},
+        "parameters": {"main": 10},
+        "disturbed": None,
+    }
 
 
 def _answer(plan: Any, job: Any) -> dict[str, Any]:
     import dataclasses
 
-    from varbench.cost import state_over_time
-    from varbench.records import totals_of
+    from varbench.plan.cost import state_over_time
+    from varbench.record import totals_of
 
     if job.task == "memory":
         states = list(state_over_time(plan, batch=job.batch, dtype=job.dtype))

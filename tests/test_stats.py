@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from varbench import stats
+from varbench.base import stats
 
 
 def replay(generator, *, middle, rounds=3, samples=20, drift=0.03, noise=0.01):
@@ -38,9 +38,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
         _, rounds = replay(generator, middle=1.0, rounds=8)
         found = stats.bootstrap_median(rounds)
         hits += found.low <= 1.0 <= found.high
-    assert (
-        hits >= 170
-    )  # eight rounds: a little below the nominal 95 %, as bootstrap intervals of few clusters are
+    assert hits >= 170  # eight rounds: a little below the nominal 95 %, as bootstrap intervals of few clusters are
 
 
 def test_pairing_cancels_drift():
@@ -80,9 +78,7 @@ def test_a_thing_differs_from_itself_by_the_floor_and_no_more():
 
 
 def test_differences_of_figures_add_in_quadrature():
-    gap = stats.difference(
-        stats.Interval(value=5.0, low=4.7, high=5.3), stats.Interval(value=6.0, low=5.6, high=6.4)
-    )
+    gap = stats.difference(stats.Interval(value=5.0, low=4.7, high=5.3), stats.Interval(value=6.0, low=5.6, high=6.4))
     assert (gap.value, gap.low, gap.high) == pytest.approx((1.0, 0.5, 1.5))
 
 

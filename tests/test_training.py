@@ -22,14 +22,14 @@ from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer, initialise_
 from varbench.policies import TrainStep
 from varbench.spec import ModelSpec, TokenizerSpec
-from varbench.training import files
-from varbench.training.files import load_state, save_state
-from varbench.training.optimiser import adamw, rate_at
-from varbench.training.order import batch_rows, class_drops, uniforms
-from varbench.training.recipes import full_curriculum
-from varbench.training.tokenizer import TokenizerBudget, train_tokenizer
-from varbench.training.tokens import TokenSet, tokens_of
-from varbench.training.trainer import Budget, Curriculum, Teacher, train
+from varbench.train import states as files
+from varbench.train.optimiser import adamw, rate_at
+from varbench.train.order import batch_rows, class_drops, uniforms
+from varbench.train.recipes import full_curriculum
+from varbench.train.states import load_state, save_state
+from varbench.train.tokens import TokenSet, tokens_of
+from varbench.train.train_tokenizer import TokenizerBudget, train_tokenizer
+from varbench.train.trainer import Budget, Curriculum, Teacher, train
 
 SPEC = ModelSpec(
     name="small",
@@ -104,9 +104,7 @@ def test_rate_warms_up_then_falls_to_its_floor() -> None:
 def test_vectors_do_not_decay() -> None:
     decayed, plain = adamw(fresh(), weight_decay=0.05).param_groups
     assert decayed["weight_decay"] == 0.05 and plain["weight_decay"] == 0.0
-    assert len(plain["params"]) == sum(
-        max(p.shape, default=1) == p.numel() for p in fresh().parameters()
-    )
+    assert len(plain["params"]) == sum(max(p.shape, default=1) == p.numel() for p in fresh().parameters())
 
 
 def test_tokens_are_those_of_the_tokenizer_and_kept_by_content(tokenizer: Tokenizer, tokens: TokenSet) -> None:
@@ -253,7 +251,9 @@ def test_too_little_space_is_said_before_anything_is_trained(
 
 
 def test_tokenizer_learns_and_resumes(tmp_path: Path) -> None:
-    budget = TokenizerBudget(steps=12, batch=8, images=64, warm_up=2, reseed_every=4, checkpoint_every=4, peak_rate=2e-3)
+    budget = TokenizerBudget(
+        steps=12, batch=8, images=64, warm_up=2, reseed_every=4, checkpoint_every=4, peak_rate=2e-3
+    )
     losses: list[float] = []
 
     def stop(step: int, figures: dict[str, float]) -> None:
@@ -290,7 +290,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_training as t
 import torch
-from varbench.training.ranks import join_ranks
+from varbench.train.ranks import join_ranks
 torch.manual_seed(0)
 tokenizer = t.Tokenizer.for_model(t.SPEC).eval().requires_grad_(False)
 tokens = t.tokens_of(t.DATA, tokenizer, model=t.SPEC, indices=t.DATA.training[:32])

@@ -11,17 +11,17 @@ import torch
 from test_training import BUDGET, DATA, SPEC, fresh, weights
 
 from varbench import rows
-from varbench.compiler import Owned, RowPolicies
+from varbench.engine.pipeline import load_pipeline
 from varbench.errors import UserError
 from varbench.model.checkpoints import load_transformer
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer, initialise_
-from varbench.pipeline import load_pipeline
+from varbench.plan.compiler import Owned, RowPolicies
+from varbench.plan.presets import companion
 from varbench.policies import DepthPolicy, Stage, TrainingSchedule, TrainStep
-from varbench.presets import companion
-from varbench.training import evaluation
-from varbench.training.export import export
-from varbench.training.recipes import recipe_weights
+from varbench.train import evaluation
+from varbench.train.export import export
+from varbench.train.recipes import recipe_weights
 
 STEPS = replace(BUDGET, steps=8)
 
@@ -65,7 +65,9 @@ class Fixed(TrainingSchedule):
         return self._step
 
 
-def test_layers_that_the_plan_leaves_out_are_not_trained(given: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_that_the_plan_leaves_out_are_not_trained(
+    given: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     row = replace(
         rows.resolve("full_var@continued", SPEC),
         policies=RowPolicies(name="short", depth=Owned(plugin="mine", policy=FirstLayer())),
@@ -123,8 +125,8 @@ def test_a_step_costs_what_its_plan_runs() -> None:
     """Multiplications of the pass, counted from outside, against those of the tokens that each layer runs."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from varbench.compiler import compile_plan
     from varbench.engine.teacher import TeacherPass, explicit_attention
+    from varbench.plan.compiler import compile_plan
 
     short = RowPolicies(name="short", depth=Owned(plugin="mine", policy=FirstLayer()))
     batch, width = 2, SPEC.width
@@ -159,4 +161,3 @@ def test_a_recipe_is_looked_at_while_it_trains(given: dict[str, Path]) -> None:
     assert looks[8, "d2"] != looks[0, "d2"]
     steps = sorted(step for curve in record["losses"].values() for step, _ in curve)
     assert steps == list(range(1, 9))
-

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from varbench import __version__, commands
 from varbench.errors import UserError, did_you_mean
-from varbench.plugins import DISABLE_VARIABLE, manager
+from varbench.rows.manager import DISABLE_VARIABLE, manager
 
 EXAMPLES = """\
 examples:
@@ -74,7 +74,9 @@ def build_parser(modules: Sequence[ModuleType]) -> argparse.ArgumentParser:
             "--disable", action="append", default=[], metavar="PLUGIN",
             help=f"leave a plugin out, unimported: NAME or PACKAGE:NAME; also {DISABLE_VARIABLE}=NAME,NAME",
         )  # fmt: skip
-        common.add_argument("--traceback", action="store_true", help="show the traceback of an error or of a broken plugin")
+        common.add_argument(
+            "--traceback", action="store_true", help="show the traceback of an error or of a broken plugin"
+        )
     return parser
 
 

@@ -18,6 +18,14 @@ class CheckpointError(UserError):
     """A checkpoint cannot be read, or does not fit the model."""
 
 
+class DiskFullError(UserError, OSError):
+    """There is no room for a file; what was there before is unchanged."""
+
+
+class WrongOutputError(Exception):
+    """A method gave too few images, NaN, or a wrong shape."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` Did you mean X?` for the nearest known name, and else the list of what is known; empty when nothing is."""
     known = sorted(known)

@@ -18,12 +18,12 @@ import pluggy
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from varbench.pipeline import Pipeline
     from varbench.policies import (
         CacheStrategy,
         DepthPolicy,
         Generator,
         GuidancePolicy,
+        LoadedModel,
         Metric,
         Setting,
         Settings,
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
         TrainingSchedule,
         Transformed,
     )
-    from varbench.records import Record
-    from varbench.report.sections import Section
+    from varbench.record import Record
+    from varbench.record.sections import Section
     from varbench.spec import ModelSpec
 
 PROJECT = "varbench"
@@ -275,10 +275,10 @@ def varbench_generator(setting: Setting, model: ModelSpec) -> Generator | None:
 
 
 @hookspec
-def varbench_calibrate(setting: Setting, pipe: Pipeline) -> dict[str, Any] | None:
+def varbench_calibrate(setting: Setting, pipe: LoadedModel) -> dict[str, Any] | None:
     """Runs an offline pass over the loaded model, and returns what it found as JSON, which is hashed and kept.
 
-    `varbench.calibration.calibrate(row, pipe)` calls it. What stands under `parameters` becomes the row's own; a row
+    `varbench.engine.calibration.calibrate(row, pipe)` calls it. What stands under `parameters` becomes the row's own; a row
     that was not calibrated runs with the defaults.
 
     Parameters:
@@ -322,7 +322,7 @@ def varbench_report_sections(records: Sequence[Record]) -> Sequence[Section] | N
 
     Example:
         from varbench import hookimpl
-        from varbench.report.sections import Section, Table
+        from varbench.record.sections import Section, Table
 
         @hookimpl
         def varbench_report_sections(records):

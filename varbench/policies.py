@@ -135,7 +135,9 @@ class CacheStrategy(Protocol):
         """Most entries a head holds after this scale, chosen by `pick`; None picks nothing. One owner in a row."""
         return None
 
-    def pick(self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, *, layer: int, scale: int, group: int) -> Tensor:
+    def pick(
+        self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, *, layer: int, scale: int, group: int
+    ) -> Tensor:
         """Places (B, H, count), ascending, of the entries to keep. Called after the attention of `scale`."""
         needed = f"{type(self).__name__} gives a budget, so it must give pick() too"
         raise NotImplementedError(needed)
@@ -160,6 +162,20 @@ class TokenPolicy(Protocol):
         self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, scale: int
     ) -> Tensor:
         """The sub-layer's output for all `length` tokens, from the computed ones and the remembered map."""
+        ...
+
+
+class LoadedModel(Protocol):
+    """What a calibration may use of the pipeline that `varbench.load_pipeline` returns."""
+
+    @property
+    def model(self) -> ModelSpec: ...
+
+    @property
+    def device(self) -> Any: ...
+
+    def generate(self, labels: Any, *, seed: int = 0) -> Any:
+        """Images and tokens of the full model; `varbench.engine.calibration.observe` looks into its attention."""
         ...
 
 

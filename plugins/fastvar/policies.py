@@ -32,7 +32,9 @@ def read_point(setting: Setting, model: ModelSpec) -> Point:
     assert numbers is not None
     percent, skipped = numbers.groups()
     if int(skipped or 0) >= model.scales:
-        raise UserError(f"{setting.point} leaves no scale: {model.name} has {model.scales}, so skip 1 to {model.scales - 1}")
+        raise UserError(
+            f"{setting.point} leaves no scale: {model.name} has {model.scales}, so skip 1 to {model.scales - 1}"
+        )
     return Point(percent=int(percent) if percent else None, skipped=int(skipped or 0))
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from varbench.calibration import observe, written_layers
+from varbench.engine.calibration import observe, written_layers
 from varbench.errors import UserError
 
 if TYPE_CHECKING:
-    from varbench.pipeline import Pipeline
+    from varbench.engine.pipeline import Pipeline
 
 IMAGES, SEED = 8, 20_251
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from varbench import hookimpl
-from varbench.calibration import read_layers, written_layers
+from varbench.engine.calibration import read_layers, written_layers
 from varbench.errors import UserError
 from varbench.policies import CacheStrategy, Parameter, Provenance, Setting, Settings
 from varbench.spec import ModelSpec
 from varbench_plugins.scalekv.strategy import ScaleKV, budgets
 
 if TYPE_CHECKING:
-    from varbench.pipeline import Pipeline
+    from varbench.engine.pipeline import Pipeline
 
 
 @hookimpl

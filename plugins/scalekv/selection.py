@@ -34,7 +34,9 @@ def best_entries(keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, *, observe
     if count >= entries:
         return torch.arange(entries, device=keys_BHnc.device).expand(rows, heads, -1)
     if count < len(observers_m):
-        raise ValueError(f"{count} entries are to stay, and the {len(observers_m)} observers always do; give a larger budget")
+        raise ValueError(
+            f"{count} entries are to stay, and the {len(observers_m)} observers always do; give a larger budget"
+        )
     own_m = observers_m + entries - queries_BHLc.shape[2]
     watching_BHc = queries_BHLc[:, :, observers_m].float().sum(dim=2)
     scores_BHn = (keys_BHnc.float() @ watching_BHc.unsqueeze(-1)).squeeze(-1)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from varbench.calibration import observe, written_layers
+from varbench.engine.calibration import observe, written_layers
 
 if TYPE_CHECKING:
-    from varbench.pipeline import Pipeline
+    from varbench.engine.pipeline import Pipeline
 
 IMAGES, SEED = 8, 20_252
 

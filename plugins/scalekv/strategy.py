@@ -41,7 +41,9 @@ class ScaleKV(CacheStrategy):
         entries = self._budgets[0] if layer in self._drafters else self._budgets[1]
         return None if self._model.starts[scale + 1] <= max(entries, self._base) else entries
 
-    def pick(self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, *, layer: int, scale: int, group: int) -> Tensor:
+    def pick(
+        self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, *, layer: int, scale: int, group: int
+    ) -> Tensor:
         from varbench_plugins.scalekv.selection import best_entries, observers
 
         places_m = observers(queries_BHLc.shape[2], side=self._model.sides[scale], grid=GRID, device=keys_BHnc.device)

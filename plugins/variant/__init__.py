@@ -13,8 +13,8 @@ from . import depth
 from .schedule import DRAW, SupernetSchedule
 
 if TYPE_CHECKING:
-    from varbench.records import Record
-    from varbench.report.sections import Section
+    from varbench.record import Record
+    from varbench.record.sections import Section
 
 SHORTEST_TRAINING = 6
 """Steps from which each of the three phases has one."""

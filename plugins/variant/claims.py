@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
-from varbench import stats
-from varbench.records import Record
-from varbench.report import words
-from varbench.report.entries import Block, Entry, blocks_of, score_label
-from varbench.report.sections import Section, Table, Text
-from varbench.stats import Interval
+from varbench.base import stats
+from varbench.base.stats import Interval
+from varbench.record import Record
+from varbench.record.sections import Section, Table, Text
+from varbench.show import words
+from varbench.show.entries import Block, Entry, blocks_of, score_label
 
 HOLDS, DOES_NOT, NOT_SHOWN = "holds", "does not hold", "no difference shown"
 OURS, HALF = "variant", "fixed_ratio@p05"
@@ -37,24 +37,35 @@ def _section(block: Block, rows: list[tuple[str, str, str]]) -> Section:
         if seeds > 1
         else f"{block.title}. Differences are in {score_label(block.headline)}, from one seed: another may turn them around."
     )
-    return Section(title="Which of VARiant's claims hold here", parts=[Text(text=note), Table(columns=("claim", "measured", "here"), rows=rows)])
+    return Section(
+        title="Which of VARiant's claims hold here",
+        parts=[Text(text=note), Table(columns=("claim", "measured", "here"), rows=rows)],
+    )
 
 
 def _claims(block: Block) -> Iterator[tuple[str, str, str]]:
     if block.headline is None:
         return
     by_name = {entry.name: entry for entry in block.entries if entry.believable}
-    depths = [name.partition("@")[2] for name in by_name if name.startswith(f"{OURS}@d") and name.count("/") == 0 and ":" not in name and "+" not in name]
+    depths = [
+        name.partition("@")[2]
+        for name in by_name
+        if name.startswith(f"{OURS}@d") and name.count("/") == 0 and ":" not in name and "+" not in name
+    ]
 
     def rows(claim: str, pairs: list[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
         for better, worse in pairs:
             if better in by_name and worse in by_name:
                 yield (claim, *_beside(by_name[better], by_name[worse], block))
 
-    yield from rows("progressive training gives better subnets than p = 0.5", [(f"{OURS}@{d}", f"{HALF}/{d}") for d in depths])
+    yield from rows(
+        "progressive training gives better subnets than p = 0.5", [(f"{OURS}@{d}", f"{HALF}/{d}") for d in depths]
+    )
     yield from rows("… and a better full model than p = 0.5", [(f"{OURS}@full", f"{HALF}/full")])
     yield from rows("p = 0.1 spares the full model more than p = 1", [(f"{RARELY}/full", f"{ALWAYS}/full")])
-    yield from rows("… and p = 1 gives better subnets than p = 0.1", [(f"{ALWAYS}/{d}", f"{RARELY}/{d}") for d in depths])
+    yield from rows(
+        "… and p = 1 gives better subnets than p = 0.1", [(f"{ALWAYS}/{d}", f"{RARELY}/{d}") for d in depths]
+    )
     yield from rows("progressive training spares the full model as p = 0.1 does", [(f"{OURS}@full", f"{RARELY}/full")])
     yield from rows("… and gives subnets as good as p = 1 does", [(f"{OURS}@{d}", f"{ALWAYS}/{d}") for d in depths])
     yield from rows("training is what makes the subnets", [(f"{OURS}@{d}", f"{OURS}@untrained/{d}") for d in depths])

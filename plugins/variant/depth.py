@@ -103,7 +103,9 @@ class SupernetDepth(DepthPolicy):
 
     def layers(self, scale: int, backbone: str) -> Sequence[int]:
         if backbone != MAIN:
-            raise UserError(f"the row also runs backbone {backbone!r}, and this depth is chosen for the main model alone")
+            raise UserError(
+                f"the row also runs backbone {backbone!r}, and this depth is chosen for the main model alone"
+            )
         return self.subnet if scale in self.flexible else self.full
 
     def retains(self, layer: int, scale: int) -> bool:

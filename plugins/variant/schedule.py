@@ -10,7 +10,11 @@ from collections.abc import Callable, Sequence
 from varbench.errors import UserError
 from varbench.policies import Parameter, Stage, TrainingSchedule, TrainStep
 
-DRAW = {"draw": Parameter(default="uniform", help="depth that a subnet step trains: uniform over the points, or one, as in d8")}
+DRAW = {
+    "draw": Parameter(
+        default="uniform", help="depth that a subnet step trains: uniform over the points, or one, as in d8"
+    )
+}
 
 
 class SupernetSchedule(TrainingSchedule):
@@ -34,7 +38,9 @@ class SupernetSchedule(TrainingSchedule):
         if not self.subnets:
             raise UserError("the model is too shallow for any subnet, so there is nothing to train but itself")
         if total < self._shortest:
-            raise UserError(f"{total} optimiser steps are too few for the schedule's phases; give at least {self._shortest}")
+            raise UserError(
+                f"{total} optimiser steps are too few for the schedule's phases; give at least {self._shortest}"
+            )
 
     def at(self, stage: Stage, step: int, total: int, uniform: Callable[[int], float]) -> TrainStep:
         if uniform(0) >= self.probability(step, total):

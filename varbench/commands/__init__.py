@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from varbench.plugins import PluginManager, Problem
+    from varbench.rows.manager import PluginManager, Problem
 
 
 def usable_plugins(args: argparse.Namespace) -> PluginManager:
     """All plugins, imported; a warning on stderr for each that cannot be used."""
-    from varbench.plugins import manager
+    from varbench.rows.manager import manager
 
     found = manager()
     found.load_all()

@@ -20,19 +20,28 @@ def add_parser(subparsers: Any) -> None:
         description="Runs a method on a tiny random model, on the CPU, and holds every promise against it. Exit code 1 when one "
         "is broken.",
     )
-    parser.add_argument("package", nargs="?", metavar="PACKAGE", help="a plugin, an installed package with plugins, or a row such as variant@d4")
-    parser.add_argument("--only", default="", metavar="NAMES", help="only these invariants, as in deterministic,batch_invariance")
+    parser.add_argument(
+        "package",
+        nargs="?",
+        metavar="PACKAGE",
+        help="a plugin, an installed package with plugins, or a row such as variant@d4",
+    )
+    parser.add_argument(
+        "--only", default="", metavar="NAMES", help="only these invariants, as in deterministic,batch_invariance"
+    )
     parser.add_argument("--without", default="", metavar="NAMES", help="all but these invariants")
-    parser.add_argument("--model", metavar="PRESET", help="sizes of another model, with random weights; default: eight small layers")
+    parser.add_argument(
+        "--model", metavar="PRESET", help="sizes of another model, with random weights; default: eight small layers"
+    )
     parser.add_argument("--list", action="store_true", dest="listing", help="list the invariants, and check nothing")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from varbench.presets import preset
-    from varbench.testing.kit import check, invariants
-    from varbench.testing.model import SPEC
+    from varbench.check.kit import check, invariants
+    from varbench.check.small_model import SPEC
+    from varbench.plan.presets import preset
 
     if args.listing:
         print("\n".join(f"{name}\n    {promise}" for name, promise in invariants().items()))
@@ -66,7 +75,11 @@ def _methods(package: str) -> list[str]:
     first = package.partition("+")[0].partition("@")[0].partition(":")[0]
     if first in points.names:
         return [package]
-    found = [point.name for point in points if point.dist and point.dist.name.lower().replace("_", "-") == package.lower().replace("_", "-")]
+    found = [
+        point.name
+        for point in points
+        if point.dist and point.dist.name.lower().replace("_", "-") == package.lower().replace("_", "-")
+    ]
     if not found:
         known = {*points.names, *(point.dist.name for point in points if point.dist)}
         raise UserError(f"no plugin or package {package!r} is installed.{did_you_mean(package, known)}")

@@ -16,9 +16,7 @@ def add_parser(subparsers: Any) -> None:
         description="Compares the rows that two sets of records share. Unlike protocols are refused. `same` means that no "
         "difference was shown; it may or may not be there. In the column `change`, above 0 is better in every line.",
     )
-    parser.add_argument(
-        "old", type=Path, metavar="A", help="run folder, report folder or record: the older set"
-    )
+    parser.add_argument("old", type=Path, metavar="A", help="run folder, report folder or record: the older set")
     parser.add_argument("new", type=Path, metavar="B", help="the newer set")
     parser.add_argument(
         "--fail-on", default="", metavar="LIMITS",
@@ -30,8 +28,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from varbench.compare import as_json, as_table, compare
-    from varbench.records import load_records
+    from varbench.record import load_records
+    from varbench.show.compare import as_json, as_table, compare
 
     loaded = [load_records([place]) for place in (args.old, args.new)]
     for problem in (*loaded[0].problems, *loaded[1].problems):

@@ -43,9 +43,9 @@ def machine() -> dict[str, str]:
     """Facts by name, each as text; what is missing says so."""
     import torch
 
+    from varbench.base.places import cache_folder
     from varbench.measure.environment import available_memory, environment
     from varbench.measure.harness import null_cost
-    from varbench.places import cache_folder
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found, harness = environment(device), null_cost(device)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from varbench.commands import usable_plugins, warn
 
 if TYPE_CHECKING:
-    from varbench.plugins import PluginInfo, PluginManager
     from varbench.policies import Settings
+    from varbench.rows.manager import PluginInfo, PluginManager
 
 SECTIONS = ("plugins", "presets", "hardware")
 
@@ -24,7 +24,9 @@ def add_parser(subparsers: Any) -> None:
         description="Lists what can be run. Points marked * are those that run unless a row names one.",
     )
     parser.add_argument("section", nargs="?", choices=SECTIONS, help="only this; default: everything")
-    parser.add_argument("--model", default="tiny", metavar="PRESET", help="model whose settings are listed; default: tiny")
+    parser.add_argument(
+        "--model", default="tiny", metavar="PRESET", help="model whose settings are listed; default: tiny"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -52,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
 
 def settings_of(manager: PluginManager, model: str) -> list[tuple[PluginInfo, Settings]]:
     """Settings of every plugin that can be used; a plugin that has none to give has an empty one."""
+    from varbench.plan.presets import preset
     from varbench.policies import Settings
-    from varbench.presets import preset
 
     given = {info.name: settings for info, settings in manager.each("varbench_settings", model=preset(model).spec)}
     failed = {problem.plugin for problem in manager.problems()}
@@ -82,7 +84,7 @@ def _plugin_json(info: PluginInfo, settings: Settings) -> dict[str, Any]:
 
 
 def _presets() -> list[dict[str, Any]]:
-    from varbench import presets
+    from varbench.plan import presets
 
     found = [presets.preset(name) for name in presets.names()]
     return [
@@ -104,7 +106,7 @@ def _preset(preset: dict[str, Any]) -> str:
 
 
 def _hardware() -> list[dict[str, Any]]:
-    from varbench.hardware import KNOWN
+    from varbench.plan.hardware import KNOWN
 
     return [dataclasses.asdict(device) for device in KNOWN.values()]
 

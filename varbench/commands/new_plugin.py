@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from varbench import __version__
+from varbench.check.templates import KINDS, files
 from varbench.errors import UserError
-from varbench.testing.templates import KINDS, files
 
 
 def add_parser(subparsers: Any) -> None:
@@ -20,7 +20,9 @@ def add_parser(subparsers: Any) -> None:
         help="an installable package with one method, to begin from",
         description="Writes NAME/ with pyproject.toml, the method, its test and a README. Its tests pass as written.",
     )
-    parser.add_argument("name", metavar="NAME", help="the method's name in rows, and the package's: a Python identifier")
+    parser.add_argument(
+        "name", metavar="NAME", help="the method's name in rows, and the package's: a Python identifier"
+    )
     parser.add_argument("--kind", choices=sorted(KINDS), default="depth", help="what it changes; default: depth")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where NAME/ is made; default: here")
     parser.set_defaults(run=run)
@@ -42,10 +44,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_name(name: str) -> None:
     if not (name.isascii() and name.isidentifier()) or keyword.iskeyword(name):
-        raise UserError(f"{name!r} is no Python identifier, and it names a module; use letters, digits and _, as in my_method")
+        raise UserError(
+            f"{name!r} is no Python identifier, and it names a module; use letters, digits and _, as in my_method"
+        )
     if name in sys.stdlib_module_names or name == "varbench":
         raise UserError(f"{name!r} is the name of a module that is there already; choose another")
     taken = [point for point in entry_points(group="varbench") if point.name == name]
     if taken:
         owner = taken[0].dist.name if taken[0].dist else "another package"
-        raise UserError(f"{name!r} is a plugin of {owner} already, and of two with one name neither is used; choose another")
+        raise UserError(
+            f"{name!r} is a plugin of {owner} already, and of two with one name neither is used; choose another"
+        )

@@ -14,11 +14,11 @@ from varbench.commands import usable_plugins
 from varbench.errors import UserError
 
 if TYPE_CHECKING:
-    from varbench.cost import Prediction, Work
-    from varbench.hardware import Hardware
-    from varbench.plan import Accounting, Plan
-    from varbench.published import Published
-    from varbench.rows import Row
+    from varbench.plan.cost import PlanWork, Prediction
+    from varbench.plan.hardware import Hardware
+    from varbench.plan.steps import Accounting, Plan
+    from varbench.rows.grammar import Row
+    from varbench.show.published import Published
     from varbench.spec import ModelSpec
 
 MIB = 2**20
@@ -38,12 +38,16 @@ def add_parser(subparsers: Any) -> None:
         "  varbench plan variant,code --model var-d30 --hardware H100-SXM,L20\n"
         "  varbench plan variant@d2:bridge=7 --model var-d30 --accounting upstream",
     )
-    parser.add_argument("method", metavar="METHOD", help="rows, by comma; a method without a point stands for its default ones")
+    parser.add_argument(
+        "method", metavar="METHOD", help="rows, by comma; a method without a point stands for its default ones"
+    )
     parser.add_argument("--model", default="tiny", metavar="PRESET", help="model preset; default: tiny")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images a call; default: 64")
     parser.add_argument("--dtype", default="bfloat16", metavar="TYPE", help="compute type; default: bfloat16")
     parser.add_argument(
-        "--hardware", metavar="NAMES", help="names by comma, or a .toml file; default: L20, as the papers, or for tiny a CPU"
+        "--hardware",
+        metavar="NAMES",
+        help="names by comma, or a .toml file; default: L20, as the papers, or for tiny a CPU",
     )
     parser.add_argument(
         "--accounting", choices=("lossless", "upstream"), help="upstream counts and stores as the official code does"
@@ -60,15 +64,15 @@ class Counted:
     name: str
     row: Row
     plan: Plan
-    work: Work
+    work: PlanWork
     predictions: tuple[Prediction, ...]
 
 
 def run(args: argparse.Namespace) -> int:
     from varbench import rows
-    from varbench.cost import ITEM
     from varbench.errors import did_you_mean
-    from varbench.presets import preset
+    from varbench.plan.cost import ITEM
+    from varbench.plan.presets import preset
 
     if args.batch < 1:
         raise UserError(f"--batch is {args.batch}; give 1 or more")
@@ -98,19 +102,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _devices(text: str) -> tuple[Hardware, ...]:
-    from varbench import hardware
+    from varbench.plan import hardware
 
     return tuple(
-        hardware.from_file(name) if name.endswith(".toml") else hardware.hardware(name)
-        for name in text.split(",")
+        hardware.from_file(name) if name.endswith(".toml") else hardware.hardware(name) for name in text.split(",")
     )
 
 
 def count(
     row: Row, *, accounting: Accounting, model: ModelSpec, batch: int, dtype: str, devices: Sequence[Hardware]
 ) -> Counted:
-    from varbench.compiler import compile_plan
-    from varbench.cost import predict, work
+    from varbench.plan.compiler import compile_plan
+    from varbench.plan.cost import predict, work
 
     plan = compile_plan(model, row.policies, accounting=accounting)
     counted = work(plan, batch=batch, dtype=dtype)
@@ -186,8 +189,8 @@ def _summary(denominators: Sequence[Counted], found: Sequence[Counted], *, batch
 
 def _published(row: Row) -> list[Published]:
     """What was published for the row's method, model and setting, whatever its parameters."""
-    from varbench.published import published_rows
-    from varbench.rows import FULL
+    from varbench.rows.grammar import FULL
+    from varbench.show.published import published_rows
 
     if len(row.settings) != 1:
         return []

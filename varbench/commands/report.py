@@ -12,9 +12,9 @@ from varbench.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from varbench.records import Record
-    from varbench.report.page import Changes
-    from varbench.report.sections import Panel
+    from varbench.record import Record
+    from varbench.record.sections import Panel
+    from varbench.show.page import Changes
 
 RUNS = Path("varbench-runs")
 
@@ -39,17 +39,15 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from varbench.records import load_records
-    from varbench.report.outputs import render
+    from varbench.record import load_records
+    from varbench.show.outputs import render
 
     places = args.records or [newest_run(RUNS)]
     loaded = load_records(places)
     for problem in loaded.problems:
         print(f"warning: {problem}", file=sys.stderr)
     if not loaded.records:
-        raise UserError(
-            f"no records in {', '.join(map(str, places))}: nothing to report; run `varbench run` first"
-        )
+        raise UserError(f"no records in {', '.join(map(str, places))}: nothing to report; run `varbench run` first")
     changes = _changes(args.compare, loaded.records) if args.compare else None
     panels = _panels(loaded.records)
     print(render(loaded.records, args.out, problems=loaded.problems, panels=panels, changes=changes))
@@ -58,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _panels(records: Sequence[Record]) -> list[Panel]:
     """What plugins add. One that fails costs its own panels only."""
-    from varbench.plugins import manager
-    from varbench.report.sections import panels
+    from varbench.record.sections import panels
+    from varbench.rows.manager import manager
 
     plugins = manager()
     found = []
@@ -83,9 +81,9 @@ def newest_run(runs: Path) -> Path:
 
 
 def _changes(old: Path, records: Sequence[Record]) -> Changes:
-    from varbench.compare import COLUMNS, compare, table_rows
-    from varbench.records import load_records
-    from varbench.report.page import Changes
+    from varbench.record import load_records
+    from varbench.show.compare import COLUMNS, compare, table_rows
+    from varbench.show.page import Changes
 
     comparison = compare(load_records([old]).records, records)
     rows = tuple(table_rows(comparison))

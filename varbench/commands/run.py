@@ -19,8 +19,8 @@ from varbench.commands.report import RUNS, newest_run
 from varbench.errors import UserError
 
 if TYPE_CHECKING:
-    from varbench.records import Record
-    from varbench.runner.prepare import Run
+    from varbench.record import Record
+    from varbench.run.prepare import Run
 
 FINE, SOME_FAILED, NOTHING_SELECTED, ALL_FAILED, INTERRUPTED = 0, 3, 4, 5, 130
 
@@ -44,20 +44,37 @@ def add_parser(subparsers: Any) -> None:
     add("--model", metavar="PRESET", help="model preset; default: that of the sizes of --weights and --vae, else tiny")
     add("--weights", metavar="FILE", help="the transformer's checkpoint, or `random` to measure speed and memory alone")
     add("--vae", metavar="FILE", help="the tokenizer's checkpoint")
-    add("--companion", action="append", default=[], metavar="NAME=FILE", help="a second model, for methods that run two")
+    add(
+        "--companion", action="append", default=[], metavar="NAME=FILE", help="a second model, for methods that run two"
+    )
     add("--reference", metavar="PATH", help="what quality is measured against: a folder of images or an ADM .npz")
     add("--inception", metavar="FILE", help="the published Inception weights, without which nothing is called FID")
     add("--data", metavar="FOLDER", help="class folders that recipes are trained on; default: the preset's own data")
     add("--batch", type=int, metavar="N", help="images a call in the throughput regime; default: 64, for tiny 32")
     add("--dtype", metavar="TYPE", help="float32, bfloat16 or float16; default: what the device is fast at")
-    add("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; default: a GPU for the large presets where there is one")
+    add(
+        "--device",
+        metavar="DEVICE",
+        help="cpu, cuda or cuda:N; default: a GPU for the large presets where there is one",
+    )
     add("--compile", metavar="MODE", help="torch.compile mode; default: off")
-    add("--study", action="append", default=[], metavar="NAME", help="rows that plugins offer for a panel of their own; see varbench list")
+    add(
+        "--study",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="rows that plugins offer for a panel of their own; see varbench list",
+    )
     add("--seed", type=int, metavar="N", help="seed of the noise and of the recipes' training; default: 0")
     add("--steps", type=int, metavar="N", help="optimiser steps of a recipe; default: the preset's, for tiny 60")
     add("--images", type=int, metavar="N", help="images scored a row; 0 leaves quality out")
     add("--rounds", type=int, metavar="N", help="rounds of fresh processes; default: 3")
-    add("--timeout", type=float, metavar="S", help="seconds without a sign of life after which a row is ended; default: 600")
+    add(
+        "--timeout",
+        type=float,
+        metavar="S",
+        help="seconds without a sign of life after which a row is ended; default: 600",
+    )
     add("--memory-limit", type=float, metavar="GIB", help="host memory that a child may take")
     add("--out", metavar="DIR", help="where records go; default: varbench-runs/<time>")
     add("--config", type=Path, metavar="FILE", help="TOML file with these same keys; the command line wins")
@@ -69,21 +86,25 @@ def add_parser(subparsers: Any) -> None:
     add("--quick", action="store_true", help="a first look in a minute or two, never compared with full runs")
     add("--dry-run", action="store_true", help="print rows, children and the predicted time, and do nothing")
     add("--resume", action="store_true", help="skip rows whose records are complete and whose inputs are unchanged")
-    add("--fresh", action="store_true", help="measure quality and memory again, though an earlier run here left its findings")
+    add(
+        "--fresh",
+        action="store_true",
+        help="measure quality and memory again, though an earlier run here left its findings",
+    )
     add("--json", action="store_true", help="print the records as JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from varbench.records import Status
-    from varbench.rows import FULL
-    from varbench.runner import inputs
-    from varbench.runner.earlier import complete_records
-    from varbench.runner.execute import Execution, locked
-    from varbench.runner.options import read_config, resolve
-    from varbench.runner.prepare import NothingSelectedError, prepare
-    from varbench.runner.progress import shown
-    from varbench.runner.schedule import base_job
+    from varbench.record import Status
+    from varbench.rows.grammar import FULL
+    from varbench.run import inputs
+    from varbench.run.display import shown
+    from varbench.run.earlier import complete_records
+    from varbench.run.execute import Execution, locked
+    from varbench.run.options import read_config, resolve
+    from varbench.run.prepare import NothingSelectedError, prepare
+    from varbench.run.schedule import base_job
 
     options = resolve(args)
     manager = usable_plugins(args)
@@ -131,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _say_what_is_there(this: Run, out: Path, complete: int) -> None:
-    from varbench.runner.earlier import other_settings, set_aside_outdated
+    from varbench.run.earlier import other_settings, set_aside_outdated
 
     print(f"{complete} of {len(this.prepared.measured)} rows are complete and unchanged", file=sys.stderr)
     if outdated := set_aside_outdated(this, out):
@@ -166,7 +187,7 @@ def _check_place(out: Path, *, resume: bool) -> None:
 
 def _run(out: Path, options: Any, prepared: Any) -> Run:
     from varbench.measure.environment import available_memory
-    from varbench.runner.prepare import UPSTREAM, Measured, Run
+    from varbench.run.prepare import UPSTREAM, Measured, Run
 
     def scored(one: Measured) -> bool:
         if one.generator is not None:
@@ -192,8 +213,8 @@ def _children(this: Run) -> int:
 
 
 def _finish(records: Sequence[Record], out: Path, *, as_json: bool) -> int:
-    from varbench.records import to_json
-    from varbench.runner.table import as_table, remarks
+    from varbench.record import to_json
+    from varbench.show.table import as_table, remarks
 
     if as_json:
         print(json.dumps([to_json(record) for record in records], indent=1))
@@ -206,7 +227,7 @@ def _finish(records: Sequence[Record], out: Path, *, as_json: bool) -> int:
 
 
 def _exit_code(records: Sequence[Record]) -> int:
-    from varbench.records import Status
+    from varbench.record import Status
 
     complete = [record.status is Status.COMPLETE for record in records]
     if all(complete):
@@ -219,10 +240,10 @@ def dry_run(this: Run) -> str:
     """Rows with their plans' work, how many children run, and how long that takes by the roofline."""
     from tabulate import tabulate
 
-    from varbench.cost import work
     from varbench.measure.environment import environment
-    from varbench.report import words
-    from varbench.runner.prepare import hardware_like, predicted
+    from varbench.plan.cost import work
+    from varbench.run.prepare import hardware_like, predicted
+    from varbench.show import words
 
     options = this.options
     here = environment("cpu")
@@ -235,7 +256,9 @@ def dry_run(this: Run) -> str:
             continue
         flops = work(one.plan, batch=options.batch, dtype=options.dtype).transformer_flops
         full = full or flops
-        call = predicted(one.plan, batch=options.batch, dtype=options.dtype, hardware=hardware).total if hardware else None
+        call = (
+            predicted(one.plan, batch=options.batch, dtype=options.dtype, hardware=hardware).total if hardware else None
+        )
         if call is not None:
             images = options.images if one.name in this.quality_rows else 0
             timed = max(options.seconds, options.count * call) + 4 * call
@@ -244,7 +267,9 @@ def dry_run(this: Run) -> str:
     table = tabulate(lines, ("row", "weights", "work", "batch, predicted", ""), disable_numparse=True)
     trained = [weights.key for weights in this.prepared.weight_sets if weights.trains is not None]
     children = _children(this)
-    time = f"about {words.seconds(seconds + 4 * children)} and the training" if seconds else "not predicted on this device"
+    time = (
+        f"about {words.seconds(seconds + 4 * children)} and the training" if seconds else "not predicted on this device"
+    )
     return (
         f"{table}\n\n{children} children; recipes that are trained unless cached: {', '.join(trained) or 'none'}\n"
         f"time: {time} (a bound by the roofline)\nrecords would go to {this.name}; nothing was run"

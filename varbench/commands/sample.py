@@ -12,7 +12,7 @@ from varbench.commands import usable_plugins
 from varbench.errors import UserError
 
 if TYPE_CHECKING:
-    from varbench.pipeline import Pipeline
+    from varbench.engine.pipeline import Pipeline
 
 NOTHING_SELECTED = 4
 
@@ -28,16 +28,26 @@ def add_parser(subparsers: Any) -> None:
         "  varbench sample variant@d16 --model var-d30 --weights var_d30.pth --vae vae_ch160v4096z32.pth --labels 207,88\n"
         "  varbench sample code@n8 --model var-d30 --weights random",
     )
-    parser.add_argument("methods", metavar="ROWS", nargs="?", default="full_var", help="rows by comma; default: full_var")
-    parser.add_argument("--model", metavar="PRESET", help="model preset; default: the checkpoint's own sizes, else tiny")
-    parser.add_argument("--weights", metavar="PATH", help="transformer checkpoint, or random; default: what the preset ships")
+    parser.add_argument(
+        "methods", metavar="ROWS", nargs="?", default="full_var", help="rows by comma; default: full_var"
+    )
+    parser.add_argument(
+        "--model", metavar="PRESET", help="model preset; default: the checkpoint's own sizes, else tiny"
+    )
+    parser.add_argument(
+        "--weights", metavar="PATH", help="transformer checkpoint, or random; default: what the preset ships"
+    )
     parser.add_argument("--vae", metavar="PATH", help="tokenizer checkpoint, with --weights PATH")
     parser.add_argument(
         "--companion", action="append", default=[], metavar="NAME=PATH",
         help="checkpoint of a further model, as in refiner=var_d16.pth for code",
     )  # fmt: skip
-    parser.add_argument("--heads", type=int, metavar="N", help="heads, where the checkpoint does not tell (plain attention)")
-    parser.add_argument("--labels", metavar="CLASSES", help="class numbers by comma; default: 8 spread over all classes")
+    parser.add_argument(
+        "--heads", type=int, metavar="N", help="heads, where the checkpoint does not tell (plain attention)"
+    )
+    parser.add_argument(
+        "--labels", metavar="CLASSES", help="class numbers by comma; default: 8 spread over all classes"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the noise; default: 0")
     parser.add_argument("--cfg", type=float, default=1.5, help="guidance scale; default: 1.5")
     parser.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest codes; 0, the default, is off")
@@ -63,9 +73,7 @@ def run(args: argparse.Namespace) -> int:
     lines = []
     for row in asked:
         start = time.perf_counter()
-        output = pipe.generate(
-            labels, seed=args.seed, cfg=args.cfg, top_k=args.top_k, top_p=args.top_p, method=row
-        )
+        output = pipe.generate(labels, seed=args.seed, cfg=args.cfg, top_k=args.top_k, top_p=args.top_p, method=row)
         lines.append(output.images)
         print(f"{row.name}: {len(labels)} images in {time.perf_counter() - start:.2f} s", file=sys.stderr)
         if row.schedule is not None:
@@ -85,14 +93,14 @@ def _labels(text: str | None, classes: int) -> list[int]:
 
 
 def _pipeline(args: argparse.Namespace) -> Pipeline:
-    from varbench.presets import DEFAULT, shipped_files
+    from varbench.plan.presets import DEFAULT, shipped_files
 
     companions = dict(_companion(given) for given in args.companion)
     common = {"companions": companions, "device": args.device, "dtype": args.dtype, "seed": args.seed}
     if args.weights not in (None, "random"):
         if args.vae is None:
             raise UserError("--weights is a checkpoint, so give the tokenizer's too: --vae PATH")
-        from varbench.pipeline import load_pipeline
+        from varbench.engine.pipeline import load_pipeline
 
         return load_pipeline(args.model, vae=args.vae, var=args.weights, num_heads=args.heads, **common)
     for option in ("vae", "heads"):
@@ -101,7 +109,7 @@ def _pipeline(args: argparse.Namespace) -> Pipeline:
     name = args.model or DEFAULT
     if args.weights is None and not shipped_files(name):
         raise UserError(f"{name} ships no weights; give --weights PATH with --vae PATH, or --weights random")
-    from varbench.pipeline import load_pipeline
+    from varbench.engine.pipeline import load_pipeline
 
     return load_pipeline(name, random=args.weights == "random", **common)
 
@@ -119,11 +127,10 @@ def _write_grid(lines: list[Any], path: Path) -> None:
     from PIL import Image
     from torch.nn.functional import pad
 
+    from varbench.base.whole_files import whole_file
     from varbench.quality.images import to_uint8
 
     padded = [torch.cat(list(pad(images.float().cpu(), (0, 1, 0, 1), value=1.0)), dim=-1) for images in lines]
     sheet = to_uint8(torch.cat(padded, dim=-2).unsqueeze(0))[0].transpose(1, 2, 0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    Image.fromarray(sheet).save(temporary, format="PNG")
-    temporary.replace(path)
+    with whole_file(path) as file:
+        Image.fromarray(sheet).save(file, format="PNG")

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from varbench import presets
+from varbench.plan import presets
 
 if TYPE_CHECKING:
     from varbench.data.image_set import ImageSet
@@ -35,7 +35,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="a folder with one sub-folder per class")
     parser.add_argument("--vae", type=Path, metavar="FILE", help="tokenizer to train on; the shipped one unless given")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="transformer to start from, instead of the shipped one (recipes) or new values (base, narrow)")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="transformer to start from, instead of the shipped one (recipes) or new values (base, narrow)",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the weights go; a recipe's go to the cache")
     parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="also write event files for TensorBoard")
     parser.set_defaults(run=run)
@@ -77,9 +82,9 @@ def _given(args: argparse.Namespace, **names: str) -> dict[str, Any]:
 
 
 def _network(args: argparse.Namespace, data: ImageSet) -> int:
+    from varbench.base.whole_files import whole_file
     from varbench.quality.train_networks import train_classifier
-    from varbench.training.files import whole_file
-    from varbench.training.progress import shown
+    from varbench.train.progress import shown
 
     steps = args.steps or 3000
     with shown(args.what, steps=steps, events=args.tensorboard) as progress:
@@ -99,14 +104,12 @@ def _network(args: argparse.Namespace, data: ImageSet) -> int:
 
 
 def _tokenizer(args: argparse.Namespace, data: ImageSet) -> int:
-    from varbench.training.export import bf16_, export
-    from varbench.training.progress import shown
-    from varbench.training.tokenizer import TokenizerBudget, held_out_figures, train_tokenizer
+    from varbench.train.export import bf16_, export
+    from varbench.train.progress import shown
+    from varbench.train.train_tokenizer import TokenizerBudget, held_out_figures, train_tokenizer
 
     spec = presets.preset(args.model).spec
-    budget = TokenizerBudget(
-        seed=args.seed, **_given(args, steps="steps", rate="peak_rate", batch="batch")
-    )
+    budget = TokenizerBudget(seed=args.seed, **_given(args, steps="steps", rate="peak_rate", batch="batch"))
     out = _out(args)
     state = out.with_suffix(".state")
     with shown("tokenizer", steps=budget.steps, events=args.tensorboard) as progress:
@@ -123,16 +126,17 @@ def _tokenizer(args: argparse.Namespace, data: ImageSet) -> int:
 def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
     import torch
 
+    from varbench.base.hashing import file_hash
     from varbench.errors import CheckpointError
-    from varbench.model.checkpoints import build_tokenizer, file_hash, load_tokenizer, load_transformer
+    from varbench.model.checkpoints import build_tokenizer, load_tokenizer, load_transformer
     from varbench.model.transformer import Transformer, initialise_
-    from varbench.training.budgets import BASE, NARROW
-    from varbench.training.export import export, read_record
-    from varbench.training.progress import shown
-    from varbench.training.ranks import join_ranks
-    from varbench.training.recipes import full_curriculum
-    from varbench.training.tokens import tokens_of
-    from varbench.training.trainer import train
+    from varbench.train.budgets import BASE, NARROW
+    from varbench.train.export import export, read_record
+    from varbench.train.progress import shown
+    from varbench.train.ranks import join_ranks
+    from varbench.train.recipes import full_curriculum
+    from varbench.train.tokens import tokens_of
+    from varbench.train.trainer import train
 
     ranks = join_ranks()
     main = presets.preset(args.model).spec
@@ -190,8 +194,8 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench import rows
     from varbench.errors import UserError
     from varbench.policies import MAIN
-    from varbench.training.budgets import RECIPE
-    from varbench.training.recipes import recipe_weights
+    from varbench.train.budgets import RECIPE
+    from varbench.train.recipes import recipe_weights
 
     if args.out is not None:
         raise UserError("a recipe's weights go to the cache, keyed by what they were trained from. Leave --out away.")

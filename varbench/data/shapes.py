@@ -125,9 +125,7 @@ class Shapes:
         wanted = _checked(indices)
         return _latents(wanted, self._draw(wanted, with_grain=False)[0])
 
-    def _draw(
-        self, indices: NDArray[np.int64], *, with_grain: bool = True
-    ) -> tuple[NDArray[np.float64], Floats]:
+    def _draw(self, indices: NDArray[np.int64], *, with_grain: bool = True) -> tuple[NDArray[np.float64], Floats]:
         """Uniform draws (N, _DRAWS) and normal grain (N, S, S), from one stream per image."""
         draws = np.empty((len(indices), _DRAWS))
         grain = np.empty((len(indices) if with_grain else 0, self.side, self.side), np.float32)
@@ -190,16 +188,12 @@ def _latents(indices: NDArray[np.int64], draws: NDArray[np.float64]) -> Latents:
         hue=hue,
         figure_rgb_N3=figure,
         background_rgb_N3=_rgb(ground_hue, ground_saturation, ground_value),
-        background_end_rgb_N3=_rgb(
-            ground_hue + 0.16 * (end_hue - 0.5), ground_saturation, ground_value + drift
-        ),
+        background_end_rgb_N3=_rgb(ground_hue + 0.16 * (end_hue - 0.5), ground_saturation, ground_value + drift),
         gradient_angle=2 * np.pi * angle,
     )
 
 
-def _rgb(
-    hue: NDArray[np.float64], saturation: NDArray[np.float64], value: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _rgb(hue: NDArray[np.float64], saturation: NDArray[np.float64], value: NDArray[np.float64]) -> NDArray[np.float64]:
     """HSV to RGB, (N, 3) in [0, 1]; the hue wraps."""
     sector = (hue[:, None] * 6 + np.array([5.0, 3.0, 1.0])) % 6
     return value[:, None] * (1 - saturation[:, None] * np.clip(np.minimum(sector, 4 - sector), 0, 1))
@@ -282,9 +276,7 @@ def _star(u: Floats, v: Floats) -> Floats:
     length = np.sqrt(u * u + v * v)
     corner = np.array([inner * np.cos(fifth), inner * np.sin(fifth)])
     normal = np.array([corner[1], tip - corner[0]]) / np.hypot(corner[1], tip - corner[0])
-    return (normal[0] * (length * np.cos(folded) - tip) + normal[1] * length * np.sin(folded)).astype(
-        np.float32
-    )
+    return (normal[0] * (length * np.cos(folded) - tip) + normal[1] * length * np.sin(folded)).astype(np.float32)
 
 
 def _stripes(u: Floats, v: Floats) -> Floats:

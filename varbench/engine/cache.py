@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from varbench.compiler import SlotKey
-from varbench.plan import Accounting, CacheUse, Segment, total
+from varbench.plan.steps import Accounting, CacheUse, Segment, SlotKey, total
 
 
 @dataclass

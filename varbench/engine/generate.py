@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from varbench.compiler import RowPolicies, SlotKey
 from varbench.engine.cache import State
 from varbench.engine.sampler import draw, filtered, uniforms
-from varbench.engine.trace import Trace
 from varbench.model.tokenizer import Tokenizer
-from varbench.model.transformer import Attention, Block, Transformer, normed
-from varbench.plan import CacheUse, LayerCall, Plan, Segment, Step, SubLayer
+from varbench.model.transformer import Attention, Layer, Transformer, normed
+from varbench.plan.compiler import RowPolicies
+from varbench.plan.steps import CacheUse, LayerCall, Plan, Segment, SlotKey, Step, SubLayer
+from varbench.plan.trace import Trace
 from varbench.policies import SubLayerName
 
 Observer = Callable[[str, int], None]
@@ -256,7 +256,7 @@ class _Run:
         modulation: tuple[Tensor, ...],
         mask: Tensor | None,
     ) -> tuple[Tensor, LayerCall]:
-        block: Block = backbone.block(call.layer)
+        block: Layer = backbone.block(call.layer)
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
         uses: list[CacheUse] = []
 
@@ -354,7 +354,9 @@ class _Run:
         places = strategy.pick(keys, queries, count, layer=key.layer, scale=step.samples, group=group)
         expected = (keys.shape[0], keys.shape[1], count)
         if tuple(places.shape) != expected:
-            raise ValueError(f"{type(strategy).__name__}.pick gave places of shape {tuple(places.shape)}, not {expected}")
+            raise ValueError(
+                f"{type(strategy).__name__}.pick gave places of shape {tuple(places.shape)}, not {expected}"
+            )
         return places
 
 

@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from varbench.compiler import SlotKey
 from varbench.errors import PlanError
 from varbench.model.transformer import Transformer, normed
-from varbench.plan import LayerCall, Plan, Step
+from varbench.plan.steps import LayerCall, Plan, SlotKey, Step
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 """(q, k, v, mask of what may be seen, softmax scale) -> mixed values."""
@@ -75,7 +74,9 @@ def teacher_plan(plan: Plan, backbone: str) -> TeacherPlan:
     try:
         keys = [key for key in order.static_order() if key in calls]
     except CycleError as error:
-        raise PlanError(f"{plan.name}: scales run the same layers in different orders, which has no one pass") from error
+        raise PlanError(
+            f"{plan.name}: scales run the same layers in different orders, which has no one pass"
+        ) from error
     return TeacherPlan(
         backbone=backbone,
         encoded=tuple(scale for step in steps for scale in step.scales),
@@ -198,4 +199,3 @@ class TeacherPass:
                     mask[list(heads)] = group
             self._masks[place] = mask.to(device)
         return self._masks[place]
-

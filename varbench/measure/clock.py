@@ -70,7 +70,7 @@ def clock_for(device: torch.device) -> Clock:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samples:
+class CallTimes:
     """Seconds of each call from its start to each of its marks, and the same by wall clock."""
 
     clock: str
@@ -81,7 +81,7 @@ class Samples:
 Marker = Callable[[str], None]
 
 
-def time_calls(call: Callable[[Marker], None], *, clock: Clock, stop: Stop) -> Samples:
+def time_calls(call: Callable[[Marker], None], *, clock: Clock, stop: Stop) -> CallTimes:
     """Repeats `call`, which marks the ends of its own parts by name, until `stop` is reached.
 
     Calls follow each other without waiting; the clock is read once a batch of `stop.count`, after one synchronise.
@@ -102,6 +102,6 @@ def time_calls(call: Callable[[Marker], None], *, clock: Clock, stop: Stop) -> S
         for start, marks in pending:
             for name, mark in marks.items():
                 seconds.setdefault(name, []).append(clock.between(start, mark))
-    return Samples(
+    return CallTimes(
         clock=clock.name, seconds={name: tuple(found) for name, found in seconds.items()}, wall=tuple(wall)
     )

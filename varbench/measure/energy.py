@@ -9,14 +9,12 @@ import torch
 
 from varbench.measure import nvml
 from varbench.measure.environment import gpu_identity
-from varbench.records import Energy
+from varbench.record import Energy
 
 WINDOW_SECONDS = 10.0
 
 
-def board_energy(
-    call: Callable[[], int], *, device: torch.device, window: float = WINDOW_SECONDS
-) -> Energy:
+def board_energy(call: Callable[[], int], *, device: torch.device, window: float = WINDOW_SECONDS) -> Energy:
     """Joules an image while `call` (which returns how many images it made) repeats for `window` seconds.
 
     `nvml.NvmlError` where there is no counter. The board's idle share is inside, as the source says.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from varbench.measure import nvml
-from varbench.records import Environment
+from varbench.record import Environment
 
 VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF",

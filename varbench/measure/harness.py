@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from varbench import stats
+from varbench.base import stats
 from varbench.measure.clock import Marker, Stop, clock_for, time_calls
 
 CALLS = 200

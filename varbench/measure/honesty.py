@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from varbench.cost import state_over_time
-from varbench.engine.trace import Trace
 from varbench.measure import memory
 from varbench.measure.speed import Generation
-from varbench.plan import Plan
+from varbench.plan.cost import state_over_time
+from varbench.plan.steps import Plan
+from varbench.plan.trace import Trace
 
 SMALL = 1 << 18
 """Bytes between steps that nobody has to account for."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from varbench.cost import work
-from varbench.plan import Plan
-from varbench.records import LargestBatch
+from varbench.plan.cost import work
+from varbench.plan.steps import Plan
+from varbench.record import LargestBatch
 
 SHARE = 0.6
 """Of free host memory; a machine that runs out of it takes its other work along."""

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from varbench.engine.pipeline import Pipeline
 from varbench.measure import nvml
 from varbench.measure.environment import gpu_identity
 from varbench.measure.largest import bisect
 from varbench.measure.speed import Generation, balanced_labels
-from varbench.pipeline import Pipeline
 
 Made = TypeVar("Made")
 
@@ -87,7 +87,9 @@ def seen_from_outside(made: Generation, *, batch: int, seed: int) -> Seen:
 
     def observe(when: str, step: int) -> None:
         if when == "end":
-            seen.append(storage_bytes(tensor for tensor in _live(device) if tensor.untyped_storage().data_ptr() not in before))
+            seen.append(
+                storage_bytes(tensor for tensor in _live(device) if tensor.untyped_storage().data_ptr() not in before)
+            )
 
     output = made(balanced_labels(batch, made.pipe.model.classes), seed=seed, observer=observe)
     tokens, state = output.tokens.cpu().numpy().copy(), output.trace.state_after

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from varbench.measure.clock import Clock, Marker, Samples, Stop, WallClock, clock_for, time_calls
-from varbench.pipeline import Output, Pipeline
-from varbench.runner.reasons import WrongOutputError
+from varbench.engine.pipeline import Output, Pipeline
+from varbench.errors import WrongOutputError
+from varbench.measure.clock import CallTimes, Clock, Marker, Stop, WallClock, clock_for, time_calls
 
 Regime = Literal["latency", "throughput"]
 CYCLES = 3
@@ -71,7 +71,7 @@ class Timed:
     identical: float | None = None
     """Median seconds of a call that repeats an earlier one exactly, as a share of a fresh call's."""
 
-    def add(self, regime: Regime, samples: Samples) -> None:
+    def add(self, regime: Regime, samples: CallTimes) -> None:
         for name, seconds in samples.seconds.items():
             self.columns.setdefault(regime, {}).setdefault(name, []).extend(seconds)
             self.clocks[name] = samples.clock

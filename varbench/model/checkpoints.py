@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 from collections.abc import Mapping
@@ -26,12 +25,6 @@ _KNOWN_SIDES = {sum(side * side for side in sides): sides for sides in (SIDES_25
 _DERIVED = re.compile(r"^(lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias)$")
 
 
-def file_hash(path: str | Path) -> str:
-    """sha256 of a file's bytes: how weights are named in records."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_state(path: str | Path, *, part: str) -> State:
     """Tensors of a checkpoint by name. `part` is the official trainer's key where the file is nested."""
     path = Path(path)
@@ -50,7 +43,9 @@ def read_state(path: str | Path, *, part: str) -> State:
         raise CheckpointError(f"{path}: not a readable checkpoint ({_first_line(error)}); is it complete?") from error
     if isinstance(data, Mapping) and isinstance(data.get("trainer"), Mapping):
         if part not in data["trainer"]:
-            raise CheckpointError(f"{path}: saved by a trainer, but without {part!r}; it has {', '.join(data['trainer'])}")
+            raise CheckpointError(
+                f"{path}: saved by a trainer, but without {part!r}; it has {', '.join(data['trainer'])}"
+            )
         data = data["trainer"][part]
     if not isinstance(data, Mapping) or not data or not all(isinstance(value, Tensor) for value in data.values()):
         raise CheckpointError(f"{path}: holds no state dict; expected tensors by name, or an official trainer's file")
@@ -64,7 +59,9 @@ def _read_safetensors(path: Path) -> State:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a readable .safetensors file ({_first_line(error)}); is it complete?") from error
+        raise CheckpointError(
+            f"{path}: not a readable .safetensors file ({_first_line(error)}); is it complete?"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -75,7 +72,9 @@ def tokenizer_spec(state: State, path: str | Path) -> TokenizerSpec:
     """Sizes of the tokenizer, read off the shapes."""
     channels = _shape(state, "encoder.conv_in.weight", path)[0]
     levels = 1 + max((int(m[1]) for m in map(re.compile(r"^encoder\.down\.(\d+)\.").match, state) if m), default=0)
-    blocks = 1 + max((int(m[1]) for m in map(re.compile(r"^encoder\.down\.0\.block\.(\d+)\.").match, state) if m), default=0)
+    blocks = 1 + max(
+        (int(m[1]) for m in map(re.compile(r"^encoder\.down\.0\.block\.(\d+)\.").match, state) if m), default=0
+    )
     widths = [_shape(state, f"encoder.down.{level}.block.0.conv1.weight", path)[0] for level in range(levels)]
     vocabulary, code_dim = _shape(state, "quantize.embedding.weight", path)
     phis = sum(1 for name in state if re.match(r"^quantize\.quant_resi\.qresi_ls\.\d+\.weight$", name))
@@ -125,7 +124,9 @@ def _sides(state: State, path: str | Path) -> tuple[int, ...]:
     levels = state.get("lvl_1L")
     if levels is None:
         if length not in _KNOWN_SIDES:
-            raise CheckpointError(f"{path}: no lvl_1L, and {length} tokens fit no known list of scales ({_KNOWN_SIDES})")
+            raise CheckpointError(
+                f"{path}: no lvl_1L, and {length} tokens fit no known list of scales ({_KNOWN_SIDES})"
+            )
         return _KNOWN_SIDES[length]
     counts = torch.bincount(levels.flatten().long()).tolist()
     sides = tuple(round(count**0.5) for count in counts)

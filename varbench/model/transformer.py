@@ -93,7 +93,7 @@ class FeedForward(nn.Module):
         return linear(F.gelu(linear(x_BLC, self.fc1, dtype), approximate="tanh"), self.fc2, dtype)
 
 
-class Block(nn.Module):
+class Layer(nn.Module):
     attn: Attention
     ffn: FeedForward
 
@@ -142,14 +142,14 @@ class Transformer(nn.Module):
         self.lvl_embed = embedding(spec.scales, width)
         if spec.shared_adaln:
             self.shared_ada_lin = Conditioner(width, 6 * width)
-        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
+        self.blocks = nn.ModuleList(Layer(spec) for _ in range(spec.depth))
         self.head_nm = HeadNorm(spec)
         self._scale_of_L: Tensor | None = None
         self.head = nn.Linear(width, spec.tokenizer.vocabulary)
 
-    def block(self, layer: int) -> Block:
+    def block(self, layer: int) -> Layer:
         found = self.blocks[layer]
-        assert isinstance(found, Block)
+        assert isinstance(found, Layer)
         return found
 
     def condition(self, labels_B: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from varbench.base.hashing import file_hash
 from varbench.errors import CheckpointError, UserError
-from varbench.quality.cache import Arrays, cached_arrays, content_hash
+from varbench.quality.feature_cache import Arrays, cached_arrays, content_hash
 from varbench.quality.images import Images
 from varbench.quality.libraries import torch_fidelity
 from varbench.quality.networks import Network
@@ -68,9 +68,7 @@ def from_network(network: Network, *, device: str = "cpu") -> Extractor:
         features = module.features(images.float() / 255)
         return features, module.logits(features)
 
-    probe, _ = forward(
-        torch.zeros(1, 3, network.config.side, network.config.side, dtype=torch.uint8, device=device)
-    )
+    probe, _ = forward(torch.zeros(1, 3, network.config.side, network.config.side, dtype=torch.uint8, device=device))
     return Extractor(
         name=network.name,
         sha256=network.sha256,
@@ -88,7 +86,7 @@ def from_inception(
     weights = Path(weights)
     if not weights.is_file():
         raise CheckpointError(f"no Inception weights at {weights}. Give the path of {INCEPTION_FILE}.")
-    found = hashlib.sha256(weights.read_bytes()).hexdigest()
+    found = file_hash(weights)
     if not found.startswith(INCEPTION_SHA256_START):
         raise CheckpointError(
             f"{weights} has a sha256 that starts with {found[:8]}, and the published Inception weights start with "
@@ -131,18 +129,14 @@ def extract(extractor: Extractor, images: Images) -> Features:
     batch_size = _BATCH[torch.device(extractor.device).type]
     with full_precision():
         for start in range(0, len(images), batch_size):
-            batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(
-                extractor.device
-            )
+            batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(extractor.device)
             seen, scored = extractor.forward(batch)
             features.append(seen.float().cpu().numpy())
             logits.append(scored.float().cpu().numpy())
     found = Features(features_ND=np.concatenate(features), logits_NC=np.concatenate(logits))
     broken = int((~np.isfinite(found.features_ND)).any(axis=1).sum())
     if broken:
-        raise UserError(
-            f"{extractor.name} gave NaN or infinite features for {broken} of {len(images)} images."
-        )
+        raise UserError(f"{extractor.name} gave NaN or infinite features for {broken} of {len(images)} images.")
     return found
 
 
@@ -153,9 +147,7 @@ def extract_cached(extractor: Extractor, images: Images) -> Features:
         found = extract(extractor, images)
         return {"features": found.features_ND, "logits": found.logits_NC}
 
-    stored = cached_arrays(
-        "features 1", extractor.name, extractor.sha256, content_hash(images), compute=compute
-    )
+    stored = cached_arrays("features 1", extractor.name, extractor.sha256, content_hash(images), compute=compute)
     return Features(features_ND=stored["features"], logits_NC=stored["logits"])
 
 

@@ -2,7 +2,7 @@
 
 torch-fidelity's own functions do the arithmetic, on features that are extracted once. Its known faults, and clean-fid's,
 do not reach the caller: KID is seeded (clean-fid's is not, and is not used); Inception Score, which depends on the order
-of images, is taken after a fixed shuffle; nothing is cached by name (`varbench.quality.cache`); means are summed in
+of images, is taken after a fixed shuffle; nothing is cached by name (`varbench.quality.feature_cache`); means are summed in
 float64 (`varbench.quality.frechet`); `np.int`, gone from numpy, stands only in torch-fidelity's path for generative
 models, which is never taken; a distance that is not of the published Inception is not called FID.
 """
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from varbench.base.stats import Interval
 from varbench.errors import UserError
 from varbench.quality import intervals, libraries
 from varbench.quality.extractors import Extractor, Features, extract, from_network
@@ -25,8 +26,7 @@ from varbench.quality.manifold import density_coverage
 from varbench.quality.networks import Network
 from varbench.quality.reference import Reference, check_reference, reference_features, reference_statistics
 from varbench.quality.second_opinion import clean_fid_distance
-from varbench.records import Score
-from varbench.stats import Interval
+from varbench.record import Score
 
 Better = Literal["lower", "higher"]
 
@@ -152,9 +152,7 @@ def _distance(scoring: _Scoring) -> Score:
         (value,) = library.metric_fid.fid_statistics_to_metric(
             {"mu": found.mu, "sigma": found.sigma}, {"mu": real.mu, "sigma": real.sigma}, False
         ).values()
-    figure = distance_interval(
-        value, scoring.seen.features_ND, real, labels=scoring.labels, seed=scoring.seed
-    )
+    figure = distance_interval(value, scoring.seen.features_ND, real, labels=scoring.labels, seed=scoring.seed)
     return scoring.score(scoring.extractor.distance_name, figure, implementation, better="lower")
 
 
@@ -178,9 +176,7 @@ def _kid(scoring: _Scoring) -> Score:
 
     of_samples = intervals.balanced_blocks(scoring.labels, intervals.BLOCKS, seed=scoring.seed)
     of_real = intervals.balanced_blocks(np.zeros(len(real), np.int64), intervals.BLOCKS, seed=scoring.seed)
-    by_block = [
-        kid(seen[of_samples == block], real[of_real == block], 1) for block in range(intervals.BLOCKS)
-    ]
+    by_block = [kid(seen[of_samples == block], real[of_real == block], 1) for block in range(intervals.BLOCKS)]
     figure = intervals.around(kid(seen, real, _KID_SUBSETS), by_block)
     return scoring.score(name, figure, libraries.version(_FIDELITY), better="lower")
 
@@ -275,12 +271,8 @@ def _second_opinion(scoring: _Scoring, distance: Score, *, wanted: bool) -> Scor
     return scoring.score(name, figure, libraries.version(_CLEAN), better="lower")
 
 
-def _both_missing(
-    scoring: _Scoring, names: tuple[str, str], reason: str, implementation: str
-) -> tuple[Score, Score]:
-    return scoring.missing(names[0], reason, implementation), scoring.missing(
-        names[1], reason, implementation
-    )
+def _both_missing(scoring: _Scoring, names: tuple[str, str], reason: str, implementation: str) -> tuple[Score, Score]:
+    return scoring.missing(names[0], reason, implementation), scoring.missing(names[1], reason, implementation)
 
 
 def _no_images(scoring: _Scoring) -> str:

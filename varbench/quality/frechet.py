@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from varbench.base.stats import Interval
 from varbench.quality.intervals import NORMAL, balanced_blocks
-from varbench.stats import Interval
 
 Matrix = NDArray[np.float64]
 

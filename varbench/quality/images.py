@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from varbench.base.whole_files import whole_file
 from varbench.errors import UserError
 
 Images = NDArray[np.uint8]
@@ -21,9 +21,7 @@ def to_uint8(images: torch.Tensor) -> Images:
     """Floats in [0, 1], (N, 3, S, S), to bytes by rounding. The only place where varbench does so."""
     broken = int((~torch.isfinite(images)).flatten(1).any(dim=1).sum())
     if broken:
-        raise UserError(
-            f"{broken} of {len(images)} images hold NaN or infinite pixels; nothing can be scored."
-        )
+        raise UserError(f"{broken} of {len(images)} images hold NaN or infinite pixels; nothing can be scored.")
     scaled = images.detach().float().mul(255).round_().clamp_(0, 255)
     return scaled.to(torch.uint8).cpu().numpy()
 
@@ -36,9 +34,7 @@ def check_images(images: NDArray[np.generic], *, what: str, expected: int | None
             "`varbench.quality.to_uint8` makes them from floats in [0, 1]."
         )
     if expected is not None and len(images) != expected:
-        raise UserError(
-            f"{what}: {len(images)} images, and {expected} were asked for. Generate them all, then score."
-        )
+        raise UserError(f"{what}: {len(images)} images, and {expected} were asked for. Generate them all, then score.")
     return images  # type: ignore[return-value]
 
 
@@ -55,20 +51,15 @@ def write_png(folder: str | Path, images: Images) -> None:
 def write_samples_npz(path: str | Path, images: Images) -> None:
     """Samples as the ADM suite takes them: `arr_0`, uint8 (N, S, S, 3). Written in pieces, and whole or not at all."""
     path = Path(path)
-    temporary = path.with_name(path.name + ".partial")
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(images), *images.shape[2:], 3)}
-    try:
-        with (
-            zipfile.ZipFile(temporary, "w") as archive,
-            archive.open("arr_0.npy", "w", force_zip64=True) as file,
-        ):
-            np.lib.format.write_array_header_1_0(file, header)
-            for start in range(0, len(images), 256):
-                file.write(np.ascontiguousarray(images[start : start + 256].transpose(0, 2, 3, 1)).data)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with (
+        whole_file(path) as whole,
+        zipfile.ZipFile(whole, "w") as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, len(images), 256):
+            file.write(np.ascontiguousarray(images[start : start + 256].transpose(0, 2, 3, 1)).data)
 
 
 def read_samples_npz(path: str | Path, *, expected: int | None = None) -> Images:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from varbench.stats import Interval
+from varbench.base.stats import Interval
 
 NORMAL = 1.96
 STUDENT_9 = 2.262
@@ -24,9 +24,7 @@ def share(part: float, n: int) -> Interval:
     square = NORMAL**2
     middle = (part + square / (2 * n)) / (1 + square / n)
     half = NORMAL / (1 + square / n) * math.sqrt(part * (1 - part) / n + square / (4 * n * n))
-    return Interval(
-        value=part, low=max(0.0, min(part, middle - half)), high=min(1.0, max(part, middle + half))
-    )
+    return Interval(value=part, low=max(0.0, min(part, middle - half)), high=min(1.0, max(part, middle + half)))
 
 
 def mean(values: NDArray[np.floating]) -> Interval:

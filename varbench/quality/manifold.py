@@ -29,14 +29,10 @@ class DensityCoverage:
 def density_coverage(samples_MD: Features, real_ND: Features) -> DensityCoverage:
     """Neighbourhoods reach to the 5th nearest other real image, as in the authors' paper."""
     if len(real_ND) <= _NEIGHBOURS:
-        raise UserError(
-            f"coverage needs more than {_NEIGHBOURS} reference images, and there are {len(real_ND)}."
-        )
+        raise UserError(f"coverage needs more than {_NEIGHBOURS} reference images, and there are {len(real_ND)}.")
     samples, real = _double(samples_MD), _double(real_ND)
     # The nearest is the image itself, at distance 0.
-    radii = torch.cat(
-        [torch.cdist(rows, real).kthvalue(_NEIGHBOURS + 1).values for rows in torch.split(real, _ROWS)]
-    )
+    radii = torch.cat([torch.cdist(rows, real).kthvalue(_NEIGHBOURS + 1).values for rows in torch.split(real, _ROWS)])
     within = torch.zeros(len(samples), dtype=torch.float64)
     covered = []
     for rows, reach in zip(torch.split(real, _ROWS), torch.split(radii, _ROWS), strict=True):
@@ -68,9 +64,7 @@ def nearest_training(samples_MD: Features, training_ND: Features, held_out_KD: F
 
 
 def _nearest(points: torch.Tensor, among: torch.Tensor) -> NDArray[np.float64]:
-    return torch.cat(
-        [torch.cdist(rows, among).min(dim=1).values for rows in torch.split(points, _ROWS)]
-    ).numpy()
+    return torch.cat([torch.cdist(rows, among).min(dim=1).values for rows in torch.split(points, _ROWS)]).numpy()
 
 
 def _double(features: Features) -> torch.Tensor:

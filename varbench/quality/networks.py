@@ -7,7 +7,6 @@ Both take floats in [0, 1], (N, 3, S, S), at any side. Widths are part of the fi
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from varbench.base.hashing import file_hash
 from varbench.errors import CheckpointError, did_you_mean
 
 Kind = Literal["features", "judge"]
@@ -170,7 +170,7 @@ def load_network(path: str | Path, *, device: str = "cpu", sha256: str | None = 
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no network at {path}. Train one with `varbench train {path.stem}`.")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = file_hash(path)
     if sha256 is not None and found != sha256:
         raise CheckpointError(
             f"{path} has the sha256 {found}, and {sha256} was asked for. Take the file that was meant."
@@ -182,15 +182,11 @@ def load_network(path: str | Path, *, device: str = "cpu", sha256: str | None = 
         stored = json.loads(metadata["config"])
         config = NetworkConfig(**{**stored, "classes": tuple(stored["classes"])})
         module = build(config)
-        module.load_state_dict(
-            {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
-        )
+        module.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
     except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"{path} is not a network written by `varbench train features|judge`: {reason}"
         ) from error
     module.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Network(
-        module=module, config=config, sha256=found, record=json.loads(metadata.get("record", "{}"))
-    )
+    return Network(module=module, config=config, sha256=found, record=json.loads(metadata.get("record", "{}")))

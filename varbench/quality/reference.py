@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from varbench.base.hashing import file_hash
 from varbench.data.folder import EXTENSIONS, read_image
 from varbench.errors import UserError
-from varbench.quality.cache import content_hash
 from varbench.quality.extractors import Extractor, Features, extract_cached
+from varbench.quality.feature_cache import content_hash
 from varbench.quality.frechet import Gaussian, gaussian
 from varbench.quality.images import Images, channels_first, check_images, read_npz
 from varbench.quality.intervals import FEWEST
@@ -47,9 +47,7 @@ def image_paths(folder: str | Path) -> list[Path]:
     """All images below a folder."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(
-            f"no folder at {folder}. A reference is a folder of images, or an .npz of the ADM suite."
-        )
+        raise UserError(f"no folder at {folder}. A reference is a folder of images, or an .npz of the ADM suite.")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
     if not paths:
         raise UserError(f"{folder} holds no image ({', '.join(sorted(EXTENSIONS))}).")
@@ -65,16 +63,13 @@ def reference_npz(path: str | Path) -> Reference:
     if "mu" in arrays and "sigma" in arrays:
         mu, sigma = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
         if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-            raise UserError(
-                f"{path}: mu of shape {mu.shape} and sigma of shape {sigma.shape} do not belong together."
-            )
+            raise UserError(f"{path}: mu of shape {mu.shape} and sigma of shape {sigma.shape} do not belong together.")
         statistics = Gaussian(mu=mu, sigma=sigma)
     if images is None and statistics is None:
         raise UserError(
             f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}; a reference needs mu and sigma, or arr_0."
         )
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_hash(path)
     return Reference(source=str(path), sha256=digest, images=images, statistics=statistics)
 
 
@@ -100,9 +95,7 @@ def check_reference(reference: Reference, extractor: Extractor, *, side: int) ->
             f"{images.shape[3]} x {images.shape[2]}. Give a reference of the samples' size."
         )
     if len(images) < FEWEST:
-        raise UserError(
-            f"the reference {reference.source} has {len(images)} images, and at least {FEWEST} are needed."
-        )
+        raise UserError(f"the reference {reference.source} has {len(images)} images, and at least {FEWEST} are needed.")
 
 
 def reference_statistics(reference: Reference, extractor: Extractor, seen: Features | None) -> Gaussian:

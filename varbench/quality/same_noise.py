@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from varbench.base.stats import Interval
 from varbench.errors import UserError
 from varbench.quality import intervals
 from varbench.quality.extractors import Extractor, extract
 from varbench.quality.images import Images, check_images
-from varbench.records import Score
-from varbench.stats import Interval
+from varbench.record import Score
 
 _OWN = "varbench, float64"
 _DRAWS = 200
@@ -70,16 +70,12 @@ def _feature_distance(samples: Images, full: Images, extractor: Extractor | None
     return _score(name, figure, len(samples), better="lower", extractor=extractor)
 
 
-def _equal_tokens(
-    n: int, tokens: NDArray[np.integer] | None, full_tokens: NDArray[np.integer] | None
-) -> Score:
+def _equal_tokens(n: int, tokens: NDArray[np.integer] | None, full_tokens: NDArray[np.integer] | None) -> Score:
     name = "equal tokens"
     if tokens is None or full_tokens is None:
         return _missing(name, n, "no tokens to compare")
     if tokens.shape != full_tokens.shape:
-        return _missing(
-            name, n, f"tokens of shape {tokens.shape} beside {full_tokens.shape} of the full model"
-        )
+        return _missing(name, n, f"tokens of shape {tokens.shape} beside {full_tokens.shape} of the full model")
     figure = intervals.mean((tokens == full_tokens).reshape(len(tokens), -1).mean(axis=1))
     return _score(name, figure, n, better="higher")
 

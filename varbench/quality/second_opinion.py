@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from varbench.model.checkpoints import file_hash
+from varbench.base.hashing import file_hash
 from varbench.quality import libraries
-from varbench.quality.cache import cached_arrays
 from varbench.quality.extractors import Extractor, full_precision
+from varbench.quality.feature_cache import cached_arrays
 from varbench.quality.images import Images, write_png
 from varbench.quality.reference import Reference
 
@@ -65,9 +65,7 @@ def _legacy(reference: Reference, extractor: Extractor) -> bool:
     return reference.statistics is not None and not extractor.suffix
 
 
-def _features(
-    library: ModuleType, images: Images, extractor: Extractor, *, legacy: bool
-) -> NDArray[np.float32]:
+def _features(library: ModuleType, images: Images, extractor: Extractor, *, legacy: bool) -> NDArray[np.float32]:
     with tempfile.TemporaryDirectory() as folder, full_precision():
         write_png(folder, images)
         model, resize = _model(library, extractor, legacy=legacy)

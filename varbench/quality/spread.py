@@ -78,9 +78,7 @@ def compare_spread(samples: Figures, real: Figures) -> Spread:
 
 def _above_below(samples: Values, real: Values) -> tuple[float, float]:
     steps = np.concatenate([samples, real])
-    of_samples, of_real = (
-        np.searchsorted(np.sort(of), steps, side="right") / len(of) for of in (samples, real)
-    )
+    of_samples, of_real = (np.searchsorted(np.sort(of), steps, side="right") / len(of) for of in (samples, real))
     return float(max(0.0, (of_samples - of_real).max())), float(max(0.0, (of_real - of_samples).max()))
 
 

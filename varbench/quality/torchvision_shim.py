@@ -49,9 +49,7 @@ def declare_operators(folder: Path) -> tuple[str, ...]:
 
     text = (folder / "_meta_registrations.py").read_text(encoding="utf-8")
     names = tuple(
-        dict.fromkeys(
-            re.findall(r'@(?:register_meta|torch\.library\.register_fake)\("(?:torchvision::)?(\w+)"', text)
-        )
+        dict.fromkeys(re.findall(r'@(?:register_meta|torch\.library\.register_fake)\("(?:torchvision::)?(\w+)"', text))
     )
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in names:

@@ -115,9 +115,7 @@ def degrade(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     """Blur of the given standard deviation in pixels, edges repeated. As matrix products: fast on CPU and GPU alike."""
     return (
-        _blur_matrix(images.shape[-2], sigma).to(images)
-        @ images
-        @ _blur_matrix(images.shape[-1], sigma).to(images).T
+        _blur_matrix(images.shape[-2], sigma).to(images) @ images @ _blur_matrix(images.shape[-1], sigma).to(images).T
     )
 
 
@@ -130,9 +128,7 @@ def _blur_matrix(side: int, sigma: float) -> Tensor:
     return torch.zeros(side, side).scatter_add_(1, sources, (taps / taps.sum()).expand(side, -1))
 
 
-def _loss(
-    module: FeatureNetwork | Judge, batch: Tensor, clean: Tensor, labels: Tensor, amounts: Tensor
-) -> Tensor:
+def _loss(module: FeatureNetwork | Judge, batch: Tensor, clean: Tensor, labels: Tensor, amounts: Tensor) -> Tensor:
     if isinstance(module, Judge):
         return F.cross_entropy(module(batch), labels)
     logits, thumbnail, degradation = module.heads(batch)

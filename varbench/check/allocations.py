@@ -1,0 +1,253 @@
+"""What a generation allocates and holds, seen from outside: neither the engine's ledger nor the plugin is asked.
+
+Every tensor storage that comes to be during the generation is followed by a weak reference, so it does not matter who
+holds it or how. Python and numpy memory is followed by tracemalloc, which numpy reports to; buffers that were there
+before by their contents, wherever they hang; files, processes and threads by an audit hook, and by the bytes that the
+system saw written.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import functools
+import gc
+import hashlib
+import mmap
+import os
+import sys
+import threading
+import tracemalloc
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@dataclass
+class Held:
+    """Bytes alive at the end of each step, and after the generation's result was let go."""
+
+    storages: list[int] = field(default_factory=list)
+    python: list[int] = field(default_factory=list)
+    storages_at_end: int = 0
+    python_at_end: int = 0
+    written: int = 0
+    """Bytes of storages, older than the generation and still alive, that it wrote into."""
+    reached_out: list[str] = field(default_factory=list)
+    """Files written, processes and threads started and the like."""
+    sent: int = 0
+    """Bytes handed to the system to be written, to whatever."""
+
+
+class Allocations(TorchDispatchMode):
+    """Follows the storages that operations make while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[int, StorageWeakRef] = {}
+        self._older: dict[int, StorageWeakRef] = {}
+        self._written: set[int] = set()
+        self._opaque: WeakSet[Tensor] = WeakSet()
+
+    def alive(self) -> int:
+        """Bytes of the storages made so far that somebody still holds; of tensors without one, such as sparse ones, all."""
+        opaque = sum(tensor.numel() * tensor.element_size() for tensor in self._opaque)
+        return opaque + sum(_bytes(ref) for ref in self._made.values())
+
+    def forget_dead(self) -> None:
+        """What is gone need not be remembered; nor would Python give back the room of a table that was once large."""
+        self._made, self._older = (
+            {p: ref for p, ref in table.items() if not ref.expired()} for table in (self._made, self._older)
+        )
+
+    def written(self) -> int:
+        return sum(_bytes(self._older[place]) for place in self._written if place in self._older)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # What `torch.tensor` just made comes in through this operation.
+        fresh = func is torch.ops.aten.lift_fresh.default
+        for tensor in _tensors((*args, *kwargs.values())):
+            place, ref = _reference(tensor)
+            if place not in self._made and place not in self._older:
+                (self._made if fresh else self._older)[place] = ref
+        for tensor in _written_arguments(func, args, kwargs):
+            place, _ = _reference(tensor)
+            if place in self._older:
+                self._written.add(place)
+        result = func(*args, **kwargs)
+        for tensor in _tensors((result,)):
+            place, ref = _reference(tensor)
+            if place not in self._older:
+                self._made.setdefault(place, ref)
+        if isinstance(result, Tensor) and result.layout != torch.strided:
+            self._opaque.add(result)
+        return result
+
+
+def _tensors(things: Iterable[Any]) -> Iterator[Tensor]:
+    """Operators take and give tensors, and lists of them."""
+    for thing in things:
+        if isinstance(thing, Tensor):
+            if thing.layout == torch.strided:
+                yield thing
+        elif isinstance(thing, (list, tuple)):
+            yield from _tensors(thing)
+
+
+def _reference(tensor: Tensor) -> tuple[int, StorageWeakRef]:
+    """A storage's address, which no other takes while the weak reference lives."""
+    ref = StorageWeakRef(tensor.untyped_storage())
+    return ref.cdata, ref
+
+
+def _bytes(ref: StorageWeakRef) -> int:
+    if ref.expired():
+        return 0
+    storage = torch.UntypedStorage._new_with_weak_ptr(ref.cdata)
+    return int(storage.nbytes()) if storage is not None else 0
+
+
+def _written_arguments(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
+    for place, name in _writes_to(func):
+        yield from _tensors((args[place] if place < len(args) else kwargs.get(name),))
+
+
+@functools.cache
+def _writes_to(func: Any) -> tuple[tuple[int, str], ...]:
+    """Places and names of the arguments that an operator writes into."""
+    arguments = enumerate(func._schema.arguments)
+    return tuple((place, a.name) for place, a in arguments if a.alias_info is not None and a.alias_info.is_write)
+
+
+class Watched:
+    """Measures one generation: `with Watched() as memory: generate(observer=memory.observe)`."""
+
+    def __init__(self) -> None:
+        self.held = Held()
+        self._allocations = Allocations()
+        self._python = 0
+
+    def __enter__(self) -> Watched:
+        # What is there already need not be looked through at every step.
+        gc.freeze()
+        _audit.events = self.held.reached_out
+        threading.setprofile(self._new_thread)
+        self._sent = sent_bytes()
+        tracemalloc.start()
+        self._python = tracemalloc.get_traced_memory()[0]
+        self._allocations.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._allocations.__exit__(*error)
+        _audit.events = None
+        threading.setprofile(None)
+        self.held.sent = sent_bytes() - self._sent
+        self.held.python_at_end = self._traced()
+        tracemalloc.stop()
+        gc.unfreeze()
+        self.held.storages_at_end = self._allocations.alive()
+        self.held.written = self._allocations.written()
+
+    def _new_thread(self, frame: Any, event: str, argument: Any) -> None:
+        """Called in a thread that has just begun; what it computes is counted by nobody."""
+        sys.setprofile(None)
+        self.held.reached_out.append("started a thread")
+
+    def observe(self, moment: str, step: int) -> None:
+        if moment == "end":
+            self.held.python.append(self._traced())
+            self.held.storages.append(self._allocations.alive())
+
+    def _traced(self) -> int:
+        """Python memory since the beginning, less what the observation itself takes."""
+        self._allocations.forget_dead()
+        # Also empties the lists of freed objects that Python keeps for later, which would count as memory in use.
+        gc.collect()
+        own = sum(map(sys.getsizeof, (self._allocations._made, self._allocations._older)))
+        own += sum(map(_reference_size, (self._allocations._made, self._allocations._older)))
+        return tracemalloc.get_traced_memory()[0] - self._python - own
+
+
+def _reference_size(table: dict[int, StorageWeakRef]) -> int:
+    return sum(sys.getsizeof(place) + sys.getsizeof(ref) + sys.getsizeof(ref.cdata) for place, ref in table.items())
+
+
+_OUTSIDE = ("mmap.__new__", "subprocess.Popen", "os.fork", "os.posix_spawn", "socket.connect", "ctypes.dlopen")
+
+
+def sent_bytes() -> int:
+    """Bytes that the process has handed to the system to be written; 0 where the system does not say."""
+    try:
+        text = Path("/proc/self/io").read_text()
+    except OSError:
+        return 0
+    return int(text.partition("wchar:")[2].split()[0])
+
+
+class _Audit:
+    """Audit hooks cannot be taken off again: one for the process, which looks only while somebody listens."""
+
+    def __init__(self) -> None:
+        self.events: list[str] | None = None
+        self._installed = False
+
+    def install(self) -> None:
+        if not self._installed:
+            self._installed = True
+            sys.addaudithook(self)
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.events is None:
+            return
+        if event == "open" and _writes(arguments):
+            self.events.append(f"wrote the file {arguments[0]}")
+        elif event in _OUTSIDE:
+            self.events.append(f"called {event}")
+
+
+def _writes(arguments: tuple[Any, ...]) -> bool:
+    _, mode, flags = arguments
+    if isinstance(mode, str):
+        return any(letter in mode for letter in "wax+")
+    return bool((flags or 0) & (os.O_WRONLY | os.O_RDWR))
+
+
+_audit = _Audit()
+_audit.install()
+
+
+BUFFERS = (Tensor, np.ndarray, bytearray, memoryview, array.array, mmap.mmap, ctypes.Array, ctypes.Structure)
+
+
+def contents() -> dict[int, tuple[Any, str]]:
+    """Every buffer that anything in this process refers to, with its hash, by identity."""
+    tracked = gc.get_objects()
+    # One call for all of them: what the collector does not track, such as arrays, is referred to by what it does.
+    everything = [*tracked, *gc.get_referents(*tracked)]
+    kinds = {kind for kind in set(map(type, everything)) if issubclass(kind, BUFFERS)}
+    buffers = {id(thing): thing for thing in everything if type(thing) in kinds}
+    data = ((place, thing, _data(thing)) for place, thing in buffers.items())
+    return {place: (thing, hashlib.sha256(bytes_).hexdigest()) for place, thing, bytes_ in data if bytes_ is not None}
+
+
+def _data(thing: Any) -> memoryview | None:
+    if isinstance(thing, Tensor):
+        if thing.layout != torch.strided or thing.device.type != "cpu" or not thing.numel():
+            return None
+        thing = thing.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8).numpy()
+    if isinstance(thing, np.ndarray) and thing.dtype.hasobject:
+        return None
+    try:
+        return memoryview(thing.tobytes() if isinstance(thing, np.ndarray) else thing).cast("B")
+    except (TypeError, ValueError, BufferError):
+        return None

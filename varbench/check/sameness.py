@@ -1,0 +1,294 @@
+"""Promises about results: what must be equal to what, and how nearly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from varbench import rows
+from varbench.check import stand_ins
+from varbench.check.subject import LABELS, SAMPLING, SEED, Subject, tolerance
+from varbench.engine.pipeline import Output
+from varbench.engine.teacher import teacher_plan
+from varbench.errors import PlanError
+from varbench.rows.grammar import Row
+
+EQUAL_TOKENS = 0.999
+"""Share of tokens that must be equal at any batch size, in float32."""
+
+
+def picks_are_places(subject: Subject) -> Iterator[str]:
+    """`pick` gives as many places as were asked for, each once and within range; `fill` gives every token."""
+    yield from _few(subject.watched.places)
+
+
+def inputs_untouched(subject: Subject) -> Iterator[str]:
+    """`pick` and `fill` only look at what they are given."""
+    yield from _few(subject.watched.inputs)
+
+
+def neutral_equals_full(subject: Subject) -> Iterator[str]:
+    """At its neutral end a method gives the full model's images bit for bit, also by way of its own pick and fill."""
+    full = stand_ins.full_model(subject.row)
+    if subject.plan.digest == subject.compile(full).digest:
+        yield from _differences(
+            subject.first, subject.generate(full, return_logits=True), "its plan is the full model's, but"
+        )
+    for neutral in _neutral_rows(subject):
+        made = subject.generate(neutral, return_logits=True)
+        yield from _differences(
+            made, subject.generate(full, return_logits=True), f"{neutral.name} is said to be neutral, but"
+        )
+    if stand_ins.picks(subject.row):
+        every = subject.generate(stand_ins.forced(subject.row), return_logits=True)
+        whole = subject.generate(stand_ins.without_content(subject.row), return_logits=True)
+        yield from _differences(every, whole, "made to pick everything there is,")
+
+
+def _neutral_rows(subject: Subject) -> list[Row]:
+    found: list[Row] = []
+    for setting in subject.row.settings:
+        settings = subject.bench.manager.call(setting.plugin, "varbench_settings", model=subject.row.model)
+        for selection in settings.neutral if settings else ():
+            found += subject.bench.expand(setting.plugin + selection)
+    return found
+
+
+def _differences(made: Output, full: Output, said: str) -> Iterator[str]:
+    if not torch.equal(made.tokens, full.tokens):
+        different = int((made.tokens != full.tokens).sum())
+        yield f"{said} {different} of {full.tokens.numel()} tokens are not the full model's"
+    elif made.logits is not None and full.logits is not None and not _same_numbers(made.logits, full.logits):
+        yield f"{said} logits differ from the full model's by up to {_distance(made.logits, full.logits):.3g}; they must be bit-equal"
+    elif not torch.equal(made.images, full.images):
+        yield f"{said} images differ from the full model's by up to {_distance(made.images, full.images):.3g}"
+
+
+def _same_numbers(first: Tensor, second: Tensor) -> bool:
+    """Bit-equal, where a skipped scale's NaN equals NaN."""
+    return torch.equal(first.nan_to_num(nan=-1.0), second.nan_to_num(nan=-1.0))
+
+
+def _distance(first: Tensor, second: Tensor) -> float:
+    return float((first - second).abs().nan_to_num(0.0).max())
+
+
+def deterministic(subject: Subject) -> Iterator[str]:
+    """The same labels and seed give the same images, bit for bit."""
+    again = subject.generate(return_logits=True)
+    different = int((again.tokens != subject.first.tokens).sum())
+    if different:
+        yield f"the same labels and seed gave {different} of {again.tokens.numel()} tokens differently the second time"
+    elif not torch.equal(again.images, subject.first.images):
+        yield f"a repeat's images differ by up to {_distance(again.images, subject.first.images):.3g}"
+
+
+def seeds_and_labels_matter(subject: Subject) -> Iterator[str]:
+    """Another seed, another label or another image of the noise stream gives another image."""
+    first = subject.first
+    others = {
+        "another seed": subject.generate(seed=SEED + 17),
+        "other labels": subject.generate(labels=[(label + 1) % 10 for label in LABELS]),
+        "other images of the noise stream": subject.generate(first_image=1000),
+    }
+    for what, other in others.items():
+        for image in range(len(LABELS)):
+            if torch.equal(other.images[image], first.images[image]):
+                yield f"{what} gave image {image + 1} of {len(LABELS)} unchanged"
+                break
+
+
+def batch_invariance(subject: Subject) -> Iterator[str]:
+    """An image is the same at any batch size and in any company: at least 99.9 % equal tokens in float32."""
+    shares = [_share_alone(subject, SEED)]
+    if shares[0] < EQUAL_TOKENS:
+        # One near tie can turn all later tokens of an image; it does not happen under two seeds.
+        shares.append(_share_alone(subject, SEED + 1))
+        if max(shares) < EQUAL_TOKENS:
+            yield (
+                f"made alone, images share {100 * max(shares):.2f} % of their tokens with the same images made "
+                f"{len(LABELS)} at once; at least {100 * EQUAL_TOKENS:.1f} % must be equal"
+            )
+
+
+def _share_alone(subject: Subject, seed: int) -> float:
+    together = subject.first if seed == SEED else subject.generate(seed=seed)
+    spans = ((0, 1), (1, 3), (3, 4))
+    parts = [subject.generate(labels=LABELS[a:b], first_image=a, seed=seed).tokens for a, b in spans]
+    return float((torch.cat(parts) == together.tokens).float().mean())
+
+
+def teacher_equals_cached(subject: Subject) -> Iterator[str]:
+    """Logits of the teacher-forced pass equal those of cached generation of the same tokens, before guidance."""
+    plan = subject.plan
+    if plan.picks or plan.skipped:
+        return
+    try:
+        for name in dict.fromkeys(step.backbone for step in plan.steps):
+            teacher_plan(plan, name)
+    except PlanError:
+        # It has no one pass, and is refused where it would be needed.
+        return
+    tokens = subject.first.tokens
+    cached = subject.generate(tokens=tokens, return_logits=True, cfg=0.0).logits
+    teacher = subject.pipe.logits(tokens, LABELS, method=subject.row.name)
+    assert cached is not None
+    distance = _distance(cached, teacher)
+    if not distance <= tolerance(plan.cache_dtype):
+        yield (
+            f"teacher-forced logits differ from those of the cached generation by up to {distance:.3g}; "
+            f"at most {tolerance(plan.cache_dtype):.3g} comes from rounding"
+        )
+
+
+def images_in_range(subject: Subject) -> Iterator[str]:
+    """Images are finite, within [0, 1], and as many and as large as were asked for."""
+    yield from wrong_images(subject.first.images, count=len(LABELS), side=subject.row.model.image_side)
+
+
+def wrong_images(images: Tensor, *, count: int, side: int) -> Iterator[str]:
+    if type(images) is not Tensor:
+        yield f"images are a {type(images).__module__}.{type(images).__name__}, which can put work off, not a plain torch.Tensor"
+    elif tuple(images.shape) != (count, 3, side, side):
+        yield f"images have shape {tuple(images.shape)}, not {(count, 3, side, side)}"
+    elif not torch.isfinite(images).all():
+        yield f"{int((~torch.isfinite(images)).sum())} pixels are NaN or infinite"
+    elif images.min() < 0 or images.max() > 1:
+        yield f"pixels reach from {float(images.min()):.3g} to {float(images.max()):.3g}; they must lie within 0 to 1"
+
+
+def tokens_are_drawn_from_logits(subject: Subject) -> Iterator[str]:
+    """The tokens are those that an independent sampler draws from the returned logits with the protocol's noise."""
+    out = subject.first
+    model = subject.row.model
+    assert out.logits is not None
+    for scale in range(model.scales):
+        if scale in out.plan.skipped:
+            continue
+        span = slice(model.starts[scale], model.starts[scale + 1])
+        expected = _draws(out.logits[:, span].double().numpy(), scale)
+        wrong = int((expected != out.tokens[:, span].numpy()).sum())
+        # A draw within rounding of the edge between two codes may fall either way.
+        if wrong > 1:
+            yield f"at {model.scale_name(scale)} {wrong} of {expected.size} tokens are not what the shared sampler draws"
+
+
+def _draws(logits_BlV: np.ndarray, scale: int) -> np.ndarray:
+    """The protocol's sampler, written again without torch: top-k, top-p, then one counted uniform a token."""
+    batch, length, vocabulary = logits_BlV.shape
+    codes = np.empty((batch, length), dtype=np.int64)
+    for image in range(batch):
+        for place in range(length):
+            row = logits_BlV[image, place].copy()
+            row[row < np.sort(row)[-SAMPLING["top_k"]]] = -np.inf
+            ascending = np.argsort(row, kind="stable")
+            share = np.exp(row - row.max())
+            tail = np.cumsum(share[ascending] / share.sum()) <= 1 - SAMPLING["top_p"]
+            tail[-1] = False
+            share[ascending[tail]] = 0
+            cumulative = np.cumsum(share / share.sum())
+            codes[image, place] = min(
+                np.searchsorted(cumulative, _uniform(SEED, image, scale, place), "right"), vocabulary - 1
+            )
+    return codes
+
+
+_WORD = (1 << 64) - 1
+
+
+def _uniform(seed: int, image: int, scale: int, place: int) -> float:
+    golden = 0x9E3779B97F4A7C15
+    key = _mixed(_mixed((seed * golden + 1) & _WORD) + (image + 1) * golden)
+    return (_mixed(key ^ _mixed((place + (scale << 32) + 1) * golden)) >> 40) * 2.0**-24
+
+
+def _mixed(word: int) -> int:
+    word &= _WORD
+    word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _WORD
+    return word ^ (word >> 31)
+
+
+def plan_stable(subject: Subject) -> Iterator[str]:
+    """Asked again, under other random states and after running, the policies give the same plan; running leaves it as it is."""
+    import random
+
+    before = subject.plan.to_json()
+    _ = subject.first
+    if subject.plan.to_json() != before or subject.first.plan.to_json() != before:
+        yield "the plan was changed while it was executed"
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        for attempt in range(1, 4):
+            for seed in (torch.manual_seed, np.random.seed, random.seed):
+                seed(attempt)
+            digest = subject.compile().digest
+            if digest != subject.plan.digest:
+                yield f"compiled again, the plan is {digest[:12]} and not {subject.plan.digest[:12]}"
+                break
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+    with subject.afresh() as fresh:
+        if fresh.plan.digest != subject.plan.digest:
+            yield f"imported again, the plan is {fresh.plan.digest[:12]} and not {subject.plan.digest[:12]}"
+
+
+def no_memoised_repeat(subject: Subject) -> Iterator[str]:
+    """Results depend on labels and seed alone, not on what was made before: a repeat is computed again."""
+    _ = subject.first
+    later = subject.generate(seed=SEED + 5, return_logits=True)
+    with subject.afresh() as fresh:
+        alone = fresh.generate(seed=SEED + 5, return_logits=True)
+    different = int((later.tokens != alone.tokens).sum())
+    if different:
+        yield (
+            f"{different} of {alone.tokens.numel()} tokens depend on what was generated before: made first by policies that "
+            "were asked anew they are others"
+        )
+
+
+SCHEDULED = 60
+"""Optimiser steps that a schedule is asked about."""
+
+
+def schedule_repeats(subjects: Sequence[Subject]) -> Iterator[str]:
+    """A training schedule is a function of step and random numbers alone, and names points that exist."""
+    asked: set[tuple[str | None, str | None]] = set()
+    for subject in subjects:
+        row, schedule = subject.row, subject.row.schedule
+        if schedule is None or (row.recipe_plugin, row.recipe) in asked:
+            continue
+        asked.add((row.recipe_plugin, row.recipe))
+        schedule.check(SCHEDULED)
+        for stage in schedule.stages():
+            total = max(1, round(SCHEDULED * stage.share))
+            first = [schedule.at(stage, step, total, _uniforms(step)) for step in range(total)]
+            for step in reversed(range(total)):
+                again = schedule.at(stage, step, total, _uniforms(step))
+                if again != first[step]:
+                    yield f"{row.name}: asked again, step {step} of {stage.name} trains {again} and not {first[step]}"
+                    break
+            for number, step_ in enumerate(first):
+                if step_.scale_weights is not None and len(step_.scale_weights) != row.model.scales:
+                    yield (
+                        f"{row.name}: step {number} of {stage.name} weighs {len(step_.scale_weights)} scales; there are "
+                        f"{row.model.scales}"
+                    )
+                    break
+            for point in {step_.point for step_ in first if step_.point is not None}:
+                rows.at_point(row, point, manager=subject.bench.manager)
+
+
+def _uniforms(step: int) -> Callable[[int], float]:
+    return lambda number: _uniform(SEED, step, 0, number)
+
+
+def _few(messages: list[str], most: int = 3) -> Iterator[str]:
+    yield from messages[:most]
+    if len(messages) > most:
+        yield f"and {len(messages) - most} more like these"

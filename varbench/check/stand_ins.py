@@ -1,0 +1,259 @@
+"""Policies that stand in for a plugin's own, and ask it all but what they replace.
+
+    Watched   calls the plugin, and notes answers that break their promise
+    Forced    calls the plugin with everything to be kept: its own path, at the neutral end
+    Plain     picks the first places instead of asking: the same plan, executed with no thought
+
+Letters: R rows (images x branches), L l tokens, n count, H heads, C c widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from varbench.plan.compiler import Owned, RowPolicies
+from varbench.policies import CacheStrategy, SubLayerName, TokenPolicy
+from varbench.rows.grammar import Row
+from varbench.spec import ModelSpec
+
+
+@dataclass
+class Notes:
+    """What `Watched` policies saw go wrong."""
+
+    places: list[str] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+
+
+def watched(row: Row, notes: Notes) -> Row:
+    return _with(
+        row,
+        "watched",
+        lambda tokens: WatchedTokens(tokens, notes, row.model),
+        lambda cache: WatchedCache(cache, notes, row.model),
+    )
+
+
+def plain(row: Row) -> Row:
+    return _with(row, "plain", PlainTokens, PlainCache)
+
+
+def forced(row: Row) -> Row:
+    """The row with its own `pick` and `fill` at every place where it picks, made to take everything there is."""
+    return _with(
+        row, "forced", lambda tokens: ForcedTokens(tokens, row.model), lambda cache: ForcedCache(cache, row.model)
+    )
+
+
+def without_content(row: Row) -> Row:
+    """The row's layers, steps and guidance alone."""
+    return _renamed(row, "all tokens and entries", replace(row.policies, tokens=None, caches=()))
+
+
+def full_model(row: Row) -> Row:
+    return replace(_renamed(row, "full model", RowPolicies(name="full model")), accounting="lossless")
+
+
+def picks(row: Row) -> bool:
+    """Whether the row has a policy that the engine asks while it runs."""
+    policies = row.policies
+    return policies.tokens is not None or any(_has_budget(owned.policy, row.model) for owned in policies.caches)
+
+
+def _with(
+    row: Row,
+    what: str,
+    tokens: Callable[[TokenPolicy], TokenPolicy],
+    cache: Callable[[CacheStrategy], CacheStrategy],
+) -> Row:
+    own = row.policies
+    policies = replace(
+        own,
+        tokens=Owned(plugin=own.tokens.plugin, policy=tokens(own.tokens.policy)) if own.tokens else None,
+        caches=tuple(Owned(plugin=owned.plugin, policy=cache(owned.policy)) for owned in own.caches),
+    )
+    return _renamed(row, what, policies)
+
+
+def _renamed(row: Row, what: str, policies: RowPolicies) -> Row:
+    name = f"{row.name} ({what})"
+    return replace(row, name=name, policies=replace(policies, name=name))
+
+
+def _has_budget(cache: CacheStrategy, model: ModelSpec) -> bool:
+    return any(
+        cache.budget(layer, scale, group) is not None
+        for layer in range(model.depth)
+        for scale in range(model.scales)
+        for group in range(len(cache.head_groups(layer) or ((),)))
+    )
+
+
+class _Tokens(TokenPolicy):
+    """Asks the plugin everything."""
+
+    def __init__(self, own: TokenPolicy) -> None:
+        self.own = own
+
+    def tokens(self, layer: int, scale: int, sublayer: SubLayerName) -> int | None:
+        return self.own.tokens(layer, scale, sublayer)
+
+    def remembers(self, layer: int, scale: int, sublayer: SubLayerName) -> bool:
+        return self.own.remembers(layer, scale, sublayer)
+
+    def pick(self, x_BLC: Tensor, count: int, *, layer: int, scale: int, sublayer: SubLayerName) -> Tensor:
+        return self.own.pick(x_BLC, count, layer=layer, scale=scale, sublayer=sublayer)
+
+    def fill(
+        self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, scale: int
+    ) -> Tensor:
+        return self.own.fill(computed_BnC, places_Bn, remembered_BlC, length=length, scale=scale)
+
+
+class _Cache(CacheStrategy):
+    """Asks the plugin everything."""
+
+    def __init__(self, own: CacheStrategy) -> None:
+        self.own = own
+
+    @property
+    def dtype(self) -> str | None:
+        return self.own.dtype
+
+    def head_groups(self, layer: int) -> Sequence[Sequence[int]] | None:
+        return self.own.head_groups(layer)
+
+    def keeps(self, layer: int, written: int, reader: int, group: int) -> bool:
+        return self.own.keeps(layer, written, reader, group)
+
+    def budget(self, layer: int, scale: int, group: int) -> int | None:
+        return self.own.budget(layer, scale, group)
+
+    def pick(
+        self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, *, layer: int, scale: int, group: int
+    ) -> Tensor:
+        return self.own.pick(keys_BHnc, queries_BHLc, count, layer=layer, scale=scale, group=group)
+
+
+class PlainTokens(_Tokens):
+    def pick(self, x_BLC: Tensor, count: int, *, layer: int, scale: int, sublayer: SubLayerName) -> Tensor:
+        return torch.arange(count, device=x_BLC.device).expand(x_BLC.shape[0], -1)
+
+    def fill(
+        self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, scale: int
+    ) -> Tensor:
+        filled = computed_BnC.new_zeros(computed_BnC.shape[0], length, computed_BnC.shape[-1])
+        return filled.scatter(1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC)
+
+
+class PlainCache(_Cache):
+    def pick(
+        self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, *, layer: int, scale: int, group: int
+    ) -> Tensor:
+        return torch.arange(count, device=keys_BHnc.device).expand(*keys_BHnc.shape[:2], -1)
+
+
+class ForcedTokens(_Tokens):
+    def __init__(self, own: TokenPolicy, model: ModelSpec) -> None:
+        super().__init__(own)
+        self._all = model.tokens
+
+    def tokens(self, layer: int, scale: int, sublayer: SubLayerName) -> int | None:
+        return None if self.own.tokens(layer, scale, sublayer) is None else self._all[scale]
+
+
+class ForcedCache(_Cache):
+    def __init__(self, own: CacheStrategy, model: ModelSpec) -> None:
+        super().__init__(own)
+        self._all = model.length
+
+    @property
+    def dtype(self) -> str | None:
+        return None
+
+    def keeps(self, layer: int, written: int, reader: int, group: int) -> bool:
+        return True
+
+    def budget(self, layer: int, scale: int, group: int) -> int | None:
+        return None if self.own.budget(layer, scale, group) is None else self._all
+
+
+class WatchedTokens(_Tokens):
+    def __init__(self, own: TokenPolicy, notes: Notes, model: ModelSpec) -> None:
+        super().__init__(own)
+        self._notes, self._model = notes, model
+
+    def pick(self, x_BLC: Tensor, count: int, *, layer: int, scale: int, sublayer: SubLayerName) -> Tensor:
+        where = f"pick for the {sublayer} of layer {layer} at {self._model.scale_name(scale)}"
+        before = x_BLC.clone()
+        places = self.own.pick(x_BLC, count, layer=layer, scale=scale, sublayer=sublayer)
+        if not torch.equal(before, x_BLC):
+            self._notes.inputs.append(f"{where} changed the residual stream that it was shown")
+        self._notes.places += _wrong_places(where, places, (x_BLC.shape[0], count), x_BLC.shape[1], ascending=False)
+        return places
+
+    def fill(
+        self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, scale: int
+    ) -> Tensor:
+        given = [t for t in (computed_BnC, places_Bn, remembered_BlC) if t is not None]
+        before = [tensor.clone() for tensor in given]
+        filled = self.own.fill(computed_BnC, places_Bn, remembered_BlC, length=length, scale=scale)
+        where = f"fill at {self._model.scale_name(scale)}"
+        if not all(map(torch.equal, before, given)):
+            self._notes.inputs.append(f"{where} changed what it was given to fill in from")
+        expected = (computed_BnC.shape[0], length, computed_BnC.shape[-1])
+        self._notes.places += _not_plain(where, filled)
+        if tuple(filled.shape) != expected or filled.dtype != computed_BnC.dtype:
+            self._notes.places.append(
+                f"{where} gave {tuple(filled.shape)} of {filled.dtype}, not {expected} of {computed_BnC.dtype}"
+            )
+        return filled
+
+
+class WatchedCache(_Cache):
+    def __init__(self, own: CacheStrategy, notes: Notes, model: ModelSpec) -> None:
+        super().__init__(own)
+        self._notes, self._model = notes, model
+
+    def pick(
+        self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, *, layer: int, scale: int, group: int
+    ) -> Tensor:
+        where = f"pick for the cache of layer {layer} after {self._model.scale_name(scale)}"
+        before = keys_BHnc.clone(), queries_BHLc.clone()
+        places = self.own.pick(keys_BHnc, queries_BHLc, count, layer=layer, scale=scale, group=group)
+        if not (torch.equal(before[0], keys_BHnc) and torch.equal(before[1], queries_BHLc)):
+            self._notes.inputs.append(f"{where} changed the keys or queries that it was shown")
+        self._notes.places += _wrong_places(
+            where, places, (*keys_BHnc.shape[:2], count), keys_BHnc.shape[2], ascending=True
+        )
+        return places
+
+
+def _wrong_places(where: str, places: Tensor, shape: tuple[int, ...], available: int, *, ascending: bool) -> list[str]:
+    """What is wrong with places that must be distinct and within 0 to `available` - 1."""
+    if strange := _not_plain(where, places):
+        return strange
+    if tuple(places.shape) != shape or places.dtype != torch.int64:
+        return [f"{where} gave {tuple(places.shape)} of {places.dtype}, not {shape} of torch.int64"]
+    low, high = int(places.min()), int(places.max())
+    if low < 0 or high >= available:
+        return [f"{where} gave places {low} to {high}; there are 0 to {available - 1}"]
+    different = int((places.sort(dim=-1).values.diff(dim=-1) > 0).sum(dim=-1).min()) + 1
+    if different < shape[-1]:
+        return [f"{where} gave {shape[-1]} places of which {different} are different"]
+    if ascending and (places.diff(dim=-1) < 0).any():
+        return [f"{where} gave places that do not ascend"]
+    return []
+
+
+def _not_plain(where: str, tensor: Tensor) -> list[str]:
+    """A subclass can put its work off, or do another's."""
+    return (
+        []
+        if type(tensor) is Tensor
+        else [f"{where} gave a {type(tensor).__module__}.{type(tensor).__name__}, not a plain torch.Tensor"]
+    )

@@ -1,0 +1,145 @@
+"""Calibration: an offline pass over a loaded model that finds parameters of a plugin, kept as a hashed JSON file.
+
+    found = calibrate(rows.resolve("scale_window@w2", pipe.model), pipe)
+    pipe.generate(labels, method=found.row)
+
+The row that comes back has what was found written into it, as in `scale_window@w2:demanding=0.3.7`: a plan never
+depends on anything that the row does not say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from varbench import rows
+from varbench.errors import UserError
+from varbench.plan.compiler import Owned, RowPolicies, compile_plan
+from varbench.policies import CacheStrategy
+from varbench.rows.manager import PluginManager
+from varbench.rows.manager import manager as default_manager
+from varbench.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from varbench.engine.pipeline import Pipeline
+
+Look = Callable[[int, int, "Tensor", "Tensor"], None]
+"""Called with layer, scale, the layer's keys of all scales so far (B, H, n, c) and the scale's queries (B, H, l, c)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    row: rows.Row
+    """The row with the parameters that were found."""
+    found: dict[str, Any]
+    """By plugin, what its hook returned."""
+    digest: str
+    """sha256 of what was found, with the row and the weights' hashes; the file is named by it."""
+    path: Path
+    seconds: float
+    """What the pass cost."""
+
+
+def calibrate(row: rows.Row, pipe: Pipeline, *, manager: PluginManager | None = None) -> Calibration:
+    """Runs the calibration of each plugin of a row that has one, and keeps what they found as a file."""
+    manager = manager or default_manager()
+    found: dict[str, Any] = {}
+    start = time.perf_counter()
+    for setting in row.settings:
+        result = manager.call(setting.plugin, "varbench_calibrate", setting=setting, pipe=pipe)
+        if result is not None:
+            found[setting.plugin] = result
+    seconds = time.perf_counter() - start
+    if not found:
+        raise UserError(f"{row.name} has nothing to calibrate: none of its plugins gives varbench_calibrate")
+    content = {"row": row.name, "weights": pipe.weights, "found": found}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return Calibration(
+        row=_filled(row, found, manager),
+        found=found,
+        digest=digest,
+        path=_kept(content, digest, seconds),
+        seconds=seconds,
+    )
+
+
+def _kept(content: dict[str, Any], digest: str, seconds: float) -> Path:
+    from varbench.base.places import cache_folder
+    from varbench.base.whole_files import whole_file
+
+    path = cache_folder() / "calibrations" / f"{digest[:32]}.json"
+    with whole_file(path) as file:
+        file.write(json.dumps({**content, "digest": digest, "seconds": seconds}, indent=1).encode())
+    return path
+
+
+def _filled(row: rows.Row, found: dict[str, Any], manager: PluginManager) -> rows.Row:
+    """The row, with each plugin's `parameters` of what it found."""
+    parts = []
+    for setting in row.settings:
+        parameters = {**setting.parameters, **found.get(setting.plugin, {}).get("parameters", {})}
+        selection = "/".join(filter(None, (setting.recipe, setting.point)))
+        pairs = {**parameters, "accounting": row.accounting}.items()
+        parts.append(setting.plugin + (f"@{selection}" if selection else "") + "".join(f":{k}={v}" for k, v in pairs))
+    return rows.resolve("+".join(parts), row.model, manager=manager)
+
+
+class _Watched(CacheStrategy):
+    """Keeps every entry, and shows keys and queries to `look` on the way."""
+
+    def __init__(self, model: ModelSpec, look: Look) -> None:
+        self._everything, self._look = model.length, look
+
+    def budget(self, layer: int, scale: int, group: int) -> int | None:
+        return self._everything
+
+    def pick(
+        self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, *, layer: int, scale: int, group: int
+    ) -> Tensor:
+        import torch
+
+        self._look(layer, scale, keys_BHnc, queries_BHLc)
+        return torch.arange(count, device=keys_BHnc.device).expand(*keys_BHnc.shape[:2], -1)
+
+
+def observe(pipe: Pipeline, labels: Sequence[int], *, seed: int, look: Look) -> None:
+    """Generates with the full model, and calls `look` after each attention whose keys a later scale reads again."""
+    import torch
+
+    from varbench.engine.generate import Sampling, generate
+
+    watched = Owned[CacheStrategy](plugin="calibration", policy=_Watched(pipe.model, look))
+    row = RowPolicies(name="calibration", caches=(watched,))
+    generate(
+        compile_plan(pipe.model, row),
+        row,
+        backbones=pipe.backbones,
+        tokenizer=pipe.tokenizer,
+        labels_B=torch.as_tensor(labels, device=pipe.device),
+        images_B=torch.arange(len(labels), device=pipe.device),
+        sampling=Sampling(seed=seed),
+        dtype=pipe.dtype,
+    )
+
+
+def read_layers(text: str, model: ModelSpec, *, what: str) -> tuple[int, ...]:
+    """Layers that a parameter lists, as in `0.3.7`; commas would end the row."""
+    try:
+        layers = tuple(int(number) for number in text.split(".")) if text else ()
+    except ValueError:
+        raise UserError(f"{what} is {text!r}; list layers with dots between them, as in 0.3.7") from None
+    for layer in layers:
+        if not 0 <= layer < model.depth:
+            raise UserError(f"{what} names layer {layer}; {model.name} has layers 0 to {model.depth - 1}")
+    return layers
+
+
+def written_layers(layers: Sequence[int]) -> str:
+    return ".".join(map(str, layers))

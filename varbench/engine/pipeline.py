@@ -1,0 +1,298 @@
+"""`load_pipeline`: a tokenizer and a transformer, ready to encode, decode, score and generate by any method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from varbench.base.hashing import file_hash
+from varbench.engine.generate import Observer, Sampling, generate
+from varbench.engine.teacher import TeacherPass, fused_attention
+from varbench.errors import CheckpointError, UserError
+from varbench.model.checkpoints import build_tokenizer, load_tokenizer, load_transformer
+from varbench.model.tokenizer import Tokenizer
+from varbench.model.transformer import Transformer, initialise_
+from varbench.plan import presets
+from varbench.plan.compiler import RowPolicies, compile_plan
+from varbench.plan.steps import Plan
+from varbench.plan.trace import Trace
+from varbench.policies import MAIN
+from varbench.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from varbench.rows.grammar import Row
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What `Pipeline.generate` returns."""
+
+    images: Tensor
+    """(B, 3, S, S) in [0, 1]."""
+    tokens: Tensor
+    """(B, L) codes of all scales; -1 where the method skips a scale."""
+    logits: Tensor | None
+    """(B, L, V) after guidance and before filtering, where they were asked for."""
+    plan: Plan
+    trace: Trace
+
+
+class Pipeline:
+    """One model with its weights on one device, in one compute type."""
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Tokenizer,
+        backbones: Mapping[str, Transformer],
+        device: str,
+        dtype: str,
+        weights: Mapping[str, str],
+    ) -> None:
+        self.device = torch.device(device)
+        self.dtype = DTYPES[dtype]
+        self.tokenizer = tokenizer.to(self.device).eval()
+        self.backbones = {name: model.cast_(self.dtype).to(self.device).eval() for name, model in backbones.items()}
+        self.weights = dict(weights)
+        """sha256 of each file that was loaded, or how the weights were made."""
+        self._plans: dict[str, tuple[Plan, RowPolicies]] = {}
+        self._passes: dict[tuple[str, str], TeacherPass] = {}
+
+    @property
+    def model(self) -> ModelSpec:
+        return self.backbones[MAIN].spec
+
+    def compile(self, method: str | Row) -> tuple[Plan, RowPolicies]:
+        """The plan of a row such as `variant@d8`, and the policies that the engine asks. Made once for each row."""
+        from varbench import rows
+
+        name = method if isinstance(method, str) else method.name
+        if name not in self._plans:
+            row = rows.resolve(method, self.model) if isinstance(method, str) else method
+            loaded = {backbone: model.spec for backbone, model in self.backbones.items()}
+            plan = compile_plan(self.model, row.policies, accounting=row.accounting, loaded=loaded)
+            missing = [backbone for backbone, _ in plan.backbones if backbone not in self.backbones]
+            if missing:
+                raise UserError(
+                    f"{name} runs on a second model, {missing[0]!r}, which is not loaded; "
+                    f"give it: load_pipeline(..., companions={{{missing[0]!r}: PATH}})"
+                )
+            self._plans[name] = (plan, row.policies)
+        return self._plans[name]
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S) in [-1, 1] to codes (B, L) of all scales."""
+        side = self.model.image_side
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
+            raise UserError(f"images have shape {tuple(images.shape)}; {self.model.name} takes (B, 3, {side}, {side})")
+        return self.tokenizer.encode(images.to(self.device, torch.float32))
+
+    @torch.inference_mode()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Codes (B, L) to images (B, 3, S, S) in [0, 1]."""
+        return self._decode_map(self.tokenizer.quantize.running_maps(self._checked_tokens(tokens))[-1])
+
+    @torch.inference_mode()
+    def logits(self, tokens: Tensor, labels: Tensor | Sequence[int], *, method: str = "full_var") -> Tensor:
+        """Teacher-forced logits (B, L, V) of a method that computes every scale, without guidance."""
+        plan, _ = self.compile(method)
+        tokens, labels = self._checked_tokens(tokens), self._checked_labels(labels)
+        features = self.tokenizer.teacher_input(tokens)
+        parts: dict[int, Tensor] = {}
+        for name in dict.fromkeys(step.backbone for step in plan.steps):
+            if (method, name) not in self._passes:
+                self._passes[method, name] = TeacherPass(plan, name)
+            run = self._passes[method, name]
+            logits = run.logits(self.backbones[name], features, labels, dtype=self.dtype, attend=fused_attention)
+            counts = [self.model.tokens[scale] for scale in run.plan.sampled]
+            parts.update(zip(run.plan.sampled, logits.split(counts, dim=1), strict=True))
+        if plan.skipped:
+            raise UserError(
+                f"{method} skips {self.model.scale_name(plan.skipped[0])}, so it has no logits for all tokens"
+            )
+        return torch.cat([parts[scale] for scale in range(self.model.scales)], dim=1)
+
+    def generate(
+        self,
+        labels: Tensor | Sequence[int],
+        *,
+        seed: int = 0,
+        cfg: float = 1.5,
+        top_k: int = 0,
+        top_p: float = 0.0,
+        method: str | Row = "full_var",
+        first_image: int = 0,
+        tokens: Tensor | None = None,
+        return_logits: bool = False,
+        observer: Observer | None = None,
+    ) -> Output:
+        """Images for class labels. `first_image` is the first one's number in the noise stream; `tokens` forces the codes."""
+        labels_B = self._checked_labels(labels)
+        vocabulary = self.model.tokenizer.vocabulary
+        if not 0 <= top_p <= 1:
+            raise UserError(f"top_p is {top_p}; give a share between 0 (off) and 1")
+        if not 0 <= top_k <= vocabulary:
+            raise UserError(f"top_k is {top_k}; give 0 (off) to {vocabulary}, the number of codes")
+        plan, row = self.compile(method)
+        made = generate(
+            plan,
+            row,
+            backbones=self.backbones,
+            tokenizer=self.tokenizer,
+            labels_B=labels_B,
+            images_B=torch.arange(first_image, first_image + len(labels_B), device=self.device),
+            sampling=Sampling(seed=seed, cfg=cfg, top_k=top_k, top_p=top_p),
+            dtype=self.dtype,
+            forced_BL=None if tokens is None else self._checked_tokens(tokens),
+            return_logits=return_logits,
+            observer=observer,
+        )
+        images = self._decode_map(made.f_hat_BDhw)
+        return Output(images=images, tokens=made.tokens_BL, logits=made.logits_BLV, plan=plan, trace=made.trace)
+
+    @torch.inference_mode()
+    def _decode_map(self, f_hat_BDhw: Tensor) -> Tensor:
+        """The decoder runs in the compute type on a GPU, as the official script does, and in float32 on a CPU."""
+        reduced = self.device.type == "cuda" and self.dtype != torch.float32
+        with torch.autocast(self.device.type, dtype=self.dtype if reduced else torch.bfloat16, enabled=reduced):
+            return self.tokenizer.decode_map(f_hat_BDhw)
+
+    def _checked_labels(self, labels: Tensor | Sequence[int]) -> Tensor:
+        # Checked where they lie: a look at numbers on a GPU waits for all that was asked of it before.
+        result = torch.as_tensor(labels)
+        if result.ndim != 1 or not len(result) or result.is_floating_point():
+            raise UserError(f"labels must be a non-empty list of class numbers, not shape {tuple(result.shape)}")
+        wrong = result[(result < 0) | (result > self.model.classes)]
+        if len(wrong):
+            raise UserError(
+                f"label {int(wrong[0])} is not a class of {self.model.name}: "
+                f"classes are 0 to {self.model.classes - 1}, and {self.model.classes} is 'no class'"
+            )
+        return result.to(self.device).long()
+
+    def _checked_tokens(self, tokens: Tensor) -> Tensor:
+        vocabulary = self.model.tokenizer.vocabulary
+        if tokens.ndim != 2 or tokens.shape[1] != self.model.length:
+            raise UserError(
+                f"tokens have shape {tuple(tokens.shape)}; {self.model.name} takes (B, {self.model.length})"
+            )
+        if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < vocabulary):
+            raise UserError(
+                f"tokens reach from {int(tokens.min())} to {int(tokens.max())}; codes are 0 to {vocabulary - 1}"
+            )
+        return tokens.to(self.device)
+
+
+def load_pipeline(
+    preset: str | None = None,
+    *,
+    vae: str | Path | None = None,
+    var: str | Path | None = None,
+    companions: Mapping[str, str | Path] | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    num_heads: int | None = None,
+    random: bool = False,
+    seed: int = 0,
+) -> Pipeline:
+    """A pipeline from checkpoint files, or of a preset.
+
+    With `vae` and `var`, sizes are read off the files. With a preset alone, its shipped weights are loaded where it has
+    some; random ones are drawn from `seed` where it has none, or with `random`. `companions` are further models by name, for methods
+    that run on two.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"device {device!r} was asked for, but torch sees no GPU; use device='cpu' or look at 'varbench env'"
+        )
+    if (vae is None) != (var is None):
+        raise CheckpointError(
+            "give both vae= and var=, or neither; a transformer speaks the codes of its own tokenizer"
+        )
+    if vae is None or var is None:
+        return _preset_pipeline(
+            preset or "tiny", companions=companions, device=device, dtype=dtype, random=random, seed=seed
+        )
+    tokenizer_spec, tokenizer_state = load_tokenizer(vae)
+    backbones = {MAIN: load_transformer(var, tokenizer_spec, num_heads=num_heads)}
+    weights = {"vae": file_hash(vae), MAIN: file_hash(var)}
+    for name, path in (companions or {}).items():
+        backbones[name] = load_transformer(path, tokenizer_spec)
+        weights[name] = file_hash(path)
+    spec = backbones[MAIN].spec
+    for name, path in (companions or {}).items():
+        other = backbones[name].spec
+        if (other.sides, other.classes) != (spec.sides, spec.classes):
+            raise CheckpointError(
+                f"{path}: scales {other.sides} and {other.classes} classes, but {var}, whose {name} it is to be, has "
+                f"{spec.sides} and {spec.classes}"
+            )
+    if preset:
+        spec = _renamed(backbones, preset, var)
+    return Pipeline(
+        tokenizer=build_tokenizer(spec, tokenizer_state, vae),
+        backbones=backbones,
+        device=device,
+        dtype=dtype,
+        weights=weights,
+    )
+
+
+def _renamed(backbones: dict[str, Transformer], preset: str, path: str | Path) -> ModelSpec:
+    """The file's own sizes under the preset's name; other sizes than the preset's are refused with both."""
+    expected, found = presets.preset(preset).spec, backbones[MAIN].spec
+    if replace(found, name=preset) != expected:
+        raise CheckpointError(
+            f"{path}: {found.depth} layers of width {found.width} and scales {found.sides}, but {preset} has "
+            f"{expected.depth} of width {expected.width} and {expected.sides}"
+        )
+    backbones[MAIN].spec = expected
+    return expected
+
+
+def _preset_pipeline(
+    name: str, *, companions: Mapping[str, str | Path] | None, device: str, dtype: str, random: bool, seed: int
+) -> Pipeline:
+    preset = presets.preset(name)
+    shipped = presets.shipped_files(name)
+    if shipped and not random:
+        files = {**shipped, **(companions or {})}
+        pipe = load_pipeline(vae=files.pop("vae"), var=files.pop(MAIN), companions=files, device=device, dtype=dtype)
+        for backbone, model in pipe.backbones.items():
+            model.spec = preset.spec if backbone == MAIN else replace(model.spec, name=f"{name}-{backbone}")
+        return pipe
+    specs = {MAIN: preset.spec}
+    if preset.companion:
+        specs["refiner"] = preset.companion
+    return Pipeline(
+        tokenizer=random_tokenizer(preset.spec, seed),
+        backbones={name: random_transformer(spec, seed, device=device) for name, spec in specs.items()},
+        device=device,
+        dtype=dtype,
+        weights=dict.fromkeys(("vae", *specs), f"random, seed {seed}"),
+    )
+
+
+def random_tokenizer(spec: ModelSpec, seed: int) -> Tokenizer:
+    """A tokenizer with torch's own initial values; the caller's random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Tokenizer.for_model(spec).requires_grad_(False)
+
+
+def random_transformer(spec: ModelSpec, seed: int, *, device: str = "cpu") -> Transformer:
+    """A transformer with official initial values, drawn where it will run: billions of numbers take long on a CPU."""
+    with torch.device("meta"):
+        model = Transformer(spec)
+    generator = torch.Generator(device).manual_seed(seed)
+    return initialise_(model.to_empty(device=device), generator).requires_grad_(False)

@@ -1,0 +1,361 @@
+"""What a plan costs: FLOPs, bytes and state over time, counted from the plan; and a roofline's prediction. No torch.
+
+FLOPs are those of matrix products, convolutions and attention, two per multiply-add, as torch's own counter has them.
+Bytes moved are what eager code moves: weights and caches once a call, element-wise passes one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from varbench.plan.hardware import Hardware
+from varbench.plan.steps import CacheUse, LayerCall, Plan, SlotKey, Step, total
+from varbench.spec import ModelSpec, TokenizerSpec
+
+ITEM = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "int8": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepWork:
+    """Work of one step for a whole batch."""
+
+    scale: int
+    block_flops: int
+    other_flops: int
+    """Embedding, head and the quantiser's convolution; conditioning in the first step of a backbone."""
+    bytes_moved: int
+    state_peak: int
+    """Largest bytes of caches and remembered outputs within the step."""
+    state_after: int
+    """Bytes that stay after the step; those still held at the very end are freed with the generation."""
+    activations: int
+    """Largest transient bytes of a sub-layer or of sampling: an estimate, not a promise."""
+
+    @property
+    def flops(self) -> int:
+        return self.block_flops + self.other_flops
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanWork:
+    """Work of one generation."""
+
+    steps: tuple[StepWork, ...]
+    decoder_flops: int
+    decoder_bytes: int
+    weight_bytes: int
+    """All models that are loaded, and the tokenizer."""
+    batch: int
+    dtype: str
+
+    @cached_property
+    def transformer_flops(self) -> int:
+        return sum(step.flops for step in self.steps)
+
+    @cached_property
+    def block_flops(self) -> int:
+        return sum(step.block_flops for step in self.steps)
+
+    @property
+    def flops(self) -> int:
+        return self.transformer_flops + self.decoder_flops
+
+    @property
+    def state_peak(self) -> int:
+        return max(step.state_peak for step in self.steps)
+
+    @property
+    def state_end(self) -> int:
+        """Bytes held while the last step runs. After it nothing is read again, so lossless accounting holds nothing."""
+        return self.steps[-1].state_peak
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Seconds by the roofline: for each step the larger of bytes/bandwidth and FLOPs/rate, over one efficiency."""
+
+    hardware: str
+    efficiency: float
+    steps: tuple[float, ...]
+    decoder: float
+
+    @property
+    def transformer(self) -> float:
+        return sum(self.steps)
+
+    @property
+    def total(self) -> float:
+        return self.transformer + self.decoder
+
+
+def work(plan: Plan, *, batch: int, dtype: str) -> PlanWork:
+    """Counts a plan's work for a batch of images in a compute type."""
+    states = list(state_over_time(plan, batch=batch, dtype=dtype))
+    steps = []
+    begun: set[str] = set()
+    for step, (peak, after) in zip(plan.steps, states, strict=True):
+        spec = plan.backbone(step.backbone)
+        rows = batch * step.branches
+        block = sum(_call_flops(spec, call, rows) for call in step.calls)
+        other = _other_flops(plan, spec, step, batch)
+        if step.backbone not in begun:
+            begun.add(step.backbone)
+            other += _conditioning_flops(plan, spec, step, batch)
+        moved, transient = _bytes(plan, spec, step, batch, dtype)
+        steps.append(
+            StepWork(
+                scale=step.samples,
+                block_flops=block,
+                other_flops=other,
+                bytes_moved=moved,
+                state_peak=peak,
+                state_after=after,
+                activations=transient,
+            )
+        )
+    flops, moved = _decoder(plan.model.tokenizer, plan.model.sides[-1], batch)
+    return PlanWork(
+        steps=tuple(steps),
+        decoder_flops=flops,
+        decoder_bytes=moved,
+        weight_bytes=weight_bytes(plan, dtype),
+        batch=batch,
+        dtype=dtype,
+    )
+
+
+def predict(counted: PlanWork, hardware: Hardware) -> Prediction:
+    rate, bandwidth = hardware.rate(counted.dtype), hardware.bandwidth_gbs * 1e9
+    efficiency = hardware.reached(counted.dtype)
+
+    def seconds(flops: int, moved: int) -> float:
+        return max(flops / rate, moved / bandwidth) / efficiency
+
+    return Prediction(
+        hardware=hardware.name,
+        efficiency=efficiency,
+        steps=tuple(seconds(step.flops, step.bytes_moved) for step in counted.steps),
+        decoder=seconds(counted.decoder_flops, counted.decoder_bytes),
+    )
+
+
+def _call_flops(spec: ModelSpec, call: LayerCall, rows: int) -> int:
+    width, tokens = spec.width, call.attention.tokens
+    attention = sum(4 * tokens * use.attended * len(use.heads) * spec.head_dim for use in call.cache)
+    projections = 2 * tokens * width * 4 * width
+    ffn = 4 * call.ffn.tokens * width * spec.hidden
+    return rows * (attention + projections + ffn)
+
+
+def _other_flops(plan: Plan, spec: ModelSpec, step: Step, batch: int) -> int:
+    tokenizer, sampled = plan.model.tokenizer, plan.model.tokens[step.samples]
+    embedded = sum(plan.model.tokens[scale] for scale in step.scales if scale)
+    embedding = 2 * batch * embedded * tokenizer.code_dim * spec.width
+    head = 2 * batch * step.branches * sampled * spec.width * tokenizer.vocabulary
+    phi = 2 * batch * plan.model.tokens[-1] * tokenizer.code_dim**2 * 9
+    return embedding + head + phi
+
+
+def _conditioning_flops(plan: Plan, spec: ModelSpec, step: Step, batch: int) -> int:
+    """AdaLN vectors, once a generation: a row an image, and one for "no class"."""
+    rows = batch + (1 if step.branches == 2 else 0)
+    layers = len({call.layer for s in plan.steps if s.backbone == step.backbone for call in s.calls})
+    sixes = 1 if spec.shared_adaln else layers
+    return 2 * rows * spec.width * spec.width * (6 * sixes + 2)
+
+
+def key_value_bytes(plan: Plan, dtype: str) -> tuple[int, int]:
+    """Bytes of one number of a stored key, and of a value."""
+    item = ITEM[plan.cache_dtype or dtype]
+    return (4 if plan.float32_keys else item), item
+
+
+def state_over_time(plan: Plan, *, batch: int, dtype: str) -> Iterator[tuple[int, int]]:
+    """Peak within and bytes after each step, following every allocation in the order in which calls make them."""
+    buffers: dict[tuple[SlotKey, int], int] = {}
+    """Bytes per row."""
+    memories: dict[tuple[SlotKey, str], int] = {}
+    rows: dict[str, int] = {}
+    for number, step in enumerate(plan.steps):
+        spec = plan.backbone(step.backbone)
+        rows[step.backbone] = batch * step.branches
+        entry = spec.head_dim * sum(key_value_bytes(plan, dtype))
+
+        peak = _held(rows, buffers, memories)
+        for call in step.calls:
+            key = SlotKey(step.backbone, call.layer, call.slot)
+            for group, use in enumerate(call.cache):
+                during = use.attended if plan.accounting == "upstream" else use.capacity
+                before = buffers.get((key, group), 0)
+                buffers[key, group] = max(before, during * len(use.heads) * entry)
+                peak = max(peak, _held(rows, buffers, memories))
+                buffers[key, group] = use.capacity * len(use.heads) * entry
+            for name, sub in (("attention", call.attention), ("ffn", call.ffn)):
+                if sub.remembered:
+                    memories[key, name] = plan.model.tokens[step.samples] * spec.width * ITEM[dtype]
+                elif not _fills_later(plan, key, name, number):
+                    memories.pop((key, name), None)
+            peak = max(peak, _held(rows, buffers, memories))
+        if step.drops_backbone:
+            buffers = {place: size for place, size in buffers.items() if place[0].backbone != step.backbone}
+            memories = {place: size for place, size in memories.items() if place[0].backbone != step.backbone}
+        yield peak, _held(rows, buffers, memories)
+
+
+def _held(
+    rows: dict[str, int], buffers: dict[tuple[SlotKey, int], int], memories: dict[tuple[SlotKey, str], int]
+) -> int:
+    cached = sum(rows[key.backbone] * size for (key, _), size in buffers.items())
+    return cached + sum(rows[key.backbone] * size for (key, _), size in memories.items())
+
+
+def _fills_later(plan: Plan, key: SlotKey, name: str, number: int) -> bool:
+    return any(
+        (call.attention if name == "attention" else call.ffn).picked
+        for step in plan.steps[number + 1 :]
+        if step.backbone == key.backbone
+        for call in step.calls
+        if (call.layer, call.slot) == (key.layer, key.slot)
+    )
+
+
+def parameters(spec: ModelSpec) -> dict[str, int]:
+    """Numbers stored by a transformer, by how they are stored: `matrices` in the compute type, the rest in float32."""
+    width = spec.width
+    sixes = 6 * width if spec.shared_adaln else 0
+    ada = 0 if spec.shared_adaln else (width + 1) * 6 * width
+    matrices = 4 * width * width + width + 2 * width * spec.hidden + spec.hidden + width + ada
+    others = 2 * width + sixes + (spec.heads if spec.l2_attention else 0)
+    shared = (width + 1) * 6 * width if spec.shared_adaln else 0
+    tokenizer = spec.tokenizer
+    ends = (width + 1) * (2 * width + tokenizer.vocabulary) + (tokenizer.code_dim + 1) * width
+    embeddings = (spec.classes + 1 + spec.scales + spec.length + spec.tokens[0]) * width
+    return {"matrices": spec.depth * matrices + shared + ends, "others": spec.depth * others + embeddings}
+
+
+def weight_bytes(plan: Plan, dtype: str) -> int:
+    """Bytes of every loaded transformer, and of the tokenizer in float32."""
+    bytes_ = 4 * tokenizer_parameters(plan.model.tokenizer, plan.model.scales)
+    for _, spec in plan.backbones:
+        counts = parameters(spec)
+        bytes_ += counts["matrices"] * ITEM[dtype] + counts["others"] * 4
+    return bytes_
+
+
+def _bytes(plan: Plan, spec: ModelSpec, step: Step, batch: int, dtype: str) -> tuple[int, int]:
+    """Bytes moved in a step by eager code, and the largest transient."""
+    item, width = ITEM[dtype], spec.width
+    rows = batch * step.branches
+    moved, transient = 0.0, 0
+    layer = 4 * width * width + 2 * width * spec.hidden
+    for call in step.calls:
+        attended = max(use.attended for use in call.cache)
+        a, f = rows * call.attention.tokens * width, rows * call.ffn.tokens * width
+        # Normalise and modulate in float32 (three passes that read and write), cast, gate, add to the stream.
+        passes = 3 * 8 + 4 + item + 3 * item + 4 + item + 4
+        moved += layer * item + (a + f) * passes
+        # q k v written, q and k normalised in float32, then what is attended to, mixed, projected.
+        moved += a * (8 * item + 2 * 12) + rows * sum(
+            use.attended * len(use.heads) * spec.head_dim * sum(key_value_bytes(plan, dtype)) for use in call.cache
+        )
+        moved += sum(_workspace(use, spec, rows, item) for use in call.cache) * 2
+        moved += a * 4 * item + f * (2 + 4 * spec.mlp_ratio) * item
+        attention = a * (4 + 4 + 3 * item + 8) + 2 * rows * attended * width * item
+        hidden = f * (4 + 4 + item) + round(f * spec.mlp_ratio) * 2 * item
+        transient = max(transient, round(attention), round(hidden))
+    logits = rows * plan.model.tokens[step.samples] * plan.model.tokenizer.vocabulary
+    # Logits in the compute type and in float32, guidance, two filters with a sort, softmax, sum, search.
+    moved += round(logits * (2 * item + 8)) + logits // step.branches * 4 * 20
+    transient = max(transient, logits * (item + 4) + logits // step.branches * 4 * 5)
+    return round(moved), transient
+
+
+def _workspace(use: CacheUse, spec: ModelSpec, rows: int, item: int) -> int:
+    """Bytes put together for one call, where what is read is not all stored."""
+    if use.capacity >= use.attended or not total(use.read):
+        return 0
+    return rows * use.attended * len(use.heads) * spec.head_dim * item * 2
+
+
+def _convolutions(spec: TokenizerSpec, side: int) -> Iterator[tuple[int, int, int, int]]:
+    """The decoder's convolutions as (inputs, outputs, kernel, side), attention's products aside."""
+    widths = [spec.channels * m for m in spec.multipliers]
+    deepest = len(widths) - 1
+    yield spec.code_dim, spec.code_dim, 3, side
+    yield spec.code_dim, widths[-1], 3, side
+    for _ in range(2):
+        yield from _residual(widths[-1], widths[-1], side)
+    yield from _attention_convolutions(widths[-1], side)
+    before = widths[-1]
+    for level in range(deepest, -1, -1):
+        for _ in range(spec.blocks + 1):
+            yield from _residual(before, widths[level], side)
+            before = widths[level]
+            if level == deepest:
+                yield from _attention_convolutions(before, side)
+        if level:
+            side *= 2
+            yield before, before, 3, side
+    yield before, 3, 3, side
+
+
+def _residual(before: int, after: int, side: int) -> Iterator[tuple[int, int, int, int]]:
+    yield before, after, 3, side
+    yield after, after, 3, side
+    if before != after:
+        yield before, after, 1, side
+
+
+def _attention_convolutions(channels: int, side: int) -> Iterator[tuple[int, int, int, int]]:
+    yield channels, 3 * channels, 1, side
+    yield channels, channels, 1, side
+
+
+def _decoder(spec: TokenizerSpec, side: int, batch: int) -> tuple[int, int]:
+    """FLOPs and bytes moved by decoding."""
+    flops, moved = 0, 0
+    for inputs, outputs, kernel, at in _convolutions(spec, side):
+        flops += 2 * inputs * outputs * kernel**2 * at * at
+        # The convolution, and the norm and activation before it.
+        moved += (inputs * 5 + outputs) * at * at * 4
+    places = side * side
+    channels = spec.channels * spec.multipliers[-1]
+    attentions = spec.blocks + 2
+    flops += attentions * 4 * places * places * channels
+    return batch * flops, batch * moved
+
+
+def tokenizer_parameters(spec: TokenizerSpec, scales: int) -> int:
+    """Numbers stored by encoder, decoder, codebook and phis, and the usage counts of the official files."""
+    widths = [spec.channels * m for m in spec.multipliers]
+    deepest = len(widths) - 1
+
+    def conv(inputs: int, outputs: int, kernel: int = 3) -> int:
+        return (inputs * kernel**2 + 1) * outputs
+
+    def residual(before: int, after: int) -> int:
+        shortcut = conv(before, after, 1) if before != after else 0
+        return 2 * before + 2 * after + conv(before, after) + conv(after, after) + shortcut
+
+    def attention(channels: int) -> int:
+        return 2 * channels + conv(channels, 3 * channels, 1) + conv(channels, channels, 1)
+
+    middle = 2 * residual(widths[-1], widths[-1]) + attention(widths[-1])
+    encoder = conv(3, spec.channels) + middle + 2 * widths[-1] + conv(widths[-1], spec.code_dim)
+    before = spec.channels
+    for level, width in enumerate(widths):
+        for _ in range(spec.blocks):
+            encoder += residual(before, width) + (attention(width) if level == deepest else 0)
+            before = width
+        encoder += conv(width, width) if level != deepest else 0
+    decoder = conv(spec.code_dim, widths[-1]) + middle + 2 * widths[0] + conv(widths[0], 3)
+    before = widths[-1]
+    for level in range(deepest, -1, -1):
+        for _ in range(spec.blocks + 1):
+            decoder += residual(before, widths[level]) + (attention(widths[level]) if level == deepest else 0)
+            before = widths[level]
+        decoder += conv(before, before) if level else 0
+    code = spec.code_dim
+    return encoder + decoder + (2 + spec.phis) * conv(code, code) + spec.vocabulary * (code + scales)

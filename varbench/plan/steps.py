@@ -1,0 +1,227 @@
+"""The plan: what a row computes, keeps and drops, as frozen data. The engine, trainer, cost model and report read it.
+
+Counts are per image and guidance branch (tokens) or per head (cache entries), so a plan holds for any batch and type.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+from varbench.spec import ModelSpec
+
+MIXED = -1
+"""Scale of a segment whose entries a policy picked from several scales."""
+
+Accounting = Literal["lossless", "upstream"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Entries of one scale, side by side in a cache."""
+
+    scale: int
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheUse:
+    """What one call does with the keys and values of one group of heads."""
+
+    heads: tuple[int, ...]
+    read: tuple[Segment, ...]
+    """Entries of earlier steps that are attended to, beside the call's own."""
+    own: int
+    """Entries that the call computes and attends to."""
+    kept: tuple[Segment, ...]
+    """Entries that stay for later steps."""
+    capacity: int
+    """Entries the buffer has room for after the call; 0 when nothing is kept, and the buffer is freed."""
+    picked: bool
+    """Whether a policy chooses, by content, which entries stay."""
+
+    @property
+    def attended(self) -> int:
+        return total(self.read) + self.own
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubLayer:
+    """Tokens that an attention or FFN computes."""
+
+    tokens: int
+    picked: bool = False
+    """Whether a policy chooses, by content, which tokens; the others are filled in."""
+    remembered: bool = False
+    """Whether the output is kept as state for filling in later."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCall:
+    layer: int
+    slot: int
+    """0 for a layer's first call in a step, 1 for its second …: each slot has caches of its own."""
+    attention: SubLayer
+    ffn: SubLayer
+    cache: tuple[CacheUse, ...]
+    """One for each group of heads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    scales: tuple[int, ...]
+    """Scales that are encoded, in order."""
+    samples: int
+    """The scale whose tokens are drawn: the last that is encoded."""
+    backbone: str
+    branches: Literal[1, 2]
+    """2 with the unlabelled branch of guidance, 1 without."""
+    mask: Literal["full", "block_causal"]
+    calls: tuple[LayerCall, ...]
+    drops_backbone: bool = False
+    """Whether the backbone has ended, and all that it still holds is freed after the step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    name: str
+    model: ModelSpec
+    backbones: tuple[tuple[str, ModelSpec], ...]
+    """Every model that is loaded, `main` first."""
+    accounting: Accounting
+    cache_dtype: str | None
+    """Type of stored keys and values where a method sets it."""
+    steps: tuple[Step, ...]
+
+    def backbone(self, name: str) -> ModelSpec:
+        return dict(self.backbones)[name]
+
+    @property
+    def float32_keys(self) -> bool:
+        """Whether keys are stored as the official normalisation leaves them, in float32 beside 16-bit values."""
+        return self.accounting == "upstream" and self.model.l2_attention and not self.cache_dtype
+
+    @property
+    def skipped(self) -> tuple[int, ...]:
+        """Scales that no step samples or encodes."""
+        encoded = {scale for step in self.steps for scale in step.scales}
+        return tuple(scale for scale in range(self.model.scales) if scale not in encoded)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of all that is run and kept; the name is not part of it, so equal plans have equal digests."""
+        data = self.to_json()
+        del data["name"]
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def picks(self) -> bool:
+        """Whether anything is chosen by content."""
+        return any(
+            call.attention.picked or call.ffn.picked or any(use.picked for use in call.cache)
+            for step in self.steps
+            for call in step.calls
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Compact JSON: a call is a list of numbers, a cache use `[heads, read, own, kept, capacity, picked]`."""
+        return {
+            "name": self.name,
+            "model": self.model.to_json(),
+            "backbones": [[name, spec.to_json()] for name, spec in self.backbones],
+            "accounting": self.accounting,
+            "cache_dtype": self.cache_dtype,
+            "steps": [_step_json(step) for step in self.steps],
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(describe(self))
+
+
+class SlotKey(NamedTuple):
+    """Caches belong to slots: a backbone's layer, and which of its calls in a step."""
+
+    backbone: str
+    layer: int
+    slot: int
+
+
+def total(segments: tuple[Segment, ...]) -> int:
+    return sum(segment.count for segment in segments)
+
+
+def _step_json(step: Step) -> dict[str, Any]:
+    return {
+        "scales": list(step.scales),
+        "samples": step.samples,
+        "backbone": step.backbone,
+        "branches": step.branches,
+        "mask": step.mask,
+        "drops_backbone": step.drops_backbone,
+        "calls": [
+            {
+                "layer": call.layer,
+                "slot": call.slot,
+                "attention": [call.attention.tokens, int(call.attention.picked), int(call.attention.remembered)],
+                "ffn": [call.ffn.tokens, int(call.ffn.picked), int(call.ffn.remembered)],
+                "cache": [
+                    [
+                        list(use.heads),
+                        [[s.scale, s.count] for s in use.read],
+                        use.own,
+                        [[s.scale, s.count] for s in use.kept],
+                        use.capacity,
+                        int(use.picked),
+                    ]
+                    for use in call.cache
+                ],
+            }
+            for call in step.calls
+        ],
+    }
+
+
+def describe(plan: Plan) -> Iterator[str]:
+    """The plan in a few readable lines: one a step, like layers folded together."""
+    spec = plan.model
+    yield f"plan {plan.name} on {spec.name} ({plan.accounting}), digest {plan.digest[:12]}"
+    for step in plan.steps:
+        encoded = "+".join(f"{spec.sides[s]}x{spec.sides[s]}" for s in step.scales)
+        layers = [call.layer for call in step.calls]
+        tokens = sum(spec.tokens[s] for s in step.scales)
+        yield (
+            f"  {encoded:>9} -> scale {step.samples + 1:<2} {step.backbone}, {step.branches} branch"
+            f"{'es' if step.branches == 2 else ''}, {len(layers)} layers ({_ranges(layers)}), {tokens} tokens{_partial(step, tokens)}"
+            f", reads {_spread([total(u.read) for c in step.calls for u in c.cache])}"
+            f", keeps {_spread([total(u.kept) for c in step.calls for u in c.cache])}"
+        )
+    for scale in plan.skipped:
+        yield f"  {spec.scale_name(scale)}: skipped"
+
+
+def _partial(step: Step, tokens: int) -> str:
+    attention = [call.attention.tokens for call in step.calls]
+    ffn = [call.ffn.tokens for call in step.calls]
+    if min(attention + ffn) == tokens:
+        return ""
+    return f" (attention on {_spread(attention)}, FFN on {_spread(ffn)})"
+
+
+def _spread(counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low}..{high}"
+
+
+def _ranges(layers: list[int]) -> str:
+    """`0 1 2 3 8` as `0-3 8`."""
+    parts: list[list[int]] = []
+    for layer in layers:
+        if parts and layer == parts[-1][-1] + 1:
+            parts[-1].append(layer)
+        else:
+            parts.append([layer])
+    return " ".join(f"{p[0]}-{p[-1]}" if len(p) > 2 else " ".join(map(str, p)) for p in parts)

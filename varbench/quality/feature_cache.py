@@ -1,0 +1,41 @@
+"""Arrays kept between runs, keyed by the content they were made from, so that no name can ever bring back the wrong ones.
+
+torch-fidelity and clean-fid key their caches by a name that the caller chooses, and clean-fid writes into its own
+installed package. Neither cache is used: what they would keep is kept here, under the XDG cache folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import zipfile
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from varbench.base.places import cache_folder
+from varbench.base.whole_files import whole_file
+
+Arrays = dict[str, NDArray[np.float32]]
+
+
+def content_hash(images: NDArray[np.uint8]) -> str:
+    """Hash of pixels and shape, in pieces, so that a large array is not copied."""
+    digest = hashlib.sha256(repr(images.shape).encode())
+    for start in range(0, len(images), 1024):
+        digest.update(np.ascontiguousarray(images[start : start + 1024]).data)
+    return digest.hexdigest()
+
+
+def cached_arrays(*inputs: str, compute: Callable[[], Arrays]) -> Arrays:
+    """What `compute` returns, from the cache where these inputs were seen before. A torn file is made again."""
+    key = hashlib.sha256("\n".join(inputs).encode()).hexdigest()
+    path = cache_folder() / "features" / f"{key}.npz"
+    with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile), np.load(path) as stored:
+        return {name: stored[name] for name in stored.files}
+    arrays = compute()
+    # A full disk costs the cache, not the run.
+    with contextlib.suppress(OSError), whole_file(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    return arrays

@@ -1,0 +1,74 @@
+"""Records as flat tables, one line each: for CSV, Parquet and notebooks."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from varbench.base.whole_files import write_whole
+from varbench.record.schema import Record
+from varbench.record.store import to_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Long and nested; they stay in the JSON files, and the frame has what is computed from them.
+_LEFT_OUT = (
+    "plan.steps", "samples.png", "traceback", "stderr_tail", "training.losses", "training.evaluations", "quality.scores",
+    "timing.columns",
+)  # fmt: skip
+
+
+def to_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """One line per record, one column per key by its dotted path; scores and timing columns by name, lists as JSON."""
+    return frame_of(to_json(record) for record in records)
+
+
+def frame_of(encoded: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """The same from records as `to_json` gives them."""
+    import pandas as pd
+
+    return pd.DataFrame([flatten(data) for data in encoded])
+
+
+def flatten(data: dict[str, Any]) -> dict[str, Any]:
+    """Keys by dotted path. `quality.FD-shapes.value` and `timing.throughput.transformer.median` are by name."""
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        _flatten_into(flat, name, value)
+    for score in data["quality"]["scores"] if data["quality"] else ():
+        _flatten_into(flat, f"quality.{score['name']}", score)
+    for column in data["timing"]["columns"] if data["timing"] else ():
+        _flatten_into(flat, f"timing.{column['regime']}.{column['column']}", column)
+    return flat
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    write_whole(path, frame.to_csv(index=False).encode())
+
+
+def write_parquet(frame: pd.DataFrame, path: Path) -> None:
+    frame = frame.copy()
+    for name in frame.columns:
+        if (
+            frame[name].dtype == object and len({type(value) for value in frame[name].dropna()}) > 1
+        ):  # plugins' parameters may differ in type
+            frame[name] = frame[name].map(json.dumps, na_action="ignore")
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    write_whole(path, buffer.getvalue())
+
+
+def _flatten_into(flat: dict[str, Any], path: str, value: Any) -> None:
+    if path in _LEFT_OUT:
+        return
+    if isinstance(value, dict) and path != "missing":
+        for name, item in value.items():
+            _flatten_into(flat, f"{path}.{name}", item)
+    elif isinstance(value, (list, dict)):
+        flat[path] = json.dumps(value)
+    else:
+        flat[path] = value

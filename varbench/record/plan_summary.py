@@ -1,0 +1,111 @@
+"""A plan and its trace as records keep them: counts per layer call, work and state per step, totals."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from varbench.plan import cost
+from varbench.record.schema import CallRun, PlanStep, PlanSummary, Totals
+
+if TYPE_CHECKING:
+    from varbench.plan.hardware import Hardware
+    from varbench.plan.steps import LayerCall, Plan, Step
+    from varbench.plan.trace import Trace
+
+BRANCHES = ("labelled", "unlabelled")
+
+
+def plan_summary(
+    plan: Plan,
+    *,
+    batch: int,
+    dtype: str,
+    hardware: Hardware | None = None,
+    minimum: Plan | None = None,
+    other_accounting: Plan | None = None,
+) -> PlanSummary:
+    """The plan with its work for a batch. `minimum` is the least a dynamic plan may do, `other_accounting` the same row
+    compiled under the accounting that this plan does not have."""
+    counted = cost.work(plan, batch=batch, dtype=dtype)
+    predicted = cost.predict(counted, hardware) if hardware is not None else None
+    steps = tuple(
+        PlanStep(
+            scales=tuple(scale + 1 for scale in step.scales),
+            samples=step.samples + 1,
+            backbone=step.backbone,
+            branches=BRANCHES[: step.branches],
+            mask=step.mask,
+            calls=call_runs(_calls(step)),
+            flops=work.flops,
+            moved_bytes=work.bytes_moved,
+            state_peak_bytes=work.state_peak,
+            state_after_bytes=work.state_after,
+            activation_bytes=work.activations,
+            predicted_seconds=predicted.steps[number] if predicted else None,
+        )
+        for number, (step, work) in enumerate(zip(plan.steps, counted.steps, strict=True))
+    )
+    totals = totals_of(plan, batch=batch, dtype=dtype)
+    accountings: dict[str, Totals] = {plan.accounting: totals}
+    if other_accounting is not None:
+        accountings[other_accounting.accounting] = totals_of(other_accounting, batch=batch, dtype=dtype)
+    return PlanSummary(
+        digest=plan.digest,
+        batch=batch,
+        steps=steps,
+        totals=totals,
+        minimum=totals_of(minimum, batch=batch, dtype=dtype) if minimum is not None else None,
+        accountings=accountings,
+        weights_bytes=counted.weight_bytes,
+        hardware=predicted.hardware if predicted else None,
+        predicted_seconds=predicted.transformer if predicted else None,
+    )
+
+
+def totals_of(plan: Plan, *, batch: int, dtype: str) -> Totals:
+    """Work of the transformer for a batch, without the decoder, which every method shares."""
+    counted = cost.work(plan, batch=batch, dtype=dtype)
+    return Totals(
+        flops=counted.transformer_flops,
+        steps=len(plan.steps),
+        layer_tokens=sum(call.attention.tokens for step in plan.steps for call in step.calls),
+        state_peak_bytes=counted.state_peak,
+        state_end_bytes=counted.state_end,
+    )
+
+
+def trace_totals(trace: Trace, plan: Plan, *, batch: int, dtype: str) -> Totals:
+    """What ran, counted as a plan is counted; its bytes are those that were really held."""
+    ran = totals_of(dataclasses.replace(plan, steps=trace.steps), batch=batch, dtype=dtype)
+    return dataclasses.replace(ran, state_peak_bytes=max(trace.state_peak), state_end_bytes=trace.state_peak[-1])
+
+
+def call_runs(calls: Iterable[tuple[int, int, int, int, int, int]]) -> tuple[CallRun, ...]:
+    """Layer calls (layer, attention tokens, FFN tokens, reads, own, kept) with equal neighbours written once."""
+    runs: list[CallRun] = []
+    for layer, attention, ffn, reads, own, kept in calls:
+        new = CallRun(layers=(layer,), attention_tokens=attention, ffn_tokens=ffn, reads=reads, own=own, kept=kept)
+        if runs and dataclasses.replace(runs[-1], layers=new.layers) == new:
+            new = dataclasses.replace(new, layers=(*runs.pop().layers, layer))
+        runs.append(new)
+    return tuple(runs)
+
+
+def _calls(step: Step) -> Iterator[tuple[int, int, int, int, int, int]]:
+    for call in step.calls:
+        reads, own, kept = _entries(call)
+        yield call.layer, call.attention.tokens, call.ffn.tokens, reads, own, kept
+
+
+def _entries(call: LayerCall) -> tuple[int, int, int]:
+    """Cache entries read, added and kept; where head groups differ, the rounded mean over heads."""
+    heads = sum(len(use.heads) for use in call.cache)
+    sums = [0, 0, 0]
+    for use in call.cache:
+        for place, counts in enumerate((use.read, None, use.kept)):
+            entries = use.own if counts is None else sum(segment.count for segment in counts)
+            sums[place] += len(use.heads) * entries
+    reads, own, kept = (round(amount / heads) if heads else 0 for amount in sums)
+    return reads, own, kept

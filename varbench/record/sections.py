@@ -1,0 +1,101 @@
+"""Panels of plugins: typed parts, never HTML. A plugin can add to the page, and cannot reach into it.
+
+Text is escaped by the template. A chart is Vega-Lite data; whatever would load or link to something else is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from varbench.errors import UserError
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+_LINKS = ("url", "href", "usermeta")  # of a Vega-Lite spec: what reaches outside it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A Vega-Lite spec with its data inside. `alt` is read out where it cannot be seen."""
+
+    spec: dict[str, Any]
+    alt: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    png: bytes
+    alt: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """What `varbench_report_sections` returns, any number of them."""
+
+    title: str
+    parts: Sequence[Text | Table | Chart | Image]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """A section as the page takes it, with the distribution that it comes from."""
+
+    source: str
+    section: Section
+
+
+def panels(source: str, given: Iterable[Any]) -> list[Panel]:
+    """What a plugin gave, checked. A section that cannot be shown becomes one that says why; the rest is shown."""
+    found = []
+    for section in given:
+        try:
+            found.append(Panel(source=source, section=checked(section)))
+        except UserError as error:
+            title = section.title if isinstance(section, Section) else "A panel"
+            why = Section(title=title, parts=[Text(text=f"This panel cannot be shown: {error}")])
+            found.append(Panel(source=source, section=why))
+    return found
+
+
+def checked(section: Section) -> Section:
+    """The section, or UserError that says which part of it cannot be shown and why."""
+    if not isinstance(section, Section):
+        raise UserError(f"a report section is a Section, and this one is a {type(section).__name__}")
+    for number, part in enumerate(section.parts, 1):
+        where = f"part {number} of section {section.title!r}"
+        if isinstance(part, Chart):
+            _refuse_links(part.spec, where)
+        elif isinstance(part, Image):
+            if not part.png.startswith(PNG_START):
+                raise UserError(f"{where} is not a PNG: it starts with {part.png[:8]!r}")
+        elif isinstance(part, Table):
+            for row in part.rows:
+                if len(row) != len(part.columns):
+                    raise UserError(f"{where} has a row of {len(row)} cells under {len(part.columns)} columns")
+        elif not isinstance(part, Text):
+            raise UserError(f"{where} is a {type(part).__name__}; it may be Text, Table, Chart or Image")
+    return section
+
+
+def _refuse_links(value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if name in _LINKS:
+                raise UserError(f"{where} has {name!r}: a chart brings its data along and links to nothing")
+            if name != "values":  # rows of data are only data
+                _refuse_links(item, where)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _refuse_links(item, where)

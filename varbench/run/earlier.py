@@ -1,0 +1,67 @@
+"""What lies in a run's folder already when the run goes on: what still holds, what is out of date, what is of other settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from varbench.record import Record, RecordError, Status, read_record, record_path
+from varbench.run.filling import fill
+from varbench.run.prepare import Run
+
+_FOUND_OUT = ("row_order", "shared_child", "kernel")
+"""Keys of a protocol that nobody asks for."""
+
+
+def complete_records(run: Run, out: Path) -> dict[str, Record]:
+    """Records of this run's rows that are there, complete and made from the same inputs."""
+    return {name: record for name, _, record in _complete(run, out) if record.inputs_hash == _inputs(run, name)}
+
+
+def set_aside_outdated(run: Run, out: Path) -> tuple[str, ...]:
+    """Rows whose complete records were made from other inputs. Their files are renamed, since they are measured again."""
+    names = []
+    for name, path, record in _complete(run, out):
+        if record.inputs_hash != _inputs(run, name):
+            path.replace(path.with_name(f"{path.stem}.{(record.inputs_hash or 'unknown')[:8]}.json.old"))
+            names.append(name)
+    return tuple(names)
+
+
+def other_settings(run: Run, out: Path) -> dict[str, tuple[Any, Any]]:
+    """Settings in which records of the same rows differ from what is asked for now: theirs, and now's."""
+    asked = {name: fill(run, one, floors={}, aa_floor=None) for name, one in run.prepared.measured.items()}
+    differ: dict[str, tuple[Any, Any]] = {}
+    for path in sorted(out.glob("[!.]*.json")):
+        record = _read(path)
+        now = asked.get(record.row.row) if record else None
+        if record is None or now is None or path == record_path(now, out):
+            continue
+        differ |= {"model": (record.model.preset, now.model.preset)} if record.model.preset != now.model.preset else {}
+        for field in dataclasses.fields(now.protocol):
+            theirs, ours = getattr(record.protocol, field.name), getattr(now.protocol, field.name)
+            if field.name not in _FOUND_OUT and theirs != ours:
+                differ[field.name] = (theirs, ours)
+    return differ
+
+
+def _complete(run: Run, out: Path) -> Iterator[tuple[str, Path, Record]]:
+    for name, one in run.prepared.measured.items():
+        path = record_path(fill(run, one, floors={}, aa_floor=None), out)
+        record = _read(path)
+        if record is not None and record.status is Status.COMPLETE:
+            yield name, path, record
+
+
+def _read(path: Path) -> Record | None:
+    """None where it is not there, or torn: the row is measured again."""
+    try:
+        return read_record(path)
+    except (OSError, RecordError):
+        return None
+
+
+def _inputs(run: Run, name: str) -> str:
+    return run.prepared.measured[name].inputs

@@ -1,0 +1,47 @@
+"""A look at the files that a user gives, before anything runs with them: a wrong one costs seconds and leaves nothing behind.
+
+Torch is needed to look, and this process does without: children of its own look.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from varbench.errors import UserError
+from varbench.run.children import job_command, run_child
+from varbench.run.jobs import Job
+from varbench.spec import ModelSpec
+
+
+def sizes_of(*, vae: Path, var: Path) -> ModelSpec:
+    """Sizes of the model that the two checkpoints hold."""
+    command = [sys.executable, "-m", "varbench.run.inputs_task", str(vae), str(var)]
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    try:
+        found = json.loads(ended.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        raise UserError(_unseen(f"exit code {ended.returncode}", ended.stderr)) from None
+    if "error" in found:
+        raise UserError(found["error"])
+    return ModelSpec.from_json(found["sizes"])
+
+
+def check(job: Job, *, timeout: float) -> None:
+    """Weights that load as the model, a reference that samples can be scored against, data to train on; else a `UserError`."""
+    with tempfile.TemporaryDirectory(prefix="varbench-") as folder:
+        path = Path(folder) / "inputs.job.json"
+        job.write(path)
+        ended = run_child(job_command(path), log=Path(folder) / "log", timeout=timeout)
+    for event in ended.of("error"):
+        raise UserError(event["reason"])
+    if ended.failure is not None:
+        raise UserError(_unseen(ended.failure.reason, ended.stderr_tail))
+
+
+def _unseen(why: str, stderr: str) -> str:
+    last = stderr.strip().splitlines()[-1:]
+    return f"the files that were given could not be looked at: {'; '.join([why, *last])}"

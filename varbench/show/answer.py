@@ -1,0 +1,151 @@
+"""The answer of a block in one sentence. It names no method by heart: whatever the records show, it says.
+
+The rule: of the rows that are faster than the full model beyond noise, the one to deploy is the fastest whose quality is
+not shown to be worse; where all are worse, the one that is nearest in quality. A rival is a row of another method that
+does the same work (same plan) or is as fast; the sentence says whether the two can be told apart.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from varbench.base import stats
+from varbench.show import words
+from varbench.show.entries import Block, Entry, judge_quality, judge_speed, score_label
+
+
+def answer(block: Block | None) -> str:
+    """One sentence; also where there is nothing to say, and then why."""
+    if block is None or not block.entries:
+        return "There are no records of rows here, so there is no answer."
+    sentence = _answer(block)
+    if block.conditions["quick"]:
+        sentence = f"Quick look, not a result: {sentence[0].lower()}{sentence[1:]}"
+    return sentence
+
+
+def _answer(block: Block) -> str:
+    believable = [entry for entry in block.entries if entry.believable]
+    if not believable:
+        count = len(block.entries)
+        kinds = Counter(
+            record.status.replace("_", " ") if record.status != "complete" else record.validity.verdict.value
+            for entry in block.entries
+            for record in entry.records[:1]
+        )
+        what = ", ".join(
+            f"{number} {kind}" for kind, number in sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+        )
+        return f"No valid row: of {count} measured, {what}; these records answer nothing."
+    full = block.full.get("lossless")
+    rows = [entry for entry in believable if not entry.is_full]
+    if full is None or not full.believable:
+        names = _names(believable[:3]) + (" and others" if len(believable) > 3 else "")
+        missing = "was not measured" if full is None else "has no valid row"
+        return f"The full model {missing} under these conditions, so {names} cannot be compared with it{_only(believable)}."
+    if not rows:
+        return f"Only the full model was measured ({_facts(full, block)}), so there is nothing to compare it with."
+    timed = [entry for entry in rows if "lossless" in entry.speedups]
+    if not timed:
+        return f"Speed was not measured; {_best_quality(rows, block)}."
+    # What runs the full model's own plan has no cause to be faster: such a difference is the machine's.
+    cheaper = [entry for entry in timed if not _same_work(entry, full)]
+    faster = [entry for entry in cheaper if judge_speed(entry, "lossless", block.floor) == "better"]
+    if not faster:
+        which = f"`{timed[0].name}` is" if len(timed) == 1 else f"None of {len(timed)} rows is"
+        negation = "not " if len(timed) == 1 else ""
+        return f"{which} {negation}faster than the full model by more than the noise of this machine."
+    if full.quality is None or all(entry.quality is None for entry in faster):
+        best = max(faster, key=lambda entry: entry.speedups["lossless"].value)
+        reason = "the weights are random" if block.conditions["weights"] == "random" else "it was not measured"
+        return f"`{best.name}` is the fastest, {_speed(best)}; of quality nothing is known, since {reason}."
+    scored = [entry for entry in faster if entry.quality is not None]
+    free = [entry for entry in scored if judge_quality(entry, full) in ("same", "better")]
+    if free:
+        best = max(free, key=lambda entry: entry.speedups["lossless"].value)
+        best = _best_of([best, *_rivals(best, free)], block)
+        better = judge_quality(best, full) == "better"
+        loss = "better than" if better else "not shown to be worse than"
+        start = (
+            f"Deploy `{best.name}`: {_speed(best)}, at {_quality(best, block)}, {loss} the full model's {_number(full)}"
+        )
+    else:
+        best = _best_of(scored, block)
+        start = (
+            f"No faster row keeps the full model's quality: `{best.name}` comes nearest, {_speed(best)}, "
+            f"at {_quality(best, block)} against {_number(full)}"
+        )
+    return f"{start}{_against_rival(best, scored)}."
+
+
+def _against_rival(best: Entry, rows: list[Entry]) -> str:
+    rivals = _rivals(best, rows)
+    if not rivals:
+        return ""
+    higher = best.headline is not None and best.headline.better == "higher"
+    rival = sorted(rivals, key=lambda entry: entry.quality.value if entry.quality else 0.0, reverse=higher)[0]
+    how = "at the same work" if _same_work(best, rival) else "at the same speed"
+    verdict = judge_quality(best, rival)
+    if verdict == "same":
+        return f"; {how} `{rival.name}` ties with it within noise ({_number(rival)})"
+    return f"; {how} it is {verdict} than `{rival.name}` ({_number(rival)})"
+
+
+def _rivals(best: Entry, rows: list[Entry]) -> list[Entry]:
+    """Rows of other methods or recipes that do the same work, else those whose speed cannot be told from this one's."""
+    others = [entry for entry in rows if entry.family != best.family and entry.quality is not None]
+    same_work = [entry for entry in others if _same_work(best, entry)]
+    return same_work or [entry for entry in others if _same_speed(best, entry)]
+
+
+def _same_work(entry: Entry, other: Entry) -> bool:
+    plans = (entry.first.plan, other.first.plan)
+    return plans[0] is not None and plans[1] is not None and plans[0].digest == plans[1].digest
+
+
+def _same_speed(entry: Entry, other: Entry) -> bool:
+    mine, theirs = entry.speedups["lossless"], other.speedups["lossless"]
+    return stats.judge_difference(stats.difference(mine, theirs), better="higher") == "same"
+
+
+def _best_of(entries: list[Entry], block: Block) -> Entry:
+    higher = block.headline is not None and block.headline.better == "higher"
+    return sorted(entries, key=lambda e: e.quality.value if e.quality else 0.0, reverse=higher)[0]
+
+
+def _best_quality(rows: list[Entry], block: Block) -> str:
+    scored = [entry for entry in rows if entry.quality is not None]
+    if not scored:
+        return "nor was quality"
+    best = _best_of(scored, block)
+    return f"`{best.name}` has the best quality of the methods, {_quality(best, block)}"
+
+
+def _facts(entry: Entry, block: Block) -> str:
+    seconds = entry.seconds("transformer", "throughput")
+    parts = [_quality(entry, block)] if entry.quality else []
+    parts += [f"{words.seconds(seconds.value)} a batch of {block.conditions['batch']}"] if seconds else []
+    return ", ".join(parts) or "no figures"
+
+
+def _only(entries: list[Entry]) -> str:
+    return "" if len(entries) > 1 else "; it is the only row"
+
+
+def _names(entries: list[Entry]) -> str:
+    return ", ".join(f"`{entry.name}`" for entry in entries)
+
+
+def _speed(entry: Entry) -> str:
+    speedup = entry.speedups["lossless"]
+    return f"{speedup.value:.2f}x as fast as the full model ({speedup.low:.2f} to {speedup.high:.2f})"
+
+
+def _quality(entry: Entry, block: Block) -> str:
+    assert entry.headline is not None
+    return f"{score_label(entry.headline)} {_number(entry)}"
+
+
+def _number(entry: Entry) -> str:
+    assert entry.quality is not None
+    return words.with_interval(entry.quality)

@@ -1,0 +1,283 @@
+"""The columns of the table, defined once for the page, Markdown, LaTeX and CSV. A missing figure carries its reason."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from varbench.base.stats import Interval
+from varbench.show import words
+from varbench.show.entries import Block, Entry, judge_quality, judge_speed, recipe_of, score_label
+from varbench.show.published import published_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What one cell shows. Without text it is a dash, and `note` says why."""
+
+    text: str | None
+    note: str = ""
+    sort: float | str | None = None
+    mood: str = ""  # `better`, `worse`, `same` than the full model; `quiet`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    key: str
+    heading: str
+    note: str
+    cell: Callable[[Entry, Block], Cell]
+    numeric: bool = True
+
+
+def columns_of(block: Block) -> tuple[Column, ...]:
+    """The columns of a block's table; the score's heading is its honest name."""
+    batch = block.conditions["batch"]
+    headline = block.headline
+    if headline is None:
+        quality, way = "quality", "no row here has a score"
+    else:
+        quality, way = (
+            score_label(headline),
+            f"{headline.better} is better, {headline.implementation}, n = {headline.n}",
+        )
+    plugin_columns = sorted({name for entry in block.entries for record in entry.complete for name in record.metrics})
+    extra = [
+        Column(key=name, heading=name, note="a plugin's own column", cell=_metric(name)) for name in plugin_columns
+    ]
+    return (
+        Column(key="row", heading="method", note="plugins of the row", cell=_method, numeric=False),
+        Column(key="setting", heading="setting", note="recipe, point, parameters", cell=_setting, numeric=False),
+        Column(key="quality", heading=quality, note=f"{way}; 95 % interval", cell=_quality),
+        Column(
+            key="speedup",
+            heading="speedup",
+            cell=_speedup("lossless"),
+            note=f"transformer, batch {batch}, against the full model without needless cache; 95 % interval",
+        ),
+        Column(
+            key="speedup_upstream",
+            heading="vs upstream",
+            cell=_speedup("upstream"),
+            note=f"transformer, batch {batch}, against the full model with the official code's cache waste",
+        ),
+        Column(
+            key="batch",
+            heading=f"time, batch {batch}",
+            note="transformer only",
+            cell=_batch_time,
+        ),
+        Column(key="latency", heading="latency, batch 1", note="end to end", cell=_time("end_to_end", "latency")),
+        Column(
+            key="memory",
+            heading="peak memory",
+            note="torch's peak on a GPU, resident growth on a CPU",
+            cell=_peak,
+        ),
+        Column(
+            key="state",
+            heading="state",
+            note="largest state across scales, measured; that of the last step on hover",
+            cell=_state,
+        ),
+        Column(key="parameters", heading="params", note="all backbones that stay loaded", cell=_parameters),
+        Column(
+            key="work",
+            heading="work",
+            note="FLOPs really computed, as a share of the full model's",
+            cell=_work,
+        ),
+        *extra,
+        Column(key="validity", heading="validity", note="may the row be believed", cell=_validity, numeric=False),
+        Column(
+            key="provenance",
+            heading="provenance",
+            note="where the method comes from",
+            cell=_provenance,
+            numeric=False,
+        ),
+        Column(
+            key="published",
+            heading="published",
+            note="same model and setting, with its grade",
+            cell=_published,
+            numeric=False,
+        ),
+    )
+
+
+def table_of(block: Block) -> tuple[tuple[Column, ...], list[list[Cell]]]:
+    """The columns and the cells. A column of published figures appears where at least one row has any."""
+    columns = columns_of(block)
+    rows = [[_doubted(column.cell(entry, block), entry) for column in columns] for entry in block.entries]
+    if all(row[-1].text is None for row in rows):
+        return columns[:-1], [row[:-1] for row in rows]
+    return columns, rows
+
+
+def _doubted(cell: Cell, entry: Entry) -> Cell:
+    """A row that is not to be believed is not praised either."""
+    return cell if entry.believable else dataclasses.replace(cell, mood="")
+
+
+def why(entry: Entry, *paths: str) -> str:
+    """The reason of the first null on the way to a figure, of the first repeat that has one."""
+    for record in entry.records:
+        for path in paths:
+            try:
+                return record.why(path)
+            except ValueError:
+                continue
+    return "not recorded"
+
+
+def _method(entry: Entry, block: Block) -> Cell:
+    notes = [f"{len(entry.records)} repeats"] if len(entry.records) > 1 else []
+    notes += ["upstream accounting"] if entry.first.protocol.accounting == "upstream" else []
+    name = " + ".join(plugin.name for plugin in entry.first.row.plugins)
+    return Cell(text=name, note=", ".join(notes), sort=entry.name)
+
+
+def _setting(entry: Entry, block: Block) -> Cell:
+    row = entry.first.row
+    setting = "/".join(part for part in (recipe_of(entry.first), row.point) if part)
+    joined = [part.partition(":")[0].partition("@")[2] for part in row.row.split("+")[1:]]
+    setting = " + ".join([setting, *joined]) if any(joined) else setting
+    given = " ".join(f"{name}={value}" for name, value in row.params.items())
+    text = " ".join(part for part in (setting, given) if part)
+    if entry.is_full:
+        text = str(row.denominator)
+    return Cell(text=text or None, note="the method has one setting" if not text else "", sort=text)
+
+
+def _quality(entry: Entry, block: Block) -> Cell:
+    headline, quality = block.headline, None
+    if headline is not None:
+        quality = entry.score(headline.name)
+    if headline is None or quality is None:
+        scores = entry.first.quality.scores if entry.first.quality else ()
+        named = [score.reason for score in scores if headline and score.name == headline.name and score.reason]
+        return Cell(text=None, note=named[0] if named else why(entry, "quality"))
+    full = block.full.get("lossless")
+    mood = judge_quality(entry, full) if full is not None and not entry.is_full else None
+    return Cell(text=words.with_interval(quality), sort=quality.value, mood=mood or "")
+
+
+def _speedup(accounting: str) -> Callable[[Entry, Block], Cell]:
+    def cell(entry: Entry, block: Block) -> Cell:
+        speedup = entry.speedups.get(accounting)
+        if speedup is None:
+            if accounting not in block.full:
+                return Cell(text=None, note=f"the full model with {accounting} accounting was not measured")
+            return Cell(text=None, note=why(entry, "timing"))
+        mood = judge_speed(entry, accounting, block.floor) if not entry.is_full else None
+        span = f"{speedup.low:.3f} to {speedup.high:.3f}" if speedup.low != speedup.high else ""
+        mark, said = _with_decoder(entry)
+        return Cell(text=f"{speedup.value:.2f}x{mark}", note=f"{span}{said}", sort=speedup.value, mood=mood or "")
+
+    return cell
+
+
+def _with_decoder(entry: Entry) -> tuple[str, str]:
+    """Mark and words for a figure that includes the decoder, on both sides of a ratio."""
+    if entry.timed == "transformer":
+        return "", ""
+    return words.WITH_DECODER, " with the decoder: the row replaces the loop, so there is no transformer to time alone"
+
+
+def _batch_time(entry: Entry, block: Block) -> Cell:
+    cell = _time(entry.timed, "throughput")(entry, block)
+    mark, said = _with_decoder(entry)
+    return dataclasses.replace(cell, text=f"{cell.text}{mark}", note=f"{cell.note}{said}") if cell.text else cell
+
+
+def _time(column: str, regime: str) -> Callable[[Entry, Block], Cell]:
+    def cell(entry: Entry, block: Block) -> Cell:
+        found = entry.seconds(column, regime)
+        if found is None:
+            return Cell(text=None, note=why(entry, "timing") if entry.first.timing is None else "not measured")
+        return Cell(text=words.seconds(found.value), note=_span(found), sort=found.value)
+
+    return cell
+
+
+def _span(found: Interval) -> str:
+    return f"{words.seconds(found.low)} to {words.seconds(found.high)}"
+
+
+def _peak(entry: Entry, block: Block) -> Cell:
+    value = entry.memory("peak_bytes")
+    if value is None:
+        return Cell(text=None, note=why(entry, "memory", "memory.torch_allocated_bytes", "memory.rss_growth_bytes"))
+    return Cell(text=words.size(value), sort=value)
+
+
+def _state(entry: Entry, block: Block) -> Cell:
+    value, end = entry.memory("state_peak_bytes"), entry.memory("state_end_bytes")
+    if value is None or end is None:
+        return Cell(text=None, note=why(entry, "memory", "memory.state_peak_bytes"))
+    return Cell(text=words.size(value), note=f"{words.size(end)} in the last step", sort=value)
+
+
+def _parameters(entry: Entry, block: Block) -> Cell:
+    counts = entry.first.model.parameters
+    if not counts:
+        return Cell(text=None, note="the row did not load a model")
+    note = ", ".join(f"{name} {words.counted(value, '')}" for name, value in counts.items())
+    return Cell(text=words.counted(sum(counts.values()), ""), note=note, sort=sum(counts.values()))
+
+
+def _work(entry: Entry, block: Block) -> Cell:
+    work = entry.work
+    if work is None or work.flops is None:
+        return Cell(text=None, note=why(entry, "trace", "trace.flops"))
+    full = block.full.get("lossless")
+    note = words.counted(work.flops, "FLOP") + f" for a batch of {block.conditions['batch']}"
+    if work.layer_tokens is not None:
+        note += f", {work.layer_tokens:,} layers x tokens"
+    note += "" if entry.first.trace else "; planned, not run"
+    if full is None or full.work is None or not full.work.flops:
+        return Cell(text=words.counted(work.flops, "FLOP"), note=note, sort=work.flops)
+    return Cell(text=f"{work.flops / full.work.flops:.0%}", note=note, sort=work.flops)
+
+
+def _metric(name: str) -> Callable[[Entry, Block], Cell]:
+    def cell(entry: Entry, block: Block) -> Cell:
+        value = entry.first.metrics.get(name)
+        if value is None:
+            return Cell(text=None, note="the plugin gave no figure")
+        numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return Cell(text=words.number(value) if numeric else str(value), sort=value if numeric else str(value))
+
+    return cell
+
+
+def _validity(entry: Entry, block: Block) -> Cell:
+    if entry.believable:
+        checked = "; ".join(entry.first.validity.reasons)
+        return Cell(text="valid", note=checked, sort="0")
+    first = next((record for record in entry.records if record.status != "complete"), entry.first)
+    word = first.status.replace("_", " ") if first.status != "complete" else first.validity.verdict.value
+    return Cell(text=word, note=entry.trouble or "", sort=f"1{word}", mood="worse")
+
+
+def _provenance(entry: Entry, block: Block) -> Cell:
+    provenance = entry.first.provenance
+    if provenance is None:
+        return Cell(text=None, note=why(entry, "provenance"))
+    return Cell(text=provenance.kind, note=provenance.note or "", sort=provenance.kind)
+
+
+def _published(entry: Entry, block: Block) -> Cell:
+    found = published_for(entry.first)
+    if not found:
+        return Cell(text=None, note="no published figure for this model and setting")
+    text = "; ".join(f"{row.text()} [{_grade(row.grade)}]" for row in found)
+    note = "; ".join(f"{row.source}, grade: {row.grade}" for row in found)
+    return Cell(text=text, note=note, sort=text, mood="quiet")
+
+
+def _grade(grade: str) -> str:
+    """`primary` and `secondary` stay; a mixed grade is spelled out on hover."""
+    return grade if grade in ("primary", "secondary") else "mixed"

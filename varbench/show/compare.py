@@ -1,0 +1,284 @@
+"""Two sets of records against each other: what improved, what regressed, and whether a limit was broken.
+
+`same` always means that no difference was shown; it may or may not be there. Rows under unlike protocols are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from varbench.base import stats
+from varbench.base.stats import Interval, Judgement
+from varbench.errors import UserError
+from varbench.record import Record
+from varbench.show import words
+from varbench.show.entries import Entry, conditions_of, score_label, timing_column
+from varbench.show.limits import Change, Verdict, parse_limits, with_limits
+
+SPEED_MINIMUM = 0.01  # a smaller change of speed or memory is nobody's concern, however sure it is
+_MACHINE = ("machine", "device")
+_VERDICTS: dict[Judgement, Verdict] = {"better": "improved", "worse": "regressed", "same": "same"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    changes: tuple[Change, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def failed(self) -> bool:
+        """A limit of `--fail-on` was broken, which is exit code 1."""
+        return any(change.broken for change in self.changes)
+
+
+def compare(old: Sequence[Record], new: Sequence[Record], *, fail_on: str = "") -> Comparison:
+    """Rows that both sets hold, figure by figure. `fail_on` takes limits such as `speed:5%,fid:0.2`."""
+    limits = parse_limits(fail_on)
+    before, after = _entries(old), _entries(new)
+    shared = [name for name in before if name in after]
+    if not shared:
+        raise UserError(
+            f"no row is in both: the first has {_some(before)}, the second {_some(after)}; compare runs of the same rows"
+        )
+    for name in shared:
+        _refuse_unlike(name, before[name], after[name])
+    changes: list[Change] = []
+    for name in shared:
+        changes += _changes(name, before[name], after[name])
+    for name, verdict in [(n, "gone") for n in before if n not in after] + [
+        (n, "new") for n in after if n not in before
+    ]:
+        changes.append(_presence(name, verdict))
+    changes = with_limits(changes, limits)
+    return Comparison(changes=tuple(changes), warnings=tuple(_warnings(old, new, before, after, shared)))
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Plain values for `--json`."""
+    return {
+        "failed": comparison.failed,
+        "warnings": list(comparison.warnings),
+        "changes": [
+            {
+                "row": change.row,
+                "figure": change.figure,
+                "verdict": change.verdict,
+                "old": change.old,
+                "new": change.new,
+                "change": change.change.value if change.change else None,
+                "low": change.change.low if change.change else None,
+                "high": change.change.high if change.change else None,
+                "relative": change.relative,
+                "broken": change.broken,
+            }
+            for change in comparison.changes
+        ],
+    }
+
+
+COLUMNS = ("row", "figure", "old", "new", "change", "verdict")
+
+
+def table_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """The changes as text, under `COLUMNS`."""
+    return [
+        (
+            change.row,
+            change.figure,
+            _shown(change.old, change.unit),
+            _shown(change.new, change.unit),
+            _shown_change(change),
+            f"{change.verdict}, breaks {change.broken}" if change.broken else change.verdict,
+        )
+        for change in comparison.changes
+    ]
+
+
+def as_table(comparison: Comparison) -> str:
+    from tabulate import tabulate
+
+    table: str = tabulate(table_rows(comparison), headers=COLUMNS, disable_numparse=True)
+    return table
+
+
+def _entries(records: Sequence[Record]) -> dict[str, Entry]:
+    """Repeats of a row together; upstream accounting of a row is another row."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        upstream = " (upstream)" if record.protocol.accounting == "upstream" else ""
+        study = f" [{record.row.study}]" if record.row.study else ""
+        sampler = f" (sampler {record.protocol.sampler})" if record.protocol.sampler else ""
+        found.setdefault(f"{record.row.row}{upstream}{sampler}{study} on {record.model.preset}", []).append(record)
+    presets = {record.model.preset for record in records}
+    for name, repeats in found.items():
+        for repeat in repeats[1:]:
+            if unlike := _unlike(repeats[0], repeat):
+                raise UserError(f"{name} occurs under several conditions ({unlike}): compare one run with one run")
+    entries = {name: Entry(records=tuple(repeats)) for name, repeats in found.items()}
+    return {name.partition(" on ")[0] if len(presets) == 1 else name: entry for name, entry in entries.items()}
+
+
+def _unlike(first: Record, second: Record) -> str:
+    one, two = conditions_of(first), conditions_of(second)
+    return ", ".join(f"{name} {one[name]} and {two[name]}" for name in one if one[name] != two[name])
+
+
+def _refuse_unlike(name: str, old: Entry, new: Entry) -> None:
+    one, two = conditions_of(old.first), conditions_of(new.first)
+    unlike = [key for key in one if key not in _MACHINE and one[key] != two[key]]
+    if unlike:
+        what = ", ".join(f"{key} {one[key]} and {two[key]}" for key in unlike)
+        raise UserError(f"{name} was measured under unlike protocols ({what}): run both under one and compare again")
+
+
+def _changes(name: str, old: Entry, new: Entry) -> list[Change]:
+    if old.believable != new.believable or not new.believable:
+        texts = [entry.trouble or "valid" for entry in (old, new)]
+        verdict: Verdict = "regressed" if old.believable else "improved" if new.believable else "same"
+        broken = "validity" if verdict == "regressed" else None
+        return [
+            Change(
+                row=name, figure=f"validity: {texts[0]} -> {texts[1]}", verdict=verdict, old=None, new=None, change=None,
+                unit="", relative=False, broken=broken,
+            )
+        ]  # fmt: skip
+    found = [
+        _speed(name, "speed", "transformer", "throughput", old, new),
+        _speed(name, "latency", "end_to_end", "latency", old, new),
+        _bytes(name, "memory", "peak_bytes", old, new),
+        _bytes(name, "state", "state_peak_bytes", old, new),
+        *_scores(name, old, new),
+    ]
+    return [change for change in found if change is not None]
+
+
+def _speed(name: str, figure: str, column: str, regime: str, old: Entry, new: Entry) -> Change | None:
+    """Old time over new time: above 1 is faster. Runs of different days cannot be paired."""
+    before = [timing for record in old.complete if (timing := timing_column(record, column, regime))]
+    after = [timing for record in new.complete if (timing := timing_column(record, column, regime))]
+    if not before or not after:
+        return None
+    rounds = [[samples for timing in timings for samples in timing.rounds] for timings in (before, after)]
+    ratio = stats.ratio(rounds[0], rounds[1], paired=False)
+    judged = stats.judge_ratio(ratio, minimum=SPEED_MINIMUM, floor=_floor(old, new))
+    return Change(
+        row=name, figure=figure, verdict=_VERDICTS[judged], unit="s", relative=True, broken=None,
+        old=stats.median([s for samples in rounds[0] for s in samples]),
+        new=stats.median([s for samples in rounds[1] for s in samples]),
+        change=Interval(value=ratio.value - 1, low=ratio.low - 1, high=ratio.high - 1),
+    )  # fmt: skip
+
+
+def _floor(old: Entry, new: Entry) -> float:
+    """The larger A/A floor of both sets."""
+    timings = [record.timing for record in (*old.complete, *new.complete)]
+    return max((timing.aa_floor for timing in timings if timing and timing.aa_floor is not None), default=0.0)
+
+
+def _bytes(name: str, figure: str, key: str, old: Entry, new: Entry) -> Change | None:
+    """Old bytes over new bytes: above 1 is less memory. Bytes have no interval, only a least size of concern."""
+    before, after = old.memory(key), new.memory(key)
+    if not before or not after:
+        return None
+    ratio = before / after
+    judged = stats.judge_ratio(Interval(value=ratio, low=ratio, high=ratio), minimum=SPEED_MINIMUM)
+    change = Interval(value=ratio - 1, low=ratio - 1, high=ratio - 1)
+    return Change(
+        row=name, figure=figure, verdict=_VERDICTS[judged], old=before, new=after, change=change, unit="B", relative=True,
+        broken=None,
+    )  # fmt: skip
+
+
+def _scores(name: str, old: Entry, new: Entry) -> list[Change]:
+    changes = []
+    scores = old.first.quality.scores if old.first.quality else ()
+    others = {score.name: score for score in (new.first.quality.scores if new.first.quality else ())}
+    for score in scores:
+        before, after = old.score(score.name), new.score(score.name)
+        other = others.get(score.name)
+        if before is None or after is None or other is None:
+            continue
+        if (score.weights_sha256, score.reference) != (other.weights_sha256, other.reference):
+            raise UserError(
+                f"{name}: {score.name} was computed with other feature weights or another reference in the two sets "
+                f"({score.weights_sha256} and {other.weights_sha256}, {score.reference} and {other.reference}); "
+                "score both with the same"
+            )
+        gap = stats.difference(before, after)
+        judged = stats.judge_difference(gap, better=score.better)
+        worse = gap if score.better == "higher" else Interval(value=-gap.value, low=-gap.high, high=-gap.low)
+        changes.append(
+            Change(
+                row=name, figure=score_label(score), verdict=_VERDICTS[judged], old=before.value, new=after.value,
+                change=worse, unit=score.name, relative=False, broken=None,
+            )
+        )  # fmt: skip
+    return changes
+
+
+def _presence(name: str, verdict: Any) -> Change:
+    return Change(
+        row=name,
+        figure="row",
+        verdict=verdict,
+        old=None,
+        new=None,
+        change=None,
+        unit="",
+        relative=False,
+        broken=None,
+    )
+
+
+def _warnings(
+    old: Sequence[Record],
+    new: Sequence[Record],
+    before: dict[str, Entry],
+    after: dict[str, Entry],
+    shared: list[str],
+) -> list[str]:
+    warnings = []
+    for what, values in (
+        (
+            "machines",
+            [{f"{r.environment.cpu} ({r.environment.machine})" for r in records} for records in (old, new)],
+        ),
+        ("devices", [{r.environment.device for r in records} for records in (old, new)]),
+        (
+            "torch versions",
+            [{r.environment.versions.get("torch", "unknown") for r in records} for records in (old, new)],
+        ),
+        ("GPU drivers", [{r.environment.driver or "none" for r in records} for records in (old, new)]),
+        ("seeds", [{str(r.protocol.seed) for r in records} for records in (old, new)]),
+    ):
+        if values[0] != values[1]:
+            texts = [", ".join(sorted(side)) for side in values]
+            warnings.append(f"the two sets come from different {what}: {texts[0]} against {texts[1]}")
+    doubted = [name for name in shared if not before[name].believable and not after[name].believable]
+    if doubted:
+        warnings.append(f"valid in neither set, not compared: {', '.join(doubted)}")
+    return warnings
+
+
+def _some(entries: dict[str, Entry]) -> str:
+    names = list(entries)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "no rows"
+
+
+def _shown(value: float | None, unit: str) -> str:
+    if value is None:
+        return "–"
+    return words.seconds(value) if unit == "s" else words.size(value) if unit == "B" else words.number(value)
+
+
+def _shown_change(change: Change) -> str:
+    """Above 0 is better, in every line."""
+    if change.change is None:
+        return "–"
+    value, low, high = change.change.value, change.change.low, change.change.high
+    if change.relative:
+        span = f" ({low:+.1%} to {high:+.1%})" if low != high else ""
+        return f"{value:+.1%}{span}"
+    return f"{value:+.3g} ({low:+.3g} to {high:+.3g})"

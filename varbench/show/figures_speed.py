@@ -1,0 +1,175 @@
+"""Pictures of speed: the spread of the timings, and measured against predicted on the diagonal and the roofline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from varbench.show.charts import Figure, MapCell, Spec, axis, chart, colour
+from varbench.show.entries import Block, timing_column
+from varbench.show.figures import candidates, colours_of, family_legend, how_many, label, shown
+from varbench.show.figures_work import step_name
+
+
+def latency_distributions(block: Block) -> Figure | None:
+    rows = shown(block)
+    cells = []
+    for column, regime, title in (
+        ("transformer", "throughput", f"Transformer, batch {block.conditions['batch']}"),
+        ("end_to_end", "latency", "End to end, batch 1"),
+    ):
+        samples, middles = [], []
+        for entry in rows:
+            for repeat, record in enumerate(entry.complete):
+                found = timing_column(record, column, regime)
+                if found is None:
+                    continue
+                for number, taken in enumerate(found.rounds, 1):
+                    about = {
+                        "row": label(entry),
+                        "family": entry.family,
+                        "round": number,
+                        "repeat": repeat + 1,
+                    }
+                    samples += [{**about, "ms": round(second * 1e3, 4)} for second in _thinned(taken)]
+            middle = entry.seconds(column, regime)
+            if middle is not None:
+                ends = {"low": middle.low * 1e3, "ms": middle.value * 1e3, "high": middle.high * 1e3}
+                middles.append({"row": label(entry), "family": entry.family, **ends})
+        if not samples:
+            continue
+        y = axis("row", "", kind="nominal", sort=None, axis={"labelLimit": 170, "title": None})
+        tint = {**colour("family", colours_of(block), samples), "legend": None}
+        layers: list[Spec] = [
+            {
+                "mark": {"type": "tick", "thickness": 1.5, "opacity": 0.45, "size": 14},
+                "encoding": {
+                    "x": axis("ms", "milliseconds a call"), "y": y, "color": tint,
+                    "tooltip": [
+                        {"field": "row"}, {"field": "ms", "title": "ms", "format": ".4~g"}, {"field": "round"},
+                        {"field": "repeat"},
+                    ],
+                },
+            },
+            {
+                "data": {"values": middles},
+                "mark": {"type": "rule", "strokeWidth": 4, "opacity": 0.9, "strokeCap": "round"},
+                "encoding": {"x": axis("low", "milliseconds a call"), "x2": {"field": "high"}, "y": y, "color": tint},
+            },
+            {
+                "data": {"values": middles},
+                "mark": {"type": "point", "filled": True, "size": 60, "color": "currentColor", "opacity": 1},
+                "encoding": {"x": axis("ms", "milliseconds a call"), "y": y},
+            },
+        ]  # fmt: skip
+        spec = chart(layers, values=samples, height=max(90, 30 * len(middles)))
+        cells.append(MapCell(spec=spec, alt=f"Strip plot of timing samples: {title}", title=title))
+    if not cells:
+        return None
+    return Figure(
+        key="latency", title="Spread of the timings", columns=2, cells=tuple(cells),
+        caption="Each tick is one raw sample, the dot is the median, the bar its 95 % interval." + how_many(block, len(rows)),
+    )  # fmt: skip
+
+
+def measured_against_predicted(block: Block) -> Figure | None:
+    """Whole rows against the prediction, and single steps on the roofline."""
+    cells = [cell for cell in (_predicted_rows(block), _roofline(block)) if cell is not None]
+    if not cells:
+        return None
+    plans = [entry.first.plan for entry in block.entries if entry.first.plan is not None]
+    hardware = next((plan.hardware for plan in plans if plan.hardware), "this device")
+    return Figure(
+        key="predicted", title="Measured against predicted", columns=2, cells=tuple(cells),
+        legend=family_legend(block, [{"family": e.family, "valid": True} for e in block.entries if e.complete]),
+        caption=f"The plan's roofline for {hardware}, with one efficiency for all methods. On the diagonal prediction and "
+        "measurement agree; above it the row is slower than its work explains.",
+    )  # fmt: skip
+
+
+def _predicted_rows(block: Block) -> MapCell | None:
+    values: list[dict[str, Any]] = []
+    for entry in candidates(block):
+        measured, plan = entry.seconds("transformer", "throughput"), entry.first.plan
+        if measured is None or plan is None or not plan.predicted_seconds:
+            continue
+        ends = {"low": measured.low * 1e3, "measured": measured.value * 1e3, "high": measured.high * 1e3}
+        values.append({
+            "row": label(entry), "family": entry.family, "predicted": plan.predicted_seconds * 1e3, **ends,
+            "quotient": measured.value / plan.predicted_seconds,
+        })  # fmt: skip
+    if not values:
+        return None
+    ends_of_line = [value[name] for value in values for name in ("predicted", "measured")]
+    low, high = min(ends_of_line) * 0.9, max(ends_of_line) * 1.1
+    scale = {"type": "log", "domain": [low, high], "nice": False}
+    x = axis("predicted", "predicted, ms", scale=scale)
+    y = axis("measured", "measured, ms", scale=scale)
+    layers: list[Spec] = [
+        {
+            "data": {"values": [{"predicted": low, "measured": low}, {"predicted": high, "measured": high}]},
+            "mark": {"type": "line", "strokeDash": [5, 4], "color": "currentColor", "opacity": 0.5},
+            "encoding": {"x": x, "y": y},
+        },
+        {
+            "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1},
+            "encoding": {
+                "x": x, "y": y,
+                "color": colour("family", colours_of(block), values),
+                "tooltip": [
+                    {"field": "row"}, {"field": "predicted", "title": "predicted, ms", "format": ",.3f"},
+                    {"field": "measured", "title": "measured, ms", "format": ",.3f"},
+                    {"field": "quotient", "title": "measured / predicted", "format": ".2f"},
+                ],
+            },
+        },
+    ]  # fmt: skip
+    return MapCell(spec=chart(layers, values=values), title="Rows", alt="Measured against predicted time of every row")
+
+
+def _roofline(block: Block) -> MapCell | None:
+    values = []
+    for entry in shown(block):
+        timing, plan = entry.first.timing, entry.first.plan
+        if timing is None or timing.per_scale is None or plan is None:
+            continue
+        for step, seconds in zip(plan.steps, timing.per_scale.seconds, strict=False):
+            if not step.flops or not step.moved_bytes or not step.predicted_seconds or not seconds:
+                continue
+            names = {"row": label(entry), "family": entry.family, "step": step_name(step)}
+            about = {**names, "intensity": step.flops / step.moved_bytes}
+            values.append({**about, "what": "measured", "rate": step.flops / seconds / 1e9})
+            values.append({**about, "what": "predicted", "rate": step.flops / step.predicted_seconds / 1e9})
+    if not values:
+        return None
+    x = axis("intensity", "FLOPs a byte moved", scale={"type": "log"})
+    y = axis("rate", "GFLOP/s", scale={"type": "log"})
+    layers: list[Spec] = [
+        {
+            "transform": [{"filter": "datum.what == 'predicted'"}],
+            "mark": {"type": "point", "shape": "diamond", "filled": False, "size": 70, "color": "currentColor"},
+            "encoding": {"x": x, "y": y},
+        },
+        {
+            "transform": [{"filter": "datum.what == 'measured'"}],
+            "mark": {"type": "point", "filled": True, "size": 50, "opacity": 0.85},
+            "encoding": {
+                "x": x, "y": y,
+                "color": {**colour("family", colours_of(block), values), "legend": None},
+                "tooltip": [
+                    {"field": "row"}, {"field": "step", "title": "scale"},
+                    {"field": "rate", "title": "GFLOP/s", "format": ",.1f"},
+                    {"field": "intensity", "title": "FLOPs a byte", "format": ".1f"},
+                ],
+            },
+        },
+    ]  # fmt: skip
+    alt = "Roofline: rate against arithmetic intensity of every step, measured and predicted"
+    return MapCell(
+        spec=chart(layers, values=values), title="Single steps on the roofline (diamonds: predicted)", alt=alt
+    )
+
+
+def _thinned(samples: Sequence[float], most: int = 40) -> Sequence[float]:
+    """A picture needs no more; the record keeps all."""
+    return samples if len(samples) <= most else [samples[i * len(samples) // most] for i in range(most)]

@@ -1,0 +1,209 @@
+"""A report as a folder: the page, the same table in other formats, the figures as files, and the records themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import html
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from varbench.base.whole_files import write_whole
+from varbench.errors import UserError
+from varbench.record import Record, record_path, sections, to_json
+from varbench.record.frames import frame_of, write_csv, write_parquet
+from varbench.show import charts, columns, page, samples
+from varbench.show.answer import answer
+from varbench.show.entries import Entry
+
+ABOUT = "report.json"
+
+
+def render(
+    records: Sequence[Record],
+    out_dir: Path,
+    *,
+    problems: Sequence[str] = (),
+    panels: Sequence[sections.Panel] = (),
+    changes: page.Changes | None = None,
+) -> Path:
+    """Writes `out_dir`/<run>/ and the index beside it, and returns the new page. Another report is never touched:
+    one of other records under that name stays, and this one gets a number; one of the same records is made anew."""
+    if not records and not problems:
+        raise UserError("no records: nothing to report; run `varbench run` first, or name folders with --records")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    encoded = [to_json(record) for record in records]
+    fingerprint = _fingerprint(encoded, changes)
+    folder = _folder_for(out_dir, _run_name(records), fingerprint)
+    building = Path(tempfile.mkdtemp(dir=out_dir, prefix=".building-"))
+    try:
+        shown = page.Shown(records=records, encoded=encoded, problems=problems, panels=panels, changes=changes)
+        _write_all(building, shown, fingerprint)
+        os.chmod(building, 0o755)
+        if folder.exists():
+            _swap(building, folder)
+        else:
+            building.rename(folder)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    write_index(out_dir)
+    return folder / "index.html"
+
+
+def write_index(out_dir: Path) -> Path:
+    """The list of all reports in a folder, the newest first."""
+    reports = []
+    for about in sorted(out_dir.glob(f"[!.]*/{ABOUT}")):
+        try:
+            found = json.loads(about.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict) and "fingerprint" in found:
+            reports.append({**found, "folder": about.parent.name})
+    reports.sort(key=lambda report: (report["measured"], report["folder"]), reverse=True)
+    path = out_dir / "index.html"
+    write_whole(path, page.index_page(reports).encode())
+    return path
+
+
+def _write_all(folder: Path, shown: page.Shown, fingerprint: str) -> None:
+    records, drawn = shown.records, page.draw(shown.records)
+    files = _write_tables(folder, drawn, shown.encoded) + _write_figures(folder, drawn)
+    for record, data in zip(records, shown.encoded, strict=True):
+        path = record_path(record, folder / "records" / _safe_name(record.run))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(data), encoding="utf-8")
+    (folder / "index.html").write_text(page.page(shown, drawn, files=[*files, "records/"]), encoding="utf-8")
+    entries = [entry for one in drawn for entry in one.block.entries]
+    about: dict[str, Any] = {
+        "fingerprint": fingerprint,
+        "answer": answer(drawn[0].block if drawn else None),
+        "models": sorted({record.model.preset for record in records}),
+        "devices": sorted({record.environment.device for record in records}),
+        "rows": len(entries),
+        "valid": sum(entry.believable for entry in entries),
+        "measured": max((record.started for record in records), default=""),
+    }
+    (folder / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
+def _write_tables(folder: Path, drawn: Sequence[page.Drawn], encoded: Sequence[dict[str, Any]]) -> list[str]:
+    """`table.*` hold what the page's table shows, `records.*` every key of every record."""
+    from tabulate import tabulate
+
+    markdown, latex, lines = [], [], []
+    for one in drawn:
+        block = one.block
+        headings = [column.heading for column in one.headings]
+        rows = []
+        for entry, cells in zip(block.entries, one.rows, strict=True):
+            lines.append(_line(one, entry.name, cells))
+            rows.append([_plain(column, cell, entry) for column, cell in zip(one.headings, cells, strict=True)])
+        escaped = [[_text(cell).replace("|", "\\|") for cell in row] for row in rows]
+        table = tabulate(
+            escaped,
+            headers=[_text(heading) for heading in headings],
+            tablefmt="github",
+            disable_numparse=True,
+        )
+        markdown.append(f"## {_text(block.title)}\n\n{_text(answer(block))}\n\n{table}\n")
+        latex.append(
+            f"% {block.title}\n"
+            + tabulate(rows, headers=headings, tablefmt="latex_booktabs", disable_numparse=True)
+            + "\n"
+        )
+    (folder / "table.md").write_text("\n".join(markdown), encoding="utf-8")
+    (folder / "table.tex").write_text("\n".join(latex).replace("±", "$\\pm$").replace("–", "--"), encoding="utf-8")
+    (folder / "table.json").write_text(json.dumps(lines, indent=1), encoding="utf-8")
+    frame = frame_of(encoded)
+    write_csv(frame, folder / "records.csv")
+    write_parquet(frame, folder / "records.parquet")
+    return ["table.md", "table.tex", "table.json", "records.csv", "records.parquet"]
+
+
+def _text(text: str) -> str:
+    """Markdown lets HTML through; nothing from a record may be any."""
+    return html.escape(text, quote=False)
+
+
+def _plain(column: columns.Column, cell: columns.Cell, entry: Entry) -> str:
+    """The cell as text; an invalid row says why."""
+    if column.key == "validity" and entry.trouble:
+        return entry.trouble
+    return "–" if cell.text is None else cell.text
+
+
+def _line(one: page.Drawn, name: str, cells: Sequence[columns.Cell]) -> dict[str, Any]:
+    """One row of the table with figures as numbers, and for each missing one its reason."""
+    found: dict[str, Any] = {"row": name, "conditions": one.block.conditions}
+    missing = {}
+    for column, cell in zip(one.headings, cells, strict=True):
+        if column.key == "row":
+            continue
+        found[column.key] = cell.sort if column.numeric else cell.text
+        if cell.text is None:
+            missing[column.key] = cell.note
+    return {**found, "missing": missing}
+
+
+def _write_figures(folder: Path, drawn: Sequence[page.Drawn]) -> list[str]:
+    import vl_convert
+
+    (folder / "figures").mkdir()
+    written = []
+    for number, one in enumerate(drawn):
+        for name, figure in one.figures:
+            svg = vl_convert.vegalite_to_svg(charts.static_spec(figure))
+            (folder / "figures" / f"{name}.svg").write_text(svg, encoding="utf-8")
+            written.append(f"figures/{name}.svg")
+        if one.grids:
+            name = "samples.png" if number == 0 else f"{number + 1}-samples.png"
+            (folder / "figures" / name).write_bytes(samples.sheet(list(one.grids)))
+            written.append(f"figures/{name}")
+    return written
+
+
+def _fingerprint(encoded: Sequence[dict[str, Any]], changes: page.Changes | None) -> str:
+    texts = sorted(json.dumps(data, sort_keys=True) for data in encoded)
+    older = json.dumps(dataclasses.asdict(changes)) if changes is not None else ""
+    return hashlib.sha256("\n".join([*texts, older]).encode()).hexdigest()
+
+
+def _run_name(records: Sequence[Record]) -> str:
+    runs = sorted({record.run for record in records})
+    if not runs:
+        return "no-records"
+    return _safe_name(runs[-1] if len(runs) == 1 else f"{runs[-1]}-and-{len(runs) - 1}-more")
+
+
+def _safe_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "run"
+
+
+def _folder_for(out_dir: Path, name: str, fingerprint: str) -> Path:
+    """The folder of that name if it is free or holds a report of these very records, else the next number."""
+    for number in range(1, 10_000):
+        folder = out_dir / (name if number == 1 else f"{name}-{number}")
+        if not folder.exists():
+            return folder
+        try:
+            if json.loads((folder / ABOUT).read_text(encoding="utf-8")).get("fingerprint") == fingerprint:
+                return folder
+        except (OSError, ValueError, AttributeError):
+            continue
+    raise UserError(f"{out_dir} holds 9,999 reports named {name}: choose another --out")
+
+
+def _swap(new: Path, old: Path) -> None:
+    """Puts a finished folder in the place of an older one of the same records."""
+    aside = old.with_name(f".old-{old.name}-{os.getpid()}")
+    old.rename(aside)
+    new.rename(old)
+    shutil.rmtree(aside)

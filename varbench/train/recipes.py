@@ -1,0 +1,256 @@
+"""Trained weights of a row's recipe: from the cache where the same training was done before, else trained now.
+
+The key of the cache is what a training is made of (every answer of the schedule, the plans of the points it names, the
+budget, the tokens, the weights it starts from), so it depends neither on the row's point nor on any version number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from varbench import rows
+from varbench.base.hashing import file_hash
+from varbench.base.places import cache_folder
+from varbench.base.whole_files import whole_file
+from varbench.data.image_set import ImageSet
+from varbench.engine.teacher import TeacherPass
+from varbench.errors import CheckpointError, UserError
+from varbench.model.checkpoints import build_tokenizer, load_tokenizer, load_transformer
+from varbench.model.tokenizer import Tokenizer
+from varbench.model.transformer import Transformer
+from varbench.plan.compiler import RowPolicies, compile_plan
+from varbench.plan.steps import Plan
+from varbench.policies import MAIN, Stage, TrainingSchedule, TrainStep
+from varbench.rows.grammar import Row
+from varbench.spec import ModelSpec
+from varbench.train import evaluation
+from varbench.train.export import export
+from varbench.train.order import uniforms
+from varbench.train.progress import Progress, shown
+from varbench.train.tokens import TokenSet, tokens_of
+from varbench.train.trainer import DTYPES, Budget, Curriculum, HeldOut, Teacher, attention_of, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeWeights:
+    """Where a row's weights are."""
+
+    files: Mapping[str, Path]
+    """By backbone; those that the recipe does not train are the pretrained ones."""
+    record: Mapping[str, Any] | None
+    """How they were trained; None where the pretrained weights are used as they are."""
+    cached: bool
+    """Whether nothing had to be trained now."""
+
+
+def recipe_weights(
+    row: Row,
+    *,
+    vae: Path,
+    pretrained: Mapping[str, Path],
+    data: ImageSet,
+    budget: Budget,
+    device: str = "cpu",
+    events: Path | None = None,
+) -> RecipeWeights:
+    """The weights of the row's recipe, trained from `pretrained` (by backbone) if they are not in the cache.
+
+    `budget.steps` are the optimiser steps of all stages together.
+    """
+    if row.schedule is None:
+        return RecipeWeights(files=dict(pretrained), record=None, cached=True)
+    row.schedule.check(budget.steps)
+    tokenizer_spec, state = load_tokenizer(vae)
+    if tokenizer_spec != row.model.tokenizer:
+        raise CheckpointError(f"{vae} holds {tokenizer_spec}, and {row.model.name} speaks {row.model.tokenizer}.")
+    tokenizer = build_tokenizer(row.model, state, vae).to(device)
+    stages = _stages(row.schedule, budget)
+    _check_backbones(row, stages, pretrained)
+    key = _key(row, stages, vae=vae, pretrained=pretrained, data=data, budget=budget)
+    folder = cache_folder() / "weights" / key
+    names = {stage.backbone for stage, _ in stages}
+    files = {**pretrained, **{name: folder / f"{name}.safetensors" for name in names}}
+    record_path = folder / "record.json"
+    if record_path.is_file() and all(files[name].is_file() for name in names):
+        return RecipeWeights(files=files, record=json.loads(record_path.read_text()), cached=True)
+
+    with shown(f"tokens of {data.name}", steps=min(budget.images, len(data.training))) as progress:
+        tokens = tokens_of(data, tokenizer, model=row.model, indices=data.training[: budget.images], progress=progress)
+    trained = {name: load_transformer(path, tokenizer_spec).to(device) for name, path in pretrained.items()}
+    record: dict[str, Any] = {"row": _recipe_name(row), "key": key, "data": data.fingerprint, "stages": {}}
+    for stage, stage_budget in stages:
+        title = f"{_recipe_name(row)} {stage.name}" if len(stages) > 1 else _recipe_name(row)
+        with shown(title, steps=stage_budget.steps, events=events and events / stage.name) as progress:
+            record["stages"][stage.name] = _train_stage(
+                row,
+                stage,
+                trained=trained,
+                pretrained=pretrained,
+                tokenizer=tokenizer,
+                tokens=tokens,
+                data=data,
+                budget=stage_budget,
+                checkpoint=folder / f"{stage.name}.state",
+                progress=progress,
+            )
+        transformer = trained[stage.backbone]
+        export(transformer, files[stage.backbone], spec=transformer.spec, record={**record, "backbone": stage.backbone})
+    # Written last: its presence says that the weights beside it are complete.
+    with whole_file(record_path) as file:
+        file.write(json.dumps(record, indent=1).encode())
+    for stage, _ in stages:
+        (folder / f"{stage.name}.state").unlink(missing_ok=True)
+    return RecipeWeights(files=files, record=record, cached=False)
+
+
+def full_plan(model: ModelSpec) -> Plan:
+    return compile_plan(model, RowPolicies(name=rows.FULL))
+
+
+def full_curriculum(model: ModelSpec, *, name: str) -> Curriculum:
+    """Every step trains the full model."""
+    plan = full_plan(model)
+    return Curriculum(at=lambda step, uniform: TrainStep(), plan_of=lambda point: (plan, MAIN), name=name)
+
+
+def _train_stage(
+    row: Row,
+    stage: Stage,
+    *,
+    trained: Mapping[str, Transformer],
+    pretrained: Mapping[str, Path],
+    tokenizer: Tokenizer,
+    tokens: TokenSet,
+    data: ImageSet,
+    budget: Budget,
+    checkpoint: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    assert row.schedule is not None
+    transformer = trained[stage.backbone]
+    teacher = None
+    if stage.teacher is not None:
+        device = transformer.pos_1LC.device
+        frozen = load_transformer(pretrained[stage.teacher], row.model.tokenizer).to(device)
+        teacher = Teacher(transformer=frozen, plan=full_plan(frozen.spec))
+    return train(
+        transformer,
+        tokenizer=tokenizer,
+        tokens=tokens,
+        curriculum=Curriculum(
+            at=_answers(row.schedule, stage, budget),
+            plan_of=partial(_plan_of, row, stage, transformer.spec),
+            name=f"{_recipe_name(row)} {stage.name}",
+        ),
+        budget=budget,
+        checkpoint=checkpoint,
+        progress=progress,
+        teacher=teacher,
+        evaluation=_evaluation(
+            row, stage, tokenizer=tokenizer, data=data, budget=budget, device=transformer.pos_1LC.device
+        ),
+        identity={"from": file_hash(pretrained[stage.backbone])},
+    )
+
+
+def _evaluation(
+    row: Row, stage: Stage, *, tokenizer: Tokenizer, data: ImageSet, budget: Budget, device: torch.device
+) -> HeldOut | None:
+    """Looks at the main model and its subnets; what runs on two models has no loss of one of them."""
+    images = data.validation[: evaluation.IMAGES]
+    if stage.backbone != MAIN or not images or not budget.looks:
+        return None
+    plans = {"full": full_plan(row.model)}
+    for point, other in rows.at_default_points(row).items():
+        plan = compile_plan(row.model, other.policies)
+        if [name for name, _ in plan.backbones] == [MAIN] and plan.steps != plans["full"].steps:
+            plans[point] = plan
+    return HeldOut(
+        steps=frozenset(round(budget.steps * look / budget.looks) for look in range(budget.looks + 1)),
+        figures=partial(
+            evaluation.held_out_losses,
+            passes={point: TeacherPass(plan, MAIN) for point, plan in plans.items()},
+            tokenizer=tokenizer,
+            tokens=tokens_of(data, tokenizer, model=row.model, indices=images),
+            dtype=DTYPES[budget.dtype],
+            attend=attention_of(device),
+        ),
+    )
+
+
+def _plan_of(row: Row, stage: Stage, own: ModelSpec, point: str | None) -> tuple[Plan, str]:
+    if point is None:
+        return full_plan(own), MAIN
+    return compile_plan(row.model, rows.at_point(row, point).policies), stage.backbone
+
+
+def _answers(
+    schedule: TrainingSchedule, stage: Stage, budget: Budget
+) -> Callable[[int, Callable[[int], float]], TrainStep]:
+    return lambda step, uniform: schedule.at(stage, step, budget.steps, uniform)
+
+
+def _stages(schedule: TrainingSchedule, budget: Budget) -> list[tuple[Stage, Budget]]:
+    """Each stage with its part of the steps; the last takes what rounding leaves."""
+    stages = tuple(schedule.stages())
+    shares = [stage.share for stage in stages]
+    if not stages or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+        raise UserError(f"the stages' shares of the steps are {shares}; they must be above 0 and add up to 1")
+    ends = [round(budget.steps * sum(shares[: place + 1])) for place in range(len(stages))]
+    parts = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    return [(stage, replace(budget, steps=steps)) for stage, steps in zip(stages, parts, strict=True)]
+
+
+def _check_backbones(row: Row, stages: list[tuple[Stage, Budget]], pretrained: Mapping[str, Path]) -> None:
+    for stage, _ in stages:
+        for name in filter(None, (stage.backbone, stage.teacher)):
+            if name not in pretrained:
+                raise UserError(
+                    f"{row.name}: its stage {stage.name!r} needs pretrained weights of {name!r}, and there are only "
+                    f"{', '.join(sorted(pretrained))}. Train or give them first."
+                )
+
+
+def _key(
+    row: Row,
+    stages: list[tuple[Stage, Budget]],
+    *,
+    vae: Path,
+    pretrained: Mapping[str, Path],
+    data: ImageSet,
+    budget: Budget,
+) -> str:
+    assert row.schedule is not None
+    points: set[str] = set()
+    answers = []
+    for stage, part in stages:
+        steps = [
+            row.schedule.at(stage, step, part.steps, uniforms(seed=budget.seed, step=step))
+            for step in range(part.steps)
+        ]
+        points |= {step.point for step in steps if step.point is not None}
+        answers.append([asdict(stage), [asdict(step) for step in steps]])
+    content = {
+        "answers": answers,
+        "plans": {
+            point: compile_plan(row.model, rows.at_point(row, point).policies).digest for point in sorted(points)
+        },
+        "budget": asdict(budget),
+        "data": data.fingerprint,
+        "model": row.model.to_json(),
+        "from": {name: file_hash(path) for name, path in {"vae": vae, **pretrained}.items()},
+        "precision": torch.__version__.split("+")[0],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _recipe_name(row: Row) -> str:
+    return row.name if row.recipe_plugin is None else f"{row.recipe_plugin}@{row.recipe}"

@@ -1,0 +1,74 @@
+"""Tokens of a data set's images, made once and kept as a memory-mapped file, keyed by the data and the tokenizer's weights."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from varbench.base.places import cache_folder
+from varbench.base.whole_files import require_space, whole_file
+from varbench.data.image_set import ImageSet
+from varbench.model.tokenizer import Tokenizer
+from varbench.spec import ModelSpec
+from varbench.train.progress import Progress
+
+_CHUNK = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSet:
+    """Tokens of some images and their labels."""
+
+    tokens_NL: NDArray[np.uint16]
+    labels_N: NDArray[np.int64]
+    key: str
+    """Hash of the data's recipe, the tokenizer's weights and the indices."""
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+
+def tokens_of(
+    data: ImageSet,
+    tokenizer: Tokenizer,
+    *,
+    model: ModelSpec,
+    indices: range,
+    progress: Progress | None = None,
+) -> TokenSet:
+    """Tokens of the images at `indices`, from the cache folder where they were made before."""
+    key = hashlib.sha256(f"{data.fingerprint} {weights_hash(tokenizer)} {model.sides} {indices}".encode()).hexdigest()
+    path = cache_folder() / "tokens" / f"{key[:32]}.npy"
+    if not path.exists():
+        shape = (len(indices), model.length)
+        require_space(path.parent, needed=2 * shape[0] * shape[1] + 2**20, purpose="the cache of training tokens")
+        with whole_file(path) as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<u2", "fortran_order": False, "shape": shape})
+            for start in range(0, len(indices), _CHUNK):
+                file.write(_tokens(data, tokenizer, indices[start : start + _CHUNK]).data)
+                if progress is not None:
+                    progress(min(start + _CHUNK, len(indices)), {})
+    return TokenSet(tokens_NL=np.load(path, mmap_mode="r"), labels_N=data.labels(indices), key=key)
+
+
+def weights_hash(module: nn.Module) -> str:
+    """Hash of all parameters, by name and value."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(module.named_parameters()):
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _tokens(data: ImageSet, tokenizer: Tokenizer, wanted: range) -> NDArray[np.uint16]:
+    weight = tokenizer.quant_conv.weight
+    images = torch.from_numpy(data.images(wanted)).to(weight.device)
+    # float32 always: the tokens must not depend on what the machine is fast at.
+    with torch.inference_mode():
+        codes_NL = tokenizer.encode(images.float() / 127.5 - 1)
+    return np.ascontiguousarray(codes_NL.cpu().numpy().astype("<u2"))

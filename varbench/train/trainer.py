@@ -1,0 +1,281 @@
+"""The trainer: teacher-forced steps that compute only what a plan computes, whoever made the plan.
+
+Letters: B images, L tokens of all scales, n tokens of the scales that are trained, V codes, D code_dim.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from varbench.base.whole_files import require_space
+from varbench.engine.teacher import Attend, TeacherPass, explicit_attention, fused_attention
+from varbench.errors import UserError
+from varbench.model.tokenizer import Tokenizer
+from varbench.model.transformer import Transformer
+from varbench.plan.steps import Plan
+from varbench.policies import MAIN, TrainStep
+from varbench.train.optimiser import RunningMean, adamw, rate_at, take_step
+from varbench.train.order import batch_rows, class_drops, uniforms
+from varbench.train.progress import Progress
+from varbench.train.ranks import Ranks
+from varbench.train.states import load_state, save_state
+from varbench.train.tokens import TokenSet
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long and how a transformer is trained; the same for every schedule that is compared."""
+
+    steps: int
+    peak_rate: float
+    seed: int = 0
+    batch: int = 64
+    images: int = 60_000
+    """Training images whose tokens are kept; once all were seen, they come again in another order."""
+    warm_up: float = 0.03
+    """Share of the steps over which the learning rate rises."""
+    floor: float = 0.02
+    """Share of the peak rate that is left at the end."""
+    weight_decay: float = 0.05
+    class_drop: float = 0.1
+    mean_decay: float = 0.999
+    dtype: str = "bfloat16"
+    checkpoint_every: int = 100
+    looks: int = 4
+    """How often a recipe's weights are looked at on held-out images, evenly over the steps, beside the look before the first;
+    0 is never, and not before the first either."""
+
+    @property
+    def warm_up_steps(self) -> int:
+        return max(1, round(self.warm_up * self.steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A frozen transformer that gives soft targets, and the plan that runs it as `main`."""
+
+    transformer: Transformer
+    plan: Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curriculum:
+    """What each step trains: the schedule's answers, and the plan of every point they name."""
+
+    at: Callable[[int, Callable[[int], float]], TrainStep]
+    """Step number and the step's random numbers to what it trains."""
+    plan_of: Callable[[str | None], tuple[Plan, str]]
+    """The plan of a point, and which of its backbones is trained; None is the full model."""
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """A look at the mean weights while they train."""
+
+    steps: frozenset[int]
+    """After which steps; 0 is before the first."""
+    figures: Callable[[Transformer], list[dict[str, Any]]]
+
+
+def train(
+    transformer: Transformer,
+    *,
+    tokenizer: Tokenizer,
+    tokens: TokenSet,
+    curriculum: Curriculum,
+    budget: Budget,
+    checkpoint: Path,
+    progress: Progress,
+    teacher: Teacher | None = None,
+    identity: dict[str, Any] | None = None,
+    on_checkpoint: Callable[[int], None] | None = None,
+    evaluation: HeldOut | None = None,
+    ranks: Ranks | None = None,
+) -> dict[str, Any]:
+    """Train in place and leave the mean weights in `transformer`; the record of how it went.
+
+    Killed at any moment and called again with the same arguments, it goes on from `checkpoint` to the same weights that
+    it would have reached without the interruption. `on_checkpoint` runs after each one with the mean weights in place,
+    and so does `evaluation`, whose seconds are not counted as training. Of several `ranks`, the first alone writes; all of them end with the same weights.
+    """
+    transformer.requires_grad_(True).train()
+    ranks = ranks or Ranks()
+    device = transformer.pos_1LC.device
+    optimizer = adamw(transformer, weight_decay=budget.weight_decay)
+    mean = RunningMean(transformer, decay=budget.mean_decay)
+    weight_bytes = sum(parameter.nbytes for parameter in transformer.parameters())
+    require_space(checkpoint.parent, needed=8 * weight_bytes, purpose=f"the checkpoint of {curriculum.name}")
+    identity = {
+        "curriculum": curriculum.name,
+        "model": transformer.spec.to_json(),
+        "tokens": tokens.key,
+        "budget": asdict(budget),
+        **(identity or {}),
+    }
+    begin, seconds, counts = 0, 0.0, dict[str, int]()
+    losses: dict[str, list[list[float]]] = {}  # by point, pairs of step and loss
+    evaluations: list[dict[str, Any]] = []
+    if state := load_state(checkpoint, identity=identity):
+        begin, seconds, counts = state["step"], state["seconds"], state["counts"]
+        transformer.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        mean.load(state["mean"])
+        losses, evaluations = state["losses"], state["evaluations"]
+
+    def evaluate(step: int) -> float:
+        began = time.perf_counter()
+        if evaluation is not None and step in evaluation.steps and step not in (one["step"] for one in evaluations):
+            mean.swap()
+            evaluations.extend({"step": step, **figures} for figures in evaluation.figures(transformer))
+            mean.swap()
+        return time.perf_counter() - began
+
+    passes = _Passes(curriculum, teacher, device=device, dtype=DTYPES[budget.dtype])
+    evaluate(begin)
+    started = time.perf_counter()
+    for step in range(begin, budget.steps):
+        features_BLD, tokens_BL, labels_B = _batch(
+            tokenizer, tokens, budget, step, classes=transformer.spec.classes, ranks=ranks
+        )
+        wanted = curriculum.at(step, uniforms(seed=budget.seed, step=step))
+        loss = passes.loss(transformer, wanted, features_BLD, tokens_BL, labels_B)
+        value = float(loss.detach())
+        if not np.isfinite(value):
+            raise UserError(
+                f"{curriculum.name}: the loss is {value} at step {step + 1} of {budget.steps}. Use a smaller learning "
+                f"rate (now {budget.peak_rate:g}) or --dtype float32; the last checkpoint is {checkpoint}."
+            )
+        loss.backward()
+        ranks.average_gradients(transformer)
+        rate = rate_at(
+            step, steps=budget.steps, peak=budget.peak_rate, warm_up=budget.warm_up_steps, floor=budget.floor
+        )
+        take_step(optimizer, transformer.parameters(), rate=rate)
+        mean.update(step)
+        trained = wanted.point or "full"
+        counts[trained] = counts.get(trained, 0) + 1
+        losses.setdefault(trained, []).append([step + 1, round(value, 4)])
+        progress(step + 1, {f"loss {trained}": value})
+        started += evaluate(step + 1)
+        if ranks.rank == 0 and ((step + 1) % budget.checkpoint_every == 0 or step + 1 == budget.steps):
+            state = {
+                "identity": identity,
+                "step": step + 1,
+                "seconds": seconds + time.perf_counter() - started,
+                "counts": counts,
+                "losses": losses,
+                "evaluations": evaluations,
+                "module": transformer.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "mean": mean.state(),
+            }
+            save_state(checkpoint, state)
+            if on_checkpoint is not None and step + 1 < budget.steps:
+                mean.swap()
+                on_checkpoint(step + 1)
+                mean.swap()
+    seconds += time.perf_counter() - started
+
+    mean.swap()
+    transformer.requires_grad_(False).eval()
+    return {
+        "curriculum": curriculum.name,
+        **asdict(budget),
+        "steps_by_point": counts,
+        "losses": losses,
+        "evaluations": evaluations,
+        "seconds": round(seconds, 1),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+        "torch": torch.__version__,
+    }
+
+
+@torch.no_grad()
+def _batch(
+    tokenizer: Tokenizer, tokens: TokenSet, budget: Budget, step: int, *, classes: int, ranks: Ranks
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, tokens and labels of a step, on the tokenizer's device; a dropped label is `classes`."""
+    device = tokenizer.quant_conv.weight.device
+    rows = batch_rows(seed=budget.seed, step=step, batch=budget.batch, count=len(tokens))
+    drops = class_drops(seed=budget.seed, step=step, batch=budget.batch, probability=budget.class_drop)
+    rows, drops = ranks.part(rows), ranks.part(drops)
+    tokens_BL = torch.from_numpy(tokens.tokens_NL[rows].astype(np.int64)).to(device)
+    labels_B = torch.from_numpy(np.where(drops, classes, tokens.labels_N[rows])).to(device)
+    return tokenizer.teacher_input(tokens_BL), tokens_BL, labels_B
+
+
+def attention_of(device: torch.device) -> Attend:
+    return explicit_attention if device.type == "cpu" else fused_attention
+
+
+class _Passes:
+    """Compiled passes of the plans that a curriculum names, each made when it is first trained."""
+
+    def __init__(
+        self, curriculum: Curriculum, teacher: Teacher | None, *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self._curriculum, self._teacher, self._dtype = curriculum, teacher, dtype
+        self._attend = attention_of(device)
+        self._known: dict[tuple[str | None, int], TeacherPass] = {}
+        self._teacher_pass = teacher and TeacherPass(teacher.plan, MAIN)
+
+    def loss(
+        self, transformer: Transformer, wanted: TrainStep, features_BLD: Tensor, tokens_BL: Tensor, labels_B: Tensor
+    ) -> Tensor:
+        weights = wanted.scale_weights or (1.0,) * transformer.spec.scales
+        scales = _run_to(weights)
+        forward = self._pass(wanted.point, scales)
+        run = forward.plan.sampled
+        logits_BnV = forward.logits(transformer, features_BLD, labels_B, dtype=self._dtype, attend=self._attend)
+        counts = transformer.spec.tokens
+        places_n = torch.cat(
+            [torch.arange(start, start + counts[s]) for s in run for start in [transformer.spec.starts[s]]]
+        )
+        weight_n = torch.cat([torch.full((counts[s],), weights[s]) for s in run]).to(logits_BnV.device)
+        if wanted.loss == "kl":
+            target_BnV = self._soft_targets(features_BLD, labels_B, run)
+            each_Bn = F.kl_div(logits_BnV.log_softmax(-1), target_BnV, reduction="none", log_target=True).sum(-1)
+        else:
+            each_Bn = F.cross_entropy(
+                logits_BnV.transpose(1, 2), tokens_BL[:, places_n.to(tokens_BL.device)], reduction="none"
+            )
+        return (each_Bn * weight_n).sum() / (weight_n.sum() * len(each_Bn))
+
+    def _pass(self, point: str | None, scales: int) -> TeacherPass:
+        key = (point, scales)
+        if key not in self._known:
+            plan, backbone = self._curriculum.plan_of(point)
+            steps = tuple(step for step in plan.steps if step.samples < scales)
+            self._known[key] = TeacherPass(replace(plan, steps=steps), backbone)
+        return self._known[key]
+
+    @torch.no_grad()
+    def _soft_targets(self, features_BLD: Tensor, labels_B: Tensor, run: tuple[int, ...]) -> Tensor:
+        """The teacher's log probabilities for the scales of `run`."""
+        if self._teacher is None or self._teacher_pass is None:
+            raise UserError(
+                f"{self._curriculum.name} asks for a kl loss, and its stage names no teacher. Set Stage(teacher=...)."
+            )
+        return self._teacher_pass.logits(
+            self._teacher.transformer, features_BLD, labels_B, dtype=self._dtype, attend=self._attend, sampled=run
+        ).log_softmax(-1)
+
+
+def _run_to(weights: tuple[float, ...]) -> int:
+    """How many scales have to run: those after the last that weighs anything do not."""
+    weighing = [scale for scale, weight in enumerate(weights) if weight > 0]
+    if not weighing:
+        raise UserError(f"the scale weights {weights} are all 0, so the step would train nothing. Give one a weight.")
+    return weighing[-1] + 1

@@ -19,7 +19,7 @@ from varbench.plan.compiler import Owned, RowPolicies, compile_plan
 from varbench.policies import Generator, Work
 from varbench.record import Status
 from varbench.rows.manager import manager
-from varbench.run import generator_task, identity
+from varbench.run import generator_task
 from varbench.run.jobs import Job
 from varbench.run.options import KEYS, resolve
 from varbench.run.prepare import prepare
@@ -127,7 +127,6 @@ def test_files_that_a_parameter_names_count_by_content(tmp_path: Path) -> None:
 
     def inputs(content: str) -> str:
         weights.write_text(content)
-        identity.file_hash.cache_clear()
         given = {"plugins": f"dit@s20:weights={tmp_path}", "model": "var-d16", "weights": "random"}
         prepared = prepare(resolve(Namespace(**{**dict.fromkeys(KEYS), "config": None, **given})), manager())
         return next(one.inputs for name, one in prepared.measured.items() if name.startswith("dit"))

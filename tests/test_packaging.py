@@ -125,7 +125,7 @@ def test_the_readmes_plugin_is_one(tmp_path: Path) -> None:
     (entry,) = re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL)
     points = tomllib.loads(entry)["project"]["entry-points"]["varbench"]
     script = (
-        "from importlib.metadata import EntryPoint\nfrom varbench import presets, rows\n"
+        "from importlib.metadata import EntryPoint\nfrom varbench import rows\nfrom varbench.plan import presets\n"
         "from varbench.plan.compiler import compile_plan\nfrom varbench.rows.manager import PluginManager\n"
         f"found = PluginManager([EntryPoint(n, v, 'varbench') for n, v in {points!r}.items()])\n"
         "tiny = presets.preset('tiny').spec\n"

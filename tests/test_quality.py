@@ -298,8 +298,8 @@ def test_samples_go_out_and_come_in_as_the_adm_suite_has_them(tmp_path, real):
 
 
 def test_a_failed_export_leaves_nothing_behind(tmp_path, real, monkeypatch):
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match=r"No space left"):
+    monkeypatch.setattr("os.fsync", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match=r"the disk is full"):
         quality.write_samples_npz(tmp_path / "samples.npz", real)
     assert list(tmp_path.glob("samples*")) == []
 

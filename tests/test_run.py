@@ -22,7 +22,7 @@ from varbench.record import Status, Verdict, read_record
 from varbench.rows.manager import manager
 from varbench.run import schedule
 from varbench.run.children import Ended, run_child
-from varbench.run.display import Progress
+from varbench.run.display import Display
 from varbench.run.earlier import complete_records, other_settings, set_aside_outdated
 from varbench.run.execute import Execution, locked
 from varbench.run.options import KEYS, Options, resolve
@@ -290,7 +290,7 @@ def _answer(plan: Any, job: Any) -> dict[str, Any]:
 
 def scripted(run: Run, out: Path, **fails: str) -> Scripted:
     named = {name.replace("_at_", "@"): how for name, how in fails.items()}
-    return Scripted(run, out, Progress(1), complete_records(run, out), fails=named)
+    return Scripted(run, out, Display(1), complete_records(run, out), fails=named)
 
 
 def test_every_row_ends_as_a_valid_record(tmp_path: Path) -> None:
@@ -418,7 +418,7 @@ def test_a_full_disk_leaves_the_old_record_whole(tmp_path: Path, monkeypatch: py
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="the disk is full"):
         execution.everything()
     assert {path: path.read_bytes() for path in tmp_path.glob("*.json")} == before
     assert not list(tmp_path.glob("*.tmp"))

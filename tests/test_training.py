@@ -16,13 +16,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from varbench.base import whole_files as files
 from varbench.data.shapes import Shapes
 from varbench.errors import CheckpointError, UserError
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer, initialise_
 from varbench.policies import TrainStep
 from varbench.spec import ModelSpec, TokenizerSpec
-from varbench.train import states as files
 from varbench.train.optimiser import adamw, rate_at
 from varbench.train.order import batch_rows, class_drops, uniforms
 from varbench.train.recipes import full_curriculum

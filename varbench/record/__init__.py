@@ -1,6 +1,7 @@
 """Records: what one row of one run leaves behind. `schema` says what, `files` writes and reads it, `plans` fills
 in plans, `tables` flattens it for CSV and Parquet. `tables` needs pandas and is imported by its own name."""
 
+from varbench.record.encoding import RecordError, decode, encode
 from varbench.record.plan_summary import call_runs, plan_summary, totals_of, trace_totals
 from varbench.record.schema import (
     SCHEMA_VERSION,
@@ -37,7 +38,6 @@ from varbench.record.schema import (
 from varbench.record.store import (
     Loaded,
     NewerSchemaError,
-    RecordError,
     from_json,
     load_records,
     read_record,
@@ -81,6 +81,8 @@ __all__ = [
     "Verdict",
     "WeightFile",
     "call_runs",
+    "decode",
+    "encode",
     "from_json",
     "load_records",
     "plan_summary",

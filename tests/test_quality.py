@@ -22,7 +22,7 @@ from varbench.errors import CheckpointError, UserError
 from varbench.quality import extractors, frechet, intervals, libraries, second_opinion
 from varbench.quality.extractors import extract
 from varbench.quality.manifold import density_coverage
-from varbench.quality.second_opinion import clean_fid_distance
+from varbench.quality.second_opinion import CleanFid
 from varbench.quality.train_networks import gaussian_blur, train_classifier
 
 ASSETS = Path(quality.__file__).parent.parent / "assets" / "tiny"
@@ -97,6 +97,26 @@ def test_what_is_no_network_or_another_one_is_refused(tmp_path):
 
 
 # Agreement
+
+
+def clean_fid(images, reference, extractor):
+    asked = CleanFid(reference, extractor)
+    asked.take(images)
+    return asked.distance()
+
+
+def test_images_in_pieces_score_as_all_at_once(features, real, samples):
+    images, labels = samples
+    reference = quality.reference_images(real, source="test")
+    whole = quality.score(images, labels, reference=reference, network=features, second_opinion=False)
+    pieces = quality.Scoring(reference, features, side=images.shape[-1], second_opinion=False)
+    for first in range(0, len(images), 70):
+        pieces.take(images[first : first + 70], labels[first : first + 70])
+    found = pieces.scores(expected=len(images))
+    assert found.distance.value == pytest.approx(whole.distance.value, rel=1e-4)
+    assert found.recall == whole.recall
+    with pytest.raises(UserError, match="asked for"):
+        pieces.scores(expected=len(images) + 1)
 
 
 @needs_libraries
@@ -437,10 +457,10 @@ def test_the_second_opinion_reads_inception_from_a_folder(stored, real, samples,
         np.savez(tmp_path / "reference.npz", mu=mu, sigma=sigma)
         reference = quality.reference_npz(tmp_path / "reference.npz")
     with pytest.raises(libraries.UnavailableError, match=r"the published file's starts with f58cb9b6"):
-        clean_fid_distance(255 - samples[0][:100], reference, inception)
+        clean_fid(255 - samples[0][:100], reference, inception)
     found_hash = hashlib.sha256(script.read_bytes()).hexdigest()
     monkeypatch.setattr(second_opinion, "TORCHSCRIPT_SHA256_START", found_hash[:8])
-    found = clean_fid_distance(255 - samples[0][:100], reference, inception)
+    found = clean_fid(255 - samples[0][:100], reference, inception)
     expected = frechet.frechet_distance(colours(255 - samples[0][:100]), colours(real[:100]))
     assert found == pytest.approx(expected, rel=0.02)
 

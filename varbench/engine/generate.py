@@ -23,7 +23,7 @@ from varbench.plan.trace import Trace
 from varbench.policies import SubLayerName
 
 Observer = Callable[[str, int], None]
-"""Called with "start" or "end" and the step's number; it may look at clocks and memory, and nothing else."""
+"""Called with "start", "logits" (the network is done) or "end" and the step's number; it may look at clocks and memory, and nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,8 @@ def generate(
         if scale:
             features[scale] = quantizer.features(f_hat, scale)
         logits_BlV = run.step(step, features, sampling.cfg)
+        if observer:
+            observer("logits", index)
         _forget_features(features, plan, index)
         span = slice(model.starts[scale], model.starts[scale + 1])
         if logits_all is not None:

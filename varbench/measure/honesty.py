@@ -1,77 +1,16 @@
-"""Checks that a row does what it says, run beside the measurements; each finding makes the row's record invalid."""
+"""Whether what was seen of a row is what its plan says. Judged from data, in a process that runs no plugin. No torch."""
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-import torch
-
-from varbench.measure import memory
-from varbench.measure.speed import Generation
+from varbench.measure.messages import Outside, Reply
 from varbench.plan.cost import state_over_time
 from varbench.plan.steps import Plan
 from varbench.plan.trace import Trace
 
 SMALL = 1 << 18
 """Bytes between steps that nobody has to account for."""
-
-
-@dataclass(frozen=True)
-class Globals:
-    """State of the process that belongs to everyone."""
-
-    values: dict[str, Any]
-
-    def changed(self) -> list[str]:
-        """Names of what is not as it was."""
-        now = global_state().values
-        return [name for name, value in self.values.items() if not _equal(value, now[name])]
-
-    def restore(self) -> None:
-        """Puts everything back, so that the next row is not measured under another's settings."""
-        values = self.values
-        torch.set_default_dtype(values["torch default dtype"])
-        torch.set_num_threads(values["torch threads"])
-        torch.set_rng_state(values["torch random state"])
-        np.random.set_state(values["numpy random state"])
-        random.setstate(values["python random state"])
-        torch.set_float32_matmul_precision(values["float32 matmul precision"])
-        torch.backends.cudnn.benchmark = values["cudnn.benchmark"]
-        torch.backends.cudnn.deterministic = values["cudnn.deterministic"]
-        torch.backends.cudnn.allow_tf32 = values["cudnn.allow_tf32"]
-        torch.use_deterministic_algorithms(values["deterministic algorithms"])
-        torch.set_grad_enabled(values["gradients"])
-
-
-def global_state() -> Globals:
-    return Globals(
-        {
-            "torch default dtype": torch.get_default_dtype(),
-            "torch threads": torch.get_num_threads(),
-            "torch random state": torch.get_rng_state(),
-            "numpy random state": np.random.get_state(),
-            "python random state": random.getstate(),
-            "float32 matmul precision": torch.get_float32_matmul_precision(),
-            "cudnn.benchmark": torch.backends.cudnn.benchmark,
-            "cudnn.deterministic": torch.backends.cudnn.deterministic,
-            "cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
-            "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
-            "gradients": torch.is_grad_enabled(),
-        }
-    )
-
-
-def _equal(first: Any, second: Any) -> bool:
-    if isinstance(first, torch.Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, (tuple, list)):
-        return len(first) == len(second) and all(map(_equal, first, second))
-    if isinstance(first, np.ndarray):
-        return bool(np.array_equal(first, second))
-    return bool(first == second)
 
 
 def against_plan(plan: Plan, trace: Trace, *, batch: int, dtype: str) -> list[str]:
@@ -95,24 +34,25 @@ def against_plan(plan: Plan, trace: Trace, *, batch: int, dtype: str) -> list[st
     return found
 
 
-def from_outside(made: Generation, full: Generation, *, batch: int, seed: int) -> list[str]:
-    """What three equal or further calls show that the trace does not: chance, leaks, and state that is not declared."""
-    first = memory.seen_from_outside(made, batch=batch, seed=seed)
-    equal = memory.seen_from_outside(made, batch=batch, seed=seed)
-    other = memory.seen_from_outside(made, batch=batch, seed=seed + 1)
+def across_calls(row: Sequence[Reply], full: Outside) -> list[str]:
+    """What two equal calls and a further one show that the trace does not: chance, leaks, undeclared state."""
+    first, equal, _ = row
     found = []
-    if not np.array_equal(first.tokens, equal.tokens):
-        share = float((first.tokens == equal.tokens).mean())
-        found.append(f"the same call gave other tokens: {share:.1%} are equal")
-    if (leaked := min(equal.left, other.left) - first.left) > 0:
+    if (first.tokens_sha256, first.images_sha256) != (equal.tokens_sha256, equal.images_sha256):
+        found.append(f"the same call gave other {'images' if first.tokens_sha256 is None else 'tokens'}")
+    seen = [reply.outside for reply in row]
+    assert seen[0] and seen[1] and seen[2]
+    if (leaked := min(seen[1].left, seen[2].left) - seen[0].left) > 0:
         found.append(f"{leaked:,} bytes more live after further calls: something is not given back")
-    if hidden := _undeclared(equal, memory.seen_from_outside(full, batch=batch, seed=seed)):
+    if hidden := undeclared(seen[1], full):
         found.append(hidden)
     return found
 
 
-def _undeclared(row: memory.Seen, full: memory.Seen) -> str | None:
+def undeclared(row: Outside, full: Outside) -> str | None:
     """What lives between steps beyond the row's state, and beyond what the engine holds there for the full model."""
+    if not row.after_steps or not full.after_steps:
+        return None  # a row that replaces the loop has no steps to look between
     allowance = max(seen - held for seen, held in zip(full.after_steps, full.state, strict=True))
     worst, step = max(
         (seen - held - allowance, step)

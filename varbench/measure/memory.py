@@ -1,26 +1,25 @@
-"""What a row holds: weights, state over time, activations, and what torch, the driver and the system say of it."""
+"""What one call of a subject holds, looked at in the subject's own process: peaks of the allocator, and what stays."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
-from varbench.engine.pipeline import Pipeline
+from varbench.engine.subject import Answer, Ask, Subject
 from varbench.measure import nvml
 from varbench.measure.environment import gpu_identity
 from varbench.measure.largest import bisect
-from varbench.measure.speed import Generation, balanced_labels
+from varbench.measure.messages import Outside, Peaks
+from varbench.record import LargestBatch
 
 Made = TypeVar("Made")
 
@@ -28,10 +27,9 @@ MOST_TRIED = 4096
 """A batch beyond which it is not worth the time to look for the end."""
 
 
-def weight_bytes(pipe: Pipeline) -> int:
+def weight_bytes(subject: Subject) -> int:
     """All that stays loaded, by storage, counted once."""
-    modules: tuple[nn.Module, ...] = (pipe.tokenizer, *pipe.backbones.values())
-    return storage_bytes(tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
+    return storage_bytes(tensor for module in subject.modules() for tensor in (*module.parameters(), *module.buffers()))
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
@@ -55,58 +53,92 @@ def _live(device: torch.device) -> Iterator[Tensor]:
             yield found
 
 
-def measure(made: Generation, *, batch: int, seed: int) -> dict[str, Any]:
-    """Peak figures of one generation in this fresh process, after a small one has set up what every row needs."""
-    pipe = made.pipe
-    made(balanced_labels(1, pipe.model.classes), seed=seed)
-    output, found = peaks(lambda: made(balanced_labels(batch, pipe.model.classes), seed=seed), device=pipe.device)
-    if "activations" in found:
-        found["activations"] = max(0, found["activations"] - max(output.trace.state_peak))
-    return {"batch": batch, "weights": weight_bytes(pipe), **found, "output": output}
+def peaks(call: Callable[[], Made], *, weights: int, device: torch.device) -> tuple[Made, Peaks]:
+    """What a call makes, and the peaks while it does: the same meaning on a CPU as on CUDA."""
+    gc.collect()
+    made, found = _on_cuda(call, device) if device.type == "cuda" else _on_cpu(call)
+    return made, replace(found, weights=weights, allocated=(found.allocated or 0) + weights)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """One generation, looked at from outside."""
+def _on_cuda(call: Callable[[], Made], device: torch.device) -> tuple[Made, Peaks]:
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    made = call()
+    torch.cuda.synchronize(device)
+    process = board = None
+    missing = {}
+    _, uuid, pci = gpu_identity(str(device))
+    try:
+        process, board = nvml.memory(uuid=uuid, pci=pci, pid=os.getpid())
+        if process is None:
+            missing["nvml_process_bytes"] = "NVML does not show this process; a container hides process ids"
+    except nvml.NvmlError as error:
+        missing |= dict.fromkeys(("nvml_process_bytes", "nvml_board_bytes"), str(error))
+    return made, Peaks(
+        weights=0,
+        allocated=torch.cuda.max_memory_allocated(device) - before,
+        reserved=torch.cuda.max_memory_reserved(device),
+        left=None,
+        resident=None,
+        nvml_process=process,
+        nvml_board=board,
+        missing=missing,
+    )
 
-    after_steps: tuple[int, ...]
-    """Bytes that live at the end of each step beyond those before the call: state, and what the engine itself needs."""
-    state: tuple[int, ...]
-    """Bytes of state that the row says it held then."""
-    left: int
-    """Bytes that live once the call has ended and its result is gone."""
-    tokens: NDArray[np.int64]
+
+def _on_cpu(call: Callable[[], Made]) -> tuple[Made, Peaks]:
+    """Every allocation of torch's own allocator, as its profiler sees them: the same to the byte in every repeat."""
+    before = _resident("VmRSS") if _reset_peak() else None
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        made = call()
+    highest = _resident("VmHWM")
+    held = peak = 0
+    results: Any = profiler.profiler
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    grown = None if before is None or highest is None else max(0, highest - before)
+    missing = {} if grown is not None else {"rss_growth_bytes": "the system has no /proc/self/status and clear_refs"}
+    return made, Peaks(
+        weights=0, allocated=peak, reserved=None, left=held, resident=grown, nvml_process=None, nvml_board=None,
+        missing=missing,
+    )  # fmt: skip
 
 
-def seen_from_outside(made: Generation, *, batch: int, seed: int) -> Seen:
-    device = made.pipe.device
+def seen_from_outside(subject: Subject, ask: Ask) -> tuple[Answer, Outside]:
+    """All tensors that live between the steps of a call, beyond those that lived before it."""
+    device = subject.device
     gc.collect()
     # Held, so that what a call puts in the place of what an earlier one hid is not taken for the same.
     before = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in _live(device))}
     seen: list[int] = []
 
-    def observe(when: str, step: int) -> None:
-        if when == "end":
+    def observe(moment: str, step: int) -> None:
+        if moment == "end":
             seen.append(
                 storage_bytes(tensor for tensor in _live(device) if tensor.untyped_storage().data_ptr() not in before)
             )
 
-    output = made(balanced_labels(batch, made.pipe.model.classes), seed=seed, observer=observe)
-    tokens, state = output.tokens.cpu().numpy().copy(), output.trace.state_after
-    del output
+    answer = subject.make(ask, observer=observe)
+    state = () if answer.trace is None else answer.trace.state_after
+    answer = replace(
+        answer, images=answer.images.clone(), tokens=None if answer.tokens is None else answer.tokens.clone()
+    )
     before.clear()
     gc.collect()
-    left = live_bytes(device)
-    return Seen(after_steps=tuple(seen), state=state, left=left, tokens=tokens)
+    mine = storage_bytes(tensor for tensor in (answer.images, answer.tokens) if tensor is not None)
+    return answer, Outside(after_steps=tuple(seen), state=state, left=live_bytes(device) - mine)
 
 
-def largest_by_trying(made: Generation, *, seed: int) -> dict[str, Any]:
-    """The largest batch that one generation of fits on the GPU, found by running it, within a twentieth."""
-    device = made.pipe.device
+def largest_by_trying(make: Callable[[int], object], *, device: torch.device) -> LargestBatch:
+    """The largest batch that one call of fits on the GPU, found by running it, within a twentieth."""
 
     def fits(batch: int) -> bool:
         try:
-            made(balanced_labels(batch, made.pipe.model.classes), seed=seed)
+            make(batch)
             torch.cuda.synchronize(device)
         except torch.OutOfMemoryError:
             return False
@@ -115,58 +147,7 @@ def largest_by_trying(made: Generation, *, seed: int) -> dict[str, Any]:
         return True
 
     limit = torch.cuda.get_device_properties(device).total_memory
-    return {"batch": bisect(fits, most=MOST_TRIED), "how": "bisection", "limit_bytes": limit}
-
-
-def peaks(call: Callable[[], Made], *, device: torch.device) -> tuple[Made, dict[str, Any]]:
-    """What a call makes, and the peaks while it does: `activations` is all that lay there beyond what did before it."""
-    gc.collect()
-    return _on_cuda(call, device) if device.type == "cuda" else _on_cpu(call)
-
-
-def _on_cuda(call: Callable[[], Made], device: torch.device) -> tuple[Made, dict[str, Any]]:
-    torch.cuda.synchronize(device)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    output = call()
-    torch.cuda.synchronize(device)
-    peak = torch.cuda.max_memory_allocated(device)
-    found: dict[str, Any] = {
-        "torch_allocated": peak,
-        "torch_reserved": torch.cuda.max_memory_reserved(device),
-        "activations": max(0, peak - before),
-        "missing": {},
-    }
-    _, uuid, pci = gpu_identity(str(device))
-    try:
-        found["nvml_process"], found["nvml_board"] = nvml.memory(uuid=uuid, pci=pci, pid=os.getpid())
-        if found["nvml_process"] is None:
-            found["missing"]["nvml_process_bytes"] = "NVML does not show this process; a container hides process ids"
-    except nvml.NvmlError as error:
-        found["missing"] |= dict.fromkeys(("nvml_process_bytes", "nvml_board_bytes"), str(error))
-    return output, found
-
-
-def _on_cpu(call: Callable[[], Made]) -> tuple[Made, dict[str, Any]]:
-    _give_back()
-    before = _resident("VmRSS")
-    reset = _reset_peak()
-    output = call()
-    peak = _resident("VmHWM")
-    if before is None or peak is None or not reset:
-        why = "the system has no /proc/self/status and clear_refs"
-        return output, {"missing": dict.fromkeys(("rss_growth_bytes", "activations_peak_bytes"), why)}
-    growth = max(0, peak - before)
-    return output, {"rss_growth": growth, "activations": growth, "missing": {}}
-
-
-def _give_back() -> None:
-    """Freed memory that the C library keeps would hide growth."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        return
+    return LargestBatch(batch=bisect(fits, most=MOST_TRIED), how="bisection", limit_bytes=limit)
 
 
 def _resident(key: str) -> int | None:

@@ -1,219 +1,242 @@
-"""How long a row takes: three columns out of one call, two batch sizes, rows taken in turn, and each step on its own."""
+"""Times rows in turn, each call beside one of the full model, from outside the process that makes the images. No torch.
+
+What drifts in a process, a core's clock or a neighbour on the machine, falls on both calls of a pair, so the ratio of a
+pair is what is kept. A pair in which either call was held up is taken again; that is told from what the system says of
+the process's threads (`measure.strain`), never from the time itself, which would cut off the slow end of what is measured.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
-import torch
-from torch import Tensor
+from varbench.base import stats
+from varbench.measure.messages import Reply, Request, Times
+from varbench.measure.strain import HELD_UP, STARVED, Reading, Strain
+from varbench.record.failure import RowError
 
-from varbench.engine.pipeline import Output, Pipeline
-from varbench.errors import WrongOutputError
-from varbench.measure.clock import CallTimes, Clock, Marker, Stop, WallClock, clock_for, time_calls
+AskOne = Callable[[Request], Reply]
+ReadStrain = Callable[[], Reading | None]
 
-Regime = Literal["latency", "throughput"]
-CYCLES = 3
-"""Turns that rows take within a child; what drifts within it then falls on all of them."""
+MOST_RETAKEN = 2
+"""Pairs are taken again until this many times as many as were asked for were taken; then the least held up are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generation:
-    """One row's way to make a batch."""
+class Call:
+    """One timed call."""
 
-    pipe: Pipeline
-    row: str
-    cfg: float
-    top_k: int
-    top_p: float
-
-    def __call__(
-        self, labels: Sequence[int], *, seed: int, first: int = 0, observer: Callable[[str, int], None] | None = None
-    ) -> Output:
-        return self.pipe.generate(
-            labels, seed=seed, cfg=self.cfg, top_k=self.top_k, top_p=self.top_p, method=self.row, first_image=first,
-            observer=observer,
-        )  # fmt: skip
-
-    @property
-    def steps(self) -> int:
-        return len(self.pipe.compile(self.row)[0].steps)
+    times: Times
+    strain: Strain | None
+    """None where the system does not tell."""
 
 
-def balanced_labels(count: int, classes: int, *, first: int = 0) -> list[int]:
-    """Every class as often as any other, to within one."""
-    return [place % classes for place in range(first, first + count)]
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A row's call, and its neighbour in time: a call of the full model's plan on the same weights."""
+
+    row: Call
+    full: Call | None
+    """None for a row that has no full model in its process."""
 
 
-@dataclass
-class _Fresh:
-    """Seeds that no call has had before, so that nothing can be remembered."""
+@dataclass(frozen=True, kw_only=True)
+class SpeedRound:
+    """What one child showed of one row's speed."""
 
-    next: int
-
-    def __call__(self) -> int:
-        self.next += 1
-        return self.next
-
-
-@dataclass
-class Timed:
-    """Raw samples of one row in one child."""
-
-    columns: dict[Regime, dict[str, list[float]]] = field(default_factory=dict)
-    wall: dict[Regime, list[float]] = field(default_factory=dict)
-    clocks: dict[str, str] = field(default_factory=dict)
-    first_call: float | None = None
-    second_call: float | None = None
+    first_call: float
+    second_call: float
     """Of the same shapes: what the first took beyond it was set-up or compilation."""
+    throughput: tuple[Pair, ...]
+    latency: tuple[Pair, ...] = ()
+    discarded: int = 0
+    """Pairs that were taken again since a call was held up."""
     identical: float | None = None
-    """Median seconds of a call that repeats an earlier one exactly, as a share of a fresh call's."""
-
-    def add(self, regime: Regime, samples: CallTimes) -> None:
-        for name, seconds in samples.seconds.items():
-            self.columns.setdefault(regime, {}).setdefault(name, []).extend(seconds)
-            self.clocks[name] = samples.clock
-        if samples.clock != WallClock.name:
-            self.wall.setdefault(regime, []).extend(samples.wall)
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "columns": self.columns,
-            "wall": self.wall,
-            "clocks": self.clocks,
-            "first_call": self.first_call,
-            "second_call": self.second_call,
-            "identical": self.identical,
-        }
+    """Seconds of a call that repeats an earlier one to the letter, as a share of the fastest fresh call's."""
+    changed: tuple[str, ...] = ()
+    """Global state that the row's calls changed."""
 
 
-def warm(made: Generation, *, batch: int, seed: int, timed: Timed) -> Output:
-    """The very shapes that are timed, both regimes; the first call of all is a figure of its own."""
-    classes = made.pipe.model.classes
-    began = time.perf_counter()
-    output = made(balanced_labels(batch, classes), seed=seed)
-    _wait(made.pipe.device)
-    timed.first_call = time.perf_counter() - began
-    made(balanced_labels(1, classes), seed=seed)
-    _wait(made.pipe.device)
-    began = time.perf_counter()
-    made(balanced_labels(batch, classes), seed=seed)
-    _wait(made.pipe.device)
-    timed.second_call = time.perf_counter() - began
-    check_images(output.images, batch=batch, side=made.pipe.model.image_side)
-    return output
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How much is timed: pairs a row and regime, at least this many and at least this long, in so many turns."""
+
+    batch: int
+    classes: int
+    pairs: int
+    seconds: float
+    cycles: int = 3
 
 
-def check_images(images: Tensor, *, batch: int, side: int) -> None:
-    """`WrongOutputError` for too few images, another size, or NaN, with both numbers."""
-    if type(images) is not Tensor:  # which could put work off until nobody looks at a clock
-        raise WrongOutputError(f"images are a {type(images).__name__}, and a plain torch.Tensor was asked for")
-    shape, wanted = tuple(images.shape), (batch, 3, side, side)
-    if shape[:1] != wanted[:1]:
-        raise WrongOutputError(f"{batch} images were asked for, and {shape[0] if shape else 0} came")
-    if shape != wanted:
-        raise WrongOutputError(f"images have shape {shape}, and {wanted} was asked for")
-    broken = int((~torch.isfinite(images)).flatten(1).any(dim=1).sum())
-    if broken:
-        raise WrongOutputError(f"{broken} of {batch} images hold NaN or infinite pixels")
+@dataclass
+class _Taken:
+    """A row's pairs as they come, in one regime."""
+
+    good: list[Pair] = field(default_factory=list)
+    strained: list[Pair] = field(default_factory=list)
+
+    def seconds(self) -> float:
+        return sum(pair.row.times.end_to_end for pair in self.good)
+
+    def kept(self, wanted: int) -> tuple[Pair, ...]:
+        """The quiet pairs; where they are fewer than wanted, the least held up of the others too."""
+        lacking = max(0, wanted - len(self.good))
+        return (*self.good, *sorted(self.strained, key=_held_up)[:lacking])
 
 
-def time_row(made: Generation, regime: Regime, *, batch: int, stop: Stop, seed: int, timed: Timed) -> None:
-    """One turn of one row: samples of every column are added to `timed`."""
-    labels = balanced_labels(batch, made.pipe.model.classes)
-    device, fresh = made.pipe.device, _Fresh(seed)
-    if device.type == "cuda":
-        timed.add(regime, time_calls(_in_stream(made, labels, fresh), clock=clock_for(device), stop=stop))
-        timed.add(regime, time_calls(_to_host(made, labels, fresh), clock=WallClock(), stop=stop))
-    else:
-        timed.add(regime, time_calls(_on_cpu(made, labels, fresh), clock=WallClock(), stop=stop))
+def time_rows(
+    ask: AskOne,
+    rows: Sequence[str],
+    *,
+    full: str | None,
+    pace: Pace,
+    seeds: Iterator[int],
+    strain: ReadStrain,
+    failed: Callable[[str, RowError], None],
+) -> dict[str, SpeedRound]:
+    """One round of rows that share a process. A row that fails is told to `failed` and leaves; the others go on."""
+    session = _Session(ask=ask, full=full, pace=pace, seeds=seeds, strain=strain, failed=failed)
+    if full is not None:
+        session.warm(full)
+    first: dict[str, tuple[float, float]] = {}
+    for row in rows:
+        with session.turn(row):
+            first[row] = session.warm(row)
+            session.alive.add(row)
+    batches = {"throughput": pace.batch, **({"latency": 1} if pace.batch > 1 else {})}
+    for cycle in range(pace.cycles):
+        for regime, batch in batches.items():
+            session.cycle([row for row in rows if row in session.alive], regime, batch, cycle)
+    return {row: session.round(row, *first[row]) for row in first if row in session.alive}
 
 
-def time_identical(made: Generation, *, batch: int, count: int, seed: int) -> float:
-    """Median seconds of identical calls over that of fresh ones: far below 1 means that something was remembered."""
-    labels = balanced_labels(batch, made.pipe.model.classes)
-    stop, fresh = Stop(count=count, seconds=0.0), _Fresh(seed)
-    new = time_calls(_to_host(made, labels, fresh), clock=WallClock(), stop=stop).wall
-    same = time_calls(_to_host(made, labels, lambda: seed), clock=WallClock(), stop=stop).wall
-    return sorted(same)[len(same) // 2] / sorted(new)[len(new) // 2]
+@dataclass(kw_only=True)
+class _Session:
+    ask: AskOne
+    full: str | None
+    pace: Pace
+    seeds: Iterator[int]
+    strain: ReadStrain
+    failed: Callable[[str, RowError], None]
+    alive: set[str] = field(default_factory=set)
+    taken: dict[tuple[str, str], _Taken] = field(default_factory=dict)
+    changed: dict[str, set[str]] = field(default_factory=dict)
+    quiet_cpu: dict[tuple[str, int], list[float]] = field(default_factory=dict)
+    last_seed: dict[str, int] = field(default_factory=dict)
 
+    @contextlib.contextmanager
+    def turn(self, row: str) -> Iterator[None]:
+        """One row's turn. What it raises is its own end and no other's."""
+        try:
+            yield
+        except RowError as error:
+            self.alive.discard(row)
+            self.failed(row, error)
 
-def time_switch(made: Generation) -> float:
-    """Seconds that going over to this row costs on weights that are loaded: its plan is looked up, nothing is reloaded."""
-    began = time.perf_counter()
-    made.pipe.compile(made.row)
-    return time.perf_counter() - began
+    def call(self, row: str, batch: int, *, seed: int | None = None) -> Call:
+        seed = next(self.seeds) if seed is None else seed
+        if batch == self.pace.batch:
+            self.last_seed[row] = seed
+        request = request_of(row, batch, self.pace.classes, seed=seed)
+        before = self.strain()
+        reply = self.ask(request)
+        after = self.strain()
+        self.changed.setdefault(row, set()).update(reply.changed)
+        assert reply.times is not None
+        known = None if before is None or after is None else before.until(after)
+        return Call(times=reply.times, strain=known)
 
+    def warm(self, row: str) -> tuple[float, float]:
+        """The very shapes that are timed, both regimes; the first call of all is a figure of its own."""
+        first = self.call(row, self.pace.batch).times.end_to_end
+        if self.pace.batch > 1:
+            self.call(row, 1)
+        return first, self.call(row, self.pace.batch).times.end_to_end
 
-def per_scale(made: Generation, *, batch: int, count: int, seed: int) -> dict[str, Any]:
-    """Median seconds of each plan step, in a pass of its own."""
-    clock: Clock = clock_for(made.pipe.device)
-    labels, fresh = balanced_labels(batch, made.pipe.model.classes), _Fresh(seed)
-    passes: list[list[tuple[Any, Any]]] = []
-    for _ in range(count):
-        starts: dict[int, Any] = {}
-        spans: list[tuple[Any, Any]] = []
+    def cycle(self, rows: list[str], regime: str, batch: int, cycle: int) -> None:
+        """A turn of every row. Two rows share the full model's call between them; who goes first alternates."""
+        wanted = -(-self.pace.pairs // self.pace.cycles) * (cycle + 1)
+        seconds = self.pace.seconds / self.pace.cycles * (cycle + 1)
+        order = rows if cycle % 2 == 0 else rows[::-1]
+        for place in range(0, len(order), 2):
+            some = order[place : place + 2]
+            for number in range(MOST_RETAKEN * wanted + 1000):
+                some = [row for row in some if row in self.alive and not self._enough(row, regime, wanted, seconds)]
+                if not some:
+                    break
+                self._pairs(some if (number + cycle) % 2 == 0 else some[::-1], regime, batch)
 
-        def observe(when: str, step: int, starts: dict[int, Any] = starts, spans: list[Any] = spans) -> None:
-            if when == "start":
-                starts[step] = clock.mark()
+    def _enough(self, row: str, regime: str, wanted: int, seconds: float) -> bool:
+        taken = self.taken.get((row, regime), _Taken())
+        tried = len(taken.good) + len(taken.strained)
+        return (len(taken.good) >= wanted and taken.seconds() >= seconds) or (
+            len(taken.strained) > 0 and tried >= (1 + MOST_RETAKEN) * wanted
+        )
+
+    def _pairs(self, rows: list[str], regime: str, batch: int) -> None:
+        """Row, full model, row: the one in the middle is the neighbour of both. One row alone goes first or second."""
+        calls: dict[str, Call] = {}
+        beside: Call | None = None
+        turn = len(self.taken.get((rows[0], regime), _Taken()).good) % 2
+        for place, row in enumerate(rows):
+            if self.full is not None and beside is None and (place == 1 or (len(rows) == 1 and turn)):
+                beside = self.call(self.full, batch)
+            with self.turn(row):
+                calls[row] = self.call(row, batch)
+        if self.full is not None and beside is None:
+            beside = self.call(self.full, batch)
+        for row, call in calls.items():
+            pair = Pair(row=call, full=beside)
+            taken = self.taken.setdefault((row, regime), _Taken())
+            (taken.strained if self._strained(row, batch, pair) else taken.good).append(pair)
+
+    def _strained(self, row: str, batch: int, pair: Pair) -> bool:
+        strained = False
+        for name, call in ((row, pair.row), (self.full, pair.full)):
+            if call is None or call.strain is None or name is None:
+                continue
+            quiet = self.quiet_cpu.setdefault((name, batch), [])
+            cpu = call.strain.cpu_seconds
+            if call.strain.held_up(call.times.end_to_end) > HELD_UP or (
+                len(quiet) >= 3 and cpu < STARVED * stats.median(quiet)
+            ):
+                strained = True
             else:
-                spans.append((starts[step], clock.mark()))
+                quiet.append(cpu)
+        return strained
 
-        made(labels, seed=fresh(), observer=observe)
-        passes.append(spans)
-    clock.settle()
-    seconds = [[clock.between(*span) for span in spans] for spans in passes]
-    middle = [sorted(found)[len(found) // 2] for found in zip(*seconds, strict=True)]
-    return {"batch": batch, "clock": clock.name, "seconds": middle}
+    def round(self, row: str, first: float, second: float) -> SpeedRound:
+        wanted = self.pace.pairs
+        kept = {regime: self.taken[row, regime].kept(wanted) for name, regime in self.taken if name == row}
+        taken = [self.taken[row, regime] for regime in kept]
+        return SpeedRound(
+            first_call=first,
+            second_call=second,
+            throughput=kept["throughput"],
+            latency=kept.get("latency", ()),
+            discarded=sum(len(one.good) + len(one.strained) for one in taken) - sum(map(len, kept.values())),
+            identical=self._identical(row, kept["throughput"]),
+            changed=tuple(sorted(self.changed.get(row, ()))),
+        )
 
-
-def _on_cpu(made: Generation, labels: list[int], fresh: Callable[[], int]) -> Callable[[Marker], None]:
-    """On a CPU nothing runs ahead, so one call gives all three columns."""
-
-    def call(mark: Marker) -> None:
-        output = made(labels, seed=fresh(), observer=_at_last_step(made.steps, mark))
-        mark("with_decoder")
-        _bytes_on_host(output)
-        mark("end_to_end")
-
-    return call
-
-
-def _in_stream(made: Generation, labels: list[int], fresh: Callable[[], int]) -> Callable[[Marker], None]:
-    def call(mark: Marker) -> None:
-        made(labels, seed=fresh(), observer=_at_last_step(made.steps, mark))
-        mark("with_decoder")
-
-    return call
+    def _identical(self, row: str, fresh: Sequence[Pair]) -> float | None:
+        """Against the fastest fresh call: what holds a call up can only make a row look more honest than it is."""
+        with self.turn(row):
+            same = self.call(row, self.pace.batch, seed=self.last_seed[row])
+            return same.times.end_to_end / min(pair.row.times.end_to_end for pair in fresh)
+        return None
 
 
-def _to_host(made: Generation, labels: list[int], fresh: Callable[[], int]) -> Callable[[Marker], None]:
-    """From labels to bytes on the host, by wall clock: what a user waits for."""
-
-    def call(mark: Marker) -> None:
-        _bytes_on_host(made(labels, seed=fresh()))
-        mark("end_to_end")
-
-    return call
+def request_of(row: str, batch: int, classes: int, *, seed: int, first: int = 0) -> Request:
+    return Request(row=row, labels=balanced_labels(batch, classes, first=first), seed=seed, first=first)
 
 
-def _bytes_on_host(output: Output) -> None:
-    from varbench.quality.images import to_uint8
-
-    to_uint8(output.images)
-
-
-def _at_last_step(steps: int, mark: Marker) -> Callable[[str, int], None]:
-    def observe(when: str, step: int) -> None:
-        if when == "end" and step == steps - 1:
-            mark("transformer")
-
-    return observe
+def balanced_labels(count: int, classes: int, *, first: int = 0) -> tuple[int, ...]:
+    """Every class as often as any other, to within one."""
+    return tuple(place % classes for place in range(first, first + count))
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _held_up(pair: Pair) -> float:
+    calls = [call for call in (pair.row, pair.full) if call is not None and call.strain is not None]
+    return max((call.strain.held_up(call.times.end_to_end) for call in calls if call.strain), default=0.0)

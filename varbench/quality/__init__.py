@@ -5,7 +5,7 @@ The way through: floats become bytes in `to_uint8`; a `Reference` is what sample
 """
 
 from varbench.quality.extractors import Extractor, from_inception, from_network, register
-from varbench.quality.fidelity import Scores, score
+from varbench.quality.fidelity import Scores, Scoring, score
 from varbench.quality.images import read_samples_npz, to_uint8, write_png, write_samples_npz
 from varbench.quality.manifold import nearest_training
 from varbench.quality.networks import Network, load_network
@@ -19,6 +19,7 @@ __all__ = [
     "Reference",
     "SameNoise",
     "Scores",
+    "Scoring",
     "compare_spread",
     "distance_to_full",
     "from_inception",

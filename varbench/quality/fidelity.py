@@ -25,7 +25,7 @@ from varbench.quality.images import Images, check_images
 from varbench.quality.manifold import density_coverage
 from varbench.quality.networks import Network
 from varbench.quality.reference import Reference, check_reference, reference_features, reference_statistics
-from varbench.quality.second_opinion import clean_fid_distance
+from varbench.quality.second_opinion import CleanFid
 from varbench.record import Score
 
 Better = Literal["lower", "higher"]
@@ -56,35 +56,88 @@ class Scores:
         return tuple(getattr(self, field.name) for field in fields(self))
 
 
-@dataclass(frozen=True)
-class _Scoring:
-    """What every score needs."""
+class Scoring:
+    """Scores of images that come in pieces and are not kept: of each piece only what the networks see in it stays.
 
-    extractor: Extractor
-    reference: Reference
-    samples: Images
-    labels: NDArray[np.int64]
-    seen: Features
-    real: Features | None
-    real_statistics: Gaussian
-    seed: int
+    `network` is our feature network, or `extractors.from_inception(...)`. `second_opinion` looks at every image by clean-fid
+    too, which reads them from PNG files.
+    """
 
-    def score(self, name: str, figure: Interval, implementation: str, *, better: Better = "higher") -> Score:
-        return self._score(name, implementation, better, value=figure.value, low=figure.low, high=figure.high)
+    def __init__(
+        self,
+        reference: Reference,
+        network: Extractor | Network,
+        *,
+        side: int,
+        judge: Network | None = None,
+        second_opinion: bool = True,
+        device: str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        self.extractor = from_network(network, device=device) if isinstance(network, Network) else network
+        check_reference(reference, self.extractor, side=side)
+        self.reference, self.judge, self.side, self.seed = reference, judge, side, seed
+        self._judge = None if judge is None else from_network(judge, device=device)
+        self._clean = CleanFid(reference, self.extractor) if second_opinion else None
+        self._seen: list[Features] = []
+        self._judged: list[NDArray[np.float32]] = []
+        self._labels: list[NDArray[np.int64]] = []
 
-    def missing(self, name: str, reason: str, implementation: str, *, better: Better = "higher") -> Score:
-        return self._score(name, implementation, better, reason=reason)
+    def take(self, images: Images, labels: NDArray[np.int64]) -> None:
+        """Looks at some images (n, 3, S, S) and the labels that they were made for."""
+        check_images(images, what="samples")
+        if images.shape[2:] != (self.side, self.side):
+            raise UserError(
+                f"samples have {images.shape[3]} x {images.shape[2]} pixels, and {self.side} x {self.side} were expected; "
+                f"the reference {self.reference.source} is of that size."
+            )
+        if len(labels) != len(images):
+            raise UserError(
+                f"{len(images)} samples and {len(labels)} labels: each sample needs the label it was made for."
+            )
+        self._seen.append(extract(self.extractor, images))
+        self._labels.append(np.asarray(labels, dtype=np.int64))
+        if self._judge is not None:
+            self._judged.append(extract(self._judge, images).logits_NC)
+        if self._clean is not None:
+            self._clean.take(images)
 
-    def _score(self, name: str, implementation: str, better: Better, **figure: Any) -> Score:
-        return Score(
-            name=name,
-            n=len(self.samples),
-            better=better,
-            implementation=implementation,
-            features=self.extractor.name,
-            weights_sha256=self.extractor.sha256,
-            reference=self.reference.sha256,
-            **figure,
+    def scores(self, *, expected: int | None = None) -> Scores:
+        """Of all images so far; `expected` is how many there must be."""
+        labels = np.concatenate(self._labels) if self._labels else np.empty(0, np.int64)
+        if expected is not None and len(labels) != expected:
+            raise UserError(
+                f"samples: {len(labels)} images, and {expected} were asked for. Generate them all, then score."
+            )
+        if len(labels) < intervals.FEWEST:
+            raise UserError(f"{len(labels)} samples are too few to score; generate at least {intervals.FEWEST}.")
+        real = reference_features(self.reference, self.extractor)
+        seen = Features(
+            features_ND=np.concatenate([one.features_ND for one in self._seen]),
+            logits_NC=np.concatenate([one.logits_NC for one in self._seen]),
+        )
+        scoring = _Seen(
+            extractor=self.extractor,
+            reference=self.reference,
+            labels=labels,
+            seen=seen,
+            real=real,
+            real_statistics=reference_statistics(self.reference, self.extractor, real),
+            seed=self.seed,
+        )
+        precision, recall = _precision_recall(scoring)
+        density, coverage = _density_coverage(scoring)
+        distance = _distance(scoring)
+        return Scores(
+            distance=distance,
+            class_accuracy=_class_accuracy(scoring, self.judge, self._judged),
+            coverage=coverage,
+            density=density,
+            precision=precision,
+            recall=recall,
+            kid=_kid(scoring),
+            inception_score=_inception_score(scoring),
+            second_opinion=_second_opinion(scoring, distance, self._clean),
         )
 
 
@@ -100,48 +153,47 @@ def score(
     device: str = "cpu",
     seed: int = 0,
 ) -> Scores:
-    """Scores of uint8 samples (N, 3, S, S) and the labels they were generated for.
-
-    `network` is our feature network, or `extractors.from_inception(...)`. `expected` is how many samples there must be.
-    `second_opinion=False` saves writing every sample as PNG for clean-fid.
-    """
+    """Scores of uint8 samples (N, 3, S, S) that are all there, and the labels they were generated for."""
     check_images(samples, what="samples", expected=expected)
-    if len(labels) != len(samples):
-        raise UserError(
-            f"{len(samples)} samples and {len(labels)} labels: each sample needs the label it was made for."
+    scoring = Scoring(
+        reference, network, side=samples.shape[-1], judge=judge, second_opinion=second_opinion, device=device, seed=seed
+    )
+    scoring.take(samples, labels)
+    return scoring.scores(expected=expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """What every score needs of all images."""
+
+    extractor: Extractor
+    reference: Reference
+    labels: NDArray[np.int64]
+    seen: Features
+    real: Features | None
+    real_statistics: Gaussian
+    seed: int
+
+    def score(self, name: str, figure: Interval, implementation: str, *, better: Better = "higher") -> Score:
+        return self._score(name, implementation, better, value=figure.value, low=figure.low, high=figure.high)
+
+    def missing(self, name: str, reason: str, implementation: str, *, better: Better = "higher") -> Score:
+        return self._score(name, implementation, better, reason=reason)
+
+    def _score(self, name: str, implementation: str, better: Better, **figure: Any) -> Score:
+        return Score(
+            name=name,
+            n=len(self.labels),
+            better=better,
+            implementation=implementation,
+            features=self.extractor.name,
+            weights_sha256=self.extractor.sha256,
+            reference=self.reference.sha256,
+            **figure,
         )
-    if len(samples) < intervals.FEWEST:
-        raise UserError(f"{len(samples)} samples are too few to score; generate at least {intervals.FEWEST}.")
-    extractor = from_network(network, device=device) if isinstance(network, Network) else network
-    check_reference(reference, extractor, side=samples.shape[-1])
-    real = reference_features(reference, extractor)
-    scoring = _Scoring(
-        extractor=extractor,
-        reference=reference,
-        samples=samples,
-        labels=np.asarray(labels, dtype=np.int64),
-        seen=extract(extractor, samples),
-        real=real,
-        real_statistics=reference_statistics(reference, extractor, real),
-        seed=seed,
-    )
-    precision, recall = _precision_recall(scoring)
-    density, coverage = _density_coverage(scoring)
-    distance = _distance(scoring)
-    return Scores(
-        distance=distance,
-        class_accuracy=_class_accuracy(scoring, judge, device),
-        coverage=coverage,
-        density=density,
-        precision=precision,
-        recall=recall,
-        kid=_kid(scoring),
-        inception_score=_inception_score(scoring),
-        second_opinion=_second_opinion(scoring, distance, wanted=second_opinion),
-    )
 
 
-def _distance(scoring: _Scoring) -> Score:
+def _distance(scoring: _Seen) -> Score:
     """By torch-fidelity; where it is not installed, by our formula, which equals it."""
     found, real = gaussian(scoring.seen.features_ND), scoring.real_statistics
     try:
@@ -156,7 +208,7 @@ def _distance(scoring: _Scoring) -> Score:
     return scoring.score(scoring.extractor.distance_name, figure, implementation, better="lower")
 
 
-def _kid(scoring: _Scoring) -> Score:
+def _kid(scoring: _Seen) -> Score:
     """Mean over 100 seeded subsets. Subsets overlap, so the interval comes from ten blocks that do not."""
     name = scoring.extractor.named("KID")
     if scoring.real is None:
@@ -181,7 +233,7 @@ def _kid(scoring: _Scoring) -> Score:
     return scoring.score(name, figure, libraries.version(_FIDELITY), better="lower")
 
 
-def _inception_score(scoring: _Scoring) -> Score:
+def _inception_score(scoring: _Seen) -> Score:
     """Mean of ten blocks after a fixed shuffle; the interval is that of ten blocks."""
     name = scoring.extractor.named("IS")
     try:
@@ -195,7 +247,7 @@ def _inception_score(scoring: _Scoring) -> Score:
     return scoring.score(name, figure, libraries.version(_FIDELITY))
 
 
-def _precision_recall(scoring: _Scoring) -> tuple[Score, Score]:
+def _precision_recall(scoring: _Seen) -> tuple[Score, Score]:
     """Shares of samples and of reference images, with the other set's neighbourhoods held fixed."""
     if scoring.real is None:
         return _both_missing(scoring, ("precision", "recall"), _no_images(scoring), _FIDELITY)
@@ -217,7 +269,7 @@ def _precision_recall(scoring: _Scoring) -> tuple[Score, Score]:
     return scoring.score("precision", precision, version), scoring.score("recall", recall, version)
 
 
-def _density_coverage(scoring: _Scoring) -> tuple[Score, Score]:
+def _density_coverage(scoring: _Seen) -> tuple[Score, Score]:
     if scoring.real is None:
         return _both_missing(scoring, ("density", "coverage"), _no_images(scoring), _OWN)
     found = density_coverage(scoring.seen.features_ND, scoring.real.features_ND)
@@ -226,15 +278,12 @@ def _density_coverage(scoring: _Scoring) -> tuple[Score, Score]:
     return scoring.score("density", density, _OWN), scoring.score("coverage", covered, _OWN)
 
 
-def _class_accuracy(scoring: _Scoring, judge: Network | None, device: str) -> Score:
+def _class_accuracy(scoring: _Seen, judge: Network | None, judged: list[NDArray[np.float32]]) -> Score:
     """Share of samples that the judge takes for the class they were generated for."""
+    n = len(scoring.labels)
     if judge is None:
         return Score(
-            name="class accuracy",
-            n=len(scoring.samples),
-            better="higher",
-            implementation=_OWN,
-            reason="no judge for these classes",
+            name="class accuracy", n=n, better="higher", implementation=_OWN, reason="no judge for these classes"
         )
     classes = len(judge.config.classes)
     if scoring.labels.max() >= classes or scoring.labels.min() < 0:
@@ -242,14 +291,14 @@ def _class_accuracy(scoring: _Scoring, judge: Network | None, device: str) -> Sc
             f"labels go from {scoring.labels.min()} to {scoring.labels.max()}, and {judge.name} knows {classes} classes. "
             "Give the judge that was trained on this data."
         )
-    logits = extract(from_network(judge, device=device), scoring.samples).logits_NC
-    figure = intervals.share(float((logits.argmax(axis=1) == scoring.labels).mean()), len(scoring.samples))
+    right = np.concatenate(judged).argmax(axis=1) == scoring.labels
+    figure = intervals.share(float(right.mean()), n)
     return Score(
         name="class accuracy",
         value=figure.value,
         low=figure.low,
         high=figure.high,
-        n=len(scoring.samples),
+        n=n,
         better="higher",
         implementation=_OWN,
         features=judge.name,
@@ -257,13 +306,13 @@ def _class_accuracy(scoring: _Scoring, judge: Network | None, device: str) -> Sc
     )
 
 
-def _second_opinion(scoring: _Scoring, distance: Score, *, wanted: bool) -> Score:
+def _second_opinion(scoring: _Seen, distance: Score, clean: CleanFid | None) -> Score:
     """The same distance by clean-fid, from files, with an interval as wide as the first's."""
     name = f"{scoring.extractor.distance_name} (clean-fid)"
-    if not wanted:
+    if clean is None:
         return scoring.missing(name, "not asked for", _CLEAN, better="lower")
     try:
-        value = clean_fid_distance(scoring.samples, scoring.reference, scoring.extractor)
+        value = clean.distance()
     except libraries.UnavailableError as error:
         return scoring.missing(name, str(error), _CLEAN, better="lower")
     half = (distance.high or 0.0) - (distance.value or 0.0)
@@ -271,9 +320,9 @@ def _second_opinion(scoring: _Scoring, distance: Score, *, wanted: bool) -> Scor
     return scoring.score(name, figure, libraries.version(_CLEAN), better="lower")
 
 
-def _both_missing(scoring: _Scoring, names: tuple[str, str], reason: str, implementation: str) -> tuple[Score, Score]:
+def _both_missing(scoring: _Seen, names: tuple[str, str], reason: str, implementation: str) -> tuple[Score, Score]:
     return scoring.missing(names[0], reason, implementation), scoring.missing(names[1], reason, implementation)
 
 
-def _no_images(scoring: _Scoring) -> str:
+def _no_images(scoring: _Seen) -> str:
     return f"the reference {scoring.reference.source} holds only mu and sigma, and this needs images"

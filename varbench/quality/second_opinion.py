@@ -6,9 +6,10 @@ are called. It calls `scipy.linalg.sqrtm(disp=False)`, gone in SciPy 1.18; a new
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import numpy as np
@@ -26,18 +27,47 @@ TORCHSCRIPT_FILE = "inception-2015-12-05.pt"
 TORCHSCRIPT_SHA256_START = "f58cb9b6"
 
 
-def clean_fid_distance(samples: Images, reference: Reference, extractor: Extractor) -> float:
-    """clean-fid's distance with our network, or with Inception where `extractor.torchscript_folder` holds its form."""
-    library = libraries.clean_fid()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The `disp` argument", category=DeprecationWarning)
-        return _distance(library, samples, reference, extractor)
+class CleanFid:
+    """clean-fid's distance with our network, or with Inception where `extractor.torchscript_folder` holds its form.
 
+    What lacks for it (the library, that form) is raised by `distance`, when all else is scored.
+    """
 
-def _distance(library: ModuleType, samples: Images, reference: Reference, extractor: Extractor) -> float:
-    try:
-        found = _features(library, samples, extractor, legacy=_legacy(reference, extractor))
-        if _legacy(reference, extractor):
+    def __init__(self, reference: Reference, extractor: Extractor) -> None:
+        self._reference, self._extractor = reference, extractor
+        self._seen: list[NDArray[np.float32]] = []
+        self._lacks: libraries.UnavailableError | None = None
+
+    def take(self, images: Images) -> None:
+        if self._lacks is not None:
+            return
+        try:
+            with _quiet():
+                self._seen.append(self._features(images))
+        except libraries.UnavailableError as error:
+            self._lacks = error
+
+    def distance(self) -> float:
+        if self._lacks is not None:
+            raise self._lacks
+        try:
+            with _quiet():
+                return self._distance(np.concatenate(self._seen))
+        except TypeError as error:
+            if "disp" not in str(error):
+                raise
+            raise libraries.UnavailableError(
+                f"{libraries.version('clean-fid')} needs an older SciPy than {libraries.version('scipy')}: "
+                "pip install 'scipy<1.18'"
+            ) from error
+
+    def _features(self, images: Images) -> NDArray[np.float32]:
+        legacy = _legacy(self._reference, self._extractor)
+        return _features(libraries.clean_fid(), images, self._extractor, legacy=legacy)
+
+    def _distance(self, found: NDArray[np.float32]) -> float:
+        library, reference = libraries.clean_fid(), self._reference
+        if _legacy(reference, self._extractor):
             assert reference.statistics is not None
             mu, sigma = found.mean(axis=0, dtype=np.float64), np.cov(found, rowvar=False)
             statistics = reference.statistics
@@ -46,18 +76,18 @@ def _distance(library: ModuleType, samples: Images, reference: Reference, extrac
         assert images is not None
         real = cached_arrays(
             libraries.version("clean-fid"),
-            extractor.sha256,
+            self._extractor.sha256,
             reference.sha256,
-            compute=lambda: {"features": _features(library, images, extractor, legacy=False)},
+            compute=lambda: {"features": self._features(images)},
         )["features"]
         return float(library.fid.fid_from_feats(found, real))
-    except TypeError as error:
-        if "disp" not in str(error):
-            raise
-        raise libraries.UnavailableError(
-            f"{libraries.version('clean-fid')} needs an older SciPy than {libraries.version('scipy')}: "
-            "pip install 'scipy<1.18'"
-        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The `disp` argument", category=DeprecationWarning)
+        yield
 
 
 def _legacy(reference: Reference, extractor: Extractor) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import signal
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 
 from varbench.errors import PlanError, UserError, WrongOutputError
 from varbench.record import Status
+from varbench.record.failure import Failure
 
 _HOST_MEMORY = re.compile(
     r"DefaultCPUAllocator: (can't|not enough)|bad_alloc|Cannot allocate memory|out of memory: .*\bhost\b|"
@@ -17,15 +17,6 @@ _HOST_MEMORY = re.compile(
     re.IGNORECASE,
 )
 _DEVICE_MEMORY = re.compile(r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """How a row failed, as its record will say it."""
-
-    status: Status
-    reason: str
-    traceback: str | None = None
 
 
 def of_exception(error: BaseException) -> Failure:

@@ -1,0 +1,108 @@
+"""A subject is what is measured: it makes images for labels and a seed. Who measures it is not its business.
+
+A row of the engine and a generator of another family are the same to whoever measures; what only one of them has (tokens,
+a trace, steps) is None with the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from varbench.engine.generate import Observer
+from varbench.engine.pipeline import Pipeline
+from varbench.plan.trace import Trace
+from varbench.policies import Generator
+from varbench.spec import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """One call: a row, and the images it shall make."""
+
+    row: str
+    labels: tuple[int, ...]
+    seed: int
+    first: int = 0
+    """Number of the first image in the noise stream."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    images: Tensor
+    """(B, 3, S, S) in [0, 1], on the device."""
+    tokens: Tensor | None
+    """(B, L) codes; None for a row that has none."""
+    trace: Trace | None
+    """What really ran; None for a row that replaces the loop."""
+
+
+class Subject(Protocol):
+    """A row's way to make images, loaded and ready."""
+
+    @property
+    def model(self) -> ModelSpec: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def make(self, ask: Ask, *, observer: Observer | None = None) -> Answer: ...
+
+    def modules(self) -> Iterable[nn.Module]:
+        """All that stays loaded, as far as it can be named."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSubject:
+    """Every row that has a plan, on weights that are loaded once."""
+
+    pipe: Pipeline
+    cfg: float
+    top_k: int
+    top_p: float
+
+    @property
+    def model(self) -> ModelSpec:
+        return self.pipe.model
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipe.device
+
+    def make(self, ask: Ask, *, observer: Observer | None = None) -> Answer:
+        made = self.pipe.generate(
+            ask.labels,
+            seed=ask.seed,
+            cfg=self.cfg,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            method=ask.row,
+            first_image=ask.first,
+            observer=observer,
+        )
+        return Answer(images=made.images, tokens=made.tokens, trace=made.trace)
+
+    def modules(self) -> Iterable[nn.Module]:
+        return (self.pipe.tokenizer, *self.pipe.backbones.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorSubject:
+    """A row that replaces the loop; there are no steps to look into."""
+
+    generator: Generator
+    model: ModelSpec
+    device: torch.device
+
+    @torch.inference_mode()
+    def make(self, ask: Ask, *, observer: Observer | None = None) -> Answer:
+        images = self.generator.generate(ask.labels, seed=ask.seed, first_image=ask.first)
+        return Answer(images=images, tokens=None, trace=None)
+
+    def modules(self) -> Iterable[nn.Module]:
+        return ()

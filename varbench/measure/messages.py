@@ -1,0 +1,100 @@
+"""What a judge asks of a subject's process, and what comes back: plain data, since the two share nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from varbench.plan.trace import Trace
+from varbench.record import Energy, LargestBatch
+
+Look = Literal["memory", "outside", "largest", "energy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One call, always timed. The process cannot tell what its answer is wanted for."""
+
+    row: str
+    labels: tuple[int, ...]
+    seed: int
+    first: int = 0
+    keep: str | None = None
+    """File that images (uint8) and tokens go to; None drops them once they are on the host."""
+    look: Look | None = None
+    """Look at the call instead of timing it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """Seconds of one call, by events in the stream on CUDA and by the wall on a CPU; the last is always by the wall."""
+
+    clock: str
+    transformer: float | None
+    """The networks alone, without sampler and quantiser; None where there are no steps."""
+    loop: float | None
+    """The whole loop over the scales."""
+    with_decoder: float
+    end_to_end: float
+    """From labels to bytes on the host."""
+    steps: tuple[float, ...]
+    """Of the loop, by step."""
+    began: float
+    ended: float
+    """On the system's monotonic clock, which every process reads alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Images that lie in a file, and the hash of its bytes."""
+
+    path: str
+    sha256: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peaks:
+    """Memory of one call."""
+
+    weights: int
+    allocated: int | None
+    """Peak of torch's allocator, weights included."""
+    reserved: int | None
+    left: int | None
+    """What the allocator still holds of the call once its result is gone."""
+    resident: int | None
+    """Peak growth of the resident memory of the process."""
+    nvml_process: int | None
+    nvml_board: int | None
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outside:
+    """One call as the garbage collector sees it."""
+
+    after_steps: tuple[int, ...]
+    """Bytes of tensors that live at the end of each step beyond those before the call."""
+    state: tuple[int, ...]
+    """Bytes of state that the row says it held then."""
+    left: int
+    """Bytes of all tensors once the call has ended and its result is gone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    row: str
+    images_sha256: str
+    tokens_sha256: str | None
+    times: Times | None = None
+    chunk: Chunk | None = None
+    trace: Trace | None = None
+    """With a look at memory."""
+    peaks: Peaks | None = None
+    outside: Outside | None = None
+    largest: LargestBatch | None = None
+    energy: Energy | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+    changed: tuple[str, ...] = ()
+    """Names of global state that the call changed, and that was put back."""

@@ -1,0 +1,60 @@
+"""Times one call of a subject, in the subject's own process."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from varbench.engine.subject import Answer, Ask, Subject
+from varbench.errors import WrongOutputError
+from varbench.measure.clock import clock_for
+from varbench.measure.messages import Times
+from varbench.quality.images import Images, to_uint8
+
+
+def timed(subject: Subject, ask: Ask) -> tuple[Answer, Images, Times]:
+    """The answer, its images as bytes on the host, and how long each part took: one call gives every column."""
+    clock = clock_for(subject.device)
+    marks: dict[str, list[Any]] = {"start": [], "logits": [], "end": []}
+    clock.settle()
+    began, start = time.monotonic(), clock.mark()
+    answer = subject.make(ask, observer=lambda moment, step: marks[moment].append(clock.mark()))
+    decoded = clock.mark()
+    try:
+        images = to_uint8(answer.images)
+    except Exception:
+        check_images(answer.images, batch=len(ask.labels), side=subject.model.image_side)  # says it better
+        raise
+    ended = time.monotonic()
+    clock.settle()
+    check_images(answer.images, batch=len(ask.labels), side=subject.model.image_side)
+    starts, logits, ends = marks.values()
+    spans = list(zip(starts, ends, strict=True))
+    times = Times(
+        clock=clock.name,
+        transformer=sum(clock.between(*span) for span in zip(starts, logits, strict=True)) if spans else None,
+        loop=clock.between(start, ends[-1]) if spans else None,
+        with_decoder=clock.between(start, decoded),
+        end_to_end=ended - began,
+        steps=tuple(clock.between(*span) for span in spans),
+        began=began,
+        ended=ended,
+    )
+    return answer, images, times
+
+
+def check_images(images: Tensor, *, batch: int, side: int) -> None:
+    """`WrongOutputError` for too few images, another size, or NaN, with both numbers."""
+    if type(images) is not Tensor:  # which could put work off until nobody looks at a clock
+        raise WrongOutputError(f"images are a {type(images).__name__}, and a plain torch.Tensor was asked for")
+    shape, wanted = tuple(images.shape), (batch, 3, side, side)
+    if shape[:1] != wanted[:1]:
+        raise WrongOutputError(f"{batch} images were asked for, and {shape[0] if shape else 0} came")
+    if shape != wanted:
+        raise WrongOutputError(f"images have shape {shape}, and {wanted} was asked for")
+    broken = int((~torch.isfinite(images)).flatten(1).any(dim=1).sum())
+    if broken:
+        raise WrongOutputError(f"{broken} of {batch} images hold NaN or infinite pixels")

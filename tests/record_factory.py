@@ -10,6 +10,7 @@ import zlib
 from typing import Any
 
 from varbench import record as r
+from varbench.record.options import Options
 from varbench.record.plan_summary import call_runs
 
 LAYERS = 16
@@ -61,19 +62,20 @@ def make_record(
             parameters={"var": 10_900_000},
             weights="shipped",
         ),
-        protocol=r.Protocol(
+        protocol=Options(
+            model=preset,
+            device="cpu",
             batch=64,
             dtype="bfloat16",
             kernel="math",
-            cfg=1.5,
             top_k=0,
             top_p=0.0,
             images=images,
             labels="balanced, 200 a class",
-            seed=0,
-            seed_scheme="seed, image, scale, position",
             accounting=accounting,
             rounds=rounds,
+            count=3,
+            seconds=0.2,
         ),
         environment=r.Environment(
             machine="m-1f0c",

@@ -72,14 +72,18 @@ def test_help_teaches(varbench: CommandLine) -> None:
         (["list", "--disable", "varint"], "cannot disable 'varint': no such plugin. Did you mean 'variant'?"),
         (
             ["sample", "--model", "var-d30"],
-            "var-d30 ships no weights; give --weights PATH with --vae PATH, or --weights random",
+            "var-d30 ships no weights; give --weights FILE with --vae FILE, or --weights random",
         ),
-        (["sample", "--weights", "var.pth"], "give the tokenizer's too: --vae PATH"),
-        (["sample", "--weights", "var.pth", "--vae", "vae.pth"], "vae.pth: no such file"),
+        (["sample", "--weights", "var.pth"], "--weights var.pth: no such file; give a path, or `random`"),
+        (["sample", "--weights", __file__], "give the tokenizer's too: --vae FILE"),
+        (["sample", "--vae", __file__], "--vae belongs to a checkpoint; give it with --weights FILE"),
         (["sample", "--weights", "random", "--labels", "3,10.5"], "--labels is '3,10.5'; give class numbers"),
         (["sample", "--weights", "random", "--labels", "11"], "label 11 is not a class of tiny: classes are 0 to 9"),
-        (["sample", "--weights", "random", "--top-p", "1.5"], "top_p is 1.5; give a share between 0 (off) and 1"),
-        (["sample", "--weights", "random", "--dtype", "half"], "dtype 'half' is not one of float32"),
+        (["sample", "--weights", "random", "--top-p", "1.5"], "--top-p is 1.5; give 1 or less"),
+        (
+            ["sample", "--weights", "random", "--dtype", "half"],
+            "--dtype 'half' is unknown. Known: bfloat16, float16, float32",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(varbench: CommandLine, arguments: list[str], message: str) -> None:

@@ -18,10 +18,11 @@ from varbench.plan import presets
 from varbench.plan.compiler import Owned, RowPolicies, compile_plan
 from varbench.policies import Generator, Work
 from varbench.record import Status
+from varbench.record.options import Options
 from varbench.rows.manager import manager
 from varbench.run import generator_task
+from varbench.run.defaults import resolve
 from varbench.run.jobs import Job
-from varbench.run.options import KEYS, resolve
 from varbench.run.prepare import prepare
 from varbench.run.reasons import of_exception
 
@@ -75,12 +76,13 @@ class Heard:
 def measured(generator: Generator, task: str, **changes: Any) -> Heard:
     policies = RowPolicies(name="test", generator=Owned(plugin="test", policy=generator))
     row = rows.Row(name="test", model=TINY, settings=(), plugins=(), parameters={}, policies=policies)
-    job: dict[str, Any] = {
-        "task": task, "model": "tiny", "rows": ("test",), "files": None, "device": "cpu", "dtype": "float32",
-        "compile": "off", "seed": 0, "cfg": 1.5, "top_k": 0, "top_p": 0.0, "batch": 4, "full": "full_var", "seconds": 0.0,
+    asked: dict[str, Any] = {
+        "model": "tiny", "device": "cpu", "dtype": "float32", "top_k": 0, "top_p": 0.0, "batch": 4, "images": 0,
+        "rounds": 1, "count": 3, "seconds": 0.0,
     }  # fmt: skip
+    job = Job(task=task, options=Options(**{**asked, **changes}), rows=("test",), files=None, full="full_var")  # type: ignore[arg-type]
     heard = Heard()
-    generator_task.run(Job(**{**job, **changes}), row, heard)  # type: ignore[arg-type]
+    generator_task.run(job, row, heard)  # type: ignore[arg-type]
     return heard
 
 
@@ -128,7 +130,7 @@ def test_files_that_a_parameter_names_count_by_content(tmp_path: Path) -> None:
     def inputs(content: str) -> str:
         weights.write_text(content)
         given = {"plugins": f"dit@s20:weights={tmp_path}", "model": "var-d16", "weights": "random"}
-        prepared = prepare(resolve(Namespace(**{**dict.fromkeys(KEYS), "config": None, **given})), manager())
+        prepared = prepare(resolve(Namespace(config=None, **given)), manager())
         return next(one.inputs for name, one in prepared.measured.items() if name.startswith("dit"))
 
     first = inputs("one")

@@ -16,13 +16,12 @@ import pytest
 from record_factory import make_record
 
 from varbench import record as records
-from varbench.record import schema
 from varbench.record.plan_summary import call_runs
 
 
 def sections(kind=records.Record, seen=None):
     seen = {} if seen is None else seen
-    seen[kind] = typing.get_type_hints(kind, vars(schema))
+    seen[kind] = typing.get_type_hints(kind)
     for hint in seen[kind].values():
         for inner in (
             hint,

@@ -19,18 +19,19 @@ from varbench import rows
 from varbench.__main__ import main
 from varbench.errors import UserError
 from varbench.record import Status, Verdict, read_record
+from varbench.record.options import Options
 from varbench.rows.manager import manager
 from varbench.run import schedule
 from varbench.run.children import Ended, run_child
+from varbench.run.defaults import resolve
 from varbench.run.display import Display
 from varbench.run.earlier import complete_records, other_settings, set_aside_outdated
 from varbench.run.execute import Execution, locked
-from varbench.run.options import KEYS, Options, resolve
 from varbench.run.prepare import UPSTREAM, Run, prepare
 
 
 def options(**given: Any) -> Options:
-    return resolve(Namespace(**{**dict.fromkeys(KEYS), "config": None, "plugins": "variant", **given}))
+    return resolve(Namespace(**{"config": None, "plugins": "variant", **given}))
 
 
 def a_run(out: Path, **given: Any) -> Run:
@@ -58,10 +59,16 @@ def test_command_line_wins_over_file_which_wins_over_preset(tmp_path: Path) -> N
     [
         ({"batch": 0}, "--batch is 0; give 1 or more"),
         ({"dtype": "bfloat61"}, "Did you mean 'bfloat16'"),
+        ({"rounds": 0}, "--rounds is 0; give 1 or more"),
         ({"weights": "nowhere.pth"}, "nowhere.pth: no such file"),
         ({"images": 7, "weights": None}, None),
         ({"companion": ["refiner"]}, "NAME=FILE"),
-        ({"timeout": -1.0}, "more than 0"),
+        ({"timeout": 0.0}, "--timeout is 0; give more than 0"),
+        ({"timeout": float("nan")}, "--timeout is nan; give a finite number"),
+        ({"memory_limit": 0.0}, "--memory-limit is 0; give more than 0"),
+        ({"memory_limit": -1.0}, "--memory-limit is -1; give more than 0"),
+        ({"device": "gpu"}, "--device is 'gpu'; give cpu, cuda or cuda:N"),
+        ({"top_k": 513}, "--top-k is 513; tiny has 512 codes"),
     ],
 )
 def test_bad_options_say_what_to_give(given: dict[str, Any], words: str | None) -> None:
@@ -73,7 +80,21 @@ def test_bad_options_say_what_to_give(given: dict[str, Any], words: str | None) 
         options(**given)
 
 
-@pytest.mark.parametrize(("text", "words"), [("batsh = 3", "Did you mean 'batch'"), ('batch = "3"', "give a int")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("batsh = 3", "run.toml: no key 'batsh'. Did you mean 'batch'"),
+        ("[run]\nkernel = 'math'", "no key 'kernel'"),
+        ('batch = "3"', "run.toml: batch is '3'; give a whole number"),
+        ("batch = true", "batch is True; give a whole number"),
+        ("batch = 0", "batch is 0; give 1 or more"),
+        ("timeout = '3'", "give a number"),
+        ("dtype = 16", "give a text"),
+        ("quick = 1", "give true or false"),
+        ("companion = 'refiner=a'", "give a list of texts"),
+        ("run = 3", "no key 'run'"),
+    ],
+)
 def test_bad_config_names_the_key(tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "run.toml"
     file.write_text(text)
@@ -276,10 +297,10 @@ def _answer(plan: Any, job: Any) -> dict[str, Any]:
     from varbench.record import totals_of
 
     if job.task == "memory":
-        states = list(state_over_time(plan, batch=job.batch, dtype=job.dtype))
-        totals = dataclasses.asdict(totals_of(plan, batch=job.batch, dtype=job.dtype))
+        states = list(state_over_time(plan, batch=job.options.batch, dtype=job.options.dtype))
+        totals = dataclasses.asdict(totals_of(plan, batch=job.options.batch, dtype=job.options.dtype))
         return {
-            "batch": job.batch, "weights": 5, "state_peak": [peak for peak, _ in states], "missing": {}, "findings": [],
+            "batch": job.options.batch, "weights": 5, "state_peak": [peak for peak, _ in states], "missing": {}, "findings": [],
             "state_after": [after for _, after in states], "trace": totals, "kernel": "k", "changed": [], "rss_growth": 7,
         }  # fmt: skip
     column = {name: [1.0, 1.01, 0.99] for name in ("transformer", "with_decoder", "end_to_end")}

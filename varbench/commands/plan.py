@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from varbench.commands import usable_plugins
-from varbench.errors import UserError
+from varbench.record.option_forms import add_arguments, given_in
 
 if TYPE_CHECKING:
     from varbench.plan.cost import PlanWork, Prediction
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 NOTHING_SELECTED = 4
+SHARED = ("model", "batch", "dtype", "all_settings")
 CACHE_FIT, SAVING_FIT, SPEED_FIT = 0.01, 0.02, 0.10
 """How far ours may be from a published figure, and still be said to fit it."""
 
@@ -41,9 +42,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "method", metavar="METHOD", help="rows, by comma; a method without a point stands for its default ones"
     )
-    parser.add_argument("--model", default="tiny", metavar="PRESET", help="model preset; default: tiny")
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images a call; default: 64")
-    parser.add_argument("--dtype", default="bfloat16", metavar="TYPE", help="compute type; default: bfloat16")
+    add_arguments(
+        parser, *SHARED,
+        model="model preset; default: tiny", batch="images a call; default: 64", dtype="compute type; default: bfloat16",
+    )  # fmt: skip
     parser.add_argument(
         "--hardware",
         metavar="NAMES",
@@ -52,7 +54,6 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--accounting", choices=("lossless", "upstream"), help="upstream counts and stores as the official code does"
     )
-    parser.add_argument("--all-settings", action="store_true", help="every recipe and point, not only the default ones")
     parser.add_argument("--json", action="store_true", help="print JSON, with the whole plan of each row")
     parser.set_defaults(run=run)
 
@@ -70,22 +71,18 @@ class Counted:
 
 def run(args: argparse.Namespace) -> int:
     from varbench import rows
-    from varbench.errors import did_you_mean
-    from varbench.plan.cost import ITEM
-    from varbench.plan.presets import preset
+    from varbench.plan.presets import DEFAULT, preset
 
-    if args.batch < 1:
-        raise UserError(f"--batch is {args.batch}; give 1 or more")
-    if args.dtype not in ITEM:
-        raise UserError(f"--dtype {args.dtype!r} is unknown.{did_you_mean(args.dtype, ITEM)}")
+    given = {"model": DEFAULT, "batch": 64, "dtype": "bfloat16", **given_in(args, *SHARED)}
+    batch, dtype = given["batch"], given["dtype"]
     manager = usable_plugins(args)
-    model = preset(args.model)
+    model = preset(given["model"])
     devices = _devices(args.hardware or ("cpu-2-cores" if model.assets else "L20"))
-    asked = rows.expand(args.method, model.spec, all_settings=args.all_settings, manager=manager)
+    asked = rows.expand(args.method, model.spec, all_settings=given.get("all_settings", False), manager=manager)
     if not asked:
         print(f"varbench plan: error: {args.method!r} names no row; give e.g. variant@d8", file=sys.stderr)
         return NOTHING_SELECTED
-    settings = {"model": model.spec, "batch": args.batch, "dtype": args.dtype, "devices": devices}
+    settings = {"model": model.spec, "batch": batch, "dtype": dtype, "devices": devices}
     full = rows.resolve(rows.FULL, model.spec, manager=manager)
     denominators = [count(full, accounting=accounting, **settings) for accounting in rows.ACCOUNTINGS]
     found = [count(row, accounting=args.accounting or row.accounting, **settings) for row in asked]
@@ -94,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if len(found) == 1:
         print(found[0].plan, _steps_table(found[0]), sep="\n\n", end="\n\n")
-    print(_summary(denominators, found, batch=args.batch, dtype=args.dtype))
+    print(_summary(denominators, found, batch=batch, dtype=dtype))
     beside = [line for counted in found for line in _beside(counted, denominators, **settings)]
     if beside:
         print("\npublished figures beside (batch 64 on one L20 where no other condition is known)", *beside, sep="\n")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from varbench.commands import usable_plugins
 from varbench.commands.report import RUNS, newest_run
 from varbench.errors import UserError
+from varbench.record.option_forms import add_arguments
 
 if TYPE_CHECKING:
     from varbench.record import Record
@@ -39,58 +40,16 @@ def add_parser(subparsers: Any) -> None:
         "  varbench run --plugins variant --model var-d30 --weights random     speed and memory only\n"
         "  varbench run --resume --out varbench-runs/NAME --plugins variant    goes on where it was",
     )
+    add_arguments(parser)
     add = parser.add_argument
-    add("--plugins", metavar="ROWS", help="rows, by comma; a method without a point stands for its default ones")
-    add("--model", metavar="PRESET", help="model preset; default: that of the sizes of --weights and --vae, else tiny")
-    add("--weights", metavar="FILE", help="the transformer's checkpoint, or `random` to measure speed and memory alone")
-    add("--vae", metavar="FILE", help="the tokenizer's checkpoint")
     add(
-        "--companion", action="append", default=[], metavar="NAME=FILE", help="a second model, for methods that run two"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="TOML file with these same keys, at its top or under [run]; the command line wins",
     )
-    add("--reference", metavar="PATH", help="what quality is measured against: a folder of images or an ADM .npz")
-    add("--inception", metavar="FILE", help="the published Inception weights, without which nothing is called FID")
-    add("--data", metavar="FOLDER", help="class folders that recipes are trained on; default: the preset's own data")
-    add("--batch", type=int, metavar="N", help="images a call in the throughput regime; default: 64, for tiny 32")
-    add("--dtype", metavar="TYPE", help="float32, bfloat16 or float16; default: what the device is fast at")
-    add(
-        "--device",
-        metavar="DEVICE",
-        help="cpu, cuda or cuda:N; default: a GPU for the large presets where there is one",
-    )
-    add("--compile", metavar="MODE", help="torch.compile mode; default: off")
-    add(
-        "--study",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="rows that plugins offer for a panel of their own; see varbench list",
-    )
-    add("--seed", type=int, metavar="N", help="seed of the noise and of the recipes' training; default: 0")
-    add("--steps", type=int, metavar="N", help="optimiser steps of a recipe; default: the preset's, for tiny 60")
-    add("--images", type=int, metavar="N", help="images scored a row; 0 leaves quality out")
-    add("--rounds", type=int, metavar="N", help="rounds of fresh processes; default: 3")
-    add(
-        "--timeout",
-        type=float,
-        metavar="S",
-        help="seconds without a sign of life after which a row is ended; default: 600",
-    )
-    add("--memory-limit", type=float, metavar="GIB", help="host memory that a child may take")
-    add("--out", metavar="DIR", help="where records go; default: varbench-runs/<time>")
-    add("--config", type=Path, metavar="FILE", help="TOML file with these same keys; the command line wins")
-    add("--all-settings", action="store_true", help="every recipe and point, not only the default ones")
-    add(
-        "--second-opinion", action="store_true",
-        help="the distance by clean-fid too; for FID, inception-2015-12-05.pt must lie beside the --inception file",
-    )  # fmt: skip
-    add("--quick", action="store_true", help="a first look in a minute or two, never compared with full runs")
     add("--dry-run", action="store_true", help="print rows, children and the predicted time, and do nothing")
     add("--resume", action="store_true", help="skip rows whose records are complete and whose inputs are unchanged")
-    add(
-        "--fresh",
-        action="store_true",
-        help="measure quality and memory again, though an earlier run here left its findings",
-    )
     add("--json", action="store_true", help="print the records as JSON")
     parser.set_defaults(run=run)
 
@@ -99,10 +58,10 @@ def run(args: argparse.Namespace) -> int:
     from varbench.record import Status
     from varbench.rows.grammar import FULL
     from varbench.run import inputs
+    from varbench.run.defaults import resolve
     from varbench.run.display import shown
     from varbench.run.earlier import complete_records
     from varbench.run.execute import Execution, locked
-    from varbench.run.options import read_config, resolve
     from varbench.run.prepare import NothingSelectedError, prepare
     from varbench.run.schedule import base_job
 
@@ -116,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     files = (options.companion, options.reference, options.inception, options.data)
     if options.device != "cpu" or options.weights not in (None, "random") or any(files):
         inputs.check(replace(base_job(options, prepared), task="inputs", rows=(FULL,)), timeout=options.timeout)
-    out = _out(args, read_config(args.config).get("out") if args.config else None)
+    out = _out(options.out, resume=args.resume)
     this = _run(out, options, prepared)
     if args.dry_run:
         print(dry_run(this))
@@ -128,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
             _say_what_is_there(this, out, len(found))
         with shown(_children(this)) as progress:
             execution = Execution(run=this, out=out, progress=progress, done=found)
-            missing = [] if args.out else ["--out", str(out)]
+            missing = [] if options.out else ["--out", str(out)]
             again = shlex.join(["varbench", *sys.argv[1:], *([] if args.resume else ["--resume"]), *missing])
             try:
                 execution.everything()
@@ -170,11 +129,10 @@ def _say_what_is_there(this: Run, out: Path, complete: int) -> None:
         )
 
 
-def _out(args: argparse.Namespace, configured: str | None) -> Path:
-    given = args.out or configured
+def _out(given: str | None, *, resume: bool) -> Path:
     if given:
         return Path(given)
-    if args.resume:
+    if resume:
         return newest_run(RUNS)
     return RUNS / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
 

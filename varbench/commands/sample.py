@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from varbench.commands import usable_plugins
 from varbench.errors import UserError
+from varbench.record.option_forms import add_arguments, given_in
 
 if TYPE_CHECKING:
     from varbench.engine.pipeline import Pipeline
 
 NOTHING_SELECTED = 4
+SHARED = ("model", "weights", "vae", "companion", "device", "dtype", "seed", "cfg", "top_k", "top_p")
+"""Options that mean what they mean in a run."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -31,29 +34,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "methods", metavar="ROWS", nargs="?", default="full_var", help="rows by comma; default: full_var"
     )
-    parser.add_argument(
-        "--model", metavar="PRESET", help="model preset; default: the checkpoint's own sizes, else tiny"
-    )
-    parser.add_argument(
-        "--weights", metavar="PATH", help="transformer checkpoint, or random; default: what the preset ships"
-    )
-    parser.add_argument("--vae", metavar="PATH", help="tokenizer checkpoint, with --weights PATH")
-    parser.add_argument(
-        "--companion", action="append", default=[], metavar="NAME=PATH",
-        help="checkpoint of a further model, as in refiner=var_d16.pth for code",
-    )  # fmt: skip
+    add_arguments(parser, *SHARED)
     parser.add_argument(
         "--heads", type=int, metavar="N", help="heads, where the checkpoint does not tell (plain attention)"
     )
     parser.add_argument(
         "--labels", metavar="CLASSES", help="class numbers by comma; default: 8 spread over all classes"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the noise; default: 0")
-    parser.add_argument("--cfg", type=float, default=1.5, help="guidance scale; default: 1.5")
-    parser.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest codes; 0, the default, is off")
-    parser.add_argument("--top-p", type=float, default=0.0, help="draw within this probability; 0, the default, is off")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda; default: cpu")
-    parser.add_argument("--dtype", default="float32", metavar="TYPE", help="compute type; default: float32")
     parser.add_argument("--out", type=Path, default=Path("sample.png"), metavar="FILE", help="default: sample.png")
     parser.set_defaults(run=run)
 
@@ -64,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists():
         raise UserError(f"{args.out} is there already; give another name with --out, or remove it")
     manager = usable_plugins(args)
-    pipe = _pipeline(args)
+    given = given_in(args, *SHARED)
+    pipe, options = _pipeline(given, heads=args.heads)
     asked = rows.expand(args.methods, pipe.model, manager=manager)
     if not asked:
         print(f"varbench sample: error: {args.methods!r} names no row; give e.g. variant@d8", file=sys.stderr)
@@ -73,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     lines = []
     for row in asked:
         start = time.perf_counter()
-        output = pipe.generate(labels, seed=args.seed, cfg=args.cfg, top_k=args.top_k, top_p=args.top_p, method=row)
+        output = pipe.generate(labels, **options, method=row)
         lines.append(output.images)
         print(f"{row.name}: {len(labels)} images in {time.perf_counter() - start:.2f} s", file=sys.stderr)
         if row.schedule is not None:
@@ -92,33 +80,34 @@ def _labels(text: str | None, classes: int) -> list[int]:
         raise UserError(f"--labels is {text!r}; give class numbers by comma, 0 to {classes - 1}") from None
 
 
-def _pipeline(args: argparse.Namespace) -> Pipeline:
+def _pipeline(given: dict[str, Any], *, heads: int | None) -> tuple[Pipeline, dict[str, Any]]:
+    """The pipeline, and how its images are drawn."""
     from varbench.plan.presets import DEFAULT, shipped_files
+    from varbench.run.defaults import companions, filled_in
 
-    companions = dict(_companion(given) for given in args.companion)
-    common = {"companions": companions, "device": args.device, "dtype": args.dtype, "seed": args.seed}
-    if args.weights not in (None, "random"):
-        if args.vae is None:
-            raise UserError("--weights is a checkpoint, so give the tokenizer's too: --vae PATH")
-        from varbench.engine.pipeline import load_pipeline
-
-        return load_pipeline(args.model, vae=args.vae, var=args.weights, num_heads=args.heads, **common)
-    for option in ("vae", "heads"):
-        if getattr(args, option) is not None:
-            raise UserError(f"--{option} belongs to a checkpoint; give it with --weights PATH")
-    name = args.model or DEFAULT
-    if args.weights is None and not shipped_files(name):
-        raise UserError(f"{name} ships no weights; give --weights PATH with --vae PATH, or --weights random")
+    files = given.get("weights", "random") != "random"
+    if files and "vae" not in given:
+        raise UserError("--weights is a checkpoint, so give the tokenizer's too: --vae FILE")
+    for option, value in (("vae", given.get("vae")), ("heads", heads)):
+        if value is not None and not files:
+            raise UserError(f"--{option} belongs to a checkpoint; give it with --weights FILE")
+    model = given.get("model", "sizes of the files" if files else DEFAULT)
+    if "weights" not in given and not shipped_files(model):
+        raise UserError(f"{model} ships no weights; give --weights FILE with --vae FILE, or --weights random")
+    chosen = filled_in({**given, "model": model})
+    common = {
+        "companions": companions(chosen["companion"]),
+        **{name: chosen[name] for name in ("device", "dtype", "seed")},
+    }
     from varbench.engine.pipeline import load_pipeline
 
-    return load_pipeline(name, random=args.weights == "random", **common)
-
-
-def _companion(text: str) -> tuple[str, str]:
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise UserError(f"--companion is {text!r}; give NAME=PATH, as in refiner=var_d16.pth")
-    return name, path
+    if files:
+        pipe = load_pipeline(given.get("model"), vae=given["vae"], var=given["weights"], num_heads=heads, **common)
+    else:
+        pipe = load_pipeline(model, random="weights" in given, **common)
+    if "top_k" not in given:
+        chosen["top_k"] = min(chosen["top_k"], pipe.model.tokenizer.vocabulary)
+    return pipe, {name: chosen[name] for name in ("seed", "cfg", "top_k", "top_p")}
 
 
 def _write_grid(lines: list[Any], path: Path) -> None:

@@ -9,11 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from varbench.errors import UserError
 from varbench.plan import presets
+from varbench.record.option_forms import add_arguments, given_in
 
 if TYPE_CHECKING:
     from varbench.data.image_set import ImageSet
 
+SHARED = ("model", "weights", "vae", "device", "dtype", "batch", "seed", "steps", "data")
 PARTS = ("tokenizer", "base", "narrow", "features", "judge")
 
 
@@ -26,27 +29,32 @@ def add_parser(subparsers: Any) -> None:
         "where it was. Several processes share the work under torchrun.",
     )
     parser.add_argument("what", metavar="WHAT", help=f"{', '.join(PARTS)}, or a row such as fixed_ratio@p05")
-    parser.add_argument("--model", default=presets.DEFAULT, metavar="PRESET")
-    parser.add_argument("--steps", type=int, help="optimiser steps; the default is what the shipped weights had")
+    add_arguments(
+        parser, *SHARED,
+        model="model preset; default: tiny",
+        weights="transformer to start from; default: the shipped one (recipes), or new values (base, narrow)",
+        dtype="float32 or bfloat16; default: bfloat16",
+        batch="images a step; default: what the shipped weights had",
+        seed="seed of data order and draws; default: 0",
+        steps="optimiser steps; default: what the shipped weights had",
+        data="a folder with one sub-folder per class; default: the preset's own data",
+    )  # fmt: skip
     parser.add_argument("--rate", type=float, help="peak learning rate")
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"))
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="a folder with one sub-folder per class")
-    parser.add_argument("--vae", type=Path, metavar="FILE", help="tokenizer to train on; the shipped one unless given")
-    parser.add_argument(
-        "--weights",
-        type=Path,
-        metavar="FILE",
-        help="transformer to start from, instead of the shipped one (recipes) or new values (base, narrow)",
-    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the weights go; a recipe's go to the cache")
     parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="also write event files for TensorBoard")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    from varbench.run.defaults import filled_in
+
+    given = {"model": presets.DEFAULT, **given_in(args, *SHARED)}
+    suits = filled_in(given)
+    vars(args).update(given, device=suits["device"], seed=suits["seed"])
+    if args.weights == "random":
+        raise UserError("--weights random: give a checkpoint to start from, or leave it away for what suits WHAT")
+    if args.dtype == "float16":
+        raise UserError("--dtype float16: losses are not scaled, so give float32 or bfloat16")
     preset = presets.preset(args.model)
     data = _data(args, side=preset.spec.image_side)
     if args.what in ("features", "judge"):
@@ -192,7 +200,6 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
 
 def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench import rows
-    from varbench.errors import UserError
     from varbench.policies import MAIN
     from varbench.train.budgets import RECIPE
     from varbench.train.recipes import recipe_weights
@@ -206,7 +213,7 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
     files = presets.shipped_files(args.model)
     pretrained = {name: path for name, path in files.items() if name != "vae"}
     if args.weights is not None:
-        pretrained[MAIN] = args.weights
+        pretrained[MAIN] = Path(args.weights)
     if MAIN not in pretrained:
         raise UserError(f"{args.model} ships no weights to start from. Give them by --weights and --vae.")
     for row in by_recipe.values():
@@ -230,8 +237,6 @@ def _budget(args: argparse.Namespace, default: Any) -> Any:
 
 
 def _vae(args: argparse.Namespace) -> Path:
-    from varbench.errors import UserError
-
     if args.vae is not None:
         return Path(args.vae)
     shipped: Path = Path(presets.__file__).parent / "assets" / args.model / presets.SHIPPED["vae"]

@@ -1,7 +1,7 @@
-"""Records: what one row of one run leaves behind. `schema` says what, `files` writes and reads it, `plans` fills
-in plans, `tables` flattens it for CSV and Parquet. `tables` needs pandas and is imported by its own name."""
+"""Records: what one row of one run leaves behind. `schema` says what, with the run's `options`; `store` writes and reads it,
+`plan_summary` fills in plans, `frames` flattens it for CSV and Parquet, needs pandas and is imported by its own name."""
 
-from varbench.record.encoding import RecordError, decode, encode
+from varbench.record.coding import RecordError, decode, encode
 from varbench.record.plan_summary import call_runs, plan_summary, totals_of, trace_totals
 from varbench.record.schema import (
     SCHEMA_VERSION,
@@ -20,7 +20,6 @@ from varbench.record.schema import (
     PlanStep,
     PlanSummary,
     PluginVersion,
-    Protocol,
     Quality,
     Record,
     RowIdentity,
@@ -65,7 +64,6 @@ __all__ = [
     "PlanStep",
     "PlanSummary",
     "PluginVersion",
-    "Protocol",
     "Quality",
     "Record",
     "RecordError",

@@ -3,7 +3,7 @@
 A key that may be null says, in `absent`, why it is null when nothing more exact is known; the exact reason goes into
 `Record.missing` under the key's dotted path. Missing is never 0. All times are seconds, all sizes bytes.
 New keys must be nullable or have a default, so that an older file reads as it is; a key that changes its meaning needs
-a higher `SCHEMA_VERSION` and an entry in `files.UPGRADES`.
+a higher `SCHEMA_VERSION` and an entry in `upgrades.UPGRADES`.
 """
 
 # ruff: noqa: RUF009  (`entry` is `dataclasses.field` with a documentation)
@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-SCHEMA_VERSION = 1
+from varbench.record.options import Options
+
+SCHEMA_VERSION = 2
 
 
 def entry(doc: str, *, absent: str | None = None, default: Any = dataclasses.MISSING) -> Any:
@@ -94,32 +96,6 @@ class WeightFile:
     role: str = entry("what the file is for: `var`, `vae`, `narrow`, `features`, …")
     name: str = entry("file name without its folder, or the cache key of trained weights")
     sha256: str = entry("hash of the file's bytes")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """Everything two records must share to be compared, except the machine."""
-
-    batch: int = entry("images a call, in the throughput regime")
-    dtype: str = entry("`float32`, `bfloat16` or `float16`")
-    compile: str = entry("torch.compile mode, or `off`", default="off")
-    kernel: str | None = entry("attention kernel really used", absent="not observed")
-    cfg: float = entry("guidance scale")
-    top_k: int = entry("sampling filter; 0 is off")
-    top_p: float = entry("sampling filter; 0 is off")
-    sampler: str | None = entry("a sampler of the method's own, named", absent="the shared sampler was used")
-    images: int = entry("images generated for quality; 0 when quality was not asked for")
-    labels: str = entry("how labels were drawn, e.g. `balanced, 200 a class`")
-    seed: int = entry("seed of the noise")
-    seed_scheme: str = entry("how noise is keyed, e.g. `seed, image, scale, position`")
-    accounting: str = entry("`lossless` or `upstream`")
-    row_order: tuple[str, ...] = entry("rows of the run in the order of the first round", default=())
-    rounds: int = entry("rounds of fresh children")
-    shared_child: bool = entry("rows with the same weights shared one child and were interleaved in it", default=False)
-    recipe_steps: int | None = entry(
-        "optimiser steps of every recipe, where they were chosen", absent="the preset's own budget", default=None
-    )
-    quick: bool = entry("a `--quick` run, never compared with full ones", default=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,7 +347,7 @@ class Record:
     run: str = entry("name of the run, as its folder has it")
     row: RowIdentity = entry("what was run")
     model: Model = entry("on which model")
-    protocol: Protocol = entry("under which conditions")
+    protocol: Options = entry("what was asked for, and what the run found out about it")
     environment: Environment = entry("where")
     command: str = entry("command line that repeats this row alone")
     code_hash: str = entry("hash of varbench's own source")

@@ -7,18 +7,16 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from varbench.base.whole_files import write_whole
-from varbench.record.encoding import RecordError, decode, encode
+from varbench.record.coding import RecordError, decode, encode
+from varbench.record.option_forms import settings
 from varbench.record.schema import SCHEMA_VERSION, Record
-
-# From schema version to a function that turns a file of that version into one of the next. Keys that are merely
-# new need none: a missing key that may be null reads as null.
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+from varbench.record.upgrades import UPGRADES
 
 
 class NewerSchemaError(RecordError):
@@ -61,8 +59,7 @@ def from_json(data: dict[str, Any]) -> Record:
 
 def record_path(record: Record, folder: Path) -> Path:
     """Where the record of a row lies: its name in letters that every file system takes, and a hash of the exact row."""
-    asked = dataclasses.replace(record.protocol, row_order=(), shared_child=False, kernel=None)  # the rest is found out
-    identity = json.dumps([record.row.row, record.row.study, record.model.preset, encode(asked, "protocol")])
+    identity = json.dumps([record.row.row, record.row.study, settings(record.protocol)])
     slug = re.sub(r"[^A-Za-z0-9.-]+", "_", record.row.row).strip("_")[:60]
     return folder / f"{slug}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}.json"
 

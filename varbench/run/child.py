@@ -19,8 +19,8 @@ def main(arguments: list[str]) -> int:
     job = Job.read(Path(arguments[0]))
     channel = Channel(int(arguments[1]))
     _die_with_parent()
-    if job.memory_limit is not None:
-        _limit_memory(job.memory_limit)
+    if job.options.memory_limit is not None:
+        _limit_memory(round(job.options.memory_limit * 2**30))
     try:
         from varbench.run import tasks
 

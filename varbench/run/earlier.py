@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from varbench.record import Record, RecordError, Status, read_record, record_path
+from varbench.record.option_forms import settings
 from varbench.run.filling import fill
 from varbench.run.prepare import Run
-
-_FOUND_OUT = ("row_order", "shared_child", "kernel")
-"""Keys of a protocol that nobody asks for."""
 
 
 def complete_records(run: Run, out: Path) -> dict[str, Record]:
@@ -39,11 +36,8 @@ def other_settings(run: Run, out: Path) -> dict[str, tuple[Any, Any]]:
         now = asked.get(record.row.row) if record else None
         if record is None or now is None or path == record_path(now, out):
             continue
-        differ |= {"model": (record.model.preset, now.model.preset)} if record.model.preset != now.model.preset else {}
-        for field in dataclasses.fields(now.protocol):
-            theirs, ours = getattr(record.protocol, field.name), getattr(now.protocol, field.name)
-            if field.name not in _FOUND_OUT and theirs != ours:
-                differ[field.name] = (theirs, ours)
+        theirs, ours = settings(record.protocol), settings(now.protocol)
+        differ |= {name: (theirs[name], ours[name]) for name in ours if theirs[name] != ours[name]}
     return differ
 
 

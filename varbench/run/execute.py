@@ -219,7 +219,7 @@ class Execution:
 
     def _kept(self, job: Job) -> Path | None:
         """Where a job's findings wait for later runs: what is the same whenever this machine makes it, so never a time."""
-        if job.task == "speed" or job.device != "cpu" or self.run.options.fresh:
+        if job.task == "speed" or job.options.device != "cpu" or self.run.options.fresh:
             return None
         return cache_folder() / "runs" / self._machine / f"{job.task}-{job.key}.json"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +14,6 @@ from varbench.record import (
     MethodSource,
     Model,
     PlanSummary,
-    Protocol,
     Record,
     RowIdentity,
     Status,
@@ -22,9 +21,10 @@ from varbench.record import (
     WeightFile,
     plan_summary,
 )
+from varbench.record.option_forms import as_arguments
+from varbench.record.options import Options
 from varbench.run import identity, verdict
 from varbench.run import sections_of as figures
-from varbench.run.options import as_arguments
 from varbench.run.prepare import Measured, Run, hardware_like
 
 
@@ -125,28 +125,16 @@ def _model(run: Run, one: Measured) -> Model:
     return Model(preset=run.options.model, spec=run.prepared.model.to_json(), parameters=counts, weights=weights)
 
 
-def _protocol(run: Run, one: Measured) -> Protocol:
-    options = run.options
-    classes = run.prepared.model.classes
-    images = options.images if run.quality_rows else 0
-    return Protocol(
-        batch=options.batch,
-        dtype=options.dtype,
-        compile=options.compile,
+def _protocol(run: Run, one: Measured) -> Options:
+    """What was asked for, with what was found out."""
+    images, classes = run.options.images, run.prepared.model.classes
+    return replace(
+        run.options,
         kernel=one.ran.get("kernel"),
-        cfg=options.cfg,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        images=images,
-        labels=f"balanced, {options.images / classes:g} a class" if images else "balanced",
-        seed=options.seed,
-        seed_scheme="seed, image, scale, position",
+        labels=f"balanced, {images / classes:g} a class" if images else "balanced",
         accounting=one.row.accounting,
         row_order=run.order,
-        rounds=options.rounds,
         shared_child=sum(other.weight_set == one.weight_set for other in run.prepared.measured.values()) > 1,
-        recipe_steps=options.steps,
-        quick=options.quick,
     )
 
 

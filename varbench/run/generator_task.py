@@ -51,16 +51,18 @@ def run(job: Job, row: rows.Row, channel: Channel) -> None:
     """The job's task for its one row, whose generator is loaded first."""
     assert row.policies.generator is not None
     generator = row.policies.generator.policy
-    made = _Made(generator, presets.preset(job.model).spec, torch.device(job.device))
+    made = _Made(generator, presets.preset(job.options.model).spec, torch.device(job.options.device))
     before = honesty.global_state()
     weights, loaded = 0, False
     with channel.row(row.name):
         held = memory.live_bytes(made.device)
-        generator.load(device=job.device, dtype=job.dtype, seed=job.seed)
+        generator.load(device=job.options.device, dtype=job.options.dtype, seed=job.options.seed)
         weights, loaded = memory.live_bytes(made.device) - held, True
-    count = generator.work(job.batch).parameters if loaded else None
+    count = generator.work(job.options.batch).parameters if loaded else None
     parameters = {} if count is None else {row.policies.generator.plugin: count}
-    channel.say("hello", environment=asdict(environment(job.device)), weights={}, parameters=parameters, disturbed=None)
+    channel.say(
+        "hello", environment=asdict(environment(job.options.device)), weights={}, parameters=parameters, disturbed=None
+    )
     if not loaded:
         return
     with channel.row(row.name):
@@ -75,11 +77,11 @@ def run(job: Job, row: rows.Row, channel: Channel) -> None:
 
 def _time(job: Job, made: _Made) -> dict[str, Any]:
     began = time.perf_counter()
-    made(made.labels(job.batch), seed=job.seed).cpu()
+    made(made.labels(job.options.batch), seed=job.options.seed).cpu()
     timed = speed.Timed(first_call=time.perf_counter() - began)
-    seeds = iter(range(job.seed + 1_000_000 * (1 + job.round), 2**62))
-    stop = Stop(count=job.count, seconds=job.seconds)
-    regimes: list[tuple[Regime, int]] = [("throughput", job.batch), ("latency", 1)]
+    seeds = iter(range(job.options.seed + 1_000_000 * (1 + job.round), 2**62))
+    stop = Stop(count=job.options.count, seconds=job.options.seconds)
+    regimes: list[tuple[Regime, int]] = [("throughput", job.options.batch), ("latency", 1)]
     for regime, batch in regimes:
         made(made.labels(batch), seed=next(seeds))
         if made.device.type == "cuda":
@@ -88,8 +90,8 @@ def _time(job: Job, made: _Made) -> dict[str, Any]:
         timed.add(regime, time_calls(_call(made, batch, seeds.__next__), clock=WallClock(), stop=stop))
     wall: Clock = WallClock()
     few = Stop(count=2, seconds=0.0)
-    same = time_calls(_call(made, job.batch, lambda: job.seed), clock=wall, stop=few).wall
-    fresh = time_calls(_call(made, job.batch, seeds.__next__), clock=wall, stop=few).wall
+    same = time_calls(_call(made, job.options.batch, lambda: job.options.seed), clock=wall, stop=few).wall
+    fresh = time_calls(_call(made, job.options.batch, seeds.__next__), clock=wall, stop=few).wall
     timed.identical = min(same) / min(fresh)
     return timed.as_json()
 
@@ -110,16 +112,18 @@ def _call(made: _Made, batch: int, seed: Callable[[], int], *, to_host: bool = T
 
 def _remember(job: Job, made: _Made) -> dict[str, Any]:
     """Peak of one call, and whether an equal one gives the same images."""
-    made(made.labels(1), seed=job.seed)
-    images, found = memory.peaks(lambda: made(made.labels(job.batch), seed=job.seed), device=made.device)
+    made(made.labels(1), seed=job.options.seed)
+    images, found = memory.peaks(
+        lambda: made(made.labels(job.options.batch), seed=job.options.seed), device=made.device
+    )
     found["missing"] |= dict.fromkeys(("state_peak_bytes", "state_after_bytes"), "the row has no steps to look into")
-    work = made.generator.work(job.batch)
+    work = made.generator.work(job.options.batch)
     if work.cache_peak_bytes is None and found.pop("activations", None) is not None:
         found["missing"]["activations_peak_bytes"] = "the row does not say how much of the peak is state"
     elif "activations" in found:
         found["activations"] = max(0, found["activations"] - (work.cache_peak_bytes or 0))
-    check_images(images, batch=job.batch, side=made.model.image_side)
-    again = made(made.labels(job.batch), seed=job.seed)
+    check_images(images, batch=job.options.batch, side=made.model.image_side)
+    again = made(made.labels(job.options.batch), seed=job.options.seed)
     findings = [] if torch.equal(images, again) else ["the same call gave other images"]
     totals = Totals(
         flops=work.flops,
@@ -128,19 +132,19 @@ def _remember(job: Job, made: _Made) -> dict[str, Any]:
         state_peak_bytes=work.cache_peak_bytes,
         state_end_bytes=work.cache_end_bytes,
     )
-    return {"batch": job.batch, **found, "trace": asdict(totals), "kernel": None, "findings": findings}
+    return {"batch": job.options.batch, **found, "trace": asdict(totals), "kernel": None, "findings": findings}
 
 
 def _score(job: Job, made: _Made, channel: Channel, row: str) -> dict[str, Any]:
     """All images, a batch at a time, and their scores where there is something to score them against."""
     side = made.model.image_side
-    whole, labels = np.empty((job.images, 3, side, side), np.uint8), np.asarray(made.labels(job.images))
-    for first in range(0, job.images, job.batch):
-        count = min(job.batch, job.images - first)
-        images = made(made.labels(count, first=first), seed=job.seed, first=first)
+    whole, labels = np.empty((job.options.images, 3, side, side), np.uint8), np.asarray(made.labels(job.options.images))
+    for first in range(0, job.options.images, job.options.batch):
+        count = min(job.options.batch, job.options.images - first)
+        images = made(made.labels(count, first=first), seed=job.options.seed, first=first)
         check_images(images, batch=count, side=side)
         whole[first : first + count] = to_uint8(images)
-        channel.alive(row=row, done=first + count, of=job.images)
+        channel.alive(row=row, done=first + count, of=job.options.images)
     looks = quality_task.Looks(job, side=made.model.image_side)
     content: dict[str, Any] = {"samples": asdict(quality_task.samples(whole, labels, tokens=None))}
     return content | quality_task.scored(job, looks, whole, labels) if looks.scores else content

@@ -24,27 +24,29 @@ if TYPE_CHECKING:
 
 def look(job: Job, channel: Channel) -> None:
     """Everything is opened as the rows will open it, on the CPU; what is wrong with it is raised."""
-    model = presets.preset(job.model).spec
-    if job.device.startswith("cuda") and not torch.cuda.is_available():
+    model = presets.preset(job.options.model).spec
+    if job.options.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
-            f"--device {job.device}: torch {torch.__version__} sees no GPU here. Leave --device out, or install torch for CUDA."
+            f"--device {job.options.device}: torch {torch.__version__} sees no GPU here. Leave --device out, or install torch for CUDA."
         )
     channel.say("progress", row=job.full)
     if job.files is not None:
         files = dict(job.files)
-        load_pipeline(job.model, vae=files.pop("vae"), var=files.pop("main"), companions=files)
+        load_pipeline(job.options.model, vae=files.pop("vae"), var=files.pop("main"), companions=files)
         channel.say("progress", row=job.full)
-    looks = Looks(replace(job, device="cpu"), side=model.image_side)
-    if job.images and looks.scores:
-        if job.reference is not None and not job.reference.endswith(".npz"):
-            for path in image_paths(job.reference):
+    looks = Looks(replace(job, options=replace(job.options, device="cpu")), side=model.image_side)
+    if job.options.images and looks.scores:
+        if job.options.reference is not None and not job.options.reference.endswith(".npz"):
+            for path in image_paths(job.options.reference):
                 check_readable(path, side=model.image_side)
                 channel.alive(row=job.full)
         check_reference(looks.reference, looks.extractor, side=model.image_side)
-    if job.data is not None:
-        classes = open_folder(job.data, side=model.image_side).classes
+    if job.options.data is not None:
+        classes = open_folder(job.options.data, side=model.image_side).classes
         if len(classes) > model.classes:
-            raise UserError(f"--data {job.data} has {len(classes)} classes, and {model.name} knows {model.classes}.")
+            raise UserError(
+                f"--data {job.options.data} has {len(classes)} classes, and {model.name} knows {model.classes}."
+            )
 
 
 def main(vae: str, var: str) -> int:

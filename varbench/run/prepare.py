@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from varbench import rows
 from varbench.base import hashing
@@ -18,10 +17,12 @@ from varbench.plan.hardware import KNOWN, Hardware
 from varbench.plan.steps import Plan
 from varbench.policies import Generator, Provenance
 from varbench.record import PlanSummary, PluginVersion
+from varbench.record.option_forms import deciding
+from varbench.record.options import Options
 from varbench.rows.grammar import Row
 from varbench.rows.manager import PluginManager
 from varbench.run import identity
-from varbench.run.options import Options, companions
+from varbench.run.defaults import companions
 from varbench.run.reasons import Failure, of_exception
 from varbench.spec import ModelSpec
 
@@ -129,14 +130,14 @@ def prepare(options: Options, manager: PluginManager) -> Prepared:
         )
     denominators = tuple(rows.resolve(name, model, manager=manager) for name in (rows.FULL, UPSTREAM))
     files = weight_files(options)
+    shipped = sorted(files.items()) if files and options.weights is None else ()
     shared = hashing.digest(
         [
             identity.measuring_hash(),
             f"torch {identity.torch_version()}",
             json.dumps(model.to_json(), sort_keys=True),
-            *(f"{part} {hashing.file_hash(path)}" for part, path in sorted((files or {}).items())),
-            *(f"{path} {hashing.file_hash(path)}" for path in (options.reference, options.inception) if _is_file(path)),
-            repr(_deciding(options)),
+            *(f"{part} {hashing.file_hash(path)}" for part, path in shipped),
+            *deciding(options),
         ]
     )
     measured: dict[str, Measured] = {}
@@ -147,31 +148,18 @@ def prepare(options: Options, manager: PluginManager) -> Prepared:
     return Prepared(model=model, files=files, measured=measured, weight_sets=_weight_sets(measured), inputs=shared)
 
 
-def _deciding(options: Options) -> tuple[Any, ...]:
-    """Options that change what is measured; where and how long one waits is not among them."""
-    return (
-        options.batch, options.dtype, options.device, options.compile, options.seed, options.cfg, options.top_k,
-        options.top_p, options.images, options.rounds, options.count, options.seconds, options.quick, options.data,
-        options.reference, options.second_opinion, options.weights == "random", options.steps,
-    )  # fmt: skip
-
-
-def _is_file(path: str | None) -> TypeGuard[str]:
-    return path is not None and Path(path).is_file()
-
-
 def weight_files(options: Options) -> dict[str, str] | None:
     """Files by part: those given, else those that the preset ships, else none, which means random weights."""
     if options.weights == "random":
         return None
     if options.weights is not None:
-        return {"vae": str(options.vae), "main": options.weights, **companions(options)}
+        return {"vae": str(options.vae), "main": options.weights, **companions(options.companion)}
     shipped = {part: str(path) for part, path in presets.shipped_files(options.model).items()}
     if not shipped and not presets.preset(options.model).assets:
         raise UserError(
             f"{options.model} ships no weights: give --weights and --vae, or --weights random to measure speed and memory only"
         )
-    return {**shipped, **companions(options)} if shipped else None
+    return {**shipped, **companions(options.companion)} if shipped else None
 
 
 def _measured(

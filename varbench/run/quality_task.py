@@ -57,9 +57,9 @@ def make_and_score(job: Job, pipe: Pipeline, channel: Channel) -> None:
         check_reference(looks.reference, looks.extractor, side=pipe.model.image_side)
     for row in job.rows:
         with channel.row(row):
-            made = Generation(pipe=pipe, row=row, cfg=job.cfg, top_k=job.top_k, top_p=job.top_p)
+            made = Generation(pipe=pipe, row=row, cfg=job.options.cfg, top_k=job.options.top_k, top_p=job.options.top_p)
             images, tokens = _generate(job, pipe, made, channel)
-            labels = np.asarray(balanced_labels(job.images, pipe.model.classes))
+            labels = np.asarray(balanced_labels(job.options.images, pipe.model.classes))
             content: dict[str, Any] = {"samples": asdict(samples(images, labels, tokens=tokens))}
             if looks.scores:
                 channel.say("progress", row=row, scoring=True)
@@ -82,9 +82,9 @@ def scored(job: Job, looks: Looks, images: Images, labels: NDArray[np.int64]) ->
         reference=looks.reference,
         network=looks.extractor,
         judge=looks.judge,
-        expected=job.images,
-        second_opinion=job.second_opinion,
-        device=job.device,
+        expected=job.options.images,
+        second_opinion=job.options.second_opinion,
+        device=job.options.device,
     )
     return {"scores": [asdict(one) for one in found.all()], "weights": looks.files()}
 
@@ -94,13 +94,13 @@ class Looks:
 
     def __init__(self, job: Job, *, side: int) -> None:
         self._job, self._side = job, side
-        ships_data = presets.preset(job.model).assets
-        self.own = ships_data and job.inception is None
-        self.scores = ships_data or job.reference is not None
+        ships_data = presets.preset(job.options.model).assets
+        self.own = ships_data and job.options.inception is None
+        self.scores = ships_data or job.options.reference is not None
         self.judge: Network | None = None
         self._network: Network | None = None
         if self.own:
-            folder = Path(str(resources.files("varbench"))) / "assets" / job.model
+            folder = Path(str(resources.files("varbench"))) / "assets" / job.options.model
             self._network, self.judge = (load_network(folder / f"{kind}.safetensors") for kind in ("features", "judge"))
 
     @property
@@ -119,22 +119,22 @@ class Looks:
 @cache
 def _extractor(looks: Looks) -> Extractor:
     if looks._network is not None:
-        return from_network(looks._network, device=looks._job.device)
-    if looks._job.inception is None:
+        return from_network(looks._network, device=looks._job.options.device)
+    if looks._job.options.inception is None:
         raise UserError(
             "scores against a reference need the published Inception weights, which are not downloaded for you: "
             "give their path, --inception FILE"
         )
-    weights = Path(looks._job.inception)
-    return from_inception(weights, device=looks._job.device, torchscript_folder=weights.parent)
+    weights = Path(looks._job.options.inception)
+    return from_inception(weights, device=looks._job.options.device, torchscript_folder=weights.parent)
 
 
 @cache
 def _reference(looks: Looks) -> Reference:
-    path = looks._job.reference
+    path = looks._job.options.reference
     if path is None:
         data = Shapes(side=looks._side)
-        return reference_images(data.images(data.test[: looks._job.images]), source=f"{data.name}, held out")
+        return reference_images(data.images(data.test[: looks._job.options.images]), source=f"{data.name}, held out")
     if path.endswith(".npz"):
         return reference_npz(path)
     return reference_folder(path, side=looks._side)
@@ -143,15 +143,17 @@ def _reference(looks: Looks) -> Reference:
 def _generate(job: Job, pipe: Pipeline, made: Generation, channel: Channel) -> tuple[Images, NDArray[np.int64]]:
     """All images, a batch at a time. The noise is keyed by the image's number, so the batch does not matter."""
     side = pipe.model.image_side
-    images = np.empty((job.images, 3, side, side), np.uint8)  # filled in place: 50,000 at 256 px are 9.8 GB, once
+    images = np.empty(
+        (job.options.images, 3, side, side), np.uint8
+    )  # filled in place: 50,000 at 256 px are 9.8 GB, once
     tokens = []
-    for first in range(0, job.images, job.batch):
-        count = min(job.batch, job.images - first)
-        output = made(balanced_labels(count, pipe.model.classes, first=first), seed=job.seed, first=first)
+    for first in range(0, job.options.images, job.options.batch):
+        count = min(job.options.batch, job.options.images - first)
+        output = made(balanced_labels(count, pipe.model.classes, first=first), seed=job.options.seed, first=first)
         check_images(output.images, batch=count, side=side)
         images[first : first + count] = to_uint8(output.images)
         tokens.append(output.tokens.cpu().numpy())
-        channel.alive(row=made.row, done=first + count, of=job.images)
+        channel.alive(row=made.row, done=first + count, of=job.options.images)
     return images, np.concatenate(tokens)
 
 
@@ -193,7 +195,7 @@ def _distance(looks: Looks, path: Path, images: Images, tokens: NDArray[np.int64
     found = distance_to_full(
         images[:count],
         full_images[:count],
-        extractor=looks.extractor if looks.own or looks._job.inception else None,
+        extractor=looks.extractor if looks.own or looks._job.options.inception else None,
         tokens=tokens[:count],
         full_tokens=full_tokens[:count],
     )
@@ -207,10 +209,10 @@ def _distance(looks: Looks, path: Path, images: Images, tokens: NDArray[np.int64
 
 def _floors(job: Job, pipe: Pipeline, looks: Looks) -> dict[str, Score]:
     """What no method can beat: other real images, and real images through the tokenizer, as many as are scored."""
-    if job.reference is not None:
+    if job.options.reference is not None:
         return {}
     data = Shapes(side=pipe.model.image_side)
-    others = data.test[job.images : 2 * job.images]
+    others = data.test[job.options.images : 2 * job.options.images]
     real, labels = data.images(others), data.labels(others)
     rebuilt = []
     for first in range(0, len(real), 200):
@@ -219,7 +221,12 @@ def _floors(job: Job, pipe: Pipeline, looks: Looks) -> dict[str, Score]:
 
     def distance(images: Images) -> Score:
         return score(
-            images, labels, reference=looks.reference, network=looks.extractor, second_opinion=False, device=job.device
+            images,
+            labels,
+            reference=looks.reference,
+            network=looks.extractor,
+            second_opinion=False,
+            device=job.options.device,
         ).distance
 
     return {"real": distance(real), "reconstruction": distance(np.concatenate(rebuilt))}

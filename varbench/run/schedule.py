@@ -7,38 +7,14 @@ from dataclasses import replace
 
 from varbench import rows
 from varbench.base.places import cache_folder
+from varbench.record.options import Options
 from varbench.run.jobs import Job
-from varbench.run.options import Options
 from varbench.run.prepare import Prepared, WeightSet
 
 
 def base_job(options: Options, prepared: Prepared) -> Job:
     """What all jobs of a run share."""
-    return Job(
-        task="speed",
-        model=options.model,
-        rows=(),
-        files=prepared.files,
-        device=options.device,
-        dtype=options.dtype,
-        compile=options.compile,
-        seed=options.seed,
-        steps=options.steps,
-        cfg=options.cfg,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        batch=options.batch,
-        full=rows.FULL,
-        count=options.count,
-        seconds=options.seconds,
-        images=options.images,
-        reference=options.reference,
-        inception=options.inception,
-        data=options.data,
-        second_opinion=options.second_opinion,
-        quick=options.quick,
-        memory_limit=options.memory_limit,
-    )
+    return Job(task="speed", options=options, rows=(), files=prepared.files, full=rows.FULL, inputs=prepared.inputs)
 
 
 def training_jobs(base: Job, prepared: Prepared) -> Iterator[tuple[WeightSet, Job]]:
@@ -72,5 +48,5 @@ def speed_jobs(base: Job, prepared: Prepared, *, round: int) -> Iterator[tuple[W
     sets = prepared.weight_sets[::-1] if round % 2 == 1 else prepared.weight_sets
     for weights in sets:
         names = weights.rows[::-1] if round % 2 == 1 else weights.rows
-        job = replace(base, task="speed", rows=names, round=round, per_scale=round == 0 and not base.quick)
-        yield weights, replace(job, energy=round == 0 and base.device.startswith("cuda"))
+        job = replace(base, task="speed", rows=names, round=round, per_scale=round == 0 and not base.options.quick)
+        yield weights, replace(job, energy=round == 0 and base.options.device.startswith("cuda"))

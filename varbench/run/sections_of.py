@@ -23,7 +23,7 @@ from varbench.record import (
     TimingColumn,
     Training,
 )
-from varbench.run.options import as_arguments
+from varbench.record.option_forms import as_arguments
 from varbench.run.prepare import Measured, Run
 
 

@@ -35,14 +35,14 @@ def run(job: Job, channel: Channel) -> None:
     if job.task == "train":
         train(job, channel)
         return
-    row = rows.resolve(job.rows[0], presets.preset(job.model).spec)
+    row = rows.resolve(job.rows[0], presets.preset(job.options.model).spec)
     if row.policies.generator is not None:
         generator_task.run(job, row, channel)
         return
     pipe = load(job)
     channel.say(
         "hello",
-        environment=asdict(environment(job.device)),
+        environment=asdict(environment(job.options.device)),
         weights=pipe.weights,
         parameters={name: sum(p.numel() for p in model.parameters()) for name, model in pipe.backbones.items()},
         disturbed=_disturbed(job),
@@ -52,14 +52,21 @@ def run(job: Job, channel: Channel) -> None:
 
 def load(job: Job) -> Pipeline:
     if job.files is None:
-        pipe = load_pipeline(job.model, device=job.device, dtype=job.dtype, seed=job.seed)
+        pipe = load_pipeline(
+            job.options.model, device=job.options.device, dtype=job.options.dtype, seed=job.options.seed
+        )
     else:
         files = dict(job.files)
         pipe = load_pipeline(
-            job.model, vae=files.pop("vae"), var=files.pop("main"), companions=files, device=job.device, dtype=job.dtype
+            job.options.model,
+            vae=files.pop("vae"),
+            var=files.pop("main"),
+            companions=files,
+            device=job.options.device,
+            dtype=job.options.dtype,
         )
-    if job.compile != "off":
-        compile_layers(pipe, mode=job.compile)
+    if job.options.compile != "off":
+        compile_layers(pipe, mode=job.options.compile)
     return pipe
 
 
@@ -74,7 +81,7 @@ def compile_layers(pipe: Pipeline, *, mode: str) -> None:
 
 
 def generation(job: Job, pipe: Pipeline, row: str) -> Generation:
-    return Generation(pipe=pipe, row=row, cfg=job.cfg, top_k=job.top_k, top_p=job.top_p)
+    return Generation(pipe=pipe, row=row, cfg=job.options.cfg, top_k=job.options.top_k, top_p=job.options.top_p)
 
 
 def time_rows(job: Job, pipe: Pipeline, channel: Channel) -> None:
@@ -88,24 +95,24 @@ def time_rows(job: Job, pipe: Pipeline, channel: Channel) -> None:
     changed: dict[str, list[str]] = {}
     full, anchor = generation(job, pipe, job.full), speed.Timed()
     if job.anchor:
-        speed.warm(full, batch=job.batch, seed=job.seed, timed=anchor)
+        speed.warm(full, batch=job.options.batch, seed=job.options.seed, timed=anchor)
     for row in job.rows:
         with channel.row(row), _watched(row, changed):
             fresh = speed.Timed()
-            output = speed.warm(generation(job, pipe, row), batch=job.batch, seed=job.seed, timed=fresh)
+            output = speed.warm(generation(job, pipe, row), batch=job.options.batch, seed=job.options.seed, timed=fresh)
             ran[row] = _what_ran(job, output)
             timed[row] = fresh
-    stop = Stop(count=-(-job.count // speed.CYCLES), seconds=job.seconds / speed.CYCLES)
+    stop = Stop(count=-(-job.options.count // speed.CYCLES), seconds=job.options.seconds / speed.CYCLES)
     for cycle in range(speed.CYCLES):
-        seed = job.seed + 1_000_000 * (1 + cycle + 10 * job.round)
+        seed = job.options.seed + 1_000_000 * (1 + cycle + 10 * job.round)
         if job.anchor:
-            speed.time_row(full, "throughput", batch=job.batch, stop=stop, seed=seed, timed=anchor)
+            speed.time_row(full, "throughput", batch=job.options.batch, stop=stop, seed=seed, timed=anchor)
         for row in list(timed) if cycle % 2 == 0 else list(timed)[::-1]:
             went = False
             with channel.row(row), _watched(row, changed):
                 made = generation(job, pipe, row)
-                speed.time_row(made, "throughput", batch=job.batch, stop=stop, seed=seed, timed=timed[row])
-                if job.batch > 1:
+                speed.time_row(made, "throughput", batch=job.options.batch, stop=stop, seed=seed, timed=timed[row])
+                if job.options.batch > 1:
                     speed.time_row(made, "latency", batch=1, stop=stop, seed=seed, timed=timed[row])
                 went = True
             if not went:
@@ -116,8 +123,10 @@ def time_rows(job: Job, pipe: Pipeline, channel: Channel) -> None:
             made = generation(job, pipe, row)
             extra: dict[str, Any] = {**beside}
             if job.per_scale:
-                extra["per_scale"] = speed.per_scale(made, batch=job.batch, count=3, seed=job.seed)
-                found.identical = speed.time_identical(made, batch=job.batch, count=2, seed=job.seed + 7)
+                extra["per_scale"] = speed.per_scale(made, batch=job.options.batch, count=3, seed=job.options.seed)
+                found.identical = speed.time_identical(
+                    made, batch=job.options.batch, count=2, seed=job.options.seed + 7
+                )
                 extra["switch"] = speed.time_switch(made)
             if job.energy:
                 extra["energy"] = _energy(job, made)
@@ -133,16 +142,16 @@ def measure_memory(job: Job, pipe: Pipeline, channel: Channel) -> None:
     with channel.row(row):
         with _watched(row, changed):
             made = generation(job, pipe, row)
-            found = memory.measure(made, batch=job.batch, seed=job.seed)
+            found = memory.measure(made, batch=job.options.batch, seed=job.options.seed)
             output = found.pop("output")
-            speed.check_images(output.images, batch=job.batch, side=pipe.model.image_side)
+            speed.check_images(output.images, batch=job.options.batch, side=pipe.model.image_side)
             ran = _what_ran(job, output)
             findings: list[str] = ran.pop("findings")
             del output
             if pipe.device.type == "cuda":
-                found["largest"] = memory.largest_by_trying(made, seed=job.seed)
+                found["largest"] = memory.largest_by_trying(made, seed=job.options.seed)
             findings += honesty.from_outside(
-                made, generation(job, pipe, job.full), batch=min(job.batch, 8), seed=job.seed
+                made, generation(job, pipe, job.full), batch=min(job.options.batch, 8), seed=job.options.seed
             )
         channel.result(
             row,
@@ -159,9 +168,9 @@ def _what_ran(job: Job, output: Output) -> dict[str, Any]:
     return {
         "state_after": trace.state_after,
         "state_peak": trace.state_peak,
-        "trace": asdict(trace_totals(trace, plan, batch=job.batch, dtype=job.dtype)),
+        "trace": asdict(trace_totals(trace, plan, batch=job.options.batch, dtype=job.options.dtype)),
         "kernel": trace.kernel,
-        "findings": honesty.against_plan(plan, trace, batch=job.batch, dtype=job.dtype),
+        "findings": honesty.against_plan(plan, trace, batch=job.options.batch, dtype=job.options.dtype),
     }
 
 
@@ -173,13 +182,13 @@ def train(job: Job, channel: Channel) -> None:
     from varbench.train.recipes import recipe_weights
 
     assert job.files is not None
-    spec = presets.preset(job.model).spec
+    spec = presets.preset(job.options.model).spec
     row = rows.resolve(job.rows[0], spec)
     files = {name: Path(path) for name, path in job.files.items()}
-    budget = replace(QUICK_RECIPE if job.quick else RECIPE, seed=job.seed)
-    if job.steps is not None:
-        budget = replace(budget, steps=job.steps)
-    data = open_folder(job.data, side=spec.image_side) if job.data else Shapes(side=spec.image_side)
+    budget = replace(QUICK_RECIPE if job.options.quick else RECIPE, seed=job.options.seed)
+    if job.options.steps is not None:
+        budget = replace(budget, steps=job.options.steps)
+    data = open_folder(job.options.data, side=spec.image_side) if job.options.data else Shapes(side=spec.image_side)
     with channel.row(row.name):
         done = recipe_weights(
             row,
@@ -187,7 +196,7 @@ def train(job: Job, channel: Channel) -> None:
             pretrained=files,
             data=data,
             budget=budget,
-            device=job.device,
+            device=job.options.device,
         )
         channel.result(
             row.name,
@@ -211,11 +220,11 @@ def _watched(row: str, changed: dict[str, list[str]]) -> Iterator[None]:
 
 
 def _energy(job: Job, made: Generation) -> dict[str, Any]:
-    labels = speed.balanced_labels(job.batch, made.pipe.model.classes)
+    labels = speed.balanced_labels(job.options.batch, made.pipe.model.classes)
 
     def call() -> int:
-        made(labels, seed=job.seed)
-        return job.batch
+        made(labels, seed=job.options.seed)
+        return job.options.batch
 
     try:
         energy = board_energy(call, device=made.pipe.device)
@@ -226,9 +235,9 @@ def _energy(job: Job, made: Generation) -> dict[str, Any]:
 
 def _disturbed(job: Job) -> list[int] | None:
     """Other processes on the GPU; None where that cannot be seen."""
-    if not job.device.startswith("cuda"):
+    if not job.options.device.startswith("cuda"):
         return None
-    _, uuid, pci = gpu_identity(job.device)
+    _, uuid, pci = gpu_identity(job.options.device)
     try:
         return list(nvml.foreign_processes(uuid=uuid, pci=pci, pid=os.getpid()))
     except nvml.NvmlError:

@@ -8,7 +8,8 @@ from varbench import rows
 from varbench.base import stats
 from varbench.plan.cost import work
 from varbench.record import Notice, Timing, Validity, Verdict
-from varbench.run.options import FEWEST_ROUNDS, as_arguments
+from varbench.record.option_forms import as_arguments
+from varbench.record.options import FEWEST_ROUNDS
 from varbench.run.prepare import Measured, Run
 from varbench.run.sections_of import anchor
 

@@ -11,23 +11,10 @@ from typing import Any
 from varbench.base import stats
 from varbench.base.stats import Interval, Judgement
 from varbench.record import Record, Score, Status, TimingColumn, Totals, Verdict
+from varbench.record.option_forms import compared, in_words
 
 # The start of the SHA-256 of the two files in which the published Inception weights circulate.
 PUBLISHED_INCEPTION = ("6726825d", "f58cb9b6")
-CONDITIONS = (
-    "batch",
-    "dtype",
-    "compile",
-    "cfg",
-    "top_k",
-    "top_p",
-    "sampler",
-    "images",
-    "labels",
-    "seed_scheme",
-    "recipe_steps",
-    "quick",
-)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -169,22 +156,10 @@ class Block:
 
     @cached_property
     def title(self) -> str:
-        asked = self.conditions
-        parts = [
-            f"{asked['preset']}",
-            f"{asked['dtype']}",
-            f"batch {asked['batch']}",
-            f"on {asked['device']}",
-        ]
-        if asked["weights"] == "random":
-            parts.insert(1, "random weights")
-        if asked["sampler"]:
-            parts.append(f"sampler {asked['sampler']}")
-        if asked["recipe_steps"]:
-            parts.append(f"{asked['recipe_steps']} steps a recipe")
-        if asked["quick"]:
-            parts.append("quick look")
-        return ", ".join(parts)
+        entries = [*self.entries, *(entry for study in self.studies.values() for entry in study)]
+        random = ["random weights"] if self.conditions["weights"] == "random" else []
+        told = in_words(entries[0].first.protocol)
+        return ", ".join([self.conditions["preset"], *random, *told, f"on {self.conditions['device']}"])
 
     @cached_property
     def headline(self) -> Score | None:
@@ -215,13 +190,12 @@ def score_label(score: Score) -> str:
 
 def conditions_of(record: Record) -> dict[str, Any]:
     """What two rows must share to stand in one table. Accounting is not among them: both denominators are shown."""
-    protocol = dataclasses.asdict(record.protocol)
     return {
         "preset": record.model.preset,
         "weights": "random" if record.model.weights == "random" else "trained",
         "device": record.environment.device,
         "machine": record.environment.machine,
-        **{name: protocol[name] for name in CONDITIONS},
+        **compared(record.protocol),
     }
 
 

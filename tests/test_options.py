@@ -1,0 +1,180 @@
+"""One class says every option: a field more is an option more wherever options are read, written, hashed or shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from record_factory import make_record
+
+from varbench.__main__ import main
+from varbench.errors import UserError
+from varbench.record import from_json, load_records, record_path, schema, to_json
+from varbench.record.coding import _fields_of
+from varbench.record.option_forms import add_arguments, as_arguments, deciding, settings
+from varbench.record.options import ByMachine, ByPreset, Options, asked, option, options_of
+from varbench.rows.manager import manager
+from varbench.run.defaults import resolve
+from varbench.run.filling import fill
+from varbench.run.jobs import Job
+from varbench.run.prepare import Run, prepare
+from varbench.run.schedule import base_job
+from varbench.show.compare import compare
+from varbench.show.entries import blocks_of
+
+REPORTS = Path(__file__).parents[1] / "reports"
+
+Extended: Any = dataclasses.make_dataclass(
+    "Extended",
+    [("window", int, option("tokens that are looked at", default=4, least=1, metavar="N"))],
+    bases=(Options,),
+    frozen=True,
+    kw_only=True,
+)
+
+
+def resolved(*words: str, kind: Any = Options, config: Path | None = None) -> Any:
+    """As `varbench run` does it."""
+    parser = ArgumentParser()
+    add_arguments(parser, kind=kind)
+    return resolve(Namespace(**vars(parser.parse_args([*words])), config=config), kind=kind)
+
+
+def a_run(options: Any) -> Run:
+    prepared = prepare(options, manager())
+    return Run(
+        name="test", options=options, prepared=prepared, order=tuple(prepared.measured), quality_rows=frozenset(),
+        available_memory=None,
+    )  # fmt: skip
+
+
+def test_a_field_more_is_an_option_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--plugins", "variant@d8", "--weights", "random", "--dtype", "float32")
+    usual = resolved(*words, kind=Extended)
+    options = resolved(*words, "--window", "9", kind=Extended)
+    assert (usual.window, options.window) == (4, 9)
+
+    file = tmp_path / "run.toml"
+    file.write_text("[run]\nwindow = 7\n")
+    assert resolved(*words, kind=Extended, config=file).window == 7
+    file.write_text("window = 0\n")
+    with pytest.raises(UserError, match=r"run\.toml: window is 0; give 1 or more"):
+        resolved(*words, kind=Extended, config=file)
+
+    run = a_run(options)
+    job = tmp_path / "job.json"
+    base_job(options, run.prepared).write(job)
+    assert Job.read(job, kind=Extended).options == options
+
+    assert run.prepared.inputs != a_run(usual).prepared.inputs
+    assert run.prepared.inputs == a_run(options).prepared.inputs
+
+    again = as_arguments(options, row="variant@d8")[2:]
+    assert "--window 9" in shlex.join(again)
+    assert [*deciding(resolved(*again, kind=Extended))] == [*deciding(options)]
+
+    record = fill(run, run.prepared.measured["variant@d8"], floors={}, aa_floor=None)
+    monkeypatch.setattr(schema, "Options", Extended)
+    _fields_of.cache_clear()
+    data = json.loads(json.dumps(to_json(record)))
+    assert data["protocol"]["window"] == 9
+    assert from_json(data).protocol == record.protocol
+    del data["protocol"]["window"]  # written before there was such an option
+    assert from_json(data).protocol.window == 4
+    _fields_of.cache_clear()
+
+    other = dataclasses.replace(record, protocol=dataclasses.replace(record.protocol, window=4))
+    assert record_path(record, tmp_path) != record_path(other, tmp_path)
+    titles = [block.title for block in blocks_of([record, other])]
+    assert len(titles) == 2
+    assert sum("window 9" in title for title in titles) == 1
+    assert not any("window 4" in title for title in titles)
+    with pytest.raises(UserError, match="unlike protocols.*window 9 and 4"):
+        compare([record], [other])
+
+
+def test_every_option_has_a_default_or_says_how_it_is_found() -> None:
+    for name, one in options_of(Options).items():
+        assert one.doc
+        assert one.default is not None or one.absent, name
+        if one.holds in (int, float) and not one.found:
+            assert one.metavar, name
+    by_machine = {name for name, one in asked(Options).items() if isinstance(one.default, ByMachine)}
+    assert by_machine == {"model", "device", "dtype"}  # what `defaults` looks up
+
+
+def test_defaults_by_preset() -> None:
+    found = ByPreset(64, tiny=32, quick_tiny=16)
+    assert [found.of(model, quick=quick) for model in ("tiny", "var-d30") for quick in (False, True)] == [
+        32,
+        16,
+        64,
+        64,
+    ]
+    assert str(found) == "64, for tiny 32"
+    assert resolved("--weights", "random", "--quick").batch == 16
+    large = resolved("--weights", "random", "--model", "var-d16", "--device", "cpu")
+    assert (large.batch, large.top_k, large.top_p, large.count, large.seconds) == (64, 900, 0.96, 6, 3.0)
+
+
+def test_booleans_can_be_switched_off(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("quick = true\nfresh = false\n")
+    assert resolved(config=file).quick
+    assert not resolved("--no-quick", config=file).quick
+    assert not resolved(config=file).fresh
+    assert resolved("--fresh", config=file).fresh
+
+
+def test_paths_decide_by_what_they_hold(tmp_path: Path) -> None:
+    def hashed(folder: str, content: bytes) -> list[str]:
+        place = tmp_path / folder
+        place.mkdir(exist_ok=True)
+        (place / "a.png").write_bytes(content)
+        return [*deciding(resolved("--reference", str(place), "--companion", f"refiner={place / 'a.png'}"))]
+
+    one = hashed("here", b"1")
+    assert hashed("there", b"1") == one
+    assert hashed("here", b"2") != one
+
+
+def test_what_only_waits_or_says_where_decides_nothing() -> None:
+    options = resolved("--weights", "random")
+    changed = dataclasses.replace(options, timeout=1.0, memory_limit=3.0, out="elsewhere", fresh=True, plugins="code")
+    assert [*deciding(changed)] == [*deciding(options)]
+    assert settings(changed) == settings(options)
+    assert [*deciding(dataclasses.replace(options, seed=1))] != [*deciding(options)]
+
+
+def test_records_of_the_first_schema_are_read() -> None:
+    loaded = load_records([REPORTS])
+    assert loaded.problems == ()
+    assert {record.protocol.model for record in loaded.records} == {"tiny"}
+    assert {record.protocol.count for record in loaded.records} == {3}
+    data = to_json(make_record(preset="var-d16"))
+    for name in ("plugins", "model", "device", "count", "seconds"):
+        del data["protocol"][name]
+    data["protocol"]["recipe_steps"] = data["protocol"].pop("steps")
+    found = from_json({**data, "schema": 1, "protocol": {**data["protocol"], "recipe_steps": 500}}).protocol
+    assert (found.model, found.device, found.steps, found.count, found.seconds) == ("var-d16", "cpu", 500, 6, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "--memory-limit", "0"], "--memory-limit is 0; give more than 0"),
+        (["sample", "--device", "gpu"], "--device is 'gpu'; give cpu, cuda or cuda:N"),
+        (["train", "variant", "--steps", "0"], "--steps is 0; give 1 or more"),
+        (["train", "base", "--dtype", "float16"], "give float32 or bfloat16"),
+        (["train", "base", "--weights", "random"], "give a checkpoint to start from"),
+        (["plan", "variant@d8", "--batch", "0"], "--batch is 0; give 1 or more"),
+    ],
+)
+def test_every_verb_checks_what_it_shares(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert said in capsys.readouterr().err

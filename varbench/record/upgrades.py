@@ -1,0 +1,27 @@
+"""Files of older schema versions, brought up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def _options_in_full(old: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 kept some of the options, and the calls and seconds of a round hung on preset and `--quick` alone."""
+    protocol = dict(old["protocol"])
+    short = protocol.get("quick", False) or old["model"]["preset"] == "tiny"
+    asked = {
+        "plugins": old["row"]["row"],
+        "model": old["model"]["preset"],
+        "weights": "random" if old["model"]["weights"] == "random" else None,
+        "device": "cpu" if old["environment"]["device"] == "cpu" else "cuda",
+        "steps": protocol.pop("recipe_steps", None),
+        "count": 3 if short else 6,
+        "seconds": 0.2 if short else 3.0,
+    }
+    return {**old, "protocol": {**asked, **protocol}}
+
+
+# From schema version to a function that turns a file of that version into one of the next. Keys that are merely
+# new need none: a missing key that may be null reads as null.
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _options_in_full}

@@ -1,0 +1,107 @@
+"""What a preset and a machine suggest where nothing is given, and what options have to agree on among each other."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from varbench.errors import UserError
+from varbench.plan import presets
+from varbench.record.option_forms import given_in, read_config
+from varbench.record.options import Options, asked
+from varbench.run.inputs import sizes_of
+
+
+def resolve(args: argparse.Namespace, *, kind: type[Options] = Options) -> Options:
+    """The command line over a TOML file over what suits preset and machine; what does not go together is a `UserError`."""
+    given = read_config(args.config, kind=kind) if args.config else {}
+    given |= given_in(args, kind=kind)
+    preset = _preset(given)
+    chosen = filled_in({**given, "model": preset.spec.name}, kind=kind)
+    if "images" not in given and not (preset.assets or "reference" in given):
+        # Without a reference there are no scores, and images only where they were asked for: to look at, and to hold against
+        # the full model's.
+        chosen["images"] = 0
+    if not _has_weights(given, preset):
+        chosen["images"] = 0  # random weights make images that say nothing of quality
+    if "top_k" not in given:
+        chosen["top_k"] = min(chosen["top_k"], preset.spec.tokenizer.vocabulary)
+    options = kind(**chosen)
+    _check(options, preset)
+    return options
+
+
+def filled_in(given: dict[str, Any], *, kind: type[Options] = Options) -> dict[str, Any]:
+    """What is given, which names the model, and the defaults of the rest. A model that is no preset is taken for a large one."""
+    model, quick = given["model"], given.get("quick", False)
+    device = given.get("device") or _device(model)
+    found = {"device": device, "dtype": _dtype(device)}
+    usual = {name: found.get(name, one.usual(model, quick=quick)) for name, one in asked(kind).items()}
+    return {**usual, **given}
+
+
+def companions(given: tuple[str, ...]) -> dict[str, str]:
+    """Files by part, of NAME=FILE."""
+    return dict(pair.split("=", 1) for pair in given)
+
+
+def _preset(given: dict[str, Any]) -> presets.Preset:
+    """The preset that is asked for; else that of the sizes of the files that are given; else the default."""
+    if "model" not in given and "vae" in given and given.get("weights", "random") != "random":
+        return presets.of_sizes(sizes_of(vae=Path(given["vae"]), var=Path(given["weights"])))
+    return presets.preset(given.get("model", presets.DEFAULT))
+
+
+def _has_weights(given: dict[str, Any], preset: presets.Preset) -> bool:
+    weights = given.get("weights")
+    return weights != "random" and (weights is not None or bool(presets.shipped_files(preset.spec.name)))
+
+
+def _device(model: str) -> str:
+    """`tiny` is a CPU's; the large models run on a GPU where the driver shows one. CUDA is not touched for it."""
+    if model == presets.DEFAULT:
+        return "cpu"
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        count = pynvml.nvmlDeviceGetCount()
+        pynvml.nvmlShutdown()
+    except Exception:  # no library, no driver, no permission: all mean that there is no GPU to be had
+        return "cpu"
+    return "cuda" if count else "cpu"
+
+
+def _dtype(device: str) -> str:
+    """16 bit, save on a CPU whose instructions have no bfloat16, where it is slower."""
+    if device != "cpu":
+        return "bfloat16"
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "float32"
+    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+
+
+def _check(options: Options, preset: presets.Preset) -> None:
+    if options.top_k > preset.spec.tokenizer.vocabulary:
+        raise UserError(f"--top-k is {options.top_k}; {options.model} has {preset.spec.tokenizer.vocabulary} codes")
+    if options.weights not in (None, "random") and options.vae is None:
+        raise UserError("--weights needs --vae: a transformer speaks the codes of its own tokenizer")
+    if options.weights in (None, "random") and options.vae is not None:
+        given = "random weights are asked for" if options.weights else "no --weights are given"
+        raise UserError(
+            f"--vae {options.vae}, but {given}; give both files, as in --weights var_d16.pth --vae {options.vae}"
+        )
+    if options.reference is not None and options.images and options.inception is None and not preset.assets:
+        raise UserError(
+            f"--reference {options.reference}: scores against it need the published Inception weights, which are not "
+            "downloaded for you: give their path, --inception FILE, or --images 0 to leave quality out"
+        )
+    if options.inception is not None and options.reference is None and not preset.assets:
+        raise UserError(f"--inception {options.inception}: there is nothing to compare with; give --reference PATH too")
+    if 0 < options.images < 20:
+        raise UserError(
+            f"{options.images} images are too few to score; give --images 20 or more, or 0 to leave quality out"
+        )

@@ -48,7 +48,7 @@ def decode(kind: type[Kind], value: Any, path: str) -> Kind:
 
 
 @functools.cache
-def fields_of(kind: type) -> dict[str, tuple[Any, bool]]:
+def _fields_of(kind: type) -> dict[str, tuple[Any, bool]]:
     """Type of each key, and whether a file may lack it."""
     hints = typing.get_type_hints(kind, vars(sys.modules[kind.__module__]))
     missing = dataclasses.MISSING
@@ -98,7 +98,7 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
 
 def _decode_fields(kind: type, value: Any, path: str) -> Any:
     _expect(isinstance(value, dict), "an object", value, path)
-    known = fields_of(kind)
+    known = _fields_of(kind)
     if unknown := value.keys() - known.keys():
         raise RecordError(f"{path} has unknown keys: {', '.join(sorted(unknown))}")
     if lost := {name for name, (_, optional) in known.items() if not optional} - value.keys():

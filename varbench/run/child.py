@@ -1,40 +1,41 @@
-"""What a child process does: `python -m varbench.run.child JOB.json FD`. It reports line by line on the pipe FD."""
+"""What a child process does: `python -P -m varbench.run.child JOB.json READ WRITE`. The two numbers are its pipes."""
 
 from __future__ import annotations
 
 import ctypes
+import importlib
+import json
 import os
 import signal
 import sys
 from pathlib import Path
 
-from varbench.run.channel import Channel, EndOfChild
-from varbench.run.jobs import Job
+from varbench.plan import presets
+from varbench.record import decode
+from varbench.run.channel import Channel
+from varbench.run.messages import Done, Failed, Job
 from varbench.run.reasons import of_exception
 
 _PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> int:
-    job = Job.read(Path(arguments[0]))
-    channel = Channel(int(arguments[1]))
-    _die_with_parent()
+    job = decode(Job, json.loads(Path(arguments[0]).read_bytes()), "job")
+    channel = Channel(int(arguments[1]), int(arguments[2]))
+    die_with_parent()
     if job.options.memory_limit is not None:
         _limit_memory(round(job.options.memory_limit * 2**30))
+    presets.of_sizes(job.model)  # they may have been read off a file, and are then no preset's
     try:
-        from varbench.run import tasks
-
-        tasks.run(job, channel)
-    except EndOfChild:
-        pass
+        importlib.import_module(f"varbench.run.tasks.{job.task}").run(job, channel)
     except (Exception, SystemExit) as error:
-        channel.error(None, of_exception(error))
+        channel.say(Failed(failure=of_exception(error), last=True))
         return 1
-    channel.say("done")
+    channel.say(Done())
     return 0
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """A parent that is killed takes its children along; elsewhere than on Linux they end at the next word they say."""
     if sys.platform == "linux":
         parent = os.getppid()

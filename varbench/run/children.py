@@ -1,4 +1,4 @@
-"""A child process with a time limit: started in a group of its own, waited for without spinning, ended as a group."""
+"""A child process with a time limit: started in a group of its own, heard without spinning, ended as a group."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import selectors
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from varbench.record import Status
-from varbench.run.reasons import Failure, of_exit, oom_kills
+from varbench.base.whole_files import write_whole
+from varbench.record import Status, encode
+from varbench.record.failure import Failure, RowError
+from varbench.run.messages import Alive, Failed, Job, Message, from_line, to_line
+from varbench.run.reasons import of_exit, oom_kills
 
 TAIL = 40
 """Lines of stderr that a record keeps."""
@@ -24,150 +26,191 @@ TAIL = 40
 _GRACE = 10.0
 """Seconds that an ended child may take to be gone."""
 
-Event = dict[str, Any]
-Command = Callable[[int], list[str]]
-
-
-@dataclass
-class Ended:
-    """Everything that a child has said, and how it ended."""
-
-    events: list[Event] = field(default_factory=list)
-    stderr_tail: str = ""
-    exit_code: int = 0
-    failure: Failure | None = None
-    """Why the child did not come to its end; None when it did."""
-    seconds: float = 0.0
-
-    def of(self, kind: str) -> list[Event]:
-        return [event for event in self.events if event["event"] == kind]
-
-    @property
-    def at(self) -> str | None:
-        """The row that the child was at when it said its last word."""
-        for event in reversed(self.events):
-            if event["event"] == "at":
-                return str(event["row"])
-            if event["event"] in ("result", "error") and event.get("row") is not None:
-                return None
-        return None
-
-
 _KEEP = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296"}
 """Freed memory stays with the process: asking the system for every temporary anew costs a tenth of the time."""
 
+Command = Callable[[int, int], list[str]]
+"""A child's command line, from the numbers of the pipes that it reads and writes."""
 
-def variables(*, memory: bool) -> dict[str, str]:
-    """A child's environment, where the user has not set these. One that measures memory gives back what it frees."""
-    return {**({} if memory else _KEEP), **os.environ}
+
+class ChildEndedError(Exception):
+    """The child is gone, or was ended; what it was doing then is to blame."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
+
+
+class Child:
+    """One child. `ask` says something and hears the answer; `hear` waits for the next word; leaving the block ends it."""
+
+    def __init__(
+        self,
+        command: Command,
+        *,
+        log: Path,
+        timeout: float,
+        on_alive: Callable[[str], None] = lambda text: None,
+        on_line: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self._timeout, self._on_alive, self._on_line = timeout, on_alive, on_line
+        self._kills = oom_kills()
+        self._tail: list[str] = []
+        self._buffers: dict[int, bytes] = {}
+        self._heard: list[bytes] = []
+        self.exit_code: int | None = None
+        log.parent.mkdir(parents=True, exist_ok=True)
+        asks, self._writing = os.pipe()
+        self._reading, answers = os.pipe()
+        with contextlib.ExitStack() as undo:
+            for fd in (asks, answers):
+                undo.callback(os.close, fd)  # the child's ends
+            self._log = open(log, "ab")
+            self._folder = tempfile.TemporaryDirectory(prefix="varbench-")
+            self._process = subprocess.Popen(
+                command(asks, answers),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(asks, answers),
+                start_new_session=True,
+                cwd=self._folder.name,  # nothing that lies in the user's folder is imported, or found by name
+                env={**_KEEP, **os.environ},
+            )
+        assert self._process.stdout is not None
+        self._output = self._process.stdout.fileno()
+        os.set_blocking(self._output, False)
+        self._selector = selectors.DefaultSelector()
+        for fd in (self._reading, self._output):
+            self._buffers[fd] = b""
+            self._selector.register(fd, selectors.EVENT_READ)
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def stderr_tail(self) -> str:
+        return "\n".join(self._tail)
+
+    def ask(self, message: Message) -> Any:
+        """The answer; `RowError` where the row failed, `ChildEndedError` where the process is lost with it."""
+        line = to_line(message)
+        try:
+            while line:
+                line = line[os.write(self._writing, line) :]
+        except BrokenPipeError:
+            pass  # it is gone; hearing tells why
+        return self.hear()
+
+    def hear(self) -> Any:
+        """The child's next word."""
+        while True:
+            message = from_line(self._line())
+            if isinstance(message, Alive):
+                self._on_alive(message.text)
+            elif isinstance(message, Failed):
+                if message.last:
+                    self.end()
+                    raise ChildEndedError(message.failure)
+                raise RowError(message.failure)
+            else:
+                return message
+
+    def _line(self) -> bytes:
+        while not self._heard:
+            ready = self._selector.select(self._timeout)
+            if not ready:
+                self._lost(
+                    Failure(
+                        status=Status.TIMEOUT,
+                        reason=f"nothing was heard of the row for {self._timeout:g} s, the limit of --timeout",
+                    )
+                )
+            for key, _ in ready:
+                self._take(key.fd, _read(key.fd))
+        return self._heard.pop(0)
+
+    def _take(self, fd: int, data: bytes) -> None:
+        if not data:
+            self._selector.unregister(fd)
+            if fd == self._reading and not self._heard:
+                self._lost(None)
+            return
+        *whole, self._buffers[fd] = (self._buffers[fd] + data).split(b"\n")
+        if fd == self._reading:
+            self._heard += whole
+            return
+        self._log.write(data)
+        self._log.flush()
+        for line in whole:
+            self._tail = [*self._tail[-TAIL + 1 :], line.decode(errors="replace")]
+            self._on_line(self._tail[-1])
+
+    def _lost(self, failure: Failure | None) -> None:
+        """The child does not answer, or is gone: it is ended, and why is said."""
+        if failure is not None:
+            self._kill()
+        self.end()
+        if failure is None:
+            now = oom_kills()
+            kills = None if now is None or self._kills is None else now - self._kills
+            assert self.exit_code is not None
+            failure = of_exit(self.exit_code, stderr=self.stderr_tail, oom_kills=kills)
+        raise ChildEndedError(failure)
+
+    def end(self) -> None:
+        """Lets the child come to its end, and then ends whatever is left of it and of what it started."""
+        if self.exit_code is not None:
+            return
+        os.close(self._writing)
+        try:
+            self._process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            pass
+        self._kill()
+        self.exit_code = self._process.wait()
+        # What it still said; a grandchild may hold the pipe open, so its end is not waited for.
+        with contextlib.suppress(OSError):
+            while data := _read(self._output):
+                self._take(self._output, data)
+        self._take(self._output, b"\n") if self._buffers[self._output] else None
+        self._selector.close()
+        os.close(self._reading)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._log.close()
+        self._folder.cleanup()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def job_command(job: Path) -> Command:
-    return lambda fd: [sys.executable, "-m", "varbench.run.child", str(job), str(fd)]
+    return lambda reading, writing: [
+        sys.executable, "-P", "-m", "varbench.run.child", str(job.resolve()), str(reading), str(writing)
+    ]  # fmt: skip
 
 
-def run_child(
-    command: Command,
+def start(
+    job: Job,
     *,
+    folder: Path,
     log: Path,
-    timeout: float,
-    variables: dict[str, str] | None = None,
-    on_event: Callable[[Event], None] = lambda event: None,
+    on_alive: Callable[[str], None] = lambda text: None,
     on_line: Callable[[str], None] = lambda line: None,
-) -> Ended:
-    """Runs a child to its end. `command` makes its command line from the number of the pipe on which it speaks;
-    `timeout` is how long it may go without a word there or on stderr."""
-    reading, writing = os.pipe()
-    began, kills = time.monotonic(), oom_kills()
-    log.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        process = subprocess.Popen(
-            command(writing),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=(writing,),
-            start_new_session=True,
-            env=variables,
-        )
-    except BaseException:
-        os.close(reading)
-        raise
-    finally:
-        os.close(writing)
-    ended = Ended()
-    try:
-        with open(log, "ab") as written:
-            silent = _listen(process, reading, ended, written, timeout, on_event, on_line)
-        if silent:
-            ended.failure = Failure(
-                status=Status.TIMEOUT, reason=f"nothing was heard of the row for {timeout:g} s, the limit of --timeout"
-            )
-            _kill(process)
-        try:
-            ended.exit_code = process.wait(_GRACE)
-        except subprocess.TimeoutExpired:
-            _kill(process)
-            ended.exit_code = process.wait()
-    finally:
-        _kill(process)  # whatever the child has left behind
-        process.wait()
-        os.close(reading)
-        if process.stdout:
-            process.stdout.close()
-    ended.seconds = time.monotonic() - began
-    if ended.failure is None and not ended.of("done"):
-        now = oom_kills()
-        ended.failure = of_exit(
-            ended.exit_code, stderr=ended.stderr_tail, oom_kills=None if now is None or kills is None else now - kills
-        )
-    return ended
-
-
-def _listen(
-    process: subprocess.Popen[bytes],
-    reading: int,
-    ended: Ended,
-    written: Any,
-    timeout: float,
-    on_event: Callable[[Event], None],
-    on_line: Callable[[str], None],
-) -> bool:
-    """Reads both pipes until the child closes its own; whether it was silent for too long."""
-    assert process.stdout is not None
-    output = process.stdout.fileno()
-    os.set_blocking(output, False)
-    buffers = {reading: b"", output: b""}
-    tail: list[str] = []
-    with selectors.DefaultSelector() as selector:
-        selector.register(reading, selectors.EVENT_READ)
-        selector.register(output, selectors.EVENT_READ)
-        open_pipe = True
-        while open_pipe:
-            ready = selector.select(timeout)
-            if not ready:
-                return True
-            for key, _ in ready:
-                data = _read(key.fd)
-                if key.fd == output:
-                    written.write(data)
-                    written.flush()
-                for line in _lines(buffers, key.fd, data):
-                    if key.fd == reading:
-                        event = json.loads(line)
-                        ended.events.append(event)
-                        on_event(event)
-                    else:
-                        tail = [*tail[-TAIL + 1 :], line.decode(errors="replace")]
-                        on_line(tail[-1])
-                if not data:
-                    selector.unregister(key.fd)
-                    open_pipe = open_pipe and key.fd != reading
-    rest = buffers[output] + _drain(output)
-    written.write(rest[len(buffers[output]) :])
-    tail += rest.decode(errors="replace").splitlines()
-    ended.stderr_tail = "\n".join(tail[-TAIL:])
-    return False
+) -> Child:
+    """A child for a job, which lies in the folder under a name that says nothing of it."""
+    path = folder / f"{os.urandom(8).hex()}.json"
+    write_whole(path, json.dumps(encode(job, "job")).encode())
+    return Child(job_command(path), log=log, timeout=job.options.timeout, on_alive=on_alive, on_line=on_line)
 
 
 def _read(fd: int) -> bytes:
@@ -175,22 +218,3 @@ def _read(fd: int) -> bytes:
         return os.read(fd, 1 << 16)
     except BlockingIOError:
         return b""
-
-
-def _drain(fd: int) -> bytes:
-    """What is in the pipe now; a grandchild may hold it open, so its end is not waited for."""
-    found = b""
-    with contextlib.suppress(OSError):
-        while data := _read(fd):
-            found += data
-    return found
-
-
-def _lines(buffers: dict[int, bytes], fd: int, data: bytes) -> Iterator[bytes]:
-    *whole, buffers[fd] = (buffers[fd] + data).split(b"\n")
-    yield from whole
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,194 @@
+"""What a run's processes say to each other: typed, through the one encoder of records, a line of JSON each.
+
+The parent holds no plugin. It starts children: one resolves rows, one trains a recipe, subjects make images, a scorer looks
+at them, and one holds the plugins that bring metrics.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from varbench.measure.messages import Chunk, Reply, Request
+from varbench.plan.steps import Accounting, Plan
+from varbench.record import (
+    Distance,
+    Environment,
+    MethodSource,
+    Quality,
+    Samples,
+    Score,
+    Training,
+    WeightFile,
+    decode,
+    encode,
+)
+from varbench.record.failure import Failure
+from varbench.record.options import Options
+from varbench.spec import ModelSpec
+
+Task = Literal["resolve", "inspect", "train", "subject", "score", "metrics"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a child is started with. It says nothing of what the answers are wanted for."""
+
+    task: Task
+    options: Options
+    model: ModelSpec
+    rows: tuple[str, ...] = ()
+    files: dict[str, str] | None = None
+    """Weight files by part, `vae`, `main`, …; None draws random weights."""
+    full: str | None = None
+    """The full model's row, where it runs on these weights too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alive:
+    """A sign of life, with how far it is."""
+
+    text: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """Something came to its end: a row, or with `row` None all that the child was started for."""
+
+    failure: Failure
+    row: str | None = None
+    last: bool = False
+    """The process is not fit for anything further."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedPlugin:
+    name: str
+    distribution: str
+    version: str
+    files: tuple[str, ...] = ()
+    """What it was imported from: its top-level package's folder, or its module with the modules beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRow:
+    """A row as data: all that the parent knows of it."""
+
+    name: str
+    plugins: tuple[ResolvedPlugin, ...] = ()
+    recipe_plugin: str | None = None
+    recipe: str | None = None
+    point: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    study: str | None = None
+    accounting: Accounting = "lossless"
+    plan: Plan | None = None
+    other_plan: Plan | None = None
+    """Under the other accounting, to be shown beside."""
+    trained_generator: bool | None = None
+    """Of a row that replaces the loop: whether it has weights that are worth a look; None for rows with a plan."""
+    source: MethodSource | None = None
+    read: dict[str, str] = field(default_factory=dict)
+    """Paths that the row's parameters name, by the parameter, as in `dit.weights`."""
+    weight_set: str = ""
+    """Rows with one recipe and one set of parameters of the plugin that trains share it."""
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    rows: tuple[ResolvedRow, ...]
+    metrics: tuple[str, ...]
+    """Plugins that bring metrics."""
+    problems: tuple[str, ...]
+    """What is to be said of plugins that cannot be used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    training: Training | None
+    files: dict[str, str]
+    hashes: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A subject's process is ready: who it is, and what it runs."""
+
+    environment: Environment
+    weights: dict[str, str]
+    parameters: dict[str, int]
+    plans: dict[str, str]
+    """Digest of each row's plan, as compiled here."""
+    plugin_files: dict[str, tuple[str, ...]]
+    disturbed: tuple[int, ...] | None
+    """Other processes on the GPU; None where that cannot be seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begin:
+    """A scorer shall take the images of this row from now on."""
+
+    row: str
+    full: bool
+    """The full model's, which others are held against."""
+    trained: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Take:
+    chunk: Chunk
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finish:
+    expected: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    quality: Quality | None
+    distance: Distance | None
+    samples: Samples
+    weights: tuple[WeightFile, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One value an image, by `plugin.metric`."""
+
+    values: dict[str, tuple[float, ...]]
+    better: dict[str, str]
+    failures: dict[str, Failure] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """The child has come to its end as it should, or taken what it was given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What is kept of a row's images between runs."""
+
+    scored: Scored
+    metrics: dict[str, Score] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+Message = (
+    Alive | Failed | Resolved | Trained | Loaded | Request | Reply | Begin | Take | Finish | Scored | Measured | Done
+)
+_KINDS: dict[str, type] = {kind.__name__: kind for kind in Message.__args__}
+
+
+def to_line(message: Message) -> bytes:
+    kind = type(message).__name__
+    return json.dumps([kind, encode(message, kind)], allow_nan=False).encode() + b"\n"
+
+
+def from_line(line: bytes) -> Any:
+    kind, content = json.loads(line)
+    return decode(_KINDS[kind], content, kind)

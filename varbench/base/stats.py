@@ -21,18 +21,6 @@ Judgement = Literal["better", "worse", "same"]
 RESAMPLES = 400
 WIDE = 0.05  # an interval wider than this share of its middle is worth a warning
 NEEDLESS = 0.002  # and one narrower than this took more time than its use
-_STUDENT = (
-    12.71,
-    4.30,
-    3.18,
-    2.78,
-    2.57,
-    2.45,
-    2.36,
-    2.31,
-    2.26,
-    1.96,
-)  # 97.5 % points, 1 to 9 degrees and many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +106,43 @@ def ratio(above: Rounds, below: Rounds, *, paired: bool = True, seed: int = 0) -
     return Interval(value=value, low=min(value, low), high=max(value, high))
 
 
+def paired_ratio(above: Rounds, below: Rounds, *, seed: int = 0) -> Interval:
+    """How many times `above` is `below`, where the calls of each round are neighbours in time, one by one.
+
+    Per round the median of the paired log ratios; over rounds, each a process of its own, Student's interval. One round
+    says nothing of what differs between processes: its interval is that of its own pairs.
+    """
+    logs = [
+        [math.log(one / other) for one, other in zip(ones, others, strict=True)]
+        for ones, others in zip(above, below, strict=True)
+    ]
+    middles = [median(round) for round in logs]
+    count = len(middles)
+    if count == 1:
+        spread = bootstrap_median([[math.exp(value) for value in logs[0]]], seed=seed)
+        return Interval(value=math.exp(middles[0]), low=spread.low, high=spread.high)
+    value = math.fsum(middles) / count
+    between = math.sqrt(math.fsum((one - value) ** 2 for one in middles) / (count - 1) / count)
+    half = student(count - 1) * between
+    return Interval(value=math.exp(value), low=math.exp(value - half), high=math.exp(value + half))
+
+
+def quotient(above: Interval, below: Interval) -> Interval:
+    """Of two ratios that were measured apart; their half-widths on the log scale add in quadrature."""
+    value = above.value / below.value
+    down = math.hypot(math.log(above.value / above.low), math.log(below.high / below.value))
+    up = math.hypot(math.log(above.high / above.value), math.log(below.value / below.low))
+    return Interval(value=value, low=value * math.exp(-down), high=value * math.exp(up))
+
+
+@functools.cache
+def student(degrees: int) -> float:
+    """The 97.5 % point of Student's distribution."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, 0.975))
+
+
 def difference(first: Interval, second: Interval) -> Interval:
     """`second - first` of two figures measured apart; their half-widths add in quadrature, side by side."""
     value = second.value - first.value
@@ -137,7 +162,7 @@ def combine(repeats: Sequence[Interval]) -> Interval:
     value = math.fsum(repeat.value for repeat in repeats) / count
     between = math.sqrt(math.fsum((repeat.value - value) ** 2 for repeat in repeats) / (count - 1) / count)
     within = math.sqrt(math.fsum(((repeat.high - repeat.low) / 2) ** 2 for repeat in repeats)) / count
-    half = max(_STUDENT[min(count - 2, len(_STUDENT) - 1)] * between, within)
+    half = max(student(count - 1) * between, within)
     return Interval(value=value, low=value - half, high=value + half)
 
 
@@ -166,28 +191,19 @@ def judge_difference(figure: Interval, *, better: str, minimum: float = 0.0) -> 
     return "better" if (figure.value < 0) == (better == "lower") else "worse"
 
 
-def aa_floor(first: Rounds, second: Rounds, *, seed: int = 0) -> float:
-    """How far a thing seems to differ from itself: the furthest end of the ratio's interval, as a share.
-
-    A difference below it is not one. A difference above it may still be chance, which its own interval says.
-    """
-    itself = ratio(first, second, seed=seed)
-    return max(itself.high, 1 / itself.low) - 1
-
-
-def spread_warning(what: str, rounds: Rounds, *, rounds_flag: str = "--rounds") -> tuple[str, str | None] | None:
-    """A text and the next command when the interval is too wide, or needlessly narrow; None when it is neither.
+def spread_warning(what: str, rounds: Rounds) -> tuple[str, int | None] | None:
+    """A text and how many rounds would do, when the interval is too wide or needlessly narrow; None when it is neither.
 
     None does not say that the figure is right, only that repeating it would give about the same.
     """
     if len(rounds) < 2:
-        return (f"{what}: one round says nothing of the drift between processes", f"{rounds_flag} 3")
+        return (f"{what}: one round says nothing of the drift between processes", 3)
     width = bootstrap_median(rounds).width
     if width > WIDE:
         more = math.ceil(len(rounds) * min((width / WIDE) ** 2, 4))
-        return (f"{what}: the interval is {width:.1%} wide, more than {WIDE:.0%}", f"{rounds_flag} {more}")
+        return (f"{what}: the interval is {width:.1%} wide, more than {WIDE:.0%}", more)
     if width < NEEDLESS and len(rounds) > 3:
-        return (f"{what}: the interval is {width:.2%} wide; fewer rounds would do", f"{rounds_flag} 3")
+        return (f"{what}: the interval is {width:.2%} wide; fewer rounds would do", 3)
     return None
 
 

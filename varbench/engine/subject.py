@@ -6,7 +6,6 @@ a trace, steps) is None with the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from varbench.engine.generate import Observer
 from varbench.engine.pipeline import Pipeline
+from varbench.engine.storage import storage_bytes
 from varbench.plan.trace import Trace
 from varbench.policies import Generator
 from varbench.spec import ModelSpec
@@ -52,8 +52,8 @@ class Subject(Protocol):
 
     def make(self, ask: Ask, *, observer: Observer | None = None) -> Answer: ...
 
-    def modules(self) -> Iterable[nn.Module]:
-        """All that stays loaded, as far as it can be named."""
+    def weight_bytes(self, row: str) -> int:
+        """All that stays loaded for the row, by storage, counted once."""
         ...
 
 
@@ -87,8 +87,9 @@ class EngineSubject:
         )
         return Answer(images=made.images, tokens=made.tokens, trace=made.trace)
 
-    def modules(self) -> Iterable[nn.Module]:
-        return (self.pipe.tokenizer, *self.pipe.backbones.values())
+    def weight_bytes(self, row: str) -> int:
+        modules: tuple[nn.Module, ...] = (self.pipe.tokenizer, *self.pipe.backbones.values())
+        return storage_bytes(tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +99,13 @@ class GeneratorSubject:
     generator: Generator
     model: ModelSpec
     device: torch.device
+    loaded_bytes: int
+    """Of the tensors that loading it brought."""
 
     @torch.inference_mode()
     def make(self, ask: Ask, *, observer: Observer | None = None) -> Answer:
         images = self.generator.generate(ask.labels, seed=ask.seed, first_image=ask.first)
         return Answer(images=images, tokens=None, trace=None)
 
-    def modules(self) -> Iterable[nn.Module]:
-        return ()
+    def weight_bytes(self, row: str) -> int:
+        return self.loaded_bytes

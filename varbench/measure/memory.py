@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from varbench.engine.storage import storage_bytes
 from varbench.engine.subject import Answer, Ask, Subject
 from varbench.measure import nvml
 from varbench.measure.environment import gpu_identity
@@ -25,20 +26,6 @@ Made = TypeVar("Made")
 
 MOST_TRIED = 4096
 """A batch beyond which it is not worth the time to look for the end."""
-
-
-def weight_bytes(subject: Subject) -> int:
-    """All that stays loaded, by storage, counted once."""
-    return storage_bytes(tensor for module in subject.modules() for tensor in (*module.parameters(), *module.buffers()))
-
-
-def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes behind tensors; views of one storage count once."""
-    found = {}
-    for tensor in tensors:
-        storage = tensor.untyped_storage()
-        found[storage.data_ptr()] = storage.nbytes()
-    return sum(found.values())
 
 
 def live_bytes(device: torch.device) -> int:

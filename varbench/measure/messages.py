@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from varbench.plan.trace import Trace
-from varbench.record import Energy, LargestBatch
+from varbench.record import Energy, LargestBatch, Totals
 
 Look = Literal["memory", "outside", "largest", "energy"]
 
@@ -91,6 +91,8 @@ class Reply:
     chunk: Chunk | None = None
     trace: Trace | None = None
     """With a look at memory."""
+    work: Totals | None = None
+    """What a row that replaces the loop says of its work, with a look at memory."""
     peaks: Peaks | None = None
     outside: Outside | None = None
     largest: LargestBatch | None = None

@@ -94,9 +94,13 @@ def time_rows(
     seeds: Iterator[int],
     strain: ReadStrain,
     failed: Callable[[str, RowError], None],
+    at: Callable[[str], None] = lambda row: None,
 ) -> dict[str, SpeedRound]:
-    """One round of rows that share a process. A row that fails is told to `failed` and leaves; the others go on."""
-    session = _Session(ask=ask, full=full, pace=pace, seeds=seeds, strain=strain, failed=failed)
+    """One round of rows that share a process. A row that fails is told to `failed` and leaves; the others go on.
+
+    `at` hears whose turn it is.
+    """
+    session = _Session(ask=ask, full=full, pace=pace, seeds=seeds, strain=strain, failed=failed, at=at)
     if full is not None:
         session.warm(full)
     first: dict[str, tuple[float, float]] = {}
@@ -119,6 +123,7 @@ class _Session:
     seeds: Iterator[int]
     strain: ReadStrain
     failed: Callable[[str, RowError], None]
+    at: Callable[[str], None]
     alive: set[str] = field(default_factory=set)
     taken: dict[tuple[str, str], _Taken] = field(default_factory=dict)
     changed: dict[str, set[str]] = field(default_factory=dict)
@@ -139,6 +144,7 @@ class _Session:
         if batch == self.pace.batch:
             self.last_seed[row] = seed
         request = request_of(row, batch, self.pace.classes, seed=seed)
+        self.at(row)
         before = self.strain()
         reply = self.ask(request)
         after = self.strain()

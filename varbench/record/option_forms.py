@@ -5,6 +5,7 @@ dataclass that is given, so that a field more is an option more, everywhere.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import re
 import tomllib
@@ -103,6 +104,20 @@ def _is_a(kind: type, value: Any) -> bool:
 
 def _path(one: Option, value: str) -> str:
     return value.partition("=")[2] if one.many else value
+
+
+def absolute(options: Options) -> Options:
+    """The same with whole paths: for a process that runs in another folder."""
+    changed: dict[str, Any] = {}
+    for name, one in asked(type(options)).items():
+        value = getattr(options, name)
+        if one.path is None or value is None or value == one.word:
+            continue
+        if one.many:
+            changed[name] = tuple(f"{item.partition('=')[0]}={Path(_path(one, item)).resolve()}" for item in value)
+        else:
+            changed[name] = str(Path(value).resolve())
+    return dataclasses.replace(options, **changed)
 
 
 def deciding(options: Options) -> Iterator[str]:

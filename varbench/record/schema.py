@@ -17,7 +17,7 @@ from typing import Any
 
 from varbench.record.options import Options
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def entry(doc: str, *, absent: str | None = None, default: Any = dataclasses.MISSING) -> Any:
@@ -155,11 +155,18 @@ class PlanSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class TimingColumn:
-    column: str = entry("`transformer`, `with_decoder` or `end_to_end`")
+    column: str = entry(
+        "`transformer` (the networks alone), `loop` (with sampler and quantiser), `with_decoder` or `end_to_end`"
+    )
     regime: str = entry("`latency` (batch 1) or `throughput`")
     batch: int = entry("images a call")
     clock: str = entry("`cuda_events` or `perf_counter`")
     rounds: tuple[tuple[float, ...], ...] = entry("raw samples: seconds a call, one list per round")
+    beside: tuple[tuple[float, ...], ...] | None = entry(
+        "seconds of the full model's own plan on this row's weights, in the neighbouring call of each sample: what the "
+        "row's speedup is against",
+        absent="the row has no full model in its process; its speedup is against the full model's own row",
+    )
     median: float = entry("median of all samples")
     low: float = entry("lower end of the median's 95 % bootstrap interval")
     high: float = entry("upper end of it")
@@ -169,7 +176,7 @@ class TimingColumn:
 
 @dataclass(frozen=True, kw_only=True)
 class PerScale:
-    """Time of each plan step, from a pass of its own (looking changes what is looked at)."""
+    """Time of each plan step, from the calls that are timed: the steps of a call add up to its loop."""
 
     batch: int = entry("images a call")
     clock: str = entry("`cuda_events` or `perf_counter`")
@@ -186,20 +193,16 @@ class LargestBatch:
 @dataclass(frozen=True, kw_only=True)
 class Timing:
     columns: tuple[TimingColumn, ...] = entry("one entry per column and regime measured", default=())
-    anchor: tuple[tuple[float, ...], ...] | None = entry(
-        "seconds of the full model's own plan on this row's weights, by round, taking turns with the row in the same "
-        "children (transformer, throughput batch): the row's speedup is against these",
-        absent="the row had children of its own kind; its speedup is against the full model's own row",
-        default=None,
-    )
     per_scale: PerScale | None = entry("the per-scale pass", absent="not measured")
     largest_batch: LargestBatch | None = entry("largest batch", absent="not measured")
     compile_seconds: float | None = entry("time of torch.compile", absent="torch.compile is off")
     first_call_seconds: float | None = entry("first call after loading", absent="not measured")
-    depth_switch_seconds: float | None = entry("time of a switch of points on loaded weights", absent="not measured")
-    aa_floor: float | None = entry(
-        "relative difference of the full model against itself in this run: no smaller difference is one",
-        absent="the A/A pass was not run",
+    discarded: int | None = entry(
+        "pairs of calls that were taken again since one of them was kept from running", absent="not counted"
+    )
+    held_up: float | None = entry(
+        "share of their time that the calls which count were kept from running: the largest of the rounds' medians",
+        absent="the system does not tell",
     )
 
 
@@ -215,16 +218,26 @@ class Memory:
     )
     state_after_bytes: tuple[int, ...] | None = entry("state that stays after each step", absent="not measured")
     activations_peak_bytes: int | None = entry("peak above weights and state", absent="not measured")
-    torch_allocated_bytes: int | None = entry("peak of torch's allocator", absent="a CPU has no torch allocator figure")
+    torch_allocated_bytes: int | None = entry(
+        "peak of torch's allocator, weights included: on a CPU by the profiler's memory events, to the byte",
+        absent="not measured",
+    )
     torch_reserved_bytes: int | None = entry("peak it had reserved", absent="a CPU has no torch allocator figure")
     nvml_process_bytes: int | None = entry("NVML, this process, peak", absent="NVML gives no figure here")
     nvml_board_bytes: int | None = entry("NVML, the whole board, peak", absent="NVML gives no figure here")
-    rss_growth_bytes: int | None = entry("peak resident growth of a fresh child", absent="not measured on a GPU")
+    rss_growth_bytes: int | None = entry(
+        "peak growth of the resident memory in that call: a side figure, with what the C library keeps",
+        absent="not measured on a GPU",
+    )
+
+    left_bytes: int | None = entry(
+        "what the allocator holds once the call is over and its result gone", absent="not measured"
+    )
 
     @property
     def peak_bytes(self) -> int | None:
-        """The figure of the table: torch's peak on a GPU, resident growth on a CPU."""
-        return self.rss_growth_bytes if self.torch_allocated_bytes is None else self.torch_allocated_bytes
+        """The figure of the table."""
+        return self.torch_allocated_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,7 +384,7 @@ class Record:
     provenance: MethodSource | None = entry("where the method comes from", absent="the plugin does not say")
     samples: Samples | None = entry("a few images", absent="no images were kept")
     weights: tuple[WeightFile, ...] = entry("files the numbers rest on", default=())
-    metrics: dict[str, Any] = entry("columns of plugins, by `plugin.column`", default={})
+    metrics: dict[str, Score] = entry("figures of plugins: means over images, by `plugin.metric`", default={})
     warnings: tuple[Notice, ...] = entry("what the reader should know", default=())
     missing: dict[str, str] = entry("why a key is null, by dotted path, e.g. `memory.nvml_process_bytes`", default={})
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from varbench.base.stats import median
+
 
 def _options_in_full(old: dict[str, Any]) -> dict[str, Any]:
     """Version 1 kept some of the options, and the calls and seconds of a round hung on preset and `--quick` alone."""
@@ -22,6 +24,24 @@ def _options_in_full(old: dict[str, Any]) -> dict[str, Any]:
     return {**old, "protocol": {**asked, **protocol}}
 
 
+def _neighbours_beside(old: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 timed the full model in turn with the row, but not call by call: each of a round's calls gets its median."""
+    if old.get("timing") is None:
+        return old
+    timing = dict(old["timing"])
+    anchor = timing.pop("anchor", None)
+    for gone in ("aa_floor", "depth_switch_seconds"):
+        timing.pop(gone, None)
+    columns = []
+    for column in timing["columns"]:
+        timed = (column["column"], column["regime"]) == ("transformer", "throughput")
+        if anchor is not None and timed and len(anchor) == len(column["rounds"]):
+            pairs = zip(anchor, column["rounds"], strict=True)
+            column = {**column, "beside": [[median(full)] * len(own) for full, own in pairs]}
+        columns.append(column)
+    return {**old, "timing": {**timing, "columns": columns}}
+
+
 # From schema version to a function that turns a file of that version into one of the next. Keys that are merely
 # new need none: a missing key that may be null reads as null.
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _options_in_full}
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _options_in_full, 2: _neighbours_beside}

@@ -65,7 +65,7 @@ class Child:
         with contextlib.ExitStack() as undo:
             for fd in (asks, answers):
                 undo.callback(os.close, fd)  # the child's ends
-            self._log = open(log, "ab")
+            self._log = open(log, "ab")  # noqa: SIM115  (closed with the child)
             self._folder = tempfile.TemporaryDirectory(prefix="varbench-")
             self._process = subprocess.Popen(
                 command(asks, answers),
@@ -88,7 +88,10 @@ class Child:
     def __enter__(self) -> Child:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is not None and self.exit_code is None:
+            # An interrupted training keeps what it has; anything else has nothing left to say.
+            self._signal(signal.SIGINT if kind is KeyboardInterrupt else signal.SIGKILL)
         self.end()
 
     @property
@@ -170,10 +173,8 @@ class Child:
         if self.exit_code is not None:
             return
         os.close(self._writing)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_GRACE)
-        except subprocess.TimeoutExpired:
-            pass
         self._kill()
         self.exit_code = self._process.wait()
         # What it still said; a grandchild may hold the pipe open, so its end is not waited for.
@@ -189,8 +190,11 @@ class Child:
         self._folder.cleanup()
 
     def _kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self._process.pid, number)
 
 
 def job_command(job: Path) -> Command:

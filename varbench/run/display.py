@@ -1,47 +1,96 @@
-"""Where a run is, on stderr: one live line on a terminal, a plain line a step elsewhere."""
+"""Where a run is, on stderr: on a terminal a bar with the time left; elsewhere a line a part, and one a minute within it."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+_EVERY = 60.0
+"""Seconds between lines within a part, where there is no terminal."""
 
 
 class Display:
-    """`step` begins a child, `detail` says where it is within, `note` stays on the screen."""
+    """`part` is one process's work, of which it is known how many of each kind there are; `note` stays on the screen."""
 
-    def __init__(self, total: int, *, status: Any = None) -> None:
-        self._total, self._done, self._status = total, 0, status
-        self._began = time.monotonic()
+    def __init__(self, kinds: dict[str, int], *, bar: Any = None) -> None:
+        self._left = Counter(kinds)
+        self._total = sum(kinds.values())
+        self._took: dict[str, list[float]] = {}
+        self._bar = bar
+        self._began = self._spoke = time.monotonic()
         self._title = ""
+        if bar is not None:
+            self._task = bar.add_task("starting", total=self._total, left="")
 
-    def step(self, title: str) -> None:
-        self._done += 1
-        self._title = f"[{self._done}/{self._total}, {time.monotonic() - self._began:.0f} s] {title}"
-        if self._status is None:
-            print(self._title, file=sys.stderr, flush=True)
+    @contextmanager
+    def part(self, kind: str, title: str) -> Iterator[None]:
+        done = self._total - sum(self._left.values())
+        self._title = f"{kind}: {title}"
+        if self._bar is None:
+            print(
+                f"[{done + 1}/{self._total}, {time.monotonic() - self._began:.0f} s{self._in_words()}] {self._title}",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
         else:
-            self._status.update(self._title)
+            self._show(self._title)
+        self._spoke = began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._took.setdefault(kind, []).append(time.monotonic() - began)
+            self._left[kind] -= 1
+            if self._bar is not None:
+                self._bar.advance(self._task)
 
     def detail(self, text: str) -> None:
-        if self._status is not None:
-            self._status.update(f"{self._title}: {text}")
+        """Where within the part it is."""
+        if self._bar is not None:
+            self._show(f"{self._title}: {text}")
+        elif time.monotonic() - self._spoke > _EVERY:
+            self._spoke = time.monotonic()
+            print(f"  {self._title}: {text}", file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
-        if self._status is None:
+        if self._bar is None:
             print(text, file=sys.stderr, flush=True)
         else:
-            self._status.console.print(text, markup=False, highlight=False)
+            self._bar.console.print(text, markup=False, highlight=False)
+
+    def _show(self, text: str) -> None:
+        from rich.markup import escape
+
+        self._bar.update(self._task, description=escape(text[:100]), left=self._in_words())
+
+    def _in_words(self) -> str:
+        left = self.seconds_left()
+        return (
+            "" if left is None else f", about {left / 60:.0f} min left" if left > 90 else f", about {left:.0f} s left"
+        )
+
+    def seconds_left(self) -> float | None:
+        """As long as the parts so far took, kind by kind; None until one of each kind that is left was seen."""
+        kinds = [kind for kind, left in self._left.items() if left > 0]
+        if any(kind not in self._took for kind in kinds):
+            return None
+        return sum(self._left[kind] * sum(self._took[kind]) / len(self._took[kind]) for kind in kinds)
 
 
 @contextlib.contextmanager
-def shown(total: int) -> Iterator[Display]:
+def shown(kinds: dict[str, int]) -> Iterator[Display]:
     if not sys.stderr.isatty():
-        yield Display(total)
+        yield Display(kinds)
         return
     from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    with Console(stderr=True).status("starting") as status:
-        yield Display(total, status=status)
+    columns = (
+        BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}", markup=False),
+        TextColumn("{task.description}"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        yield Display(kinds, bar=bar)

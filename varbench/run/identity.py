@@ -1,22 +1,18 @@
-"""What decides a result, as hashes: the program's own source, the plugins', and every file that is read."""
+"""What decides a result, by content: the program's own source, the plugins' with their data, and every file that is read."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
-import inspect
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import varbench
-from varbench.base.hashing import digest
-from varbench.record import PluginVersion
-from varbench.rows.grammar import Row
+from varbench.base.hashing import digest, file_hash
+from varbench.run.messages import ResolvedPlugin
 
-SHOWING = ("show", "commands", "check", "__main__.py")
-"""Parts of the package that only show what was measured, or check plugins."""
+SHOWING = ("show", "check", "commands")
+"""Rooms that show what was measured, or check plugins: they decide no figure."""
 
 
 @functools.cache
@@ -31,37 +27,42 @@ def measuring_hash() -> str:
     return source_hash(Path(str(varbench.__file__)).parent, without=SHOWING)
 
 
-@functools.cache
 def source_hash(place: Path, *, without: tuple[str, ...] = ()) -> str:
-    """Hash of a module's source, or of all modules below a package's folder."""
-    files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
-    files = [file for file in files if file.relative_to(place).parts[:1] not in {(name,) for name in without}]
-    root = place if place.is_dir() else place.parent
-    return digest(f"{file.relative_to(root)} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files)
+    """Hash of all modules below a package's folder."""
+    files = [file for file in sorted(place.rglob("*.py")) if file.relative_to(place).parts[0] not in without]
+    return digest(f"{file.relative_to(place).as_posix()} {file_hash(file)}" for file in files)
 
 
-def plugin_versions(row: Row, modules: dict[str, Any]) -> tuple[PluginVersion, ...]:
-    """The row's plugins; `modules` are their loaded modules or objects by name."""
-    return tuple(
-        PluginVersion(
-            name=info.name,
-            distribution=info.distribution,
-            version=info.version,
-            code_hash=_plugin_hash(modules.get(info.name)),
-        )
-        for info in row.plugins
-    )
+def plugin_hash(plugin: ResolvedPlugin) -> str | None:
+    """Of all that the plugin was imported from, data included; None where it has no file."""
+    files = {file for place in plugin.files for file in _below(Path(place))}
+    if plugin.distribution not in ("varbench", "no distribution") and not any(Path(p).is_dir() for p in plugin.files):
+        files |= set(_of_distribution(plugin.distribution))
+    if not files:
+        return None
+    root = Path(plugin.files[0]) if Path(plugin.files[0]).is_dir() else Path(plugin.files[0]).parent
+    named = sorted((_relative(file, root), file) for file in files)
+    return digest(f"{name} {file_hash(file)}" for name, file in named)
 
 
-def _plugin_hash(plugin: Any) -> str | None:
-    """Of the package or module that the plugin lives in."""
+def _below(place: Path) -> list[Path]:
+    if not place.is_dir():
+        return [place] if place.is_file() else []
+    return [file for file in place.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+
+
+def _of_distribution(name: str) -> list[Path]:
+    """Files that were installed with it, less what installing itself writes."""
     try:
-        file = Path(inspect.getfile(plugin if inspect.ismodule(plugin) else type(plugin)))
-    except TypeError:
-        return None
-    if not file.is_file():
-        return None
-    return source_hash(file.parent if file.name == "__init__.py" else file)
+        listed = metadata.files(name) or []
+    except metadata.PackageNotFoundError:
+        return []
+    found = [Path(str(file.locate())) for file in listed if not file.parts[0].endswith(".dist-info")]
+    return [file for file in found if file.is_file() and file.suffix != ".pyc"]
+
+
+def _relative(file: Path, root: Path) -> str:
+    return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
 
 
 def torch_version() -> str:

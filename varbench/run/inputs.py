@@ -12,14 +12,15 @@ import tempfile
 from pathlib import Path
 
 from varbench.errors import UserError
-from varbench.run.children import job_command, run_child
-from varbench.run.jobs import Job
+from varbench.run import children
+from varbench.run.children import ChildEndedError
+from varbench.run.messages import Job
 from varbench.spec import ModelSpec
 
 
 def sizes_of(*, vae: Path, var: Path) -> ModelSpec:
     """Sizes of the model that the two checkpoints hold."""
-    command = [sys.executable, "-m", "varbench.run.inputs_task", str(vae), str(var)]
+    command = [sys.executable, "-m", "varbench.run.tasks.inspect", str(vae), str(var)]
     ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     try:
         found = json.loads(ended.stdout.splitlines()[-1])
@@ -30,16 +31,18 @@ def sizes_of(*, vae: Path, var: Path) -> ModelSpec:
     return ModelSpec.from_json(found["sizes"])
 
 
-def check(job: Job, *, timeout: float) -> None:
-    """Weights that load as the model, a reference that samples can be scored against, data to train on; else a `UserError`."""
+def check(job: Job) -> None:
+    """Weights that load as the model, a reference that samples can be scored against, data to train on; else `UserError`."""
     with tempfile.TemporaryDirectory(prefix="varbench-") as folder:
-        path = Path(folder) / "inputs.job.json"
-        job.write(path)
-        ended = run_child(job_command(path), log=Path(folder) / "log", timeout=timeout)
-    for event in ended.of("error"):
-        raise UserError(event["reason"])
-    if ended.failure is not None:
-        raise UserError(_unseen(ended.failure.reason, ended.stderr_tail))
+        child = children.start(job, folder=Path(folder), log=Path(folder) / "log")
+        try:
+            with child:
+                child.hear()
+        except ChildEndedError as error:
+            said = error.failure.traceback is not None  # it told what is wrong itself
+            raise UserError(
+                error.failure.reason if said else _unseen(error.failure.reason, child.stderr_tail)
+            ) from error
 
 
 def _unseen(why: str, stderr: str) -> str:

@@ -1,84 +1,55 @@
-"""From options to rows with plans, grouped by the weights they share. No torch, no CUDA."""
+"""From options to rows with plans, grouped by the weights they share. Plugins are asked in a child; here is only data."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+import sys
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from varbench import rows
-from varbench.base import hashing
-from varbench.errors import PlanError, UserError
+from varbench.base.hashing import digest, file_hash, path_hash
+from varbench.errors import UserError
 from varbench.plan import presets
-from varbench.plan.compiler import compile_plan
 from varbench.plan.cost import Prediction, predict, work
 from varbench.plan.hardware import KNOWN, Hardware
 from varbench.plan.steps import Plan
-from varbench.policies import Generator, Provenance
-from varbench.record import PlanSummary, PluginVersion
-from varbench.record.option_forms import deciding
+from varbench.record import PluginVersion, RowIdentity
+from varbench.record.option_forms import absolute, deciding
 from varbench.record.options import Options
-from varbench.rows.grammar import Row
-from varbench.rows.manager import PluginManager
-from varbench.run import identity
+from varbench.rows import FULL
+from varbench.run import children, identity
+from varbench.run.children import ChildEndedError
 from varbench.run.defaults import companions
-from varbench.run.reasons import Failure, of_exception
+from varbench.run.messages import Job, Resolved, ResolvedRow
 from varbench.spec import ModelSpec
 
-UPSTREAM = f"{rows.FULL}:accounting=upstream"
 OWN_WEIGHTS = "own weights of "
+UPSTREAM = f"{FULL}:accounting=upstream"
 
 
-@dataclass
-class Measured:
-    """A row on its way: what it is, and what children have found out about it so far."""
+@dataclass(frozen=True, kw_only=True)
+class RowInRun:
+    """A row as the parent knows it, with what it is made from."""
 
-    row: Row
-    plan: Plan | None
-    other_plan: Plan | None
-    """Under the other accounting, to be shown beside."""
-    plugins: tuple[PluginVersion, ...]
-    provenance: Provenance | None
+    resolved: ResolvedRow
+    identity: RowIdentity
     inputs: str
-    weight_set: str
+    """Hash of all that decides its figures."""
     read: dict[str, str] = field(default_factory=dict)
-    """Hashes of what the row's parameters name to be read, by the parameter, as in `dit.weights`."""
-    study: str | None = None
-    """The panel that it was asked for, outside the table."""
-    started: str | None = None
-    failure: Failure | None = None
-    exit_code: int | None = None
-    stderr_tail: str | None = None
-    hello: dict[str, Any] | None = None
-    training: dict[str, Any] | None = None
-    speed: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """By round."""
-    memory: dict[str, Any] | None = None
-    quality: dict[str, Any] | None = None
-    kept: set[str] = field(default_factory=set)
-    """Tasks whose findings an earlier run on this machine had left."""
-    summaries: dict[str | None, PlanSummary] = field(default_factory=dict)
-    """The plan in the words of a record, by the hardware it is predicted for."""
+    """Hashes of what its parameters name to be read, by the parameter."""
 
     @property
     def name(self) -> str:
-        return self.row.name
+        return self.resolved.name
 
     @property
-    def ran(self) -> dict[str, Any]:
-        """What a child says of what ran: that of the memory pass, else of the first round."""
-        return self.memory or next((self.speed[number] for number in sorted(self.speed)), {})
+    def plan(self) -> Plan | None:
+        return self.resolved.plan
 
     @property
-    def generator(self) -> Generator | None:
-        """What replaces the loop, in rows that have no plan."""
-        owned = self.row.policies.generator
-        return owned.policy if owned else None
-
-    @property
-    def denominator(self) -> str | None:
-        return {rows.FULL: "lossless", UPSTREAM: "upstream"}.get(self.name)
+    def replaces_loop(self) -> bool:
+        return self.resolved.trained_generator is not None
 
 
 @dataclass(frozen=True)
@@ -86,102 +57,125 @@ class WeightSet:
     """Rows that run on the same weights."""
 
     key: str
-    trains: Row | None
+    trains: str | None
     """A row whose recipe makes the weights; None where they are there already."""
     rows: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Prepared:
-    model: ModelSpec
-    files: dict[str, str] | None
-    """Pretrained files by part; None for random weights."""
-    measured: dict[str, Measured]
-    weight_sets: tuple[WeightSet, ...]
-    """That of the full model first."""
-    inputs: str
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
-    """What all rows of a run share."""
+    """What is measured, and how: all rows of a run share it."""
 
     name: str
     options: Options
-    prepared: Prepared
-    order: tuple[str, ...]
-    quality_rows: frozenset[str]
-    available_memory: int | None
+    model: ModelSpec
+    files: dict[str, str] | None
+    """Pretrained files by part; None for random weights."""
+    hashes: dict[str, str]
+    """Of these files."""
+    rows: dict[str, RowInRun]
+    metrics: tuple[str, ...] = ()
+    """Plugins that bring metrics."""
+    inputs: str = ""
+    """Hash of what all rows share."""
+    available_memory: int | None = None
+
+    @property
+    def weight_sets(self) -> tuple[WeightSet, ...]:
+        """That of the full model first."""
+        found: dict[str, list[ResolvedRow]] = {}
+        for one in self.rows.values():
+            found.setdefault(one.resolved.weight_set, []).append(one.resolved)
+        there = ("pretrained", "random")
+        return tuple(
+            WeightSet(
+                key=key,
+                trains=None if key in there or key.startswith(OWN_WEIGHTS) else sharing[0].name,
+                rows=tuple(row.name for row in sharing),
+            )
+            for key, sharing in found.items()
+        )
+
+    def is_scored(self, name: str) -> bool:
+        """Whether images of the row are made and looked at."""
+        row = self.rows[name].resolved
+        trained = self.files is not None if row.trained_generator is None else row.trained_generator
+        return bool(self.options.images) and trained and name != UPSTREAM
+
+    def job(self, **given: object) -> Job:
+        """A job under the run's options."""
+        whole = Job(task="subject", options=absolute(self.options), model=self.model, files=self.files)
+        return replace(whole, **given)  # type: ignore[arg-type]
 
 
 class NothingSelectedError(UserError):
     """No row was asked for; the exit code is its own."""
 
 
-def prepare(options: Options, manager: PluginManager) -> Prepared:
-    """Resolves rows and compiles plans. A plan that cannot be compiled is that row's failure, not the run's."""
-    model = presets.preset(options.model).spec
-    asked = rows.expand(options.plugins, model, all_settings=options.all_settings, manager=manager)
-    studied = [(name, row) for name in options.study for row in rows.of_study(name, model, manager=manager)]
-    if not asked and not studied:
-        known = ", ".join(manager.names())
+def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
+    """Rows are resolved and compiled in a child. A plan that cannot be compiled is that row's failure, not the run's."""
+    if not options.plugins.strip(" ,") and not options.study:
         raise NothingSelectedError(
-            f"nothing is selected; give --plugins, as in --plugins variant,fixed_ratio. Known: {known}"
+            f"nothing is selected; give --plugins, as in --plugins variant,fixed_ratio. Known: {', '.join(known)}"
         )
-    denominators = tuple(rows.resolve(name, model, manager=manager) for name in (rows.FULL, UPSTREAM))
+    model = presets.preset(options.model).spec
     files = weight_files(options)
-    shipped = sorted(files.items()) if files and options.weights is None else ()
-    shared = hashing.digest(
+    resolved = resolve_rows(Job(task="resolve", options=absolute(options), model=model, files=files))
+    for problem in resolved.problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    hashes = {part: file_hash(path) for part, path in sorted((files or {}).items())}
+    shared = digest(
         [
             identity.measuring_hash(),
             f"torch {identity.torch_version()}",
             json.dumps(model.to_json(), sort_keys=True),
-            *(f"{part} {hashing.file_hash(path)}" for part, path in shipped),
+            *(f"{part} {sha256}" for part, sha256 in hashes.items()),
             *deciding(options),
         ]
     )
-    measured: dict[str, Measured] = {}
-    for study, row in (*((None, row) for row in (*denominators, *asked)), *studied):
-        if row.name not in measured:
-            measured[row.name] = _measured(row, model, shared, files, manager, trains=_trains(options))
-            measured[row.name].study = study
-    return Prepared(model=model, files=files, measured=measured, weight_sets=_weight_sets(measured), inputs=shared)
+    rows = {row.name: _in_run(row, shared) for row in resolved.rows}
+    return Run(
+        name=name, options=options, model=model, files=files, hashes=hashes, rows=rows, metrics=resolved.metrics,
+        inputs=shared,
+    )  # fmt: skip
 
 
-def weight_files(options: Options) -> dict[str, str] | None:
-    """Files by part: those given, else those that the preset ships, else none, which means random weights."""
-    if options.weights == "random":
-        return None
-    if options.weights is not None:
-        return {"vae": str(options.vae), "main": options.weights, **companions(options.companion)}
-    shipped = {part: str(path) for part, path in presets.shipped_files(options.model).items()}
-    if not shipped and not presets.preset(options.model).assets:
-        raise UserError(
-            f"{options.model} ships no weights: give --weights and --vae, or --weights random to measure speed and memory only"
+def resolve_rows(job: Job) -> Resolved:
+    """What the plugins say of the rows that are asked for; what is wrong with the asking is a `UserError`."""
+    with tempfile.TemporaryDirectory(prefix="varbench-") as folder:
+        child = children.start(job, folder=Path(folder), log=Path(folder) / "log")
+        try:
+            with child:
+                found = child.hear()
+        except ChildEndedError as error:
+            raise UserError(error.failure.reason) from error
+    assert isinstance(found, Resolved)
+    return found
+
+
+def _in_run(row: ResolvedRow, shared: str) -> RowInRun:
+    plugins = tuple(
+        PluginVersion(
+            name=plugin.name,
+            distribution=plugin.distribution,
+            version=plugin.version,
+            code_hash=identity.plugin_hash(plugin),
         )
-    return {**shipped, **companions(options.companion)} if shipped else None
-
-
-def _measured(
-    row: Row, model: ModelSpec, shared: str, files: dict[str, str] | None, manager: PluginManager, *, trains: bool
-) -> Measured:
-    modules = {info.name: manager.plugin(info.name) for info in row.plugins}
-    plugins = identity.plugin_versions(row, modules)
-    settings = manager.call(row.plugins[0].name, "varbench_settings", model=model)
-    read = dict(_read(row, manager))
-    plan, other, failure = None, None, None
-    try:
-        if row.policies.generator is None:
-            plan, other = _plans(row, model, files)
-    except PlanError as error:
-        failure = of_exception(error)
-    return Measured(
-        row=row,
-        plan=plan,
-        other_plan=other,
-        plugins=plugins,
-        provenance=settings.provenance if settings else None,
-        inputs=hashing.digest(
+        for plugin in row.plugins
+    )
+    read = {key: path_hash(path) for key, path in row.read.items()}
+    return RowInRun(
+        resolved=row,
+        identity=RowIdentity(
+            row=row.name,
+            plugins=plugins,
+            recipe=row.recipe,
+            point=row.point,
+            params=row.parameters,
+            denominator={FULL: "lossless", UPSTREAM: "upstream"}.get(row.name),
+            study=row.study,
+        ),
+        inputs=digest(
             [
                 shared,
                 row.name,
@@ -190,66 +184,23 @@ def _measured(
             ]
         ),
         read=read,
-        weight_set=_weight_set(row, given=files is not None, trains=trains),
-        failure=failure,
     )
 
 
-def _read(row: Row, manager: PluginManager) -> Iterator[tuple[str, str]]:
-    """What the row's parameters name to be read, by content."""
-    for setting in row.settings:
-        settings = manager.call(setting.plugin, "varbench_settings", model=row.model)
-        for name, parameter in settings.parameters.items() if settings else ():
-            path = setting.parameters.get(name)
-            if parameter.kind == "path" and path:
-                yield f"{setting.plugin}.{name}", hashing.path_hash(str(path))
-
-
-def _plans(row: Row, model: ModelSpec, files: dict[str, str] | None) -> tuple[Plan, Plan]:
-    """Under the row's accounting, and under the other."""
-    plan = compile_plan(model, row.policies, accounting=row.accounting)
-    (accounting,) = set(rows.ACCOUNTINGS) - {row.accounting}
-    lacking = [name for name, _ in plan.backbones if files is not None and name not in files and name != "main"]
-    if lacking:
-        raise PlanError(f"{row.name} runs on a second model; give its weights: --companion {lacking[0]}=FILE")
-    return plan, compile_plan(model, row.policies, accounting=accounting)
-
-
-def _trains(options: Options) -> bool:
-    """Whether recipes can be trained: `tiny` has data of its own, the others need a folder.
-
-    Without one, the weights that are given are taken for those of the recipe, and the record says so.
-    """
-    return presets.preset(options.model).assets or options.data is not None
-
-
-def _weight_set(row: Row, *, given: bool, trains: bool) -> str:
-    """Rows with one recipe and one set of parameters of the plugin that trains share their weights.
-
-    A generator brings its own.
-    """
-    if row.policies.generator is not None:
-        return f"{OWN_WEIGHTS}{row.name}"
-    if not (given and trains) or row.schedule is None or row.recipe_plugin is None:
-        return "pretrained" if given else "random"
-    own = next(setting for setting in row.settings if setting.plugin == row.recipe_plugin)
-    known = [f":{key}={value}" for key, value in sorted(own.parameters.items())]
-    changed = [f":{key.partition('.')[2]}" for key in row.parameters if key.startswith(f"{row.recipe_plugin}.")]
-    return f"{row.recipe_plugin}@{row.recipe}" + ("".join(known) if changed else "")
-
-
-def _weight_sets(measured: dict[str, Measured]) -> tuple[WeightSet, ...]:
-    found: dict[str, list[Measured]] = {}
-    for one in measured.values():
-        found.setdefault(one.weight_set, []).append(one)
-    return tuple(
-        WeightSet(
-            key=key,
-            trains=None if key in ("pretrained", "random") or key.startswith(OWN_WEIGHTS) else sharing[0].row,
-            rows=tuple(one.name for one in sharing),
+def weight_files(options: Options) -> dict[str, str] | None:
+    """Files by part: those given, else those that the preset ships, else none, which means random weights."""
+    if options.weights == "random":
+        return None
+    extra = {part: str(Path(path).resolve()) for part, path in companions(options.companion).items()}
+    if options.weights is not None:
+        given = {"vae": str(options.vae), "main": options.weights}
+        return {**{part: str(Path(path).resolve()) for part, path in given.items()}, **extra}
+    shipped = {part: str(path) for part, path in presets.shipped_files(options.model).items()}
+    if not shipped and not presets.preset(options.model).assets:
+        raise UserError(
+            f"{options.model} ships no weights: give --weights and --vae, or --weights random to measure speed and memory only"
         )
-        for key, sharing in found.items()
-    )
+    return {**shipped, **extra} if shipped else None
 
 
 def hardware_like(device: str, cores: int) -> Hardware | None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 
-from varbench import rows
 from varbench.base import stats
 from varbench.plan.cost import work
 from varbench.record import Notice, Timing, Validity, Verdict
 from varbench.record.option_forms import as_arguments
 from varbench.record.options import FEWEST_ROUNDS
-from varbench.run.prepare import Measured, Run
-from varbench.run.sections_of import anchor
+from varbench.rows import FULL
+from varbench.run.findings import Findings
+from varbench.run.prepare import RowInRun, Run
 
 TOO_FAST = 0.7
-"""An equal repeat that takes less than this share of a fresh call has been remembered."""
+"""An equal repeat that takes less than this share of a fresh call, in every round, has been remembered."""
 
 WITHOUT_CAUSE = 0.2
 """A gain in speed beyond this needs less work as its cause."""
@@ -23,83 +24,95 @@ CHECKED = (
     "ran as planned, step by step", "state equals the plan's to the byte", "equal calls gave equal tokens",
     "nothing hidden between steps, nothing left behind", "no global state changed", "an equal call is no faster",
 )  # fmt: skip
-CHECKED_QUICKLY = ("ran as planned, step by step", "state equals the plan's to the byte", "no global state changed")
+CHECKED_QUICKLY = ("no global state changed", "an equal call is no faster")
 CHECKED_OUTSIDE = ("equal calls gave equal images", "no global state changed", "an equal call is no faster")
 """Of a row that replaces the loop."""
 
 
-def validity(run: Run, one: Measured, *, complete: bool, floor: float) -> Validity:
+def validity(run: Run, row: RowInRun, found: Findings, *, complete: bool) -> Validity:
     if not complete:
         return Validity()
-    said = [one.memory or {}, *one.speed.values()]
-    findings = list(dict.fromkeys(finding for found in said for finding in found.get("findings", ())))
-    if changed := sorted({name for found in said for name in found.get("changed", ())}):
-        findings.append(f"the row changes global state: {', '.join(changed)}")
-    repeats = [found["identical"] for found in one.speed.values() if found.get("identical") is not None]
+    reasons = [*found.mismatches, *(found.looks.findings if found.looks else ())]
+    parts = [found.looks, found.seen, *found.speed.values()]
+    if changed := sorted({name for part in parts if part is not None for name in part.changed}):
+        reasons.append(f"the row changes global state: {', '.join(changed)}")
+    repeats = [one.identical for one in found.speed.values() if one.identical is not None]
     if repeats and max(repeats) < TOO_FAST:
-        findings.append(
+        reasons.append(
             f"an equal call takes {max(repeats):.0%} of a fresh one's time: something is remembered between calls"
         )
-    if gain := _gain_without_cause(run, one, floor):
-        findings.append(gain)
-    if findings:
-        return Validity(verdict=Verdict.INVALID, reasons=tuple(findings))
-    return Validity(verdict=Verdict.VALID, reasons=_checked(one))
+    if gain := _gain_without_cause(run, row, found):
+        reasons.append(gain)
+    if reasons:
+        return Validity(verdict=Verdict.INVALID, reasons=tuple(reasons))
+    return Validity(verdict=Verdict.VALID, reasons=_checked(row, found))
 
 
-def _checked(one: Measured) -> tuple[str, ...]:
-    if one.memory is None:
+def _checked(row: RowInRun, found: Findings) -> tuple[str, ...]:
+    if found.looks is None:
         return CHECKED_QUICKLY
-    return CHECKED if one.generator is None else CHECKED_OUTSIDE
+    return CHECKED_OUTSIDE if row.replaces_loop else CHECKED
 
 
-def _gain_without_cause(run: Run, one: Measured, floor: float) -> str | None:
+def _gain_without_cause(run: Run, row: RowInRun, found: Findings) -> str | None:
     """A row that is faster than the full model and does no less work has done something that its plan does not say."""
-    full = run.prepared.measured[rows.FULL]
-    if one.plan is None or full.plan is None or one.row.accounting != full.row.accounting:
+    full = run.rows[FULL]
+    if row.plan is None or full.plan is None or row.resolved.accounting != full.resolved.accounting:
         return None
-    rounds = list(one.speed.values())
-    theirs = anchor(rounds)
-    if theirs is None or len(rounds) < FEWEST_ROUNDS:
+    pairs = [one.throughput for one in found.speed.values()]
+    if len(pairs) < FEWEST_ROUNDS:
         return None  # too few rounds to say so of anybody
-    gain = stats.ratio(theirs, [tuple(found["columns"]["throughput"]["transformer"]) for found in rounds])
-    if stats.judge_ratio(gain, minimum=WITHOUT_CAUSE, floor=floor) != "better" or gain.low < 1 + WITHOUT_CAUSE:
+    times = [
+        [(pair.full.times.transformer, pair.row.times.transformer) for pair in some if pair.full is not None]
+        for some in pairs
+    ]
+    known = [[(one, other) for one, other in some if one and other] for some in times]
+    if not all(known):
         return None
-    sizes = [work(plan, batch=run.options.batch, dtype=run.options.dtype) for plan in (one.plan, full.plan)]
-    flops, moved = (
-        [size.transformer_flops for size in sizes],
-        [sum(s.bytes_moved for s in size.steps) for size in sizes],
+    gain = stats.paired_ratio(
+        [[one for one, _ in some] for some in known], [[other for _, other in some] for some in known]
     )
+    if gain.low < 1 + WITHOUT_CAUSE:
+        return None
+    sizes = [work(plan, batch=run.options.batch, dtype=run.options.dtype) for plan in (row.plan, full.plan)]
+    flops = [size.transformer_flops for size in sizes]
+    moved = [sum(step.bytes_moved for step in size.steps) for size in sizes]
     if flops[0] < flops[1] or moved[0] < moved[1]:
         return None
     return f"{gain.value:.2f} times as fast as the full model at no less work: {flops[0]:,} FLOPs and {flops[1]:,}"
 
 
-def warnings(run: Run, one: Measured, timing: Timing | None) -> tuple[Notice, ...]:
-    found = []
-    again = as_arguments(run.options, row=one.name, study=one.study)
-    if timing is not None and one.failure is None:
+def warnings(run: Run, row: RowInRun, found: Findings, timing: Timing | None) -> tuple[Notice, ...]:
+    notices = []
+    options = run.options
+    again = as_arguments(options, row=row.name, study=row.resolved.study)
+    if timing is not None and found.failure is None:
         for column in timing.columns:
-            if column.column != "transformer" or (run.options.quick and len(column.rounds) < FEWEST_ROUNDS):
+            if column.column != "transformer" or (options.quick and len(column.rounds) < FEWEST_ROUNDS):
                 continue
             if warning := stats.spread_warning(f"{column.regime} time of the transformer", column.rounds):
-                text, flag = warning
-                command = shlex.join([*again[: again.index("--rounds")], *again[again.index("--rounds") + 2 :]])
-                found.append(Notice(text=text, next_command=f"{command} {flag}" if flag else None))
-    if disturbed := (one.hello or {}).get("disturbed"):
-        found.append(Notice(text=f"{len(disturbed)} other processes were on the GPU", next_command="nvidia-smi"))
-    if one.row.schedule is not None and one.weight_set == "pretrained":
-        text = f"nothing was trained for {one.row.recipe}: the weights that were given were used as they are"
-        found.append(Notice(text=text, next_command=f"{shlex.join(again)} --data FOLDER"))
-    if one.kept:
-        what = " and ".join(sorted(one.kept))
-        found.append(
+                text, rounds = warning
+                more = as_arguments(
+                    replace(options, rounds=rounds or options.rounds), row=row.name, study=row.resolved.study
+                )
+                notices.append(Notice(text=text, next_command=shlex.join(more) if rounds else None))
+    if found.loaded is not None and found.loaded.disturbed:
+        notices.append(
+            Notice(text=f"{len(found.loaded.disturbed)} other processes were on the GPU", next_command="nvidia-smi")
+        )
+    if row.resolved.recipe is not None and row.resolved.weight_set == "pretrained":
+        text = f"nothing was trained for {row.resolved.recipe}: the weights that were given were used as they are"
+        notices.append(Notice(text=text, next_command=f"{shlex.join(again)} --data FOLDER"))
+    if found.earlier:
+        words = {"Seen": "quality", "Looks": "memory"}
+        what = " and ".join(sorted(words[part] for part in found.earlier))
+        notices.append(
             Notice(
                 text=f"{what} from an earlier run on this machine: the same code, weights and noise; --fresh repeats it"
             )
         )
-    if run.options.quick:
-        found.append(Notice(text="a quick look: few images, one round, short training; not to be compared"))
-    if one.name == rows.FULL and run.prepared.files is None:
-        found.append(Notice(text="the weights are random, so speed and memory are true and quality is unknown"))
-    return tuple(found)
+    if options.quick:
+        notices.append(Notice(text="a quick look: few images, one round, short training; not to be compared"))
+    if row.name == FULL and run.files is None:
+        notices.append(Notice(text="the weights are random, so speed and memory are true and quality is unknown"))
+    return tuple(notices)

@@ -50,7 +50,7 @@ def _answer(block: Block) -> str:
         return f"Speed was not measured; {_best_quality(rows, block)}."
     # What runs the full model's own plan has no cause to be faster: such a difference is the machine's.
     cheaper = [entry for entry in timed if not _same_work(entry, full)]
-    faster = [entry for entry in cheaper if judge_speed(entry, "lossless", block.floor) == "better"]
+    faster = [entry for entry in cheaper if judge_speed(entry, "lossless") == "better"]
     if not faster:
         which = f"`{timed[0].name}` is" if len(timed) == 1 else f"None of {len(timed)} rows is"
         negation = "not " if len(timed) == 1 else ""

@@ -171,7 +171,7 @@ def _speedup(accounting: str) -> Callable[[Entry, Block], Cell]:
             if accounting not in block.full:
                 return Cell(text=None, note=f"the full model with {accounting} accounting was not measured")
             return Cell(text=None, note=why(entry, "timing"))
-        mood = judge_speed(entry, accounting, block.floor) if not entry.is_full else None
+        mood = judge_speed(entry, accounting) if not entry.is_full else None
         span = f"{speedup.low:.3f} to {speedup.high:.3f}" if speedup.low != speedup.high else ""
         mark, said = _with_decoder(entry)
         return Cell(text=f"{speedup.value:.2f}x{mark}", note=f"{span}{said}", sort=speedup.value, mood=mood or "")
@@ -247,8 +247,15 @@ def _metric(name: str) -> Callable[[Entry, Block], Cell]:
         value = entry.first.metrics.get(name)
         if value is None:
             return Cell(text=None, note="the plugin gave no figure")
-        numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return Cell(text=words.number(value) if numeric else str(value), sort=value if numeric else str(value))
+        if value.value is None:
+            return Cell(text=None, note=value.reason)
+        return Cell(
+            text=words.with_interval(
+                Interval(value=value.value, low=value.low or value.value, high=value.high or value.value)
+            ),
+            note=f"mean over {value.n:,} images, {value.better} is better",
+            sort=value.value,
+        )
 
     return cell
 

@@ -12,7 +12,7 @@ from typing import Any
 from varbench.base import stats
 from varbench.base.stats import Interval, Judgement
 from varbench.errors import UserError
-from varbench.record import Record
+from varbench.record import Record, TimingColumn
 from varbench.show import words
 from varbench.show.entries import Entry, conditions_of, score_label, timing_column
 from varbench.show.limits import Change, Verdict, parse_limits, with_limits
@@ -161,8 +161,8 @@ def _speed(name: str, figure: str, column: str, regime: str, old: Entry, new: En
     if not before or not after:
         return None
     rounds = [[samples for timing in timings for samples in timing.rounds] for timings in (before, after)]
-    ratio = stats.ratio(rounds[0], rounds[1], paired=False)
-    judged = stats.judge_ratio(ratio, minimum=SPEED_MINIMUM, floor=_floor(old, new))
+    ratio = _anchored(old, new, before, after) or stats.ratio(rounds[0], rounds[1], paired=False)
+    judged = stats.judge_ratio(ratio, minimum=SPEED_MINIMUM)
     return Change(
         row=name, figure=figure, verdict=_VERDICTS[judged], unit="s", relative=True, broken=None,
         old=stats.median([s for samples in rounds[0] for s in samples]),
@@ -171,10 +171,17 @@ def _speed(name: str, figure: str, column: str, regime: str, old: Entry, new: En
     )  # fmt: skip
 
 
-def _floor(old: Entry, new: Entry) -> float:
-    """The larger A/A floor of both sets."""
-    timings = [record.timing for record in (*old.complete, *new.complete)]
-    return max((timing.aa_floor for timing in timings if timing and timing.aa_floor is not None), default=0.0)
+def _anchored(old: Entry, new: Entry, before: list[TimingColumn], after: list[TimingColumn]) -> Interval | None:
+    """By the rows' speedups over the full model beside them: what the machine did that day is in both of a pair."""
+    if old.is_full or new.is_full:
+        return None
+    speedups = [
+        [stats.paired_ratio(timing.beside, timing.rounds) for timing in timings if timing.beside is not None]
+        for timings in (before, after)
+    ]
+    if not all(speedups):
+        return None
+    return stats.quotient(stats.combine(speedups[1]), stats.combine(speedups[0]))
 
 
 def _bytes(name: str, figure: str, key: str, old: Entry, new: Entry) -> Change | None:

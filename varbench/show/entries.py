@@ -144,15 +144,11 @@ class Block:
         return _denominators(self.entries)
 
     @cached_property
-    def floor(self) -> float | None:
-        """How far the full model differs from itself in time; the largest of the runs."""
-        found = [
-            record.timing.aa_floor
-            for entry in self.entries
-            for record in entry.complete
-            if record.timing and record.timing.aa_floor is not None
-        ]
-        return max(found, default=None)
+    def itself(self) -> Interval | None:
+        """The full model's row beside the full model: what a ratio of equal plans comes to here."""
+        full = self.full.get("lossless")
+        ratios = [] if full is None else [found for record in full.complete if (found := _beside(record, full.timed))]
+        return stats.combine(ratios) if ratios else None
 
     @cached_property
     def title(self) -> str:
@@ -233,9 +229,9 @@ def judge_quality(entry: Entry, other: Entry, *, minimum: float = 0.0) -> Judgem
     return stats.judge_difference(stats.difference(theirs, mine), better=headline.better, minimum=minimum)
 
 
-def judge_speed(entry: Entry, accounting: str, floor: float | None) -> Judgement | None:
+def judge_speed(entry: Entry, accounting: str) -> Judgement | None:
     speedup = entry.speedups.get(accounting)
-    return None if speedup is None else stats.judge_ratio(speedup, floor=floor or 0.0)
+    return None if speedup is None else stats.judge_ratio(speedup)
 
 
 def _denominators(entries: Sequence[Entry]) -> dict[str, Entry]:
@@ -243,20 +239,13 @@ def _denominators(entries: Sequence[Entry]) -> dict[str, Entry]:
 
 
 def _speedups(entry: Entry, full: dict[str, Entry]) -> dict[str, Interval]:
-    """Against each denominator, from the same run where it has one: rounds that ran side by side are paired."""
+    """Against each denominator. Where the row's calls have the full model's for neighbours, by these pairs: what drifts in
+    a process falls on both. Against the other denominator, by how that one compares with the full model in its own."""
     found = {}
     for accounting, denominator in full.items():
-        ratios = []
-        for record in entry.complete:
-            mine = timing_column(record, entry.timed, "throughput")
-            same_run = [other for other in denominator.complete if other.run == record.run]
-            other = next(iter(same_run or denominator.complete), None)
-            theirs = timing_column(other, entry.timed, "throughput") if other else None
-            if mine and theirs:
-                rounds = theirs.rounds
-                if same_run and entry.timed == "transformer":
-                    rounds = _brought_beside(record, rounds, lossless=full.get("lossless"))
-                ratios.append(stats.ratio(rounds, mine.rounds, paired=bool(same_run)))
+        ratios = [
+            ratio for record in entry.complete if (ratio := _speedup(record, entry.timed, accounting, denominator))
+        ]
         if entry is denominator:
             ratios = [Interval(value=1.0, low=1.0, high=1.0)] if ratios else []
         if ratios:
@@ -264,23 +253,25 @@ def _speedups(entry: Entry, full: dict[str, Entry]) -> dict[str, Interval]:
     return found
 
 
-def _brought_beside(
-    record: Record, rounds: tuple[tuple[float, ...], ...], *, lossless: Entry | None
-) -> tuple[tuple[float, ...], ...]:
-    """A denominator's times as they would have been in this row's children.
+def _speedup(record: Record, column: str, accounting: str, denominator: Entry) -> Interval | None:
+    same_run = [other for other in denominator.complete if other.run == record.run]
+    other = next(iter(same_run or denominator.complete), None)
+    beside = _beside(record, column)
+    if beside is not None:
+        if accounting == "lossless":
+            return beside
+        theirs = _beside(other, column) if other and same_run else None
+        if theirs is not None:
+            return stats.quotient(beside, theirs)
+    mine = timing_column(record, column, "throughput")
+    their = timing_column(other, column, "throughput") if other else None
+    return stats.ratio(their.rounds, mine.rounds, paired=bool(same_run)) if mine and their else None
 
-    Each round is scaled by how much longer the full model's plan took there than in the full model's own child, so what
-    drifts between processes, which all denominators share, cancels.
-    """
-    anchor = record.timing.anchor if record.timing else None
-    same_run = [other for other in lossless.complete if other.run == record.run] if lossless else []
-    full = timing_column(same_run[0], "transformer", "throughput") if same_run else None
-    if anchor is None or full is None or not len(anchor) == len(full.rounds) == len(rounds):
-        return rounds
-    if rounds == full.rounds:
-        return anchor
-    scales = [stats.median(here) / stats.median(there) for here, there in zip(anchor, full.rounds, strict=True)]
-    return tuple(tuple(second * scale for second in samples) for samples, scale in zip(rounds, scales, strict=True))
+
+def _beside(record: Record, column: str) -> Interval | None:
+    """How many times as fast as the full model in the neighbouring calls."""
+    mine = timing_column(record, column, "throughput")
+    return stats.paired_ratio(mine.beside, mine.rounds) if mine and mine.beside else None
 
 
 def _table_order(entry: Entry) -> tuple[bool, bool, float, str]:

@@ -29,7 +29,8 @@ def headline_facts(blocks: Sequence[Block], records: Sequence[Record]) -> list[t
     repeats = max(len(entry.records) for entry in first.entries)
     facts += [("repeats a row", f"{repeats}")] if repeats > 1 else []
     facts += [("model", str(first.conditions["preset"])), ("device", str(first.conditions["device"]))]
-    facts += [("A/A floor of speed", f"±{first.floor:.1%}")] if first.floor is not None else []
+    if first.itself is not None:
+        facts.append(("full model against itself", words.times(first.itself)))
     facts += [("measured", max(record.started for record in records)[:10])]
     return facts
 

@@ -67,15 +67,13 @@ def quality_against_speed(block: Block) -> Figure | None:
     x_title = "speedup over the full model (further right is faster)"
     under: list[Spec] = []
     caption = f"Transformer, batch {block.conditions['batch']}. Bars are 95 % intervals; the dashed line is the Pareto frontier of the valid rows."
-    if block.floor is not None:
-        band = {"x_low": 1 / (1 + block.floor), "x_high": 1 + block.floor}
+    if block.itself is not None:
+        band = {"x_low": block.itself.low, "x_high": block.itself.high}
         under.append({
             "data": {"values": [band]}, "mark": {"type": "rect", "color": "currentColor", "opacity": 0.08},
             "encoding": {"x": axis("x_low", x_title), "x2": {"field": "x_high"}},
         })  # fmt: skip
-        caption += (
-            f" The grey band is the A/A floor, ±{block.floor:.1%}: inside it no speed differs from the full model's."
-        )
+        caption += " The grey band is the full model measured against itself."
     spec = chart([*under, *_trade_off(points, block, x_title, faster_is_right=True)], values=points, height=380)
     return Figure(
         key="quality-speed", title="Quality against speed", caption=caption + _floor_caption(block) + _cut(block),

@@ -33,10 +33,8 @@ def _block(block: Block) -> str:
         lines.append(
             f"{words.WITH_DECODER} with the decoder, in the full model's time too: the row has no transformer to time alone."
         )
-    if block.floor is not None:
-        lines.append(
-            f"The full model differs from itself by {block.floor:.1%} here; a smaller difference in speed is none."
-        )
+    if block.itself is not None:
+        lines.append(f"The full model against itself: {words.times(block.itself)}.")
     floors = next((e.first.quality.floors for e in block.entries if e.first.quality and e.first.quality.floors), {})
     if floors:
         said = [f"{name} {words.number(score.value)}" for name, score in floors.items() if score.value is not None]

@@ -18,6 +18,11 @@ def number(value: float) -> str:
     return f"{value:.2f}" if size >= 0.1 else f"{value:.2g}"
 
 
+def times(figure: Interval) -> str:
+    """`1.53x ± 0.02`, of a ratio."""
+    return f"{figure.value:.2f}x ± {(figure.high - figure.low) / 2:.2f}"
+
+
 def with_interval(figure: Interval) -> str:
     """`5.12 ± 0.20`, with the half-width to the same places as the figure."""
     half = (figure.high - figure.low) / 2

@@ -8,20 +8,21 @@ from typing import Any
 
 from varbench.record import Record, RecordError, Status, read_record, record_path
 from varbench.record.option_forms import settings
-from varbench.run.filling import fill
+from varbench.run.fill import fill
+from varbench.run.findings import Findings
 from varbench.run.prepare import Run
 
 
 def complete_records(run: Run, out: Path) -> dict[str, Record]:
     """Records of this run's rows that are there, complete and made from the same inputs."""
-    return {name: record for name, _, record in _complete(run, out) if record.inputs_hash == _inputs(run, name)}
+    return {name: record for name, _, record in _complete(run, out) if record.inputs_hash == run.rows[name].inputs}
 
 
 def set_aside_outdated(run: Run, out: Path) -> tuple[str, ...]:
     """Rows whose complete records were made from other inputs. Their files are renamed, since they are measured again."""
     names = []
     for name, path, record in _complete(run, out):
-        if record.inputs_hash != _inputs(run, name):
+        if record.inputs_hash != run.rows[name].inputs:
             path.replace(path.with_name(f"{path.stem}.{(record.inputs_hash or 'unknown')[:8]}.json.old"))
             names.append(name)
     return tuple(names)
@@ -29,24 +30,26 @@ def set_aside_outdated(run: Run, out: Path) -> tuple[str, ...]:
 
 def other_settings(run: Run, out: Path) -> dict[str, tuple[Any, Any]]:
     """Settings in which records of the same rows differ from what is asked for now: theirs, and now's."""
-    asked = {name: fill(run, one, floors={}, aa_floor=None) for name, one in run.prepared.measured.items()}
     differ: dict[str, tuple[Any, Any]] = {}
     for path in sorted(out.glob("[!.]*.json")):
         record = _read(path)
-        now = asked.get(record.row.row) if record else None
-        if record is None or now is None or path == record_path(now, out):
+        if record is None or record.row.row not in run.rows or path == _place(run, record.row.row, out):
             continue
-        theirs, ours = settings(record.protocol), settings(now.protocol)
+        theirs, ours = settings(record.protocol), settings(run.options)
         differ |= {name: (theirs[name], ours[name]) for name in ours if theirs[name] != ours[name]}
     return differ
 
 
 def _complete(run: Run, out: Path) -> Iterator[tuple[str, Path, Record]]:
-    for name, one in run.prepared.measured.items():
-        path = record_path(fill(run, one, floors={}, aa_floor=None), out)
+    for name in run.rows:
+        path = _place(run, name, out)
         record = _read(path)
         if record is not None and record.status is Status.COMPLETE:
             yield name, path, record
+
+
+def _place(run: Run, name: str, out: Path) -> Path:
+    return record_path(fill(run, run.rows[name], Findings(), floors={}), out)
 
 
 def _read(path: Path) -> Record | None:
@@ -55,7 +58,3 @@ def _read(path: Path) -> Record | None:
         return read_record(path)
     except (OSError, RecordError):
         return None
-
-
-def _inputs(run: Run, name: str) -> str:
-    return run.prepared.measured[name].inputs

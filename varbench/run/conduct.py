@@ -1,0 +1,328 @@
+"""Conducts a run: which processes start, what they are asked, in which order; every row's record grows on disk meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import TypeVar
+
+from varbench.base.hashing import digest
+from varbench.base.places import cache_folder
+from varbench.errors import UserError
+from varbench.measure import speed, strain
+from varbench.measure.environment import environment
+from varbench.measure.messages import Outside
+from varbench.measure.speed import Pace, SpeedRound
+from varbench.record import Record, Score, write_record
+from varbench.record.failure import Failure, RowError
+from varbench.rows import FULL
+from varbench.run import children, verify
+from varbench.run.children import Child, ChildEndedError
+from varbench.run.display import Display
+from varbench.run.fill import fill, now
+from varbench.run.findings import Findings, Looks, Seen, keep, kept
+from varbench.run.looking import look_at, outside_of
+from varbench.run.messages import Job, Loaded, Trained
+from varbench.run.prepare import OWN_WEIGHTS, Run, WeightSet
+from varbench.run.seeing import Seers
+
+PARTS = ".parts"
+"""Folder, within the run's, of jobs and of what is known of rows already."""
+
+Part = TypeVar("Part")
+
+
+@dataclass
+class Conduct:
+    run: Run
+    out: Path
+    display: Display
+    done: dict[str, Record] = field(default_factory=dict)
+    """Complete and unchanged records that were found, by row; nothing runs for them."""
+    found: dict[str, Findings] = field(default_factory=dict)
+    trained: dict[str, Trained] = field(default_factory=dict)
+    """By weight set."""
+    _at: str | None = None
+    """The row whose turn it is."""
+
+    def __post_init__(self) -> None:
+        for name, row in self.run.rows.items():
+            self.found.setdefault(name, Findings(failure=row.resolved.failure))
+
+    # The order of things
+
+    def everything(self) -> None:
+        """Training, then images with their scores and a look at memory, then rounds of speed.
+
+        A row that fails takes part in nothing further.
+        """
+        self.save_all()
+        for weights in self.run.weight_sets:
+            self._train(weights)
+        with Seers(self.run, folder=self.parts, log=self.out / "logs" / "score.log") as seers:
+            for weights in self.run.weight_sets:
+                self._see(weights, seers)
+        for number in range(self.run.options.rounds):
+            sets = self.run.weight_sets
+            for weights in sets[::-1] if number % 2 else sets:
+                self._time(weights, number)
+
+    def _train(self, weights: WeightSet) -> None:
+        alive = self._alive(weights.rows)
+        if weights.trains is None or not alive:
+            return
+        with self.display.part("training", f"weights of {weights.key}"):
+            self._begin(alive)
+            job = self.run.job(task="train", rows=(weights.trains,), full=None)
+            try:
+                with self._child(job, "train", on_line=self.display.detail) as child:
+                    found = child.hear()
+            except (ChildEndedError, RowError) as error:
+                failure = replace(error.failure, reason=f"its weights could not be trained: {error.failure.reason}")
+                self._fail(alive, failure)
+                return
+            assert isinstance(found, Trained)
+            self.trained[weights.key] = found
+            self._update(alive, trained=found)
+
+    def _see(self, weights: WeightSet, seers: Seers) -> None:
+        """Images of every row that is scored, and a look at each row's memory."""
+
+        def lacking(name: str) -> bool:
+            found = self.found[name]
+            if found.seen is None and self.run.is_scored(name) and (seen := self._earlier(Seen, name)):
+                self._update((name,), seen=seen)
+            if found.looks is None and self._looks_wanted and (looks := self._earlier(Looks, name)):
+                self._update((name,), looks=looks)
+            found = self.found[name]
+            return (found.seen is None and self.run.is_scored(name)) or (found.looks is None and self._looks_wanted)
+
+        def work(subject: Child, names: tuple[str, ...]) -> None:
+            full: Outside | None = None
+            if self._looks_wanted and self._has_full(weights):
+                with self._turn(FULL):
+                    full = outside_of(subject.ask, FULL, self.run, seed=self.run.options.seed).outside
+            for name in names:
+                with self._turn(name):
+                    if self.found[name].seen is None and self.run.is_scored(name):
+                        self.display.detail(f"images of {name}")
+                        seen = seers.see(name, subject.ask, self.display.detail)
+                        self._remember(seen, name)
+                        self._update((name,), seen=seen)
+                    if self.found[name].looks is None and self._looks_wanted:
+                        self.display.detail(f"memory of {name}")
+                        looks = look_at(subject.ask, name, self.run, full=full)
+                        self._remember(looks, name)
+                        self._update((name,), looks=looks)
+                    self._save((name,))
+
+        with self.display.part("images and memory", weights.key):
+            self._in_children(weights, "images", lacking, work)
+
+    def _time(self, weights: WeightSet, number: int) -> None:
+        """A round of speed: a fresh process, in which rows take turns beside the full model."""
+        options = self.run.options
+
+        def lacking(name: str) -> bool:
+            if number not in self.found[name].speed and (part := self._part(SpeedRound, name, number)):
+                self._update((name,), speed={**self.found[name].speed, number: part})
+            return number not in self.found[name].speed
+
+        def at(name: str) -> None:
+            self._at = name
+            self.display.detail(name)
+
+        def work(subject: Child, names: tuple[str, ...]) -> None:
+            rounds = speed.time_rows(
+                subject.ask,
+                names[::-1] if number % 2 else names,
+                full=FULL if self._has_full(weights) else None,
+                pace=Pace(
+                    batch=options.batch, classes=self.run.model.classes, pairs=options.count, seconds=options.seconds
+                ),
+                # Drawn when the process is there already: nobody can have prepared for it.
+                seeds=count(secrets.randbelow(2**31)),
+                strain=lambda: strain.read(subject.pid) if options.device == "cpu" else None,
+                failed=lambda name, error: self._fail((name,), error.failure),
+                at=at,
+            )
+            self._at = None
+            for name, found in rounds.items():
+                keep(found, self._part_path(SpeedRound, name, number))
+                self._update((name,), speed={**self.found[name].speed, number: found})
+            self._save(names)
+
+        with self.display.part("speed", f"{weights.key}, round {number + 1} of {options.rounds}"):
+            self._in_children(weights, "speed", lacking, work)
+
+    # Processes
+
+    def _in_children(
+        self,
+        weights: WeightSet,
+        title: str,
+        lacking: Callable[[str], bool],
+        work: Callable[[Child, tuple[str, ...]], None],
+    ) -> None:
+        """Does the work in as many processes as it takes: a row that takes its process along leaves the rest to a new one."""
+        while left := tuple(name for name in self._alive(weights.rows) if lacking(name)):
+            self._begin(left)
+            subject: Child | None = None
+            self._at = None
+            try:
+                with self._child(self._subject_job(weights, left), title) as subject:
+                    loaded = subject.hear()
+                    assert isinstance(loaded, Loaded)
+                    self._check(left, loaded)
+                    work(subject, tuple(name for name in left if self.found[name].failure is None))
+            except (ChildEndedError, RowError) as error:
+                blamed = left if self._at is None else (self._at,)
+                self._update(blamed, exit_code=subject.exit_code if subject else None)
+                self._fail(blamed, error.failure)
+            finally:
+                if subject is not None:
+                    self._update(left, stderr_tail=subject.stderr_tail)
+
+    def _subject_job(self, weights: WeightSet, names: tuple[str, ...]) -> Job:
+        trained = self.trained.get(weights.key)
+        files = self.run.files
+        if trained is not None:
+            files = {**(files or {}), **trained.files}
+        full = FULL if self._has_full(weights) else None
+        wanted = names if full is None or full in names else (*names, full)
+        return self.run.job(task="subject", rows=wanted, files=files, full=full)
+
+    def _check(self, names: tuple[str, ...], loaded: Loaded) -> None:
+        for name in names:
+            wrong = verify.mismatches(self.run, self.run.rows[name], loaded, self.found[name].trained)
+            before = self.found[name]
+            self._update((name,), loaded=before.loaded or loaded, mismatches=tuple({*before.mismatches, *wrong}))
+
+    @contextmanager
+    def _turn(self, name: str) -> Iterator[None]:
+        """What a row raises is its own end and no other's; what ends the process is blamed on the row whose turn it is."""
+        self._at = name
+        try:
+            yield
+        except RowError as error:
+            self._fail((name,), error.failure)
+        self._at = None
+
+    def _child(self, job: Job, title: str, **heard: Callable[[str], None]) -> Child:
+        return children.start(
+            job, folder=self.parts, log=self.out / "logs" / f"{title}.log", on_alive=self.display.detail, **heard
+        )
+
+    # What is known
+
+    def _alive(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name for name in names if name not in self.done and self.found[name].failure is None)
+
+    def _has_full(self, weights: WeightSet) -> bool:
+        """Whether the full model can run on these weights, as the neighbour of their rows."""
+        return not weights.key.startswith(OWN_WEIGHTS) and self.found[FULL].failure is None
+
+    @property
+    def _looks_wanted(self) -> bool:
+        return not self.run.options.quick
+
+    def _begin(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            self._update((name,), started=self.found[name].started or now())
+
+    def _update(self, names: tuple[str, ...], **parts: object) -> None:
+        for name in names:
+            self.found[name] = replace(self.found[name], **parts)  # type: ignore[arg-type]
+
+    def _fail(self, names: tuple[str, ...], failure: Failure) -> None:
+        for name in names:
+            if self.found[name].failure is None:
+                self._update((name,), failure=failure)
+                self.display.note(f"  {name}: {failure.status}: {failure.reason}")
+        self._save(names)
+
+    # On disk
+
+    @property
+    def parts(self) -> Path:
+        return self.out / PARTS
+
+    def records(self) -> list[Record]:
+        floors = self._floors
+        return [fill(self.run, row, self.found[name], floors=floors) for name, row in self.run.rows.items()]
+
+    @property
+    def _floors(self) -> dict[str, Score]:
+        seen = self.found[FULL].seen
+        return dict(seen.scored.quality.floors) if seen and seen.scored.quality else {}
+
+    def save_all(self) -> list[Record]:
+        """Writes every row's record that is not there complete already."""
+        return self._save(tuple(self.run.rows))
+
+    def _save(self, names: tuple[str, ...]) -> list[Record]:
+        records = []
+        for name in names:
+            if name not in self.done:
+                records.append(fill(self.run, self.run.rows[name], self.found[name], floors=self._floors))
+                write_record(records[-1], self.out, replace=True)
+        return records
+
+    def _part_path(self, kind: type, name: str, number: int = 0) -> Path:
+        key = digest([kind.__name__, self.run.rows[name].inputs, str(number)])
+        return self.parts / f"{kind.__name__}-{key[:24]}.done.json"
+
+    def _part(self, kind: type[Part], name: str, number: int = 0) -> Part | None:
+        return kept(kind, self._part_path(kind, name, number))
+
+    def _earlier(self, kind: type[Part], name: str) -> Part | None:
+        """A part that this run left when it was ended, or that an earlier run on this machine left: never a time."""
+        if (part := self._part(kind, name)) is not None:
+            return part
+        place = self._machine_place(kind, name)
+        if place is None or (part := kept(kind, place)) is None:
+            return None
+        self._update((name,), earlier=self.found[name].earlier | {kind.__name__})
+        return part
+
+    def _remember(self, part: object, name: str) -> None:
+        path = self._part_path(type(part), name)
+        keep(part, path)
+        if (place := self._machine_place(type(part), name)) is not None:
+            with contextlib.suppress(OSError):  # a full disk costs the cache, not the run
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, place)
+
+    def _machine_place(self, kind: type, name: str) -> Path | None:
+        """Where findings wait for later runs: what is the same whenever this machine makes it."""
+        options = self.run.options
+        if options.device != "cpu" or options.fresh:
+            return None
+        return cache_folder() / "runs" / self._machine / self._part_path(kind, name).name
+
+    @cached_property
+    def _machine(self) -> str:
+        return environment("cpu").machine
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Two runs in one folder would overwrite each other's records."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w") as file:
+        if os.name == "posix":
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"another run is working in {out}; wait for it, or choose another --out") from error
+        yield

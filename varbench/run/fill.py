@@ -1,0 +1,258 @@
+"""A row's record from what is known of it. A row that lacks a part is `interrupted`, so that a resumed run goes on with it."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from varbench.measure.environment import environment
+from varbench.plan import presets
+from varbench.record import (
+    Environment,
+    Memory,
+    Model,
+    PlanSummary,
+    Quality,
+    Record,
+    Score,
+    Status,
+    Totals,
+    Training,
+    WeightFile,
+    plan_summary,
+    trace_totals,
+)
+from varbench.record.option_forms import as_arguments
+from varbench.record.options import Options
+from varbench.run import identity, verdict
+from varbench.run.findings import Findings, Looks
+from varbench.run.prepare import UPSTREAM, RowInRun, Run, hardware_like
+from varbench.run.timing import timing
+
+
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def fill(run: Run, row: RowInRun, found: Findings, *, floors: dict[str, Score]) -> Record:
+    """The record as far as it goes."""
+    missing: dict[str, str] = {}
+    status, reason = _status(run, row, found)
+    complete = status is Status.COMPLETE
+    times = timing(run, row, found, missing)
+    memory = _memory(run, found.looks, missing)
+    quality = _quality(run, row, found, floors, missing)
+    if not complete:
+        for part, value in (("timing", times), ("memory", memory), ("quality", quality)):
+            if value is None:
+                missing[part] = reason or "not reached"
+    scored = found.seen.scored if found.seen else None
+    if row.identity.denominator is not None:
+        missing["distance"] = "the row is the full model"
+    if row.plan is None and row.replaces_loop:
+        missing["plan"] = "the row replaces the loop, so it has no plan"
+    if found.seen is not None:
+        missing |= found.seen.missing
+    energy = found.looks.energy if found.looks else None
+    return Record(
+        run=run.name,
+        row=row.identity,
+        model=_model(run, row, found),
+        protocol=_protocol(run, row, found),
+        environment=_environment(run, found),
+        command=shlex.join(as_arguments(run.options, row=row.name, study=row.resolved.study)),
+        code_hash=identity.code_hash(),
+        inputs_hash=row.inputs,
+        started=found.started or now(),
+        finished=now() if status is not Status.INTERRUPTED else None,
+        status=status,
+        reason=reason,
+        exit_code=found.exit_code,
+        stderr_tail=found.stderr_tail or None,
+        traceback=found.failure.traceback if found.failure else None,
+        validity=verdict.validity(run, row, found, complete=complete),
+        plan=_plan(run, row, found),
+        trace=_ran(run, row, found.looks),
+        timing=times,
+        memory=memory,
+        energy=energy,
+        quality=quality,
+        distance=scored.distance if scored else None,
+        training=_training(run, row, found),
+        provenance=row.resolved.source,
+        samples=scored.samples if scored else None,
+        weights=_weights(run, row, found),
+        metrics=found.seen.metrics if found.seen else {},
+        warnings=verdict.warnings(run, row, found, times),
+        missing=missing,
+    )
+
+
+def _status(run: Run, row: RowInRun, found: Findings) -> tuple[Status, str | None]:
+    if found.failure is not None:
+        return found.failure.status, found.failure.reason
+    scored = found.seen is not None or not run.is_scored(row.name)
+    looked_at = found.looks is not None or run.options.quick
+    if len(found.speed) == run.options.rounds and looked_at and scored:
+        return Status.COMPLETE, None
+    return Status.INTERRUPTED, "the run has not come to the end of this row; go on with --resume"
+
+
+def _model(run: Run, row: RowInRun, found: Findings) -> Model:
+    weights: str | None = None
+    if row.replaces_loop:
+        weights = "files" if row.resolved.trained_generator else "random"
+    elif found.loaded is not None:
+        weights = "random" if run.files is None else "trained" if found.trained and found.trained.training else "files"
+        if weights == "files" and run.options.weights is None:
+            weights = "shipped"
+    counts = dict(found.loaded.parameters) if found.loaded else {}
+    if row.plan is not None:
+        used = {name for name, _ in row.plan.backbones}
+        counts = {name: count for name, count in counts.items() if name in used}
+    return Model(preset=run.options.model, spec=run.model.to_json(), parameters=counts, weights=weights)
+
+
+def _protocol(run: Run, row: RowInRun, found: Findings) -> Options:
+    """What was asked for, with what was found out."""
+    images, classes = run.options.images, run.model.classes
+    sharing = [other for other in run.rows.values() if other.resolved.weight_set == row.resolved.weight_set]
+    trace = found.looks.trace if found.looks else None
+    return replace(
+        run.options,
+        kernel=trace.kernel if trace else None,
+        labels=f"balanced, {images / classes:g} a class" if images else "balanced",
+        accounting=row.resolved.accounting,
+        row_order=tuple(run.rows),
+        shared_child=len(sharing) > 1,
+    )
+
+
+def _environment(run: Run, found: Findings) -> Environment:
+    if found.loaded is not None:
+        return found.loaded.environment
+    here = _here()  # no child got as far as naming the GPU
+    return here if run.options.device == "cpu" else replace(here, device=run.options.device)
+
+
+@functools.cache
+def _here() -> Environment:
+    return environment("cpu")
+
+
+def _plan(run: Run, row: RowInRun, found: Findings) -> PlanSummary | None:
+    if row.plan is None:
+        return None
+    where = _environment(run, found)
+    return _summary(run.options.batch, run.options.dtype, where.device, where.cores, _ByName(row))
+
+
+class _ByName:
+    """A row as the key of a cache: a record is written many times, and its plan stays."""
+
+    def __init__(self, row: RowInRun) -> None:
+        self.row = row
+
+    def __hash__(self) -> int:
+        return hash((self.row.name, self.row.inputs))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByName) and (self.row.name, self.row.inputs) == (other.row.name, other.row.inputs)
+
+
+@functools.lru_cache(maxsize=4096)
+def _summary(batch: int, dtype: str, device: str, cores: int, key: _ByName) -> PlanSummary:
+    resolved = key.row.resolved
+    assert resolved.plan is not None
+    return plan_summary(
+        resolved.plan,
+        batch=batch,
+        dtype=dtype,
+        hardware=hardware_like(device, cores),
+        other_accounting=resolved.other_plan,
+    )
+
+
+def _ran(run: Run, row: RowInRun, looks: Looks | None) -> Totals | None:
+    if looks is None:
+        return None
+    if looks.trace is not None and row.plan is not None:
+        return trace_totals(looks.trace, row.plan, batch=looks.batch, dtype=run.options.dtype)
+    return looks.work
+
+
+def _memory(run: Run, looks: Looks | None, missing: dict[str, str]) -> Memory | None:
+    if looks is None:
+        if run.options.quick:
+            missing["memory"] = "a quick look leaves the memory pass out"
+        return None
+    peaks, trace = looks.peaks, looks.trace
+    missing |= {f"memory.{key}": why for key, why in looks.missing.items() if key != "energy"}
+    if "energy" in looks.missing:
+        missing["energy"] = looks.missing["energy"]
+    state = max(trace.state_peak) if trace else looks.work.state_peak_bytes if looks.work else None
+    activations = None
+    if trace is None:
+        missing |= dict.fromkeys(
+            ("memory.state_peak_bytes", "memory.state_after_bytes"), "the row has no steps to look into"
+        )
+    if state is None:
+        missing["memory.activations_peak_bytes"] = "the row does not say how much of the peak is state"
+    elif peaks.allocated is not None:
+        activations = max(0, peaks.allocated - peaks.weights - state)
+    return Memory(
+        batch=looks.batch,
+        weights_bytes=peaks.weights,
+        state_peak_bytes=trace.state_peak if trace else None,
+        state_after_bytes=trace.state_after if trace else None,
+        activations_peak_bytes=activations,
+        torch_allocated_bytes=peaks.allocated,
+        torch_reserved_bytes=peaks.reserved,
+        nvml_process_bytes=peaks.nvml_process,
+        nvml_board_bytes=peaks.nvml_board,
+        rss_growth_bytes=peaks.resident,
+        left_bytes=peaks.left,
+    )
+
+
+def _quality(
+    run: Run, row: RowInRun, found: Findings, floors: dict[str, Score], missing: dict[str, str]
+) -> Quality | None:
+    scored = found.seen.scored if found.seen else None
+    if scored is not None and scored.quality is not None:
+        return replace(scored.quality, floors=floors)
+    trained = run.files is not None if not row.replaces_loop else row.resolved.trained_generator
+    if not trained:
+        missing["quality"] = "the weights are random"
+    elif row.name == UPSTREAM:
+        missing["quality"] = "the same weights and arithmetic as the lossless row, where it is measured"
+    elif run.options.images == 0:
+        missing["quality"] = "no images were asked for, or there is no reference to score against"
+    elif scored is not None:
+        missing["quality"] = "there is no reference to score against"
+    return None
+
+
+def _training(run: Run, row: RowInRun, found: Findings) -> Training | None:
+    training = found.trained.training if found.trained else None
+    if training is None or presets.preset(run.options.model).assets:
+        return training
+    command = shlex.join(as_arguments(run.options, row=row.name))  # its weights and data are the user's
+    return replace(training, command=command)
+
+
+def _weights(run: Run, row: RowInRun, found: Findings) -> tuple[WeightFile, ...]:
+    trained = found.trained
+    hashes = {**run.hashes, **(trained.hashes if trained else {})}
+    files = {**((run.files or {}) if not row.replaces_loop else {}), **(trained.files if trained else {})}
+    named = [WeightFile(role=role, name=_base(path), sha256=hashes[role]) for role, path in files.items()]
+    named += [
+        WeightFile(role=key, name=_base(row.resolved.read[key]), sha256=sha256) for key, sha256 in row.read.items()
+    ]
+    return (*named, *(found.seen.scored.weights if found.seen else ()))
+
+
+def _base(path: str) -> str:
+    return path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]

@@ -1,0 +1,78 @@
+"""What is known of a row so far, as typed parts that are replaced as they come, and kept on disk as they are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from varbench.base.whole_files import write_whole
+from varbench.measure.messages import Peaks
+from varbench.measure.speed import SpeedRound
+from varbench.plan.trace import Trace
+from varbench.record import Energy, LargestBatch, RecordError, Score, Totals, decode, encode
+from varbench.record.failure import Failure
+from varbench.run.messages import Loaded, Scored, Trained
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looks:
+    """What a look at a row's memory and at equal calls found."""
+
+    batch: int
+    peaks: Peaks
+    trace: Trace | None
+    work: Totals | None
+    """What a row that replaces the loop says of itself."""
+    findings: tuple[str, ...]
+    """What is not as it should be."""
+    changed: tuple[str, ...]
+    """Global state that the calls changed."""
+    largest: LargestBatch | None = None
+    energy: Energy | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What was seen of a row's images."""
+
+    scored: Scored
+    metrics: dict[str, Score] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    changed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """Of one row."""
+
+    started: str | None = None
+    failure: Failure | None = None
+    exit_code: int | None = None
+    stderr_tail: str = ""
+    loaded: Loaded | None = None
+    trained: Trained | None = None
+    seen: Seen | None = None
+    looks: Looks | None = None
+    speed: dict[int, SpeedRound] = field(default_factory=dict)
+    """By round."""
+    mismatches: tuple[str, ...] = ()
+    """Where a child ran something else than the parent prepared."""
+    earlier: frozenset[str] = frozenset()
+    """Parts that an earlier run on this machine had left."""
+
+
+def keep(part: object, path: Path) -> None:
+    write_whole(path, json.dumps(encode(part, type(part).__name__), allow_nan=False).encode())
+
+
+def kept(kind: type[Part], path: Path) -> Part | None:
+    """The part that lies there; None where none does, or another program's."""
+    try:
+        return decode(kind, json.loads(path.read_bytes()), kind.__name__)
+    except (OSError, ValueError, RecordError):
+        return None

@@ -1,0 +1,113 @@
+"""Images of a row on their way from the process that makes them to those that look at them, a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from varbench.measure.messages import Request
+from varbench.measure.speed import balanced_labels
+from varbench.record import Score
+from varbench.record.failure import RowError
+from varbench.rows import FULL
+from varbench.run import children
+from varbench.run.children import Child, ChildEndedError
+from varbench.run.findings import Seen
+from varbench.run.messages import Begin, Finish, Job, Measured, Scored, Take
+from varbench.run.prepare import Run
+
+Ask = Callable[[Any], Any]
+
+
+class Seers:
+    """The processes that look at images: one scores, without plugins; another, where plugins bring metrics, asks those."""
+
+    def __init__(self, run: Run, *, folder: Path, log: Path) -> None:
+        self._run, self._folder, self._log = run, folder, log
+        self._started: dict[str, Child] = {}
+
+    def __enter__(self) -> Seers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for child in self._started.values():
+            child.end()
+
+    def see(self, row: str, ask: Ask, told: Callable[[str], None]) -> Seen:
+        """All images of a row. Only one batch of them lies anywhere at a time."""
+        options = self._run.options
+        scorer = self._child("score")
+        scorer.ask(Begin(row=row, full=row == FULL))
+        values: dict[str, list[float]] = {}
+        better: dict[str, str] = {}
+        missing: dict[str, str] = {}
+        changed: set[str] = set()
+        chunk = self._folder / "images.npz"
+        try:
+            for first in range(0, options.images, options.batch):
+                labels = balanced_labels(
+                    min(options.batch, options.images - first), self._run.model.classes, first=first
+                )
+                made = ask(Request(row=row, labels=labels, seed=options.seed, first=first, keep=str(chunk.resolve())))
+                changed |= set(made.changed)
+                taken = Take(chunk=made.chunk, labels=labels)
+                self._ask_scorer(scorer, taken)
+                if self._run.metrics:
+                    self._measure(taken, values, better, missing)
+                told(f"{row}, {first + len(labels):,} of {options.images:,} images")
+        finally:
+            chunk.unlink(missing_ok=True)
+        told(f"{row}, scoring")
+        scored = self._ask_scorer(scorer, Finish(expected=options.images))
+        assert isinstance(scored, Scored)
+        whole = {name: found for name, found in values.items() if len(found) == options.images}
+        return Seen(
+            scored=scored,
+            metrics={name: _mean(name, found, better[name]) for name, found in whole.items()},
+            missing={f"metrics.{name}": reason for name, reason in missing.items()},
+            changed=tuple(sorted(changed)),
+        )
+
+    def _ask_scorer(self, scorer: Child, message: Any) -> Any:
+        try:
+            return scorer.ask(message)
+        except ChildEndedError as error:
+            del self._started["score"]
+            raise RowError(error.failure) from error
+
+    def _measure(
+        self, taken: Take, values: dict[str, list[float]], better: dict[str, str], missing: dict[str, str]
+    ) -> None:
+        """Metrics that fail are left out, with the reason; they cost no row."""
+        try:
+            found = self._child("metrics").ask(taken)
+        except (ChildEndedError, RowError) as error:
+            self._started.pop("metrics", None)
+            missing |= dict.fromkeys(self._run.metrics, error.failure.reason)
+            return
+        assert isinstance(found, Measured)
+        better |= found.better
+        missing |= {name: failure.reason for name, failure in found.failures.items()}
+        for name, some in found.values.items():
+            values.setdefault(name, []).extend(some)
+
+    def _child(self, task: str) -> Child:
+        if task not in self._started:
+            job: Job = self._run.job(task=task, full=self._run.inputs)
+            self._started[task] = children.start(job, folder=self._folder, log=self._log)
+        return self._started[task]
+
+
+def _mean(name: str, values: list[float], better: str) -> Score:
+    """A metric's mean over images; its interval is that of images drawn anew from these, 95 %."""
+    import numpy as np
+
+    found = np.asarray(values)
+    drawn = np.random.default_rng(0).integers(len(found), size=(400, len(found)))
+    low, high = np.quantile(found[drawn].mean(axis=1), (0.025, 0.975))
+    plugin = name.partition(".")[0]
+    return Score(
+        name=name, value=float(found.mean()), low=float(low), high=float(high), n=len(found), better=better,
+        implementation=f"plugin {plugin}",
+    )  # fmt: skip

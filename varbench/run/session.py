@@ -1,0 +1,105 @@
+"""A run from its first process to its last record, also when it is interrupted or the disk is full."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from varbench.errors import UserError
+from varbench.record import Record, Status
+from varbench.run.conduct import Conduct, locked
+from varbench.run.display import shown
+from varbench.run.prepare import Run
+from varbench.run.resume import complete_records, other_settings, set_aside_outdated
+
+FINE, SOME_FAILED, NOTHING_SELECTED, ALL_FAILED, INTERRUPTED = 0, 3, 4, 5, 130
+
+
+def carry_out(run: Run, out: Path, *, resume: bool, again: str) -> tuple[list[Record], int]:
+    """The records, and the exit code. `again` is the command that goes on where an interrupted run was."""
+    _check_place(out, resume=resume)
+    with locked(out):
+        found = complete_records(run, out) if resume else {}
+        if resume:
+            _say_what_is_there(run, out, len(found))
+        with shown(parts(run)) as display, _terminated_as_interrupted():
+            conduct = Conduct(run=run, out=out, display=display, done=found)
+            try:
+                conduct.everything()
+                records = [*found.values(), *conduct.save_all()]
+            except KeyboardInterrupt:
+                with contextlib.suppress(OSError):  # what was measured lies there already
+                    conduct.save_all()
+                display.note(f"interrupted; everything that was measured is in {out}\ngo on with: {again}")
+                return [], INTERRUPTED
+            except OSError as error:
+                free = shutil.disk_usage(out).free / 2**20
+                display.note(
+                    f"varbench run: error: {error}; {free:,.1f} MiB are free there. What was measured before is in {out}\n"
+                    f"once files can be written, go on with: {again}"
+                )
+                written = complete_records(run, out)
+                unwritten = (one for one in conduct.records() if one.row.row not in written)
+                lost = (replace(record, status=Status.INTERRUPTED) for record in unwritten)
+                return [], exit_code([*written.values(), *lost])
+    return records, exit_code(records)
+
+
+def parts(run: Run) -> dict[str, int]:
+    """How many parts of each kind the run has, for the bar."""
+    sets = run.weight_sets
+    return {
+        "training": sum(weights.trains is not None for weights in sets),
+        "images and memory": len(sets),
+        "speed": run.options.rounds * len(sets),
+    }
+
+
+def exit_code(records: list[Record]) -> int:
+    complete = [record.status is Status.COMPLETE for record in records]
+    if all(complete):
+        return FINE
+    methods = [record for record in records if record.row.denominator is None] or records
+    return SOME_FAILED if any(record.status is Status.COMPLETE for record in methods) else ALL_FAILED
+
+
+def _check_place(out: Path, *, resume: bool) -> None:
+    """Nothing is overwritten silently."""
+    if not resume and out.is_dir() and any(out.glob("[!.]*.json")):
+        raise UserError(f"{out} holds records already: go on with them by --resume, or choose another --out")
+
+
+def _say_what_is_there(run: Run, out: Path, complete: int) -> None:
+    print(f"{complete} of {len(run.rows)} rows are complete and unchanged", file=sys.stderr)
+    if outdated := set_aside_outdated(run, out):
+        print(
+            f"{len(outdated)} complete rows were made from other code, plugins or files, or with other options, and are "
+            f"measured again; their records stay as {out}/*.json.old: {', '.join(outdated)}",
+            file=sys.stderr,
+        )
+    if differ := other_settings(run, out):
+        told = ", ".join(f"{name} {theirs}, now {ours}" for name, (theirs, ours) in differ.items())
+        print(
+            f"warning: {out} holds records of these rows under other settings ({told}); they stay beside the new ones. "
+            "To keep runs apart choose another --out",
+            file=sys.stderr,
+        )
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Who ends the process by SIGTERM is told how to go on too."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

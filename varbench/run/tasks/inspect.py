@@ -1,0 +1,59 @@
+"""A look at the files that a user gives, before anything runs with them. `python -m varbench.run.tasks.inspect VAE VAR` prints sizes."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+
+from varbench.data.folder import check_readable, open_folder
+from varbench.engine.pipeline import load_pipeline
+from varbench.errors import UserError
+from varbench.model.checkpoints import load_tokenizer, load_transformer
+from varbench.quality.reference import check_reference, image_paths
+from varbench.run.channel import Channel
+from varbench.run.eyes import Eyes
+from varbench.run.messages import Job
+
+
+def run(job: Job, channel: Channel) -> None:
+    """Everything is opened as the rows will open it, on the CPU; what is wrong with it is raised."""
+    options, model = job.options, job.model
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"--device {options.device}: torch {torch.__version__} sees no GPU here. Leave --device out, or install torch "
+            "for CUDA."
+        )
+    channel.alive()
+    if job.files is not None:
+        files = dict(job.files)
+        load_pipeline(options.model, vae=files.pop("vae"), var=files.pop("main"), companions=files)
+        channel.alive()
+    eyes = Eyes(options, side=model.image_side, device="cpu")
+    if options.images and eyes.scores:
+        if options.reference is not None and not options.reference.endswith(".npz"):
+            for path in image_paths(options.reference):
+                check_readable(path, side=model.image_side)
+                channel.alive()
+        check_reference(eyes.reference, eyes.extractor, side=model.image_side)
+    if options.data is not None:
+        classes = open_folder(options.data, side=model.image_side).classes
+        if len(classes) > model.classes:
+            raise UserError(
+                f"--data {options.data} has {len(classes)} classes, and {model.name} knows {model.classes}."
+            )
+
+
+def main(vae: str, var: str) -> int:
+    try:
+        sizes = load_transformer(var, load_tokenizer(vae)[0]).spec
+    except UserError as error:
+        print(json.dumps({"error": str(error)}))
+    else:
+        print(json.dumps({"sizes": sizes.to_json()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,42 @@
+"""Figures of plugins: one value an image, in a process that sees copies of the images and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from varbench.policies import Metric
+from varbench.record.failure import Failure
+from varbench.rows.manager import manager
+from varbench.run.channel import Channel
+from varbench.run.messages import Job, Measured, Take
+from varbench.run.reasons import of_exception
+
+
+def run(job: Job, channel: Channel) -> None:
+    plugins = manager()
+    plugins.load_all()
+    metrics = {
+        f"{info.name}.{metric.name}": metric for info, given in plugins.each("varbench_metrics") for metric in given
+    }
+    for message in channel.asked():
+        assert isinstance(message, Take)
+        with np.load(message.chunk.path, allow_pickle=False) as stored:
+            images = torch.from_numpy(stored["images"])
+        channel.say(measured(metrics, images, torch.tensor(message.labels)))
+
+
+def measured(metrics: dict[str, Metric], images: torch.Tensor, labels: torch.Tensor) -> Measured:
+    values: dict[str, tuple[float, ...]] = {}
+    failures: dict[str, Failure] = {}
+    for name, metric in metrics.items():
+        try:
+            found = torch.as_tensor(metric.compute(images.clone(), labels.clone())).double()
+            if found.shape != (len(images),) or not torch.isfinite(found).all():
+                raise ValueError(
+                    f"{name} gave shape {tuple(found.shape)} for {len(images)} images; give one number an image"
+                )
+            values[name] = tuple(found.tolist())
+        except Exception as error:
+            failures[name] = of_exception(error)
+    return Measured(values=values, better={name: metrics[name].better for name in values}, failures=failures)

@@ -1,0 +1,158 @@
+"""Rows as data: plugins are asked here, so that the parent of a run needs none of them. No torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from varbench import rows
+from varbench.errors import PlanError
+from varbench.plan import presets
+from varbench.plan.compiler import compile_plan
+from varbench.plan.steps import Plan
+from varbench.record import MethodSource
+from varbench.rows.grammar import Row
+from varbench.rows.manager import PluginInfo, PluginManager, manager
+from varbench.run.channel import Channel
+from varbench.run.messages import Job, Resolved, ResolvedPlugin, ResolvedRow
+from varbench.run.reasons import of_exception
+
+UPSTREAM = f"{rows.FULL}:accounting=upstream"
+OWN_WEIGHTS = "own weights of "
+
+
+def run(job: Job, channel: Channel) -> None:
+    plugins = manager()
+    plugins.load_all()
+    channel.say(resolved(job, plugins))
+
+
+def resolved(job: Job, plugins: PluginManager) -> Resolved:
+    """The denominators, then what was asked for, then what studies ask for. What cannot be made fails alone."""
+    options, model = job.options, job.model
+    denominators = [rows.resolve(name, model, manager=plugins) for name in (rows.FULL, UPSTREAM)]
+    attempts: list[tuple[str | None, rows.Attempt]] = [
+        (None, rows.attempt(options.plugins, model, all_settings=options.all_settings, manager=plugins))
+    ]
+    attempts += [(study, rows.of_study(study, model, manager=plugins)) for study in options.study]
+    made: list[tuple[str | None, Row]] = [(None, row) for row in denominators] + [
+        (study, row) for study, found in attempts for row in found.rows
+    ]
+    found: dict[str, ResolvedRow] = {}
+    for study, row in made:
+        if row.name not in found:
+            found[row.name] = _resolved(job, row, study, plugins)
+    for study, attempt in attempts:
+        for refused in attempt.refused:
+            failed = ResolvedRow(
+                name=refused.name,
+                plugins=tuple(_plugin(info, plugins) for info in refused.plugins),
+                study=study,
+                weight_set="pretrained" if job.files else "random",
+                failure=of_exception(refused.error),
+            )
+            found.setdefault(refused.name, failed)
+    return Resolved(
+        rows=tuple(found.values()),
+        metrics=tuple(info.name for info, given in plugins.each("varbench_metrics") if given),
+        problems=tuple(problem.message for problem in plugins.problems()),
+    )
+
+
+def _resolved(job: Job, row: Row, study: str | None, plugins: PluginManager) -> ResolvedRow:
+    plan, other, failure = None, None, None
+    try:
+        if row.policies.generator is None:
+            plan, other = _plans(row, job)
+    except PlanError as error:
+        failure = of_exception(error)
+    owner = row.recipe_plugin
+    points = [s.point for s in row.settings if s.point is not None and s.plugin in (owner, row.plugins[0].name)]
+    generator = row.policies.generator
+    return ResolvedRow(
+        name=row.name,
+        plugins=tuple(_plugin(info, plugins) for info in row.plugins),
+        recipe_plugin=owner,
+        recipe=row.recipe if row.schedule is not None else None,
+        point=points[0] if points else None,
+        parameters=dict(row.parameters),
+        study=study,
+        accounting=row.accounting,
+        plan=plan,
+        other_plan=other,
+        trained_generator=None if generator is None else bool(generator.policy.trained),
+        source=None if row.provenance is None else MethodSource(**_own_fields(row.provenance)),
+        read=dict(_read(row, plugins)),
+        weight_set=weight_set(row, given=job.files is not None, trains=trains(job)),
+        failure=failure,
+    )
+
+
+def _plans(row: Row, job: Job) -> tuple[Plan, Plan]:
+    """Under the row's accounting, and under the other."""
+    plan = compile_plan(job.model, row.policies, accounting=row.accounting)
+    (accounting,) = set(rows.ACCOUNTINGS) - {row.accounting}
+    lacking = [name for name, _ in plan.backbones if job.files is not None and name not in job.files and name != "main"]
+    if lacking:
+        raise PlanError(f"{row.name} runs on a second model; give its weights: --companion {lacking[0]}=FILE")
+    return plan, compile_plan(job.model, row.policies, accounting=accounting)
+
+
+def trains(job: Job) -> bool:
+    """Whether recipes can be trained: `tiny` has data of its own, the others need a folder.
+
+    Without one, the weights that are given are taken for those of the recipe, and the record says so.
+    """
+    return presets.preset(job.options.model).assets or job.options.data is not None
+
+
+def weight_set(row: Row, *, given: bool, trains: bool) -> str:
+    """Rows with one recipe and one set of parameters of the plugin that trains share their weights."""
+    if row.policies.generator is not None:
+        return f"{OWN_WEIGHTS}{row.name}"
+    if not (given and trains) or row.schedule is None or row.recipe_plugin is None:
+        return "pretrained" if given else "random"
+    own = next(setting for setting in row.settings if setting.plugin == row.recipe_plugin)
+    known = [f":{key}={value}" for key, value in sorted(own.parameters.items())]
+    changed = [f":{key.partition('.')[2]}" for key in row.parameters if key.startswith(f"{row.recipe_plugin}.")]
+    return f"{row.recipe_plugin}@{row.recipe}" + ("".join(known) if changed else "")
+
+
+def _read(row: Row, plugins: PluginManager) -> Iterator[tuple[str, str]]:
+    """What the row's parameters name to be read."""
+    for setting in row.settings:
+        settings = plugins.call(setting.plugin, "varbench_settings", model=row.model)
+        for name, parameter in settings.parameters.items() if settings else ():
+            path = setting.parameters.get(name)
+            if parameter.kind == "path" and path:
+                yield f"{setting.plugin}.{name}", str(path)
+
+
+def _plugin(info: PluginInfo, plugins: PluginManager) -> ResolvedPlugin:
+    return ResolvedPlugin(
+        name=info.name,
+        distribution=info.distribution,
+        version=info.version,
+        files=files_of(plugins.plugin(info.name)),
+    )
+
+
+def files_of(plugin: Any) -> tuple[str, ...]:
+    """Where a plugin's code lies: its top-level package's folder, or its module and the modules beside it."""
+    module = sys.modules.get(str(getattr(plugin, "__module__", None) or getattr(plugin, "__name__", "")), plugin)
+    file = getattr(module, "__file__", None)
+    if file is None:
+        return ()
+    top = sys.modules.get(str(getattr(module, "__name__", "")).partition(".")[0])
+    if top is not None and (places := list(getattr(top, "__path__", ()))):
+        return tuple(places)
+    beside = {str(getattr(other, "__file__", None)) for other in list(sys.modules.values())}
+    folder = Path(file).parent
+    return (file, *sorted(other for other in beside if Path(other).parent == folder and other != file))
+
+
+def _own_fields(found: Any) -> dict[str, Any]:
+    return {field.name: getattr(found, field.name) for field in fields(found)}

@@ -1,0 +1,212 @@
+"""Looks at images, in a process without plugins: scores, the distance to the full model's own, a few of them to look at.
+
+Images come in files, a batch each, and are checked by their hash and count; labels come from whoever asked for the images.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from varbench.base.hashing import file_hash
+from varbench.base.places import cache_folder
+from varbench.base.whole_files import whole_file
+from varbench.data.shapes import Shapes
+from varbench.errors import WrongOutputError
+from varbench.model.checkpoints import build_tokenizer, load_tokenizer
+from varbench.quality import Scoring, distance_to_full, to_uint8
+from varbench.quality.images import Images
+from varbench.record import Distance, Quality, Samples, Score
+from varbench.run.channel import Channel
+from varbench.run.eyes import Eyes
+from varbench.run.messages import Begin, Done, Finish, Job, Scored, Take
+
+GRID = 40
+"""Images kept to look at."""
+
+COMPARED = 256
+"""Images that are held against the full model's own under the same noise."""
+
+Tokens = NDArray[np.int64]
+
+
+def run(job: Job, channel: Channel) -> None:
+    scorer = Scorer(job, channel)
+    for message in channel.asked():
+        if isinstance(message, Begin):
+            scorer.begin(message)
+            channel.say(Done())
+        elif isinstance(message, Take):
+            scorer.take(message)
+            channel.say(Done())
+        else:
+            assert isinstance(message, Finish)
+            channel.say(scorer.finish(message.expected))
+
+
+class Scorer:
+    """Takes rows one after the other; of a row it keeps what the networks saw, and its first images."""
+
+    def __init__(self, job: Job, channel: Channel) -> None:
+        self._job, self._channel = job, channel
+        self._side = job.model.image_side
+        self._eyes = Eyes(job.options, side=self._side, device=job.options.device)
+        self._full: tuple[Images, Tokens | None] | None = None
+
+    def begin(self, row: Begin) -> None:
+        self._row, self._count = row, 0
+        self._images: list[Images] = []
+        self._tokens: list[Tokens] = []
+        self._labels: list[int] = []
+        self._scoring = self._new_scoring() if self._eyes.scores and row.trained else None
+
+    def _new_scoring(self, *, judge: bool = True, second_opinion: bool | None = None) -> Scoring:
+        wanted = self._job.options.second_opinion if second_opinion is None else second_opinion
+        return Scoring(
+            self._eyes.reference,
+            self._eyes.extractor,
+            side=self._side,
+            judge=self._eyes.judge if judge else None,
+            second_opinion=wanted,
+            device=self._job.options.device,
+        )
+
+    def take(self, message: Take) -> None:
+        chunk = message.chunk
+        if (found := file_hash(chunk.path)) != chunk.sha256:
+            raise WrongOutputError(
+                f"images that were handed over have the hash {found[:12]}, and {chunk.sha256[:12]} was said"
+            )
+        with np.load(chunk.path, allow_pickle=False) as stored:
+            images: Images = stored["images"]
+            tokens: Tokens | None = stored["tokens"] if "tokens" in stored.files else None
+        wanted = (len(message.labels), 3, self._side, self._side)
+        if images.dtype != np.uint8 or images.shape != wanted:
+            raise WrongOutputError(
+                f"images have shape {images.shape} and type {images.dtype}; {wanted} bytes were asked for"
+            )
+        if self._scoring is not None:
+            self._scoring.take(images, np.asarray(message.labels))
+        room = COMPARED - self._count
+        if room > 0:
+            self._images.append(images[:room])
+            self._labels += message.labels[:room]
+            if tokens is not None:
+                self._tokens.append(tokens[:room])
+        self._count += len(images)
+
+    def finish(self, expected: int) -> Scored:
+        images = np.concatenate(self._images)
+        tokens = np.concatenate(self._tokens) if self._tokens else None
+        quality = None
+        if self._scoring is not None:
+            scores = self._scoring.scores(expected=expected)
+            self._channel.alive("scoring")
+            quality = Quality(scores=scores.all(), floors=self._floors() if self._row.full else {})
+        if self._row.full:
+            self._keep(images, tokens)
+        return Scored(
+            quality=quality,
+            distance=None if self._row.full else self._distance(images, tokens),
+            samples=grid(images, self._labels, tokens=tokens),
+            weights=self._eyes.files() if self._scoring is not None else (),
+        )
+
+    def _distance(self, images: Images, tokens: Tokens | None) -> Distance | None:
+        """To the full model's images of this run; of an earlier one with the same inputs, where they are not made again."""
+        full = self._full or self._stored()
+        if full is None:
+            return None
+        theirs, their_tokens = full
+        count = min(len(theirs), len(images))
+        seen = self._eyes.own or self._job.options.inception is not None
+        found = distance_to_full(
+            images[:count],
+            theirs[:count],
+            extractor=self._eyes.extractor if seen else None,
+            tokens=None if tokens is None else tokens[:count],
+            full_tokens=None if their_tokens is None else their_tokens[:count],
+        )
+        return Distance(
+            n=count,
+            psnr=found.psnr.value,
+            feature_distance=found.feature_distance.value,
+            equal_tokens=found.equal_tokens.value,
+        )
+
+    def _place(self) -> Path | None:
+        return None if self._job.full is None else cache_folder() / "full-images" / f"{self._job.full}.npz"
+
+    def _keep(self, images: Images, tokens: Tokens | None) -> None:
+        self._full = (images, tokens)
+        if (place := self._place()) is not None:
+            with whole_file(place) as file:
+                np.savez(file, images=images, **({} if tokens is None else {"tokens": tokens}))  # type: ignore[arg-type]
+
+    def _stored(self) -> tuple[Images, Tokens | None] | None:
+        place = self._place()
+        if place is None or not place.is_file():
+            return None
+        with np.load(place, allow_pickle=False) as stored:
+            return stored["images"], stored["tokens"] if "tokens" in stored.files else None
+
+    def _floors(self) -> dict[str, Score]:
+        """What no method can beat: other real images, and real images through the tokenizer, as many as are scored."""
+        options = self._job.options
+        if options.reference is not None:
+            return {}
+        data = Shapes(side=self._side)
+        others = data.test[options.images : 2 * options.images]
+        real, labels = data.images(others), data.labels(others)
+
+        def distance(name: str, images: Images) -> Score:
+            scoring = self._new_scoring(judge=False, second_opinion=False)
+            scoring.take(images, labels)
+            self._channel.alive(name)
+            return scoring.scores().distance
+
+        floors = {"real": distance("real images", real)}
+        if self._job.files is not None:
+            floors["reconstruction"] = distance("real images through the tokenizer", self._rebuilt(real))
+        return floors
+
+    @torch.inference_mode()
+    def _rebuilt(self, real: Images) -> Images:
+        assert self._job.files is not None
+        vae, device = self._job.files["vae"], torch.device(self._job.options.device)
+        tokenizer = build_tokenizer(self._job.model, load_tokenizer(vae)[1], vae).to(device).eval()
+        rebuilt = []
+        for first in range(0, len(real), 200):
+            pixels = torch.from_numpy(real[first : first + 200]).to(device).float() / 127.5 - 1
+            tokens = tokenizer.encode(pixels)
+            rebuilt.append(to_uint8(tokenizer.decode_map(tokenizer.quantize.running_maps(tokens)[-1])))
+        return np.concatenate(rebuilt)
+
+
+def grid(images: Images, labels: list[int], *, tokens: Tokens | None) -> Samples:
+    """The first images as one picture: the same labels and noise in every row."""
+    count = min(GRID, len(images))
+    columns = min(10, count)
+    lines = math.ceil(count / columns)
+    side = images.shape[-1]
+    sheet = np.full((lines * side, columns * side, 3), 255, np.uint8)
+    for place in range(count):
+        y, x = divmod(place, columns)
+        sheet[y * side : (y + 1) * side, x * side : (x + 1) * side] = images[place].transpose(1, 2, 0)
+    buffer = io.BytesIO()
+    Image.fromarray(sheet).save(buffer, "PNG", optimize=True)
+    named = None if tokens is None else hashlib.sha256(np.ascontiguousarray(tokens[:count]).tobytes()).hexdigest()
+    return Samples(
+        png=base64.b64encode(buffer.getvalue()).decode(),
+        columns=columns,
+        labels=tuple(labels[:count]),
+        tokens_sha256=named,
+    )

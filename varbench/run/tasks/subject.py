@@ -1,0 +1,205 @@
+"""A subject's process: loads, and makes images when asked. Nothing that judges them is here."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from varbench import rows
+from varbench.base.whole_files import whole_file
+from varbench.engine.pipeline import Pipeline, load_pipeline
+from varbench.engine.subject import Answer, Ask, EngineSubject, GeneratorSubject, Subject
+from varbench.measure import memory, nvml, process_state, watch
+from varbench.measure.energy import board_energy
+from varbench.measure.environment import environment, gpu_identity
+from varbench.measure.messages import Chunk, Reply, Request
+from varbench.policies import Work
+from varbench.quality.images import Images, to_uint8
+from varbench.record import Status, Totals
+from varbench.rows.grammar import Row
+from varbench.rows.manager import manager
+from varbench.run.channel import Channel
+from varbench.run.messages import Failed, Job, Loaded
+from varbench.run.reasons import of_exception
+from varbench.run.tasks.resolve import files_of
+
+
+def run(job: Job, channel: Channel) -> None:
+    before = process_state.global_state()
+    subject, loaded = load(job)
+    before.restore()
+    channel.say(loaded)
+    for request in channel.asked():
+        assert isinstance(request, Request)
+        state = process_state.global_state()
+        try:
+            reply = answer(subject, request)
+        except (Exception, SystemExit) as error:
+            failure = of_exception(error)
+            lost = failure.status in (Status.OUT_OF_MEMORY_HOST, Status.OUT_OF_MEMORY_DEVICE)
+            channel.say(Failed(failure=failure, row=request.row, last=lost))
+            if lost:  # the process is not fit for another row
+                return
+            state.restore()
+            continue
+        if changed := state.changed():
+            state.restore()
+        channel.say(replace(reply, changed=tuple(changed)))
+
+
+def load(job: Job) -> tuple[Subject, Loaded]:
+    """The one subject of the job's rows: they share their weights."""
+    made = [rows.resolve(name, job.model) for name in job.rows]
+    generator = made[0].policies.generator
+    if generator is not None:
+        device, options = torch.device(job.options.device), job.options
+        held = memory.live_bytes(device)
+        generator.policy.load(device=options.device, dtype=options.dtype, seed=options.seed)
+        count = generator.policy.work(options.batch).parameters
+        parameters = {} if count is None else {generator.plugin: count}
+        loaded_bytes = memory.live_bytes(device) - held
+        replaced = GeneratorSubject(
+            generator=generator.policy, model=job.model, device=device, loaded_bytes=loaded_bytes
+        )
+        return replaced, _loaded(job, made, weights={}, parameters=parameters, plans={})
+    pipe = _pipeline(job)
+    options = job.options
+    subject = EngineSubject(pipe=pipe, cfg=options.cfg, top_k=options.top_k, top_p=options.top_p)
+    counts = {name: sum(p.numel() for p in model.parameters()) for name, model in pipe.backbones.items()}
+    plans = {}
+    for row in made:
+        try:
+            plans[row.name] = pipe.compile(row)[0].digest
+        except ValueError:  # said when the row is asked for
+            continue
+    return subject, _loaded(job, made, weights=pipe.weights, parameters=counts, plans=plans)
+
+
+def _loaded(
+    job: Job, made: list[Row], *, weights: dict[str, str], parameters: dict[str, int], plans: dict[str, str]
+) -> Loaded:
+    plugins = manager()
+    names = {info.name for row in made for info in row.plugins}
+    return Loaded(
+        environment=environment(job.options.device),
+        weights=weights,
+        parameters=parameters,
+        plans=plans,
+        plugin_files={name: files_of(plugins.plugin(name)) for name in sorted(names)},
+        disturbed=_disturbed(job.options.device),
+    )
+
+
+def _pipeline(job: Job) -> Pipeline:
+    options = job.options
+    if job.files is None:
+        pipe = load_pipeline(options.model, device=options.device, dtype=options.dtype, seed=options.seed, random=True)
+    else:
+        files = dict(job.files)
+        pipe = load_pipeline(
+            options.model,
+            vae=files.pop("vae"),
+            var=files.pop("main"),
+            companions=files,
+            device=options.device,
+            dtype=options.dtype,
+        )
+    if options.compile != "off":
+        pipe.compile_layers(mode=options.compile)
+    return pipe
+
+
+def answer(subject: Subject, request: Request) -> Reply:
+    ask = Ask(row=request.row, labels=request.labels, seed=request.seed, first=request.first)
+    if request.look is None:
+        made, images, times = watch.timed(subject, ask)
+        return _reply(request, made, images, times=times, chunk=_kept(request.keep, made, images))
+    look = {"memory": _memory, "outside": _outside, "largest": _largest, "energy": _energy}[request.look]
+    return look(subject, ask, request)
+
+
+def _memory(subject: Subject, ask: Ask, request: Request) -> Reply:
+    subject.make(Ask(row=ask.row, labels=ask.labels[:1], seed=ask.seed))  # sets up what every row needs
+    weights = subject.weight_bytes(ask.row)
+    made, peaks = memory.peaks(lambda: subject.make(ask), weights=weights, device=subject.device)
+    watch.check_images(made.images, batch=len(ask.labels), side=subject.model.image_side)
+    work = _stated(subject.generator.work(len(ask.labels))) if isinstance(subject, GeneratorSubject) else None
+    return _reply(request, made, to_uint8(made.images), peaks=peaks, trace=made.trace, work=work)
+
+
+def _stated(work: Work) -> Totals:
+    return Totals(
+        flops=work.flops,
+        steps=work.steps,
+        layer_tokens=work.layer_tokens,
+        state_peak_bytes=work.cache_peak_bytes,
+        state_end_bytes=work.cache_end_bytes,
+    )
+
+
+def _outside(subject: Subject, ask: Ask, request: Request) -> Reply:
+    made, outside = memory.seen_from_outside(subject, ask)
+    return _reply(request, made, to_uint8(made.images), outside=outside)
+
+
+def _largest(subject: Subject, ask: Ask, request: Request) -> Reply:
+    def make(batch: int) -> Answer:
+        labels = tuple(place % subject.model.classes for place in range(batch))
+        return subject.make(Ask(row=ask.row, labels=labels, seed=ask.seed))
+
+    largest = memory.largest_by_trying(make, device=subject.device)
+    return Reply(row=request.row, images_sha256="", tokens_sha256=None, largest=largest)
+
+
+def _energy(subject: Subject, ask: Ask, request: Request) -> Reply:
+    def call() -> int:
+        subject.make(ask)
+        return len(ask.labels)
+
+    try:
+        energy = board_energy(call, device=subject.device)
+    except nvml.NvmlError as error:
+        return Reply(row=request.row, images_sha256="", tokens_sha256=None, missing={"energy": str(error)})
+    return Reply(row=request.row, images_sha256="", tokens_sha256=None, energy=energy)
+
+
+def _reply(request: Request, made: Answer, images: Images, **parts: Any) -> Reply:
+    tokens = _tokens(made)
+    return Reply(
+        row=request.row,
+        images_sha256=hashlib.sha256(np.ascontiguousarray(images).data).hexdigest(),
+        tokens_sha256=None if tokens is None else hashlib.sha256(np.ascontiguousarray(tokens).data).hexdigest(),
+        **parts,
+    )
+
+
+def _tokens(made: Answer) -> NDArray[np.int64] | None:
+    return None if made.tokens is None else made.tokens.cpu().numpy()
+
+
+def _kept(keep: str | None, made: Answer, images: Images) -> Chunk | None:
+    if keep is None:
+        return None
+    tokens = _tokens(made)
+    with whole_file(Path(keep)) as file:
+        np.savez(file, images=images, **({} if tokens is None else {"tokens": tokens}))  # type: ignore[arg-type]
+    with open(keep, "rb") as stored:
+        return Chunk(path=keep, sha256=hashlib.file_digest(stored, "sha256").hexdigest(), count=len(images))
+
+
+def _disturbed(device: str) -> tuple[int, ...] | None:
+    """Other processes on the GPU; None where that cannot be seen."""
+    if not device.startswith("cuda"):
+        return None
+    _, uuid, pci = gpu_identity(device)
+    try:
+        return tuple(nvml.foreign_processes(uuid=uuid, pci=pci, pid=os.getpid()))
+    except nvml.NvmlError:
+        return None

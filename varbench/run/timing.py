@@ -1,0 +1,116 @@
+"""A row's times as its record tells them, from what rounds of children showed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from varbench.base import stats
+from varbench.measure.largest import largest_by_plan
+from varbench.measure.messages import Times
+from varbench.measure.speed import Call, Pair, SpeedRound
+from varbench.record import LargestBatch, PerScale, Timing, TimingColumn
+from varbench.run.findings import Findings
+from varbench.run.prepare import RowInRun, Run
+
+COLUMNS: dict[str, Callable[[Times], float | None]] = {
+    "transformer": lambda times: times.transformer,
+    "loop": lambda times: times.loop,
+    "with_decoder": lambda times: times.with_decoder,
+    "end_to_end": lambda times: times.end_to_end,
+}
+
+
+def timing(run: Run, row: RowInRun, found: Findings, missing: dict[str, str]) -> Timing | None:
+    rounds = [found.speed[number] for number in sorted(found.speed)]
+    if not rounds:
+        return None
+    return Timing(
+        columns=tuple(_columns(rounds, batch=run.options.batch)),
+        per_scale=_per_scale(rounds, batch=run.options.batch),
+        largest_batch=_largest(run, row, found, missing),
+        compile_seconds=None
+        if run.options.compile == "off"
+        else max(0.0, rounds[0].first_call - rounds[0].second_call),
+        first_call_seconds=rounds[0].first_call,
+        discarded=sum(one.discarded for one in rounds),
+        held_up=_held_up(rounds),
+    )
+
+
+def _columns(rounds: list[SpeedRound], *, batch: int) -> Iterator[TimingColumn]:
+    for regime, size in (("throughput", batch), ("latency", 1)):
+        pairs = [one.throughput if regime == "throughput" else one.latency for one in rounds]
+        for column, of in COLUMNS.items():
+            own = _samples(pairs, of, lambda pair: pair.row)
+            if own is None:
+                continue
+            beside = _samples(pairs, of, lambda pair: pair.full)
+            summary = stats.summarise(own)
+            walled = column == "end_to_end"
+            clock = pairs[0][0].row.times.clock
+            yield TimingColumn(
+                column=column,
+                regime=regime,
+                batch=size,
+                clock="perf_counter" if walled else clock,
+                rounds=own,
+                beside=beside,
+                median=summary.median,
+                low=summary.low,
+                high=summary.high,
+                iqr=summary.iqr,
+            )
+
+
+def _samples(
+    pairs: list[tuple[Pair, ...]], of: Callable[[Times], float | None], which: Callable[[Pair], Call | None]
+) -> tuple[tuple[float, ...], ...] | None:
+    """Seconds by round; None where a call has no such column, or there is no such call."""
+    found = []
+    for some in pairs:
+        calls = [which(pair) for pair in some]
+        seconds = [of(call.times) for call in calls if call is not None]
+        known = tuple(second for second in seconds if second is not None)
+        if not known or len(known) != len(some):
+            return None
+        found.append(known)
+    return tuple(found)
+
+
+def _per_scale(rounds: list[SpeedRound], *, batch: int) -> PerScale | None:
+    """From the timed calls: what is looked at are marks that every call has."""
+    times = [pair.row.times for one in rounds for pair in one.throughput]
+    if not times or not times[0].steps:
+        return None
+    seconds = tuple(stats.median(found) for found in zip(*(time.steps for time in times), strict=True))
+    return PerScale(batch=batch, clock=times[0].clock, seconds=seconds)
+
+
+def _held_up(rounds: list[SpeedRound]) -> float | None:
+    shares = [
+        stats.median(found)
+        for one in rounds
+        if (
+            found := [
+                pair.row.strain.held_up(pair.row.times.end_to_end)
+                for pair in one.throughput
+                if pair.row.strain is not None
+            ]
+        )
+    ]
+    return max(shares, default=None)
+
+
+def _largest(run: Run, row: RowInRun, found: Findings, missing: dict[str, str]) -> LargestBatch | None:
+    if found.looks is not None and found.looks.largest is not None:
+        return found.looks.largest
+    if run.options.device != "cpu":
+        missing["timing.largest_batch"] = "the bisection did not run"
+        return None
+    if row.plan is None:
+        missing["timing.largest_batch"] = "there is no plan to bound it by"
+        return None
+    if run.available_memory is None:
+        missing["timing.largest_batch"] = "the system does not say how much memory is free"
+        return None
+    return largest_by_plan(row.plan, dtype=run.options.dtype, free=run.available_memory)

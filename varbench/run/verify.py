@@ -1,0 +1,32 @@
+"""Whether a child runs what its parent prepared: every difference is told with both values, and makes the row invalid."""
+
+from __future__ import annotations
+
+from varbench.run.identity import plugin_hash
+from varbench.run.messages import Loaded, Trained
+from varbench.run.prepare import RowInRun, Run
+
+
+def mismatches(run: Run, row: RowInRun, loaded: Loaded, trained: Trained | None) -> list[str]:
+    """Plans, plugins and weights, as the child says they are, beside what was prepared."""
+    found = []
+    if row.plan is not None and (ran := loaded.plans.get(row.name)) not in (None, row.plan.digest):
+        found.append(f"a child compiled the plan {str(ran)[:12]}, and {row.plan.digest[:12]} was prepared")
+    for plugin, version in zip(row.resolved.plugins, row.identity.plugins, strict=True):
+        theirs = loaded.plugin_files.get(plugin.name, ())
+        if theirs[:1] != plugin.files[:1]:
+            found.append(f"a child imported {plugin.name} from {_one(theirs)}, and {_one(plugin.files)} was prepared")
+        if (now := plugin_hash(plugin)) != version.code_hash:
+            found.append(
+                f"the code of {plugin.name} changed meanwhile: {str(now)[:12]}, and {str(version.code_hash)[:12]} was prepared"
+            )
+    if not row.replaces_loop:
+        expected = {**run.hashes, **(trained.hashes if trained else {})}
+        for part, sha256 in loaded.weights.items():
+            if run.files is not None and part in expected and sha256 != expected[part]:
+                found.append(f"a child loaded {part} {sha256[:12]}, and {expected[part][:12]} was prepared")
+    return found
+
+
+def _one(files: tuple[str, ...]) -> str:
+    return files[0] if files else "nowhere"

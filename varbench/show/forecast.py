@@ -1,0 +1,102 @@
+"""What a run would do: its rows with their plans' work, how many processes, how long by the roofline, what is there already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from varbench.measure.environment import environment
+from varbench.plan.cost import work
+from varbench.record import Record
+from varbench.run.prepare import Run, hardware_like, predicted
+from varbench.run.session import parts
+from varbench.show import words
+
+_START_SECONDS = 4.0
+"""What a process takes before it is of use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastRow:
+    row: str
+    weights: str
+    share: float | None
+    """Of the full model's work; None without a plan."""
+    call_seconds: float | None
+    done: bool
+    """Whether its record is there, complete and of the same inputs."""
+    trouble: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    rows: tuple[ForecastRow, ...]
+    processes: int
+    trains: tuple[str, ...]
+    """Recipes that are trained unless they are cached."""
+    seconds: float | None
+    out: str
+
+
+def forecast(run: Run, out: Path, done: dict[str, Record]) -> Forecast:
+    options = run.options
+    hardware = hardware_like("cpu", environment("cpu").cores) if options.device == "cpu" else None
+    full: int | None = None
+    lines, seconds = [], 0.0
+    for name, row in run.rows.items():
+        failure = row.resolved.failure
+        share = call = None
+        if row.plan is not None:
+            flops = work(row.plan, batch=options.batch, dtype=options.dtype).transformer_flops
+            full = full or flops
+            share = flops / full
+            if hardware is not None:
+                call = predicted(row.plan, batch=options.batch, dtype=options.dtype, hardware=hardware).total
+        if call is not None and name not in done:
+            images = options.images if run.is_scored(name) else 0
+            timed = 1.5 * max(options.seconds, options.count * call) + 4 * call
+            seconds += options.rounds * timed + 10 * call + images / options.batch * call
+        lines.append(
+            ForecastRow(
+                row=name,
+                weights=row.resolved.weight_set,
+                share=share,
+                call_seconds=call,
+                done=name in done,
+                trouble=failure.reason if failure else None,
+            )
+        )
+    processes = sum(parts(run).values())
+    return Forecast(
+        rows=tuple(lines),
+        processes=processes,
+        trains=tuple(weights.key for weights in run.weight_sets if weights.trains is not None),
+        seconds=seconds + _START_SECONDS * processes if seconds else None,
+        out=str(out),
+    )
+
+
+def as_text(found: Forecast) -> str:
+    from tabulate import tabulate
+
+    lines: list[tuple[Any, ...]] = [
+        (
+            row.row,
+            row.weights,
+            "-" if row.share is None else f"{row.share:.0%}",
+            "-" if row.call_seconds is None else words.seconds(row.call_seconds),
+            row.trouble or ("there already" if row.done else ""),
+        )
+        for row in found.rows
+    ]
+    table = tabulate(lines, ("row", "weights", "work", "batch, predicted", ""), disable_numparse=True)
+    time = (
+        "not predicted on this device"
+        if found.seconds is None
+        else f"about {words.seconds(found.seconds)} and the training"
+    )
+    return (
+        f"{table}\n\n{found.processes} processes; recipes that are trained unless cached: {', '.join(found.trains) or 'none'}\n"
+        f"time: {time} (a bound by the roofline)\nrecords would go to {found.out}; nothing was run"
+    )

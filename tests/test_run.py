@@ -1,4 +1,4 @@
-"""`varbench run`: options, plans of children, how children end, records that grow, and what a resumed run leaves out."""
+"""`varbench run`: options, how children end, records that grow, what a resumed run leaves out, what decides a result."""
 
 from __future__ import annotations
 
@@ -9,38 +9,26 @@ import subprocess
 import sys
 import textwrap
 import time
-from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted import Script, a_run, conduct, options, scripted
 
 from varbench import rows
 from varbench.__main__ import main
 from varbench.errors import UserError
 from varbench.record import Status, Verdict, read_record
-from varbench.record.options import Options
-from varbench.rows.manager import manager
-from varbench.run import schedule
-from varbench.run.children import Ended, run_child
-from varbench.run.defaults import resolve
+from varbench.run import identity
+from varbench.run.children import Child, ChildEndedError
+from varbench.run.conduct import locked
 from varbench.run.display import Display
-from varbench.run.earlier import complete_records, other_settings, set_aside_outdated
-from varbench.run.execute import Execution, locked
-from varbench.run.prepare import UPSTREAM, Run, prepare
-
-
-def options(**given: Any) -> Options:
-    return resolve(Namespace(**{"config": None, "plugins": "variant", **given}))
-
-
-def a_run(out: Path, **given: Any) -> Run:
-    chosen = options(**{"weights": "random", "batch": 2, "dtype": "float32", "rounds": 2, **given})
-    prepared = prepare(chosen, manager())
-    return Run(
-        name=out.name, options=chosen, prepared=prepared, order=tuple(prepared.measured), quality_rows=frozenset(),
-        available_memory=1 << 30,
-    )  # fmt: skip
+from varbench.run.messages import Done, ResolvedPlugin
+from varbench.run.prepare import UPSTREAM, prepare
+from varbench.run.resume import complete_records, other_settings, set_aside_outdated
+from varbench.show.entries import blocks_of
 
 
 # Options
@@ -125,20 +113,20 @@ def test_the_parent_imports_no_torch() -> None:
 # What runs when
 
 
-def test_rounds_turn_around(tmp_path: Path) -> None:
-    run = a_run(tmp_path)
-    base = schedule.base_job(run.options, run.prepared)
-    even = [(weights.key, job.rows) for weights, job in schedule.speed_jobs(base, run.prepared, round=0)]
-    odd = [(weights.key, job.rows) for weights, job in schedule.speed_jobs(base, run.prepared, round=1)]
-    assert [key for key, _ in odd] == [key for key, _ in even[::-1]]
-    assert odd[-1][1] == even[0][1][::-1]
+def test_rounds_turn_around(tmp_path: Path, script: Script) -> None:
+    """In every other round the sets of weights come in reverse, and the rows within them."""
+    run = a_run(tmp_path, plugins="variant@d8,variant@d2", quick=True, rounds=2)
+    conduct(run, tmp_path).everything()
+    timed = [request.row for request in script.requests if len(request.labels) == 2]
+    half = len(timed) // 2
+    first, second = list(dict.fromkeys(timed[:half])), list(dict.fromkeys(timed[half:]))
+    assert first != second
+    assert set(first) == set(second)
 
 
-def test_rows_of_one_recipe_share_weights_whatever_their_point(tmp_path: Path) -> None:
-    file = tmp_path / "weights"
-    file.write_bytes(b"")
-    chosen = options(plugins="variant,fixed_ratio,variant@d8:bridge=3", model="tiny", weights=str(file), vae=str(file))
-    sets = {weights.key: weights.rows for weights in prepare(chosen, manager()).weight_sets}
+def test_rows_of_one_recipe_share_weights_whatever_their_point(tmp_path: Path, script: Script) -> None:
+    chosen = options(plugins="variant,fixed_ratio,variant@d8:bridge=3", model="tiny")
+    sets = {weights.key: weights.rows for weights in prepare(chosen, name="a").weight_sets}
     assert set(sets["pretrained"]) == {rows.FULL, UPSTREAM}
     assert {"fixed_ratio@p01", "fixed_ratio@p05", "fixed_ratio@p10"} < set(sets)
     shared = next(names for names in sets.values() if "variant@d2" in names)
@@ -146,33 +134,34 @@ def test_rows_of_one_recipe_share_weights_whatever_their_point(tmp_path: Path) -
     assert "variant@d8:bridge=3" not in shared
 
 
-def test_a_large_preset_trains_nothing_without_data(tmp_path: Path) -> None:
+def test_a_large_preset_trains_nothing_without_data(tmp_path: Path, script: Script) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"")
     given = {"model": "var-d16", "plugins": "variant@d8", "weights": str(file), "vae": str(file), "device": "cpu"}
-    (weights,) = prepare(options(**given), manager()).weight_sets
+    (weights,) = prepare(options(**given), name="a").weight_sets
     assert (weights.key, weights.trains) == ("pretrained", None)
-    assert len(prepare(options(**given, data=str(tmp_path)), manager()).weight_sets) == 2
+    assert len(prepare(options(**given, data=str(tmp_path)), name="a").weight_sets) == 2
 
 
 # Children
 
 
-def child(code: str) -> Any:
-    """A child that runs this code with `say(event, **content)`; no torch, so that it starts at once."""
-    head = "import sys, os, json\ndef say(event, **more): os.write(int(sys.argv[1]), json.dumps({'event': event, **more}).encode() + b'\\n')\n"
-    return lambda fd: [sys.executable, "-c", head + textwrap.dedent(code), str(fd)]
+def child(code: str, tmp_path: Path, *, timeout: float = 20.0) -> Child:
+    """A child that runs this code with `say(message)`; no torch, so that it starts at once."""
+    head = (
+        "import sys, os\nfrom varbench.run.messages import *\nfrom varbench.record import Status\n"
+        "def say(message): os.write(int(sys.argv[2]), to_line(message))\n"
+    )
+    command = [sys.executable, "-c", head + textwrap.dedent(code)]
+    return Child(
+        lambda reading, writing: [*command, str(reading), str(writing)], log=tmp_path / "log", timeout=timeout
+    )
 
 
-def ended(code: str, tmp_path: Path, *, timeout: float = 20.0) -> Ended:
-    return run_child(child(code), log=tmp_path / "log", timeout=timeout)
-
-
-def test_a_child_that_comes_to_its_end_has_no_failure(tmp_path: Path) -> None:
-    found = ended("say('at', row='a'); print('words'); say('result', row='a', x=1); say('done')", tmp_path)
-    assert found.failure is None
-    assert found.of("result") == [{"event": "result", "row": "a", "x": 1}]
-    assert found.stderr_tail == "words"
+def test_a_child_is_heard_and_its_other_words_are_kept(tmp_path: Path) -> None:
+    with child("say(Alive()); print('words'); say(Done())", tmp_path) as process:
+        assert process.hear() == Done()
+    assert (process.exit_code, process.stderr_tail) == (0, "words")
     assert (tmp_path / "log").read_text() == "words\n"
 
 
@@ -185,53 +174,67 @@ def test_a_child_that_comes_to_its_end_has_no_failure(tmp_path: Path) -> None:
          Status.OUT_OF_MEMORY_HOST, "bad_alloc"),
     ],
 )  # fmt: skip
-def test_ends_are_told_apart_and_blamed_on_the_row_that_ran(
-    tmp_path: Path, code: str, status: Status, words: str
-) -> None:
-    found = ended(f"say('at', row='a'); say('result', row='a'); say('at', row='b'); {code}", tmp_path)
-    assert found.failure is not None
-    assert (found.failure.status, found.at) == (status, "b")
-    assert words in found.failure.reason
+def test_ends_are_told_apart(tmp_path: Path, code: str, status: Status, words: str) -> None:
+    with child(f"say(Done()); {code}", tmp_path) as process:
+        process.hear()
+        with pytest.raises(ChildEndedError, match=words) as ended:
+            process.ask(Done())
+    assert ended.value.failure.status is status
 
 
 def test_a_silent_child_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     code = """
     import subprocess, time
     other = subprocess.Popen(['sleep', '60'])
-    say('at', row=str(other.pid)); time.sleep(60)
+    open('pid', 'w').write(str(other.pid)); print(os.path.abspath('pid'), flush=True); say(Done()); time.sleep(60)
     """
     began = time.monotonic()
-    found = ended(code, tmp_path, timeout=1.0)
-    assert found.failure is not None
-    assert found.failure.status is Status.TIMEOUT
+    with child(code, tmp_path, timeout=1.5) as process:
+        process.hear()
+        other = int(Path((tmp_path / "log").read_text().split()[0]).read_text())
+        with pytest.raises(ChildEndedError, match="limit of --timeout") as ended:
+            process.hear()
+    assert ended.value.failure.status is Status.TIMEOUT
     assert time.monotonic() - began < 15
     time.sleep(0.2)
-    assert not _runs(int(str(found.at)))
+    assert not _runs(other)
 
 
 def test_a_child_that_speaks_may_take_longer_than_the_limit(tmp_path: Path) -> None:
-    code = "import time\nfor _ in range(8): say('progress', row='a'); time.sleep(0.25)\nsay('done')"
-    assert ended(code, tmp_path, timeout=1.5).failure is None
+    code = "import time\nfor _ in range(8): say(Alive()); time.sleep(0.4)\nsay(Done())"
+    with child(code, tmp_path, timeout=2.5) as process:
+        assert process.hear() == Done()
 
 
 def test_a_grandchild_that_keeps_the_output_open_holds_nobody_up(tmp_path: Path) -> None:
     began = time.monotonic()
-    found = ended("import subprocess; subprocess.Popen(['sleep', '60']); say('done')", tmp_path)
-    assert found.failure is None
+    with child("import subprocess; subprocess.Popen(['sleep', '60']); say(Done())", tmp_path) as process:
+        process.hear()
     assert time.monotonic() - began < 15
+
+
+def test_a_child_imports_nothing_that_lies_in_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder named as a module would shadow it, were the working folder on the path."""
+    (tmp_path / "varbench_plugins").mkdir()
+    (tmp_path / "varbench_plugins" / "__init__.py").write_text("raise SystemExit('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    run = prepare(options(plugins="variant@d8", weights="random"), name="a")
+    assert run.rows["variant@d8"].resolved.failure is None
+    (plugin,) = run.rows["variant@d8"].resolved.plugins
+    assert str(tmp_path) not in plugin.files[0]
 
 
 def test_children_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     code = f"""
     from pathlib import Path
-    from varbench.run.children import run_child
+    from varbench.run.children import Child
     import sys
-    inner = "import os, time; from varbench.run import child; child._die_with_parent(); open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    run_child(lambda fd: [sys.executable, "-c", inner], log=Path({str(tmp_path / "log")!r}), timeout=60)
+    inner = "import os, time; from varbench.run.child import die_with_parent; die_with_parent(); open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    Child(lambda *fds: [sys.executable, "-c", inner], log=Path({str(tmp_path / "log")!r}), timeout=60).hear()
     """
     parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
-    for _ in range(200):
+    for _ in range(300):
         if pid_file.exists() and pid_file.read_text():
             break
         time.sleep(0.1)
@@ -252,186 +255,138 @@ def _runs(pid: int) -> bool:
 # Records that grow
 
 
-class Scripted(Execution):
-    """An execution whose children are answers from memory: what is tested is what becomes of them."""
-
-    def __init__(self, *args: Any, fails: dict[str, str] | None = None, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self.fails = fails or {}
-        self.asked: list[tuple[str, tuple[str, ...]]] = []
-
-    def _child(self, job: Any, name: str) -> Ended:
-        self.asked.append((job.task, job.rows))
-        events: list[dict[str, Any]] = [{"event": "hello", **_hello()}]
-        for row in job.rows:
-            if row in self.fails:
-                events.append({"event": "at", "row": row})
-                if self.fails[row] == "interrupt":
-                    raise KeyboardInterrupt
-                from varbench.run.reasons import Failure
-
-                return Ended(
-                    events=events, failure=Failure(status=Status(self.fails[row]), reason="as told"), exit_code=-11
-                )
-            events.append({"event": "result", "row": row, **_answer(self.rows()[row].plan, job)})
-        return Ended(events=[*events, {"event": "done"}])
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
+    with scripted(monkeypatch) as made:
+        yield made
 
 
-def _hello() -> dict[str, Any]:
-    import dataclasses
-
-    from varbench.measure.environment import environment
-
-    return {
-        "environment": dataclasses.asdict(environment("cpu")),
-        "weights": {},
-        "parameters": {"main": 10},
-        "disturbed": None,
-    }
-
-
-def _answer(plan: Any, job: Any) -> dict[str, Any]:
-    import dataclasses
-
-    from varbench.plan.cost import state_over_time
-    from varbench.record import totals_of
-
-    if job.task == "memory":
-        states = list(state_over_time(plan, batch=job.options.batch, dtype=job.options.dtype))
-        totals = dataclasses.asdict(totals_of(plan, batch=job.options.batch, dtype=job.options.dtype))
-        return {
-            "batch": job.options.batch, "weights": 5, "state_peak": [peak for peak, _ in states], "missing": {}, "findings": [],
-            "state_after": [after for _, after in states], "trace": totals, "kernel": "k", "changed": [], "rss_growth": 7,
-        }  # fmt: skip
-    column = {name: [1.0, 1.01, 0.99] for name in ("transformer", "with_decoder", "end_to_end")}
-    clocks = dict.fromkeys(column, "perf_counter")
-    return {"columns": {"throughput": column, "latency": column}, "wall": {}, "clocks": clocks, "first_call": 2.0, "changed": [],
-            "identical": 1.0, **({"anchor": [1.0, 1.02, 0.99]} if job.anchor else {})}  # fmt: skip
-
-
-def scripted(run: Run, out: Path, **fails: str) -> Scripted:
-    named = {name.replace("_at_", "@"): how for name, how in fails.items()}
-    return Scripted(run, out, Display(1), complete_records(run, out), fails=named)
-
-
-def test_every_row_ends_as_a_valid_record(tmp_path: Path) -> None:
-    execution = scripted(a_run(tmp_path), tmp_path)
-    execution.everything()
-    records = execution.save_all()
-    assert {record.status for record in records} == {Status.COMPLETE}
-    assert {record.validity.verdict for record in records} == {Verdict.VALID}
-    assert {read_record(path).row.row for path in tmp_path.glob("*.json")} == set(execution.rows())
-    full = next(record for record in records if record.row.denominator == "lossless")
-    assert full.timing is not None
-    assert full.timing.aa_floor is not None
-    assert full.timing.largest_batch is not None
-    assert full.timing.largest_batch.limit_bytes == round(0.6 * (1 << 30))
-    assert [len(column.rounds) for column in full.timing.columns] == [2] * 6
-    assert full.why("quality") == "the weights are random"
-
-
-def test_a_full_model_that_fails_is_no_anchor_and_costs_no_other_row(tmp_path: Path) -> None:
-    execution = scripted(a_run(tmp_path), tmp_path, full_var="out_of_memory_device")
+def test_every_row_ends_as_a_valid_record(tmp_path: Path, script: Script) -> None:
+    script.seconds = {"variant@d8": 0.5}
+    run = a_run(tmp_path)
+    execution = conduct(run, tmp_path)
     execution.everything()
     records = {record.row.row: record for record in execution.save_all()}
+    assert {record.status for record in records.values()} == {Status.COMPLETE}
+    assert {record.validity.verdict for record in records.values()} == {Verdict.VALID}
+    assert {read_record(path).row.row for path in tmp_path.glob("*.json")} == set(run.rows)
+    full = records["full_var"]
+    assert full.timing is not None and full.timing.largest_batch is not None
+    assert full.timing.largest_batch.limit_bytes == round(0.6 * (1 << 30))
+    assert [len(column.rounds) for column in full.timing.columns] == [2] * 8
+    assert full.why("quality") == "the weights are random"
+    (block,) = blocks_of(list(records.values()))
+    fast = next(entry for entry in block.entries if entry.name == "variant@d8")
+    assert fast.speedups["lossless"].value == pytest.approx(2.0, rel=0.01)
+    memory = records["variant@d8"].memory
+    assert memory is not None and memory.activations_peak_bytes == 7
+
+
+def test_a_full_model_that_fails_is_no_neighbour_and_costs_no_other_row(tmp_path: Path, script: Script) -> None:
+    script.fails = {"full_var": "out_of_memory_device"}
+    execution = conduct(a_run(tmp_path), tmp_path)
+    execution.everything()
+    records = {record.row.row: record for record in execution.save_all()}
+    assert records["full_var"].status is Status.OUT_OF_MEMORY_DEVICE
     assert records["variant@d8"].status is Status.COMPLETE
     timing = records["variant@d8"].timing
-    assert timing is not None and timing.anchor is None and timing.aa_floor is None
+    assert timing is not None and timing.columns[0].beside is None
 
 
-def test_a_crash_costs_its_row_alone_and_is_not_run_again(tmp_path: Path) -> None:
-    execution = scripted(a_run(tmp_path), tmp_path, variant_at_d8="crashed")
+def test_a_crash_costs_its_row_alone_and_is_not_run_again(tmp_path: Path, script: Script) -> None:
+    script.fails = {"variant@d8": "crashed"}
+    execution = conduct(a_run(tmp_path), tmp_path)
     execution.everything()
     records = {record.row.row: record for record in execution.save_all()}
     assert records["variant@d8"].status is Status.CRASHED
     assert records["variant@d8"].exit_code == -11
     assert {records[name].status for name in records if name != "variant@d8"} == {Status.COMPLETE}
-    assert sum("variant@d8" in asked for _, asked in execution.asked) == 1
+    assert sum(request.row == "variant@d8" for request in script.requests) == 1
 
 
-def test_a_crash_within_a_shared_child_leaves_the_others_to_a_new_one(tmp_path: Path) -> None:
-    run = a_run(tmp_path)
-    execution = scripted(run, tmp_path)
-    base = schedule.base_job(run.options, run.prepared)
-    execution.fails = {"variant@d8": "crashed"}
-    weights, job = next(schedule.speed_jobs(base, run.prepared, round=0))
-    execution._measure(weights, job, "speed", execution._take_speed)
-    assert [len(asked) for _, asked in execution.asked] == [5, 1]
-    assert {name for name, one in execution.rows().items() if 0 in one.speed} == set(job.rows) - {"variant@d8"}
+def test_a_row_that_raises_leaves_its_process_to_the_others(tmp_path: Path, script: Script) -> None:
+    script.fails = {"variant@d8": "raise"}
+    execution = conduct(a_run(tmp_path, plugins="variant@d8,variant@d2", quick=True, rounds=1), tmp_path)
+    execution.everything()
+    assert sum(task == "subject" for task, _ in script.started) == 1
+    assert execution.found["variant@d2"].failure is None and 0 in execution.found["variant@d2"].speed
+    assert execution.found["variant@d8"].failure is not None
 
 
-def test_resume_skips_what_is_complete_and_unchanged(tmp_path: Path) -> None:
-    first = scripted(a_run(tmp_path), tmp_path, variant_at_d8="crashed")
-    first.everything()
-    first.save_all()
-    again = scripted(a_run(tmp_path), tmp_path)
-    again.everything()
-    assert {name for _, asked in again.asked for name in asked} == {"variant@d8"}
+def test_resume_skips_what_is_complete_and_unchanged(tmp_path: Path, script: Script) -> None:
+    script.fails = {"variant@d8": "crashed"}
+    conduct(a_run(tmp_path), tmp_path).everything()
+    script.fails, before = {}, len(script.started)
+    conduct(a_run(tmp_path), tmp_path).everything()
+    assert {rows for task, rows in script.started[before:] if task == "subject"} <= {
+        ("variant@d8",), ("variant@d8", "full_var")
+    }  # fmt: skip
     assert {read_record(path).status for path in tmp_path.glob("*.json")} == {Status.COMPLETE}
-    other = a_run(tmp_path, seed=1)
-    assert complete_records(other, tmp_path) == {}
+    assert complete_records(a_run(tmp_path, seed=1), tmp_path) == {}
 
 
-def test_what_other_inputs_made_is_set_aside_and_other_settings_are_named(tmp_path: Path) -> None:
-    first = scripted(a_run(tmp_path), tmp_path)
-    first.everything()
-    first.save_all()
+def test_what_other_inputs_made_is_set_aside_and_other_settings_are_named(tmp_path: Path, script: Script) -> None:
+    conduct(a_run(tmp_path), tmp_path).everything()
     paths = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
     same = a_run(tmp_path)
     assert set_aside_outdated(same, tmp_path) == ()
     assert other_settings(same, tmp_path) == {}
     assert other_settings(a_run(tmp_path, batch=4, seed=1), tmp_path) == {"batch": (2, 4), "seed": (0, 1)}
 
-    same.prepared.measured["variant@d8"].inputs = "changed"
+    same.rows["variant@d8"] = replace(same.rows["variant@d8"], inputs="changed")
     assert set_aside_outdated(same, tmp_path) == ("variant@d8",)
     (old,) = tmp_path.glob("*.json.old")
     (gone,) = set(paths) - set(tmp_path.glob("*.json"))
     assert old.read_bytes() == paths[gone]
 
 
-def test_a_later_run_measures_anew_only_what_may_differ(tmp_path: Path) -> None:
-    first = scripted(a_run(tmp_path / "a"), tmp_path / "a")
-    first.everything()
-    again = scripted(a_run(tmp_path / "b"), tmp_path / "b")
-    again.everything()
-    assert {task for task, _ in first.asked} == {"memory", "speed"}
-    assert {task for task, _ in again.asked} == {"speed"}
-    records = again.save_all()
-    assert {record.status for record in records} == {Status.COMPLETE}
-    assert all(any("earlier run" in notice.text for notice in record.warnings) for record in records)
+def test_a_later_run_measures_anew_only_what_may_differ(tmp_path: Path, script: Script) -> None:
+    def looks(folder: str, **changed: Any) -> int:
+        before = len(script.requests)
+        execution = conduct(a_run(tmp_path / folder, **changed), tmp_path / folder)
+        execution.everything()
+        records = execution.save_all()
+        assert {record.status for record in records} == {Status.COMPLETE}
+        found = sum(request.look == "memory" for request in script.requests[before:])
+        assert all(any("earlier run" in notice.text for notice in record.warnings) == (not found) for record in records)
+        return found
+
+    assert looks("a") == 5
+    assert looks("b") == 0
     # Other inputs (here: more rounds), or --fresh, and nothing of it is taken.
-    for changed in ({"rounds": 3}, {"fresh": True}):
-        other = scripted(a_run(tmp_path / "c", **changed), tmp_path / "c")
-        other.everything()
-        assert {task for task, _ in other.asked} == {"memory", "speed"}
+    assert looks("c", rounds=3) == 5
+    assert looks("d", fresh=True) == 5
 
 
-def test_an_interrupted_run_goes_on_with_what_it_had(tmp_path: Path) -> None:
-    first = scripted(a_run(tmp_path), tmp_path)
-    first.fails = {"variant@d2": "interrupt"}
+def test_an_interrupted_run_goes_on_with_what_it_had(tmp_path: Path, script: Script) -> None:
+    script.fails = {"variant@d2": "interrupt"}
+    first = conduct(a_run(tmp_path, fresh=True), tmp_path)
     with pytest.raises(KeyboardInterrupt):
         first.everything()
     first.save_all()
-    statuses = {read_record(path).status for path in tmp_path.glob("*.json")}
-    assert statuses == {Status.INTERRUPTED}
-    again = scripted(a_run(tmp_path), tmp_path)
+    assert {read_record(path).status for path in tmp_path.glob("*.json")} == {Status.INTERRUPTED}
+    looked = [request.row for request in script.requests if request.look == "memory"]
+    script.fails, before = {}, len(script.requests)
+    again = conduct(a_run(tmp_path, fresh=True), tmp_path)
     again.everything()
-    memory_before = {asked for task, asked in first.asked if task == "memory"} - {("variant@d2",)}
-    assert not memory_before & {asked for task, asked in again.asked if task == "memory"}
+    later = [request.row for request in script.requests[before:] if request.look == "memory"]
+    assert "variant@d2" in later
+    assert not set(later) & (set(looked) - {"variant@d2"})
     assert {read_record(path).status for path in tmp_path.glob("*.json")} == {Status.COMPLETE}
 
 
-def test_a_torn_record_is_measured_again(tmp_path: Path) -> None:
-    first = scripted(a_run(tmp_path), tmp_path)
-    first.everything()
-    first.save_all()
+def test_a_torn_record_is_measured_again(tmp_path: Path, script: Script) -> None:
+    run = a_run(tmp_path)
+    conduct(run, tmp_path).everything()
     torn = next(path for path in tmp_path.glob("variant*.json") if read_record(path).row.row == "variant@d2")
     torn.write_text(torn.read_text()[:100])
-    assert set(first.rows()) - set(complete_records(a_run(tmp_path), tmp_path)) == {"variant@d2"}
+    assert set(run.rows) - set(complete_records(a_run(tmp_path), tmp_path)) == {"variant@d2"}
 
 
-def test_a_full_disk_leaves_the_old_record_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    execution = scripted(a_run(tmp_path), tmp_path)
+def test_a_full_disk_leaves_the_old_record_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: Script
+) -> None:
+    execution = conduct(a_run(tmp_path), tmp_path)
     execution.save_all()
     before = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
 
@@ -442,7 +397,7 @@ def test_a_full_disk_leaves_the_old_record_whole(tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="the disk is full"):
         execution.everything()
     assert {path: path.read_bytes() for path in tmp_path.glob("*.json")} == before
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
@@ -456,6 +411,75 @@ def test_a_run_never_writes_over_another(tmp_path: Path, capsys: pytest.CaptureF
     assert "holds records already" in capsys.readouterr().err
 
 
+# What a child ran is what was prepared
+
+
+def test_another_plan_in_a_child_makes_the_row_invalid_with_both_digests(tmp_path: Path, script: Script) -> None:
+    run = a_run(tmp_path)
+    script.digests = {"variant@d8": "0" * 64}
+    execution = conduct(run, tmp_path)
+    execution.everything()
+    records = {record.row.row: record for record in execution.save_all()}
+    plan = run.rows["variant@d8"].plan
+    assert plan is not None
+    assert records["variant@d8"].validity.verdict is Verdict.INVALID
+    reason = "; ".join(records["variant@d8"].validity.reasons)
+    assert "000000000000" in reason and plan.digest[:12] in reason
+    assert records["variant@d2"].validity.verdict is Verdict.VALID
+
+
+def test_code_that_changes_while_it_is_measured_makes_the_row_invalid(tmp_path: Path, script: Script) -> None:
+    run = a_run(tmp_path)
+    row = run.rows["variant@d8"]
+    other = replace(row.identity.plugins[0], code_hash="f" * 64)
+    run.rows["variant@d8"] = replace(row, identity=replace(row.identity, plugins=(other,)))
+    execution = conduct(run, tmp_path)
+    execution.everything()
+    record = next(record for record in execution.save_all() if record.row.row == "variant@d8")
+    assert "changed meanwhile" in "; ".join(record.validity.reasons)
+
+
+# What decides a result
+
+
+def test_a_reference_counts_by_what_lies_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: Script) -> None:
+    """Another image in the folder is another input; another name or working folder is not."""
+    folder = tmp_path / "one" / "reference"
+    folder.mkdir(parents=True)
+    (folder / "a.png").write_bytes(b"one")
+
+    def inputs(path: str) -> str:
+        return prepare(options(reference=path, plugins="variant@d8"), name="a").rows["variant@d8"].inputs
+
+    first = inputs(str(folder))
+    monkeypatch.chdir(tmp_path / "one")
+    assert inputs("reference") == first
+    (tmp_path / "two").mkdir()
+    (folder.rename(tmp_path / "two" / "renamed")).joinpath("a.png").write_bytes(b"one")
+    assert inputs(str(tmp_path / "two" / "renamed")) == first
+    (tmp_path / "two" / "renamed" / "a.png").write_bytes(b"other")
+    assert inputs(str(tmp_path / "two" / "renamed")) != first
+
+
+def test_a_plugins_helper_module_and_data_are_part_of_what_decides(tmp_path: Path) -> None:
+    package = tmp_path / "method"
+    package.mkdir()
+    for name in ("__init__.py", "helper.py", "table.json"):
+        (package / name).write_text("1")
+    (tmp_path / "alone.py").write_text("1")
+    (tmp_path / "beside.py").write_text("1")
+
+    def hashes() -> tuple[str | None, str | None]:
+        whole = ResolvedPlugin(name="m", distribution="no distribution", version="1", files=(str(package),))
+        single = replace(whole, files=(str(tmp_path / "alone.py"), str(tmp_path / "beside.py")))
+        return identity.plugin_hash(whole), identity.plugin_hash(single)
+
+    before = hashes()
+    (package / "table.json").write_text("2")
+    (tmp_path / "beside.py").write_text("2")
+    assert all(one != other for one, other in zip(before, hashes(), strict=True))
+
+
 def test_images_that_are_asked_for_are_made_without_a_reference_too(tmp_path: Path) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"")
@@ -463,3 +487,28 @@ def test_images_that_are_asked_for_are_made_without_a_reference_too(tmp_path: Pa
     assert options(**given).images == 0
     assert options(**given, images=40).images == 40
     assert options(weights="random", model="var-d16", device="cpu", images=40).images == 0
+
+
+# Where the run is
+
+
+def test_what_a_child_writes_never_ends_the_display(capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets are markup to the terminal library; a plugin that writes `[/usr/lib/x.py]` ended the run."""
+    console = pytest.importorskip("rich.console").Console(force_terminal=True)
+    progress = pytest.importorskip("rich.progress").Progress(console=console)
+    with progress:
+        display = Display({"speed": 1}, bar=progress)
+        with display.part("speed", "rows [/x]"):
+            display.detail("see [/usr/lib/foo.py]")
+            display.note("[/bold] and so on")
+    assert "[/bold] and so on" in capsys.readouterr().out
+
+
+def test_time_left_is_reckoned_from_parts_of_the_same_kind() -> None:
+    display = Display({"training": 1, "speed": 2})
+    assert display.seconds_left() is None
+    for kind in ("training", "speed"):
+        with display.part(kind, ""):
+            time.sleep(0.01)
+    left = display.seconds_left()
+    assert left is not None and left > 0

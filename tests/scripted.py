@@ -1,0 +1,152 @@
+"""Children that answer from memory: what is tested is what a run makes of their answers."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from varbench.measure.environment import environment
+from varbench.measure.messages import Outside, Peaks, Reply, Request, Times
+from varbench.plan.cost import state_over_time
+from varbench.plan.trace import Trace
+from varbench.record import Status
+from varbench.record.failure import Failure, RowError
+from varbench.record.options import asked
+from varbench.rows.manager import manager
+from varbench.run import children
+from varbench.run.children import ChildEndedError
+from varbench.run.conduct import Conduct
+from varbench.run.defaults import resolve
+from varbench.run.display import Display
+from varbench.run.messages import Job, Loaded
+from varbench.run.prepare import Run, prepare
+from varbench.run.resume import complete_records
+from varbench.run.tasks.resolve import files_of, resolved
+
+
+def options(**given: Any) -> Any:
+    return resolve(Namespace(**{**dict.fromkeys(asked_names()), "config": None, "plugins": "variant", **given}))
+
+
+def asked_names() -> list[str]:
+    from varbench.record.options import Options
+
+    return list(asked(Options))
+
+
+@dataclass
+class Script:
+    """How the children of a run behave."""
+
+    fails: dict[str, str] = field(default_factory=dict)
+    """By row: the status that its process ends with, `raise` for a row that fails alone, or `interrupt`."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """Plans that a child says it compiled."""
+    started: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    """Tasks and rows of the children, in order."""
+    requests: list[Request] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of a call, by row; 1 for the others."""
+
+
+class ScriptedChild:
+    pid = 1
+    stderr_tail = "last words"
+
+    def __init__(self, job: Job, script: Script) -> None:
+        self.job, self.script = job, script
+        self.exit_code: int | None = None
+        self.clock = 0.0
+        script.started.append((job.task, job.rows))
+
+    def __enter__(self) -> ScriptedChild:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        self.exit_code = -11 if self.exit_code is None and self.script.fails else 0
+
+    def hear(self) -> Any:
+        if self.job.task == "resolve":
+            return resolved(self.job, manager())
+        plans = {row.name: row.plan.digest for row in resolved(_all(self.job), manager()).rows if row.plan}
+        return Loaded(
+            environment=environment("cpu"),
+            weights={},
+            parameters={"main": 10},
+            plans={**plans, **self.script.digests},
+            plugin_files={name: files_of(manager().plugin(name)) for name in manager().names()},
+            disturbed=None,
+        )
+
+    def ask(self, request: Request) -> Reply:
+        self.script.requests.append(request)
+        how = self.script.fails.get(request.row)
+        if how == "interrupt":
+            raise KeyboardInterrupt
+        if how == "raise":
+            raise RowError(Failure(status=Status.FAILED, reason="as told"))
+        if how is not None:
+            raise ChildEndedError(Failure(status=Status(how), reason="as told"))
+        tokens = f"{request.row} {request.seed} {request.labels}"
+        reply = Reply(row=request.row, images_sha256=tokens, tokens_sha256=tokens)
+        if request.look == "memory":
+            return replace(reply, **self._memory(request))
+        if request.look == "outside":
+            return replace(reply, outside=Outside(after_steps=(5, 5), state=(5, 5), left=0))
+        took = self.script.seconds.get(request.row, 1.0) * (1 + 0.001 * (len(self.script.requests) % 3))
+        self.clock += took
+        return replace(
+            reply,
+            times=Times(
+                clock="perf_counter", transformer=0.8 * took, loop=0.9 * took, with_decoder=0.95 * took, end_to_end=took,
+                steps=(0.9 * took,), began=self.clock - took, ended=self.clock,
+            ),
+        )  # fmt: skip
+
+    def _memory(self, request: Request) -> dict[str, Any]:
+        (row,) = [one for one in resolved(_all(self.job), manager()).rows if one.name == request.row]
+        assert row.plan is not None
+        states = list(state_over_time(row.plan, batch=len(request.labels), dtype=self.job.options.dtype))
+        peaks = Peaks(
+            weights=5, allocated=5 + max(p for p, _ in states) + 7, reserved=None, left=0, resident=9, nvml_process=None,
+            nvml_board=None,
+        )  # fmt: skip
+        trace = seen_as_planned(row.plan, states)
+        return {"peaks": peaks, "trace": trace}
+
+
+def seen_as_planned(plan: Any, states: list[tuple[int, int]]) -> Trace:
+    return Trace(
+        steps=plan.steps,
+        state_peak=tuple(peak for peak, _ in states),
+        state_after=tuple(after for _, after in states),
+        kernel="k",
+    )
+
+
+def _all(job: Job) -> Job:
+    return replace(job, task="resolve", options=replace(job.options, plugins=",".join(job.rows), study=()))
+
+
+@contextmanager
+def scripted(monkeypatch: Any, **how: Any) -> Iterator[Script]:
+    """While this lasts, children are scripted."""
+    script = Script(**how)
+    monkeypatch.setattr(children, "start", lambda job, **more: ScriptedChild(job, script))
+    yield script
+
+
+def a_run(out: Path, **given: Any) -> Run:
+    chosen = options(**{"weights": "random", "batch": 2, "dtype": "float32", "rounds": 2, "seconds": 0.0, **given})
+    return replace(prepare(chosen, name=out.name), available_memory=1 << 30)
+
+
+def conduct(run: Run, out: Path) -> Conduct:
+    return Conduct(run=run, out=out, display=Display({"speed": 1}), done=complete_records(run, out))

@@ -239,7 +239,7 @@ def _budget(args: argparse.Namespace, default: Any) -> Any:
 def _vae(args: argparse.Namespace) -> Path:
     if args.vae is not None:
         return Path(args.vae)
-    shipped: Path = Path(presets.__file__).parent / "assets" / args.model / presets.SHIPPED["vae"]
+    shipped = presets.asset_folder(args.model) / presets.SHIPPED["vae"]
     if not shipped.is_file():
         raise UserError(f"{args.model} ships no tokenizer. Train one (varbench train tokenizer) and give it by --vae.")
     return shipped

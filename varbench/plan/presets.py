@@ -93,10 +93,14 @@ def companion(model: ModelSpec) -> ModelSpec:
     return replace(model, name=f"{model.name}-narrow", width=model.width // 2, heads=model.heads // 2)
 
 
+def asset_folder(name: str) -> Path:
+    """Where the weights that the package ships for a preset lie; it need not be there."""
+    return Path(str(resources.files("varbench"))) / "assets" / preset(name).spec.name
+
+
 def shipped_files(name: str) -> dict[str, Path]:
     """Weight files of a preset by the part they fill, `vae`, `main`, `refiner`; empty where none are shipped."""
-    folder = Path(str(resources.files("varbench"))) / "assets" / preset(name).spec.name
-    files = {part: folder / file for part, file in SHIPPED.items()}
+    files = {part: asset_folder(name) / file for part, file in SHIPPED.items()}
     if not (files["vae"].is_file() and files["main"].is_file()):
         return {}
     return {part: path for part, path in files.items() if path.is_file()}

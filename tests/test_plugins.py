@@ -18,7 +18,8 @@ from conftest import CommandLine
 from varbench import hookspecs, rows
 from varbench.errors import UserError
 from varbench.plan import presets
-from varbench.plan.compiler import RowPolicies, compile_plan
+from varbench.plan.compiler import compile_plan
+from varbench.plan.owned import RowPolicies
 from varbench.rows.manager import PluginManager
 
 TINY = presets.preset("tiny").spec

@@ -63,11 +63,13 @@ def measured_flops_equal_plan(subject: Subject) -> Iterator[str]:
 
 
 def products_in_type(subject: Subject) -> Iterator[str]:
-    """Matrix products and convolutions are computed in the type that was asked for: speed does not come from fewer bits."""
+    """Matrix products and convolutions are computed in the type that was asked for, or that a transform declares: speed does
+    not come from fewer bits."""
     _ = subject.first
     with Products() as products:
         subject.generate()
-    yield from products.others(torch.float32)
+    declared = {change.compute_type for transform in subject.plan.transforms for _, change in transform.changes}
+    yield from products.others(torch.float32, *(getattr(torch, kind) for kind in declared if kind))
 
 
 class Products(TorchDispatchMode):
@@ -83,9 +85,9 @@ class Products(TorchDispatchMode):
             self._types.update(t.dtype for t in args if isinstance(t, torch.Tensor) and t.dtype != torch.bool)
         return func(*args, **(kwargs or {}))
 
-    def others(self, asked: torch.dtype) -> Iterator[str]:
+    def others(self, asked: torch.dtype, *declared: torch.dtype) -> Iterator[str]:
         for kind, count in self._types.items():
-            if kind != asked:
+            if kind not in (asked, *declared):
                 yield f"{count} factors of products are {kind}, and {asked} was asked for"
 
 

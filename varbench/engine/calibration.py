@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from varbench import rows
 from varbench.errors import UserError
-from varbench.plan.compiler import Owned, RowPolicies, compile_plan
+from varbench.plan.compiler import compile_plan
+from varbench.plan.owned import Owned, RowPolicies
 from varbench.policies import CacheStrategy
 from varbench.rows.manager import PluginManager
 from varbench.rows.manager import manager as default_manager

@@ -97,10 +97,13 @@ _PRODUCTS = frozenset((*flop_registry, _aten.linear, _aten.matmul, _aten.conv2d,
 
 
 def work_falls_as_knob_tightens(subjects: Sequence[Subject]) -> Iterator[str]:
-    """Along the points of a curve, FLOPs fall, or where they are equal the state's bytes do, all in one direction."""
+    """Along the points of a curve, FLOPs fall, or where they are equal the bytes of state or of weights do, in one direction."""
     for family in _families(subjects):
         works = [(cost.work(s.plan, batch=1, dtype="float32"), s) for s in family]
-        amounts = [(work.flops, work.state_peak, sum(step.state_peak for step in work.steps)) for work, _ in works]
+        amounts = [
+            (work.flops, work.state_peak, sum(step.state_peak for step in work.steps), work.weight_bytes)
+            for work, _ in works
+        ]
         names = [subject.row.name for subject in family]
         if len(family) < 2:
             continue
@@ -133,8 +136,8 @@ def _families(subjects: Sequence[Subject]) -> Iterator[list[Subject]]:
         yield [subject for _, subject in sorted(family, key=lambda entry: entry[0])]
 
 
-def _amount(amounts: tuple[int, int, int]) -> str:
-    return f"{amounts[0] / 1e6:.2f} MFLOPs and {amounts[1]} bytes of state at its peak"
+def _amount(amounts: tuple[int, int, int, int]) -> str:
+    return f"{amounts[0] / 1e6:.2f} MFLOPs, {amounts[1]} bytes of state at its peak and {amounts[3]} of weights"
 
 
 def no_speedup_without_less_work(subject: Subject) -> Iterator[str]:

@@ -147,23 +147,24 @@ class Pipeline:
         return self._decode_map(self.tokenizer.quantize.running_maps(self._checked_tokens(tokens))[-1])
 
     @torch.inference_mode()
-    def logits(self, tokens: Tensor, labels: Tensor | Sequence[int], *, method: str = "full_var") -> Tensor:
+    def logits(self, tokens: Tensor, labels: Tensor | Sequence[int], *, method: str | Row = "full_var") -> Tensor:
         """Teacher-forced logits (B, L, V) of a method that computes every scale, without guidance."""
         plan, _ = self.compile(method)
+        method_name = method if isinstance(method, str) else method.name
         tokens, labels = self._checked_tokens(tokens), self._checked_labels(labels)
         features = self.tokenizer.teacher_input(tokens)
         parts: dict[int, Tensor] = {}
         backbones = self.backbones_of(method)
         for name in dict.fromkeys(step.backbone for step in plan.steps):
-            if (method, name) not in self._passes:
-                self._passes[method, name] = TeacherPass(plan, name)
-            run = self._passes[method, name]
+            if (method_name, name) not in self._passes:
+                self._passes[method_name, name] = TeacherPass(plan, name)
+            run = self._passes[method_name, name]
             logits = run.logits(backbones[name], features, labels, dtype=self.dtype, attend=fused_attention)
             counts = [self.model.tokens[scale] for scale in run.plan.sampled]
             parts.update(zip(run.plan.sampled, logits.split(counts, dim=1), strict=True))
         if plan.skipped:
             raise UserError(
-                f"{method} skips {self.model.scale_name(plan.skipped[0])}, so it has no logits for all tokens"
+                f"{method_name} skips {self.model.scale_name(plan.skipped[0])}, so it has no logits for all tokens"
             )
         return torch.cat([parts[scale] for scale in range(self.model.scales)], dim=1)
 

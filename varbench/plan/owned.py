@@ -77,7 +77,8 @@ class Owned(Generic[Policy]):
 
     def _question(self, method: Callable[..., Any], given: tuple[Any, ...]) -> str:
         name = getattr(method, "__name__", "?")
-        return f"{self.plugin}: {type(self.policy).__name__}.{name}({', '.join(map(repr, given))})"
+        shown = (repr(one) if isinstance(one, (int, str)) else type(one).__name__ for one in given)
+        return f"{self.plugin}: {type(self.policy).__name__}.{name}({', '.join(shown)})"
 
 
 @dataclass(frozen=True, kw_only=True)

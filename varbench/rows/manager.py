@@ -75,7 +75,7 @@ class PluginManager:
         self._pluggy = _Pluggy(hookspecs.PROJECT)
         self._pluggy.add_hookspecs(hookspecs)
         self._unusable: dict[str, Problem] = {}
-        self._failed_calls: list[Problem] = []
+        self._failed_calls: dict[tuple[str, str], Problem] = {}
         self._points: dict[str, EntryPoint] = {}
         found: dict[str, list[EntryPoint]] = {}
         for point in points:
@@ -109,7 +109,7 @@ class PluginManager:
 
     def problems(self) -> tuple[Problem, ...]:
         """What is wrong with the plugins that were looked at so far; after `load_all`, with any."""
-        return (*self._unusable.values(), *self._failed_calls)
+        return (*self._unusable.values(), *self._failed_calls.values())
 
     def check_disabled(self, names: Iterable[str]) -> None:
         """Refuse a name to disable that no plugin has."""
@@ -155,14 +155,13 @@ class PluginManager:
             try:
                 result = ask(name)
             except UserError as error:
-                self._failed_calls.append(
-                    Problem(
-                        plugin=name,
-                        distributions=(self.info(name).distribution,),
-                        message=str(error),
-                        traceback=traceback.format_exc(),
-                    )
+                problem = Problem(
+                    plugin=name,
+                    distributions=(self.info(name).distribution,),
+                    message=str(error),
+                    traceback=traceback.format_exc(),
                 )
+                self._failed_calls[name, problem.message] = problem
                 continue
             if result is not None:
                 yield self.info(name), result

@@ -12,9 +12,10 @@ from varbench.rows.grammar import (
     expand,
     of_study,
     resolve,
+    with_parameters,
     without_transforms,
 )
-from varbench.rows.parts import ACCOUNTINGS
+from varbench.rows.parts import ACCOUNTINGS, Value
 
 __all__ = [
     "ACCOUNTINGS",
@@ -22,6 +23,7 @@ __all__ = [
     "Attempt",
     "Refused",
     "Row",
+    "Value",
     "at_default_points",
     "at_point",
     "attempt",
@@ -29,5 +31,6 @@ __all__ = [
     "expand",
     "of_study",
     "resolve",
+    "with_parameters",
     "without_transforms",
 ]

@@ -28,6 +28,7 @@ from varbench.rows.parts import (
     check_point,
     choices,
     name_of,
+    parameter_of,
     part_name,
     settings_of,
 )
@@ -158,6 +159,18 @@ def at_point(row: Row, point: str | None, *, manager: PluginManager | None = Non
         chosen = replace(setting, point=point) if setting.plugin == row.recipe_plugin else setting
         check_point(chosen.point, settings, setting.plugin)
         parts.append(ChosenPart(settings, chosen, row.accounting))
+    return _row(parts, row.model, manager)
+
+
+def with_parameters(row: Row, given: Mapping[str, Mapping[str, Value]], *, manager: PluginManager | None = None) -> Row:
+    """The row with these parameters of its plugins, by plugin and name."""
+    manager = manager or default_manager()
+    parts = []
+    for setting in row.settings:
+        settings, values = settings_of(setting.plugin, row.model, manager), given.get(setting.plugin, {})
+        read = {key: parameter_of(setting.plugin, key, str(value), settings) for key, value in values.items()}
+        filled = replace(setting, parameters={**setting.parameters, **read})
+        parts.append(ChosenPart(settings, filled, row.accounting))
     return _row(parts, row.model, manager)
 
 

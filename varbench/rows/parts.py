@@ -130,16 +130,20 @@ def check_point(name: str | None, settings: Settings, plugin: str) -> None:
 
 
 def _parameters(part: WrittenPart, settings: Settings) -> dict[str, Value]:
-    known = settings.parameters
-    for key in part.parameters:
-        if key not in known and key != "accounting":
-            raise UserError(f"{part.plugin} has no parameter {key!r}.{did_you_mean(key, (*known, 'accounting'))}")
-    return {
-        key: _value(f"{part.plugin}: {key}", part.parameters[key], parameter)
-        if key in part.parameters
-        else parameter.default
-        for key, parameter in known.items()
+    given = {
+        key: parameter_of(part.plugin, key, text, settings)
+        for key, text in part.parameters.items()
+        if key != "accounting"
     }
+    return {key: given.get(key, parameter.default) for key, parameter in settings.parameters.items()}
+
+
+def parameter_of(plugin: str, key: str, text: str, settings: Settings) -> Value:
+    """A parameter's value as its plugin takes it; one that the plugin does not have is refused."""
+    if key not in settings.parameters:
+        known = (*settings.parameters, "accounting")
+        raise UserError(f"{plugin} has no parameter {key!r}.{did_you_mean(key, known)}")
+    return _value(f"{plugin}: {key}", text, settings.parameters[key])
 
 
 _KINDS: dict[type, tuple[str, Callable[[str], Value]]] = {

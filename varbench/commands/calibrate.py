@@ -23,11 +23,11 @@ def add_parser(subparsers: Any) -> None:
         "are parameters; a plan depends on nothing that the row does not say, so run the row that is printed. All that was "
         "found is kept as JSON, named by its hash.",
         epilog="examples:\n"
-        "  varbench calibrate scale_window@w2\n"
-        "  varbench calibrate scalekv@b25 --model var-d30 --weights var_d30.pth --vae vae_ch160v4096z32.pth --device cuda\n"
-        "  varbench run --plugins $(varbench calibrate scale_window@w2 | head -1)",
+        "  varbench calibrate NAME@POINT\n"
+        "  varbench calibrate NAME@POINT --model var-d30 --weights var_d30.pth --vae vae_ch160v4096z32.pth --device cuda\n"
+        "  varbench run --plugins $(varbench calibrate NAME@POINT | head -1)",
     )
-    parser.add_argument("row", metavar="ROW", help="one row, as in scale_window@w2")
+    parser.add_argument("row", metavar="ROW", help="one row, as in NAME@POINT")
     add_arguments(parser, *OF_MODEL)
     parser.add_argument("--heads", type=int, metavar="N", help=HEADS)
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -28,6 +28,7 @@ from varbench.errors import UserError
 from varbench.policies import (
     CacheStrategy,
     DepthPolicy,
+    Generator,
     PartChange,
     Settings,
     TokenPolicy,
@@ -845,7 +846,7 @@ def test_every_invariant_has_a_liar() -> None:
     assert set(LIARS) == set(invariants())
 
 
-class Blobs:
+class Blobs(Generator):
     """Honest generator: noise of its own stream through one matrix, with the label as brightness."""
 
     def __init__(self, side: int) -> None:

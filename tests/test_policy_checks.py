@@ -243,3 +243,12 @@ def test_list_shows_the_rest(strangers: Any, varbench: CommandLine) -> None:
     assert "  variant " in listed.stdout
     assert "settings_dict" not in listed.stdout
     assert "varbench_settings: gave a dict, not a Settings" in listed.stderr
+
+
+def test_a_run_has_a_failed_row_for_each(strangers: Any, varbench: CommandLine) -> None:
+    planned = varbench("run", "--plugins", "settings_dict,faulty,variant@untrained/d8", "--dry-run", path=strangers)
+    assert planned.returncode == 0, planned.stderr
+    lines = {line.split()[0]: line for line in planned.stdout.splitlines() if line.strip()}
+    assert "varbench_settings: gave a dict, not a Settings" in lines["settings_dict"]
+    assert "Faulty.layers(3, 'main') failed: KeyError: 3" in lines["faulty"]
+    assert "ms" in lines["variant@untrained/d8"]

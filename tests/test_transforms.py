@@ -211,6 +211,26 @@ def test_an_honest_one_passes_the_kit_and_one_that_understates_its_bytes_does_no
     }
 
 
+def test_a_replaced_module_that_changes_its_own_weights_is_caught() -> None:
+    class Drifts(Int8):
+        def varbench_transform_model(self, setting: Any, model: Any) -> Transformed | None:
+            class Drifting(Int8Linear):
+                def forward(self, x: Tensor) -> Tensor:
+                    self.scale *= 0.999
+                    return super().forward(x)
+
+            def apply(transformer: Any) -> Any:
+                for block in transformer.blocks:
+                    block.ffn.fc1, block.ffn.fc2 = Drifting(block.ffn.fc1), Drifting(block.ffn.fc2)
+                return transformer
+
+            honest = super().varbench_transform_model(setting, model)
+            return honest and replace(honest, apply=apply)
+
+    found = check(Drifts(), name="acme", only={"runs", "weights_untouched"})
+    assert {finding.invariant for finding in found} == {"weights_untouched"}
+
+
 @pytest.mark.parametrize(
     ("apply", "message"),
     [

@@ -72,10 +72,11 @@ KNOWN = {
 
 
 def hardware(name: str) -> Hardware:
-    """A known device by name."""
-    if name not in KNOWN:
-        raise UserError(f"no hardware {name!r}.{did_you_mean(name, KNOWN)} Or describe it: --hardware file.toml")
-    return KNOWN[name]
+    """A known device by name, in any case."""
+    for known, device in KNOWN.items():
+        if known.lower() == name.lower():
+            return device
+    raise UserError(f"no hardware {name!r}.{did_you_mean(name, KNOWN)} Or describe it: --hardware file.toml")
 
 
 def from_file(path: str | Path) -> Hardware:
@@ -92,4 +93,12 @@ def from_file(path: str | Path) -> Hardware:
             f"{path}: {'missing ' + ', '.join(missing) if missing else 'unknown ' + ', '.join(surplus)}; "
             "give name, bandwidth_gbs, memory_gb, [tflops] with float32, bfloat16, float16, and perhaps [efficiency]"
         )
+    numbers = {key: data[key] for key in ("bandwidth_gbs", "memory_gb")}
+    for table in ("tflops", "efficiency"):
+        if not isinstance(data.get(table, {}), dict):
+            raise UserError(f"{path}: {table} is {data[table]!r}; give a table [{table}] of numbers by type")
+        numbers |= {f"{table}.{kind}": number for kind, number in data.get(table, {}).items()}
+    for key, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < float("inf"):
+            raise UserError(f"{path}: {key} is {number!r}; give a number above 0")
     return Hardware(**{"source": str(path), **data})

@@ -16,7 +16,7 @@ from varbench.errors import UserError
 from varbench.model.checkpoints import load_transformer
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer, initialise_
-from varbench.plan.compiler import Owned, RowPolicies
+from varbench.plan.owned import Owned, RowPolicies
 from varbench.plan.presets import companion
 from varbench.policies import DepthPolicy, Stage, TrainingSchedule, TrainStep
 from varbench.train import evaluation

@@ -179,17 +179,38 @@ class LoadedModel(Protocol):
         ...
 
 
+Part = Literal["attention", "ffn", "conditioning", "ends"]
+PARTS: tuple[Part, ...] = ("attention", "ffn", "conditioning", "ends")
+"""Where a backbone's matrices are: projections of attention, FFN, vectors made of the class, embedding of codes and head."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartChange:
+    """What a transform makes of one part of a backbone, in all layers. What is left out stays as it was."""
+
+    flops: float = 1.0
+    """FLOPs of the products with its matrices, as a share of before; attention's products of queries and keys stay."""
+    weights: float = 1.0
+    """Numbers in its matrices, as a share of before."""
+    weight_type: str | None = None
+    """Type its matrices are stored in; None is the compute type."""
+    bias_type: str | None = None
+    """The same of its biases."""
+    extra_bytes: float = 0.0
+    """Bytes stored beside, such as scales and tables, in all layers together."""
+    compute_type: str | None = None
+    """Type its products are computed in, where that is not the compute type; whose rate they are then predicted at."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Transformed:
     """What `varbench_transform_model` gives: how modules are replaced, and what that does to work and weights."""
 
     apply: Callable[[Any], Any]
-    """Takes the transformer (a torch module) and returns the one to run."""
-    weight_bytes: float = 1.0
-    """Bytes of the backbone's block weights afterwards, as a share of before."""
-    flops: float = 1.0
-    """FLOPs of the blocks afterwards, as a share of before."""
-    neutral: bool = False
+    """Takes a copy of the transformer (a torch module), which it may change, and returns the one to run. Where it puts
+    another module in a linear layer's place, that one is called with activations in the compute type."""
+    changes: Mapping[Part, PartChange] = field(default_factory=dict)
+    """By part, what is changed; `varbench check` holds the bytes that are declared against those that are stored."""
 
 
 @dataclass(frozen=True, kw_only=True)

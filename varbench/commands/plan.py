@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from varbench.commands import usable_plugins
+from varbench.errors import PlanError
 from varbench.record.option_forms import add_arguments, given_in
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from varbench.spec import ModelSpec
 
 MIB = 2**20
-NOTHING_SELECTED = 4
+SOME_FAILED, NOTHING_SELECTED, ALL_FAILED = 3, 4, 5
 SHARED = ("model", "batch", "dtype", "all_settings")
 CACHE_FIT, SAVING_FIT, SPEED_FIT = 0.01, 0.02, 0.10
 """How far ours may be from a published figure, and still be said to fit it."""
@@ -78,24 +79,37 @@ def run(args: argparse.Namespace) -> int:
     manager = usable_plugins(args)
     model = preset(given["model"])
     devices = _devices(args.hardware or ("cpu-2-cores" if model.assets else "L20"))
-    asked = rows.expand(args.method, model.spec, all_settings=given.get("all_settings", False), manager=manager)
-    if not asked:
+    asked = rows.attempt(args.method, model.spec, all_settings=given.get("all_settings", False), manager=manager)
+    if not asked.rows and not asked.refused:
         print(f"varbench plan: error: {args.method!r} names no row; give e.g. variant@d8", file=sys.stderr)
         return NOTHING_SELECTED
     settings = {"model": model.spec, "batch": batch, "dtype": dtype, "devices": devices}
     full = rows.resolve(rows.FULL, model.spec, manager=manager)
     denominators = [count(full, accounting=accounting, **settings) for accounting in rows.ACCOUNTINGS]
-    found = [count(row, accounting=args.accounting or row.accounting, **settings) for row in asked]
+    found: list[Counted] = []
+    beside: list[str] = []
+    failed = {refused.name: refused.reason for refused in asked.refused}
+    for row in asked.rows:
+        try:
+            counted = count(row, accounting=args.accounting or row.accounting, **settings)
+            beside += _beside(counted, denominators, **settings)
+            found.append(counted)
+        except PlanError as error:
+            failed[row.name] = str(error)
+    for name, reason in failed.items():
+        print(f"varbench plan: {name} failed: {reason}", file=sys.stderr)
+    code = ALL_FAILED if not found else SOME_FAILED if failed else 0
     if args.json:
-        print(json.dumps([_as_json(counted) for counted in (*denominators, *_others(found, denominators))], indent=1))
-        return 0
+        counts = [_as_json(counted) for counted in (*denominators, *_others(found, denominators))]
+        print(json.dumps([*counts, *({"row": name, "failed": reason} for name, reason in failed.items())], indent=1))
+        return code
     if len(found) == 1:
         print(found[0].plan, _steps_table(found[0]), sep="\n\n", end="\n\n")
-    print(_summary(denominators, found, batch=batch, dtype=dtype))
-    beside = [line for counted in found for line in _beside(counted, denominators, **settings)]
+    if found:
+        print(_summary(denominators, found, batch=batch, dtype=dtype))
     if beside:
         print("\npublished figures beside (batch 64 on one L20 where no other condition is known)", *beside, sep="\n")
-    return 0
+    return code
 
 
 def _devices(text: str) -> tuple[Hardware, ...]:

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from varbench.engine.pipeline import Pipeline
 
 NOTHING_SELECTED = 4
-SHARED = ("model", "weights", "vae", "companion", "device", "dtype", "seed", "cfg", "top_k", "top_p")
+OF_MODEL = ("model", "weights", "vae", "companion", "device", "dtype", "seed")
+SHARED = (*OF_MODEL, "cfg", "top_k", "top_p")
 """Options that mean what they mean in a run."""
+HEADS = "heads, where the checkpoint does not tell (plain attention)"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -35,9 +37,7 @@ def add_parser(subparsers: Any) -> None:
         "methods", metavar="ROWS", nargs="?", default="full_var", help="rows by comma; default: full_var"
     )
     add_arguments(parser, *SHARED)
-    parser.add_argument(
-        "--heads", type=int, metavar="N", help="heads, where the checkpoint does not tell (plain attention)"
-    )
+    parser.add_argument("--heads", type=int, metavar="N", help=HEADS)
     parser.add_argument(
         "--labels", metavar="CLASSES", help="class numbers by comma; default: 8 spread over all classes"
     )
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.out} is there already; give another name with --out, or remove it")
     manager = usable_plugins(args)
     given = given_in(args, *SHARED)
-    pipe, options = _pipeline(given, heads=args.heads)
+    pipe, options = open_pipeline(given, heads=args.heads)
     asked = rows.expand(args.methods, pipe.model, manager=manager)
     if not asked:
         print(f"varbench sample: error: {args.methods!r} names no row; give e.g. variant@d8", file=sys.stderr)
@@ -80,7 +80,7 @@ def _labels(text: str | None, classes: int) -> list[int]:
         raise UserError(f"--labels is {text!r}; give class numbers by comma, 0 to {classes - 1}") from None
 
 
-def _pipeline(given: dict[str, Any], *, heads: int | None) -> tuple[Pipeline, dict[str, Any]]:
+def open_pipeline(given: dict[str, Any], *, heads: int | None) -> tuple[Pipeline, dict[str, Any]]:
     """The pipeline, and how its images are drawn."""
     from varbench.plan.presets import DEFAULT, shipped_files
     from varbench.run.defaults import companions, filled_in

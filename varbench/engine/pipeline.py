@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,12 +14,14 @@ from torch import Tensor
 from varbench.base.hashing import file_hash
 from varbench.engine.generate import Observer, Sampling, generate
 from varbench.engine.teacher import TeacherPass, fused_attention
+from varbench.engine.transforms import transformed
 from varbench.errors import CheckpointError, UserError
 from varbench.model.checkpoints import build_tokenizer, load_tokenizer, load_transformer
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer, initialise_
 from varbench.plan import presets
-from varbench.plan.compiler import RowPolicies, compile_plan
+from varbench.plan.compiler import compile_plan
+from varbench.plan.owned import RowPolicies
 from varbench.plan.steps import Plan
 from varbench.plan.trace import Trace
 from varbench.policies import MAIN
@@ -63,6 +66,8 @@ class Pipeline:
         self.weights = dict(weights)
         """sha256 of each file that was loaded, or how the weights were made."""
         self._plans: dict[str, tuple[Plan, RowPolicies]] = {}
+        self._transformed: dict[tuple[str, ...], Transformer] = {}
+        self._compiled: str | None = None
         self._passes: dict[tuple[str, str], TeacherPass] = {}
 
     @property
@@ -87,6 +92,47 @@ class Pipeline:
             self._plans[name] = (plan, row.policies)
         return self._plans[name]
 
+    def backbones_of(self, method: str | Row) -> dict[str, Transformer]:
+        """The models that a row runs on: those that are loaded, or as its transforms leave them, made once."""
+        plan, row = self.compile(method)
+        found = {}
+        for name, _ in plan.backbones:
+            transforms = [owned for owned in row.transforms if owned.backbone == name]
+            key = (name, *(owned.part for owned in transforms))
+            if transforms and key not in self._transformed:
+                self._transformed[key] = transformed(self.backbones[name], transforms)
+                self._compile_layers(self._transformed[key])
+            found[name] = self._transformed[key] if transforms else self.backbones[name]
+        return found
+
+    def compile_layers(self, *, mode: str) -> None:
+        """Compiles what every layer computes whatever the method: projections and FFN. Caches and choices stay outside."""
+        self._compiled = mode
+        for transformer in (*self.backbones.values(), *self._transformed.values()):
+            self._compile_layers(transformer)
+
+    def _compile_layers(self, transformer: Transformer) -> None:
+        if self._compiled is None:
+            return
+        block: Any
+        for block in transformer.blocks:
+            block.ffn.forward = torch.compile(block.ffn.forward, mode=self._compiled, dynamic=True)
+            block.attn.qkv = torch.compile(block.attn.qkv, mode=self._compiled, dynamic=True)
+            block.attn.out = torch.compile(block.attn.out, mode=self._compiled, dynamic=True)
+
+    @contextmanager
+    def alone(self, method: str | Row) -> Iterator[None]:
+        """For a look at memory: models that the row does not run on lie in the host's meanwhile, not on the GPU."""
+        running = self.backbones_of(method).values()
+        idle = [m for m in (*self.backbones.values(), *self._transformed.values()) if m not in running]
+        for model in idle:
+            model.cpu()
+        try:
+            yield
+        finally:
+            for model in idle:
+                model.to(self.device)
+
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) in [-1, 1] to codes (B, L) of all scales."""
@@ -101,22 +147,24 @@ class Pipeline:
         return self._decode_map(self.tokenizer.quantize.running_maps(self._checked_tokens(tokens))[-1])
 
     @torch.inference_mode()
-    def logits(self, tokens: Tensor, labels: Tensor | Sequence[int], *, method: str = "full_var") -> Tensor:
+    def logits(self, tokens: Tensor, labels: Tensor | Sequence[int], *, method: str | Row = "full_var") -> Tensor:
         """Teacher-forced logits (B, L, V) of a method that computes every scale, without guidance."""
         plan, _ = self.compile(method)
+        method_name = method if isinstance(method, str) else method.name
         tokens, labels = self._checked_tokens(tokens), self._checked_labels(labels)
         features = self.tokenizer.teacher_input(tokens)
         parts: dict[int, Tensor] = {}
+        backbones = self.backbones_of(method)
         for name in dict.fromkeys(step.backbone for step in plan.steps):
-            if (method, name) not in self._passes:
-                self._passes[method, name] = TeacherPass(plan, name)
-            run = self._passes[method, name]
-            logits = run.logits(self.backbones[name], features, labels, dtype=self.dtype, attend=fused_attention)
+            if (method_name, name) not in self._passes:
+                self._passes[method_name, name] = TeacherPass(plan, name)
+            run = self._passes[method_name, name]
+            logits = run.logits(backbones[name], features, labels, dtype=self.dtype, attend=fused_attention)
             counts = [self.model.tokens[scale] for scale in run.plan.sampled]
             parts.update(zip(run.plan.sampled, logits.split(counts, dim=1), strict=True))
         if plan.skipped:
             raise UserError(
-                f"{method} skips {self.model.scale_name(plan.skipped[0])}, so it has no logits for all tokens"
+                f"{method_name} skips {self.model.scale_name(plan.skipped[0])}, so it has no logits for all tokens"
             )
         return torch.cat([parts[scale] for scale in range(self.model.scales)], dim=1)
 
@@ -145,7 +193,7 @@ class Pipeline:
         made = generate(
             plan,
             row,
-            backbones=self.backbones,
+            backbones=self.backbones_of(method),
             tokenizer=self.tokenizer,
             labels_B=labels_B,
             images_B=torch.arange(first_image, first_image + len(labels_B), device=self.device),

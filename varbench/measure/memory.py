@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from varbench.engine.pipeline import Pipeline
+from varbench.engine.transforms import stored
 from varbench.measure import nvml
 from varbench.measure.environment import gpu_identity
 from varbench.measure.largest import bisect
 from varbench.measure.speed import Generation, balanced_labels
+from varbench.rows.grammar import FULL
 
 Made = TypeVar("Made")
 
@@ -28,10 +30,10 @@ MOST_TRIED = 4096
 """A batch beyond which it is not worth the time to look for the end."""
 
 
-def weight_bytes(pipe: Pipeline) -> int:
-    """All that stays loaded, by storage, counted once."""
-    modules: tuple[nn.Module, ...] = (pipe.tokenizer, *pipe.backbones.values())
-    return storage_bytes(tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
+def weight_bytes(pipe: Pipeline, row: str = FULL) -> int:
+    """All that the row runs on, by storage, counted once: its models, replaced modules and all, and the tokenizer."""
+    modules: tuple[nn.Module, ...] = (pipe.tokenizer, *pipe.backbones_of(row).values())
+    return storage_bytes(tensor for module in modules for tensor in stored(module))
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
@@ -59,10 +61,11 @@ def measure(made: Generation, *, batch: int, seed: int) -> dict[str, Any]:
     """Peak figures of one generation in this fresh process, after a small one has set up what every row needs."""
     pipe = made.pipe
     made(balanced_labels(1, pipe.model.classes), seed=seed)
-    output, found = peaks(lambda: made(balanced_labels(batch, pipe.model.classes), seed=seed), device=pipe.device)
+    with pipe.alone(made.row):
+        output, found = peaks(lambda: made(balanced_labels(batch, pipe.model.classes), seed=seed), device=pipe.device)
     if "activations" in found:
         found["activations"] = max(0, found["activations"] - max(output.trace.state_peak))
-    return {"batch": batch, "weights": weight_bytes(pipe), **found, "output": output}
+    return {"batch": batch, "weights": weight_bytes(pipe, made.row), **found, "output": output}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +117,10 @@ def largest_by_trying(made: Generation, *, seed: int) -> dict[str, Any]:
             torch.cuda.empty_cache()
         return True
 
+    with made.pipe.alone(made.row):
+        largest = bisect(fits, most=MOST_TRIED)
     limit = torch.cuda.get_device_properties(device).total_memory
-    return {"batch": bisect(fits, most=MOST_TRIED), "how": "bisection", "limit_bytes": limit}
+    return {"batch": largest, "how": "bisection", "limit_bytes": limit}
 
 
 def peaks(call: Callable[[], Made], *, device: torch.device) -> tuple[Made, dict[str, Any]]:

@@ -141,6 +141,21 @@ class Totals:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanTransform:
+    """What a plugin that replaces modules makes of one part of a backbone, in all layers."""
+
+    plugin: str = entry("the plugin as the row writes it, as in `int8@g64`")
+    backbone: str = entry("the model whose modules are replaced")
+    part: str = entry("`attention` (its projections), `ffn`, `conditioning` or `ends` (embedding of codes and head)")
+    flops: float = entry("FLOPs of its products, as a share of before")
+    weights: float = entry("numbers in its matrices, as a share of before")
+    weight_type: str | None = entry("type its matrices are stored in", absent="the compute type")
+    bias_type: str | None = entry("type its biases are stored in", absent="the compute type")
+    extra_bytes: float = entry("bytes stored beside, such as scales")
+    compute_type: str | None = entry("type its products are computed in", absent="the compute type")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlanSummary:
     digest: str = entry("digest of the whole plan")
     batch: int = entry("batch the bytes and FLOPs below are for")
@@ -148,7 +163,8 @@ class PlanSummary:
     totals: Totals = entry("what is planned; of a dynamic plan, the most")
     minimum: Totals | None = entry("the least a dynamic plan may do", absent="the plan is static")
     accountings: dict[str, Totals] = entry("the same totals counted as `lossless` and as `upstream`", default={})
-    weights_bytes: int | None = entry("weights of all loaded backbones", absent="no cost model for this row")
+    transforms: tuple[PlanTransform, ...] = entry("what plugins replace, in the order it is done", default=())
+    weights_bytes: int | None = entry("weights of all backbones the row runs on", absent="no cost model for this row")
     hardware: str | None = entry("device the prediction is for", absent="no roofline is known for this device")
     predicted_seconds: float | None = entry("predicted transformer time", absent="hardware not known")
 

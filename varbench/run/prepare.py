@@ -14,6 +14,7 @@ from varbench.plan import presets
 from varbench.plan.compiler import compile_plan
 from varbench.plan.cost import Prediction, predict, work
 from varbench.plan.hardware import KNOWN, Hardware
+from varbench.plan.owned import RowPolicies
 from varbench.plan.steps import Plan
 from varbench.policies import Generator, Provenance
 from varbench.record import PlanSummary, PluginVersion
@@ -121,9 +122,10 @@ class NothingSelectedError(UserError):
 def prepare(options: Options, manager: PluginManager) -> Prepared:
     """Resolves rows and compiles plans. A plan that cannot be compiled is that row's failure, not the run's."""
     model = presets.preset(options.model).spec
-    asked = rows.expand(options.plugins, model, all_settings=options.all_settings, manager=manager)
-    studied = [(name, row) for name in options.study for row in rows.of_study(name, model, manager=manager)]
-    if not asked and not studied:
+    asked = rows.attempt(options.plugins, model, all_settings=options.all_settings, manager=manager)
+    studies = {name: rows.of_study(name, model, manager=manager) for name in options.study}
+    attempts = (asked, *studies.values())
+    if not any(attempt.rows or attempt.refused for attempt in attempts):
         known = ", ".join(manager.names())
         raise NothingSelectedError(
             f"nothing is selected; give --plugins, as in --plugins variant,fixed_ratio. Known: {known}"
@@ -141,11 +143,15 @@ def prepare(options: Options, manager: PluginManager) -> Prepared:
         ]
     )
     measured: dict[str, Measured] = {}
-    for study, row in (*((None, row) for row in (*denominators, *asked)), *studied):
+    studied = [(name, row) for name, attempt in studies.items() for row in attempt.rows]
+    for study, row in (*((None, row) for row in (*denominators, *asked.rows)), *studied):
         if row.name not in measured:
             measured[row.name] = _measured(row, model, shared, files, manager, trains=_trains(options))
             measured[row.name].study = study
-    return Prepared(model=model, files=files, measured=measured, weight_sets=_weight_sets(measured), inputs=shared)
+    for refused in (refused for attempt in attempts for refused in attempt.refused):
+        measured.setdefault(refused.name, _refused(refused, model, shared, given=files is not None))
+    weight_sets = _weight_sets(measured, manager)
+    return Prepared(model=model, files=files, measured=measured, weight_sets=weight_sets, inputs=shared)
 
 
 def weight_files(options: Options) -> dict[str, str] | None:
@@ -195,6 +201,22 @@ def _measured(
     )
 
 
+def _refused(refused: rows.Refused, model: ModelSpec, shared: str, *, given: bool) -> Measured:
+    """A row that its plugin's fault kept from being made: it fails under the name that it has or was asked for by."""
+    policies = RowPolicies(name=refused.name)
+    row = Row(name=refused.name, model=model, settings=(), plugins=refused.plugins, parameters={}, policies=policies)
+    return Measured(
+        row=row,
+        plan=None,
+        other_plan=None,
+        plugins=identity.plugin_versions(row, {}),
+        provenance=None,
+        inputs=hashing.digest([shared, refused.name, refused.reason]),
+        weight_set="pretrained" if given else "random",
+        failure=of_exception(refused.error),
+    )
+
+
 def _read(row: Row, manager: PluginManager) -> Iterator[tuple[str, str]]:
     """What the row's parameters name to be read, by content."""
     for setting in row.settings:
@@ -238,18 +260,25 @@ def _weight_set(row: Row, *, given: bool, trains: bool) -> str:
     return f"{row.recipe_plugin}@{row.recipe}" + ("".join(known) if changed else "")
 
 
-def _weight_sets(measured: dict[str, Measured]) -> tuple[WeightSet, ...]:
+def _weight_sets(measured: dict[str, Measured], manager: PluginManager) -> tuple[WeightSet, ...]:
     found: dict[str, list[Measured]] = {}
     for one in measured.values():
         found.setdefault(one.weight_set, []).append(one)
     return tuple(
         WeightSet(
             key=key,
-            trains=None if key in ("pretrained", "random") or key.startswith(OWN_WEIGHTS) else sharing[0].row,
+            trains=None
+            if key in ("pretrained", "random") or key.startswith(OWN_WEIGHTS)
+            else _trained(sharing, manager),
             rows=tuple(one.name for one in sharing),
         )
         for key, sharing in found.items()
     )
+
+
+def _trained(sharing: list[Measured], manager: PluginManager) -> Row:
+    """The row that makes the weights of those that share them: plain weights, whatever replaces modules afterwards."""
+    return rows.without_transforms(sharing[0].row, manager=manager)
 
 
 def hardware_like(device: str, cores: int) -> Hardware | None:

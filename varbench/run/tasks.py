@@ -9,8 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from varbench import rows
 from varbench.base.hashing import file_hash
 from varbench.engine.pipeline import Output, Pipeline, load_pipeline
@@ -66,18 +64,8 @@ def load(job: Job) -> Pipeline:
             dtype=job.options.dtype,
         )
     if job.options.compile != "off":
-        compile_layers(pipe, mode=job.options.compile)
+        pipe.compile_layers(mode=job.options.compile)
     return pipe
-
-
-def compile_layers(pipe: Pipeline, *, mode: str) -> None:
-    """Compiles what every layer computes whatever the method: projections and FFN. Caches and choices stay outside."""
-    for transformer in pipe.backbones.values():
-        block: Any
-        for block in transformer.blocks:
-            block.ffn.forward = torch.compile(block.ffn.forward, mode=mode, dynamic=True)
-            block.attn.qkv = torch.compile(block.attn.qkv, mode=mode, dynamic=True)
-            block.attn.out = torch.compile(block.attn.out, mode=mode, dynamic=True)
 
 
 def generation(job: Job, pipe: Pipeline, row: str) -> Generation:

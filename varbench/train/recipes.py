@@ -26,7 +26,8 @@ from varbench.errors import CheckpointError, UserError
 from varbench.model.checkpoints import build_tokenizer, load_tokenizer, load_transformer
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer
-from varbench.plan.compiler import RowPolicies, compile_plan
+from varbench.plan.compiler import compile_plan
+from varbench.plan.owned import RowPolicies
 from varbench.plan.steps import Plan
 from varbench.policies import MAIN, Stage, TrainingSchedule, TrainStep
 from varbench.rows.grammar import Row
@@ -67,6 +68,12 @@ def recipe_weights(
     """
     if row.schedule is None:
         return RecipeWeights(files=dict(pretrained), record=None, cached=True)
+    if row.policies.transforms:
+        replacing = " and ".join(dict.fromkeys(owned.part for owned in row.policies.transforms))
+        raise UserError(
+            f"{row.name}: {replacing} replaces modules once weights are loaded, and only plain weights are trained; train "
+            "the row without it, whose weights it then runs on"
+        )
     row.schedule.check(budget.steps)
     tokenizer_spec, state = load_tokenizer(vae)
     if tokenizer_spec != row.model.tokenizer:

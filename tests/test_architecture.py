@@ -13,7 +13,7 @@ PACKAGE = Path(str(varbench.__file__)).parent
 
 # From the ground up: a room may import from those that stand before it, and from itself.
 ROOMS = (
-    "errors", "base", "spec", "policies", "plan", "record", "hookspecs", "rows", "model", "data", "engine", "quality",
+    "errors", "base", "spec", "policies", "supernet", "plan", "record", "hookspecs", "rows", "model", "data", "engine", "quality",
     "train", "measure", "run", "show", "check", "commands", "__main__",
 )  # fmt: skip
 

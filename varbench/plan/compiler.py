@@ -62,6 +62,12 @@ class RowPolicies:
     generator: Owned[Generator] | None = None
     """Replaces the loop, and with it the plan."""
 
+    @property
+    def backbones(self) -> dict[str, ModelSpec]:
+        """Models beside the main one that its steps run on."""
+        given = self.steps.policy.backbones if self.steps else {}
+        return {name: spec for name, spec in given.items() if name != MAIN}
+
 
 def compile_plan(
     model: ModelSpec,

@@ -10,6 +10,7 @@ from varbench.rows.grammar import (
     expand,
     of_study,
     resolve,
+    without_parameters,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "expand",
     "of_study",
     "resolve",
+    "without_parameters",
 ]

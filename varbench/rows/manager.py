@@ -128,10 +128,10 @@ class PluginManager:
         return results[0] if results else None
 
     def each(self, hook: str, /, **arguments: Any) -> Iterator[tuple[PluginInfo, Any]]:
-        """What every usable plugin gives for a hook; a plugin whose hook fails becomes a problem."""
+        """What every usable plugin gives for a hook, told its own name; a plugin whose hook fails becomes a problem."""
         for name in self.load_all():
             try:
-                result = self.call(name, hook, **arguments)
+                result = self.call(name, hook, plugin=name, **arguments)
             except UserError as error:
                 self._failed_calls.append(
                     Problem(

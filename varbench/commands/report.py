@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     changes = _changes(args.compare, loaded.records) if args.compare else None
     plugins = manager()
     panels = panels_of(loaded.records, plugins)
-    for problem in plugins.problems():
-        print(f"warning: {problem}", file=sys.stderr)
+    for unusable in plugins.problems():
+        print(f"warning: {unusable}", file=sys.stderr)
     print(render(loaded.records, args.out, problems=loaded.problems, panels=panels, changes=changes))
     return 0
 

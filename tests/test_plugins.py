@@ -68,7 +68,7 @@ def _ask(manager: PluginManager, hook: str) -> Any:
     from varbench.policies import Setting
 
     arguments: dict[str, Any] = {
-        "setting": Setting(plugin="example"), "model": TINY, "records": [], "pipe": None
+        "setting": Setting(plugin="example"), "model": TINY, "plugin": "example", "records": [], "pipe": None
     }  # fmt: skip
     if hook == "varbench_calibrate":
         from varbench.engine.pipeline import load_pipeline

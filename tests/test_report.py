@@ -23,7 +23,6 @@ from varbench.show.answer import answer
 from varbench.show.columns import table_of
 from varbench.show.entries import blocks_of, score_label
 from varbench.show.outputs import render
-from varbench.show.published import published_for, published_rows
 
 VARIANT, FIXED = "variant@d8", "fixed_ratio@p05/d8"
 
@@ -183,37 +182,26 @@ def test_a_score_is_named_for_what_it_is(name, weights, n, shown):
     assert score_label(score) == shown
 
 
-def test_published_figures_stand_beside_the_same_model_and_setting_only():
-    def published(row, preset="var-d30", **options):
-        return published_for(make_record(row, preset=preset, **options))
-
-    assert [found.figures["fid"] for found in published("variant@d8")] == [2.12]
-    assert "also printed: 2.15" in published("variant@d8")[0].text()
-    assert published("variant@d8", preset="tiny") == ()
-    assert published("variant@d8+scale_window") == ()
-    assert {found.grade for found in published("full_var", denominator="upstream")} == {
-        "primary",
-        "secondary",
-    }
-    assert published("full_var", denominator="lossless") == ()
-    assert "fid_full" not in published("fixed_ratio@p01/d8")[0].figures
-    assert len(published_rows()) > 15
-    shown = cells([make_record("variant@d2", preset="var-d30")], "variant@d2")["published"]
-    assert "2.97" in shown.text
-    assert "[mixed]" in shown.text
-    assert "secondary for 2.67" in shown.note
-
-
-def test_a_recipe_that_trains_nothing_is_named_and_borrows_no_published_figure():
-    """`code@n8` is published; the same point of another recipe is not what was published."""
-    untrained = make_record("code@training_free/n8", preset="var-d30", training=False)
-    untrained = dataclasses.replace(untrained, row=dataclasses.replace(untrained.row, recipe=None))
-    assert published_for(untrained) == ()
-    assert published_for(make_record("code@n8", preset="var-d30"))
-    assert (
-        cells([*full_records(preset="var-d30"), untrained], "code@training_free/n8")["setting"].text
-        == "training_free/n8"
+def test_published_figures_stand_in_the_table_with_grade_source_and_conditions():
+    lines = (
+        r.PublishedLine(
+            figures={"fid": 2.97, "kv_saving": 0.8}, grade="primary", source="a paper", conditions="an L20"
+        ),
+        r.PublishedLine(figures={"fid": 2.67, "likes": 12}, grade="secondary", source="a note"),
     )
+    record = make_record(published=lines)
+    shown = cells([record], VARIANT)["published"]
+    assert shown.text == "FID 2.97, cache saving 80% [primary]; FID 2.67, likes 12 [secondary]"
+    assert "a paper, an L20" in shown.note and "a note" in shown.note
+    assert "published" not in cells([make_record()], VARIANT)
+    quick = dataclasses.replace(record, protocol=dataclasses.replace(record.protocol, quick=True))
+    assert "published" not in cells([quick], VARIANT)
+
+
+def test_a_recipe_that_trains_nothing_is_named():
+    untrained = make_record("code@training_free/n8", training=False)
+    untrained = dataclasses.replace(untrained, row=dataclasses.replace(untrained.row, recipe=None))
+    assert cells([*full_records(), untrained], "code@training_free/n8")["setting"].text == "training_free/n8"
 
 
 def test_a_joined_row_shows_every_methods_setting():
@@ -258,7 +246,7 @@ def test_a_report_has_every_promised_file_and_its_figures_are_drawn(tmp_path):
             "memory.svg",
             "time-per-scale.svg",
             "training.svg",
-            "asymmetry.svg",
+            "study-scale-depth-asymmetry.svg",
             "latency.svg",
             "predicted.svg",
             "losses.svg",

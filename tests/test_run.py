@@ -146,6 +146,17 @@ def test_rows_of_one_recipe_share_weights_whatever_their_point(tmp_path: Path) -
     assert "variant@d8:bridge=3" not in shared
 
 
+def test_a_second_model_is_the_business_of_the_rows_that_run_on_it() -> None:
+    """Another row's second model makes no record old."""
+    alone = prepare(options(plugins="variant@d8", model="tiny"), manager())
+    beside = prepare(options(plugins="variant@d8,code@training_free/n4", model="tiny"), manager())
+    assert beside.files is not None
+    assert Path(beside.files["refiner"]).name == "narrow.safetensors"
+    assert alone.files is not None
+    assert alone.files.keys() == {"vae", "main"}
+    assert alone.measured["variant@d8"].inputs == beside.measured["variant@d8"].inputs
+
+
 def test_a_large_preset_trains_nothing_without_data(tmp_path: Path) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"")

@@ -322,10 +322,11 @@ def varbench_metrics() -> Sequence[Metric] | None:
 
 
 @hookspec
-def varbench_report_sections(records: Sequence[Record]) -> Sequence[Section] | None:
+def varbench_report_sections(plugin: str, records: Sequence[Record]) -> Sequence[Section] | None:
     """Gives further panels of the report, made from its records.
 
     Parameters:
+        plugin: the name that the plugin goes by here, with which its rows' names begin.
         records: all rows that the report shows.
 
     Example:
@@ -333,7 +334,7 @@ def varbench_report_sections(records: Sequence[Record]) -> Sequence[Section] | N
         from varbench.record.sections import Section, Table
 
         @hookimpl
-        def varbench_report_sections(records):
-            rows = [(record.row.row, record.status) for record in records]
-            return [Section(title="How rows ended", parts=[Table(columns=("row", "status"), rows=rows)])]
+        def varbench_report_sections(plugin, records):
+            rows = [(record.row.row, record.status) for record in records if record.row.row.startswith(plugin)]
+            return [Section(title="How our rows ended", parts=[Table(columns=("row", "status"), rows=rows)])]
     """

@@ -42,6 +42,36 @@ class Provenance:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Published:
+    """What others printed of one setting on one model. Reports show it beside what was measured, with grade and source."""
+
+    setting: str
+    """As written after the plugin's name: `@d8`, `@p01/full`; empty where the plugin has one setting."""
+    model: str
+    """The model preset that it was printed for."""
+    figures: Mapping[str, float]
+    """By name, as printed. `fid`, `is`, `speedup`, `latency_s`, `memory_mb`, `kv_mb` (size of the cache) and `kv_saving`
+    (share of it that is saved) are shown in their units, and `varbench plan` holds the last two and `speedup` against the
+    plan; any other name is shown as it is."""
+    grade: Literal["primary", "secondary"]
+    """`primary` is the authors' own table, abstract, code or README; `secondary` is anybody else's note of it."""
+    source: str
+    conditions: str = ""
+    """Hardware, batch, number of steps and whatever else the figures hold under."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A question of its own, as rows outside the table: each setting's score is drawn side by side, by `run --study`."""
+
+    title: str
+    settings: tuple[str, ...]
+    """As written after the plugin's name, in the order of the picture."""
+    caption: str = ""
+    """What is changed from setting to setting, and what to look for."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a plugin can be set to. A row without `@` stands for every default recipe at every default point."""
 
@@ -56,8 +86,10 @@ class Settings:
     default_recipes: tuple[str, ...] = ()
     """Those that `run` measures unless told otherwise; empty means the first."""
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
-    studies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """By name, settings as written after the plugin's name that make a panel of their own, outside the table: `run --study`."""
+    studies: Mapping[str, Study] = field(default_factory=dict)
+    """By the name that `run --study` takes."""
+    published: tuple[Published, ...] = ()
+    """What others printed of the plugin's settings, on any model."""
     neutral: tuple[str, ...] = ()
     """Settings, as written after the plugin's name (`@full`, `:ratio=0`), that must give the full model's images bit for
     bit; `varbench check` holds the plugin to it."""
@@ -103,7 +135,8 @@ class StepPolicy(Protocol):
 
     @property
     def backbones(self) -> Mapping[str, ModelSpec]:
-        """Every model beside `main` that the steps name."""
+        """Every model beside `main` that the steps name. Weights are those of `--companion NAME=FILE`, else what the preset
+        ships for a model of these sizes, and random where the main model's are."""
         return {}
 
     def steps(self) -> Sequence[StepSpec]: ...

@@ -100,7 +100,7 @@ def check(
 ) -> list[Finding]:
     """Broken promises of a method; an empty list is a pass.
 
-    `method` is a row (`variant@d4`), the name of an installed plugin (all its settings), or a module or object with the
+    `method` is a row (`my_method@half`), the name of an installed plugin (all its settings), or a module or object with the
     hooks, which goes by `name`. `only` and `without` choose among the invariants. `progress` is told what was
     checked.
     """

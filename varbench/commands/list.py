@@ -89,7 +89,7 @@ def _presets() -> list[dict[str, Any]]:
         {
             "name": preset.spec.name,
             "summary": preset.summary,
-            "companion": preset.companion.name if preset.companion else None,
+            "companions": [spec.name for spec in preset.companions.values()],
             "shipped": bool(presets.shipped_files(preset.spec.name)),
             "spec": preset.spec.to_json(),
         }

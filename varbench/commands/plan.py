@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from varbench.plan.cost import PlanWork, Prediction
     from varbench.plan.hardware import Hardware
     from varbench.plan.steps import Accounting, Plan
+    from varbench.policies import Published
     from varbench.rows.grammar import Row
-    from varbench.show.published import Published
+    from varbench.rows.manager import PluginManager
     from varbench.spec import ModelSpec
 
 MIB = 2**20
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     devices = _devices(args.hardware or ("cpu-2-cores" if model.assets else "L20"))
     asked = rows.attempt(args.method, model.spec, all_settings=given.get("all_settings", False), manager=manager)
     if not asked.rows and not asked.refused:
-        print(f"varbench plan: error: {args.method!r} names no row; give e.g. variant@d8", file=sys.stderr)
+        print(f"varbench plan: error: {args.method!r} names no row; give NAME or NAME@POINT", file=sys.stderr)
         return NOTHING_SELECTED
     settings = {"model": model.spec, "batch": batch, "dtype": dtype, "devices": devices}
     full = rows.resolve(rows.FULL, model.spec, manager=manager)
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     for row in asked.rows:
         try:
             counted = count(row, accounting=args.accounting or row.accounting, **settings)
-            beside += _beside(counted, denominators, **settings)
+            beside += _beside(counted, denominators, manager=manager, **settings)
             found.append(counted)
         except PlanError as error:
             failed[row.name] = str(error)
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"varbench plan: {name} failed: {reason}", file=sys.stderr)
     code = ALL_FAILED if not found else SOME_FAILED if failed else 0
     if args.json:
-        counts = [_as_json(counted) for counted in (*denominators, *_others(found, denominators))]
+        counts = [_as_json(counted, manager) for counted in (*denominators, *_others(found, denominators))]
         print(json.dumps([*counts, *({"row": name, "failed": reason} for name, reason in failed.items())], indent=1))
         return code
     if len(found) == 1:
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     if found:
         print(_summary(denominators, found, batch=batch, dtype=dtype))
     if beside:
-        print("\npublished figures beside (batch 64 on one L20 where no other condition is known)", *beside, sep="\n")
+        print("\npublished figures beside", *beside, sep="\n")
     return code
 
 
@@ -198,30 +199,25 @@ def _summary(denominators: Sequence[Counted], found: Sequence[Counted], *, batch
     return f"{title}\n{table}"
 
 
-def _published(row: Row) -> list[Published]:
-    """What was published for the row's method, model and setting, whatever its parameters."""
-    from varbench.rows.grammar import FULL
-    from varbench.show.published import published_rows
+def _published(row: Row, manager: PluginManager) -> tuple[Published, ...]:
+    """What was printed of the row's setting; where that is nothing, of the same setting at its default parameters."""
+    from varbench import rows
 
-    if len(row.settings) != 1:
-        return []
-    setting = row.settings[0]
-    names = {setting.point, setting.recipe, "upstream" if setting.plugin == FULL else None}
-    return [
-        published
-        for published in published_rows()
-        if (published.method, published.model) == (setting.plugin, row.model.name) and published.setting in names
-    ]
+    return row.published or rows.without_parameters(row, manager=manager).published
 
 
-def _beside(counted: Counted, denominators: Sequence[Counted], **settings: Any) -> Iterator[str]:
-    published = _published(counted.row)
+def _beside(
+    counted: Counted, denominators: Sequence[Counted], *, manager: PluginManager, **settings: Any
+) -> Iterator[str]:
+    from varbench.show.published import figures_text, source_text
+
+    published = _published(counted.row, manager)
     if not published:
         return
     upstream = count(counted.row, accounting="upstream", **settings)
     lossless = count(counted.row, accounting="lossless", **settings)
     for line in published:
-        yield f"  {counted.name}: {line.text()} [{line.grade}; {line.source}]"
+        yield f"  {counted.name}: {figures_text(line.figures)} [{line.grade}; {source_text(line)}]"
         yield from (f"    {verdict}" for verdict in _verdicts(line, lossless, upstream, denominators))
     if counted.row.provenance and counted.row.provenance.note:
         yield f"    our choices: {counted.row.provenance.note}"
@@ -241,7 +237,7 @@ def _verdicts(
         }
         name, nearest = min(ours.items(), key=lambda item: abs(item[1] - megabytes))
         ratio = nearest / megabytes - 1
-        yield f"cache {megabytes:,} MB {_fits(abs(ratio) <= CACHE_FIT)} ours; nearest {name}, {nearest:,.1f} MiB ({ratio:+.1%})"
+        yield f"cache {megabytes:,.0f} MB {_fits(abs(ratio) <= CACHE_FIT)} ours; nearest {name}, {nearest:,.1f} MiB ({ratio:+.1%})"
     if (saving := figures.get("kv_saving")) is not None:
         ours_saved = 1 - upstream.work.state_end / full_upstream.work.state_end
         fits = abs(ours_saved - saving) <= SAVING_FIT
@@ -256,7 +252,7 @@ def _fits(fits: bool) -> str:
     return "fits" if fits else "does not fit"
 
 
-def _as_json(counted: Counted) -> dict[str, Any]:
+def _as_json(counted: Counted, manager: PluginManager) -> dict[str, Any]:
     work = counted.work
     return {
         "row": counted.name,
@@ -271,5 +267,5 @@ def _as_json(counted: Counted) -> dict[str, Any]:
             {**dataclasses.asdict(prediction), "transformer": prediction.transformer, "total": prediction.total}
             for prediction in counted.predictions
         ],
-        "published": [dataclasses.asdict(published) for published in _published(counted.row)],
+        "published": [dataclasses.asdict(published) for published in _published(counted.row, manager)],
     }

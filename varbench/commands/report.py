@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from varbench.record import Record
     from varbench.record.sections import Panel
+    from varbench.rows.manager import PluginManager
     from varbench.show.page import Changes
 
 RUNS = Path("varbench-runs")
@@ -40,6 +41,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from varbench.record import load_records
+    from varbench.rows.manager import manager
     from varbench.show.outputs import render
 
     places = args.records or [newest_run(RUNS)]
@@ -49,22 +51,21 @@ def run(args: argparse.Namespace) -> int:
     if not loaded.records:
         raise UserError(f"no records in {', '.join(map(str, places))}: nothing to report; run `varbench run` first")
     changes = _changes(args.compare, loaded.records) if args.compare else None
-    panels = _panels(loaded.records)
+    plugins = manager()
+    panels = panels_of(loaded.records, plugins)
+    for unusable in plugins.problems():
+        print(f"warning: {unusable}", file=sys.stderr)
     print(render(loaded.records, args.out, problems=loaded.problems, panels=panels, changes=changes))
     return 0
 
 
-def _panels(records: Sequence[Record]) -> list[Panel]:
+def panels_of(records: Sequence[Record], plugins: PluginManager) -> list[Panel]:
     """What plugins add. One that fails costs its own panels only."""
     from varbench.record.sections import panels
-    from varbench.rows.manager import manager
 
-    plugins = manager()
     found = []
     for info, given in plugins.each("varbench_report_sections", records=records):
         found += panels(f"{info.name} ({info.distribution} {info.version})", given)
-    for problem in plugins.problems():
-        print(f"warning: {problem}", file=sys.stderr)
     return found
 
 

@@ -33,9 +33,7 @@ def add_parser(subparsers: Any) -> None:
         "  varbench sample variant@d16 --model var-d30 --weights var_d30.pth --vae vae_ch160v4096z32.pth --labels 207,88\n"
         "  varbench sample code@n8 --model var-d30 --weights random",
     )
-    parser.add_argument(
-        "methods", metavar="ROWS", nargs="?", default="full_var", help="rows by comma; default: full_var"
-    )
+    parser.add_argument("methods", metavar="ROWS", nargs="?", help="rows by comma; default: the full model")
     add_arguments(parser, *SHARED)
     parser.add_argument("--heads", type=int, metavar="N", help=HEADS)
     parser.add_argument(
@@ -53,9 +51,9 @@ def run(args: argparse.Namespace) -> int:
     manager = usable_plugins(args)
     given = given_in(args, *SHARED)
     pipe, options = open_pipeline(given, heads=args.heads)
-    asked = rows.expand(args.methods, pipe.model, manager=manager)
+    asked = rows.expand(rows.FULL if args.methods is None else args.methods, pipe.model, manager=manager)
     if not asked:
-        print(f"varbench sample: error: {args.methods!r} names no row; give e.g. variant@d8", file=sys.stderr)
+        print(f"varbench sample: error: {args.methods!r} names no row; give NAME or NAME@POINT", file=sys.stderr)
         return NOTHING_SELECTED
     labels = _labels(args.labels, pipe.model.classes)
     lines = []

@@ -1,9 +1,9 @@
 """Calibration: an offline pass over a loaded model that finds parameters of a plugin, kept as a hashed JSON file.
 
-    found = calibrate(rows.resolve("scale_window@w2", pipe.model), pipe)
+    found = calibrate(rows.resolve("my_method@half", pipe.model), pipe)
     pipe.generate(labels, method=found.row)
 
-The row that comes back has what was found written into it, as in `scale_window@w2:demanding=0.3.7`: a plan never
+The row that comes back has what was found written into it, as in `my_method@half:layers=0.3.7`: a plan never
 depends on anything that the row does not say. `varbench calibrate` does the same from the command line.
 """
 

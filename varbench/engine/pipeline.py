@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from varbench.plan.owned import RowPolicies
 from varbench.plan.steps import Plan
 from varbench.plan.trace import Trace
 from varbench.policies import MAIN
+from varbench.rows.grammar import FULL
 from varbench.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -47,6 +49,10 @@ class Output:
     trace: Trace
 
 
+Find = Callable[[str, ModelSpec], tuple[Transformer, str] | None]
+"""Gives a further model of a name and sizes, with its file's sha256 or how it was made; None where there is none."""
+
+
 class Pipeline:
     """One model with its weights on one device, in one compute type."""
 
@@ -58,13 +64,15 @@ class Pipeline:
         device: str,
         dtype: str,
         weights: Mapping[str, str],
+        find: Find = lambda name, spec: None,
     ) -> None:
         self.device = torch.device(device)
         self.dtype = DTYPES[dtype]
         self.tokenizer = tokenizer.to(self.device).eval()
-        self.backbones = {name: model.cast_(self.dtype).to(self.device).eval() for name, model in backbones.items()}
+        self.backbones = {name: self._placed(model) for name, model in backbones.items()}
         self.weights = dict(weights)
         """sha256 of each file that was loaded, or how the weights were made."""
+        self.find = find
         self._plans: dict[str, tuple[Plan, RowPolicies]] = {}
         self._transformed: dict[tuple[str, ...], Transformer] = {}
         self._compiled: str | None = None
@@ -75,20 +83,20 @@ class Pipeline:
         return self.backbones[MAIN].spec
 
     def compile(self, method: str | Row) -> tuple[Plan, RowPolicies]:
-        """The plan of a row such as `variant@d8`, and the policies that the engine asks. Made once for each row."""
+        """The plan of a row such as `my_method@half`, and the policies that the engine asks. Made once for each row."""
         from varbench import rows
 
         name = method if isinstance(method, str) else method.name
         if name not in self._plans:
             row = rows.resolve(method, self.model) if isinstance(method, str) else method
-            loaded = {backbone: model.spec for backbone, model in self.backbones.items()}
-            plan = compile_plan(self.model, row.policies, accounting=row.accounting, loaded=loaded)
-            missing = [backbone for backbone, _ in plan.backbones if backbone not in self.backbones]
+            missing = self.load_further(row.policies.backbones)
             if missing:
                 raise UserError(
                     f"{name} runs on a second model, {missing[0]!r}, which is not loaded; "
                     f"give it: load_pipeline(..., companions={{{missing[0]!r}: PATH}})"
                 )
+            loaded = {backbone: model.spec for backbone, model in self.backbones.items()}
+            plan = compile_plan(self.model, row.policies, accounting=row.accounting, loaded=loaded)
             self._plans[name] = (plan, row.policies)
         return self._plans[name]
 
@@ -133,6 +141,22 @@ class Pipeline:
             for model in idle:
                 model.to(self.device)
 
+    def load_further(self, wanted: Mapping[str, ModelSpec]) -> list[str]:
+        """Brings further models that methods name, where they are not loaded; the names of those that are not to be had."""
+        missing = []
+        for name, spec in wanted.items():
+            if name in self.backbones:
+                continue
+            found = self.find(name, spec)
+            if found is None:
+                missing.append(name)
+            else:
+                self.backbones[name], self.weights[name] = self._placed(found[0]), found[1]
+        return missing
+
+    def _placed(self, model: Transformer) -> Transformer:
+        return model.cast_(self.dtype).to(self.device).eval()
+
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) in [-1, 1] to codes (B, L) of all scales."""
@@ -147,7 +171,7 @@ class Pipeline:
         return self._decode_map(self.tokenizer.quantize.running_maps(self._checked_tokens(tokens))[-1])
 
     @torch.inference_mode()
-    def logits(self, tokens: Tensor, labels: Tensor | Sequence[int], *, method: str | Row = "full_var") -> Tensor:
+    def logits(self, tokens: Tensor, labels: Tensor | Sequence[int], *, method: str | Row = FULL) -> Tensor:
         """Teacher-forced logits (B, L, V) of a method that computes every scale, without guidance."""
         plan, _ = self.compile(method)
         method_name = method if isinstance(method, str) else method.name
@@ -176,7 +200,7 @@ class Pipeline:
         cfg: float = 1.5,
         top_k: int = 0,
         top_p: float = 0.0,
-        method: str | Row = "full_var",
+        method: str | Row = FULL,
         first_image: int = 0,
         tokens: Tensor | None = None,
         return_logits: bool = False,
@@ -254,8 +278,8 @@ def load_pipeline(
     """A pipeline from checkpoint files, or of a preset.
 
     With `vae` and `var`, sizes are read off the files. With a preset alone, its shipped weights are loaded where it has
-    some; random ones are drawn from `seed` where it has none, or with `random`. `companions` are further models by name, for methods
-    that run on two.
+    some; random ones are drawn from `seed` where it has none, or with `random`. `companions` are further models by name,
+    for methods that run on two; of a preset, those that are not given are found as its own weights are.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
@@ -314,21 +338,28 @@ def _preset_pipeline(
     preset = presets.preset(name)
     shipped = presets.shipped_files(name)
     if shipped and not random:
-        files = {**shipped, **(companions or {})}
-        pipe = load_pipeline(vae=files.pop("vae"), var=files.pop(MAIN), companions=files, device=device, dtype=dtype)
-        for backbone, model in pipe.backbones.items():
-            model.spec = preset.spec if backbone == MAIN else replace(model.spec, name=f"{name}-{backbone}")
+        vae, var = shipped["vae"], shipped[MAIN]
+        pipe = load_pipeline(name, vae=vae, var=var, companions=companions, device=device, dtype=dtype)
+        pipe.find = functools.partial(_shipped, name)
         return pipe
-    specs = {MAIN: preset.spec}
-    if preset.companion:
-        specs["refiner"] = preset.companion
+    drawn = f"random, seed {seed}"
     return Pipeline(
         tokenizer=random_tokenizer(preset.spec, seed),
-        backbones={name: random_transformer(spec, seed, device=device) for name, spec in specs.items()},
+        backbones={MAIN: random_transformer(preset.spec, seed, device=device)},
         device=device,
         dtype=dtype,
-        weights=dict.fromkeys(("vae", *specs), f"random, seed {seed}"),
+        weights={"vae": drawn, MAIN: drawn},
+        find=lambda _, spec: (random_transformer(spec, seed, device=device), drawn),
     )
+
+
+def _shipped(preset: str, name: str, spec: ModelSpec) -> tuple[Transformer, str] | None:
+    path = presets.shipped_files(preset, {name: spec}).get(name)
+    if path is None:
+        return None
+    model = load_transformer(path, spec.tokenizer)
+    model.spec = spec
+    return model, file_hash(path)
 
 
 def random_tokenizer(spec: ModelSpec, seed: int) -> Tokenizer:

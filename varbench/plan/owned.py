@@ -10,6 +10,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from varbench.errors import PlanError, UserError
 from varbench.policies import (
+    MAIN,
     CacheStrategy,
     DepthPolicy,
     Generator,
@@ -18,6 +19,7 @@ from varbench.policies import (
     TokenPolicy,
     Transformed,
 )
+from varbench.spec import ModelSpec
 
 Policy = TypeVar("Policy")
 Answer = TypeVar("Answer")
@@ -104,3 +106,9 @@ class RowPolicies:
     """In the order in which they are applied."""
     generator: Owned[Generator] | None = None
     """Replaces the loop, and with it the plan."""
+
+    @property
+    def backbones(self) -> dict[str, ModelSpec]:
+        """Models beside the main one that its steps run on."""
+        given = self.steps.policy.backbones if self.steps else {}
+        return {name: spec for name, spec in given.items() if name != MAIN}

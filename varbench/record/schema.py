@@ -52,7 +52,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class PluginVersion:
-    name: str = entry("name the plugin registers, e.g. `variant`")
+    name: str = entry("name the plugin registers, e.g. `my_method`")
     distribution: str = entry("package that brings it, e.g. `varbench`")
     version: str = entry("version of that package")
     code_hash: str | None = entry("hash of the plugin's source", absent="source not found")
@@ -62,7 +62,7 @@ class PluginVersion:
 class RowIdentity:
     """What was run: one or more plugins, each with its own setting."""
 
-    row: str = entry("the row's full string, which `--plugins` takes, e.g. `fixed_ratio@p05/d8`")
+    row: str = entry("the row's full string, which `--plugins` takes, e.g. `my_method@recipe/point`")
     plugins: tuple[PluginVersion, ...] = entry("the plugins joined by `+`, in the row's order")
     recipe: str | None = entry("how the weights were trained", absent="the row trains nothing")
     point: str | None = entry("where on the method's curve it runs", absent="the method has one point only")
@@ -72,7 +72,7 @@ class RowIdentity:
         absent="the row is not the full model",
     )
     study: str | None = entry(
-        "panel this row was made for, outside the main table, e.g. `scale_depth_asymmetry`",
+        "panel this row was made for, outside the main table, by its name",
         absent="the row belongs to the main table",
     )
 
@@ -298,7 +298,7 @@ class Evaluation:
 @dataclass(frozen=True, kw_only=True)
 class Training:
     key: str = entry("cache key of the weights: rows that share it share the training")
-    recipe: str = entry("recipe with its plugin, e.g. `variant` or `fixed_ratio@p05`")
+    recipe: str = entry("recipe with its plugin, e.g. `my_method@recipe`")
     steps: int = entry("optimiser steps done")
     seconds: float = entry("time they took")
     seed: int = entry("seed of data order and draws")
@@ -330,6 +330,25 @@ class MethodSource:
     kind: str = entry("`official code`, `port`, `from paper`, `from secondary note` or `ours`")
     note: str | None = entry("what is our choice where the source is silent", absent="nothing to add")
     url: str | None = entry("paper or code", absent="none given")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedLine:
+    """What others printed of the row's setting on its model, as its plugin says."""
+
+    figures: dict[str, float] = entry("as printed, by name, e.g. `fid`, `speedup`, `kv_mb`")
+    grade: str = entry("`primary` is the authors' own, `secondary` a note of others")
+    source: str = entry("where it was printed")
+    conditions: str = entry("hardware, batch and what else it holds under; empty where nothing is said", default="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyWords:
+    """The study that the row was made for, in its plugin's words."""
+
+    title: str = entry("heading of the picture")
+    caption: str = entry("what is changed from row to row; empty where nothing is said", default="")
+    place: int = entry("of the row in the picture, from 0", default=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -385,6 +404,8 @@ class Record:
     distance: Distance | None = entry("distance to the full model's images", absent="not measured")
     training: Training | None = entry("how the weights were trained", absent="the row trains nothing")
     provenance: MethodSource | None = entry("where the method comes from", absent="the plugin does not say")
+    published: tuple[PublishedLine, ...] = entry("what others printed of the row's setting", default=())
+    study: StudyWords | None = entry("words of its study", absent="the row belongs to the main table")
     samples: Samples | None = entry("a few images", absent="no images were kept")
     weights: tuple[WeightFile, ...] = entry("files the numbers rest on", default=())
     metrics: dict[str, Any] = entry("columns of plugins, by `plugin.column`", default={})

@@ -13,6 +13,7 @@ from varbench.rows.grammar import (
     of_study,
     resolve,
     with_parameters,
+    without_parameters,
     without_transforms,
 )
 from varbench.rows.parts import ACCOUNTINGS, Value
@@ -32,5 +33,6 @@ __all__ = [
     "of_study",
     "resolve",
     "with_parameters",
+    "without_parameters",
     "without_transforms",
 ]

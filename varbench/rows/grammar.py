@@ -1,4 +1,4 @@
-"""Rows: from `variant@d8+scale_window` to settings, policies and a schedule.
+"""Rows: from `method@recipe/point+other:key=value` to settings, policies and a schedule.
 
     row      one or more parts joined by `+`
     part     name[@[recipe/]point][:key=value]...
@@ -16,7 +16,7 @@ from typing import Any
 from varbench.errors import UserError, did_you_mean
 from varbench.plan.owned import Owned, OwnedTransform, RowPolicies
 from varbench.plan.steps import Accounting
-from varbench.policies import MAIN, Provenance, Setting, Settings, TrainingSchedule
+from varbench.policies import MAIN, Provenance, Published, Setting, Settings, Study, TrainingSchedule
 from varbench.rows import check_policies
 from varbench.rows.manager import PluginError, PluginInfo, PluginManager
 from varbench.rows.manager import manager as default_manager
@@ -56,6 +56,11 @@ class Row:
     """The plugin whose recipe it is."""
     provenance: Provenance | None = None
     """Where the first of its methods comes from, as the plugin says."""
+    published: tuple[Published, ...] = ()
+    """What others printed of this very setting on this model; of rows of several plugins nothing is."""
+    study: Study | None = None
+    """The study that the row is asked for in, and its place there."""
+    place: int = 0
     policies: RowPolicies = field(compare=False)
     schedule: TrainingSchedule | None = field(compare=False, default=None)
     """None where the recipe leaves the pretrained weights as they are."""
@@ -139,13 +144,33 @@ def of_study(name: str, model: ModelSpec, *, manager: PluginManager | None = Non
     known = sorted({study for studies in offered.values() for study in studies})
     if name not in known:
         raise UserError(f"no plugin offers a study {name!r}.{did_you_mean(name, known)}")
-    texts = [plugin + setting for plugin, studies in offered.items() for setting in studies.get(name, ())]
-    return attempt(",".join(texts), model, manager=manager)
+    studies = [(settings[name], plugin) for plugin, settings in offered.items() if name in settings]
+    found = [
+        (study, attempt(plugin + setting, model, manager=manager))
+        for study, plugin in studies
+        for setting in study.settings
+    ]
+    made = [(study, row) for study, one in found for row in one.rows]
+    return Attempt(
+        rows=tuple(replace(row, study=study, place=place) for place, (study, row) in enumerate(made)),
+        refused=tuple(refused for _, one in found for refused in one.refused),
+    )
 
 
 def every_settings(model: ModelSpec, *, manager: PluginManager) -> tuple[tuple[PluginInfo, Settings], ...]:
     """Settings of every usable plugin; one whose settings fail or are none becomes a problem of the manager."""
     return tuple(manager.each_of(lambda plugin: settings_of(plugin, model, manager)))
+
+
+def without_parameters(row: Row, *, manager: PluginManager | None = None) -> Row:
+    """The row at its recipe and point with every parameter at its default."""
+    manager = manager or default_manager()
+    parts = []
+    for setting in row.settings:
+        settings = settings_of(setting.plugin, row.model, manager)
+        defaults = {key: parameter.default for key, parameter in settings.parameters.items()}
+        parts.append(ChosenPart(settings, replace(setting, parameters=defaults), row.accounting))
+    return _row(parts, row.model, manager)
 
 
 def at_point(row: Row, point: str | None, *, manager: PluginManager | None = None) -> Row:
@@ -213,9 +238,30 @@ def _row(chosen: Sequence[ChosenPart], model: ModelSpec, manager: PluginManager)
         recipe=recipe.recipe if recipe else None,
         recipe_plugin=recipe.plugin if recipe else None,
         provenance=chosen[0].settings.provenance,
+        published=_published(chosen, model, manager),
         policies=policies,
         schedule=schedule.policy if schedule else None,
     )
+
+
+def _published(chosen: Sequence[ChosenPart], model: ModelSpec, manager: PluginManager) -> tuple[Published, ...]:
+    """A line printed for a recipe alone, or a point alone, is that of each row that this stands for."""
+    if len(chosen) > 1:
+        return ()
+    (part,) = chosen
+    plugin, found = part.setting.plugin, []
+    for line in part.settings.published:
+        if line.model != model.name:
+            continue
+        try:
+            meant = choices(plugin + line.setting, model, manager, all_settings=False)
+        except UserError as error:
+            raise UserError(
+                f"plugin {plugin!r}: the published figures of {line.setting!r} are of no row: {error}"
+            ) from None
+        if part.setting in [option.setting for (option,) in meant]:
+            found.append(line)
+    return tuple(found)
 
 
 def _recipe(name: str, settings: Sequence[Setting], schedule: Owned[TrainingSchedule] | None) -> Setting | None:

@@ -146,8 +146,8 @@ class PluginManager:
         return results[0] if results else None
 
     def each(self, hook: str, /, **arguments: Any) -> Iterator[tuple[PluginInfo, Any]]:
-        """What every usable plugin gives for a hook; a plugin whose hook fails becomes a problem."""
-        return self.each_of(lambda name: self.call(name, hook, **arguments))
+        """What every usable plugin gives for a hook, told its own name; a plugin whose hook fails becomes a problem."""
+        return self.each_of(lambda name: self.call(name, hook, plugin=name, **arguments))
 
     def each_of(self, ask: Callable[[str], Given | None]) -> Iterator[tuple[PluginInfo, Given]]:
         """What `ask` gives for the name of every usable plugin; a plugin for which it fails becomes a problem."""

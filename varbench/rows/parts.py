@@ -40,12 +40,12 @@ def parse(text: str) -> WrittenPart:
     head, *pairs = text.strip().split(":")
     plugin, at, selection = head.partition("@")
     if not re.fullmatch(r"[A-Za-z_][\w.-]*", plugin) or (at and not selection):
-        raise UserError(f"{text!r} is no row; write name[@[recipe/]point][:key=value], as in variant@d8:bridge=4")
+        raise UserError(f"{text!r} is no row; write name[@[recipe/]point][:key=value], as in my_method@half:first=4")
     parameters = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not (key and equals):
-            raise UserError(f"{text!r}: {pair!r} is no parameter; write :key=value, as in variant@d8:bridge=4")
+            raise UserError(f"{text!r}: {pair!r} is no parameter; write :key=value, as in my_method@half:first=4")
         if key in parameters:
             raise UserError(f"{text!r} sets {key} twice; give it once")
         parameters[key] = value

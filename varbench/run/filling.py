@@ -9,20 +9,24 @@ from typing import Any
 
 from varbench.base import hashing
 from varbench.measure.environment import environment
+from varbench.policies import Published
 from varbench.record import (
     Environment,
     MethodSource,
     Model,
     PlanSummary,
+    PublishedLine,
     Record,
     RowIdentity,
     Status,
+    StudyWords,
     Totals,
     WeightFile,
     plan_summary,
 )
 from varbench.record.option_forms import as_arguments
 from varbench.record.options import Options
+from varbench.rows.grammar import Row
 from varbench.run import identity, verdict
 from varbench.run import sections_of as figures
 from varbench.run.prepare import Measured, Run, hardware_like
@@ -70,6 +74,8 @@ def fill(run: Run, one: Measured, *, floors: dict[str, Any], aa_floor: float | N
         distance=distance,
         training=figures.training(run, one),
         provenance=None if one.provenance is None else MethodSource(**_own_fields(one.provenance)),
+        published=tuple(_published_line(line) for line in one.row.published),
+        study=_study(one.row),
         samples=figures.samples(one),
         weights=_weights(run, one),
         warnings=verdict.warnings(run, one, timing),
@@ -94,6 +100,15 @@ def _status(run: Run, one: Measured) -> tuple[Status, str | None]:
 
 def _own_fields(found: Any) -> dict[str, Any]:
     return {field.name: getattr(found, field.name) for field in fields(found)}
+
+
+def _published_line(line: Published) -> PublishedLine:
+    return PublishedLine(figures=dict(line.figures), grade=line.grade, source=line.source, conditions=line.conditions)
+
+
+def _study(row: Row) -> StudyWords | None:
+    study = row.study
+    return None if study is None else StudyWords(title=study.title, caption=study.caption, place=row.place)
 
 
 def _row(one: Measured) -> RowIdentity:
@@ -171,8 +186,9 @@ def _trace(one: Measured) -> Totals | None:
 
 def _weights(run: Run, one: Measured) -> tuple[WeightFile, ...]:
     trained = (one.training or {}).get("hashes", {})
-    pretrained = run.prepared.files if one.generator is None else None
-    files = {**(pretrained or {}), **(one.training or {}).get("files", {})}
+    used = {"vae", "main", *one.row.policies.backbones} if one.generator is None else set()
+    pretrained = {role: path for role, path in (run.prepared.files or {}).items() if role in used}
+    files = {**pretrained, **(one.training or {}).get("files", {})}
     found = [
         WeightFile(role=role, name=_base(path), sha256=trained.get(role) or hashing.file_hash(path))
         for role, path in files.items()

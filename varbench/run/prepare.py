@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +44,7 @@ class Measured:
     inputs: str
     weight_set: str
     read: dict[str, str] = field(default_factory=dict)
-    """Hashes of what the row's parameters name to be read, by the parameter, as in `dit.weights`."""
+    """Hashes of what the row's parameters name to be read, by the parameter, as in `my_method.weights`."""
     study: str | None = None
     """The panel that it was asked for, outside the table."""
     started: str | None = None
@@ -128,22 +128,27 @@ def prepare(options: Options, manager: PluginManager) -> Prepared:
     if not any(attempt.rows or attempt.refused for attempt in attempts):
         known = ", ".join(manager.names())
         raise NothingSelectedError(
-            f"nothing is selected; give --plugins, as in --plugins variant,fixed_ratio. Known: {known}"
+            f"nothing is selected; give --plugins, as in --plugins NAME,NAME@POINT. Known: {known}"
         )
     denominators = tuple(rows.resolve(name, model, manager=manager) for name in (rows.FULL, UPSTREAM))
-    files = weight_files(options)
-    shipped = sorted(files.items()) if files and options.weights is None else ()
+    studied = [(name, row) for name, attempt in studies.items() for row in attempt.rows]
+    further = {
+        part: spec
+        for row in (*asked.rows, *(row for _, row in studied))
+        for part, spec in row.policies.backbones.items()
+    }
+    files = weight_files(options, further)
+    shipped = (files or {}).keys() - further.keys() if options.weights is None else ()
     shared = hashing.digest(
         [
             identity.measuring_hash(),
             f"torch {identity.torch_version()}",
             json.dumps(model.to_json(), sort_keys=True),
-            *(f"{part} {hashing.file_hash(path)}" for part, path in shipped),
+            *_hashed(files, shipped),
             *deciding(options),
         ]
     )
     measured: dict[str, Measured] = {}
-    studied = [(name, row) for name, attempt in studies.items() for row in attempt.rows]
     for study, row in (*((None, row) for row in (*denominators, *asked.rows)), *studied):
         if row.name not in measured:
             measured[row.name] = _measured(row, model, shared, files, manager, trains=_trains(options))
@@ -154,13 +159,21 @@ def prepare(options: Options, manager: PluginManager) -> Prepared:
     return Prepared(model=model, files=files, measured=measured, weight_sets=weight_sets, inputs=shared)
 
 
-def weight_files(options: Options) -> dict[str, str] | None:
-    """Files by part: those given, else those that the preset ships, else none, which means random weights."""
+def _hashed(files: dict[str, str] | None, parts: Collection[str]) -> list[str]:
+    """The files of these parts, by content."""
+    return [f"{part} {hashing.file_hash(path)}" for part, path in sorted((files or {}).items()) if part in parts]
+
+
+def weight_files(options: Options, further: Mapping[str, ModelSpec]) -> dict[str, str] | None:
+    """Files by part: those given, else those that the preset ships, else none, which means random weights.
+
+    `further` are the models that rows run on beside the main one.
+    """
     if options.weights == "random":
         return None
     if options.weights is not None:
         return {"vae": str(options.vae), "main": options.weights, **companions(options.companion)}
-    shipped = {part: str(path) for part, path in presets.shipped_files(options.model).items()}
+    shipped = {part: str(path) for part, path in presets.shipped_files(options.model, further).items()}
     if not shipped and not presets.preset(options.model).assets:
         raise UserError(
             f"{options.model} ships no weights: give --weights and --vae, or --weights random to measure speed and memory only"
@@ -193,6 +206,7 @@ def _measured(
                 row.name,
                 *(f"{p.name} {p.version} {p.code_hash}" for p in plugins),
                 *(f"{k} {v}" for k, v in read.items()),
+                *_hashed(files, row.policies.backbones.keys()),
             ]
         ),
         read=read,

@@ -21,6 +21,7 @@ from varbench.plan import presets
 from varbench.record import trace_totals
 from varbench.run import generator_task, inputs_task, quality_task
 from varbench.run.jobs import Job
+from varbench.spec import ModelSpec
 
 if TYPE_CHECKING:
     from varbench.run.channel import Channel
@@ -49,17 +50,21 @@ def run(job: Job, channel: Channel) -> None:
 
 
 def load(job: Job) -> Pipeline:
+    further: dict[str, ModelSpec] = {}
+    for row in job.rows:
+        further |= rows.resolve(row, presets.preset(job.options.model).spec).policies.backbones
     if job.files is None:
         pipe = load_pipeline(
-            job.options.model, device=job.options.device, dtype=job.options.dtype, seed=job.options.seed
+            job.options.model, device=job.options.device, dtype=job.options.dtype, random=True, seed=job.options.seed
         )
+        pipe.load_further(further)
     else:
-        files = dict(job.files)
+        files = job.files
         pipe = load_pipeline(
             job.options.model,
-            vae=files.pop("vae"),
-            var=files.pop("main"),
-            companions=files,
+            vae=files["vae"],
+            var=files["main"],
+            companions={name: files[name] for name in further if name in files},
             device=job.options.device,
             dtype=job.options.dtype,
         )

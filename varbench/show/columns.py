@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from varbench.base.stats import Interval
 from varbench.show import words
 from varbench.show.entries import Block, Entry, judge_quality, judge_speed, recipe_of, score_label
-from varbench.show.published import published_for
+from varbench.show.published import figures_text, published_for, source_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,11 +273,6 @@ def _published(entry: Entry, block: Block) -> Cell:
     found = published_for(entry.first)
     if not found:
         return Cell(text=None, note="no published figure for this model and setting")
-    text = "; ".join(f"{row.text()} [{_grade(row.grade)}]" for row in found)
-    note = "; ".join(f"{row.source}, grade: {row.grade}" for row in found)
+    text = "; ".join(f"{figures_text(line.figures)} [{line.grade}]" for line in found)
+    note = "; ".join(f"{figures_text(line.figures)}: {source_text(line)}" for line in found)
     return Cell(text=text, note=note, sort=text, mood="quiet")
-
-
-def _grade(grade: str) -> str:
-    """`primary` and `secondary` stay; a mixed grade is spelled out on hover."""
-    return grade if grade in ("primary", "secondary") else "mixed"

@@ -219,7 +219,7 @@ def blocks_of(records: Sequence[Record]) -> list[Block]:
             Block(
                 conditions=dict(conditions),
                 entries=tuple(sorted((e for e in entries if not e.first.row.study), key=_table_order)),
-                studies={name: tuple(found) for name, found in studies.items()},
+                studies={name: tuple(sorted(found, key=_study_order)) for name, found in studies.items()},
             )
         )
     return sorted(blocks, key=lambda block: (-sum(e.believable for e in block.entries), block.title))
@@ -281,6 +281,10 @@ def _brought_beside(
         return anchor
     scales = [stats.median(here) / stats.median(there) for here, there in zip(anchor, full.rounds, strict=True)]
     return tuple(tuple(second * scale for second in samples) for samples, scale in zip(rounds, scales, strict=True))
+
+
+def _study_order(entry: Entry) -> int:
+    return entry.first.study.place if entry.first.study is not None else 0
 
 
 def _table_order(entry: Entry) -> tuple[bool, bool, float, str]:

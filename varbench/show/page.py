@@ -19,6 +19,7 @@ from varbench.show import (
     facts,
     figures,
     figures_speed,
+    figures_study,
     figures_training,
     figures_work,
     samples,
@@ -37,16 +38,15 @@ GLYPHS = {"better": "▲", "worse": "▼", "same": "≈"}
 MOODS = {"better": "better", "worse": "worse", "same": "not told apart"}
 FIGURES: tuple[Callable[[Block], Figure | None], ...] = (
     figures.quality_against_speed,
-    figures_training.full_against_subnet,
+    figures_training.full_against_smaller,
     figures.quality_against_memory,
     figures_work.plan_maps,
     figures_work.memory_over_steps,
     figures_work.time_per_scale,
     figures_training.quality_over_steps,
-    figures_training.scale_depth_asymmetry,
     figures_speed.latency_distributions,
     figures_speed.measured_against_predicted,
-    figures_training.loss_per_depth,
+    figures_training.loss_per_point,
 )
 
 
@@ -91,7 +91,8 @@ def draw(records: Sequence[Record]) -> list[Drawn]:
         found: list[tuple[str, Figure]] = []
         grids: list[samples.Grid] = []
         if number < MOST_BLOCKS_WITH_FIGURES:
-            found = [(f"{prefix}{figure.key}", figure) for make in FIGURES if (figure := make(block)) is not None]
+            made = [*figures_study.studies(block), *(figure for make in FIGURES if (figure := make(block)) is not None)]
+            found = [(f"{prefix}{figure.key}", figure) for figure in made]
             grids = samples.grids_of(block)
         headings, rows = columns.table_of(block)
         drawn.append(

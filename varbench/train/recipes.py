@@ -245,6 +245,8 @@ def _key(
         ]
         points |= {step.point for step in steps if step.point is not None}
         answers.append([asdict(stage), [asdict(step) for step in steps]])
+    names = {name for stage, _ in stages for name in (stage.backbone, stage.teacher)}
+    used = {name: path for name, path in pretrained.items() if name in names}
     content = {
         "answers": answers,
         "plans": {
@@ -253,7 +255,7 @@ def _key(
         "budget": asdict(budget),
         "data": data.fingerprint,
         "model": row.model.to_json(),
-        "from": {name: file_hash(path) for name, path in {"vae": vae, **pretrained}.items()},
+        "from": {name: file_hash(path) for name, path in {"vae": vae, **used}.items()},
         "precision": torch.__version__.split("+")[0],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]

@@ -18,7 +18,7 @@ from varbench.commands import report as command
 from varbench.errors import UserError
 from varbench.record.plan_summary import plan_summary
 from varbench.record.sections import checked, panels
-from varbench.show import Chart, Image, Section, Table, Text, figures
+from varbench.show import Chart, Image, Section, Table, Text
 from varbench.show.answer import answer
 from varbench.show.columns import table_of
 from varbench.show.entries import blocks_of, score_label
@@ -104,10 +104,10 @@ def test_an_invalid_row_never_answers_and_is_shown_with_its_reason():
     block = blocks_of(found)[0]
     assert [entry.trouble for entry in block.entries if entry.name == "cheat"] == ["invalid: work did not fall"]
     assert cells(found, "cheat")["speedup"].mood == ""  # not praised
-    points = figures.quality_against_speed(block).cells[0].spec["data"]["values"]
+    points = figures_trade_off.quality_against_speed(block).cells[0].spec["data"]["values"]
     assert {point["row"] for point in points if not point["valid"]} == {"cheat"}
     drawn = [
-        layer for layer in figures.quality_against_speed(block).cells[0].spec["layer"] if "interpolate" in layer["mark"]
+        layer for layer in figures_trade_off.quality_against_speed(block).cells[0].spec["layer"] if "interpolate" in layer["mark"]
     ]
     assert "cheat" not in {point["row"] for point in drawn[0]["data"]["values"]}
 
@@ -223,9 +223,9 @@ def test_a_joined_row_shows_every_methods_setting():
 
 def test_the_frontier_is_what_nothing_beats_in_both():
     points = [{"x": x, "y": y} for x, y in ((1, 5), (2, 5.1), (2, 6), (1.5, 7), (3, 9))]
-    best = figures.frontier(points, more_is_better_x=True, more_is_better_y=False)
+    best = figures_trade_off.frontier(points, more_is_better_x=True, more_is_better_y=False)
     assert [(point["x"], point["y"]) for point in best] == [(1, 5), (2, 5.1), (3, 9)]
-    less = figures.frontier(points, more_is_better_x=False, more_is_better_y=True)
+    less = figures_trade_off.frontier(points, more_is_better_x=False, more_is_better_y=True)
     assert [(point["x"], point["y"]) for point in less] == [(1, 5), (1.5, 7), (3, 9)]
 
 

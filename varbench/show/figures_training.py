@@ -1,4 +1,4 @@
-"""Pictures of training: quality over steps, full against subnet by recipe, loss per depth, and where depth matters."""
+"""Figures of training: quality over steps, full against subnet by recipe, loss per depth, and where depth matters."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 from varbench.base import stats
 from varbench.base.stats import Interval
 from varbench.record import Training
-from varbench.show import words
-from varbench.show.charts import NEUTRAL, PALETTE, Figure, MapCell, Spec, Swatch, axis, chart, colour, swatches
+from varbench.show import formatting
+from varbench.show.charts import NEUTRAL, PALETTE, Figure, Plot, Spec, Swatch, axis, chart, colour, swatches
+from varbench.show.drawn_rows import MOST_ROWS, colours_of
 from varbench.show.entries import Block, Entry, score_label
-from varbench.show.figures import MOST_ROWS, colours_of
 from varbench.show.published import published_asymmetry
 
 ASYMMETRY = "scale_depth_asymmetry"
@@ -37,7 +37,7 @@ def quality_over_steps(block: Block) -> Figure | None:
     values: list[dict[str, Any]] = []
     for (recipe, point, step), repeats in found.items():
         middle = stats.combine(repeats)
-        text = words.with_interval(middle)
+        text = formatting.with_interval(middle)
         values.append({
             "recipe": recipe, "point": point, "step": step, "seeds": len(repeats), "value": middle.value,
             "low": middle.low, "high": middle.high, "text": text,
@@ -69,7 +69,7 @@ def quality_over_steps(block: Block) -> Figure | None:
     return Figure(
         key="training", title="Quality during training", caption="Full model and subnets of one set of weights per recipe, at "
         "equal steps and equal data order. Bands are 95 % intervals, over seeds where there are several.",
-        cells=(MapCell(spec=chart(layers, values=values, height=360), alt=f"{title} over optimiser steps by recipe"),),
+        cells=(Plot(spec=chart(layers, values=values, height=360), alt=f"{title} over optimiser steps by recipe"),),
         legend=swatches(tint) + _marks(points, [symbol for _, symbol in dashes]),
     )  # fmt: skip
 
@@ -91,7 +91,7 @@ def full_against_subnet(block: Block) -> Figure | None:
             values.append({
                 "recipe": family, "point": point, "x": at_full.value, "x_low": at_full.low, "x_high": at_full.high,
                 "y": at_point.value, "y_low": at_point.low, "y_high": at_point.high,
-                "x_text": words.with_interval(at_full), "y_text": words.with_interval(at_point),
+                "x_text": formatting.with_interval(at_full), "y_text": formatting.with_interval(at_point),
             })  # fmt: skip
     headline = block.headline
     if headline is None or len({value["recipe"] for value in values}) < 2:
@@ -131,7 +131,7 @@ def full_against_subnet(block: Block) -> Figure | None:
         key="recipes", title="Progressive against fixed ratios",
         caption=f"Each point is one recipe's trained weights: full depth against a subnet of the same weights. The {corner} "
         "corner is best in both. Bars are 95 % intervals.",
-        cells=(MapCell(spec=chart(layers, values=values, height=360), alt=f"{y_title} against {x_title}, by recipe"),),
+        cells=(Plot(spec=chart(layers, values=values, height=360), alt=f"{y_title} against {x_title}, by recipe"),),
         legend=swatches(tint) + _marks(subnets, [symbol for _, symbol in shapes]),
     )  # fmt: skip
 
@@ -158,7 +158,7 @@ def loss_per_depth(block: Block) -> Figure | None:
             },
         }  # fmt: skip
         cells.append(
-            MapCell(spec=chart([layer], values=values, height=220), title=recipe, alt=f"Training loss of {recipe}")
+            Plot(spec=chart([layer], values=values, height=220), title=recipe, alt=f"Training loss of {recipe}")
         )
     if not cells:
         return None
@@ -188,7 +188,7 @@ def scale_depth_asymmetry(block: Block) -> Figure | None:
         )
         values.append({
             "zone": zone, "value": quality.value, "low": quality.low, "high": quality.high, "valid": entry.believable,
-            "text": words.with_interval(quality), "note": entry.trouble or "valid",
+            "text": formatting.with_interval(quality), "note": entry.trouble or "valid",
         })  # fmt: skip
     headline = next((entry.headline for entry in entries if entry.headline is not None), None)
     if headline is None or not values:
@@ -217,7 +217,7 @@ def scale_depth_asymmetry(block: Block) -> Figure | None:
     )
     return Figure(
         key="asymmetry", title="Where depth matters", caption=caption,
-        cells=(MapCell(spec=chart(layers, values=values), alt=f"{title} with depth reduced on one zone of scales"),),
+        cells=(Plot(spec=chart(layers, values=values), alt=f"{title} with depth reduced on one zone of scales"),),
     )  # fmt: skip
 
 

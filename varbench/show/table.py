@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from varbench.record import Record, Status
-from varbench.show import words
+from varbench.show import formatting
 from varbench.show.entries import Block, Entry, blocks_of, score_label
-from varbench.show.facts import notices
+from varbench.show.header_footer import notices
 
 
 def as_table(records: Sequence[Record]) -> str:
@@ -31,7 +31,7 @@ def _block(block: Block) -> str:
     lines = [block.title, "", table]
     if any(entry.timed != "transformer" for entry in block.entries):
         lines.append(
-            f"{words.WITH_DECODER} with the decoder, in the full model's time too: the row has no transformer to time alone."
+            f"{formatting.WITH_DECODER} with the decoder, in the full model's time too: the row has no transformer to time alone."
         )
     if block.floor is not None:
         lines.append(
@@ -39,7 +39,7 @@ def _block(block: Block) -> str:
         )
     floors = next((e.first.quality.floors for e in block.entries if e.first.quality and e.first.quality.floors), {})
     if floors:
-        said = [f"{name} {words.number(score.value)}" for name, score in floors.items() if score.value is not None]
+        said = [f"{name} {formatting.number(score.value)}" for name, score in floors.items() if score.value is not None]
         lines.append(f"Floors of {headline.name if headline else 'the score'}: {', '.join(said)}.")
     return "\n".join(lines)
 
@@ -47,20 +47,23 @@ def _block(block: Block) -> str:
 def _row(entry: Entry, block: Block) -> list[str]:
     accuracy = entry.score("class accuracy")
     latency = entry.seconds("end_to_end", "latency")
-    batch, mark = entry.seconds(entry.timed, "throughput"), "" if entry.timed == "transformer" else words.WITH_DECODER
+    batch, mark = (
+        entry.seconds(entry.timed, "throughput"),
+        "" if entry.timed == "transformer" else formatting.WITH_DECODER,
+    )
     work, full = entry.work, block.full.get("lossless")
     whole = full.work.flops if full and full.work else None
     share = f"{work.flops / whole:.0%}" if work and work.flops and whole else "-"
     return [
         entry.name,
-        words.with_interval(entry.quality) if entry.quality else "-",
+        formatting.with_interval(entry.quality) if entry.quality else "-",
         f"{accuracy.value:.1%}" if accuracy else "-",
         _speedup(entry, "lossless"),
         _speedup(entry, "upstream"),
-        f"{words.seconds(batch.value)}{mark}" if batch else "-",
-        words.seconds(latency.value) if latency else "-",
-        words.size(work.state_peak_bytes) if work and work.state_peak_bytes is not None else "-",
-        words.size(work.state_end_bytes) if work and work.state_end_bytes is not None else "-",
+        f"{formatting.seconds(batch.value)}{mark}" if batch else "-",
+        formatting.seconds(latency.value) if latency else "-",
+        formatting.size(work.state_peak_bytes) if work and work.state_peak_bytes is not None else "-",
+        formatting.size(work.state_end_bytes) if work and work.state_end_bytes is not None else "-",
         share,
         _verdict(entry.first),
     ]
@@ -71,7 +74,7 @@ def _speedup(entry: Entry, accounting: str) -> str:
     if found is None:
         return "-"
     half = (found.high - found.low) / 2
-    mark = "" if entry.timed == "transformer" else words.WITH_DECODER
+    mark = "" if entry.timed == "transformer" else formatting.WITH_DECODER
     return f"{found.value:.2f}x{mark}" + (f" ± {half:.2f}" if half else "")
 
 

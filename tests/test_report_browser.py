@@ -12,7 +12,7 @@ from record_factory import full_records, make_record
 from test_report import EVIL, demonstration
 
 from varbench import record as r
-from varbench.record.sections import panels
+from varbench.record.sections import Panel
 from varbench.show import Chart, Section, Text
 from varbench.show.outputs import render
 

@@ -180,7 +180,10 @@ def _finish(records: Sequence[Record], out: Path, *, as_json: bool) -> int:
         print(as_table(records))
     for line in remarks(records):
         print(f"warning: {line}", file=sys.stderr)
-    print(f"records: {out}\nnext: varbench report --records {out}", file=sys.stderr if as_json else sys.stdout)
+    print(
+        f"records: {out}\nnext: varbench report --records {shlex.quote(str(out))}",
+        file=sys.stderr if as_json else sys.stdout,
+    )
     return _exit_code(records)
 
 
@@ -226,7 +229,9 @@ def dry_run(this: Run) -> str:
     trained = [weights.key for weights in this.prepared.weight_sets if weights.trains is not None]
     children = _children(this)
     time = (
-        f"about {formatting.seconds(seconds + 4 * children)} and the training" if seconds else "not predicted on this device"
+        f"about {formatting.seconds(seconds + 4 * children)} and the training"
+        if seconds
+        else "not predicted on this device"
     )
     return (
         f"{table}\n\n{children} children; recipes that are trained unless cached: {', '.join(trained) or 'none'}\n"

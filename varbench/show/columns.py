@@ -19,6 +19,7 @@ class Cell:
     text: str | None
     note: str = ""
     sort: float | str | None = None
+    interval: Interval | None = None  # of a figure that has one
     mood: str = ""  # `better`, `worse`, `same` than the full model; `quiet`
 
 
@@ -161,7 +162,7 @@ def _quality(entry: Entry, block: Block) -> Cell:
         return Cell(text=None, note=named[0] if named else why(entry, "quality"))
     full = block.full.get("lossless")
     mood = judge_quality(entry, full) if full is not None and not entry.is_full else None
-    return Cell(text=formatting.with_interval(quality), sort=quality.value, mood=mood or "")
+    return Cell(text=formatting.with_interval(quality), sort=quality.value, interval=quality, mood=mood or "")
 
 
 def _speedup(accounting: str) -> Callable[[Entry, Block], Cell]:
@@ -174,7 +175,9 @@ def _speedup(accounting: str) -> Callable[[Entry, Block], Cell]:
         mood = judge_speed(entry, accounting, block.floor) if not entry.is_full else None
         span = f"{speedup.low:.3f} to {speedup.high:.3f}" if speedup.low != speedup.high else ""
         mark, said = _with_decoder(entry)
-        return Cell(text=f"{speedup.value:.2f}x{mark}", note=f"{span}{said}", sort=speedup.value, mood=mood or "")
+        return Cell(
+            text=f"{speedup.value:.2f}x{mark}", note=f"{span}{said}", sort=speedup.value, interval=speedup, mood=mood or ""
+        )  # fmt: skip
 
     return cell
 
@@ -200,7 +203,7 @@ def _time(column: str, regime: str) -> Callable[[Entry, Block], Cell]:
         found = entry.seconds(column, regime)
         if found is None:
             return Cell(text=None, note=why(entry, "timing") if entry.first.timing is None else "not measured")
-        return Cell(text=formatting.seconds(found.value), note=_span(found), sort=found.value)
+        return Cell(text=formatting.seconds(found.value), note=_span(found), sort=found.value, interval=found)
 
     return cell
 

@@ -142,8 +142,8 @@ def _roofline(block: Block) -> Plot | None:
             values.append({**about, "what": "predicted", "rate": step.flops / step.predicted_seconds / 1e9})
     if not values:
         return None
-    x = axis("intensity", "FLOPs a byte moved", scale={"type": "log"})
-    y = axis("rate", "GFLOP/s", scale={"type": "log"})
+    x = axis("intensity", "FLOPs a byte moved", scale={"type": "log", "nice": False, "padding": 24})
+    y = axis("rate", "GFLOP/s", scale={"type": "log", "nice": False, "padding": 24})
     layers: list[Spec] = [
         {
             "transform": [{"filter": "datum.what == 'predicted'"}],

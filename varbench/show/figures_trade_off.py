@@ -119,7 +119,7 @@ def _trade_off(
     """A scatter plot of the headline score over `x`, with the frontier and the names; `band` is greyed."""
     headline = block.headline
     assert headline is not None
-    floors = [{"y": floor.value} for floor in floors_of(block).values()]
+    floors = [{"y": floor.value} for floor in floors_of(block).values() if floor.value is not None]
     across = _Span.of([*(band or ()), *(point[end] for point in points for end in ("x_low", "x_high"))])
     upward = _Span.of(
         [*(floor["y"] for floor in floors), *(point[end] for point in points for end in ("y_low", "y_high"))], log=True

@@ -144,16 +144,18 @@ def _plain(column: columns.Column, cell: columns.Cell, entry: Entry) -> str:
 
 
 def _line(one: page.Drawn, name: str, cells: Sequence[columns.Cell]) -> dict[str, Any]:
-    """One row of the table with figures as numbers, and for each missing one its reason."""
+    """One row of the table: figures as numbers, the 95 % intervals of those that have one, the reasons of those missing."""
     found: dict[str, Any] = {"row": name, "conditions": one.block.conditions}
-    missing = {}
+    missing, intervals = {}, {}
     for column, cell in zip(one.headings, cells, strict=True):
         if column.key == "row":
             continue
         found[column.key] = cell.sort if column.numeric else cell.text
         if cell.text is None:
             missing[column.key] = cell.note
-    return {**found, "missing": missing}
+        if cell.interval is not None:
+            intervals[column.key] = [cell.interval.low, cell.interval.high]
+    return {**found, "intervals": intervals, "missing": missing}
 
 
 def _write_figures(folder: Path, drawn: Sequence[page.Drawn]) -> list[str]:

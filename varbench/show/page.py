@@ -19,6 +19,7 @@ from varbench.show import (
     figures_trade_off,
     figures_training,
     figures_work,
+    formatting,
     header_footer,
     samples,
     stills,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 MOST_BLOCKS_WITH_FIGURES = 6
-GLYPHS = {"better": "▲", "worse": "▼", "same": "≈"}
 MOODS = {"better": "better", "worse": "worse", "same": "not told apart"}
 FIGURES: tuple[Callable[[Block], Figure | None], ...] = (
     figures_trade_off.quality_against_speed,
@@ -246,7 +246,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("varbench.show"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.globals.update(glyphs=GLYPHS, moods=MOODS)
+    environment.globals.update(marks=formatting.MARKS, moods=MOODS)
     return environment
 
 

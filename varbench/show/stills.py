@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element
 from varbench.errors import UserError
 from varbench.show.charts import FONT, Spec
 
-WIDTHS = {1: 720, 2: 520, 3: 330}
+WIDTHS = {1: 720, 2: 600, 3: 320}
 """Pixels of a chart that has no width of its own, by how many stand side by side; a narrower place shrinks it."""
 
 _SVG = "{http://www.w3.org/2000/svg}"

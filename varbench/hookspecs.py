@@ -318,7 +318,7 @@ def varbench_report_sections(records: Sequence[Record]) -> Sequence[Section] | N
     """Gives further panels of the report, made from its records.
 
     Parameters:
-        records: all rows that the report shows.
+        records: all rows that the report shows, as copies: the hook runs in a process of its own, with a time limit.
 
     Example:
         from varbench import hookimpl

@@ -156,7 +156,8 @@ def _trade_off(
             "encoding": {"x": x, "y": {**y, "field": "y_low"}, "y2": {"field": "y_high"}, "color": tint},
         },
         {
-            "mark": {"type": "rule", "opacity": 0.6},
+            "transform": [{"filter": "datum.x_low < datum.x_high"}],  # bytes have no interval
+            "mark": {"type": "rule", "opacity": 0.6, "aria": False},
             "encoding": {"x": {**x, "field": "x_low"}, "x2": {"field": "x_high"}, "y": y, "color": tint},
         },
         {
@@ -206,7 +207,7 @@ def _name_layers(
         {
             "transform": [here, {"filter": "datum.line"}],
             "mark": {
-                "type": "rule", "color": "currentColor", "opacity": 0.35, "strokeWidth": 0.75,
+                "type": "rule", "color": "currentColor", "opacity": 0.35, "strokeWidth": 0.75, "aria": False,
                 "x2Offset": {"expr": "datum.dx"}, "y2Offset": {"expr": "datum.dy"},
             },
             "encoding": {"x": x, "y": y, "x2": {"field": "x"}, "y2": {"field": "y"}},
@@ -214,7 +215,7 @@ def _name_layers(
         {
             "transform": [here],
             "mark": {
-                "type": "text", "baseline": "middle", "align": {"expr": "datum.align"},
+                "type": "text", "aria": False, "baseline": "middle", "align": {"expr": "datum.align"},
                 "dx": {"expr": "datum.dx"}, "dy": {"expr": "datum.dy"},
             },
             "encoding": {

@@ -21,7 +21,7 @@ _MARKER = 6.0  # half the width of a point
 _MOST_LETTERS = 40
 _PLAIN = 16.0  # a name whose near corner is farther from its point than this gets a line to it
 _STEPS = sorted(
-    ((side, beside, above) for side in (1, -1) for beside in (8, 24, 48, 80) for above in (9, 22, 35, 48, 61, 74, 87, 100)),
+    ((side, beside, above) for side in (1, -1) for beside in (8, 24, 48, 80) for above in (9, 22, 35, 48, 61, 74, 87, 100, 126, 152)),
     key=lambda step: (step[1] + step[2], -step[0]),
 )  # fmt: skip
 
@@ -64,12 +64,12 @@ class Name:
         return "left" if self.dx > 0 else "right"
 
 
-def place(
-    spots: Sequence[Spot], *, widths: tuple[float, float], height: float, most: int, taken: Sequence[Box] = ()
-) -> list[Name]:
-    """The names of the first `most` spots that fit, each at the nearest free place, in the order of the spots. The
-    points of all spots and the boxes that are `taken` stay free. A name for which there is no room is left out."""
-    occupied = [*taken, *(_box(spot, -_MARKER, _MARKER, 0, _MARKER) for spot in spots)]
+def place(spots: Sequence[Spot], *, widths: tuple[float, float], height: float, most: int) -> list[Name]:
+    """The names of the first `most` spots that fit, each at the nearest free place, in the order of the spots. No name
+    covers a point or a line; a line may run over points and lines. A name for which there is no room is left out."""
+    points = [_box(spot, -_MARKER, _MARKER, 0, _MARKER) for spot in spots]
+    names: list[Box] = []
+    lines: list[Box] = []
     placed: list[Name] = []
     for number, spot in enumerate(spots):
         if len(placed) == most:
@@ -79,11 +79,11 @@ def place(
             inside = all(0 <= left and right <= width for width in widths for left, right in [box.span(width)])
             if not (inside and 0 <= box.top and box.bottom <= height):
                 continue
-            own = occupied[len(taken) + number]
-            if all(apart(box, other, widths) for other in occupied) and all(
-                apart(part, other, widths) for part in line for other in occupied if other is not own
+            if all(apart(box, other, widths) for other in (*names, *points, *lines)) and all(
+                apart(part, other, widths) for part in line for other in names
             ):
-                occupied += [box, *line]
+                names.append(box)
+                lines += line
                 placed.append(name)
                 break
     return placed

@@ -172,7 +172,7 @@ def _children(this: Run) -> int:
 
 def _finish(records: Sequence[Record], out: Path, *, as_json: bool) -> int:
     from varbench.record import to_json
-    from varbench.show.table import as_table, remarks
+    from varbench.show.table import as_table, remarks, report_command
 
     if as_json:
         print(json.dumps([to_json(record) for record in records], indent=1))
@@ -180,10 +180,7 @@ def _finish(records: Sequence[Record], out: Path, *, as_json: bool) -> int:
         print(as_table(records))
     for line in remarks(records):
         print(f"warning: {line}", file=sys.stderr)
-    print(
-        f"records: {out}\nnext: varbench report --records {shlex.quote(str(out))}",
-        file=sys.stderr if as_json else sys.stdout,
-    )
+    print(f"records: {out}\nnext: {report_command(out)}", file=sys.stderr if as_json else sys.stdout)
     return _exit_code(records)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 from varbench.record import Record, Status
 from varbench.show import formatting
@@ -148,3 +150,8 @@ def remarks(records: Sequence[Record]) -> list[str]:
             also = f" (and {notice['count'] - 1} rows more)" if notice["count"] > 1 else ""
             lines.append(f"{notice['text']}{also}; next: {notice['next_command']}")
     return lines
+
+
+def report_command(out: Path) -> str:
+    """What to type next, whatever the folder is called."""
+    return shlex.join(["varbench", "report", "--records", str(out)])

@@ -191,6 +191,13 @@ def test_plan_puts_published_figures_beside_and_names_what_does_not_fit(varbench
     assert "speedup 3.5x fits ours; 3.60x less work" in text
 
 
+def test_plan_shows_seconds_of_a_single_image_to_two_digits(varbench: CommandLine) -> None:
+    text = varbench("plan", "full_var,variant@d8", "--batch", "1").stdout
+    seconds = [line.split()[-2] for line in text.splitlines() if line.startswith(("full_var ", "variant@d8 "))]
+    assert len(seconds) == 2
+    assert all(len(found.replace(".", "").lstrip("0")) >= 2 for found in seconds), seconds
+
+
 def test_plan_of_one_row_shows_its_steps(varbench: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(
         'name = "mine"\nbandwidth_gbs = 1000\nmemory_gb = 10\n[tflops]\nbfloat16 = 100\n[efficiency]\nbfloat16 = 0.5\n'

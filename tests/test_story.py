@@ -20,9 +20,9 @@ from record_factory import full_records, make_record
 import varbench_plugins.variant
 from varbench import hookspecs, rows
 from varbench import record as r
-from varbench.commands.report import panels_of
 from varbench.errors import UserError
 from varbench.plan import presets
+from varbench.record import sections
 from varbench.rows.manager import PluginManager
 from varbench.show.outputs import render
 
@@ -99,15 +99,23 @@ def story(name: str, manager: PluginManager, folder: Path) -> tuple[str, Sequenc
         row = rows.resolve(f"{name}@{point}", D30, manager=manager)
         found.append(measured(row, like=f"variant@{point}", quality=quality))
         found.append(make_record(f"fixed_ratio@p05/{point}", quality=quality + 1, preset="var-d30"))
-    for row in rows.of_study(STUDY, D30, manager=manager):
+    for row in rows.of_study(STUDY, D30, manager=manager).rows:
         if row.plugins[0].name == name:
             like = row.name.replace(name, "variant")
             found.append(measured(row, like=like, quality=9.0 - row.place, study=STUDY))
-    page = render(found, folder, panels=panels_of(found, _only(manager, name)))
+    page = render(found, folder, panels=_panels(found, _only(manager, name)))
     html = page.read_text()
     (packed,) = re.findall(r'id="payload">([^<]+)<', html)
     shown = zlib.decompress(base64.b64decode(packed)).decode()
     return html.replace(packed, json.dumps(json.loads(shown))), sorted(path.name for path in page.parent.rglob("*.svg"))
+
+
+def _panels(records: Sequence[r.Record], manager: PluginManager) -> list[sections.Panel]:
+    return [
+        sections.Panel(source=f"{info.name} ({info.distribution} {info.version})", section=section)
+        for info, given in manager.each("varbench_report_sections", records=records)
+        for section in sections.given(given)
+    ]
 
 
 def _only(manager: PluginManager, name: str) -> PluginManager:

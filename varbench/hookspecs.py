@@ -327,7 +327,7 @@ def varbench_report_sections(plugin: str, records: Sequence[Record]) -> Sequence
 
     Parameters:
         plugin: the name that the plugin goes by here, with which its rows' names begin.
-        records: all rows that the report shows.
+        records: all rows that the report shows, as copies: the hook runs in a process of its own, with a time limit.
 
     Example:
         from varbench import hookimpl

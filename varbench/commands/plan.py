@@ -190,7 +190,7 @@ def _summary(denominators: Sequence[Counted], found: Sequence[Counted], *, batch
         for prediction, full in zip(counted.predictions, lossless.predictions, strict=True):
             line += [prediction.transformer, f"{full.transformer / prediction.transformer:.2f}x"]
         lines.append(line)
-    formats = ("", ",.3f", "", ",.1f", ",.1f", "", "", ",.0f", *(",.3f", "") * len(lossless.predictions))
+    formats = ("", ",.3f", "", ",.1f", ",.1f", "", "", ",.0f", *(".3g", "") * len(lossless.predictions))
     model = lossless.plan.model
     bounds = [p.hardware for p in lossless.predictions if p.efficiency == 1]
     note = f"; a bound on {', '.join(bounds)}, where no efficiency was measured" if bounds else ""

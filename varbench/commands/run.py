@@ -172,7 +172,7 @@ def _children(this: Run) -> int:
 
 def _finish(records: Sequence[Record], out: Path, *, as_json: bool) -> int:
     from varbench.record import to_json
-    from varbench.show.table import as_table, remarks
+    from varbench.show.table import as_table, remarks, report_command
 
     if as_json:
         print(json.dumps([to_json(record) for record in records], indent=1))
@@ -180,7 +180,7 @@ def _finish(records: Sequence[Record], out: Path, *, as_json: bool) -> int:
         print(as_table(records))
     for line in remarks(records):
         print(f"warning: {line}", file=sys.stderr)
-    print(f"records: {out}\nnext: varbench report --records {out}", file=sys.stderr if as_json else sys.stdout)
+    print(f"records: {out}\nnext: {report_command(out)}", file=sys.stderr if as_json else sys.stdout)
     return _exit_code(records)
 
 
@@ -201,7 +201,7 @@ def dry_run(this: Run) -> str:
     from varbench.measure.environment import environment
     from varbench.plan.cost import work
     from varbench.run.prepare import hardware_like, predicted
-    from varbench.show import words
+    from varbench.show import formatting
 
     options = this.options
     here = environment("cpu")
@@ -221,12 +221,14 @@ def dry_run(this: Run) -> str:
             images = options.images if one.name in this.quality_rows else 0
             timed = max(options.seconds, options.count * call) + 4 * call
             seconds += options.rounds * timed + 10 * call + images / options.batch * call
-        lines.append((one.name, one.weight_set, f"{flops / full:.0%}", words.seconds(call) if call else "-", ""))
+        lines.append((one.name, one.weight_set, f"{flops / full:.0%}", formatting.seconds(call) if call else "-", ""))
     table = tabulate(lines, ("row", "weights", "work", "batch, predicted", ""), disable_numparse=True)
     trained = [weights.key for weights in this.prepared.weight_sets if weights.trains is not None]
     children = _children(this)
     time = (
-        f"about {words.seconds(seconds + 4 * children)} and the training" if seconds else "not predicted on this device"
+        f"about {formatting.seconds(seconds + 4 * children)} and the training"
+        if seconds
+        else "not predicted on this device"
     )
     return (
         f"{table}\n\n{children} children; recipes that are trained unless cached: {', '.join(trained) or 'none'}\n"

@@ -9,7 +9,7 @@ from varbench.base import stats
 from varbench.base.stats import Interval
 from varbench.record import Record
 from varbench.record.sections import Section, Table, Text
-from varbench.show import words
+from varbench.show import formatting
 from varbench.show.entries import Block, Entry, blocks_of, score_label
 
 HOLDS, DOES_NOT, NOT_SHOWN = "holds", "does not hold", "no difference shown"
@@ -65,7 +65,7 @@ def _beside(better: Entry, worse: Entry, block: Block) -> tuple[str, str]:
     if not found or both[0] is None or both[1] is None:
         return "-", NOT_SHOWN
     gap = stats.combine(found)
-    text = f"{better.name} {words.with_interval(both[0])}, {worse.name} {words.with_interval(both[1])}; difference {words.with_interval(gap)}"
+    text = f"{better.name} {formatting.with_interval(both[0])}, {worse.name} {formatting.with_interval(both[1])}; difference {formatting.with_interval(gap)}"
     judgement = stats.judge_difference(gap, better=block.headline.better)
     return text, {"better": HOLDS, "worse": DOES_NOT, "same": NOT_SHOWN}[judgement]
 

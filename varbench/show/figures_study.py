@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from varbench.show import words
-from varbench.show.charts import NEUTRAL, PALETTE, Figure, MapCell, Spec, axis, chart
+from varbench.show import formatting
+from varbench.show.charts import NEUTRAL, PALETTE, Figure, Plot, Spec, axis, chart
 from varbench.show.entries import Block, Entry, score_label
 from varbench.show.published import figures_text, published_for
 
@@ -32,7 +32,7 @@ def _study(name: str, entries: Sequence[Entry], block: Block) -> Figure | None:
         if quality is not None:
             values.append({
                 "setting": label, "value": quality.value, "low": quality.low, "high": quality.high,
-                "valid": entry.believable and entry is not full, "text": words.with_interval(quality),
+                "valid": entry.believable and entry is not full, "text": formatting.with_interval(quality),
                 "note": entry.trouble or "valid",
             })  # fmt: skip
     if headline is None or all(value["setting"] == FULL for value in values):
@@ -58,7 +58,7 @@ def _study(name: str, entries: Sequence[Entry], block: Block) -> Figure | None:
     return Figure(
         key=f"study-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}", title=heading,
         caption=" ".join(filter(None, (caption, _published(named)))),
-        cells=(MapCell(spec=chart(layers, values=values), alt=f"{title} at each setting of the study {heading}"),),
+        cells=(Plot(spec=chart(layers, values=values), alt=f"{title} at each setting of the study {heading}"),),
     )  # fmt: skip
 
 

@@ -7,10 +7,10 @@ from typing import Any
 from varbench.base import stats
 from varbench.base.stats import Interval
 from varbench.record import Training
-from varbench.show import words
-from varbench.show.charts import NEUTRAL, PALETTE, Figure, MapCell, Spec, Swatch, axis, chart, colour, swatches
+from varbench.show import formatting
+from varbench.show.charts import NEUTRAL, PALETTE, Figure, Plot, Spec, Swatch, axis, chart, colour, swatches
+from varbench.show.drawn_rows import MOST_ROWS, colours_of
 from varbench.show.entries import Block, Entry, score_label
-from varbench.show.figures import MOST_ROWS, colours_of
 
 DASHES = (([1, 0], "━"), ([6, 3], "╍"), ([2, 2], "┅"), ([8, 3, 2, 3], "╌"))
 SHAPES = (("circle", "●"), ("square", "■"), ("triangle-up", "▲"), ("diamond", "◆"), ("triangle-down", "▼"))
@@ -35,7 +35,7 @@ def quality_over_steps(block: Block) -> Figure | None:
     values: list[dict[str, Any]] = []
     for (recipe, point, step), repeats in found.items():
         middle = stats.combine(repeats)
-        text = words.with_interval(middle)
+        text = formatting.with_interval(middle)
         values.append({
             "recipe": recipe, "point": point, "step": step, "seeds": len(repeats), "value": middle.value,
             "low": middle.low, "high": middle.high, "text": text,
@@ -67,7 +67,7 @@ def quality_over_steps(block: Block) -> Figure | None:
     return Figure(
         key="training", title="Quality during training", caption="One set of weights per recipe, at each point that it "
         "is made for, at equal steps and equal data order. Bands are 95 % intervals, over seeds where there are several.",
-        cells=(MapCell(spec=chart(layers, values=values, height=360), alt=f"{title} over optimiser steps by recipe"),),
+        cells=(Plot(spec=chart(layers, values=values, height=360), alt=f"{title} over optimiser steps by recipe"),),
         legend=swatches(tint) + _marks(points, [symbol for _, symbol in dashes]),
     )  # fmt: skip
 
@@ -91,7 +91,7 @@ def full_against_smaller(block: Block) -> Figure | None:
             values.append({
                 "recipe": family, "point": point, "x": at_full.value, "x_low": at_full.low, "x_high": at_full.high,
                 "y": at_point.value, "y_low": at_point.low, "y_high": at_point.high,
-                "x_text": words.with_interval(at_full), "y_text": words.with_interval(at_point),
+                "x_text": formatting.with_interval(at_full), "y_text": formatting.with_interval(at_point),
             })  # fmt: skip
     headline = block.headline
     if headline is None or len({value["recipe"] for value in values}) < 2:
@@ -131,7 +131,7 @@ def full_against_smaller(block: Block) -> Figure | None:
         key="recipes", title="One set of weights, run in full and in part",
         caption=f"Each mark is one recipe's trained weights: the full model's plan against a smaller one, on the same weights. The {corner} "
         "corner is best in both. Bars are 95 % intervals.",
-        cells=(MapCell(spec=chart(layers, values=values, height=360), alt=f"{y_title} against {x_title}, by recipe"),),
+        cells=(Plot(spec=chart(layers, values=values, height=360), alt=f"{y_title} against {x_title}, by recipe"),),
         legend=swatches(tint) + _marks(smaller, [symbol for _, symbol in shapes]),
     )  # fmt: skip
 
@@ -158,7 +158,7 @@ def loss_per_point(block: Block) -> Figure | None:
             },
         }  # fmt: skip
         cells.append(
-            MapCell(spec=chart([layer], values=values, height=220), title=recipe, alt=f"Training loss of {recipe}")
+            Plot(spec=chart([layer], values=values, height=220), title=recipe, alt=f"Training loss of {recipe}")
         )
     if not cells:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from string import Template
 
 from varbench.check import further_kinds, policy_kinds
+from varbench.rows import FULL
 
 PYPROJECT = Template("""\
 [build-system]
@@ -98,7 +99,7 @@ NEXT = {
     "generator": "varbench run --plugins $name",
     "training": "varbench run --plugins $name",
     "calibrate": "varbench calibrate $name@w1",
-    "metrics": "varbench run --plugins full_var",
+    "metrics": f"varbench run --plugins {FULL}",
     "sections": "varbench report --out reports",
 }
 """What to run next, where that is no plan."""

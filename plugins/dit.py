@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from varbench import hookimpl
 from varbench.errors import CheckpointError, UserError
-from varbench.policies import Generator, Parameter, Provenance, Setting, Settings, Work
+from varbench.policies import Generator, Parameter, Provenance, Published, Setting, Settings, Work
 from varbench.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -183,6 +183,21 @@ def _diffusers() -> Any:
     return diffusers
 
 
+def _published(model: ModelSpec) -> tuple[Published, ...]:
+    """Of DiT-XL/2 at 256 px: beside every preset of that size, since the network is its own."""
+    if (model.image_side, model.classes) != (256, CLASSES):
+        return ()
+    line = Published(
+        setting="@s50",
+        model=model.name,
+        figures={"fid": 2.26, "is": 239, "latency_s": 19.20},
+        grade="secondary",
+        source="note on arXiv 2511.16546",
+        conditions="DiT-XL/2, 50 steps of DDIM, one NVIDIA L20, batch 64",
+    )
+    return (line,)
+
+
 @hookimpl
 def varbench_settings(model: ModelSpec) -> Settings:
     return Settings(
@@ -198,6 +213,7 @@ def varbench_settings(model: ModelSpec) -> Settings:
                 default="", kind="path", help="folder of a DiTPipeline as diffusers saves it; none draws random ones"
             ),
         },
+        published=_published(model),
         small={"size": "nano"},
         summary="a diffusion transformer (DiT), through diffusers",
         provenance=Provenance(

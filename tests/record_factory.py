@@ -34,6 +34,7 @@ def make_record(
     preset: str = "tiny",
     images: int = 2000,
     study: str | None = None,
+    published: tuple[r.PublishedLine, ...] = (),
     training: bool = True,
     **changes: Any,
 ) -> r.Record:
@@ -118,6 +119,8 @@ def make_record(
         else None,
         distance=None if full or not complete else r.Distance(n=64, psnr=18.0, feature_distance=1.5, equal_tokens=0.3),
         training=make_training(names[0], recipe, quality or 5.0) if training and complete and not full else None,
+        published=published,
+        study=None if study is None else r.StudyWords(title=f"The {study} study", caption=f"What {study} changes."),
         provenance=r.MethodSource(kind="from paper", note="phase lengths are our choice"),
         samples=r.Samples(png=make_png(rng), columns=4, labels=(0, 1, 2, 3, 4, 5, 6, 7)) if complete else None,
         missing={} if complete else {"timing": "the child did not finish"},

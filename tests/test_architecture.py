@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from graphlib import TopologicalSorter
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import varbench
@@ -13,9 +15,17 @@ PACKAGE = Path(str(varbench.__file__)).parent
 
 # From the ground up: a room may import from those that stand before it, and from itself.
 ROOMS = (
-    "errors", "base", "spec", "policies", "plan", "record", "hookspecs", "rows", "model", "data", "engine", "quality",
+    "errors", "base", "spec", "policies", "supernet", "plan", "record", "hookspecs", "rows", "model", "data", "engine", "quality",
     "train", "measure", "run", "show", "check", "commands", "__main__",
 )  # fmt: skip
+
+
+# What a plugin may import of varbench; everything else may change under it. Beside these, what `varbench` itself hands on.
+PUBLIC = {
+    "errors", "spec", "policies", "supernet", "record", "record.sections", "engine.calibration",
+    "quality.torchvision_shim", "show.claims",
+}  # fmt: skip
+SHIPPED = (PACKAGE.parent / "plugins", PACKAGE.parent / "baselines")
 
 
 def modules() -> dict[str, Path]:
@@ -78,3 +88,63 @@ def test_the_listing_is_short() -> None:
     }
     assert {room.removesuffix(".py") for room in rooms} - {"assets"} == set(ROOMS)
     assert len(rooms) <= 22
+
+
+def test_the_public_face_is_told_to_authors() -> None:
+    told = (
+        (PACKAGE.parent / "docs" / "tutorial.md")
+        .read_text()
+        .partition("What a plugin may import")[2]
+        .partition("\n\n")[0]
+    )
+    assert {name.removeprefix("varbench").removeprefix(".") for name in re.findall(r"`([.\w]+)`", told)} - {
+        ""
+    } == PUBLIC
+
+
+def test_plugins_import_the_public_face_only_and_not_each_other() -> None:
+    reached = []
+    for folder in SHIPPED:
+        for path in folder.rglob("*.py"):
+            own = path.relative_to(folder).parts[0].removesuffix(".py")
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import):
+                    wanted = [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom) and not node.level:
+                    wanted = [f"{node.module}.{alias.name}" for alias in node.names]
+                else:
+                    continue
+                reached += [f"{path}: {name}" for name in wanted if not _may_import(name, folder.name, own)]
+    assert not reached, "\n".join(reached)
+
+
+def _may_import(name: str, folder: str, own: str) -> bool:
+    package, _, inner = name.partition(".")
+    if package == "varbench":
+        return inner in {*varbench.__all__, *PUBLIC} or inner.rpartition(".")[0] in PUBLIC
+    return not package.startswith("varbench_") or name.startswith(f"varbench_{folder}.{own}.")
+
+
+ENGLISH = {"code", "dit"}
+"""Names that are words too: looked for as rows and strings only."""
+EXAMPLE = re.compile(r"^ *[(\"f]*  varbench |^  variant   variant@d8 ")
+"""Lines of help that show a command as it is typed, or how rows are written."""
+
+
+def test_the_core_names_no_method() -> None:
+    """Neither a method that ships nor what is its own; the full model alone is known, and named once."""
+    names = {point.name for point in entry_points(group="varbench") if point.value.startswith("varbench_")}
+    assert {"full_var", "variant", "code"} <= names
+    words = "|".join(sorted(names - ENGLISH | {"progressive", "p05"}))
+    strings = "|".join(sorted(ENGLISH))
+    method = re.compile(rf"(?<![-\w])(?i:{words})(?![-\w])|\brefiner\b|\b({strings})@|\"({strings})\"|`({strings})`")
+    allowed = {'FULL = "full_var"', '"code": ", ".join(sorted({r.code_hash[:12] for r in records})),'}
+    found = []
+    for path in PACKAGE.rglob("*"):
+        if path.suffix not in (".py", ".j2", ".js", ".css", ".json", ".toml"):
+            continue
+        helps = path.parent.name == "commands" or path.name == "__main__.py"
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if method.search(line) and line.strip() not in allowed and not (helps and EXAMPLE.match(line)):
+                found.append(f"{path.relative_to(PACKAGE)}:{number}: {line.strip()}")
+    assert not found, "\n".join(found)

@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 import varbench
+from varbench.base.hashing import file_hash
 from varbench.engine.pipeline import random_transformer
 from varbench.errors import CheckpointError, UserError
+from varbench.plan import presets
 
 Files = dict[str, Path]
 
@@ -159,6 +161,16 @@ def test_a_second_model_that_is_not_loaded(files: Files) -> None:
     pipe = varbench.load_pipeline(**files)
     with pytest.raises(UserError, match="'refiner', which is not loaded"):
         pipe.generate([1], method="code@training_free/n3")
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_a_presets_second_model_is_found_by_its_sizes_when_a_method_names_it(random: bool) -> None:
+    pipe = varbench.load_pipeline("tiny", random=random)
+    assert list(pipe.backbones) == ["main"], "nobody has asked for another"
+    plan, _ = pipe.compile("code@training_free/n4")
+    assert plan.backbone("refiner") == pipe.backbones["refiner"].spec == pipe.model.narrower()
+    shipped = presets.shipped_files("tiny", {"any": pipe.model.narrower()})["any"]
+    assert pipe.weights["refiner"] == ("random, seed 0" if random else file_hash(shipped))
 
 
 @pytest.mark.parametrize(("kwargs", "message"), [({"dtype": "int4"}, "dtype 'int4'"), ({"preset": "tinny"}, "tiny")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -94,6 +95,26 @@ def test_a_mistake_is_one_line_and_exit_code_2(varbench: CommandLine, arguments:
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('bandwidth_gbs = "fast"', "bandwidth_gbs is 'fast'; give a number above 0"),
+        ("bandwidth_gbs = 0", "bandwidth_gbs is 0; give a number above 0"),
+        ("bandwidth_gbs = 100\ntflops = 3", "tflops is 3; give a table [tflops] of numbers by type"),
+        ("bandwidth_gbs = 100\n[tflops]\nbfloat16 = true", "tflops.bfloat16 is True; give a number above 0"),
+    ],
+)
+def test_hardware_that_makes_no_sense_is_told(tmp_path: Path, line: str, message: str) -> None:
+    from varbench.errors import UserError
+    from varbench.plan.hardware import from_file, hardware
+
+    file = tmp_path / "mine.toml"
+    file.write_text(f'name = "mine"\nmemory_gb = 8\n{line}\n' + ("" if "tflops" in line else "[tflops]\nfloat32 = 1\n"))
+    with pytest.raises(UserError, match=re.escape(message)):
+        from_file(file)
+    assert hardware("l20").name == "L20"
+
+
 def test_the_traceback_is_shown_when_asked(varbench: CommandLine) -> None:
     shown = varbench("plan", "varint@d8", "--traceback")
     assert shown.returncode == 2
@@ -168,6 +189,13 @@ def test_plan_puts_published_figures_beside_and_names_what_does_not_fit(varbench
     assert "cache 16,092 MB does not fit ours; nearest upstream, 17,091.6 MiB (+6.2%)" in text
     assert "speedup 3.5x does not fit ours; 5.19x less work" in text
     assert "speedup 3.5x fits ours; 3.60x less work" in text
+
+
+def test_plan_shows_seconds_of_a_single_image_to_two_digits(varbench: CommandLine) -> None:
+    text = varbench("plan", "full_var,variant@d8", "--batch", "1").stdout
+    seconds = [line.split()[-2] for line in text.splitlines() if line.startswith(("full_var ", "variant@d8 "))]
+    assert len(seconds) == 2
+    assert all(len(found.replace(".", "").lstrip("0")) >= 2 for found in seconds), seconds
 
 
 def test_plan_of_one_row_shows_its_steps(varbench: CommandLine, tmp_path: Path) -> None:

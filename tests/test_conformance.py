@@ -28,10 +28,13 @@ from varbench.errors import UserError
 from varbench.policies import (
     CacheStrategy,
     DepthPolicy,
+    Generator,
+    PartChange,
     Settings,
     TokenPolicy,
     TrainingSchedule,
     TrainStep,
+    Transformed,
     Work,
 )
 
@@ -251,6 +254,15 @@ def multiplies_in_half() -> Any:
 
     F.linear = linear
     return DepthPlugin()
+
+
+@breaks("weights_equal_plan")
+def says_int8_and_stores_float32() -> Any:
+    def transform(self: Any, setting: Any, model: Any) -> Any:
+        said = {"ffn": PartChange(weight_type="int8")}
+        return Transformed(apply=lambda transformer: transformer, changes=said)
+
+    return type("Plugin", (), {"varbench_transform_model": transform})()
 
 
 @breaks("neutral_equals_full")
@@ -834,7 +846,7 @@ def test_every_invariant_has_a_liar() -> None:
     assert set(LIARS) == set(invariants())
 
 
-class Blobs:
+class Blobs(Generator):
     """Honest generator: noise of its own stream through one matrix, with the label as brightness."""
 
     def __init__(self, side: int) -> None:

@@ -14,7 +14,8 @@ from varbench.engine.sampler import uniforms
 from varbench.engine.teacher import TeacherPass, explicit_attention
 from varbench.errors import PlanError, UserError
 from varbench.plan import cost
-from varbench.plan.compiler import Owned, RowPolicies, compile_plan
+from varbench.plan.compiler import compile_plan
+from varbench.plan.owned import Owned, RowPolicies
 from varbench.plan.steps import Plan
 from varbench.policies import CacheStrategy, DepthPolicy, GuidancePolicy, StepPolicy, StepSpec, TokenPolicy
 

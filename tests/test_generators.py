@@ -15,7 +15,8 @@ from torch import Tensor
 from varbench import rows
 from varbench.errors import PlanError, UserError
 from varbench.plan import presets
-from varbench.plan.compiler import Owned, RowPolicies, compile_plan
+from varbench.plan.compiler import compile_plan
+from varbench.plan.owned import Owned, RowPolicies
 from varbench.policies import Generator, Work
 from varbench.record import Status
 from varbench.record.options import Options

@@ -8,15 +8,15 @@ from fractions import Fraction
 import pytest
 from record_factory import make_record
 
-from varbench import rows
+from varbench import rows, supernet
 from varbench.errors import UserError
 from varbench.plan import presets
 from varbench.plan.compiler import compile_plan
 from varbench.policies import Stage, TrainStep
 from varbench.record import Verdict
 from varbench.record.sections import Table
-from varbench_plugins.variant import claims, depth, probability
-from varbench_plugins.variant.schedule import SupernetSchedule
+from varbench.supernet import SupernetSchedule
+from varbench_plugins.variant import claims, probability
 
 TINY = presets.preset("tiny").spec
 D30 = presets.preset("var-d30").spec
@@ -34,17 +34,19 @@ TRAIN = Stage(name="train")
     ],
 )
 def test_layers_are_equidistant(layers: int, expected: tuple[int, ...]) -> None:
-    assert depth.subnet(f"d{layers}", D30) == expected
+    assert supernet.subnet(f"d{layers}", D30) == expected
 
 
 def test_nested_sets_lie_within_each_other_and_are_as_even_as_can_be() -> None:
-    sets = {n: depth.subnet(f"d{n}", D30, is_nested=True) for n in (29, 16, 8, 4, 2, 1)}
+    sets = {n: supernet.subnet(f"d{n}", D30, is_nested=True) for n in (29, 16, 8, 4, 2, 1)}
     assert all(len(layers) == n for n, layers in sets.items())
     for larger, smaller in itertools.pairwise((16, 8, 4, 2, 1)):
         assert set(sets[smaller]) < set(sets[larger])
     # 29 over 7 gaps of odd layers: one gap of 5 and six of 4 is the best there is.
     assert sorted(b - a for a, b in itertools.pairwise(sets[8])) == [4, 4, 4, 4, 4, 4, 5]
-    assert not set(depth.subnet("d8", D30)) <= set(depth.subnet("d16", D30)), "the formula's own sets are not nested"
+    assert not set(supernet.subnet("d8", D30)) <= set(supernet.subnet("d16", D30)), (
+        "the formula's own sets are not nested"
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_the_bridge_is_six_of_ten_scales_and_three_of_six() -> None:
     assert [len(s.calls) for s in compile_plan(D30, rows.resolve("variant@d2", D30).policies).steps] == [30] * 6 + [
         2
     ] * 4
-    assert depth.default_bridge(TINY) == 3
+    assert supernet.default_bridge(TINY) == 3
 
 
 def test_variant_and_fixed_ratio_run_the_same_network() -> None:
@@ -175,7 +177,7 @@ def test_a_claim_holds_only_where_the_intervals_say_so(ours: float, verdict: str
         make_record("full_var", denominator="lossless"),
         *(make_record(row, quality=value) for row, value in given.items()),
     ]
-    (section,) = claims.sections(records)
+    (section,) = claims.sections("variant", records)
     table = section.parts[1]
     assert isinstance(table, Table)
     _, measured, said = table.rows[0]
@@ -189,4 +191,4 @@ def test_an_invalid_row_supports_no_claim() -> None:
         make_record("variant@d8", quality=3.0, verdict=Verdict.INVALID, reasons=("it cheated",)),
         make_record("fixed_ratio@p05/d8", quality=4.0),
     ]
-    assert claims.sections(records) == []
+    assert claims.sections("variant", records) == []

@@ -13,6 +13,7 @@ import pytest
 from record_factory import make_record
 
 from varbench.__main__ import main
+from varbench.commands.train import _vae
 from varbench.errors import UserError
 from varbench.record import from_json, load_records, record_path, schema, to_json
 from varbench.record.coding import _fields_of
@@ -178,3 +179,9 @@ def test_records_of_the_first_schema_are_read() -> None:
 def test_every_verb_checks_what_it_shares(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_tokenizer_that_is_trained_on_is_the_shipped_one() -> None:
+    assert _vae(Namespace(vae=None, model="tiny")).is_file()
+    with pytest.raises(UserError, match="var-d16 ships no tokenizer"):
+        _vae(Namespace(vae=None, model="var-d16"))

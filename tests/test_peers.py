@@ -23,7 +23,8 @@ from varbench.engine.generate import Sampling, generate
 from varbench.engine.pipeline import Pipeline
 from varbench.errors import UserError
 from varbench.plan import cost, presets
-from varbench.plan.compiler import Owned, RowPolicies, compile_plan
+from varbench.plan.compiler import compile_plan
+from varbench.plan.owned import Owned, RowPolicies
 from varbench.plan.steps import Plan, Segment, total
 from varbench.policies import CacheStrategy
 from varbench.rows.manager import manager

@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from varbench import rows
 from varbench.errors import PlanError
 from varbench.plan import cost, presets
-from varbench.plan.compiler import Owned, RowPolicies, compile_plan
+from varbench.plan.compiler import compile_plan
 from varbench.plan.hardware import KNOWN, hardware
+from varbench.plan.owned import Owned, RowPolicies
 from varbench.policies import CacheStrategy, DepthPolicy, GuidancePolicy, StepPolicy, StepSpec, TokenPolicy
 
 MIB = 2**20

@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 import base64
 import dataclasses
+import itertools
 import json
+import math
 import re
+import shlex
+import textwrap
 import time
 import zlib
+from importlib.metadata import entry_points
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from record_factory import full_records, make_record
@@ -17,13 +24,16 @@ from varbench import record as r
 from varbench.commands import report as command
 from varbench.errors import UserError
 from varbench.record.plan_summary import plan_summary
-from varbench.record.sections import checked, panels
-from varbench.show import Chart, Image, Section, Table, Text, figures
+from varbench.record.sections import Panel, checked, from_data, given, to_data
+from varbench.rows.manager import PluginManager
+from varbench.show import Chart, Image, Section, Table, Text, figures_trade_off, labels
 from varbench.show.answer import answer
 from varbench.show.columns import table_of
 from varbench.show.entries import blocks_of, score_label
 from varbench.show.outputs import render
-from varbench.show.published import published_for, published_rows
+from varbench.show.plugin_sections import plugin_panels
+from varbench.show.stills import still
+from varbench.show.table import as_table, report_command
 
 VARIANT, FIXED = "variant@d8", "fixed_ratio@p05/d8"
 
@@ -104,10 +114,12 @@ def test_an_invalid_row_never_answers_and_is_shown_with_its_reason():
     block = blocks_of(found)[0]
     assert [entry.trouble for entry in block.entries if entry.name == "cheat"] == ["invalid: work did not fall"]
     assert cells(found, "cheat")["speedup"].mood == ""  # not praised
-    points = figures.quality_against_speed(block).cells[0].spec["data"]["values"]
+    points = figures_trade_off.quality_against_speed(block).cells[0].spec["data"]["values"]
     assert {point["row"] for point in points if not point["valid"]} == {"cheat"}
     drawn = [
-        layer for layer in figures.quality_against_speed(block).cells[0].spec["layer"] if "interpolate" in layer["mark"]
+        layer
+        for layer in figures_trade_off.quality_against_speed(block).cells[0].spec["layer"]
+        if "interpolate" in layer["mark"]
     ]
     assert "cheat" not in {point["row"] for point in drawn[0]["data"]["values"]}
 
@@ -183,37 +195,26 @@ def test_a_score_is_named_for_what_it_is(name, weights, n, shown):
     assert score_label(score) == shown
 
 
-def test_published_figures_stand_beside_the_same_model_and_setting_only():
-    def published(row, preset="var-d30", **options):
-        return published_for(make_record(row, preset=preset, **options))
-
-    assert [found.figures["fid"] for found in published("variant@d8")] == [2.12]
-    assert "also printed: 2.15" in published("variant@d8")[0].text()
-    assert published("variant@d8", preset="tiny") == ()
-    assert published("variant@d8+scale_window") == ()
-    assert {found.grade for found in published("full_var", denominator="upstream")} == {
-        "primary",
-        "secondary",
-    }
-    assert published("full_var", denominator="lossless") == ()
-    assert "fid_full" not in published("fixed_ratio@p01/d8")[0].figures
-    assert len(published_rows()) > 15
-    shown = cells([make_record("variant@d2", preset="var-d30")], "variant@d2")["published"]
-    assert "2.97" in shown.text
-    assert "[mixed]" in shown.text
-    assert "secondary for 2.67" in shown.note
-
-
-def test_a_recipe_that_trains_nothing_is_named_and_borrows_no_published_figure():
-    """`code@n8` is published; the same point of another recipe is not what was published."""
-    untrained = make_record("code@training_free/n8", preset="var-d30", training=False)
-    untrained = dataclasses.replace(untrained, row=dataclasses.replace(untrained.row, recipe=None))
-    assert published_for(untrained) == ()
-    assert published_for(make_record("code@n8", preset="var-d30"))
-    assert (
-        cells([*full_records(preset="var-d30"), untrained], "code@training_free/n8")["setting"].text
-        == "training_free/n8"
+def test_published_figures_stand_in_the_table_with_grade_source_and_conditions():
+    lines = (
+        r.PublishedLine(
+            figures={"fid": 2.97, "kv_saving": 0.8}, grade="primary", source="a paper", conditions="an L20"
+        ),
+        r.PublishedLine(figures={"fid": 2.67, "likes": 12}, grade="secondary", source="a note"),
     )
+    record = make_record(published=lines)
+    shown = cells([record], VARIANT)["published"]
+    assert shown.text == "FID 2.97, cache saving 80% [primary]; FID 2.67, likes 12 [secondary]"
+    assert "a paper, an L20" in shown.note and "a note" in shown.note
+    assert "published" not in cells([make_record()], VARIANT)
+    quick = dataclasses.replace(record, protocol=dataclasses.replace(record.protocol, quick=True))
+    assert "published" not in cells([quick], VARIANT)
+
+
+def test_a_recipe_that_trains_nothing_is_named():
+    untrained = make_record("code@training_free/n8", training=False)
+    untrained = dataclasses.replace(untrained, row=dataclasses.replace(untrained.row, recipe=None))
+    assert cells([*full_records(), untrained], "code@training_free/n8")["setting"].text == "training_free/n8"
 
 
 def test_a_joined_row_shows_every_methods_setting():
@@ -223,9 +224,9 @@ def test_a_joined_row_shows_every_methods_setting():
 
 def test_the_frontier_is_what_nothing_beats_in_both():
     points = [{"x": x, "y": y} for x, y in ((1, 5), (2, 5.1), (2, 6), (1.5, 7), (3, 9))]
-    best = figures.frontier(points, more_is_better_x=True, more_is_better_y=False)
+    best = figures_trade_off.frontier(points, more_is_better_x=True, more_is_better_y=False)
     assert [(point["x"], point["y"]) for point in best] == [(1, 5), (2, 5.1), (3, 9)]
-    less = figures.frontier(points, more_is_better_x=False, more_is_better_y=True)
+    less = figures_trade_off.frontier(points, more_is_better_x=False, more_is_better_y=True)
     assert [(point["x"], point["y"]) for point in less] == [(1, 5), (1.5, 7), (3, 9)]
 
 
@@ -258,7 +259,7 @@ def test_a_report_has_every_promised_file_and_its_figures_are_drawn(tmp_path):
             "memory.svg",
             "time-per-scale.svg",
             "training.svg",
-            "asymmetry.svg",
+            "study-scale-depth-asymmetry.svg",
             "latency.svg",
             "predicted.svg",
             "losses.svg",
@@ -267,7 +268,7 @@ def test_a_report_has_every_promised_file_and_its_figures_are_drawn(tmp_path):
     }
     for name in figures_found - {"figures/samples.png"}:
         svg = (folder / name).read_text()
-        assert svg.count("<path") > 10, name
+        assert svg.count("<path") > 4, name
         assert "currentColor" not in svg, name
     assert {"table.md", "table.tex", "table.json", "records.csv", "records.parquet", "report.json"} <= names
     assert "| variant" in (folder / "table.md").read_text()
@@ -275,7 +276,12 @@ def test_a_report_has_every_promised_file_and_its_figures_are_drawn(tmp_path):
     assert "invalid: it hid state" in (folder / "table.md").read_text()
     lines = {line["row"]: line for line in json.loads((folder / "table.json").read_text())}
     assert lines["variant@d8"]["speedup"] == pytest.approx(2.0, rel=0.02)
+    low, high = lines["variant@d8"]["intervals"]["speedup"]
+    assert low < lines["variant@d8"]["speedup"] < high
+    assert lines["variant@d8"]["intervals"]["quality"] == pytest.approx([4.9, 5.3])
+    assert {"batch", "latency"} <= lines["variant@d8"]["intervals"].keys()
     assert lines["hangs"]["speedup"] is None
+    assert lines["hangs"]["intervals"] == {}
     assert lines["hangs"]["missing"]["speedup"] == "the child did not finish"
     html = page.read_text()
     assert len(html) < 3_000_000
@@ -335,8 +341,10 @@ def test_strangers_strings_are_only_text(tmp_path):
         warnings=(r.Notice(text=EVIL, next_command=EVIL),),
         provenance=r.MethodSource(kind=EVIL, note=EVIL),
     )
-    panel = panels(EVIL, [Section(title=EVIL, parts=[Text(text=EVIL), Table(columns=(EVIL,), rows=[(EVIL,)])])])
-    page = render([*full_records(), record], tmp_path, panels=panel, problems=[EVIL])
+    bars = {"data": {"values": [{"a": EVIL, "b": 1}]}, "mark": "bar", "encoding": {"y": {"field": "a"}}}
+    parts = [Text(text=EVIL), Table(columns=(EVIL,), rows=[(EVIL,)]), Chart(spec=bars, alt=EVIL)]
+    panel = Panel(source=EVIL, section=Section(title=EVIL, parts=parts))
+    page = render([*full_records(), record], tmp_path, panels=[panel], problems=[EVIL], silent=[EVIL])
     for path in (page, tmp_path / "index.html", page.parent / "table.md"):
         assert "<script>alert" not in path.read_text()
         assert "<img src=x" not in path.read_text()
@@ -360,14 +368,235 @@ def test_strangers_strings_are_only_text(tmp_path):
 def test_a_panel_cannot_reach_out_and_says_so(part, says):
     with pytest.raises(UserError, match=re.escape(says)):
         checked(Section(title="mine", parts=[part]))
-    shown = panels("p (d 1.0)", [Section(title="mine", parts=[part]), Section(title="good", parts=[Text(text="t")])])
-    assert "cannot be shown" in shown[0].section.parts[0].text
-    assert shown[1].section.title == "good"
+    shown = given([Section(title="mine", parts=[part]), Section(title="good", parts=[Text(text="t")])])
+    assert "cannot be shown" in shown[0].parts[0].text
+    assert shown[1].title == "good"
 
 
 def test_data_of_a_panels_chart_may_hold_any_word():
     spec = {"data": {"values": [{"url": "a", "n": 1}]}, "mark": "bar", "encoding": {"x": {"field": "n"}}}
     assert checked(Section(title="t", parts=[Chart(spec=spec, alt="a")]))
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def stills_of(html):
+    """The static figures of a page, by their charts' names."""
+    found = re.findall(r'data-chart="([^"]+)"><div class="still">(<svg.*?</svg>)</div>', html, re.DOTALL)
+    return {name: ElementTree.fromstring(svg) for name, svg in found}
+
+
+def test_the_page_holds_a_picture_of_every_chart_in_shapes_and_text(tmp_path):
+    html = render(demonstration(), tmp_path).read_text()
+    pictures = stills_of(html)
+    assert pictures.keys() == payload_of(html)["charts"].keys()
+    assert len(pictures) >= 25
+    for name, picture in pictures.items():
+        assert len(list(picture.iter(f"{SVG}path"))) > 2, name
+        assert [text.text for text in picture.iter(f"{SVG}text")], name
+        assert {element.tag.removeprefix(SVG) for element in picture.iter()} <= {
+            "svg", "g", "path", "rect", "line", "circle", "text", "tspan", "defs", "clipPath",
+        }  # fmt: skip
+        assert picture.get("role") == "img" and picture.get("aria-label"), name
+    said = " ".join(text.text or "" for text in pictures["quality-speed-0"].iter(f"{SVG}text"))
+    assert "variant@d8" in said
+
+
+def test_ids_of_pictures_do_not_collide():
+    line = {"type": "line", "clip": True}
+    values = [{"a": 0, "b": 1}, {"a": 1, "b": 5}]
+    spec = {"data": {"values": values}, "mark": line, "width": 90, "height": 60}
+    spec["encoding"] = {axis: {"field": name, "type": "quantitative"} for axis, name in (("x", "a"), ("y", "b"))}
+    pictures = [ElementTree.fromstring(still(spec, alt="a", name=name)) for name in ("one", "two")]
+    ids = [element.get("id") for picture in pictures for element in picture.iter() if element.get("id")]
+    assert len(ids) == len(set(ids)) >= 2
+    used = {element.get("clip-path") for picture in pictures for element in picture.iter()} - {None}
+    assert used == {f"url(#{name})" for name in ids}
+
+
+def test_a_chart_that_is_none_costs_itself_only(tmp_path):
+    parts = [Chart(spec={"mark": "no such mark", "data": {"values": []}}, alt="a"), Text(text="still here")]
+    panel = Panel(source="p (d 1.0)", section=Section(title="mine", parts=parts))
+    html = render(full_records(), tmp_path, panels=[panel]).read_text()
+    assert "A chart of this panel cannot be shown" in html
+    assert "still here" in html
+
+
+def crowd(count):
+    """Rows that lie close together, under long names."""
+    found = full_records(quality=5.0)
+    for number in range(count):
+        row = f"crowded_method@recipe{number}/d8:budget={number % 7}"
+        found.append(make_record(row, seconds=0.5 + number % 5 / 200, quality=5.1 + number % 3 / 50))
+    return found
+
+
+@pytest.mark.parametrize("which", ["composition", "crowd"])
+def test_names_of_points_never_overlap_at_any_width(which):
+    folder = Path(__file__).parents[1] / "reports" / "tiny" / "composition" / "records"
+    records = r.load_records([folder]).records if which == "composition" else crowd(40)
+    (block, *_) = blocks_of(records)
+    figures = (figures_trade_off.quality_against_speed(block), figures_trade_off.quality_against_memory(block))
+    for spec in (cell.spec for figure in figures for cell in figure.cells):
+        named = spec["layer"][-1]["data"]["values"]
+        domain = {axis: spec["layer"][-1]["encoding"][axis]["scale"] for axis in ("x", "y")}
+
+        def at(value, axis, domain=domain):
+            low, high = domain[axis]["domain"]
+            log = math.log if domain[axis].get("type") == "log" else float
+            return (log(value) - log(low)) / (log(high) - log(low))
+
+        for width in (230, 300, 379, 380, 470, 559, 560, 700, 1100):
+            boxes = []
+            for name in (name for name in named if name["least"] <= width < name["most"]):
+                x = width * at(name["x"], "x") + name["dx"]
+                y = spec["height"] * (1 - at(name["y"], "y")) + name["dy"]
+                length = labels.LETTER * len(name["name"])
+                left = x if name["align"] == "left" else x - length
+                assert -1e-6 <= left and left + length <= width + 1e-6
+                boxes.append((left, y - labels.LINE / 2, left + length, y + labels.LINE / 2))
+            for one, other in itertools.combinations(boxes, 2):
+                apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+                assert apart, (width, one, other)
+            if width >= 560:
+                assert len(boxes) >= (10 if which == "composition" else 5), "names were left out although there is room"
+    assert figures == (
+        figures_trade_off.quality_against_speed(block), figures_trade_off.quality_against_memory(block)
+    )  # fmt: skip
+
+
+def test_sections_survive_the_way_through_json():
+    png = b"\x89PNG\r\n\x1a\n rest"
+    parts = [
+        Text(text="a"), Table(columns=("n", "s"), rows=[(1.5, r.Status.COMPLETE)]),
+        Chart(spec={"mark": "bar"}, alt="c"), Image(png=png, alt="i"),
+    ]  # fmt: skip
+    back = from_data(json.loads(json.dumps(to_data(Section(title="t", parts=parts)))))
+    assert back.parts[0] == Text(text="a")
+    assert back.parts[1] == Table(columns=["n", "s"], rows=[[1.5, "complete"]])
+    assert back.parts[2:] == [Chart(spec={"mark": "bar"}, alt="c"), Image(png=png, alt="i")]
+    for lie in (
+        {},
+        {"title": "t", "parts": [{"kind": "script"}]},
+        {"title": "t", "parts": [{"kind": "image", "png": "PHN2Zz4=", "alt": ""}]},
+    ):
+        with pytest.raises(UserError):
+            from_data(lie)
+
+
+@pytest.fixture
+def plugins(tmp_path, monkeypatch):
+    """Installs a distribution with one plugin a module, and gives those plugins."""
+    site = tmp_path / "site"
+
+    def install(**modules):
+        about = site / "strangers-1.0.dist-info"
+        about.mkdir(parents=True)
+        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: strangers\nVersion: 1.0\n")
+        points = "".join(f"{name} = stranger_{name}\n" for name in modules)
+        (about / "entry_points.txt").write_text(f"[varbench]\n{points}")
+        for name, source in modules.items():
+            (site / f"stranger_{name}.py").write_text(textwrap.dedent(source))
+        monkeypatch.syspath_prepend(str(site))
+        return PluginManager([point for point in entry_points(group="varbench") if point.name in modules])
+
+    return install
+
+
+def test_a_plugin_can_add_to_the_page_and_change_nothing_on_it(tmp_path, plugins):
+    found = plugins(
+        liar="""
+            import atexit, gc
+            from varbench.record import Record
+            from varbench.record.sections import Section, Text
+
+            def rewrite(records):
+                for record in records:
+                    for score in record.quality.scores if record.quality else ():
+                        object.__setattr__(score, "value", 0.12)
+
+            atexit.register(lambda: rewrite([thing for thing in gc.get_objects() if isinstance(thing, Record)]))
+
+            def varbench_report_sections(records):
+                rewrite(records)
+                print("not an answer")
+                value = records[0].quality.scores[0].value
+                return [Section(title="Mine", parts=[Text(text=f"I say {value}")])]
+            """
+    )
+    records = demonstration()
+    given = plugin_panels([r.to_json(record) for record in records], plugins=found)
+    assert given.silent == ()
+    plain = render(records, tmp_path / "plain")
+    page = render(records, tmp_path / "with", panels=given.panels, silent=given.silent)
+    html = page.read_text()
+    assert "I say 0.12" in html
+    assert "liar (strangers 1.0)" in html
+    for name in ("table.json", "report.json", "records.csv"):
+        assert (page.parent / name).read_text() == (plain.parent / name).read_text()
+    assert payload_of(html)["records"] == payload_of(plain.read_text())["records"]
+
+
+def test_a_plugin_that_fails_is_one_line_that_names_it(tmp_path, plugins):
+    found = plugins(
+        breaks="def varbench_report_sections(records):\n    raise KeyError('nothing')",
+        gone="import os\ndef varbench_report_sections(records):\n    os._exit(7)",
+        hangs="import time\ndef varbench_report_sections(records):\n    time.sleep(600)",
+        odd="""
+            from varbench.record.sections import Chart, Section
+            def varbench_report_sections(records):
+                return [Section(title="t", parts=[Chart(spec={"data": {"values": [object()]}}, alt="a")])]
+            """,
+        torn="import nothing_of_that_name",
+        works="""
+            from varbench.record.sections import Section, Table
+            def varbench_report_sections(records):
+                yield Section(title="Rows", parts=[Table(columns=("row",), rows=[(record.row.row,) for record in records])])
+            """,
+    )
+    records = full_records()
+    given = plugin_panels([r.to_json(record) for record in records], plugins=found, seconds=8)
+    assert [panel.source for panel in given.panels] == ["works (strangers 1.0)"]
+    assert given.panels[0].section.parts[0].rows == [[record.row.row] for record in records]
+    assert len(given.silent) == 5
+    for reason, (name, says) in zip(
+        given.silent,
+        (
+            ("breaks", "failed: KeyError: 'nothing'"),
+            ("gone", "exit code 7"),
+            ("hangs", "took longer than 8 s"),
+            ("odd", "object is not JSON serializable"),
+            ("torn", "No module named 'nothing_of_that_name'"),
+        ),
+        strict=True,
+    ):
+        assert reason.startswith(f"plugin '{name}' (strangers")
+        assert says.lower() in reason.lower()
+    html = render(records, tmp_path / "report", panels=given.panels, silent=given.silent).read_text()
+    assert html.count("(strangers") == 6
+    assert "Panels that are missing" in html
+
+
+def test_the_terminal_table_has_the_pages_marks_and_fits_its_width():
+    found = demonstration()
+    found.append(make_record("variant@d8+a_rather_long_method_name@setting:budget=3,window=12345/x", seconds=0.5))
+    shown = as_table(found)
+    lines = {line.split()[0]: line for line in shown.splitlines() if line.strip()}
+    assert re.search(r"5\.10 ± 0\.20 ≈ .* 2\.\d\dx ± \d\.\d\d ▲", lines["variant@d8"])
+    assert "9.00 ± 0.20 ▼" in lines["variant@d2"]
+    assert not re.search("[▲▼≈]", lines["full_var"])
+    assert not re.search("[▲▼≈]", lines["leaky"]), "what is not valid is not praised"
+    assert "from 2,000 images" in shown
+    assert max(map(len, shown.splitlines())) <= 150
+    ruler = next(line for line in shown.splitlines() if line.startswith("---"))
+    names = [line[: len(ruler.split()[0])].strip() for line in shown.splitlines()]
+    assert "variant@d8+a_rather_long_method_name@setting:budget=3,window=12345/x" in "".join(names)
+
+
+def test_the_next_command_can_be_pasted_whatever_the_folder_is_called():
+    assert shlex.split(report_command(Path("my runs/it's new")))[-1] == "my runs/it's new"
+    assert report_command(Path("runs/a")) == "varbench report --records runs/a"
 
 
 def payload_of(html):
@@ -385,7 +614,7 @@ def test_a_thousand_records_take_seconds_and_fit(tmp_path):
     page = render(found, tmp_path)
     assert time.process_time() - start < 60  # about 6 s on a quiet machine
     html = page.read_text()
-    assert len(html) < 3_000_000
+    assert len(html) < 3_700_000
     assert html.count('data-entry="') == 1000
     data = payload_of(html)
     assert data["trimmed"]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 from record_factory import full_records, make_record
-from test_report import EVIL, demonstration
+from test_report import EVIL, crowd, demonstration
 
 from varbench import record as r
-from varbench.record.sections import panels
+from varbench.record.sections import Panel
 from varbench.show import Chart, Section, Text
 from varbench.show.outputs import render
 
@@ -62,7 +63,9 @@ def report(tmp_path_factory):
     bars = {"data": {"values": [{"a": EVIL, "b": 1}]}, "mark": "bar"}
     bars["encoding"] = {"x": {"field": "b", "type": "quantitative"}, "y": {"field": "a", "type": "nominal"}}
     mine = Section(title=f"My panel {EVIL}", parts=[Text(text=EVIL), Chart(spec=bars, alt="bars")])
-    return render(found, tmp_path_factory.mktemp("report"), panels=panels("a plugin", [mine]), problems=[EVIL])
+    return render(
+        found, tmp_path_factory.mktemp("report"), panels=[Panel(source="a plugin", section=mine)], problems=[EVIL]
+    )
 
 
 @pytest.fixture
@@ -81,14 +84,15 @@ def open_page(browser, path, *, width=1280, dark=False):
 
 
 def draw_all(browser):
-    """As before printing: every figure is drawn, not only those in view."""
+    """Every chart becomes live: each is brought near, as by a reader who goes through the page."""
     browser.execute_async_script("""
         const done = arguments[0], places = [...document.querySelectorAll("[data-chart]")];
         const started = performance.now();
         const wait = () => {
-          if (document.documentElement.dataset.ready) dispatchEvent(new Event("beforeprint"));
           const open = places.filter((place) => !["yes", "failed"].includes(place.dataset.drawn));
-          if (open.length && performance.now() - started < 50000) setTimeout(wait, 50); else done();
+          if (!open.length || performance.now() - started > 50000) { scrollTo(0, 0); done(); return; }
+          open[0].scrollIntoView();
+          setTimeout(wait, 50);
         };
         wait();
     """)
@@ -127,8 +131,8 @@ def test_it_opens_offline_draws_every_figure_and_complains_of_nothing(page):
     draw_all(page)
     marks = page.execute_script(
         "return [...document.querySelectorAll('[data-chart]')].map((place) => [place.dataset.chart, place.dataset.drawn,"
-        "place.querySelectorAll('svg .mark-rect path, svg .mark-symbol path, svg .mark-line path, svg .mark-rule line,"
-        "svg .mark-bar path').length, place.getBoundingClientRect().width])"
+        "place.querySelectorAll('.live svg :is(.mark-rect path, .mark-symbol path, .mark-line path, .mark-rule line,"
+        ".mark-bar path)').length, place.getBoundingClientRect().width])"
     )
     assert len(marks) > 25
     for chart, drawn, count, width in marks:
@@ -137,6 +141,61 @@ def test_it_opens_offline_draws_every_figure_and_complains_of_nothing(page):
         assert width > 150, chart
     assert page.get_log("browser") == []
     assert page.execute_script("return performance.getEntriesByType('resource').length") == 0
+
+
+def test_without_scripts_every_figure_is_there_with_its_caption(browser, report):
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        open_page(browser, report)
+        places = browser.find_elements("css selector", "[data-chart]")
+        assert len(places) > 25
+        for place in places:
+            (picture,) = place.find_elements("css selector", "svg")
+            assert picture.is_displayed()
+            size, room = picture.size, place.size
+            assert size["width"] > 150 and size["height"] > 60
+            assert size["width"] <= room["width"] + 1 and size["height"] <= room["height"] + 1
+        figures = browser.find_elements("css selector", "figure:not(.grid)")
+        assert len(figures) > 10
+        for figure in figures:
+            assert len(figure.find_element("css selector", "figcaption").text) > 20
+        assert not browser.find_element("id", "filter").is_displayed()  # what does nothing is not shown
+        body = browser.find_element("css selector", "body").text
+        assert "opens its record" not in body and "need JavaScript" in body
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_names_of_points_do_not_overlap_as_they_are_drawn(browser, tmp_path, width):
+    """With the letters that the browser really has, live and still."""
+    page = render(crowd(12), tmp_path)
+    open_page(browser, page, width=width)
+    draw_all(browser)
+    for kind in ("live", "still"):
+        texts = browser.execute_script(
+            "document.querySelectorAll('.still').forEach((one) => { one.style.display = 'block'; });"
+            "return [...document.querySelectorAll(`#quality-speed .${arguments[0]} text, #quality-memory .${arguments[0]} text`)]"
+            ".filter((text) => /full_var|crowded/.test(text.textContent))"
+            ".map((text) => { const { left, right, top, bottom } = text.getBoundingClientRect(); "
+            "return [text.closest('[data-chart]').dataset.chart, left, right, top + 2, bottom - 2]; })",
+            kind,
+        )
+        assert len(texts) > 3
+        for one, other in itertools.combinations(texts, 2):
+            beside = one[2] <= other[1] or other[2] <= one[1] or one[4] <= other[3] or other[4] <= one[3]
+            assert one[0] != other[0] or beside, (kind, one, other)
+
+
+def test_a_chart_that_cannot_become_live_stays_as_it_was(browser, report):
+    open_page(browser, report)
+    browser.execute_script("window.vegaEmbed = async () => { throw new Error('no'); }; scrollTo(0, 0)")
+    draw_all(browser)
+    shown = browser.execute_script(
+        "return [...document.querySelectorAll('[data-drawn=failed]')].map((place) => place.querySelector('svg').getBoundingClientRect().height)"
+    )
+    assert len(shown) > 10
+    assert min(shown) > 60
 
 
 def test_sorting_by_number_keeps_missing_values_last(page):
@@ -237,6 +296,11 @@ def test_the_theme_and_print_change_what_is_seen(browser, report):
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     assert background() == light
     assert browser.execute_script("return getComputedStyle(document.querySelector('.tools')).display") == "none"
+    printed = browser.execute_script(
+        "return [...document.querySelectorAll('[data-chart]')].map((place) => [...place.querySelectorAll('svg')]"
+        ".filter((svg) => svg.getBoundingClientRect().height > 60).length)"
+    )
+    assert set(printed) == {1}, "each figure is printed once, live or not"
 
 
 def test_the_smallest_and_the_index_pages_work(browser, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from varbench import rows
@@ -105,12 +107,19 @@ def test_a_text_that_names_no_row_is_told_why(text: str, message: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+def test_a_further_model_is_shipped_by_its_sizes_whatever_a_method_calls_it() -> None:
+    shipped = presets.shipped_files("tiny", {"second": replace(TINY.narrower(), name="any"), "third": D30})
+    assert {part: path.name for part, path in shipped.items()} == {
+        "vae": "tokenizer.safetensors", "main": "base.safetensors", "second": "narrow.safetensors"
+    }  # fmt: skip
+    assert presets.shipped_files("tiny").keys() == {"vae", "main"}
+    assert presets.shipped_files("var-d30", {"second": TINY}) == {}
+
+
 def test_presets_have_what_they_are_known_for() -> None:
     assert presets.names() == ("tiny", "var-d16", "var-d20", "var-d24", "var-d30", "var-d36")
     assert (D30.depth, D30.width, D30.heads, D30.length, D30.image_side) == (30, 1920, 30, 680, 256)
     assert presets.preset("var-d36").spec.length == 2240
     assert presets.preset("var-d36").spec.image_side == 512
-    assert presets.companion(D30) == presets.preset("var-d16").spec
-    assert presets.companion(TINY).width * 2 == TINY.width
     with pytest.raises(UserError, match=r"no model preset 'vard30'\. Did you mean 'var-d30'\?"):
         presets.preset("vard30")

@@ -16,8 +16,7 @@ from varbench.errors import UserError
 from varbench.model.checkpoints import load_transformer
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer, initialise_
-from varbench.plan.compiler import Owned, RowPolicies
-from varbench.plan.presets import companion
+from varbench.plan.owned import Owned, RowPolicies
 from varbench.policies import DepthPolicy, Stage, TrainingSchedule, TrainStep
 from varbench.train import evaluation
 from varbench.train.export import export
@@ -30,7 +29,7 @@ STEPS = replace(BUDGET, steps=8)
 def given(tmp_path: Path) -> dict[str, Path]:
     """A tokenizer, a model and its narrow companion, as files."""
     torch.manual_seed(0)
-    narrow = companion(SPEC)
+    narrow = SPEC.narrower()
     modules = {
         "vae": Tokenizer.for_model(SPEC),
         "main": fresh(),

@@ -222,22 +222,30 @@ def varbench_guidance_policy(setting: Setting, model: ModelSpec) -> GuidancePoli
 
 @hookspec
 def varbench_transform_model(setting: Setting, model: ModelSpec) -> Transformed | None:
-    """Gives a replacement of modules, such as quantised ones, with what it does to FLOPs and to the weights' bytes.
+    """Gives how modules are replaced once weights are loaded, and what that does to work and bytes; those of a row stack.
+
+    It is asked for each backbone of a row, and applied to a copy: rows without it run on the weights as they were.
 
     Parameters:
         setting: recipe, point and parameters of the row.
-        model: the geometry that it runs on.
+        model: the geometry of the backbone whose modules are replaced.
 
     Example:
         from varbench import hookimpl
-        from varbench.policies import Transformed
+        from varbench.policies import PARTS, PartChange, Transformed
 
-        def halve(transformer):
-            return transformer.half()
+        def stored_in_half(transformer):
+            import torch
+
+            for module in transformer.modules():
+                if isinstance(module, torch.nn.Linear):
+                    module.to(torch.bfloat16)
+            return transformer
 
         @hookimpl
         def varbench_transform_model(setting, model):
-            return Transformed(apply=halve, weight_bytes=0.5)
+            half = PartChange(weight_type="bfloat16", bias_type="bfloat16")
+            return Transformed(apply=stored_in_half, changes=dict.fromkeys(PARTS, half))
     """
 
 
@@ -278,8 +286,8 @@ def varbench_generator(setting: Setting, model: ModelSpec) -> Generator | None:
 def varbench_calibrate(setting: Setting, pipe: LoadedModel) -> dict[str, Any] | None:
     """Runs an offline pass over the loaded model, and returns what it found as JSON, which is hashed and kept.
 
-    `varbench.engine.calibration.calibrate(row, pipe)` calls it. What stands under `parameters` becomes the row's own; a row
-    that was not calibrated runs with the defaults.
+    `varbench calibrate` and `varbench.engine.calibration.calibrate(row, pipe)` call it. What stands under `parameters` becomes
+    the row's own; a row that was not calibrated runs with the defaults.
 
     Parameters:
         setting: recipe, point and parameters of the row.
@@ -314,18 +322,19 @@ def varbench_metrics() -> Sequence[Metric] | None:
 
 
 @hookspec
-def varbench_report_sections(records: Sequence[Record]) -> Sequence[Section] | None:
+def varbench_report_sections(plugin: str, records: Sequence[Record]) -> Sequence[Section] | None:
     """Gives further panels of the report, made from its records.
 
     Parameters:
-        records: all rows that the report shows.
+        plugin: the name that the plugin goes by here, with which its rows' names begin.
+        records: all rows that the report shows, as copies: the hook runs in a process of its own, with a time limit.
 
     Example:
         from varbench import hookimpl
         from varbench.record.sections import Section, Table
 
         @hookimpl
-        def varbench_report_sections(records):
-            rows = [(record.row.row, record.status) for record in records]
-            return [Section(title="How rows ended", parts=[Table(columns=("row", "status"), rows=rows)])]
+        def varbench_report_sections(plugin, records):
+            rows = [(record.row.row, record.status) for record in records if record.row.row.startswith(plugin)]
+            return [Section(title="How our rows ended", parts=[Table(columns=("row", "status"), rows=rows)])]
     """

@@ -42,6 +42,36 @@ class Provenance:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Published:
+    """What others printed of one setting on one model. Reports show it beside what was measured, with grade and source."""
+
+    setting: str
+    """As written after the plugin's name: `@d8`, `@p01/full`; empty where the plugin has one setting."""
+    model: str
+    """The model preset that it was printed for."""
+    figures: Mapping[str, float]
+    """By name, as printed. `fid`, `is`, `speedup`, `latency_s`, `memory_mb`, `kv_mb` (size of the cache) and `kv_saving`
+    (share of it that is saved) are shown in their units, and `varbench plan` holds the last two and `speedup` against the
+    plan; any other name is shown as it is."""
+    grade: Literal["primary", "secondary"]
+    """`primary` is the authors' own table, abstract, code or README; `secondary` is anybody else's note of it."""
+    source: str
+    conditions: str = ""
+    """Hardware, batch, number of steps and whatever else the figures hold under."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A question of its own, as rows outside the table: each setting's score is drawn side by side, by `run --study`."""
+
+    title: str
+    settings: tuple[str, ...]
+    """As written after the plugin's name, in the order of the picture."""
+    caption: str = ""
+    """What is changed from setting to setting, and what to look for."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a plugin can be set to. A row without `@` stands for every default recipe at every default point."""
 
@@ -56,8 +86,10 @@ class Settings:
     default_recipes: tuple[str, ...] = ()
     """Those that `run` measures unless told otherwise; empty means the first."""
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
-    studies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """By name, settings as written after the plugin's name that make a panel of their own, outside the table: `run --study`."""
+    studies: Mapping[str, Study] = field(default_factory=dict)
+    """By the name that `run --study` takes."""
+    published: tuple[Published, ...] = ()
+    """What others printed of the plugin's settings, on any model."""
     neutral: tuple[str, ...] = ()
     """Settings, as written after the plugin's name (`@full`, `:ratio=0`), that must give the full model's images bit for
     bit; `varbench check` holds the plugin to it."""
@@ -103,7 +135,8 @@ class StepPolicy(Protocol):
 
     @property
     def backbones(self) -> Mapping[str, ModelSpec]:
-        """Every model beside `main` that the steps name."""
+        """Every model beside `main` that the steps name. Weights are those of `--companion NAME=FILE`, else what the preset
+        ships for a model of these sizes, and random where the main model's are."""
         return {}
 
     def steps(self) -> Sequence[StepSpec]: ...
@@ -179,17 +212,38 @@ class LoadedModel(Protocol):
         ...
 
 
+Part = Literal["attention", "ffn", "conditioning", "ends"]
+PARTS: tuple[Part, ...] = ("attention", "ffn", "conditioning", "ends")
+"""Where a backbone's matrices are: projections of attention, FFN, vectors made of the class, embedding of codes and head."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartChange:
+    """What a transform makes of one part of a backbone, in all layers. What is left out stays as it was."""
+
+    flops: float = 1.0
+    """FLOPs of the products with its matrices, as a share of before; attention's products of queries and keys stay."""
+    weights: float = 1.0
+    """Numbers in its matrices, as a share of before."""
+    weight_type: str | None = None
+    """Type its matrices are stored in; None is the compute type."""
+    bias_type: str | None = None
+    """The same of its biases."""
+    extra_bytes: float = 0.0
+    """Bytes stored beside, such as scales and tables, in all layers together."""
+    compute_type: str | None = None
+    """Type its products are computed in, where that is not the compute type; whose rate they are then predicted at."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Transformed:
     """What `varbench_transform_model` gives: how modules are replaced, and what that does to work and weights."""
 
     apply: Callable[[Any], Any]
-    """Takes the transformer (a torch module) and returns the one to run."""
-    weight_bytes: float = 1.0
-    """Bytes of the backbone's block weights afterwards, as a share of before."""
-    flops: float = 1.0
-    """FLOPs of the blocks afterwards, as a share of before."""
-    neutral: bool = False
+    """Takes a copy of the transformer (a torch module), which it may change, and returns the one to run. Where it puts
+    another module in a linear layer's place, that one is called with activations in the compute type."""
+    changes: Mapping[Part, PartChange] = field(default_factory=dict)
+    """By part, what is changed; `varbench check` holds the bytes that are declared against those that are stored."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
+
+from varbench.errors import UserError
 
 SIDES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SIDES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
@@ -83,6 +85,14 @@ class ModelSpec:
     def scale_name(self, scale: int) -> str:
         """How a scale is called in messages and tables, counted from 1."""
         return f"scale {scale + 1} of {self.scales} ({self.sides[scale]}x{self.sides[scale]})"
+
+    def narrower(self) -> ModelSpec:
+        """A model of half the width and heads on the same tokenizer, for methods that run two."""
+        if self.heads % 2:
+            raise UserError(
+                f"{self.name} has {self.heads} heads, so no narrower model of half its width and heads exists"
+            )
+        return replace(self, name=f"{self.name}-narrow", width=self.width // 2, heads=self.heads // 2)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -15,7 +15,7 @@ from varbench.policies import CacheStrategy, Parameter, Provenance, Setting, Set
 from varbench.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from varbench.engine.pipeline import Pipeline
+    from varbench import Pipeline
 
 
 class ScaleWindow(CacheStrategy):

@@ -13,7 +13,7 @@ from varbench.engine.calibration import observe, written_layers
 from varbench.errors import UserError
 
 if TYPE_CHECKING:
-    from varbench.engine.pipeline import Pipeline
+    from varbench import Pipeline
 
 IMAGES, SEED = 8, 20_251
 

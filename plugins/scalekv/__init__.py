@@ -15,7 +15,7 @@ from varbench.spec import ModelSpec
 from varbench_plugins.scalekv.strategy import ScaleKV, budgets
 
 if TYPE_CHECKING:
-    from varbench.engine.pipeline import Pipeline
+    from varbench import Pipeline
 
 
 @hookimpl

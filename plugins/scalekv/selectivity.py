@@ -15,7 +15,7 @@ from torch import Tensor
 from varbench.engine.calibration import observe, written_layers
 
 if TYPE_CHECKING:
-    from varbench.engine.pipeline import Pipeline
+    from varbench import Pipeline
 
 IMAGES, SEED = 8, 20_252
 

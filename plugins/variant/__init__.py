@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from varbench import hookimpl
+from varbench import hookimpl, supernet
 from varbench.policies import DepthPolicy, Provenance, Setting, Settings, TrainingSchedule
 from varbench.spec import ModelSpec
 
-from . import depth
-from .schedule import DRAW, SupernetSchedule
+from . import story
 
 if TYPE_CHECKING:
     from varbench.record import Record
@@ -32,12 +31,13 @@ def probability(step: int, total: int) -> float:
 @hookimpl
 def varbench_settings(model: ModelSpec) -> Settings:
     return Settings(
-        points=depth.points(model),
-        default_points=depth.default_points(model),
-        point_pattern=depth.POINT_PATTERN,
+        points=supernet.points(model),
+        default_points=supernet.default_points(model),
+        point_pattern=supernet.POINT_PATTERN,
         recipes=("progressive", "untrained"),
-        parameters={**depth.parameters(model), **DRAW},
-        studies={"scale_depth_asymmetry": depth.half_depth_by_zone(model)},
+        parameters={**supernet.parameters(model), **supernet.DRAW},
+        studies={"scale_depth_asymmetry": story.where_depth_matters(model)},
+        published=story.PUBLISHED,
         summary="one weight-shared network, depth chosen at run time",
         provenance=Provenance(
             kind="from paper",
@@ -51,23 +51,23 @@ def varbench_settings(model: ModelSpec) -> Settings:
 @hookimpl
 def varbench_depth_policy(setting: Setting, model: ModelSpec) -> DepthPolicy:
     assert setting.point is not None
-    return depth.SupernetDepth(setting.point, model, setting.parameters)
+    return supernet.SupernetDepth(setting.point, model, setting.parameters)
 
 
 @hookimpl
 def varbench_training_schedule(setting: Setting, model: ModelSpec) -> TrainingSchedule | None:
     if setting.recipe == "untrained":
         return None
-    return SupernetSchedule(
+    return supernet.SupernetSchedule(
         probability=probability,
-        subnets=depth.points(model)[1:],
+        subnets=supernet.points(model)[1:],
         draw=str(setting.parameters["draw"]),
         shortest=SHORTEST_TRAINING,
     )
 
 
 @hookimpl
-def varbench_report_sections(records: Sequence[Record]) -> Sequence[Section]:
+def varbench_report_sections(plugin: str, records: Sequence[Record]) -> Sequence[Section]:
     from . import claims  # draws on numpy, which `list` must not
 
-    return claims.sections(records)
+    return claims.sections(plugin, records)

@@ -10,7 +10,7 @@ from time import perf_counter
 import torch
 
 from varbench.check import held_memory as memory
-from varbench.check import sameness, tampering, work
+from varbench.check import sameness, tampering, weights, work
 from varbench.check.generators import OF_GENERATOR, GeneratorSubject
 from varbench.check.global_state import GlobalState, restored
 from varbench.check.small_model import SPEC
@@ -35,6 +35,7 @@ OF_ROW: tuple[OfRow, ...] = (
     work.trace_equals_plan,
     work.measured_flops_equal_plan,
     work.products_in_type,
+    weights.weights_equal_plan,
     sameness.neutral_equals_full,
     sameness.seeds_and_labels_matter,
     sameness.no_memoised_repeat,
@@ -99,7 +100,7 @@ def check(
 ) -> list[Finding]:
     """Broken promises of a method; an empty list is a pass.
 
-    `method` is a row (`variant@d4`), the name of an installed plugin (all its settings), or a module or object with the
+    `method` is a row (`my_method@half`), the name of an installed plugin (all its settings), or a module or object with the
     hooks, which goes by `name`. `only` and `without` choose among the invariants. `progress` is told what was
     checked.
     """

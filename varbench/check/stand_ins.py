@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from varbench.plan.compiler import Owned, RowPolicies
+from varbench.plan.owned import Owned, RowPolicies
 from varbench.policies import CacheStrategy, SubLayerName, TokenPolicy
 from varbench.rows.grammar import Row
 from varbench.spec import ModelSpec

@@ -6,7 +6,7 @@ import functools
 import importlib
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -25,7 +25,6 @@ from varbench.check.small_model import lively_pipeline
 from varbench.engine.pipeline import Output, Pipeline
 from varbench.plan.compiler import compile_plan
 from varbench.plan.steps import Plan
-from varbench.policies import MAIN
 from varbench.rows.grammar import Row
 from varbench.rows.manager import PluginManager
 from varbench.spec import ModelSpec
@@ -60,8 +59,7 @@ class Bench:
 
     def pipeline(self, row: Row) -> Pipeline:
         """Random weights for every model that the row runs on."""
-        further: Mapping[str, ModelSpec] = row.policies.steps.policy.backbones if row.policies.steps else {}
-        key = tuple(sorted((name, spec) for name, spec in further.items() if name != MAIN))
+        key = tuple(sorted(row.policies.backbones.items()))
         if key not in self._pipelines:
             self._pipelines[key] = lively_pipeline(self.model, dict(key))
         return self._pipelines[key]

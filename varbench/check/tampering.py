@@ -80,16 +80,17 @@ def weights_untouched(subject: Subject) -> Iterator[str]:
 def _modules(subject: Subject) -> dict[str, str]:
     """A hash of every module's own tensors, plain attributes and hooks; of the pipeline, what hides its methods."""
     found = {}
-    parts: list[tuple[str, torch.nn.Module]] = [("tokenizer", subject.pipe.tokenizer), *subject.pipe.backbones.items()]
-    for part, root in parts:
+    pipe = subject.pipe
+    replaced = {f"{name}, as it runs": model for name, model in pipe.backbones_of(subject.row).items()}
+    parts = dict[str, torch.nn.Module](tokenizer=pipe.tokenizer, **pipe.backbones, **replaced)
+    for part, root in parts.items():
         for name, module in root.named_modules():
             own = [*module._parameters.items(), *module._buffers.items()]
             digest = hashlib.sha256(repr(_plain_attributes(module)).encode())
             for key, tensor in own:
                 if tensor is not None:
-                    digest.update(key.encode() + tensor.detach().numpy().tobytes())
+                    digest.update(key.encode() + tensor.detach().flatten().view(torch.uint8).numpy().tobytes())
             found[f"{part}.{name}".rstrip(".")] = digest.hexdigest()
-    pipe = subject.pipe
     found["pipeline"] = repr((id(type(pipe)), sorted(name for name in vars(pipe) if hasattr(type(pipe), name))))
     return found
 

@@ -63,11 +63,13 @@ def measured_flops_equal_plan(subject: Subject) -> Iterator[str]:
 
 
 def products_in_type(subject: Subject) -> Iterator[str]:
-    """Matrix products and convolutions are computed in the type that was asked for: speed does not come from fewer bits."""
+    """Matrix products and convolutions are computed in the type that was asked for, or that a transform declares: speed does
+    not come from fewer bits."""
     _ = subject.first
     with Products() as products:
         subject.generate()
-    yield from products.others(torch.float32)
+    declared = {change.compute_type for transform in subject.plan.transforms for _, change in transform.changes}
+    yield from products.others(torch.float32, *(getattr(torch, kind) for kind in declared if kind))
 
 
 class Products(TorchDispatchMode):
@@ -83,9 +85,9 @@ class Products(TorchDispatchMode):
             self._types.update(t.dtype for t in args if isinstance(t, torch.Tensor) and t.dtype != torch.bool)
         return func(*args, **(kwargs or {}))
 
-    def others(self, asked: torch.dtype) -> Iterator[str]:
+    def others(self, asked: torch.dtype, *declared: torch.dtype) -> Iterator[str]:
         for kind, count in self._types.items():
-            if kind != asked:
+            if kind not in (asked, *declared):
                 yield f"{count} factors of products are {kind}, and {asked} was asked for"
 
 
@@ -95,10 +97,13 @@ _PRODUCTS = frozenset((*flop_registry, _aten.linear, _aten.matmul, _aten.conv2d,
 
 
 def work_falls_as_knob_tightens(subjects: Sequence[Subject]) -> Iterator[str]:
-    """Along the points of a curve, FLOPs fall, or where they are equal the state's bytes do, all in one direction."""
+    """Along the points of a curve, FLOPs fall, or where they are equal the bytes of state or of weights do, in one direction."""
     for family in _families(subjects):
         works = [(cost.work(s.plan, batch=1, dtype="float32"), s) for s in family]
-        amounts = [(work.flops, work.state_peak, sum(step.state_peak for step in work.steps)) for work, _ in works]
+        amounts = [
+            (work.flops, work.state_peak, sum(step.state_peak for step in work.steps), work.weight_bytes)
+            for work, _ in works
+        ]
         names = [subject.row.name for subject in family]
         if len(family) < 2:
             continue
@@ -131,8 +136,8 @@ def _families(subjects: Sequence[Subject]) -> Iterator[list[Subject]]:
         yield [subject for _, subject in sorted(family, key=lambda entry: entry[0])]
 
 
-def _amount(amounts: tuple[int, int, int]) -> str:
-    return f"{amounts[0] / 1e6:.2f} MFLOPs and {amounts[1]} bytes of state at its peak"
+def _amount(amounts: tuple[int, int, int, int]) -> str:
+    return f"{amounts[0] / 1e6:.2f} MFLOPs, {amounts[1]} bytes of state at its peak and {amounts[3]} of weights"
 
 
 def no_speedup_without_less_work(subject: Subject) -> Iterator[str]:

@@ -24,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
         "package",
         nargs="?",
         metavar="PACKAGE",
-        help="a plugin, an installed package with plugins, or a row such as variant@d4",
+        help="a plugin, an installed package with plugins, or a row, as in NAME@POINT",
     )
     parser.add_argument(
         "--only", default="", metavar="NAMES", help="only these invariants, as in deterministic,batch_invariance"
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(f"{name}\n    {promise}" for name, promise in invariants().items()))
         return 0
     if args.package is None:
-        raise UserError("name a plugin, a package or a row to check, as in: varbench check variant@d4")
+        raise UserError("name a plugin, a package or a row to check, as in: varbench check NAME@POINT")
     only, without = (tuple(filter(None, names.split(","))) for names in (args.only, args.without))
     model = preset(args.model).spec if args.model else SPEC
     findings = []

@@ -54,12 +54,10 @@ def run(args: argparse.Namespace) -> int:
 
 def settings_of(manager: PluginManager, model: str) -> list[tuple[PluginInfo, Settings]]:
     """Settings of every plugin that can be used; a plugin that has none to give has an empty one."""
+    from varbench import rows
     from varbench.plan.presets import preset
-    from varbench.policies import Settings
 
-    given = {info.name: settings for info, settings in manager.each("varbench_settings", model=preset(model).spec)}
-    failed = {problem.plugin for problem in manager.problems()}
-    return [(manager.info(name), given.get(name, Settings())) for name in manager.load_all() if name not in failed]
+    return list(rows.every_settings(preset(model).spec, manager=manager))
 
 
 def _plugin(info: PluginInfo, settings: Settings) -> Iterator[str]:
@@ -91,7 +89,7 @@ def _presets() -> list[dict[str, Any]]:
         {
             "name": preset.spec.name,
             "summary": preset.summary,
-            "companion": preset.companion.name if preset.companion else None,
+            "companions": [spec.name for spec in preset.companions.values()],
             "shipped": bool(presets.shipped_files(preset.spec.name)),
             "spec": preset.spec.to_json(),
         }

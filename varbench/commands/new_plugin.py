@@ -17,13 +17,15 @@ from varbench.errors import UserError
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "new-plugin",
-        help="an installable package with one method, to begin from",
-        description="Writes NAME/ with pyproject.toml, the method, its test and a README. Its tests pass as written.",
+        help="an installable package with one method, or a column or panel, to begin from",
+        description="Writes NAME/ with pyproject.toml, the plugin, its test and a README. Its tests pass as written.",
     )
     parser.add_argument(
         "name", metavar="NAME", help="the method's name in rows, and the package's: a Python identifier"
     )
-    parser.add_argument("--kind", choices=sorted(KINDS), default="depth", help="what it changes; default: depth")
+    parser.add_argument(
+        "--kind", choices=sorted(KINDS), default="depth", help="what it changes or adds; default: depth"
+    )
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where NAME/ is made; default: here")
     parser.set_defaults(run=run)
 

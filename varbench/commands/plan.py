@@ -11,18 +11,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from varbench.commands import usable_plugins
+from varbench.errors import PlanError
 from varbench.record.option_forms import add_arguments, given_in
 
 if TYPE_CHECKING:
     from varbench.plan.cost import PlanWork, Prediction
     from varbench.plan.hardware import Hardware
     from varbench.plan.steps import Accounting, Plan
+    from varbench.policies import Published
     from varbench.rows.grammar import Row
-    from varbench.show.published import Published
+    from varbench.rows.manager import PluginManager
     from varbench.spec import ModelSpec
 
 MIB = 2**20
-NOTHING_SELECTED = 4
+SOME_FAILED, NOTHING_SELECTED, ALL_FAILED = 3, 4, 5
 SHARED = ("model", "batch", "dtype", "all_settings")
 CACHE_FIT, SAVING_FIT, SPEED_FIT = 0.01, 0.02, 0.10
 """How far ours may be from a published figure, and still be said to fit it."""
@@ -78,24 +80,37 @@ def run(args: argparse.Namespace) -> int:
     manager = usable_plugins(args)
     model = preset(given["model"])
     devices = _devices(args.hardware or ("cpu-2-cores" if model.assets else "L20"))
-    asked = rows.expand(args.method, model.spec, all_settings=given.get("all_settings", False), manager=manager)
-    if not asked:
-        print(f"varbench plan: error: {args.method!r} names no row; give e.g. variant@d8", file=sys.stderr)
+    asked = rows.attempt(args.method, model.spec, all_settings=given.get("all_settings", False), manager=manager)
+    if not asked.rows and not asked.refused:
+        print(f"varbench plan: error: {args.method!r} names no row; give NAME or NAME@POINT", file=sys.stderr)
         return NOTHING_SELECTED
     settings = {"model": model.spec, "batch": batch, "dtype": dtype, "devices": devices}
     full = rows.resolve(rows.FULL, model.spec, manager=manager)
     denominators = [count(full, accounting=accounting, **settings) for accounting in rows.ACCOUNTINGS]
-    found = [count(row, accounting=args.accounting or row.accounting, **settings) for row in asked]
+    found: list[Counted] = []
+    beside: list[str] = []
+    failed = {refused.name: refused.reason for refused in asked.refused}
+    for row in asked.rows:
+        try:
+            counted = count(row, accounting=args.accounting or row.accounting, **settings)
+            beside += _beside(counted, denominators, manager=manager, **settings)
+            found.append(counted)
+        except PlanError as error:
+            failed[row.name] = str(error)
+    for name, reason in failed.items():
+        print(f"varbench plan: {name} failed: {reason}", file=sys.stderr)
+    code = ALL_FAILED if not found else SOME_FAILED if failed else 0
     if args.json:
-        print(json.dumps([_as_json(counted) for counted in (*denominators, *_others(found, denominators))], indent=1))
-        return 0
+        counts = [_as_json(counted, manager) for counted in (*denominators, *_others(found, denominators))]
+        print(json.dumps([*counts, *({"row": name, "failed": reason} for name, reason in failed.items())], indent=1))
+        return code
     if len(found) == 1:
         print(found[0].plan, _steps_table(found[0]), sep="\n\n", end="\n\n")
-    print(_summary(denominators, found, batch=batch, dtype=dtype))
-    beside = [line for counted in found for line in _beside(counted, denominators, **settings)]
+    if found:
+        print(_summary(denominators, found, batch=batch, dtype=dtype))
     if beside:
-        print("\npublished figures beside (batch 64 on one L20 where no other condition is known)", *beside, sep="\n")
-    return 0
+        print("\npublished figures beside", *beside, sep="\n")
+    return code
 
 
 def _devices(text: str) -> tuple[Hardware, ...]:
@@ -175,7 +190,7 @@ def _summary(denominators: Sequence[Counted], found: Sequence[Counted], *, batch
         for prediction, full in zip(counted.predictions, lossless.predictions, strict=True):
             line += [prediction.transformer, f"{full.transformer / prediction.transformer:.2f}x"]
         lines.append(line)
-    formats = ("", ",.3f", "", ",.1f", ",.1f", "", "", ",.0f", *(",.3f", "") * len(lossless.predictions))
+    formats = ("", ",.3f", "", ",.1f", ",.1f", "", "", ",.0f", *(".3g", "") * len(lossless.predictions))
     model = lossless.plan.model
     bounds = [p.hardware for p in lossless.predictions if p.efficiency == 1]
     note = f"; a bound on {', '.join(bounds)}, where no efficiency was measured" if bounds else ""
@@ -184,30 +199,25 @@ def _summary(denominators: Sequence[Counted], found: Sequence[Counted], *, batch
     return f"{title}\n{table}"
 
 
-def _published(row: Row) -> list[Published]:
-    """What was published for the row's method, model and setting, whatever its parameters."""
-    from varbench.rows.grammar import FULL
-    from varbench.show.published import published_rows
+def _published(row: Row, manager: PluginManager) -> tuple[Published, ...]:
+    """What was printed of the row's setting; where that is nothing, of the same setting at its default parameters."""
+    from varbench import rows
 
-    if len(row.settings) != 1:
-        return []
-    setting = row.settings[0]
-    names = {setting.point, setting.recipe, "upstream" if setting.plugin == FULL else None}
-    return [
-        published
-        for published in published_rows()
-        if (published.method, published.model) == (setting.plugin, row.model.name) and published.setting in names
-    ]
+    return row.published or rows.without_parameters(row, manager=manager).published
 
 
-def _beside(counted: Counted, denominators: Sequence[Counted], **settings: Any) -> Iterator[str]:
-    published = _published(counted.row)
+def _beside(
+    counted: Counted, denominators: Sequence[Counted], *, manager: PluginManager, **settings: Any
+) -> Iterator[str]:
+    from varbench.show.published import figures_text, source_text
+
+    published = _published(counted.row, manager)
     if not published:
         return
     upstream = count(counted.row, accounting="upstream", **settings)
     lossless = count(counted.row, accounting="lossless", **settings)
     for line in published:
-        yield f"  {counted.name}: {line.text()} [{line.grade}; {line.source}]"
+        yield f"  {counted.name}: {figures_text(line.figures)} [{line.grade}; {source_text(line)}]"
         yield from (f"    {verdict}" for verdict in _verdicts(line, lossless, upstream, denominators))
     if counted.row.provenance and counted.row.provenance.note:
         yield f"    our choices: {counted.row.provenance.note}"
@@ -227,7 +237,7 @@ def _verdicts(
         }
         name, nearest = min(ours.items(), key=lambda item: abs(item[1] - megabytes))
         ratio = nearest / megabytes - 1
-        yield f"cache {megabytes:,} MB {_fits(abs(ratio) <= CACHE_FIT)} ours; nearest {name}, {nearest:,.1f} MiB ({ratio:+.1%})"
+        yield f"cache {megabytes:,.0f} MB {_fits(abs(ratio) <= CACHE_FIT)} ours; nearest {name}, {nearest:,.1f} MiB ({ratio:+.1%})"
     if (saving := figures.get("kv_saving")) is not None:
         ours_saved = 1 - upstream.work.state_end / full_upstream.work.state_end
         fits = abs(ours_saved - saving) <= SAVING_FIT
@@ -242,7 +252,7 @@ def _fits(fits: bool) -> str:
     return "fits" if fits else "does not fit"
 
 
-def _as_json(counted: Counted) -> dict[str, Any]:
+def _as_json(counted: Counted, manager: PluginManager) -> dict[str, Any]:
     work = counted.work
     return {
         "row": counted.name,
@@ -257,5 +267,5 @@ def _as_json(counted: Counted) -> dict[str, Any]:
             {**dataclasses.asdict(prediction), "transformer": prediction.transformer, "total": prediction.total}
             for prediction in counted.predictions
         ],
-        "published": [dataclasses.asdict(published) for published in _published(counted.row)],
+        "published": [dataclasses.asdict(published) for published in _published(counted.row, manager)],
     }

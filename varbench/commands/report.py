@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from varbench.record import Record
-    from varbench.record.sections import Panel
     from varbench.show.page import Changes
 
 RUNS = Path("varbench-runs")
@@ -39,8 +38,9 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from varbench.record import load_records
+    from varbench.record import load_records, to_json
     from varbench.show.outputs import render
+    from varbench.show.plugin_sections import plugin_panels
 
     places = args.records or [newest_run(RUNS)]
     loaded = load_records(places)
@@ -49,23 +49,14 @@ def run(args: argparse.Namespace) -> int:
     if not loaded.records:
         raise UserError(f"no records in {', '.join(map(str, places))}: nothing to report; run `varbench run` first")
     changes = _changes(args.compare, loaded.records) if args.compare else None
-    panels = _panels(loaded.records)
-    print(render(loaded.records, args.out, problems=loaded.problems, panels=panels, changes=changes))
+    given = plugin_panels([to_json(record) for record in loaded.records])
+    for reason in given.silent:
+        print(f"warning: {reason}", file=sys.stderr)
+    page = render(
+        loaded.records, args.out, problems=loaded.problems, panels=given.panels, silent=given.silent, changes=changes
+    )  # fmt: skip
+    print(page)
     return 0
-
-
-def _panels(records: Sequence[Record]) -> list[Panel]:
-    """What plugins add. One that fails costs its own panels only."""
-    from varbench.record.sections import panels
-    from varbench.rows.manager import manager
-
-    plugins = manager()
-    found = []
-    for info, given in plugins.each("varbench_report_sections", records=records):
-        found += panels(f"{info.name} ({info.distribution} {info.version})", given)
-    for problem in plugins.problems():
-        print(f"warning: {problem}", file=sys.stderr)
-    return found
 
 
 def newest_run(runs: Path) -> Path:

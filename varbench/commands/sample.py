@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from varbench.engine.pipeline import Pipeline
 
 NOTHING_SELECTED = 4
-SHARED = ("model", "weights", "vae", "companion", "device", "dtype", "seed", "cfg", "top_k", "top_p")
+OF_MODEL = ("model", "weights", "vae", "companion", "device", "dtype", "seed")
+SHARED = (*OF_MODEL, "cfg", "top_k", "top_p")
 """Options that mean what they mean in a run."""
+HEADS = "heads, where the checkpoint does not tell (plain attention)"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -31,13 +33,9 @@ def add_parser(subparsers: Any) -> None:
         "  varbench sample variant@d16 --model var-d30 --weights var_d30.pth --vae vae_ch160v4096z32.pth --labels 207,88\n"
         "  varbench sample code@n8 --model var-d30 --weights random",
     )
-    parser.add_argument(
-        "methods", metavar="ROWS", nargs="?", default="full_var", help="rows by comma; default: full_var"
-    )
+    parser.add_argument("methods", metavar="ROWS", nargs="?", help="rows by comma; default: the full model")
     add_arguments(parser, *SHARED)
-    parser.add_argument(
-        "--heads", type=int, metavar="N", help="heads, where the checkpoint does not tell (plain attention)"
-    )
+    parser.add_argument("--heads", type=int, metavar="N", help=HEADS)
     parser.add_argument(
         "--labels", metavar="CLASSES", help="class numbers by comma; default: 8 spread over all classes"
     )
@@ -52,10 +50,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.out} is there already; give another name with --out, or remove it")
     manager = usable_plugins(args)
     given = given_in(args, *SHARED)
-    pipe, options = _pipeline(given, heads=args.heads)
-    asked = rows.expand(args.methods, pipe.model, manager=manager)
+    pipe, options = open_pipeline(given, heads=args.heads)
+    asked = rows.expand(rows.FULL if args.methods is None else args.methods, pipe.model, manager=manager)
     if not asked:
-        print(f"varbench sample: error: {args.methods!r} names no row; give e.g. variant@d8", file=sys.stderr)
+        print(f"varbench sample: error: {args.methods!r} names no row; give NAME or NAME@POINT", file=sys.stderr)
         return NOTHING_SELECTED
     labels = _labels(args.labels, pipe.model.classes)
     lines = []
@@ -80,7 +78,7 @@ def _labels(text: str | None, classes: int) -> list[int]:
         raise UserError(f"--labels is {text!r}; give class numbers by comma, 0 to {classes - 1}") from None
 
 
-def _pipeline(given: dict[str, Any], *, heads: int | None) -> tuple[Pipeline, dict[str, Any]]:
+def open_pipeline(given: dict[str, Any], *, heads: int | None) -> tuple[Pipeline, dict[str, Any]]:
     """The pipeline, and how its images are drawn."""
     from varbench.plan.presets import DEFAULT, shipped_files
     from varbench.run.defaults import companions, filled_in

@@ -25,10 +25,10 @@ def add_parser(subparsers: Any) -> None:
         "train",
         help="train a preset's parts, or the recipe of a row",
         description="Trains one of tokenizer, base, narrow (the companion of methods that run two), features, judge; or a "
-        "row's recipe, as in `varbench train variant`. Killed and started again with the same command, it goes on "
+        "row's recipe. Killed and started again with the same command, it goes on "
         "where it was. Several processes share the work under torchrun.",
     )
-    parser.add_argument("what", metavar="WHAT", help=f"{', '.join(PARTS)}, or a row such as fixed_ratio@p05")
+    parser.add_argument("what", metavar="WHAT", help=f"{', '.join(PARTS)}, or a row whose recipe trains")
     add_arguments(
         parser, *SHARED,
         model="model preset; default: tiny",
@@ -148,7 +148,7 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
 
     ranks = join_ranks()
     main = presets.preset(args.model).spec
-    spec, budget = (main, BASE) if args.what == "base" else (presets.companion(main), NARROW)
+    spec, budget = (main, BASE) if args.what == "base" else (main.narrower(), NARROW)
     budget = _budget(args, budget)
     vae = _vae(args)
     _, tensors = load_tokenizer(vae)
@@ -210,7 +210,8 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
     by_recipe = {(row.recipe_plugin, row.recipe): row for row in found if row.schedule is not None}
     if not by_recipe:
         raise UserError(f"{args.what} trains nothing: its recipe uses the pretrained weights as they are.")
-    files = presets.shipped_files(args.model)
+    further = {part: spec for row in found for part, spec in row.policies.backbones.items()}
+    files = presets.shipped_files(args.model, further)
     pretrained = {name: path for name, path in files.items() if name != "vae"}
     if args.weights is not None:
         pretrained[MAIN] = Path(args.weights)
@@ -239,7 +240,7 @@ def _budget(args: argparse.Namespace, default: Any) -> Any:
 def _vae(args: argparse.Namespace) -> Path:
     if args.vae is not None:
         return Path(args.vae)
-    shipped: Path = Path(presets.__file__).parent / "assets" / args.model / presets.SHIPPED["vae"]
-    if not shipped.is_file():
+    shipped = presets.shipped_files(args.model)
+    if not shipped:
         raise UserError(f"{args.model} ships no tokenizer. Train one (varbench train tokenizer) and give it by --vae.")
-    return shipped
+    return shipped["vae"]

@@ -1,10 +1,10 @@
 """Calibration: an offline pass over a loaded model that finds parameters of a plugin, kept as a hashed JSON file.
 
-    found = calibrate(rows.resolve("scale_window@w2", pipe.model), pipe)
+    found = calibrate(rows.resolve("my_method@half", pipe.model), pipe)
     pipe.generate(labels, method=found.row)
 
-The row that comes back has what was found written into it, as in `scale_window@w2:demanding=0.3.7`: a plan never
-depends on anything that the row does not say.
+The row that comes back has what was found written into it, as in `my_method@half:layers=0.3.7`: a plan never
+depends on anything that the row does not say. `varbench calibrate` does the same from the command line.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from varbench import rows
 from varbench.errors import UserError
-from varbench.plan.compiler import Owned, RowPolicies, compile_plan
+from varbench.plan.compiler import compile_plan
+from varbench.plan.owned import Owned, RowPolicies
 from varbench.policies import CacheStrategy
-from varbench.rows.manager import PluginManager
+from varbench.rows.manager import PluginError, PluginInfo, PluginManager
 from varbench.rows.manager import manager as default_manager
 from varbench.spec import ModelSpec
 
@@ -36,10 +37,16 @@ Look = Callable[[int, int, "Tensor", "Tensor"], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
+    """All that a record says of a calibration, and the row to run."""
+
+    asked: str
+    """The row that was calibrated."""
     row: rows.Row
     """The row with the parameters that were found."""
-    found: dict[str, Any]
-    """By plugin, what its hook returned."""
+    parameters: Mapping[str, rows.Value]
+    """Those that were found, by `plugin.key`."""
+    found: Mapping[str, Any]
+    """By plugin, all that its hook returned."""
     digest: str
     """sha256 of what was found, with the row and the weights' hashes; the file is named by it."""
     path: Path
@@ -50,24 +57,45 @@ class Calibration:
 def calibrate(row: rows.Row, pipe: Pipeline, *, manager: PluginManager | None = None) -> Calibration:
     """Runs the calibration of each plugin of a row that has one, and keeps what they found as a file."""
     manager = manager or default_manager()
-    found: dict[str, Any] = {}
+    found: dict[str, dict[str, Any]] = {}
     start = time.perf_counter()
     for setting in row.settings:
         result = manager.call(setting.plugin, "varbench_calibrate", setting=setting, pipe=pipe)
         if result is not None:
-            found[setting.plugin] = result
+            found[setting.plugin] = _checked(result, manager.info(setting.plugin))
     seconds = time.perf_counter() - start
     if not found:
         raise UserError(f"{row.name} has nothing to calibrate: none of its plugins gives varbench_calibrate")
     content = {"row": row.name, "weights": pipe.weights, "found": found}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    given = {plugin: result.get("parameters", {}) for plugin, result in found.items()}
+    try:
+        filled = rows.with_parameters(row, given, manager=manager)
+    except UserError as error:
+        raise PluginError(
+            f"calibration found what the row cannot be given: {error}", plugin=next(iter(found))
+        ) from error
     return Calibration(
-        row=_filled(row, found, manager),
+        asked=row.name,
+        row=filled,
+        parameters={f"{plugin}.{key}": value for plugin, some in given.items() for key, value in some.items()},
         found=found,
         digest=digest,
         path=_kept(content, digest, seconds),
         seconds=seconds,
     )
+
+
+def _checked(result: Any, info: PluginInfo) -> dict[str, Any]:
+    """What a hook found, if it is what can be kept: JSON, with parameters by name."""
+    where = f"plugin {info.name!r} ({info.distribution}): varbench_calibrate"
+    if not isinstance(result, dict) or not isinstance(result.get("parameters", {}), dict):
+        raise PluginError(f"{where} gave {result!r}; give a dict, with parameters as a dict in it", plugin=info.name)
+    try:
+        json.dumps(result, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"{where} found what is no JSON: {error}", plugin=info.name) from error
+    return result
 
 
 def _kept(content: dict[str, Any], digest: str, seconds: float) -> Path:
@@ -78,17 +106,6 @@ def _kept(content: dict[str, Any], digest: str, seconds: float) -> Path:
     with whole_file(path) as file:
         file.write(json.dumps({**content, "digest": digest, "seconds": seconds}, indent=1).encode())
     return path
-
-
-def _filled(row: rows.Row, found: dict[str, Any], manager: PluginManager) -> rows.Row:
-    """The row, with each plugin's `parameters` of what it found."""
-    parts = []
-    for setting in row.settings:
-        parameters = {**setting.parameters, **found.get(setting.plugin, {}).get("parameters", {})}
-        selection = "/".join(filter(None, (setting.recipe, setting.point)))
-        pairs = {**parameters, "accounting": row.accounting}.items()
-        parts.append(setting.plugin + (f"@{selection}" if selection else "") + "".join(f":{k}={v}" for k, v in pairs))
-    return rows.resolve("+".join(parts), row.model, manager=manager)
 
 
 class _Watched(CacheStrategy):

@@ -17,7 +17,7 @@ from varbench.engine.cache import State
 from varbench.engine.sampler import draw, filtered, uniforms
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Attention, Layer, Transformer, normed
-from varbench.plan.compiler import RowPolicies
+from varbench.plan.owned import RowPolicies
 from varbench.plan.steps import CacheUse, LayerCall, Plan, Segment, SlotKey, Step, SubLayer
 from varbench.plan.trace import Trace
 from varbench.policies import SubLayerName

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,15 +15,18 @@ from torch import Tensor
 from varbench.base.hashing import file_hash
 from varbench.engine.generate import Observer, Sampling, generate
 from varbench.engine.teacher import TeacherPass, fused_attention
+from varbench.engine.transforms import transformed
 from varbench.errors import CheckpointError, UserError
 from varbench.model.checkpoints import build_tokenizer, load_tokenizer, load_transformer
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer, initialise_
 from varbench.plan import presets
-from varbench.plan.compiler import RowPolicies, compile_plan
+from varbench.plan.compiler import compile_plan
+from varbench.plan.owned import RowPolicies
 from varbench.plan.steps import Plan
 from varbench.plan.trace import Trace
 from varbench.policies import MAIN
+from varbench.rows.grammar import FULL
 from varbench.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -44,6 +49,10 @@ class Output:
     trace: Trace
 
 
+Find = Callable[[str, ModelSpec], tuple[Transformer, str] | None]
+"""Gives a further model of a name and sizes, with its file's sha256 or how it was made; None where there is none."""
+
+
 class Pipeline:
     """One model with its weights on one device, in one compute type."""
 
@@ -55,14 +64,18 @@ class Pipeline:
         device: str,
         dtype: str,
         weights: Mapping[str, str],
+        find: Find = lambda name, spec: None,
     ) -> None:
         self.device = torch.device(device)
         self.dtype = DTYPES[dtype]
         self.tokenizer = tokenizer.to(self.device).eval()
-        self.backbones = {name: model.cast_(self.dtype).to(self.device).eval() for name, model in backbones.items()}
+        self.backbones = {name: self._placed(model) for name, model in backbones.items()}
         self.weights = dict(weights)
         """sha256 of each file that was loaded, or how the weights were made."""
+        self.find = find
         self._plans: dict[str, tuple[Plan, RowPolicies]] = {}
+        self._transformed: dict[tuple[str, ...], Transformer] = {}
+        self._compiled: str | None = None
         self._passes: dict[tuple[str, str], TeacherPass] = {}
 
     @property
@@ -70,22 +83,79 @@ class Pipeline:
         return self.backbones[MAIN].spec
 
     def compile(self, method: str | Row) -> tuple[Plan, RowPolicies]:
-        """The plan of a row such as `variant@d8`, and the policies that the engine asks. Made once for each row."""
+        """The plan of a row such as `my_method@half`, and the policies that the engine asks. Made once for each row."""
         from varbench import rows
 
         name = method if isinstance(method, str) else method.name
         if name not in self._plans:
             row = rows.resolve(method, self.model) if isinstance(method, str) else method
-            loaded = {backbone: model.spec for backbone, model in self.backbones.items()}
-            plan = compile_plan(self.model, row.policies, accounting=row.accounting, loaded=loaded)
-            missing = [backbone for backbone, _ in plan.backbones if backbone not in self.backbones]
+            missing = self.load_further(row.policies.backbones)
             if missing:
                 raise UserError(
                     f"{name} runs on a second model, {missing[0]!r}, which is not loaded; "
                     f"give it: load_pipeline(..., companions={{{missing[0]!r}: PATH}})"
                 )
+            loaded = {backbone: model.spec for backbone, model in self.backbones.items()}
+            plan = compile_plan(self.model, row.policies, accounting=row.accounting, loaded=loaded)
             self._plans[name] = (plan, row.policies)
         return self._plans[name]
+
+    def backbones_of(self, method: str | Row) -> dict[str, Transformer]:
+        """The models that a row runs on: those that are loaded, or as its transforms leave them, made once."""
+        plan, row = self.compile(method)
+        found = {}
+        for name, _ in plan.backbones:
+            transforms = [owned for owned in row.transforms if owned.backbone == name]
+            key = (name, *(owned.part for owned in transforms))
+            if transforms and key not in self._transformed:
+                self._transformed[key] = transformed(self.backbones[name], transforms)
+                self._compile_layers(self._transformed[key])
+            found[name] = self._transformed[key] if transforms else self.backbones[name]
+        return found
+
+    def compile_layers(self, *, mode: str) -> None:
+        """Compiles what every layer computes whatever the method: projections and FFN. Caches and choices stay outside."""
+        self._compiled = mode
+        for transformer in (*self.backbones.values(), *self._transformed.values()):
+            self._compile_layers(transformer)
+
+    def _compile_layers(self, transformer: Transformer) -> None:
+        if self._compiled is None:
+            return
+        block: Any
+        for block in transformer.blocks:
+            block.ffn.forward = torch.compile(block.ffn.forward, mode=self._compiled, dynamic=True)
+            block.attn.qkv = torch.compile(block.attn.qkv, mode=self._compiled, dynamic=True)
+            block.attn.out = torch.compile(block.attn.out, mode=self._compiled, dynamic=True)
+
+    @contextmanager
+    def alone(self, method: str | Row) -> Iterator[None]:
+        """For a look at memory: models that the row does not run on lie in the host's meanwhile, not on the GPU."""
+        running = self.backbones_of(method).values()
+        idle = [m for m in (*self.backbones.values(), *self._transformed.values()) if m not in running]
+        for model in idle:
+            model.cpu()
+        try:
+            yield
+        finally:
+            for model in idle:
+                model.to(self.device)
+
+    def load_further(self, wanted: Mapping[str, ModelSpec]) -> list[str]:
+        """Brings further models that methods name, where they are not loaded; the names of those that are not to be had."""
+        missing = []
+        for name, spec in wanted.items():
+            if name in self.backbones:
+                continue
+            found = self.find(name, spec)
+            if found is None:
+                missing.append(name)
+            else:
+                self.backbones[name], self.weights[name] = self._placed(found[0]), found[1]
+        return missing
+
+    def _placed(self, model: Transformer) -> Transformer:
+        return model.cast_(self.dtype).to(self.device).eval()
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
@@ -101,22 +171,24 @@ class Pipeline:
         return self._decode_map(self.tokenizer.quantize.running_maps(self._checked_tokens(tokens))[-1])
 
     @torch.inference_mode()
-    def logits(self, tokens: Tensor, labels: Tensor | Sequence[int], *, method: str = "full_var") -> Tensor:
+    def logits(self, tokens: Tensor, labels: Tensor | Sequence[int], *, method: str | Row = FULL) -> Tensor:
         """Teacher-forced logits (B, L, V) of a method that computes every scale, without guidance."""
         plan, _ = self.compile(method)
+        method_name = method if isinstance(method, str) else method.name
         tokens, labels = self._checked_tokens(tokens), self._checked_labels(labels)
         features = self.tokenizer.teacher_input(tokens)
         parts: dict[int, Tensor] = {}
+        backbones = self.backbones_of(method)
         for name in dict.fromkeys(step.backbone for step in plan.steps):
-            if (method, name) not in self._passes:
-                self._passes[method, name] = TeacherPass(plan, name)
-            run = self._passes[method, name]
-            logits = run.logits(self.backbones[name], features, labels, dtype=self.dtype, attend=fused_attention)
+            if (method_name, name) not in self._passes:
+                self._passes[method_name, name] = TeacherPass(plan, name)
+            run = self._passes[method_name, name]
+            logits = run.logits(backbones[name], features, labels, dtype=self.dtype, attend=fused_attention)
             counts = [self.model.tokens[scale] for scale in run.plan.sampled]
             parts.update(zip(run.plan.sampled, logits.split(counts, dim=1), strict=True))
         if plan.skipped:
             raise UserError(
-                f"{method} skips {self.model.scale_name(plan.skipped[0])}, so it has no logits for all tokens"
+                f"{method_name} skips {self.model.scale_name(plan.skipped[0])}, so it has no logits for all tokens"
             )
         return torch.cat([parts[scale] for scale in range(self.model.scales)], dim=1)
 
@@ -128,7 +200,7 @@ class Pipeline:
         cfg: float = 1.5,
         top_k: int = 0,
         top_p: float = 0.0,
-        method: str | Row = "full_var",
+        method: str | Row = FULL,
         first_image: int = 0,
         tokens: Tensor | None = None,
         return_logits: bool = False,
@@ -145,7 +217,7 @@ class Pipeline:
         made = generate(
             plan,
             row,
-            backbones=self.backbones,
+            backbones=self.backbones_of(method),
             tokenizer=self.tokenizer,
             labels_B=labels_B,
             images_B=torch.arange(first_image, first_image + len(labels_B), device=self.device),
@@ -206,8 +278,8 @@ def load_pipeline(
     """A pipeline from checkpoint files, or of a preset.
 
     With `vae` and `var`, sizes are read off the files. With a preset alone, its shipped weights are loaded where it has
-    some; random ones are drawn from `seed` where it has none, or with `random`. `companions` are further models by name, for methods
-    that run on two.
+    some; random ones are drawn from `seed` where it has none, or with `random`. `companions` are further models by name,
+    for methods that run on two; of a preset, those that are not given are found as its own weights are.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
@@ -266,21 +338,28 @@ def _preset_pipeline(
     preset = presets.preset(name)
     shipped = presets.shipped_files(name)
     if shipped and not random:
-        files = {**shipped, **(companions or {})}
-        pipe = load_pipeline(vae=files.pop("vae"), var=files.pop(MAIN), companions=files, device=device, dtype=dtype)
-        for backbone, model in pipe.backbones.items():
-            model.spec = preset.spec if backbone == MAIN else replace(model.spec, name=f"{name}-{backbone}")
+        vae, var = shipped["vae"], shipped[MAIN]
+        pipe = load_pipeline(name, vae=vae, var=var, companions=companions, device=device, dtype=dtype)
+        pipe.find = functools.partial(_shipped, name)
         return pipe
-    specs = {MAIN: preset.spec}
-    if preset.companion:
-        specs["refiner"] = preset.companion
+    drawn = f"random, seed {seed}"
     return Pipeline(
         tokenizer=random_tokenizer(preset.spec, seed),
-        backbones={name: random_transformer(spec, seed, device=device) for name, spec in specs.items()},
+        backbones={MAIN: random_transformer(preset.spec, seed, device=device)},
         device=device,
         dtype=dtype,
-        weights=dict.fromkeys(("vae", *specs), f"random, seed {seed}"),
+        weights={"vae": drawn, MAIN: drawn},
+        find=lambda _, spec: (random_transformer(spec, seed, device=device), drawn),
     )
+
+
+def _shipped(preset: str, name: str, spec: ModelSpec) -> tuple[Transformer, str] | None:
+    path = presets.shipped_files(preset, {name: spec}).get(name)
+    if path is None:
+        return None
+    model = load_transformer(path, spec.tokenizer)
+    model.spec = spec
+    return model, file_hash(path)
 
 
 def random_tokenizer(spec: ModelSpec, seed: int) -> Tokenizer:

@@ -6,6 +6,7 @@ a trace, steps) is None with the other.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from varbench.engine.generate import Observer
 from varbench.engine.pipeline import Pipeline
 from varbench.engine.storage import storage_bytes
+from varbench.engine.transforms import stored
 from varbench.plan.trace import Trace
 from varbench.policies import Generator
 from varbench.spec import ModelSpec
@@ -56,6 +58,10 @@ class Subject(Protocol):
         """All that stays loaded for the row, by storage, counted once."""
         ...
 
+    def alone(self, row: str) -> AbstractContextManager[None]:
+        """While it lasts, what other rows run on is not on the device."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSubject:
@@ -88,8 +94,11 @@ class EngineSubject:
         return Answer(images=made.images, tokens=made.tokens, trace=made.trace)
 
     def weight_bytes(self, row: str) -> int:
-        modules: tuple[nn.Module, ...] = (self.pipe.tokenizer, *self.pipe.backbones.values())
-        return storage_bytes(tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
+        modules: tuple[nn.Module, ...] = (self.pipe.tokenizer, *self.pipe.backbones_of(row).values())
+        return storage_bytes(tensor for module in modules for tensor in stored(module))
+
+    def alone(self, row: str) -> AbstractContextManager[None]:
+        return self.pipe.alone(row)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,3 +118,6 @@ class GeneratorSubject:
 
     def weight_bytes(self, row: str) -> int:
         return self.loaded_bytes
+
+    def alone(self, row: str) -> AbstractContextManager[None]:
+        return nullcontext()

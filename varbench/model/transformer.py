@@ -21,9 +21,14 @@ EPS = 1e-6
 MAX_LOG_SCALE = math.log(100)
 
 
-def linear(x: Tensor, layer: nn.Linear, dtype: torch.dtype) -> Tensor:
-    bias = None if layer.bias is None else layer.bias.to(dtype)
-    return F.linear(x.to(dtype), layer.weight.to(dtype), bias)
+def linear(x: Tensor, layer: nn.Module, dtype: torch.dtype, *, bias: Tensor | None = None) -> Tensor:
+    """A linear layer in the compute type; `bias` is one that the layer does not hold itself. What a transform has put in a
+    layer's place is called, with activations in that type."""
+    if type(layer) is not nn.Linear:
+        made = layer(x.to(dtype)).to(dtype)
+        return made if bias is None else made + bias.to(dtype)
+    own = bias if layer.bias is None else layer.bias
+    return F.linear(x.to(dtype), layer.weight.to(dtype), None if own is None else own.to(dtype))
 
 
 def embedding(rows: int, width: int) -> nn.Embedding:
@@ -48,8 +53,7 @@ class Conditioner(nn.ModuleList):
         return self.get_parameter("1.weight")
 
     def forward(self, cond_BC: Tensor, dtype: torch.dtype) -> Tensor:
-        bias = self.get_parameter("1.bias")
-        return F.linear(F.silu(cond_BC.float()).to(dtype), self.weight.to(dtype), bias.to(dtype))
+        return linear(F.silu(cond_BC.float()), self[1], dtype)
 
 
 class Attention(nn.Module):
@@ -69,8 +73,8 @@ class Attention(nn.Module):
     def qkv(self, x_BLC: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """q and v in the compute type; k as the normalisation leaves it, float32 where q and k are normalised."""
         batch, length, width = x_BLC.shape
-        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias)).to(dtype)
-        qkv = F.linear(x_BLC.to(dtype), self.mat_qkv.weight.to(dtype), bias)
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        qkv = linear(x_BLC, self.mat_qkv, dtype, bias=bias)
         q, k, v = qkv.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         if self.l2:
             scale = self.scale_mul_1H11.float().clamp_max(MAX_LOG_SCALE).exp()

@@ -2,65 +2,27 @@
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Generic, Literal, TypeVar
+from dataclasses import replace
+from typing import Literal
 
 from varbench.errors import PlanError
-from varbench.plan.steps import (
-    MIXED,
-    Accounting,
-    CacheUse,
-    LayerCall,
-    Plan,
-    Segment,
-    SlotKey,
-    Step,
-    SubLayer,
-    total,
-)
+from varbench.plan.cache_uses import Caches, Work
+from varbench.plan.owned import Owned, Policy, RowPolicies
+from varbench.plan.steps import Accounting, LayerCall, Plan, SlotKey, Step, SubLayer, Transform
 from varbench.policies import (
     MAIN,
     BothBranches,
-    CacheStrategy,
     DepthPolicy,
     EveryScale,
     FullDepth,
-    Generator,
     GuidancePolicy,
-    StepPolicy,
     StepSpec,
     SubLayerName,
     TokenPolicy,
 )
 from varbench.spec import ModelSpec
-
-Policy = TypeVar("Policy")
-Value = TypeVar("Value")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Owned(Generic[Policy]):
-    """A policy and the plugin that it came from, for messages."""
-
-    plugin: str
-    policy: Policy
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowPolicies:
-    """All policies of one row. What is None behaves as in the full model."""
-
-    name: str
-    depth: Owned[DepthPolicy] | None = None
-    steps: Owned[StepPolicy] | None = None
-    guidance: Owned[GuidancePolicy] | None = None
-    tokens: Owned[TokenPolicy] | None = None
-    caches: tuple[Owned[CacheStrategy], ...] = ()
-    generator: Owned[Generator] | None = None
-    """Replaces the loop, and with it the plan."""
 
 
 def compile_plan(
@@ -84,14 +46,14 @@ def compile_plan(
                 f"{owned.plugin}: dynamic policies (work that depends on content) are not executed by this version; "
                 "give counts that are fixed before the run"
             )
-    step_policy = row.steps.policy if row.steps else EveryScale(model)
-    backbones = {MAIN: model, **step_policy.backbones}
+    step_policy = row.steps or _full(EveryScale(model))
+    backbones = {MAIN: model, **step_policy.policy.backbones}
     backbones.update((name, spec) for name, spec in (loaded or {}).items() if name in backbones)
-    specs = _checked_steps(model, step_policy.steps(), backbones, _owner(row.steps))
+    specs = _checked_steps(model, step_policy.every(step_policy.policy.steps), backbones, step_policy.plugin)
     branches = _branches(model, specs, row.guidance)
     layers = _layers(model, specs, backbones, row.depth)
     work = _token_work(model, specs, layers, row.tokens)
-    caches = _Caches(
+    caches = Caches(
         model=model, backbones=backbones, specs=specs, layers=layers, work=work, row=row, accounting=accounting
     )
     uses = caches.uses()
@@ -126,12 +88,16 @@ def compile_plan(
         backbones=tuple(backbones.items()),
         accounting=accounting,
         cache_dtype=caches.dtype,
+        transforms=tuple(
+            Transform(part=owned.part, backbone=owned.backbone, changes=tuple(owned.policy.changes.items()))
+            for owned in row.transforms
+        ),
         steps=tuple(steps),
     )
 
 
-def _owner(owned: Owned[Policy] | None) -> str:
-    return owned.plugin if owned else "the full model"
+def _full(policy: Policy) -> Owned[Policy]:
+    return Owned(plugin="the full model", policy=policy)
 
 
 def _checked_steps(
@@ -150,6 +116,8 @@ def _checked_steps(
     encoded: dict[str, int] = {}
     for number, spec in enumerate(specs, 1):
         where = f"{plugin}: step {number}"
+        if not isinstance(spec, StepSpec) or not all(isinstance(scale, int) for scale in spec.scales):
+            raise PlanError(f"{where} is {spec!r}; give a StepSpec(scales=...) of the scales' numbers")
         if spec.backbone not in backbones:
             raise PlanError(f"{where} names backbone {spec.backbone!r}; the policy gives {', '.join(backbones)}")
         if not spec.scales:
@@ -178,20 +146,20 @@ def _checked_steps(
 def _branches(
     model: ModelSpec, specs: tuple[StepSpec, ...], guidance: Owned[GuidancePolicy] | None
 ) -> list[Literal[1, 2]]:
-    policy = guidance.policy if guidance else BothBranches()
+    owner = guidance or _full(BothBranches())
     counts: list[Literal[1, 2]] = []
     last: dict[str, int] = {}
     for spec in specs:
         scale = spec.scales[-1]
-        name = policy.branches(scale)
+        name = owner.ask(owner.policy.branches, scale)
         if name not in ("both", "labelled"):
             raise PlanError(
-                f"{_owner(guidance)}: {name!r} branches at {model.scale_name(scale)}; give 'both' or 'labelled'"
+                f"{owner.plugin}: {name!r} branches at {model.scale_name(scale)}; give 'both' or 'labelled'"
             )
         count: Literal[1, 2] = 2 if name == "both" else 1
         if count > last.get(spec.backbone, 2):
             raise PlanError(
-                f"{_owner(guidance)}: the unlabelled branch comes back at {model.scale_name(scale)}, but its keys and "
+                f"{owner.plugin}: the unlabelled branch comes back at {model.scale_name(scale)}, but its keys and "
                 "values were released when it stopped; a branch that ended cannot be read again"
             )
         last[spec.backbone] = count
@@ -206,13 +174,15 @@ def _layers(
     depth: Owned[DepthPolicy] | None,
 ) -> list[list[tuple[int, int]]]:
     """For each step, (layer, slot) of each call in order."""
-    policy = depth.policy if depth else FullDepth(model, backbones)
+    owner = depth or _full(FullDepth(model, backbones))
     calls = []
     for spec in specs:
-        where = f"{_owner(depth)}: {model.scale_name(spec.scales[-1])}"
+        where = f"{owner.plugin}: {model.scale_name(spec.scales[-1])}"
         seen: Counter[int] = Counter()
         step = []
-        for layer in map(_whole, policy.layers(spec.scales[-1], spec.backbone)):
+        layers, scale, backbone = owner.policy.layers, spec.scales[-1], spec.backbone
+        for given in owner.every(layers, scale, backbone):
+            layer = owner.whole(given, layers, scale, backbone)
             if not 0 <= layer < backbones[spec.backbone].depth:
                 raise PlanError(
                     f"{where} asks for layer {layer}; {backbones[spec.backbone].name} has layers 0 to "
@@ -226,17 +196,14 @@ def _layers(
     return calls
 
 
-_Work = dict[tuple[int, int], tuple[SubLayer, SubLayer]]
-
-
 def _token_work(
     model: ModelSpec,
     specs: tuple[StepSpec, ...],
     layers: list[list[tuple[int, int]]],
     tokens: Owned[TokenPolicy] | None,
-) -> _Work:
+) -> Work:
     """Attention and FFN of each (step, call)."""
-    work: _Work = {}
+    work: Work = {}
     for index, spec in enumerate(specs):
         available = sum(model.tokens[scale] for scale in spec.scales)
         for place, (layer, _) in enumerate(layers[index]):
@@ -249,21 +216,12 @@ def _token_work(
     return work
 
 
-def _whole(number: int) -> int:
-    """A plain integer: what only derives from one could compare as it likes."""
-    try:
-        return operator.index(number)
-    except TypeError:
-        raise PlanError(f"{number!r} is no whole number; layers, tokens and budgets are") from None
-
-
 def _sub_layer(
     model: ModelSpec, spec: StepSpec, layer: int, name: SubLayerName, available: int, tokens: Owned[TokenPolicy]
 ) -> SubLayer:
     scale = spec.scales[-1]
-    claimed = tokens.policy.tokens(layer, scale, name)
-    count = None if claimed is None else _whole(claimed)
-    remembered = tokens.policy.remembers(layer, scale, name)
+    count = tokens.count(tokens.policy.tokens, layer, scale, name)
+    remembered = tokens.agrees(tokens.policy.remembers, layer, scale, name)
     where = f"{tokens.plugin}: {name} of layer {layer} at {model.scale_name(scale)}"
     if count is not None and len(spec.scales) > 1:
         raise PlanError(f"{where} picks tokens in a step that encodes {len(spec.scales)} scales; that is not supported")
@@ -272,7 +230,7 @@ def _sub_layer(
     return SubLayer(tokens=available if count is None else count, picked=count is not None, remembered=remembered)
 
 
-def _live_memories(specs: tuple[StepSpec, ...], layers: list[list[tuple[int, int]]], work: _Work) -> _Work:
+def _live_memories(specs: tuple[StepSpec, ...], layers: list[list[tuple[int, int]]], work: Work) -> Work:
     """Outputs are remembered only where a later call of the slot fills in from them."""
     live = dict(work)
     for which in (0, 1):
@@ -290,152 +248,3 @@ def _live_memories(specs: tuple[StepSpec, ...], layers: list[list[tuple[int, int
                 pair[which] = replace(sub, remembered=sub.remembered and needed)
                 live[index, place] = (pair[0], pair[1])
     return live
-
-
-class _Caches:
-    """What each call reads, adds and leaves. Liveness lives here: what nothing reads later is not stored."""
-
-    def __init__(
-        self,
-        *,
-        model: ModelSpec,
-        backbones: dict[str, ModelSpec],
-        specs: tuple[StepSpec, ...],
-        layers: list[list[tuple[int, int]]],
-        work: _Work,
-        row: RowPolicies,
-        accounting: Accounting,
-    ) -> None:
-        self.model, self.backbones, self.specs, self.layers, self.work = model, backbones, specs, layers, work
-        self.depth, self.strategies, self.accounting = row.depth, row.caches, accounting
-        self.dtype = self._one("a cache type", [(o, o.policy.dtype) for o in self.strategies])
-
-    def _one(self, what: str, claims: list[tuple[Owned[CacheStrategy], Value | None]]) -> Value | None:
-        """The one claim that is made; two are refused by name."""
-        made = [(owned.plugin, value) for owned, value in claims if value is not None]
-        if len(made) > 1:
-            raise PlanError(f"{' and '.join(plugin for plugin, _ in made)} both set {what}; a row has one owner of it")
-        return made[0][1] if made else None
-
-    def uses(self) -> dict[tuple[int, int], tuple[CacheUse, ...]]:
-        """Cache uses of each (step, call)."""
-        calls: dict[SlotKey, list[tuple[int, int]]] = {}
-        for index, step in enumerate(self.layers):
-            for place, (layer, slot) in enumerate(step):
-                calls.setdefault(SlotKey(self.specs[index].backbone, layer, slot), []).append((index, place))
-        uses: dict[tuple[int, int], list[CacheUse]] = {}
-        for key, places in calls.items():
-            for group, heads in enumerate(self._groups(key)):
-                for at, use in zip(places, self._follow(key, places, group, heads), strict=True):
-                    uses.setdefault(at, []).append(use)
-        return self._with_room(calls, uses)
-
-    def _groups(self, key: SlotKey) -> tuple[tuple[int, ...], ...]:
-        everyone = tuple(range(self.backbones[key.backbone].heads))
-        claims = [(owned, owned.policy.head_groups(key.layer)) for owned in self.strategies]
-        groups = self._one("groups of heads", claims)
-        if groups is None:
-            return (everyone,)
-        if sorted(head for group in groups for head in group) != list(everyone) or not all(groups):
-            owner = next(owned.plugin for owned, claimed in claims if claimed is not None)
-            raise PlanError(
-                f"{owner}: head groups {groups} of layer {key.layer} are no partition of {len(everyone)} heads"
-            )
-        return tuple(tuple(group) for group in groups)
-
-    def _follow(
-        self, key: SlotKey, places: list[tuple[int, int]], group: int, heads: tuple[int, ...]
-    ) -> list[CacheUse]:
-        """One slot and head group through all its calls."""
-        held: tuple[Segment, ...] = ()
-        uses = []
-        readers = [self.specs[index].scales[-1] for index, _ in places]
-        for number, at in enumerate(places):
-            spec = self.specs[at[0]]
-            attention = self.work[at][0]
-            if attention.picked:
-                own: tuple[Segment, ...] = (Segment(spec.scales[-1], attention.tokens),)
-            else:
-                own = tuple(Segment(scale, self.model.tokens[scale]) for scale in spec.scales)
-            kept, picked = self._kept(key, (*held, *own), readers[number:], group)
-            uses.append(
-                CacheUse(heads=heads, read=held, own=total(own), kept=kept, capacity=total(kept), picked=picked)
-            )
-            held = kept
-        return uses
-
-    def _kept(
-        self, key: SlotKey, entries: tuple[Segment, ...], readers: list[int], group: int
-    ) -> tuple[tuple[Segment, ...], bool]:
-        """What stays after the call at scale `readers[0]`, when the scales `readers[1:]` run the slot again."""
-        now, later = readers[0], readers[1:]
-        wasteful = self.accounting == "upstream" or (
-            self.depth is not None and self.depth.policy.retains(key.layer, now) and not self._is_last(now)
-        )
-        if not later and not wasteful:
-            return (), False
-        reader = later[0] if later else now + 1
-        if reader < self.model.scales:
-            entries = tuple(s for s in entries if self._keeps(key.layer, s, reader, later[1:], group))
-        budget = self._budget(key.layer, now, group)
-        if budget is None or not later:
-            return entries, False
-        return (Segment(MIXED, min(budget, total(entries))),), True
-
-    def _is_last(self, scale: int) -> bool:
-        return scale == self.specs[-1].scales[-1]
-
-    def _keeps(self, layer: int, entry: Segment, reader: int, later: list[int], group: int) -> bool:
-        if entry.scale == MIXED:
-            return True
-        for owned in self.strategies:
-            if owned.policy.keeps(layer, entry.scale, reader, group):
-                continue
-            back = [scale for scale in later if owned.policy.keeps(layer, entry.scale, scale, group)]
-            if back:
-                raise PlanError(
-                    f"{owned.plugin}: {self.model.scale_name(back[0])} reads what layer {layer} stored at "
-                    f"{self.model.scale_name(entry.scale)}, but it was released before {self.model.scale_name(reader)}"
-                )
-            return False
-        return True
-
-    def _budget(self, layer: int, scale: int, group: int) -> int | None:
-        claims = [(owned, owned.policy.budget(layer, scale, group)) for owned in self.strategies]
-        budget = self._one("a budget of cache entries", claims)
-        if budget is None:
-            return None
-        owner = next(owned.plugin for owned, claimed in claims if claimed is not None)
-        if len(self.strategies) > 1:
-            others = " and ".join(owned.plugin for owned in self.strategies if owned.plugin != owner)
-            raise PlanError(
-                f"{owner} picks single entries by content and cannot be joined with {others}, which drops whole scales"
-            )
-        budget = _whole(budget)
-        if budget < 1:
-            raise PlanError(
-                f"{owner}: a budget of {budget} entries after {self.model.scale_name(scale)}; give 1 or more"
-            )
-        return budget
-
-    def _with_room(
-        self, calls: dict[SlotKey, list[tuple[int, int]]], uses: dict[tuple[int, int], list[CacheUse]]
-    ) -> dict[tuple[int, int], tuple[CacheUse, ...]]:
-        """Sets capacities: a buffer has room for all that it will hold until the next step that frees some buffer.
-
-        So a cache is allocated once where nothing is ever freed, and does not sit there half empty while others,
-        soon to be freed, are full. Upstream accounting grows by concatenation, entry for entry.
-        """
-        if self.accounting == "lossless":
-            ends = [places[-1] for places in calls.values()]
-            frees = sorted({at[0] for at in ends if not total(uses[at][0].kept)})
-            for places in calls.values():
-                for group in range(len(uses[places[0]])):
-                    for phase_end in [*frees, len(self.specs)]:
-                        phase_start = max([-1, *(f for f in frees if f < phase_end)]) + 1
-                        inside = [at for at in places if phase_start <= at[0] <= phase_end]
-                        room = max((total(uses[at][group].kept) for at in inside), default=0)
-                        for at in inside:
-                            if total(uses[at][group].kept):
-                                uses[at][group] = replace(uses[at][group], capacity=room)
-        return {at: tuple(groups) for at, groups in uses.items()}

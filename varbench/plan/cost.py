@@ -12,9 +12,14 @@ from functools import cached_property
 
 from varbench.plan.hardware import Hardware
 from varbench.plan.steps import CacheUse, LayerCall, Plan, SlotKey, Step, total
+from varbench.policies import Part
 from varbench.spec import ModelSpec, TokenizerSpec
 
-ITEM = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "int8": 1}
+ITEM: dict[str, float] = {
+    "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "int8": 1, "uint8": 1, "int4": 0.5,
+}  # fmt: skip
+"""Bytes of one number, by type. Whole types are for weights: their scales are bytes beside."""
+CACHE_TYPES = tuple(dtype for dtype in ITEM if dtype.startswith(("float", "bfloat")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +30,8 @@ class StepWork:
     block_flops: int
     other_flops: int
     """Embedding, head and the quantiser's convolution; conditioning in the first step of a backbone."""
+    other_types: tuple[tuple[str, int], ...]
+    """FLOPs among these that a transform computes in other types than the compute type, by type."""
     bytes_moved: int
     state_peak: int
     """Largest bytes of caches and remembered outputs within the step."""
@@ -97,18 +104,17 @@ def work(plan: Plan, *, batch: int, dtype: str) -> PlanWork:
     begun: set[str] = set()
     for step, (peak, after) in zip(plan.steps, states, strict=True):
         spec = plan.backbone(step.backbone)
-        rows = batch * step.branches
-        block = sum(_call_flops(spec, call, rows) for call in step.calls)
-        other = _other_flops(plan, spec, step, batch)
-        if step.backbone not in begun:
-            begun.add(step.backbone)
-            other += _conditioning_flops(plan, spec, step, batch)
+        products = _product_flops(plan, spec, step, batch, first=step.backbone not in begun)
+        begun.add(step.backbone)
+        attention = sum(_attention_flops(spec, call, batch * step.branches) for call in step.calls)
+        phi = 2 * batch * plan.model.tokens[-1] * plan.model.tokenizer.code_dim**2 * 9
         moved, transient = _bytes(plan, spec, step, batch, dtype)
         steps.append(
             StepWork(
                 scale=step.samples,
-                block_flops=block,
-                other_flops=other,
+                block_flops=attention + products["attention"] + products["ffn"],
+                other_flops=phi + products["conditioning"] + products["ends"],
+                other_types=_other_types(plan, step.backbone, products, dtype),
                 bytes_moved=moved,
                 state_peak=peak,
                 state_after=after,
@@ -130,45 +136,55 @@ def predict(counted: PlanWork, hardware: Hardware) -> Prediction:
     rate, bandwidth = hardware.rate(counted.dtype), hardware.bandwidth_gbs * 1e9
     efficiency = hardware.reached(counted.dtype)
 
-    def seconds(flops: int, moved: int) -> float:
-        return max(flops / rate, moved / bandwidth) / efficiency
+    def seconds(flops: int, moved: int, others: tuple[tuple[str, int], ...] = ()) -> float:
+        # A type that the device has no rate for is no faster on it than the compute type.
+        other = sum(amount / (hardware.rate(kind) if kind in hardware.tflops else rate) for kind, amount in others)
+        own = (flops - sum(amount for _, amount in others)) / rate
+        return max(own + other, moved / bandwidth) / efficiency
 
     return Prediction(
         hardware=hardware.name,
         efficiency=efficiency,
-        steps=tuple(seconds(step.flops, step.bytes_moved) for step in counted.steps),
+        steps=tuple(seconds(step.flops, step.bytes_moved, step.other_types) for step in counted.steps),
         decoder=seconds(counted.decoder_flops, counted.decoder_bytes),
     )
 
 
-def _call_flops(spec: ModelSpec, call: LayerCall, rows: int) -> int:
-    width, tokens = spec.width, call.attention.tokens
-    attention = sum(4 * tokens * use.attended * len(use.heads) * spec.head_dim for use in call.cache)
-    projections = 2 * tokens * width * 4 * width
-    ffn = 4 * call.ffn.tokens * width * spec.hidden
-    return rows * (attention + projections + ffn)
+def _attention_flops(spec: ModelSpec, call: LayerCall, rows: int) -> int:
+    """Queries with keys, and weights with values."""
+    return rows * sum(4 * call.attention.tokens * use.attended * len(use.heads) * spec.head_dim for use in call.cache)
 
 
-def _other_flops(plan: Plan, spec: ModelSpec, step: Step, batch: int) -> int:
-    tokenizer, sampled = plan.model.tokenizer, plan.model.tokens[step.samples]
+def _product_flops(plan: Plan, spec: ModelSpec, step: Step, batch: int, *, first: bool) -> dict[Part, int]:
+    """Products with matrices, by part, as transforms leave them. AdaLN vectors are made once a generation, in the `first` step:
+    a row an image, and one for "no class"."""
+    width, rows, tokenizer = spec.width, batch * step.branches, plan.model.tokenizer
     embedded = sum(plan.model.tokens[scale] for scale in step.scales if scale)
-    embedding = 2 * batch * embedded * tokenizer.code_dim * spec.width
-    head = 2 * batch * step.branches * sampled * spec.width * tokenizer.vocabulary
-    phi = 2 * batch * plan.model.tokens[-1] * tokenizer.code_dim**2 * 9
-    return embedding + head + phi
-
-
-def _conditioning_flops(plan: Plan, spec: ModelSpec, step: Step, batch: int) -> int:
-    """AdaLN vectors, once a generation: a row an image, and one for "no class"."""
-    rows = batch + (1 if step.branches == 2 else 0)
+    vectors = batch + (1 if step.branches == 2 else 0)
     layers = len({call.layer for s in plan.steps if s.backbone == step.backbone for call in s.calls})
     sixes = 1 if spec.shared_adaln else layers
-    return 2 * rows * spec.width * spec.width * (6 * sixes + 2)
+    found: dict[Part, int] = {
+        "attention": sum(rows * 2 * call.attention.tokens * width * 4 * width for call in step.calls),
+        "ffn": sum(rows * 4 * call.ffn.tokens * width * spec.hidden for call in step.calls),
+        "conditioning": 2 * vectors * width * width * (6 * sixes + 2) if first else 0,
+        "ends": 2 * batch * embedded * tokenizer.code_dim * width
+        + 2 * rows * plan.model.tokens[step.samples] * width * tokenizer.vocabulary,
+    }
+    return {part: round(flops * plan.change(step.backbone, part).flops) for part, flops in found.items()}
+
+
+def _other_types(plan: Plan, backbone: str, products: dict[Part, int], dtype: str) -> tuple[tuple[str, int], ...]:
+    found: dict[str, int] = {}
+    for part, flops in products.items():
+        kind = plan.change(backbone, part).compute_type
+        if kind is not None and kind != dtype:
+            found[kind] = found.get(kind, 0) + flops
+    return tuple(found.items())
 
 
 def key_value_bytes(plan: Plan, dtype: str) -> tuple[int, int]:
     """Bytes of one number of a stored key, and of a value."""
-    item = ITEM[plan.cache_dtype or dtype]
+    item = int(ITEM[plan.cache_dtype or dtype])
     return (4 if plan.float32_keys else item), item
 
 
@@ -194,7 +210,7 @@ def state_over_time(plan: Plan, *, batch: int, dtype: str) -> Iterator[tuple[int
                 buffers[key, group] = use.capacity * len(use.heads) * entry
             for name, sub in (("attention", call.attention), ("ffn", call.ffn)):
                 if sub.remembered:
-                    memories[key, name] = plan.model.tokens[step.samples] * spec.width * ITEM[dtype]
+                    memories[key, name] = plan.model.tokens[step.samples] * spec.width * int(ITEM[dtype])
                 elif not _fills_later(plan, key, name, number):
                     memories.pop((key, name), None)
             peak = max(peak, _held(rows, buffers, memories))
@@ -221,41 +237,60 @@ def _fills_later(plan: Plan, key: SlotKey, name: str, number: int) -> bool:
     )
 
 
+def matrices(spec: ModelSpec) -> dict[Part, tuple[int, int]]:
+    """Numbers in the matrices of each part, and in their biases."""
+    width, hidden, depth, tokenizer = spec.width, spec.hidden, spec.depth, spec.tokenizer
+    sixes = 1 if spec.shared_adaln else depth
+    return {
+        "attention": (depth * 4 * width * width, depth * width),
+        "ffn": (depth * 2 * width * hidden, depth * (hidden + width)),
+        "conditioning": ((6 * sixes + 2) * width * width, (6 * sixes + 2) * width),
+        "ends": ((tokenizer.code_dim + tokenizer.vocabulary) * width, width + tokenizer.vocabulary),
+    }
+
+
 def parameters(spec: ModelSpec) -> dict[str, int]:
     """Numbers stored by a transformer, by how they are stored: `matrices` in the compute type, the rest in float32."""
-    width = spec.width
-    sixes = 6 * width if spec.shared_adaln else 0
-    ada = 0 if spec.shared_adaln else (width + 1) * 6 * width
-    matrices = 4 * width * width + width + 2 * width * spec.hidden + spec.hidden + width + ada
-    others = 2 * width + sixes + (spec.heads if spec.l2_attention else 0)
-    shared = (width + 1) * 6 * width if spec.shared_adaln else 0
-    tokenizer = spec.tokenizer
-    ends = (width + 1) * (2 * width + tokenizer.vocabulary) + (tokenizer.code_dim + 1) * width
-    embeddings = (spec.classes + 1 + spec.scales + spec.length + spec.tokens[0]) * width
-    return {"matrices": spec.depth * matrices + shared + ends, "others": spec.depth * others + embeddings}
+    layer = 2 * spec.width + (6 * spec.width if spec.shared_adaln else 0) + (spec.heads if spec.l2_attention else 0)
+    embeddings = (spec.classes + 1 + spec.scales + spec.length + spec.tokens[0]) * spec.width
+    return {"matrices": sum(map(sum, matrices(spec).values())), "others": spec.depth * layer + embeddings}
 
 
 def weight_bytes(plan: Plan, dtype: str) -> int:
-    """Bytes of every loaded transformer, and of the tokenizer in float32."""
-    bytes_ = 4 * tokenizer_parameters(plan.model.tokenizer, plan.model.scales)
-    for _, spec in plan.backbones:
-        counts = parameters(spec)
-        bytes_ += counts["matrices"] * ITEM[dtype] + counts["others"] * 4
-    return bytes_
+    """Bytes of every transformer that the row runs on, and of the tokenizer in float32."""
+    tokenizer = 4 * tokenizer_parameters(plan.model.tokenizer, plan.model.scales)
+    return tokenizer + sum(backbone_bytes(plan, name, dtype) for name, _ in plan.backbones)
+
+
+def backbone_bytes(plan: Plan, name: str, dtype: str) -> int:
+    """Bytes of one transformer as transforms leave it."""
+    spec = plan.backbone(name)
+    bytes_ = 4.0 * parameters(spec)["others"]
+    for part, (_, biases) in matrices(spec).items():
+        bytes_ += _matrix_bytes(plan, name, part, dtype) + biases * ITEM[plan.change(name, part).bias_type or dtype]
+    return round(bytes_)
+
+
+def _matrix_bytes(plan: Plan, name: str, part: Part, dtype: str) -> float:
+    """Of all layers, with what is stored beside."""
+    change = plan.change(name, part)
+    numbers, _ = matrices(plan.backbone(name))[part]
+    return change.weights * numbers * ITEM[change.weight_type or dtype] + change.extra_bytes
 
 
 def _bytes(plan: Plan, spec: ModelSpec, step: Step, batch: int, dtype: str) -> tuple[int, int]:
     """Bytes moved in a step by eager code, and the largest transient."""
-    item, width = ITEM[dtype], spec.width
+    item, width = int(ITEM[dtype]), spec.width
     rows = batch * step.branches
     moved, transient = 0.0, 0
-    layer = 4 * width * width + 2 * width * spec.hidden
+    sub_layers: tuple[Part, Part] = ("attention", "ffn")
+    weights = sum(_matrix_bytes(plan, step.backbone, part, dtype) for part in sub_layers) / spec.depth
     for call in step.calls:
         attended = max(use.attended for use in call.cache)
         a, f = rows * call.attention.tokens * width, rows * call.ffn.tokens * width
         # Normalise and modulate in float32 (three passes that read and write), cast, gate, add to the stream.
         passes = 3 * 8 + 4 + item + 3 * item + 4 + item + 4
-        moved += layer * item + (a + f) * passes
+        moved += weights + (a + f) * passes
         # q k v written, q and k normalised in float32, then what is attended to, mixed, projected.
         moved += a * (8 * item + 2 * 12) + rows * sum(
             use.attended * len(use.heads) * spec.head_dim * sum(key_value_bytes(plan, dtype)) for use in call.cache

@@ -33,8 +33,20 @@ class Hardware:
         return self.efficiency.get(dtype, 1.0)
 
 
-def _gpu(name: str, *, float32: float, half: float, bandwidth: float, memory: float, source: str) -> Hardware:
-    rates = {"float32": float32, "bfloat16": half, "float16": half}
+def _gpu(
+    name: str,
+    *,
+    float32: float,
+    half: float,
+    int8: float,
+    float8: float | None = None,
+    bandwidth: float,
+    memory: float,
+    source: str,
+) -> Hardware:
+    rates = {"float32": float32, "bfloat16": half, "float16": half, "int8": int8}
+    if float8 is not None:
+        rates |= {"float8_e4m3fn": float8, "float8_e5m2": float8}
     return Hardware(name=name, tflops=rates, bandwidth_gbs=bandwidth, memory_gb=memory, source=source)
 
 
@@ -42,12 +54,12 @@ _SHEET = "maker's data sheet, dense"
 KNOWN = {
     device.name: device
     for device in (
-        _gpu("H100-SXM", float32=66.9, half=989, bandwidth=3350, memory=80, source=_SHEET),
-        _gpu("H200-SXM", float32=66.9, half=989, bandwidth=4800, memory=141, source=_SHEET),
-        _gpu("A100-SXM-80GB", float32=19.5, half=312, bandwidth=2039, memory=80, source=_SHEET),
-        _gpu("L20", float32=59.8, half=119.5, bandwidth=864, memory=48, source=_SHEET),
-        _gpu("L40S", float32=91.6, half=362, bandwidth=864, memory=48, source=_SHEET),
-        _gpu("RTX-4090", float32=82.6, half=165.2, bandwidth=1008, memory=24, source=_SHEET),
+        _gpu("H100-SXM", float32=66.9, half=989, int8=1979, float8=1979, bandwidth=3350, memory=80, source=_SHEET),
+        _gpu("H200-SXM", float32=66.9, half=989, int8=1979, float8=1979, bandwidth=4800, memory=141, source=_SHEET),
+        _gpu("A100-SXM-80GB", float32=19.5, half=312, int8=624, bandwidth=2039, memory=80, source=_SHEET),
+        _gpu("L20", float32=59.8, half=119.5, int8=239, float8=239, bandwidth=864, memory=48, source=_SHEET),
+        _gpu("L40S", float32=91.6, half=362, int8=733, float8=733, bandwidth=864, memory=48, source=_SHEET),
+        _gpu("RTX-4090", float32=82.6, half=165.2, int8=660.6, float8=330.3, bandwidth=1008, memory=24, source=_SHEET),
         Hardware(
             name="cpu-2-cores",
             tflops={"float32": 0.17, "bfloat16": 0.8, "float16": 0.17},
@@ -60,10 +72,11 @@ KNOWN = {
 
 
 def hardware(name: str) -> Hardware:
-    """A known device by name."""
-    if name not in KNOWN:
-        raise UserError(f"no hardware {name!r}.{did_you_mean(name, KNOWN)} Or describe it: --hardware file.toml")
-    return KNOWN[name]
+    """A known device by name, in any case."""
+    for known, device in KNOWN.items():
+        if known.lower() == name.lower():
+            return device
+    raise UserError(f"no hardware {name!r}.{did_you_mean(name, KNOWN)} Or describe it: --hardware file.toml")
 
 
 def from_file(path: str | Path) -> Hardware:
@@ -80,4 +93,12 @@ def from_file(path: str | Path) -> Hardware:
             f"{path}: {'missing ' + ', '.join(missing) if missing else 'unknown ' + ', '.join(surplus)}; "
             "give name, bandwidth_gbs, memory_gb, [tflops] with float32, bfloat16, float16, and perhaps [efficiency]"
         )
+    numbers = {key: data[key] for key in ("bandwidth_gbs", "memory_gb")}
+    for table in ("tflops", "efficiency"):
+        if not isinstance(data.get(table, {}), dict):
+            raise UserError(f"{path}: {table} is {data[table]!r}; give a table [{table}] of numbers by type")
+        numbers |= {f"{table}.{kind}": number for kind, number in data.get(table, {}).items()}
+    for key, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < float("inf"):
+            raise UserError(f"{path}: {key} is {number!r}; give a number above 0")
     return Hardware(**{"source": str(path), **data})

@@ -1,32 +1,34 @@
-"""Models by name: their geometry, a narrower partner for methods that run two, and whether weights are shipped."""
+"""Models by name: their geometry, and which weights are shipped."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
 from varbench.errors import UserError, did_you_mean
+from varbench.policies import MAIN
 from varbench.spec import SIDES_256, SIDES_512, ModelSpec, TokenizerSpec
 
 DEFAULT = "tiny"
-SHIPPED = {"vae": "tokenizer.safetensors", "main": "base.safetensors", "refiner": "narrow.safetensors"}
+SHIPPED = {"vae": "tokenizer.safetensors", MAIN: "base.safetensors"}
 """Files under `assets/<preset>/`, by the part of a pipeline that they fill."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     spec: ModelSpec
-    companion: ModelSpec | None = None
-    """A narrower model on the same tokenizer, for methods that run two."""
     assets: bool = False
     """Whether the package ships its weights; those of other presets are given by path, or drawn at random."""
+    companions: Mapping[str, ModelSpec] = field(default_factory=dict)
+    """Further models whose weights are shipped, by file name: a method that runs two finds the one of its sizes."""
     summary: str = ""
 
 
-def _official(depth: int, companion: ModelSpec | None = None) -> Preset:
+def _official(depth: int) -> Preset:
     spec = ModelSpec(name=f"var-d{depth}", sides=SIDES_256, depth=depth, width=64 * depth, heads=depth)
-    return Preset(spec=spec, companion=companion, summary="ImageNet 256 px; official checkpoint by --weights and --vae")
+    return Preset(spec=spec, summary="ImageNet 256 px; official checkpoint by --weights and --vae")
 
 
 _TINY = ModelSpec(
@@ -38,7 +40,6 @@ _TINY = ModelSpec(
     classes=10,
     tokenizer=TokenizerSpec(channels=32, multipliers=(1, 2, 2), blocks=1, code_dim=16, vocabulary=512, phis=4),
 )
-_D16 = _official(16)
 _D36 = ModelSpec(name="var-d36", sides=SIDES_512, depth=36, width=64 * 36, heads=36, shared_adaln=True)
 
 _PRESETS = {
@@ -46,12 +47,11 @@ _PRESETS = {
     for preset in (
         Preset(
             spec=_TINY,
-            companion=replace(_TINY, name="tiny-narrow", width=64, heads=2),
             assets=True,
+            companions={"narrow.safetensors": _TINY.narrower()},
             summary="procedural shapes 32 px; ships with the package, runs on a CPU",
         ),
-        _D16,
-        *(_official(depth, _D16.spec) for depth in (20, 24, 30)),
+        *(_official(depth) for depth in (16, 20, 24, 30)),
         Preset(spec=_D36, summary="ImageNet 512 px; official checkpoint by --weights and --vae"),
     )
 }
@@ -81,22 +81,22 @@ def of_sizes(spec: ModelSpec) -> Preset:
     return _READ_OFF_FILES.setdefault(name, found)
 
 
-def companion(model: ModelSpec) -> ModelSpec:
-    """The preset's narrower model; for a model of other sizes, one of half the width and heads."""
-    known = _PRESETS.get(model.name)
-    if known is not None and known.spec == model and known.companion is not None:
-        return known.companion
-    if model.heads % 2:
-        raise UserError(
-            f"{model.name} has {model.heads} heads, so no narrower model of half its width and heads exists"
-        )
-    return replace(model, name=f"{model.name}-narrow", width=model.width // 2, heads=model.heads // 2)
+def asset_folder(name: str) -> Path:
+    """Where the weights that the package ships for a preset lie; it need not be there."""
+    return Path(str(resources.files("varbench"))) / "assets" / preset(name).spec.name
 
 
-def shipped_files(name: str) -> dict[str, Path]:
-    """Weight files of a preset by the part they fill, `vae`, `main`, `refiner`; empty where none are shipped."""
-    folder = Path(str(resources.files("varbench"))) / "assets" / preset(name).spec.name
+def shipped_files(name: str, further: Mapping[str, ModelSpec] | None = None) -> dict[str, Path]:
+    """Weight files of a preset, `vae` and `main`; empty where none are shipped.
+
+    Of the `further` models that a method runs on, by its names, those whose sizes the preset ships too.
+    """
+    known, folder = preset(name), asset_folder(name)
     files = {part: folder / file for part, file in SHIPPED.items()}
-    if not (files["vae"].is_file() and files["main"].is_file()):
+    if not all(path.is_file() for path in files.values()):
         return {}
-    return {part: path for part, path in files.items() if path.is_file()}
+    for part, wanted in (further or {}).items():
+        for file, spec in known.companions.items():
+            if replace(wanted, name=spec.name) == spec and (folder / file).is_file():
+                files[part] = folder / file
+    return files

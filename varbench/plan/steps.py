@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
+from varbench.policies import Part, PartChange
 from varbench.spec import ModelSpec
 
 MIXED = -1
@@ -87,6 +88,16 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Transform:
+    """A replacement of modules of one backbone, once its weights are loaded."""
+
+    part: str
+    """The plugin as the row writes it, as in `int8@g64`."""
+    backbone: str
+    changes: tuple[tuple[Part, PartChange], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     name: str
     model: ModelSpec
@@ -96,6 +107,24 @@ class Plan:
     cache_dtype: str | None
     """Type of stored keys and values where a method sets it."""
     steps: tuple[Step, ...]
+    transforms: tuple[Transform, ...] = ()
+    """In the order in which they are applied."""
+
+    def change(self, backbone: str, part: Part) -> PartChange:
+        """All that the transforms make of a part together: shares multiply, bytes beside add up, the last type stands."""
+        found = PartChange()
+        for transform in self.transforms:
+            later = dict(transform.changes).get(part) if transform.backbone == backbone else None
+            if later is not None:
+                found = PartChange(
+                    flops=found.flops * later.flops,
+                    weights=found.weights * later.weights,
+                    weight_type=later.weight_type or found.weight_type,
+                    bias_type=later.bias_type or found.bias_type,
+                    extra_bytes=found.extra_bytes + later.extra_bytes,
+                    compute_type=later.compute_type or found.compute_type,
+                )
+        return found
 
     def backbone(self, name: str) -> ModelSpec:
         return dict(self.backbones)[name]
@@ -135,6 +164,10 @@ class Plan:
             "backbones": [[name, spec.to_json()] for name, spec in self.backbones],
             "accounting": self.accounting,
             "cache_dtype": self.cache_dtype,
+            "transforms": [
+                [one.part, one.backbone, {part: asdict(change) for part, change in one.changes}]
+                for one in self.transforms
+            ],
             "steps": [_step_json(step) for step in self.steps],
         }
 
@@ -201,6 +234,15 @@ def describe(plan: Plan) -> Iterator[str]:
         )
     for scale in plan.skipped:
         yield f"  {spec.scale_name(scale)}: skipped"
+    for transform in plan.transforms:
+        changes = "; ".join(f"{part} {_changed(change)}" for part, change in transform.changes)
+        yield f"  {transform.part} replaces modules of {transform.backbone}: {changes or 'nothing that costs'}"
+
+
+def _changed(change: PartChange) -> str:
+    """What is not as it was, as `weight_type int8, extra_bytes 640`."""
+    default = asdict(PartChange())
+    return ", ".join(f"{key} {value}" for key, value in asdict(change).items() if value != default[key])
 
 
 def _partial(step: Step, tokens: int) -> str:

@@ -148,8 +148,8 @@ class Options:
     )  # fmt: skip
     vae: str | None = option("the tokenizer's checkpoint", absent="what the preset ships", metavar="FILE", path="file")
     companion: tuple[str, ...] = option(
-        "a second model, for methods that run two, as in refiner=var_d16.pth", default=(), metavar="NAME=FILE",
-        form=("[^=]+=.+", "NAME=FILE, as in refiner=var_d16.pth"), path="file",
+        "a second model, for methods that run two, as in second=var_d16.pth", default=(), metavar="NAME=FILE",
+        form=("[^=]+=.+", "NAME=FILE, as in second=var_d16.pth"), path="file",
     )  # fmt: skip
     reference: str | None = option(
         "what quality is measured against: a folder of images or an ADM .npz", absent="the preset's own images",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from varbench.plan import cost
-from varbench.record.schema import CallRun, PlanStep, PlanSummary, Totals
+from varbench.record.schema import CallRun, PlanStep, PlanSummary, PlanTransform, Totals
 
 if TYPE_CHECKING:
     from varbench.plan.hardware import Hardware
@@ -58,6 +58,11 @@ def plan_summary(
         totals=totals,
         minimum=totals_of(minimum, batch=batch, dtype=dtype) if minimum is not None else None,
         accountings=accountings,
+        transforms=tuple(
+            PlanTransform(plugin=one.part, backbone=one.backbone, part=part, **dataclasses.asdict(change))
+            for one in plan.transforms
+            for part, change in one.changes
+        ),
         weights_bytes=counted.weight_bytes,
         hardware=predicted.hardware if predicted else None,
         predicted_seconds=predicted.transformer if predicted else None,

@@ -52,7 +52,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class PluginVersion:
-    name: str = entry("name the plugin registers, e.g. `variant`")
+    name: str = entry("name the plugin registers, e.g. `my_method`")
     distribution: str = entry("package that brings it, e.g. `varbench`")
     version: str = entry("version of that package")
     code_hash: str | None = entry("hash of the plugin's source", absent="source not found")
@@ -62,7 +62,7 @@ class PluginVersion:
 class RowIdentity:
     """What was run: one or more plugins, each with its own setting."""
 
-    row: str = entry("the row's full string, which `--plugins` takes, e.g. `fixed_ratio@p05/d8`")
+    row: str = entry("the row's full string, which `--plugins` takes, e.g. `my_method@recipe/point`")
     plugins: tuple[PluginVersion, ...] = entry("the plugins joined by `+`, in the row's order")
     recipe: str | None = entry("how the weights were trained", absent="the row trains nothing")
     point: str | None = entry("where on the method's curve it runs", absent="the method has one point only")
@@ -72,7 +72,7 @@ class RowIdentity:
         absent="the row is not the full model",
     )
     study: str | None = entry(
-        "panel this row was made for, outside the main table, e.g. `scale_depth_asymmetry`",
+        "panel this row was made for, outside the main table, by its name",
         absent="the row belongs to the main table",
     )
 
@@ -141,6 +141,21 @@ class Totals:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanTransform:
+    """What a plugin that replaces modules makes of one part of a backbone, in all layers."""
+
+    plugin: str = entry("the plugin as the row writes it, as in `int8@g64`")
+    backbone: str = entry("the model whose modules are replaced")
+    part: str = entry("`attention` (its projections), `ffn`, `conditioning` or `ends` (embedding of codes and head)")
+    flops: float = entry("FLOPs of its products, as a share of before")
+    weights: float = entry("numbers in its matrices, as a share of before")
+    weight_type: str | None = entry("type its matrices are stored in", absent="the compute type")
+    bias_type: str | None = entry("type its biases are stored in", absent="the compute type")
+    extra_bytes: float = entry("bytes stored beside, such as scales")
+    compute_type: str | None = entry("type its products are computed in", absent="the compute type")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlanSummary:
     digest: str = entry("digest of the whole plan")
     batch: int = entry("batch the bytes and FLOPs below are for")
@@ -148,7 +163,8 @@ class PlanSummary:
     totals: Totals = entry("what is planned; of a dynamic plan, the most")
     minimum: Totals | None = entry("the least a dynamic plan may do", absent="the plan is static")
     accountings: dict[str, Totals] = entry("the same totals counted as `lossless` and as `upstream`", default={})
-    weights_bytes: int | None = entry("weights of all loaded backbones", absent="no cost model for this row")
+    transforms: tuple[PlanTransform, ...] = entry("what plugins replace, in the order it is done", default=())
+    weights_bytes: int | None = entry("weights of all backbones the row runs on", absent="no cost model for this row")
     hardware: str | None = entry("device the prediction is for", absent="no roofline is known for this device")
     predicted_seconds: float | None = entry("predicted transformer time", absent="hardware not known")
 
@@ -295,7 +311,7 @@ class Evaluation:
 @dataclass(frozen=True, kw_only=True)
 class Training:
     key: str = entry("cache key of the weights: rows that share it share the training")
-    recipe: str = entry("recipe with its plugin, e.g. `variant` or `fixed_ratio@p05`")
+    recipe: str = entry("recipe with its plugin, e.g. `my_method@recipe`")
     steps: int = entry("optimiser steps done")
     seconds: float = entry("time they took")
     seed: int = entry("seed of data order and draws")
@@ -327,6 +343,25 @@ class MethodSource:
     kind: str = entry("`official code`, `port`, `from paper`, `from secondary note` or `ours`")
     note: str | None = entry("what is our choice where the source is silent", absent="nothing to add")
     url: str | None = entry("paper or code", absent="none given")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedLine:
+    """What others printed of the row's setting on its model, as its plugin says."""
+
+    figures: dict[str, float] = entry("as printed, by name, e.g. `fid`, `speedup`, `kv_mb`")
+    grade: str = entry("`primary` is the authors' own, `secondary` a note of others")
+    source: str = entry("where it was printed")
+    conditions: str = entry("hardware, batch and what else it holds under; empty where nothing is said", default="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyWords:
+    """The study that the row was made for, in its plugin's words."""
+
+    title: str = entry("heading of the picture")
+    caption: str = entry("what is changed from row to row; empty where nothing is said", default="")
+    place: int = entry("of the row in the picture, from 0", default=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,6 +417,8 @@ class Record:
     distance: Distance | None = entry("distance to the full model's images", absent="not measured")
     training: Training | None = entry("how the weights were trained", absent="the row trains nothing")
     provenance: MethodSource | None = entry("where the method comes from", absent="the plugin does not say")
+    published: tuple[PublishedLine, ...] = entry("what others printed of the row's setting", default=())
+    study: StudyWords | None = entry("words of its study", absent="the row belongs to the main table")
     samples: Samples | None = entry("a few images", absent="no images were kept")
     weights: tuple[WeightFile, ...] = entry("files the numbers rest on", default=())
     metrics: dict[str, Score] = entry("figures of plugins: means over images, by `plugin.metric`", default={})

@@ -5,6 +5,7 @@ Text is escaped by the template. A chart is Vega-Lite data; whatever would load 
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,23 +51,10 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """A section as the page takes it, with the distribution that it comes from."""
+    """A section as the page takes it, with the plugin and the distribution that it comes from."""
 
     source: str
     section: Section
-
-
-def panels(source: str, given: Iterable[Any]) -> list[Panel]:
-    """What a plugin gave, checked. A section that cannot be shown becomes one that says why; the rest is shown."""
-    found = []
-    for section in given:
-        try:
-            found.append(Panel(source=source, section=checked(section)))
-        except UserError as error:
-            title = section.title if isinstance(section, Section) else "A panel"
-            why = Section(title=title, parts=[Text(text=f"This panel cannot be shown: {error}")])
-            found.append(Panel(source=source, section=why))
-    return found
 
 
 def checked(section: Section) -> Section:
@@ -87,6 +75,55 @@ def checked(section: Section) -> Section:
         elif not isinstance(part, Text):
             raise UserError(f"{where} is a {type(part).__name__}; it may be Text, Table, Chart or Image")
     return section
+
+
+def given(sections: Iterable[Any]) -> list[Section]:
+    """What a plugin gave, checked. A section that cannot be shown becomes one that says why; the rest is shown."""
+    found = []
+    for section in sections:
+        try:
+            found.append(checked(section))
+        except UserError as error:
+            title = section.title if isinstance(section, Section) else "A panel"
+            found.append(Section(title=title, parts=[Text(text=f"This panel cannot be shown: {error}")]))
+    return found
+
+
+def to_data(section: Section) -> dict[str, Any]:
+    """The section as plain JSON values. What stands in a table's cell is a number or text."""
+    return {"title": str(section.title), "parts": [_part_to_data(part) for part in section.parts]}
+
+
+def from_data(data: Any) -> Section:
+    """The section of `to_data`, checked; UserError where it is none, for it comes from another process."""
+    try:
+        return checked(Section(title=str(data["title"]), parts=[_part_from_data(part) for part in data["parts"]]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"this is no report section: {type(error).__name__}: {error}") from error
+
+
+def _part_to_data(part: Text | Table | Chart | Image) -> dict[str, Any]:
+    if isinstance(part, Text):
+        return {"kind": "text", "text": str(part.text)}
+    if isinstance(part, Table):
+        rows = [[cell if isinstance(cell, (int, float, str)) else str(cell) for cell in row] for row in part.rows]
+        return {"kind": "table", "columns": [str(column) for column in part.columns], "rows": rows}
+    if isinstance(part, Chart):
+        return {"kind": "chart", "spec": part.spec, "alt": str(part.alt)}
+    return {"kind": "image", "png": base64.b64encode(part.png).decode(), "alt": str(part.alt)}
+
+
+def _part_from_data(data: Any) -> Text | Table | Chart | Image:
+    kind = data["kind"]
+    if kind == "text":
+        return Text(text=str(data["text"]))
+    if kind == "table":
+        return Table(columns=[str(column) for column in data["columns"]], rows=[list(row) for row in data["rows"]])
+    if kind == "chart":
+        return Chart(spec=dict(data["spec"]), alt=str(data["alt"]))
+    if kind == "image":
+        return Image(png=base64.b64decode(data["png"], validate=True), alt=str(data["alt"]))
+    raise ValueError(f"no part is a {kind!r}")
 
 
 def _refuse_links(value: Any, where: str) -> None:

@@ -1,25 +1,38 @@
 """Rows: how they are written, which plugins they name, and the policies that these give."""
 
 from varbench.rows.grammar import (
-    ACCOUNTINGS,
     FULL,
-    NOT_EXECUTED,
+    Attempt,
+    Refused,
     Row,
     at_default_points,
     at_point,
+    attempt,
+    every_settings,
     expand,
     of_study,
     resolve,
+    with_parameters,
+    without_parameters,
+    without_transforms,
 )
+from varbench.rows.parts import ACCOUNTINGS, Value
 
 __all__ = [
     "ACCOUNTINGS",
     "FULL",
-    "NOT_EXECUTED",
+    "Attempt",
+    "Refused",
     "Row",
+    "Value",
     "at_default_points",
     "at_point",
+    "attempt",
+    "every_settings",
     "expand",
     "of_study",
     "resolve",
+    "with_parameters",
+    "without_parameters",
+    "without_transforms",
 ]

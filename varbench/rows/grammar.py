@@ -1,4 +1,4 @@
-"""Rows: from `variant@d8+scale_window` to settings, policies and a schedule.
+"""Rows: from `method@recipe/point+other:key=value` to settings, policies and a schedule.
 
     row      one or more parts joined by `+`
     part     name[@[recipe/]point][:key=value]...
@@ -9,30 +9,33 @@ asking each of its plugins, alone, for each hook; two that claim the same are re
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from varbench.errors import UserError, did_you_mean
-from varbench.plan.compiler import Owned, RowPolicies
+from varbench.plan.owned import Owned, OwnedTransform, RowPolicies
 from varbench.plan.steps import Accounting
-from varbench.policies import Parameter, Provenance, Setting, Settings, TrainingSchedule
-from varbench.rows.manager import PluginInfo, PluginManager
+from varbench.policies import MAIN, Provenance, Published, Setting, Settings, Study, TrainingSchedule
+from varbench.rows import check_policies
+from varbench.rows.manager import PluginError, PluginInfo, PluginManager
 from varbench.rows.manager import manager as default_manager
+from varbench.rows.parts import (
+    ChosenPart,
+    Value,
+    accounting_of,
+    changed,
+    check_point,
+    choices,
+    name_of,
+    parameter_of,
+    part_name,
+    settings_of,
+)
 from varbench.spec import ModelSpec
 
 FULL = "full_var"
 """The row that all others are divided by."""
-
-ACCOUNTINGS: tuple[Accounting, ...] = ("lossless", "upstream")
-
-NOT_EXECUTED = {
-    "varbench_transform_model": "replaced modules",
-}
-"""Hooks that are specified and that nothing runs yet: a row whose plugin gives one is refused, never half obeyed."""
-
-Value = bool | int | float | str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,17 +56,50 @@ class Row:
     """The plugin whose recipe it is."""
     provenance: Provenance | None = None
     """Where the first of its methods comes from, as the plugin says."""
+    published: tuple[Published, ...] = ()
+    """What others printed of this very setting on this model; of rows of several plugins nothing is."""
+    study: Study | None = None
+    """The study that the row is asked for in, and its place there."""
+    place: int = 0
     policies: RowPolicies = field(compare=False)
     schedule: TrainingSchedule | None = field(compare=False, default=None)
     """None where the recipe leaves the pretrained weights as they are."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """A row, or all rows of a text, that a plugin's fault keeps from being made."""
+
+    name: str
+    """The row's canonical name; the text as it was asked for where not even its settings are known."""
+    plugins: tuple[PluginInfo, ...]
+    error: UserError
+
+    @property
+    def reason(self) -> str:
+        return " ".join(str(self.error).split())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """What became of the rows that were asked for."""
+
+    rows: tuple[Row, ...]
+    refused: tuple[Refused, ...]
+
+    def or_raise(self) -> tuple[Row, ...]:
+        """All rows, or the error of the first that could not be made."""
+        if self.refused:
+            raise self.refused[0].error
+        return self.rows
+
+
 def resolve(text: str, model: ModelSpec, *, manager: PluginManager | None = None) -> Row:
     """The one row that the text names."""
     manager = manager or default_manager()
-    found = _choices(text, model, manager, all_settings=False)
+    found = choices(text, model, manager, all_settings=False)
     if len(found) > 1:
-        names = [_name(parts) for parts in found]
+        names = [name_of(parts) for parts in found]
         raise UserError(f"{text!r} stands for {len(names)} rows; name one of them: {', '.join(names)}")
     return _row(found[0], model, manager)
 
@@ -72,24 +108,69 @@ def expand(
     text: str, model: ModelSpec, *, all_settings: bool = False, manager: PluginManager | None = None
 ) -> tuple[Row, ...]:
     """All rows of a comma list: a part without a recipe or a point stands for the default ones, or for all."""
-    manager = manager or default_manager()
-    rows: dict[str, Row] = {}
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        for parts in _choices(part, model, manager, all_settings=all_settings):
-            row = _row(parts, model, manager)
-            rows.setdefault(row.name, row)
-    return tuple(rows.values())
+    return attempt(text, model, all_settings=all_settings, manager=manager).or_raise()
 
 
-def of_study(name: str, model: ModelSpec, *, manager: PluginManager | None = None) -> tuple[Row, ...]:
-    """The rows that all plugins offer for a study."""
+def attempt(
+    text: str, model: ModelSpec, *, all_settings: bool = False, manager: PluginManager | None = None
+) -> Attempt:
+    """As `expand`, where a plugin's fault costs its own rows only; a text that names nothing is still an error."""
     manager = manager or default_manager()
-    offered = {plugin: _settings(plugin, model, manager).studies for plugin in manager.load_all()}
+    made: dict[str, Row] = {}
+    refused: dict[str, Refused] = {}
+    for piece in filter(None, (piece.strip() for piece in text.split(","))):
+        try:
+            found = choices(piece, model, manager, all_settings=all_settings)
+        except PluginError as error:
+            refused[piece] = Refused(name=piece, plugins=(manager.info(error.plugin),), error=error)
+            continue
+        for parts in found:
+            name = name_of(parts)
+            try:
+                made.setdefault(name, _row(parts, model, manager))
+            except UserError as error:
+                # What was written out and is refused is the writer's mistake; what the plugin itself named is its own.
+                if not isinstance(error, PluginError) and ("@" in piece or ":" in piece):
+                    raise
+                plugins = tuple(manager.info(part.setting.plugin) for part in parts)
+                refused[name] = Refused(name=name, plugins=plugins, error=error)
+    return Attempt(rows=tuple(made.values()), refused=tuple(refused.values()))
+
+
+def of_study(name: str, model: ModelSpec, *, manager: PluginManager | None = None) -> Attempt:
+    """The rows that all plugins offer for a study. A plugin whose settings fail offers none, and is a problem."""
+    manager = manager or default_manager()
+    offered = {info.name: settings.studies for info, settings in every_settings(model, manager=manager)}
     known = sorted({study for studies in offered.values() for study in studies})
     if name not in known:
         raise UserError(f"no plugin offers a study {name!r}.{did_you_mean(name, known)}")
-    texts = [plugin + setting for plugin, studies in offered.items() for setting in studies.get(name, ())]
-    return tuple(row for text in texts for row in expand(text, model, manager=manager))
+    studies = [(settings[name], plugin) for plugin, settings in offered.items() if name in settings]
+    found = [
+        (study, attempt(plugin + setting, model, manager=manager))
+        for study, plugin in studies
+        for setting in study.settings
+    ]
+    made = [(study, row) for study, one in found for row in one.rows]
+    return Attempt(
+        rows=tuple(replace(row, study=study, place=place) for place, (study, row) in enumerate(made)),
+        refused=tuple(refused for _, one in found for refused in one.refused),
+    )
+
+
+def every_settings(model: ModelSpec, *, manager: PluginManager) -> tuple[tuple[PluginInfo, Settings], ...]:
+    """Settings of every usable plugin; one whose settings fail or are none becomes a problem of the manager."""
+    return tuple(manager.each_of(lambda plugin: settings_of(plugin, model, manager)))
+
+
+def without_parameters(row: Row, *, manager: PluginManager | None = None) -> Row:
+    """The row at its recipe and point with every parameter at its default."""
+    manager = manager or default_manager()
+    parts = []
+    for setting in row.settings:
+        settings = settings_of(setting.plugin, row.model, manager)
+        defaults = {key: parameter.default for key, parameter in settings.parameters.items()}
+        parts.append(ChosenPart(settings, replace(setting, parameters=defaults), row.accounting))
+    return _row(parts, row.model, manager)
 
 
 def at_point(row: Row, point: str | None, *, manager: PluginManager | None = None) -> Row:
@@ -99,10 +180,22 @@ def at_point(row: Row, point: str | None, *, manager: PluginManager | None = Non
         return resolve(FULL, row.model, manager=manager)
     parts = []
     for setting in row.settings:
-        settings = _settings(setting.plugin, row.model, manager)
+        settings = settings_of(setting.plugin, row.model, manager)
         chosen = replace(setting, point=point) if setting.plugin == row.recipe_plugin else setting
-        _check_point(chosen.point, settings, setting.plugin)
-        parts.append(_Chosen(settings, chosen, row.accounting))
+        check_point(chosen.point, settings, setting.plugin)
+        parts.append(ChosenPart(settings, chosen, row.accounting))
+    return _row(parts, row.model, manager)
+
+
+def with_parameters(row: Row, given: Mapping[str, Mapping[str, Value]], *, manager: PluginManager | None = None) -> Row:
+    """The row with these parameters of its plugins, by plugin and name."""
+    manager = manager or default_manager()
+    parts = []
+    for setting in row.settings:
+        settings, values = settings_of(setting.plugin, row.model, manager), given.get(setting.plugin, {})
+        read = {key: parameter_of(setting.plugin, key, str(value), settings) for key, value in values.items()}
+        filled = replace(setting, parameters={**setting.parameters, **read})
+        parts.append(ChosenPart(settings, filled, row.accounting))
     return _row(parts, row.model, manager)
 
 
@@ -111,194 +204,24 @@ def at_default_points(row: Row, *, manager: PluginManager | None = None) -> dict
     manager = manager or default_manager()
     if row.recipe_plugin is None:
         return {}
-    settings = _settings(row.recipe_plugin, row.model, manager)
+    settings = settings_of(row.recipe_plugin, row.model, manager)
     return {point: at_point(row, point, manager=manager) for point in settings.default_points or settings.points}
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One plugin's part of a row as written."""
-
-    plugin: str
-    selection: str | None
-    parameters: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """One plugin's part of a row with everything filled in."""
-
-    settings: Settings
-    setting: Setting
-    accounting: Accounting
-
-
-def _parse(text: str) -> _Part:
-    head, *pairs = text.strip().split(":")
-    plugin, at, selection = head.partition("@")
-    if not re.fullmatch(r"[A-Za-z_][\w.-]*", plugin) or (at and not selection):
-        raise UserError(f"{text!r} is no row; write name[@[recipe/]point][:key=value], as in variant@d8:bridge=4")
-    parameters = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not (key and equals):
-            raise UserError(f"{text!r}: {pair!r} is no parameter; write :key=value, as in variant@d8:bridge=4")
-        if key in parameters:
-            raise UserError(f"{text!r} sets {key} twice; give it once")
-        parameters[key] = value
-    return _Part(plugin, selection if at else None, parameters)
-
-
-def _choices(text: str, model: ModelSpec, manager: PluginManager, *, all_settings: bool) -> list[list[_Chosen]]:
-    """Every row that the text stands for."""
-    parts = [_parse(piece) for piece in text.split("+")]
-    names = [part.plugin for part in parts]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{text!r} names {name} twice; a row takes each plugin once")
-    found: list[list[_Chosen]] = [[]]
-    for part in parts:
-        options = _options(part, model, manager, all_settings)
-        found = [[*chosen, option] for chosen in found for option in options]
-    return found
-
-
-def _options(part: _Part, model: ModelSpec, manager: PluginManager, all_settings: bool) -> list[_Chosen]:
-    settings = _settings(part.plugin, model, manager)
-    recipes: Sequence[str | None] = settings.recipes if all_settings else _default_recipes(settings)
-    points: Sequence[str | None] = settings.points if all_settings else settings.default_points or settings.points
-    if part.selection is not None:
-        first, slash, second = part.selection.partition("/")
-        if slash:
-            _check_recipe(first, settings, part.plugin)
-            recipes = (first,)
-            if second:
-                points = (second,)
-        elif first in settings.recipes and not _is_point(first, settings):
-            recipes = (first,)
-        else:
-            points = (first,)
-    for point in points:
-        _check_point(point, settings, part.plugin)
-    accounting = part.parameters.get("accounting", ACCOUNTINGS[0])
-    if accounting not in ACCOUNTINGS:
-        raise UserError(f"{part.plugin}: accounting is {accounting!r}; give {' or '.join(ACCOUNTINGS)}")
-    parameters = _parameters(part, settings)
-    return [
-        _Chosen(settings, Setting(plugin=part.plugin, recipe=recipe, point=point, parameters=parameters), accounting)
-        for recipe in recipes or (None,)
-        for point in points or (None,)
-    ]
-
-
-def _settings(plugin: str, model: ModelSpec, manager: PluginManager) -> Settings:
-    settings = manager.call(plugin, "varbench_settings", model=model)
-    if settings is None:
-        return Settings()
-    if not isinstance(settings, Settings):
-        raise UserError(f"plugin {plugin!r}: varbench_settings gave a {type(settings).__name__}, not a Settings")
-    return settings
-
-
-def _default_recipes(settings: Settings) -> tuple[str, ...]:
-    return settings.default_recipes or settings.recipes[:1]
-
-
-def _is_point(name: str, settings: Settings) -> bool:
-    return name in settings.points or bool(settings.point_pattern and re.fullmatch(settings.point_pattern, name))
-
-
-def _check_recipe(name: str, settings: Settings, plugin: str) -> None:
-    if name not in settings.recipes:
-        raise UserError(
-            f"{plugin} has no recipe {name!r}.{did_you_mean(name, settings.recipes)}"
-            if settings.recipes
-            else f"{plugin} has no recipes, so {name!r} cannot stand before the point"
-        )
-
-
-def _check_point(name: str | None, settings: Settings, plugin: str) -> None:
-    if name is None or _is_point(name, settings):
-        return
-    known = (*settings.points, *settings.recipes)
-    if not known:
-        raise UserError(f"{plugin} has one setting only; write {plugin} without @{name}")
-    raise UserError(f"{plugin} has no setting {name!r}.{did_you_mean(name, known)}")
-
-
-def _parameters(part: _Part, settings: Settings) -> dict[str, Value]:
-    known = settings.parameters
-    for key in part.parameters:
-        if key not in known and key != "accounting":
-            raise UserError(f"{part.plugin} has no parameter {key!r}.{did_you_mean(key, (*known, 'accounting'))}")
-    return {
-        key: _value(f"{part.plugin}: {key}", part.parameters[key], parameter)
-        if key in part.parameters
-        else parameter.default
-        for key, parameter in known.items()
-    }
-
-
-_KINDS: dict[type, tuple[str, Callable[[str], Value]]] = {
-    int: ("a whole number", int),
-    float: ("a number", float),
-    str: ("a text", str),
-}
-
-
-def _value(where: str, text: str, parameter: Parameter) -> Value:
-    """The text as the type of the parameter's default."""
-    if isinstance(parameter.default, bool):
-        if text.lower() not in ("true", "false"):
-            raise UserError(f"{where} is {text!r}; give true or false")
-        return text.lower() == "true"
-    kind, read = _KINDS[type(parameter.default)]
-    try:
-        return read(text)
-    except ValueError:
-        raise UserError(f"{where} is {text!r}; give {kind}") from None
-
-
-def _name(chosen: Sequence[_Chosen]) -> str:
-    names = []
-    for part in chosen:
-        settings, setting = part.settings, part.setting
-        defaults = _default_recipes(settings)
-        recipe = "" if setting.recipe is None or (setting.recipe,) == defaults else setting.recipe
-        only_point = len(settings.points) <= 1 and setting.point in (*settings.points, None)
-        point = "" if only_point or setting.point is None else setting.point
-        selection = f"{recipe}/{point}" if recipe and point else recipe or point
-        given = [f":{key}={_written(value)}" for key, value in _changed(part).items()]
-        names.append(setting.plugin + (f"@{selection}" if selection else "") + "".join(given))
-    accounting = _accounting(chosen)
-    return "+".join(names) + (f":accounting={accounting}" if accounting != ACCOUNTINGS[0] else "")
-
-
-def _changed(part: _Chosen) -> dict[str, Value]:
-    known = part.settings.parameters
-    return {key: value for key, value in part.setting.parameters.items() if value != known[key].default}
-
-
-def _written(value: Value) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _accounting(chosen: Sequence[_Chosen]) -> Accounting:
-    return "upstream" if any(part.accounting == "upstream" for part in chosen) else "lossless"
-
-
-def _row(chosen: Sequence[_Chosen], model: ModelSpec, manager: PluginManager) -> Row:
+def _row(chosen: Sequence[ChosenPart], model: ModelSpec, manager: PluginManager) -> Row:
     settings = tuple(part.setting for part in chosen)
     for setting in settings:
-        _refuse_not_executed(setting, model, manager)
-    name = _name(chosen)
+        _refuse_no_row(setting.plugin, manager)
+    name = name_of(chosen)
+    steps = _one(name, "varbench_step_policy", settings, model, manager)
     policies = RowPolicies(
         name=name,
         depth=_one(name, "varbench_depth_policy", settings, model, manager),
-        steps=_one(name, "varbench_step_policy", settings, model, manager),
+        steps=steps,
         guidance=_one(name, "varbench_guidance_policy", settings, model, manager),
         tokens=_one(name, "varbench_token_policy", settings, model, manager),
         caches=tuple(_given("varbench_cache_strategy", settings, model, manager)),
+        transforms=_transforms(chosen, {MAIN: model, **(steps.policy.backbones if steps else {})}, manager),
         generator=_one(name, "varbench_generator", settings, model, manager),
     )
     if policies.generator is not None and len(settings) > 1:
@@ -310,14 +233,35 @@ def _row(chosen: Sequence[_Chosen], model: ModelSpec, manager: PluginManager) ->
         model=model,
         settings=settings,
         plugins=tuple(manager.info(setting.plugin) for setting in settings),
-        accounting=_accounting(chosen),
-        parameters={f"{part.setting.plugin}.{key}": value for part in chosen for key, value in _changed(part).items()},
+        accounting=accounting_of(chosen),
+        parameters={f"{part.setting.plugin}.{key}": value for part in chosen for key, value in changed(part).items()},
         recipe=recipe.recipe if recipe else None,
         recipe_plugin=recipe.plugin if recipe else None,
         provenance=chosen[0].settings.provenance,
+        published=_published(chosen, model, manager),
         policies=policies,
         schedule=schedule.policy if schedule else None,
     )
+
+
+def _published(chosen: Sequence[ChosenPart], model: ModelSpec, manager: PluginManager) -> tuple[Published, ...]:
+    """A line printed for a recipe alone, or a point alone, is that of each row that this stands for."""
+    if len(chosen) > 1:
+        return ()
+    (part,) = chosen
+    plugin, found = part.setting.plugin, []
+    for line in part.settings.published:
+        if line.model != model.name:
+            continue
+        try:
+            meant = choices(plugin + line.setting, model, manager, all_settings=False)
+        except UserError as error:
+            raise UserError(
+                f"plugin {plugin!r}: the published figures of {line.setting!r} are of no row: {error}"
+            ) from None
+        if part.setting in [option.setting for (option,) in meant]:
+            found.append(line)
+    return tuple(found)
 
 
 def _recipe(name: str, settings: Sequence[Setting], schedule: Owned[TrainingSchedule] | None) -> Setting | None:
@@ -329,8 +273,27 @@ def _recipe(name: str, settings: Sequence[Setting], schedule: Owned[TrainingSche
     return owners[0] if owners else None
 
 
+def without_transforms(row: Row, *, manager: PluginManager | None = None) -> Row:
+    """The row whose weights it runs on: less the plugins that replace modules once weights are loaded."""
+    replacing = {owned.plugin for owned in row.policies.transforms}
+    kept = [setting for setting in row.settings if setting.plugin not in replacing]
+    if not replacing or not kept or row.recipe_plugin in replacing:
+        return row
+    manager = manager or default_manager()
+    parts = [ChosenPart(settings_of(s.plugin, row.model, manager), s, row.accounting) for s in kept]
+    return _row(parts, row.model, manager)
+
+
+def _ask(hook: str, setting: Setting, model: ModelSpec, manager: PluginManager) -> Any:
+    """What the plugin gives for a hook, looked at; None where it gives nothing."""
+    policy = manager.call(setting.plugin, hook, setting=setting, model=model)
+    if policy is not None:
+        check_policies.check(policy, hook, manager.info(setting.plugin))
+    return policy
+
+
 def _given(hook: str, settings: Sequence[Setting], model: ModelSpec, manager: PluginManager) -> list[Owned[Any]]:
-    found = [(s.plugin, manager.call(s.plugin, hook, setting=s, model=model)) for s in settings]
+    found = [(s.plugin, _ask(hook, s, model, manager)) for s in settings]
     return [Owned(plugin=plugin, policy=policy) for plugin, policy in found if policy is not None]
 
 
@@ -346,10 +309,25 @@ def _one(
     return found[0] if found else None
 
 
-def _refuse_not_executed(setting: Setting, model: ModelSpec, manager: PluginManager) -> None:
-    for hook, what in NOT_EXECUTED.items():
-        if manager.call(setting.plugin, hook, setting=setting, model=model) is not None:
-            raise UserError(
-                f"{setting.plugin} ({manager.info(setting.plugin).distribution}) gives {hook}: this version of varbench "
-                f"does not execute {what}, and will not run the row without"
-            )
+def _transforms(
+    chosen: Sequence[ChosenPart], backbones: Mapping[str, ModelSpec], manager: PluginManager
+) -> tuple[OwnedTransform, ...]:
+    """In the row's order, for every backbone: each plugin is asked about each with that one's own sizes."""
+    found = []
+    for backbone, spec in backbones.items():
+        for part in chosen:
+            given = _ask("varbench_transform_model", part.setting, spec, manager)
+            if given is not None:
+                owner = {"plugin": part.setting.plugin, "part": part_name(part)}
+                found.append(OwnedTransform(**owner, policy=given, backbone=backbone))
+    return tuple(found)
+
+
+def _refuse_no_row(plugin: str, manager: PluginManager) -> None:
+    """A plugin of columns and panels alone would be the full model under its own name."""
+    given = manager.hooks(plugin)
+    if not given & check_policies.GIVES.keys():
+        raise UserError(
+            f"{plugin} is no method: it gives {', '.join(sorted(given))}, so its row would be the full model's; "
+            f"name {FULL} or a method"
+        )

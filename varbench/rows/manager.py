@@ -6,14 +6,15 @@ of its own: `baselines/` and `plugins/` come through the same entry points as a 
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import os
 import traceback
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 import pluggy
 
@@ -22,6 +23,11 @@ from varbench.errors import UserError, did_you_mean
 
 DISABLE_VARIABLE = "VARBENCH_DISABLE"
 HOOK_PREFIX = "varbench_"
+HOOKS = tuple(hook for hook in dir(hookspecs) if hook.startswith(HOOK_PREFIX))
+NEAR = 0.85
+"""How like a hook's name a function's must be to be taken for its misspelling."""
+
+Given = TypeVar("Given")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +51,11 @@ class Problem:
 
 
 class PluginError(UserError):
-    """A plugin cannot be used, or one of its hooks failed."""
+    """A plugin cannot be used, or one of its hooks failed or gave what it may not: no mistake of who wrote the row."""
+
+    def __init__(self, message: str, *, plugin: str) -> None:
+        super().__init__(message)
+        self.plugin = plugin
 
 
 class _Pluggy(pluggy.PluginManager):
@@ -65,7 +75,7 @@ class PluginManager:
         self._pluggy = _Pluggy(hookspecs.PROJECT)
         self._pluggy.add_hookspecs(hookspecs)
         self._unusable: dict[str, Problem] = {}
-        self._failed_calls: list[Problem] = []
+        self._failed_calls: dict[tuple[str, str], Problem] = {}
         self._points: dict[str, EntryPoint] = {}
         found: dict[str, list[EntryPoint]] = {}
         for point in points:
@@ -86,6 +96,8 @@ class PluginManager:
         return tuple(self._points)
 
     def info(self, name: str) -> PluginInfo:
+        if name in self._unusable and name not in self._points:
+            return PluginInfo(name=name, distribution=" and ".join(self._unusable[name].distributions), version="?")
         point = self._point(name)
         return PluginInfo(
             name=name, distribution=_distribution(point), version=point.dist.version if point.dist else "?"
@@ -97,7 +109,7 @@ class PluginManager:
 
     def problems(self) -> tuple[Problem, ...]:
         """What is wrong with the plugins that were looked at so far; after `load_all`, with any."""
-        return (*self._unusable.values(), *self._failed_calls)
+        return (*self._unusable.values(), *self._failed_calls.values())
 
     def check_disabled(self, names: Iterable[str]) -> None:
         """Refuse a name to disable that no plugin has."""
@@ -110,8 +122,13 @@ class PluginManager:
         self._point(name)
         problem = self._load(name)
         if problem is not None:
-            raise PluginError(problem.message)
+            raise PluginError(problem.message, plugin=name)
         return self._pluggy.get_plugin(name)
+
+    def hooks(self, name: str) -> frozenset[str]:
+        """The hooks that a plugin gives."""
+        plugin = self.plugin(name)
+        return frozenset(caller.name for caller in self._pluggy.get_hookcallers(plugin) or ())
 
     def call(self, name: str, hook: str, /, **arguments: Any) -> Any:
         """One hook of one plugin: its result, or None where it does not have the hook."""
@@ -121,26 +138,30 @@ class PluginManager:
             results = self._pluggy.subset_hook_caller(hook, remove_plugins=others)(**arguments)
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(
-                f"plugin {name!r} ({_distribution(self._point(name))}): {hook} failed: {type(error).__name__}: {_one_line(error)}"
+                f"plugin {name!r} ({_distribution(self._point(name))}): {hook} failed: {type(error).__name__}: {_one_line(error)}",
+                plugin=name,
             ) from error
         return results[0] if results else None
 
     def each(self, hook: str, /, **arguments: Any) -> Iterator[tuple[PluginInfo, Any]]:
-        """What every usable plugin gives for a hook; a plugin whose hook fails becomes a problem."""
+        """What every usable plugin gives for a hook, told its own name; a plugin whose hook fails becomes a problem."""
+        return self.each_of(lambda name: self.call(name, hook, plugin=name, **arguments))
+
+    def each_of(self, ask: Callable[[str], Given | None]) -> Iterator[tuple[PluginInfo, Given]]:
+        """What `ask` gives for the name of every usable plugin; a plugin for which it fails becomes a problem."""
         for name in self.load_all():
             try:
-                result = self.call(name, hook, **arguments)
+                result = ask(name)
             except UserError as error:
-                self._failed_calls.append(
-                    Problem(
-                        plugin=name,
-                        distributions=(self.info(name).distribution,),
-                        message=str(error),
-                        traceback=traceback.format_exc(),
-                    )
+                problem = Problem(
+                    plugin=name,
+                    distributions=(self.info(name).distribution,),
+                    message=str(error),
+                    traceback=traceback.format_exc(),
                 )
+                self._failed_calls[name, problem.message] = problem
                 continue
             if result is not None:
                 yield self.info(name), result
@@ -149,10 +170,10 @@ class PluginManager:
         if name in self._points:
             return self._points[name]
         if name in self._unusable:
-            raise PluginError(self._unusable[name].message)
+            raise PluginError(self._unusable[name].message, plugin=name)
         if name in self.disabled:
-            raise PluginError(f"plugin {name!r} is disabled, by --disable or {DISABLE_VARIABLE}")
-        raise PluginError(f"no plugin {name!r}.{did_you_mean(name, self._points)}")
+            raise UserError(f"plugin {name!r} is disabled, by --disable or {DISABLE_VARIABLE}")
+        raise UserError(f"no plugin {name!r}.{did_you_mean(name, self._points)}")
 
     def _load(self, name: str) -> Problem | None:
         if name in self._unusable or self._pluggy.has_plugin(name):
@@ -178,11 +199,15 @@ class PluginManager:
         return self._unusable[name]
 
     def _misspelt(self, name: str, where: str) -> str | None:
-        """A function that looks like a hook and is none."""
-        hooks = [hook for hook in dir(hookspecs) if hook.startswith(HOOK_PREFIX)]
-        for caller in self._pluggy.get_hookcallers(self._pluggy.get_plugin(name)) or ():
-            if caller.name not in hooks:
-                return f"{where} has {caller.name}(), which is no hook.{did_you_mean(caller.name, hooks)}"
+        """A function that looks like a hook and is none; or that there is no hook, which would be the full model."""
+        plugin = self._pluggy.get_plugin(name)
+        functions = {own for own in dir(plugin) if not own.startswith("_") and own not in HOOKS}
+        for own in sorted(functions):
+            near = own.startswith(HOOK_PREFIX) or difflib.get_close_matches(own, HOOKS, n=1, cutoff=NEAR)
+            if near and inspect.isroutine(getattr(plugin, own, None)):
+                return f"{where} has {own}(), which is no hook.{did_you_mean(own, HOOKS)}"
+        if not self._pluggy.get_hookcallers(plugin):
+            return f"{where} has no hook; give it at least one function called {HOOK_PREFIX}..., as `varbench.hookspecs` says"
         return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 
 from varbench.data.shapes import Shapes
@@ -65,6 +64,4 @@ class Eyes:
         return tuple(WeightFile(role=role, name=role, sha256=sha256) for role, sha256 in networks)
 
     def _network(self, kind: str) -> Network:
-        return load_network(
-            Path(str(resources.files("varbench"))) / "assets" / self._options.model / f"{kind}.safetensors"
-        )
+        return load_network(presets.asset_folder(self._options.model) / f"{kind}.safetensors")

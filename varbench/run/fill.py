@@ -82,6 +82,8 @@ def fill(run: Run, row: RowInRun, found: Findings, *, floors: dict[str, Score]) 
         distance=scored.distance if scored else None,
         training=_training(run, row, found),
         provenance=row.resolved.source,
+        published=row.resolved.published,
+        study=row.resolved.study_words,
         samples=scored.samples if scored else None,
         weights=_weights(run, row, found),
         metrics=found.seen.metrics if found.seen else {},
@@ -246,7 +248,9 @@ def _training(run: Run, row: RowInRun, found: Findings) -> Training | None:
 def _weights(run: Run, row: RowInRun, found: Findings) -> tuple[WeightFile, ...]:
     trained = found.trained
     hashes = {**run.hashes, **(trained.hashes if trained else {})}
-    files = {**((run.files or {}) if not row.replaces_loop else {}), **(trained.files if trained else {})}
+    used = set() if row.replaces_loop else {"vae", "main", *row.resolved.backbones}
+    files = {part: path for part, path in (run.files or {}).items() if part in used}
+    files |= {part: path for part, path in (trained.files if trained else {}).items() if part in used}
     named = [WeightFile(role=role, name=_base(path), sha256=hashes[role]) for role, path in files.items()]
     named += [
         WeightFile(role=key, name=_base(row.resolved.read[key]), sha256=sha256) for key, sha256 in row.read.items()

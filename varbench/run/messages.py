@@ -16,9 +16,11 @@ from varbench.record import (
     Distance,
     Environment,
     MethodSource,
+    PublishedLine,
     Quality,
     Samples,
     Score,
+    StudyWords,
     Training,
     WeightFile,
     decode,
@@ -82,10 +84,16 @@ class ResolvedRow:
     point: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     study: str | None = None
+    published: tuple[PublishedLine, ...] = ()
+    study_words: StudyWords | None = None
     accounting: Accounting = "lossless"
     plan: Plan | None = None
     other_plan: Plan | None = None
     """Under the other accounting, to be shown beside."""
+    backbones: tuple[str, ...] = ()
+    """Models beside the main one that it runs on."""
+    calibrates: bool = False
+    """Whether a plugin of it gives an offline pass."""
     trained_generator: bool | None = None
     """Of a row that replaces the loop: whether it has weights that are worth a look; None for rows with a plan."""
     source: MethodSource | None = None
@@ -99,6 +107,8 @@ class ResolvedRow:
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
     rows: tuple[ResolvedRow, ...]
+    files: dict[str, str] | None
+    """Weight files by part: `vae`, `main`, and second models that rows run on; None for random weights."""
     metrics: tuple[str, ...]
     """Plugins that bring metrics."""
     problems: tuple[str, ...]

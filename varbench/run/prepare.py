@@ -20,7 +20,6 @@ from varbench.record.options import Options
 from varbench.rows import FULL
 from varbench.run import children, identity
 from varbench.run.children import ChildEndedError
-from varbench.run.defaults import companions
 from varbench.run.messages import Job, Resolved, ResolvedRow
 from varbench.spec import ModelSpec
 
@@ -119,8 +118,8 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
             f"nothing is selected; give --plugins, as in --plugins variant,fixed_ratio. Known: {', '.join(known)}"
         )
     model = presets.preset(options.model).spec
-    files = weight_files(options)
-    resolved = resolve_rows(Job(task="resolve", options=absolute(options), model=model, files=files))
+    resolved = resolve_rows(Job(task="resolve", options=absolute(options), model=model))
+    files = resolved.files
     for problem in resolved.problems:
         print(f"warning: {problem}", file=sys.stderr)
     hashes = {part: file_hash(path) for part, path in sorted((files or {}).items())}
@@ -129,11 +128,11 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
             identity.measuring_hash(),
             f"torch {identity.torch_version()}",
             json.dumps(model.to_json(), sort_keys=True),
-            *(f"{part} {sha256}" for part, sha256 in hashes.items()),
+            *(f"{part} {hashes[part]}" for part in ("main", "vae") if part in hashes),
             *deciding(options),
         ]
     )
-    rows = {row.name: _in_run(row, shared) for row in resolved.rows}
+    rows = {row.name: _in_run(row, shared, hashes) for row in resolved.rows}
     return Run(
         name=name, options=options, model=model, files=files, hashes=hashes, rows=rows, metrics=resolved.metrics,
         inputs=shared,
@@ -153,7 +152,7 @@ def resolve_rows(job: Job) -> Resolved:
     return found
 
 
-def _in_run(row: ResolvedRow, shared: str) -> RowInRun:
+def _in_run(row: ResolvedRow, shared: str, hashes: dict[str, str]) -> RowInRun:
     plugins = tuple(
         PluginVersion(
             name=plugin.name,
@@ -181,26 +180,12 @@ def _in_run(row: ResolvedRow, shared: str) -> RowInRun:
                 row.name,
                 *(f"{p.name} {p.version} {p.code_hash}" for p in plugins),
                 *(f"{k} {v}" for k, v in read.items()),
+                # Another row's second model makes no record old.
+                *(f"{part} {hashes[part]}" for part in row.backbones if part in hashes),
             ]
         ),
         read=read,
     )
-
-
-def weight_files(options: Options) -> dict[str, str] | None:
-    """Files by part: those given, else those that the preset ships, else none, which means random weights."""
-    if options.weights == "random":
-        return None
-    extra = {part: str(Path(path).resolve()) for part, path in companions(options.companion).items()}
-    if options.weights is not None:
-        given = {"vae": str(options.vae), "main": options.weights}
-        return {**{part: str(Path(path).resolve()) for part, path in given.items()}, **extra}
-    shipped = {part: str(path) for part, path in presets.shipped_files(options.model).items()}
-    if not shipped and not presets.preset(options.model).assets:
-        raise UserError(
-            f"{options.model} ships no weights: give --weights and --vae, or --weights random to measure speed and memory only"
-        )
-    return {**shipped, **extra} if shipped else None
 
 
 def hardware_like(device: str, cores: int) -> Hardware | None:

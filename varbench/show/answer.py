@@ -1,4 +1,4 @@
-"""The answer of a block in one sentence. It names no method by heart: whatever the records show, it says.
+"""Which row to deploy, or why none, in one sentence. It names no method by heart: whatever the records show, it says.
 
 The rule: of the rows that are faster than the full model beyond noise, the one to deploy is the fastest whose quality is
 not shown to be worse; where all are worse, the one that is nearest in quality. A rival is a row of another method that
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 
 from varbench.base import stats
-from varbench.show import words
+from varbench.show import formatting
 from varbench.show.entries import Block, Entry, judge_quality, judge_speed, score_label
 
 
@@ -124,7 +124,7 @@ def _best_quality(rows: list[Entry], block: Block) -> str:
 def _facts(entry: Entry, block: Block) -> str:
     seconds = entry.seconds("transformer", "throughput")
     parts = [_quality(entry, block)] if entry.quality else []
-    parts += [f"{words.seconds(seconds.value)} a batch of {block.conditions['batch']}"] if seconds else []
+    parts += [f"{formatting.seconds(seconds.value)} a batch of {block.conditions['batch']}"] if seconds else []
     return ", ".join(parts) or "no figures"
 
 
@@ -148,4 +148,4 @@ def _quality(entry: Entry, block: Block) -> str:
 
 def _number(entry: Entry) -> str:
     assert entry.quality is not None
-    return words.with_interval(entry.quality)
+    return formatting.with_interval(entry.quality)

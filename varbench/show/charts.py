@@ -30,9 +30,11 @@ NEUTRAL = "#868d98"
 INVALID = "#a9adb5"
 HEIGHT = 320
 
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', 'DejaVu Sans', sans-serif"
+
 _CONFIG: Spec = {
     "background": "transparent",
-    "font": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', 'DejaVu Sans', sans-serif",
+    "font": FONT,
     "view": {"stroke": None},
     "axis": {
         "labelColor": "currentColor", "titleColor": "currentColor", "tickColor": "currentColor",
@@ -55,7 +57,7 @@ _CONFIG: Spec = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapCell:
+class Plot:
     """One chart. `alt` is read out where it cannot be seen."""
 
     spec: Spec
@@ -77,7 +79,7 @@ class Figure:
     key: str  # file name of the static figure, anchor on the page
     title: str
     caption: str
-    cells: tuple[MapCell, ...]
+    cells: tuple[Plot, ...]
     columns: int = 1
     legend: tuple[Swatch, ...] = ()  # the page's; a static file has the charts' own
 
@@ -130,7 +132,7 @@ def axis(field: str, title: str, *, kind: str = "quantitative", **more: Any) -> 
     return {**found, **more}
 
 
-def page_spec(cell: MapCell, *, legends: bool = False) -> Spec:
+def page_spec(cell: Plot, *, legends: bool = False) -> Spec:
     """The spec as the page embeds it: colours of text follow the page's theme, legends are the page's own."""
     spec = copy.deepcopy(cell.spec) if legends else _without_legends(cell.spec)
     return {**_base(), **spec, "description": cell.alt}

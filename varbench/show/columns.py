@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from varbench.base.stats import Interval
-from varbench.show import words
+from varbench.show import formatting
 from varbench.show.entries import Block, Entry, judge_quality, judge_speed, recipe_of, score_label
-from varbench.show.published import published_for
+from varbench.show.published import figures_text, published_for, source_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class Cell:
     text: str | None
     note: str = ""
     sort: float | str | None = None
+    interval: Interval | None = None  # of a figure that has one
     mood: str = ""  # `better`, `worse`, `same` than the full model; `quiet`
 
 
@@ -161,7 +162,7 @@ def _quality(entry: Entry, block: Block) -> Cell:
         return Cell(text=None, note=named[0] if named else why(entry, "quality"))
     full = block.full.get("lossless")
     mood = judge_quality(entry, full) if full is not None and not entry.is_full else None
-    return Cell(text=words.with_interval(quality), sort=quality.value, mood=mood or "")
+    return Cell(text=formatting.with_interval(quality), sort=quality.value, interval=quality, mood=mood or "")
 
 
 def _speedup(accounting: str) -> Callable[[Entry, Block], Cell]:
@@ -174,7 +175,9 @@ def _speedup(accounting: str) -> Callable[[Entry, Block], Cell]:
         mood = judge_speed(entry, accounting) if not entry.is_full else None
         span = f"{speedup.low:.3f} to {speedup.high:.3f}" if speedup.low != speedup.high else ""
         mark, said = _with_decoder(entry)
-        return Cell(text=f"{speedup.value:.2f}x{mark}", note=f"{span}{said}", sort=speedup.value, mood=mood or "")
+        return Cell(
+            text=f"{speedup.value:.2f}x{mark}", note=f"{span}{said}", sort=speedup.value, interval=speedup, mood=mood or ""
+        )  # fmt: skip
 
     return cell
 
@@ -183,7 +186,10 @@ def _with_decoder(entry: Entry) -> tuple[str, str]:
     """Mark and words for a figure that includes the decoder, on both sides of a ratio."""
     if entry.timed == "transformer":
         return "", ""
-    return words.WITH_DECODER, " with the decoder: the row replaces the loop, so there is no transformer to time alone"
+    return (
+        formatting.WITH_DECODER,
+        " with the decoder: the row replaces the loop, so there is no transformer to time alone",
+    )
 
 
 def _batch_time(entry: Entry, block: Block) -> Cell:
@@ -197,35 +203,35 @@ def _time(column: str, regime: str) -> Callable[[Entry, Block], Cell]:
         found = entry.seconds(column, regime)
         if found is None:
             return Cell(text=None, note=why(entry, "timing") if entry.first.timing is None else "not measured")
-        return Cell(text=words.seconds(found.value), note=_span(found), sort=found.value)
+        return Cell(text=formatting.seconds(found.value), note=_span(found), sort=found.value, interval=found)
 
     return cell
 
 
 def _span(found: Interval) -> str:
-    return f"{words.seconds(found.low)} to {words.seconds(found.high)}"
+    return f"{formatting.seconds(found.low)} to {formatting.seconds(found.high)}"
 
 
 def _peak(entry: Entry, block: Block) -> Cell:
     value = entry.memory("peak_bytes")
     if value is None:
         return Cell(text=None, note=why(entry, "memory", "memory.torch_allocated_bytes", "memory.rss_growth_bytes"))
-    return Cell(text=words.size(value), sort=value)
+    return Cell(text=formatting.size(value), sort=value)
 
 
 def _state(entry: Entry, block: Block) -> Cell:
     value, end = entry.memory("state_peak_bytes"), entry.memory("state_end_bytes")
     if value is None or end is None:
         return Cell(text=None, note=why(entry, "memory", "memory.state_peak_bytes"))
-    return Cell(text=words.size(value), note=f"{words.size(end)} in the last step", sort=value)
+    return Cell(text=formatting.size(value), note=f"{formatting.size(end)} in the last step", sort=value)
 
 
 def _parameters(entry: Entry, block: Block) -> Cell:
     counts = entry.first.model.parameters
     if not counts:
         return Cell(text=None, note="the row did not load a model")
-    note = ", ".join(f"{name} {words.counted(value, '')}" for name, value in counts.items())
-    return Cell(text=words.counted(sum(counts.values()), ""), note=note, sort=sum(counts.values()))
+    note = ", ".join(f"{name} {formatting.counted(value, '')}" for name, value in counts.items())
+    return Cell(text=formatting.counted(sum(counts.values()), ""), note=note, sort=sum(counts.values()))
 
 
 def _work(entry: Entry, block: Block) -> Cell:
@@ -233,12 +239,12 @@ def _work(entry: Entry, block: Block) -> Cell:
     if work is None or work.flops is None:
         return Cell(text=None, note=why(entry, "trace", "trace.flops"))
     full = block.full.get("lossless")
-    note = words.counted(work.flops, "FLOP") + f" for a batch of {block.conditions['batch']}"
+    note = formatting.counted(work.flops, "FLOP") + f" for a batch of {block.conditions['batch']}"
     if work.layer_tokens is not None:
         note += f", {work.layer_tokens:,} layers x tokens"
     note += "" if entry.first.trace else "; planned, not run"
     if full is None or full.work is None or not full.work.flops:
-        return Cell(text=words.counted(work.flops, "FLOP"), note=note, sort=work.flops)
+        return Cell(text=formatting.counted(work.flops, "FLOP"), note=note, sort=work.flops)
     return Cell(text=f"{work.flops / full.work.flops:.0%}", note=note, sort=work.flops)
 
 
@@ -248,14 +254,14 @@ def _metric(name: str) -> Callable[[Entry, Block], Cell]:
         if value is None:
             return Cell(text=None, note="the plugin gave no figure")
         if value.value is None:
-            return Cell(text=None, note=value.reason)
-        return Cell(
-            text=words.with_interval(
-                Interval(value=value.value, low=value.low or value.value, high=value.high or value.value)
-            ),
-            note=f"mean over {value.n:,} images, {value.better} is better",
-            sort=value.value,
+            return Cell(text=None, note=value.reason or "no figure")
+        span = Interval(
+            value=value.value,
+            low=value.value if value.low is None else value.low,
+            high=value.value if value.high is None else value.high,
         )
+        note = f"mean over {value.n:,} images, {value.better} is better"
+        return Cell(text=formatting.with_interval(span), note=note, sort=value.value, interval=span)
 
     return cell
 
@@ -280,11 +286,6 @@ def _published(entry: Entry, block: Block) -> Cell:
     found = published_for(entry.first)
     if not found:
         return Cell(text=None, note="no published figure for this model and setting")
-    text = "; ".join(f"{row.text()} [{_grade(row.grade)}]" for row in found)
-    note = "; ".join(f"{row.source}, grade: {row.grade}" for row in found)
+    text = "; ".join(f"{figures_text(line.figures)} [{line.grade}]" for line in found)
+    note = "; ".join(f"{figures_text(line.figures)}: {source_text(line)}" for line in found)
     return Cell(text=text, note=note, sort=text, mood="quiet")
-
-
-def _grade(grade: str) -> str:
-    """`primary` and `secondary` stay; a mixed grade is spelled out on hover."""
-    return grade if grade in ("primary", "secondary") else "mixed"

@@ -13,7 +13,7 @@ from varbench.base import stats
 from varbench.base.stats import Interval, Judgement
 from varbench.errors import UserError
 from varbench.record import Record, TimingColumn
-from varbench.show import words
+from varbench.show import formatting
 from varbench.show.entries import Entry, conditions_of, score_label, timing_column
 from varbench.show.limits import Change, Verdict, parse_limits, with_limits
 
@@ -277,7 +277,13 @@ def _some(entries: dict[str, Entry]) -> str:
 def _shown(value: float | None, unit: str) -> str:
     if value is None:
         return "–"
-    return words.seconds(value) if unit == "s" else words.size(value) if unit == "B" else words.number(value)
+    return (
+        formatting.seconds(value)
+        if unit == "s"
+        else formatting.size(value)
+        if unit == "B"
+        else formatting.number(value)
+    )
 
 
 def _shown_change(change: Change) -> str:

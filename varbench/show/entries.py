@@ -215,7 +215,7 @@ def blocks_of(records: Sequence[Record]) -> list[Block]:
             Block(
                 conditions=dict(conditions),
                 entries=tuple(sorted((e for e in entries if not e.first.row.study), key=_table_order)),
-                studies={name: tuple(found) for name, found in studies.items()},
+                studies={name: tuple(sorted(found, key=_study_order)) for name, found in studies.items()},
             )
         )
     return sorted(blocks, key=lambda block: (-sum(e.believable for e in block.entries), block.title))
@@ -272,6 +272,10 @@ def _beside(record: Record, column: str) -> Interval | None:
     """How many times as fast as the full model in the neighbouring calls."""
     mine = timing_column(record, column, "throughput")
     return stats.paired_ratio(mine.beside, mine.rounds) if mine and mine.beside else None
+
+
+def _study_order(entry: Entry) -> int:
+    return entry.first.study.place if entry.first.study is not None else 0
 
 
 def _table_order(entry: Entry) -> tuple[bool, bool, float, str]:

@@ -1,18 +1,18 @@
-"""Pictures of speed: the spread of the timings, and measured against predicted on the diagonal and the roofline."""
+"""Figures of speed: the spread of the timings, and measured against predicted on the diagonal and the roofline."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from varbench.show.charts import Figure, MapCell, Spec, axis, chart, colour
+from varbench.show.charts import Figure, Plot, Spec, axis, chart, colour
+from varbench.show.drawn_rows import colours_of, family_legend, how_many, label, lines_of, points_of
 from varbench.show.entries import Block, timing_column
-from varbench.show.figures import candidates, colours_of, family_legend, how_many, label, shown
 from varbench.show.figures_work import step_name
 
 
 def latency_distributions(block: Block) -> Figure | None:
-    rows = shown(block)
+    rows = lines_of(block)
     cells = []
     for column, regime, title in (
         ("transformer", "throughput", f"Transformer, batch {block.conditions['batch']}"),
@@ -63,7 +63,7 @@ def latency_distributions(block: Block) -> Figure | None:
             },
         ]  # fmt: skip
         spec = chart(layers, values=samples, height=max(90, 30 * len(middles)))
-        cells.append(MapCell(spec=spec, alt=f"Strip plot of timing samples: {title}", title=title))
+        cells.append(Plot(spec=spec, alt=f"Strip plot of timing samples: {title}", title=title))
     if not cells:
         return None
     return Figure(
@@ -87,9 +87,9 @@ def measured_against_predicted(block: Block) -> Figure | None:
     )  # fmt: skip
 
 
-def _predicted_rows(block: Block) -> MapCell | None:
+def _predicted_rows(block: Block) -> Plot | None:
     values: list[dict[str, Any]] = []
-    for entry in candidates(block):
+    for entry in points_of(block):
         measured, plan = entry.seconds("transformer", "throughput"), entry.first.plan
         if measured is None or plan is None or not plan.predicted_seconds:
             continue
@@ -124,12 +124,12 @@ def _predicted_rows(block: Block) -> MapCell | None:
             },
         },
     ]  # fmt: skip
-    return MapCell(spec=chart(layers, values=values), title="Rows", alt="Measured against predicted time of every row")
+    return Plot(spec=chart(layers, values=values), title="Rows", alt="Measured against predicted time of every row")
 
 
-def _roofline(block: Block) -> MapCell | None:
+def _roofline(block: Block) -> Plot | None:
     values = []
-    for entry in shown(block):
+    for entry in lines_of(block):
         timing, plan = entry.first.timing, entry.first.plan
         if timing is None or timing.per_scale is None or plan is None:
             continue
@@ -142,8 +142,8 @@ def _roofline(block: Block) -> MapCell | None:
             values.append({**about, "what": "predicted", "rate": step.flops / step.predicted_seconds / 1e9})
     if not values:
         return None
-    x = axis("intensity", "FLOPs a byte moved", scale={"type": "log"})
-    y = axis("rate", "GFLOP/s", scale={"type": "log"})
+    x = axis("intensity", "FLOPs a byte moved", scale={"type": "log", "nice": False, "padding": 24})
+    y = axis("rate", "GFLOP/s", scale={"type": "log", "nice": False, "padding": 24})
     layers: list[Spec] = [
         {
             "transform": [{"filter": "datum.what == 'predicted'"}],
@@ -165,9 +165,7 @@ def _roofline(block: Block) -> MapCell | None:
         },
     ]  # fmt: skip
     alt = "Roofline: rate against arithmetic intensity of every step, measured and predicted"
-    return MapCell(
-        spec=chart(layers, values=values), title="Single steps on the roofline (diamonds: predicted)", alt=alt
-    )
+    return Plot(spec=chart(layers, values=values), title="Single steps on the roofline (diamonds: predicted)", alt=alt)
 
 
 def _thinned(samples: Sequence[float], most: int = 40) -> Sequence[float]:

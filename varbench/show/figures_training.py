@@ -1,4 +1,4 @@
-"""Pictures of training: quality over steps, full against subnet by recipe, loss per depth, and where depth matters."""
+"""Pictures of training: quality over steps, the full plan against smaller ones by recipe, and loss by what was trained."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from typing import Any
 from varbench.base import stats
 from varbench.base.stats import Interval
 from varbench.record import Training
-from varbench.show import words
-from varbench.show.charts import NEUTRAL, PALETTE, Figure, MapCell, Spec, Swatch, axis, chart, colour, swatches
+from varbench.show import formatting
+from varbench.show.charts import NEUTRAL, PALETTE, Figure, Plot, Spec, Swatch, axis, chart, colour, swatches
+from varbench.show.drawn_rows import MOST_ROWS, colours_of
 from varbench.show.entries import Block, Entry, score_label
-from varbench.show.figures import MOST_ROWS, colours_of
-from varbench.show.published import published_asymmetry
 
-ASYMMETRY = "scale_depth_asymmetry"
 DASHES = (([1, 0], "━"), ([6, 3], "╍"), ([2, 2], "┅"), ([8, 3, 2, 3], "╌"))
 SHAPES = (("circle", "●"), ("square", "■"), ("triangle-up", "▲"), ("diamond", "◆"), ("triangle-down", "▼"))
 
 
 def quality_over_steps(block: Block) -> Figure | None:
-    """Every recipe's full model and subnets, as they were evaluated during training; seeds are averaged."""
+    """Every recipe at its points, as they were evaluated during training; seeds are averaged."""
     found: dict[tuple[str, str, int], list[Interval]] = {}
     score = None
     for training in _trainings(block):
@@ -37,13 +35,13 @@ def quality_over_steps(block: Block) -> Figure | None:
     values: list[dict[str, Any]] = []
     for (recipe, point, step), repeats in found.items():
         middle = stats.combine(repeats)
-        text = words.with_interval(middle)
+        text = formatting.with_interval(middle)
         values.append({
             "recipe": recipe, "point": point, "step": step, "seeds": len(repeats), "value": middle.value,
             "low": middle.low, "high": middle.high, "text": text,
         })  # fmt: skip
     title = f"{score_label(score)} ({score.better} is better)"
-    points = sorted({value["point"] for value in values}, key=_depth_order)
+    points = sorted({value["point"] for value in values}, key=_point_order)
     dashes = [DASHES[place % len(DASHES)] for place in range(len(points))]
     tint = _recipe_colour(block, values)
     encoding = {"x": axis("step", "optimiser steps", scale={"zero": True}), "color": tint}
@@ -67,15 +65,17 @@ def quality_over_steps(block: Block) -> Figure | None:
         },
     ]  # fmt: skip
     return Figure(
-        key="training", title="Quality during training", caption="Full model and subnets of one set of weights per recipe, at "
-        "equal steps and equal data order. Bands are 95 % intervals, over seeds where there are several.",
-        cells=(MapCell(spec=chart(layers, values=values, height=360), alt=f"{title} over optimiser steps by recipe"),),
+        key="training", title="Quality during training", caption="One set of weights per recipe, at each point that it "
+        "is made for, at equal steps and equal data order. Bands are 95 % intervals, over seeds where there are several.",
+        cells=(Plot(spec=chart(layers, values=values, height=360), alt=f"{title} over optimiser steps by recipe"),),
         legend=swatches(tint) + _marks(points, [symbol for _, symbol in dashes]),
     )  # fmt: skip
 
 
-def full_against_subnet(block: Block) -> Figure | None:
-    """The central claim on one plot: what a recipe costs the full model, and what it gives the subnet."""
+def full_against_smaller(block: Block) -> Figure | None:
+    """What a recipe costs the full model, and what it gives the smaller plans that run on the same weights."""
+    whole = block.full.get("lossless")
+    plan = whole.first.plan if whole is not None else None
     by_family: dict[str, dict[str, Entry]] = {}
     for entry in block.entries:
         row = entry.first.row
@@ -83,24 +83,24 @@ def full_against_subnet(block: Block) -> Figure | None:
             by_family.setdefault(entry.family, {})[row.point] = entry
     values: list[dict[str, Any]] = []
     for family, points in by_family.items():
-        full = points.get("full")
+        full = next((entry for entry in points.values() if plan is not None and _runs(entry) == plan.digest), None)
         for point, entry in points.items():
-            if full is None or point == "full" or full.quality is None or entry.quality is None:
+            if full is None or entry is full or full.quality is None or entry.quality is None:
                 continue
             at_full, at_point = full.quality, entry.quality
             values.append({
                 "recipe": family, "point": point, "x": at_full.value, "x_low": at_full.low, "x_high": at_full.high,
                 "y": at_point.value, "y_low": at_point.low, "y_high": at_point.high,
-                "x_text": words.with_interval(at_full), "y_text": words.with_interval(at_point),
+                "x_text": formatting.with_interval(at_full), "y_text": formatting.with_interval(at_point),
             })  # fmt: skip
     headline = block.headline
     if headline is None or len({value["recipe"] for value in values}) < 2:
         return None
     name = score_label(headline)
-    x_title, y_title = f"{name} of the full depth", f"{name} of the subnet"
+    x_title, y_title = f"{name} of the full plan", f"{name} of the smaller plan"
     tint = _recipe_colour(block, values)
-    subnets = sorted({value["point"] for value in values}, key=_depth_order)
-    shapes = [SHAPES[place % len(SHAPES)] for place in range(len(subnets))]
+    smaller = sorted({value["point"] for value in values}, key=_point_order)
+    shapes = [SHAPES[place % len(SHAPES)] for place in range(len(smaller))]
     x, y = axis("x", x_title), axis("y", y_title)
     layers: list[Spec] = [
         {
@@ -116,8 +116,8 @@ def full_against_subnet(block: Block) -> Figure | None:
             "encoding": {
                 "x": x, "y": y, "color": tint,
                 "shape": {
-                    "field": "point", "type": "nominal", "scale": {"domain": subnets, "range": [shape for shape, _ in shapes]},
-                    "legend": {"title": "subnet", "symbolFillColor": "currentColor"},
+                    "field": "point", "type": "nominal", "scale": {"domain": smaller, "range": [shape for shape, _ in shapes]},
+                    "legend": {"title": "point", "symbolFillColor": "currentColor"},
                 },
                 "tooltip": [
                     {"field": "recipe"}, {"field": "point"}, {"field": "x_text", "title": x_title},
@@ -128,19 +128,19 @@ def full_against_subnet(block: Block) -> Figure | None:
     ]  # fmt: skip
     corner = "lower left" if headline.better == "lower" else "upper right"
     return Figure(
-        key="recipes", title="Progressive against fixed ratios",
-        caption=f"Each point is one recipe's trained weights: full depth against a subnet of the same weights. The {corner} "
+        key="recipes", title="One set of weights, run in full and in part",
+        caption=f"Each mark is one recipe's trained weights: the full model's plan against a smaller one, on the same weights. The {corner} "
         "corner is best in both. Bars are 95 % intervals.",
-        cells=(MapCell(spec=chart(layers, values=values, height=360), alt=f"{y_title} against {x_title}, by recipe"),),
-        legend=swatches(tint) + _marks(subnets, [symbol for _, symbol in shapes]),
+        cells=(Plot(spec=chart(layers, values=values, height=360), alt=f"{y_title} against {x_title}, by recipe"),),
+        legend=swatches(tint) + _marks(smaller, [symbol for _, symbol in shapes]),
     )  # fmt: skip
 
 
-def loss_per_depth(block: Block) -> Figure | None:
-    """Training loss of one seed of every recipe, smoothed, one line per depth."""
+def loss_per_point(block: Block) -> Figure | None:
+    """Training loss of one seed of every recipe, smoothed, one line for each point that steps trained."""
     cells = []
     everywhere = {curve.point for training in _trainings(block) for curve in training.losses}
-    points = sorted(everywhere, key=_depth_order)
+    points = sorted(everywhere, key=_point_order)
     shades = dict(zip(points, [NEUTRAL, *PALETTE], strict=False))
     for recipe, training in {training.recipe: training for training in _trainings(block)}.items():
         values: list[dict[str, Any]] = []
@@ -158,78 +158,31 @@ def loss_per_depth(block: Block) -> Figure | None:
             },
         }  # fmt: skip
         cells.append(
-            MapCell(spec=chart([layer], values=values, height=220), title=recipe, alt=f"Training loss of {recipe}")
+            Plot(spec=chart([layer], values=values, height=220), title=recipe, alt=f"Training loss of {recipe}")
         )
     if not cells:
         return None
     return Figure(
-        key="losses", title="Training loss per depth", columns=3, cells=tuple(cells),
+        key="losses", title="Training loss", columns=3, cells=tuple(cells),
         legend=tuple(Swatch(name=name, colour=shade, symbol="━") for name, shade in shades.items()),
-        caption="Mean of neighbouring optimiser steps, by the depth that the step trained.",
-    )  # fmt: skip
-
-
-def scale_depth_asymmetry(block: Block) -> Figure | None:
-    """Where depth matters: the untrained full model with its depth reduced on one zone of scales."""
-    entries = list(block.studies.get(ASYMMETRY, ()))
-    full = block.full.get("lossless")
-    values: list[dict[str, Any]] = []
-    for entry in [*([full] if full is not None and entries else []), *entries]:
-        quality = entry.quality
-        if quality is None:
-            continue
-        row = entry.first.row
-        zone = (
-            "nowhere"
-            if entry is full
-            else ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in row.params.items())
-            or row.point
-            or entry.name
-        )
-        values.append({
-            "zone": zone, "value": quality.value, "low": quality.low, "high": quality.high, "valid": entry.believable,
-            "text": words.with_interval(quality), "note": entry.trouble or "valid",
-        })  # fmt: skip
-    headline = next((entry.headline for entry in entries if entry.headline is not None), None)
-    if headline is None or not values:
-        return None
-    title = f"{score_label(headline)} ({headline.better} is better)"
-    x = axis("zone", "depth reduced on", kind="nominal", sort=None, axis={"labelAngle": 0, "labelLimit": 160})
-    layers: list[Spec] = [
-        {
-            "mark": {"type": "bar", "opacity": 0.85, "size": 56},
-            "encoding": {
-                "x": x, "y": axis("value", title, scale={"zero": True}),
-                "color": {"condition": {"test": "datum.valid && datum.zone != 'nowhere'", "value": PALETTE[0]}, "value": NEUTRAL},
-                "tooltip": [{"field": "zone"}, {"field": "text", "title": title}, {"field": "note", "title": "validity"}],
-            },
-        },
-        {
-            "mark": {"type": "rule", "strokeWidth": 2, "color": "currentColor"},
-            "encoding": {"x": x, "y": axis("low", title, scale={"zero": True}), "y2": {"field": "high"}},
-        },
-    ]  # fmt: skip
-    printed = published_asymmetry()
-    caption = (
-        "The full model without any further training, with fewer layers on one zone of scales only. Published for "
-        f"{printed['model']} ({printed['grade']}; half depth): FID {printed['none']} unreduced, {printed['scales_1_3']} on "
-        f"scales 1-3, {printed['scales_4_6']} on 4-6, {printed['scales_7_10']} on 7-10."
-    )
-    return Figure(
-        key="asymmetry", title="Where depth matters", caption=caption,
-        cells=(MapCell(spec=chart(layers, values=values), alt=f"{title} with depth reduced on one zone of scales"),),
+        caption="Mean of neighbouring optimiser steps, by the point that the step trained.",
     )  # fmt: skip
 
 
 def _trainings(block: Block) -> list[Training]:
     """Each training once, since rows share their weights; of the first recipes, in the order of the table."""
     found: dict[str, dict[tuple[str, int], Training]] = {}
-    for entry in block.entries:
+    for entry in (*block.entries, *(studied for entries in block.studies.values() for studied in entries)):
         for record in entry.complete if entry.believable else ():
             if record.training is not None:
                 repeats = found.setdefault(record.training.recipe, {})
                 repeats.setdefault((record.training.key, record.training.seed), record.training)
     return [training for repeats in list(found.values())[:MOST_ROWS] for training in repeats.values()]
+
+
+def _runs(entry: Entry) -> str | None:
+    """The digest of the plan that it runs."""
+    return entry.first.plan.digest if entry.first.plan is not None else None
 
 
 def _marks(names: list[str], symbols: list[str]) -> tuple[Swatch, ...]:
@@ -258,7 +211,7 @@ def _smoothed(steps: tuple[int, ...], losses: tuple[float, ...], most: int = 120
     ]
 
 
-def _depth_order(point: str) -> tuple[int, int, str]:
-    """`full` first, then `d16` before `d8`."""
+def _point_order(point: str) -> tuple[int, int, str]:
+    """What the trainer calls the full model first, then by number, the largest first."""
     digits = "".join(letter for letter in point if letter.isdigit())
     return (point != "full", -int(digits or 0), point)

@@ -1,4 +1,4 @@
-"""Pictures of what was computed: the plan, memory over the steps, time per scale."""
+"""Figures of what was computed: the plan, memory over the steps, time per scale."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from varbench.show.charts import (
     NEUTRAL,
     PALETTE,
     Figure,
-    MapCell,
+    Plot,
     Spec,
     Swatch,
     axis,
@@ -17,8 +17,8 @@ from varbench.show.charts import (
     colour,
     ramp,
 )
+from varbench.show.drawn_rows import MOST_ROWS, how_many, label, lines_of
 from varbench.show.entries import Block, Entry
-from varbench.show.figures import MOST_ROWS, how_many, label, shown
 
 MEBIBYTE = 1 << 20
 
@@ -83,7 +83,7 @@ def plan_maps(block: Block) -> Figure | None:
         title = f"{names}: {work}" if work else names
         deepest = max(value["layer"] for value in values) + 1
         spec = chart(layers, values=values, height=max(120, min(300, deepest * 12)))
-        cells.append(MapCell(spec=spec, title=title, alt=f"Map of the layers that run at each scale for {title}"))
+        cells.append(Plot(spec=spec, title=title, alt=f"Map of the layers that run at each scale for {title}"))
     return Figure(
         key="plans", title="What each method computes", columns=3, cells=tuple(cells),
         legend=tuple(Swatch(name=f"backbone {name}", colour=shade, symbol="■") for name, shade in shades.items()),
@@ -95,7 +95,9 @@ def plan_maps(block: Block) -> Figure | None:
 def memory_over_steps(block: Block) -> Figure | None:
     """Measured state stacked on the weights, with the planned activations above, and the plan's state as a mark."""
     cells = []
-    rows = [entry for entry in shown(block) if entry.first.memory is not None and entry.first.memory.state_peak_bytes]
+    rows = [
+        entry for entry in lines_of(block) if entry.first.memory is not None and entry.first.memory.state_peak_bytes
+    ]
     tops = []
     for entry in rows:
         memory, plan = entry.first.memory, entry.first.plan
@@ -146,7 +148,7 @@ def memory_over_steps(block: Block) -> Figure | None:
             },
         ]  # fmt: skip
         alt = f"Memory after each scale for {name}: weights, state and activations"
-        figure_cells.append(MapCell(spec=chart(layers, values=values, height=220), title=name, alt=alt))
+        figure_cells.append(Plot(spec=chart(layers, values=values, height=220), title=name, alt=alt))
     return Figure(
         key="memory", title="Memory over the steps", columns=3, cells=tuple(figure_cells),
         legend=tuple(Swatch(name=name, colour=shade, symbol="■") for name, shade in parts_colours.items()),
@@ -158,7 +160,7 @@ def memory_over_steps(block: Block) -> Figure | None:
 def time_per_scale(block: Block) -> Figure | None:
     values = []
     names: list[str] = []
-    for entry in shown(block):
+    for entry in lines_of(block):
         timing, plan = entry.first.timing, entry.first.plan
         if timing is None or timing.per_scale is None:
             continue
@@ -188,7 +190,7 @@ def time_per_scale(block: Block) -> Figure | None:
         key="time-per-scale", title="Time per scale",
         caption="From a pass of its own, since looking changes what is looked at; the sums differ a little from the table's."
         + how_many(block, len(rows)),
-        cells=(MapCell(spec=chart([layer], values=values, height=30 * len(rows) + 10), alt="Stacked bars: time per scale and row"),),
+        cells=(Plot(spec=chart([layer], values=values, height=30 * len(rows) + 10), alt="Stacked bars: time per scale and row"),),
         legend=tuple(
             Swatch(name=f"scale {name}", colour=shade, symbol="■")
             for name, shade in zip(names, ramp(len(names)), strict=True)

@@ -11,7 +11,7 @@ from varbench.plan.cost import work
 from varbench.record import Record
 from varbench.run.prepare import Run, hardware_like, predicted
 from varbench.run.session import parts
-from varbench.show import words
+from varbench.show import formatting
 
 _START_SECONDS = 4.0
 """What a process takes before it is of use."""
@@ -85,7 +85,7 @@ def as_text(found: Forecast) -> str:
             row.row,
             row.weights,
             "-" if row.share is None else f"{row.share:.0%}",
-            "-" if row.call_seconds is None else words.seconds(row.call_seconds),
+            "-" if row.call_seconds is None else formatting.seconds(row.call_seconds),
             row.trouble or ("there already" if row.done else ""),
         )
         for row in found.rows
@@ -94,7 +94,7 @@ def as_text(found: Forecast) -> str:
     time = (
         "not predicted on this device"
         if found.seconds is None
-        else f"about {words.seconds(found.seconds)} and the training"
+        else f"about {formatting.seconds(found.seconds)} and the training"
     )
     return (
         f"{table}\n\n{found.processes} processes; recipes that are trained unless cached: {', '.join(found.trains) or 'none'}\n"

@@ -18,7 +18,7 @@ from varbench.base.whole_files import write_whole
 from varbench.errors import UserError
 from varbench.record import Record, record_path, sections, to_json
 from varbench.record.frames import frame_of, write_csv, write_parquet
-from varbench.show import charts, columns, page, samples
+from varbench.show import charts, columns, page, samples, stills
 from varbench.show.answer import answer
 from varbench.show.entries import Entry
 
@@ -31,6 +31,7 @@ def render(
     *,
     problems: Sequence[str] = (),
     panels: Sequence[sections.Panel] = (),
+    silent: Sequence[str] = (),
     changes: page.Changes | None = None,
 ) -> Path:
     """Writes `out_dir`/<run>/ and the index beside it, and returns the new page. Another report is never touched:
@@ -43,7 +44,9 @@ def render(
     folder = _folder_for(out_dir, _run_name(records), fingerprint)
     building = Path(tempfile.mkdtemp(dir=out_dir, prefix=".building-"))
     try:
-        shown = page.Shown(records=records, encoded=encoded, problems=problems, panels=panels, changes=changes)
+        shown = page.Shown(
+            records=records, encoded=encoded, problems=problems, panels=panels, silent=silent, changes=changes
+        )  # fmt: skip
         _write_all(building, shown, fingerprint)
         os.chmod(building, 0o755)
         if folder.exists():
@@ -141,26 +144,26 @@ def _plain(column: columns.Column, cell: columns.Cell, entry: Entry) -> str:
 
 
 def _line(one: page.Drawn, name: str, cells: Sequence[columns.Cell]) -> dict[str, Any]:
-    """One row of the table with figures as numbers, and for each missing one its reason."""
+    """One row of the table: figures as numbers, the 95 % intervals of those that have one, the reasons of those missing."""
     found: dict[str, Any] = {"row": name, "conditions": one.block.conditions}
-    missing = {}
+    missing, intervals = {}, {}
     for column, cell in zip(one.headings, cells, strict=True):
         if column.key == "row":
             continue
         found[column.key] = cell.sort if column.numeric else cell.text
         if cell.text is None:
             missing[column.key] = cell.note
-    return {**found, "missing": missing}
+        if cell.interval is not None:
+            intervals[column.key] = [cell.interval.low, cell.interval.high]
+    return {**found, "intervals": intervals, "missing": missing}
 
 
 def _write_figures(folder: Path, drawn: Sequence[page.Drawn]) -> list[str]:
-    import vl_convert
-
     (folder / "figures").mkdir()
     written = []
     for number, one in enumerate(drawn):
         for name, figure in one.figures:
-            svg = vl_convert.vegalite_to_svg(charts.static_spec(figure))
+            svg = stills.still(charts.static_spec(figure), alt=f"{figure.title}. {figure.caption}", name=name)
             (folder / "figures" / f"{name}.svg").write_text(svg, encoding="utf-8")
             written.append(f"figures/{name}.svg")
         if one.grids:

@@ -6,47 +6,47 @@ import base64
 import dataclasses
 import functools
 import hashlib
-import json
-import zlib
 from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from varbench.errors import UserError
 from varbench.record import Record, sections
 from varbench.show import (
     charts,
     columns,
-    facts,
-    figures,
     figures_speed,
+    figures_study,
+    figures_trade_off,
     figures_training,
     figures_work,
+    formatting,
+    header_footer,
     samples,
+    stills,
 )
 from varbench.show.answer import answer
 from varbench.show.charts import Figure
+from varbench.show.drawn_rows import label
 from varbench.show.entries import Block, blocks_of
+from varbench.show.payload import packed
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 MOST_BLOCKS_WITH_FIGURES = 6
-MOST_PAYLOAD = 800_000  # characters of records inside the page; above it raw samples stay in their files only
-SHARED = ("plan", "training", "model", "protocol", "environment", "provenance", "weights")
-GLYPHS = {"better": "▲", "worse": "▼", "same": "≈"}
 MOODS = {"better": "better", "worse": "worse", "same": "not told apart"}
 FIGURES: tuple[Callable[[Block], Figure | None], ...] = (
-    figures.quality_against_speed,
-    figures_training.full_against_subnet,
-    figures.quality_against_memory,
+    figures_trade_off.quality_against_speed,
+    figures_training.full_against_smaller,
+    figures_trade_off.quality_against_memory,
     figures_work.plan_maps,
     figures_work.memory_over_steps,
     figures_work.time_per_scale,
     figures_training.quality_over_steps,
-    figures_training.scale_depth_asymmetry,
     figures_speed.latency_distributions,
     figures_speed.measured_against_predicted,
-    figures_training.loss_per_depth,
+    figures_training.loss_per_point,
 )
 
 
@@ -80,6 +80,7 @@ class Shown:
     encoded: Sequence[dict[str, Any]]
     problems: Sequence[str] = ()
     panels: Sequence[sections.Panel] = ()
+    silent: Sequence[str] = ()  # why a plugin has no panels
     changes: Changes | None = None
 
 
@@ -91,7 +92,8 @@ def draw(records: Sequence[Record]) -> list[Drawn]:
         found: list[tuple[str, Figure]] = []
         grids: list[samples.Grid] = []
         if number < MOST_BLOCKS_WITH_FIGURES:
-            found = [(f"{prefix}{figure.key}", figure) for make in FIGURES if (figure := make(block)) is not None]
+            made = [*figures_study.studies(block), *(figure for make in FIGURES if (figure := make(block)) is not None)]
+            found = [(f"{prefix}{figure.key}", figure) for figure in made]
             grids = samples.grids_of(block)
         headings, rows = columns.table_of(block)
         drawn.append(
@@ -115,22 +117,23 @@ def page(shown: Shown, drawn: Sequence[Drawn], *, files: Sequence[str] = ()) -> 
     script = _resource("page.js")
     bundle = vega_bundle()
     return _environment().get_template("report.html.j2").render(
-        title=f"varbench: {', '.join(facts.runs(records)) or 'no records'}",
-        subtitle=facts.subtitle(records),
+        title=f"varbench: {', '.join(header_footer.runs(records)) or 'no records'}",
+        subtitle=header_footer.subtitle(records),
         answer=answer(first),
-        facts=facts.headline_facts([one.block for one in drawn], records),
+        facts=header_footer.headline_facts([one.block for one in drawn], records),
         contents=_contents(drawn, panels, shown.changes),
         problems=shown.problems,
         blocks=blocks,
         panels=panels,
+        silent=shown.silent,
         changes=shown.changes,
-        notices=facts.notices(records),
-        conditions=[facts.conditions_facts(one.block) for one in drawn],
+        notices=header_footer.notices(records),
+        conditions=[header_footer.conditions_facts(one.block) for one in drawn],
         files=files,
         style=_safe(_resource("style.css")),
         script=_safe(script),
         vega=_safe(bundle),
-        payload=_safe(_payload(shown.encoded, entries, chart_specs)),
+        payload=_safe(packed(shown.encoded, entries, chart_specs)),
         policy=_policy(bundle, script),
     )  # fmt: skip
 
@@ -159,14 +162,16 @@ def _block(
             "name": entry.name, "full": entry.is_full, "trouble": entry.trouble, "cells": cells, "index": len(entries),
         })  # fmt: skip
         which = [places[id(record)] for record in entry.records]
-        entries.append({"name": figures.label(entry), "trouble": entry.trouble, "records": which})
+        entries.append({"name": label(entry), "trouble": entry.trouble, "records": which})
     shown = []
     wide = _wide([figure for _, figure in one.figures])
     for (anchor, figure), whole_width in zip(one.figures, wide, strict=True):
         places_of_cells = []
         for number, cell in enumerate(figure.cells):
-            specs[f"{anchor}-{number}"] = charts.page_spec(cell)
-            places_of_cells.append({"title": cell.title, "chart": f"{anchor}-{number}"})
+            name = f"{anchor}-{number}"
+            specs[name] = charts.page_spec(cell)
+            svg = stills.still(specs[name], alt=cell.alt, name=name, columns=figure.columns)
+            places_of_cells.append({"title": cell.title, "chart": name, "still": _safe(svg)})
         shown.append({
             "anchor": anchor, "key": figure.key, "title": figure.title, "caption": figure.caption,
             "columns": figure.columns, "cells": places_of_cells, "legend": figure.legend, "wide": whole_width,
@@ -198,47 +203,18 @@ def _panel(panel: sections.Panel, number: int, specs: dict[str, charts.Spec]) ->
             parts.append({"kind": "table", "columns": part.columns, "rows": part.rows})
         elif isinstance(part, sections.Chart):
             name = f"panel{number}-{place}"
-            specs[name] = charts.page_spec(
-                charts.MapCell(spec={"width": "container", "height": charts.HEIGHT, **part.spec}, alt=part.alt),
-                legends=True,
-            )
-            parts.append({"kind": "chart", "chart": name})
+            plot = charts.Plot(spec={"width": "container", "height": charts.HEIGHT, **part.spec}, alt=part.alt)
+            spec = charts.page_spec(plot, legends=True)
+            try:
+                svg = stills.still(spec, alt=part.alt, name=name)
+            except UserError as error:
+                parts.append({"kind": "text", "text": f"A chart of this panel cannot be shown. {error}"})
+                continue
+            specs[name] = spec
+            parts.append({"kind": "chart", "chart": name, "still": _safe(svg)})
         else:
             parts.append({"kind": "image", "png": base64.b64encode(part.png).decode(), "alt": part.alt})
     return {"anchor": f"panel{number}", "title": panel.section.title, "source": panel.source, "parts": parts}
-
-
-def _payload(
-    encoded: Sequence[dict[str, Any]], entries: Sequence[dict[str, Any]], specs: dict[str, charts.Spec]
-) -> str:
-    """What the script needs, deflated: page-sized sets go in whole, larger ones without raw samples and losses."""
-    for trimmed in (False, True):
-        shared: dict[str, int] = {}
-        records = [_shown_record(data, shared, trimmed=trimmed) for data in encoded]
-        data = {
-            "records": records, "shared": [json.loads(text) for text in shared], "entries": entries, "charts": specs,
-            "names": SHARED, "trimmed": trimmed,
-        }  # fmt: skip
-        packed = base64.b64encode(zlib.compress(json.dumps(data, separators=(",", ":")).encode(), 6)).decode()
-        if len(packed) <= MOST_PAYLOAD:
-            break
-    return packed
-
-
-def _shown_record(data: dict[str, Any], shared: dict[str, int], *, trimmed: bool) -> dict[str, Any]:
-    """The record with its large sections replaced by their place among those that rows share."""
-    shown = dict(data)
-    if shown["samples"] is not None:
-        shown["samples"] = {**shown["samples"], "png": None}  # it is on the page already
-    if trimmed and shown["timing"] is not None:
-        columns_left = [{k: v for k, v in column.items() if k != "rounds"} for column in shown["timing"]["columns"]]
-        shown["timing"] = {**shown["timing"], "columns": columns_left}
-    if trimmed and shown["training"] is not None:
-        shown["training"] = {k: v for k, v in shown["training"].items() if k != "losses"}
-    for name in SHARED:
-        if shown[name] is not None:
-            shown[name] = shared.setdefault(json.dumps(shown[name]), len(shared))
-    return shown
 
 
 def _contents(
@@ -271,7 +247,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("varbench.show"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.globals.update(glyphs=GLYPHS, moods=MOODS)
+    environment.globals.update(marks=formatting.MARKS, moods=MOODS)
     return environment
 
 

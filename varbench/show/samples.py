@@ -6,8 +6,8 @@ import base64
 import io
 from dataclasses import dataclass
 
+from varbench.show.drawn_rows import MOST_ROWS, label
 from varbench.show.entries import Block, Entry
-from varbench.show.figures import MOST_ROWS, label
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 from varbench.record import Record, Status
-from varbench.show import words
-from varbench.show.entries import Block, Entry, blocks_of, score_label
-from varbench.show.facts import notices
+from varbench.show import formatting
+from varbench.show.entries import Block, Entry, blocks_of, judge_quality, judge_speed, score_label
+from varbench.show.header_footer import notices
+
+WIDTH = 150
+"""Columns of a line at most. A command to copy is never broken."""
+
+_LEAST_NAME = 24  # columns that a row's name may always have
 
 
 def as_table(records: Sequence[Record]) -> str:
@@ -19,64 +28,111 @@ def _block(block: Block) -> str:
     from tabulate import tabulate
 
     headline = block.headline
+    score = textwrap.fill(score_label(headline), 20) if headline else "quality"
     headings = [
-        "row", score_label(headline) if headline else "quality", "accuracy", "speedup", "vs upstream", "batch time",
-        "latency", "state peak", "end", "work", "",
+        "row", score, "accuracy", "speedup", "vs upstream", "batch\ntime", "latency", "state\npeak", "end", "work", "",
     ]  # fmt: skip
     studied = [entry for entries in block.studies.values() for entry in entries]
-    table = tabulate(
-        [_row(entry, block) for entry in (*block.entries, *studied)], headings, tablefmt="simple", disable_numparse=True, stralign="right",
-        colalign=("left",),
-    )  # fmt: skip
-    lines = [block.title, "", table]
+    rows = [_row(entry, block) for entry in (*block.entries, *studied)]
+    rest = sum(_width(heading, cells) for heading, *cells in list(zip(headings, *rows, strict=True))[1:])
+    rows = [[_broken(name, max(_LEAST_NAME, WIDTH - rest)), *cells] for name, *cells in rows]
+    table = tabulate(rows, headings, tablefmt="simple", disable_numparse=True, stralign="right", colalign=("left",))
+    return "\n".join([_wrapped(block.title), "", table, *(_wrapped(note) for note in _notes(block))])
+
+
+def _notes(block: Block) -> list[str]:
+    """What the marks mean, and what the figures were taken from."""
+    headline = block.headline
+    better, worse, same = (formatting.MARKS[judgement] for judgement in ("better", "worse", "same"))
+    notes = [f"{better} {worse} better or worse than the full model beyond the noise, {same} no difference shown."]
+    if headline is not None:
+        notes.append(f"{score_label(headline)}: {headline.better} is better, from {headline.n:,} images.")
     if any(entry.timed != "transformer" for entry in block.entries):
-        lines.append(
-            f"{words.WITH_DECODER} with the decoder, in the full model's time too: the row has no transformer to time alone."
+        notes.append(
+            f"{formatting.WITH_DECODER} with the decoder, in the full model's time too: the row has no transformer to time alone."
         )
     if block.itself is not None:
-        lines.append(f"The full model against itself: {words.times(block.itself)}.")
+        notes.append(f"The full model against itself: {formatting.times(block.itself)}.")
     floors = next((e.first.quality.floors for e in block.entries if e.first.quality and e.first.quality.floors), {})
     if floors:
-        said = [f"{name} {words.number(score.value)}" for name, score in floors.items() if score.value is not None]
-        lines.append(f"Floors of {headline.name if headline else 'the score'}: {', '.join(said)}.")
-    return "\n".join(lines)
+        said = [f"{name} {formatting.number(score.value)}" for name, score in floors.items() if score.value is not None]
+        notes.append(f"Floors of {headline.name if headline else 'the score'}: {', '.join(said)}.")
+    return notes
 
 
 def _row(entry: Entry, block: Block) -> list[str]:
     accuracy = entry.score("class accuracy")
     latency = entry.seconds("end_to_end", "latency")
-    batch, mark = entry.seconds(entry.timed, "throughput"), "" if entry.timed == "transformer" else words.WITH_DECODER
+    batch = entry.seconds(entry.timed, "throughput")
     work, full = entry.work, block.full.get("lossless")
     whole = full.work.flops if full and full.work else None
     share = f"{work.flops / whole:.0%}" if work and work.flops and whole else "-"
     return [
         entry.name,
-        words.with_interval(entry.quality) if entry.quality else "-",
+        _quality(entry, block),
         f"{accuracy.value:.1%}" if accuracy else "-",
-        _speedup(entry, "lossless"),
-        _speedup(entry, "upstream"),
-        f"{words.seconds(batch.value)}{mark}" if batch else "-",
-        words.seconds(latency.value) if latency else "-",
-        words.size(work.state_peak_bytes) if work and work.state_peak_bytes is not None else "-",
-        words.size(work.state_end_bytes) if work and work.state_end_bytes is not None else "-",
+        _speedup(entry, block, "lossless"),
+        _speedup(entry, block, "upstream"),
+        f"{formatting.seconds(batch.value)}{_with_decoder(entry)}" if batch else "-",
+        formatting.seconds(latency.value) if latency else "-",
+        formatting.size(work.state_peak_bytes) if work and work.state_peak_bytes is not None else "-",
+        formatting.size(work.state_end_bytes) if work and work.state_end_bytes is not None else "-",
         share,
         _verdict(entry.first),
     ]
 
 
-def _speedup(entry: Entry, accounting: str) -> str:
+def _quality(entry: Entry, block: Block) -> str:
+    quality = entry.score(block.headline.name) if block.headline else None
+    if quality is None:
+        return "-"
+    full = block.full.get("lossless")
+    return formatting.with_interval(quality) + _mark(entry, judge_quality(entry, full) if full else None)
+
+
+def _speedup(entry: Entry, block: Block, accounting: str) -> str:
     found = entry.speedups.get(accounting)
     if found is None:
         return "-"
     half = (found.high - found.low) / 2
-    mark = "" if entry.timed == "transformer" else words.WITH_DECODER
-    return f"{found.value:.2f}x{mark}" + (f" ± {half:.2f}" if half else "")
+    text = f"{found.value:.2f}x{_with_decoder(entry)}" + (f" ± {half:.2f}" if half else "")
+    return text + _mark(entry, judge_speed(entry, accounting))
+
+
+def _mark(entry: Entry, judgement: str | None) -> str:
+    """A row that is not to be believed is not praised, and the full model is not compared with itself. The place stays."""
+    compared = judgement is not None and entry.believable and not entry.is_full
+    return f" {formatting.MARKS[judgement]}" if judgement is not None and compared else "  "
+
+
+def _with_decoder(entry: Entry) -> str:
+    return "" if entry.timed == "transformer" else formatting.WITH_DECODER
 
 
 def _verdict(record: Record) -> str:
     if record.status is not Status.COMPLETE:
         return record.status.replace("_", " ")
     return record.validity.verdict.value
+
+
+def _width(heading: str, cells: Sequence[str]) -> int:
+    """What a column takes with its gap: `tabulate` gives a heading two places more than its letters."""
+    return max(*(len(line) + 2 for line in heading.split("\n")), *(len(cell) for cell in cells)) + 2
+
+
+def _broken(name: str, width: int) -> str:
+    """A row's name on as many lines as it needs, broken before a `+`, `/` or `:` where it can be."""
+    lines = [""]
+    for part in re.findall(r"[+/:@,]?[^+/:@,]*", name):
+        for piece in textwrap.wrap(part, width, drop_whitespace=False) if len(part) > width else [part]:
+            if len(lines[-1]) + len(piece) > width:
+                lines.append("")
+            lines[-1] += piece
+    return "\n".join(lines)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ")
 
 
 def remarks(records: Sequence[Record]) -> list[str]:
@@ -92,3 +148,8 @@ def remarks(records: Sequence[Record]) -> list[str]:
             also = f" (and {notice['count'] - 1} rows more)" if notice["count"] > 1 else ""
             lines.append(f"{notice['text']}{also}; next: {notice['next_command']}")
     return lines
+
+
+def report_command(out: Path) -> str:
+    """What to type next, whatever the folder is called."""
+    return shlex.join(["varbench", "report", "--records", str(out)])

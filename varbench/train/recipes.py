@@ -26,7 +26,8 @@ from varbench.errors import CheckpointError, UserError
 from varbench.model.checkpoints import build_tokenizer, load_tokenizer, load_transformer
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer
-from varbench.plan.compiler import RowPolicies, compile_plan
+from varbench.plan.compiler import compile_plan
+from varbench.plan.owned import RowPolicies
 from varbench.plan.steps import Plan
 from varbench.policies import MAIN, Stage, TrainingSchedule, TrainStep
 from varbench.rows.grammar import Row
@@ -67,6 +68,12 @@ def recipe_weights(
     """
     if row.schedule is None:
         return RecipeWeights(files=dict(pretrained), record=None, cached=True)
+    if row.policies.transforms:
+        replacing = " and ".join(dict.fromkeys(owned.part for owned in row.policies.transforms))
+        raise UserError(
+            f"{row.name}: {replacing} replaces modules once weights are loaded, and only plain weights are trained; train "
+            "the row without it, whose weights it then runs on"
+        )
     row.schedule.check(budget.steps)
     tokenizer_spec, state = load_tokenizer(vae)
     if tokenizer_spec != row.model.tokenizer:
@@ -238,6 +245,8 @@ def _key(
         ]
         points |= {step.point for step in steps if step.point is not None}
         answers.append([asdict(stage), [asdict(step) for step in steps]])
+    names = {name for stage, _ in stages for name in (stage.backbone, stage.teacher)}
+    used = {name: path for name, path in pretrained.items() if name in names}
     content = {
         "answers": answers,
         "plans": {
@@ -246,7 +255,7 @@ def _key(
         "budget": asdict(budget),
         "data": data.fingerprint,
         "model": row.model.to_json(),
-        "from": {name: file_hash(path) for name, path in {"vae": vae, **pretrained}.items()},
+        "from": {name: file_hash(path) for name, path in {"vae": vae, **used}.items()},
         "precision": torch.__version__.split("+")[0],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,6 +1,6 @@
 """A stranger's plugin: every second layer at the late scales. Its hooks are not marked, which is allowed."""
 
-from varbench.policies import CacheStrategy, DepthPolicy, Parameter, Settings
+from varbench.policies import CacheStrategy, DepthPolicy, Parameter, Published, Settings, Study
 
 
 class EveryOther(DepthPolicy):
@@ -21,6 +21,27 @@ def varbench_settings(model):
         points=("plain", "forgetful"),
         default_points=("plain",),
         parameters={"first": Parameter(default=3, help="scales that run whole")},
+        studies={
+            "where_to_begin": Study(
+                title="Where to begin",
+                settings=tuple(f"@forgetful:first={first}" for first in (10, 2)),
+                caption="Scales that run whole.",
+            )
+        },
+        published=(
+            Published(
+                setting="@plain",
+                model="tiny",
+                figures={"fid": 4.5, "likes": 12},
+                grade="primary",
+                source="our paper",
+                conditions="a toaster",
+            ),
+            Published(
+                setting="@forgetful:first=2", model="tiny", figures={"fid": 9.5}, grade="secondary", source="a note"
+            ),
+            Published(setting="@plain", model="var-d30", figures={"fid": 1}, grade="primary", source="another model's"),
+        ),
         summary="every second layer",
     )
 

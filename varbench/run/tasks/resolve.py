@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from varbench.errors import PlanError
 from varbench.plan import presets
 from varbench.plan.compiler import compile_plan
 from varbench.plan.steps import Plan
-from varbench.record import MethodSource
+from varbench.record import MethodSource, PublishedLine, StudyWords
 from varbench.rows.grammar import Row
 from varbench.rows.manager import PluginInfo, PluginManager, manager
 from varbench.run.channel import Channel
 from varbench.run.messages import Job, Resolved, ResolvedPlugin, ResolvedRow
 from varbench.run.reasons import of_exception
+from varbench.run.weights import weight_files
 
 UPSTREAM = f"{rows.FULL}:accounting=upstream"
 OWN_WEIGHTS = "own weights of "
@@ -38,9 +39,10 @@ def resolved(job: Job, plugins: PluginManager) -> Resolved:
         (None, rows.attempt(options.plugins, model, all_settings=options.all_settings, manager=plugins))
     ]
     attempts += [(study, rows.of_study(study, model, manager=plugins)) for study in options.study]
-    made: list[tuple[str | None, Row]] = [(None, row) for row in denominators] + [
-        (study, row) for study, found in attempts for row in found.rows
-    ]
+    made: list[tuple[str | None, Row]] = [(None, row) for row in denominators]
+    made += [(study, row) for study, attempt in attempts for row in attempt.rows]
+    further = {part: spec for _, row in made for part, spec in row.policies.backbones.items()}
+    job = replace(job, files=weight_files(options, further))
     found: dict[str, ResolvedRow] = {}
     for study, row in made:
         if row.name not in found:
@@ -57,6 +59,7 @@ def resolved(job: Job, plugins: PluginManager) -> Resolved:
             found.setdefault(refused.name, failed)
     return Resolved(
         rows=tuple(found.values()),
+        files=job.files,
         metrics=tuple(info.name for info, given in plugins.each("varbench_metrics") if given),
         problems=tuple(problem.message for problem in plugins.problems()),
     )
@@ -80,9 +83,18 @@ def _resolved(job: Job, row: Row, study: str | None, plugins: PluginManager) -> 
         point=points[0] if points else None,
         parameters=dict(row.parameters),
         study=study,
+        published=tuple(
+            PublishedLine(figures=dict(line.figures), grade=line.grade, source=line.source, conditions=line.conditions)
+            for line in row.published
+        ),
+        study_words=None
+        if row.study is None
+        else StudyWords(title=row.study.title, caption=row.study.caption, place=row.place),
         accounting=row.accounting,
         plan=plan,
         other_plan=other,
+        backbones=tuple(row.policies.backbones),
+        calibrates=any("varbench_calibrate" in plugins.hooks(info.name) for info in row.plugins),
         trained_generator=None if generator is None else bool(generator.policy.trained),
         source=None if row.provenance is None else MethodSource(**_own_fields(row.provenance)),
         read=dict(_read(row, plugins)),

@@ -69,7 +69,7 @@ def load(job: Job) -> tuple[Subject, Loaded]:
             generator=generator.policy, model=job.model, device=device, loaded_bytes=loaded_bytes
         )
         return replaced, _loaded(job, made, weights={}, parameters=parameters, plans={})
-    pipe = _pipeline(job)
+    pipe = _pipeline(job, made)
     options = job.options
     subject = EngineSubject(pipe=pipe, cfg=options.cfg, top_k=options.top_k, top_p=options.top_p)
     counts = {name: sum(p.numel() for p in model.parameters()) for name, model in pipe.backbones.items()}
@@ -97,17 +97,19 @@ def _loaded(
     )
 
 
-def _pipeline(job: Job) -> Pipeline:
+def _pipeline(job: Job, made: list[Row]) -> Pipeline:
     options = job.options
+    further = {part: spec for row in made for part, spec in row.policies.backbones.items()}
     if job.files is None:
-        pipe = load_pipeline(options.model, device=options.device, dtype=options.dtype, seed=options.seed, random=True)
+        pipe = load_pipeline(options.model, device=options.device, dtype=options.dtype, random=True, seed=options.seed)
+        pipe.load_further(further)
     else:
-        files = dict(job.files)
+        files = job.files
         pipe = load_pipeline(
             options.model,
-            vae=files.pop("vae"),
-            var=files.pop("main"),
-            companions=files,
+            vae=files["vae"],
+            var=files["main"],
+            companions={part: files[part] for part in further if part in files},
             device=options.device,
             dtype=options.dtype,
         )
@@ -128,7 +130,8 @@ def answer(subject: Subject, request: Request) -> Reply:
 def _memory(subject: Subject, ask: Ask, request: Request) -> Reply:
     subject.make(Ask(row=ask.row, labels=ask.labels[:1], seed=ask.seed))  # sets up what every row needs
     weights = subject.weight_bytes(ask.row)
-    made, peaks = memory.peaks(lambda: subject.make(ask), weights=weights, device=subject.device)
+    with subject.alone(ask.row):
+        made, peaks = memory.peaks(lambda: subject.make(ask), weights=weights, device=subject.device)
     watch.check_images(made.images, batch=len(ask.labels), side=subject.model.image_side)
     work = _stated(subject.generator.work(len(ask.labels))) if isinstance(subject, GeneratorSubject) else None
     return _reply(request, made, to_uint8(made.images), peaks=peaks, trace=made.trace, work=work)
@@ -154,7 +157,8 @@ def _largest(subject: Subject, ask: Ask, request: Request) -> Reply:
         labels = tuple(place % subject.model.classes for place in range(batch))
         return subject.make(Ask(row=ask.row, labels=labels, seed=ask.seed))
 
-    largest = memory.largest_by_trying(make, device=subject.device)
+    with subject.alone(ask.row):
+        largest = memory.largest_by_trying(make, device=subject.device)
     return Reply(row=request.row, images_sha256="", tokens_sha256=None, largest=largest)
 
 

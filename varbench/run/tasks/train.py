@@ -19,7 +19,7 @@ from varbench.train.section import section
 def run(job: Job, channel: Channel) -> None:
     assert job.files is not None
     options, (name,) = job.options, job.rows
-    row = rows.resolve(name, job.model)
+    row = rows.without_transforms(rows.resolve(name, job.model))  # plain weights, whatever replaces modules later
     files = {part: Path(path) for part, path in job.files.items()}
     budget = replace(QUICK_RECIPE if options.quick else RECIPE, seed=options.seed)
     if options.steps is not None:

@@ -14,17 +14,20 @@
   const payload = await unpack("payload");
   const dark = matchMedia("(prefers-color-scheme: dark)");
 
-  /* Charts: drawn when they come near, all of them before printing. */
+  /* Charts: the still picture of one becomes live when it comes near; where that fails, and in print, the still stays. */
   const draw = async (place) => {
-    if (place.dataset.drawn) return;
-    place.dataset.drawn = "waiting";
     const options = { actions: false, renderer: "svg", tooltip: { theme: dark.matches ? "dark" : "light" } };
+    const live = el("div", null, "live");
+    place.querySelector(".live")?.remove();
+    place.dataset.drawn = "waiting";
+    place.append(live);
     try {
-      await vegaEmbed(place, payload.charts[place.dataset.chart], options);
+      await vegaEmbed(live, payload.charts[place.dataset.chart], options);
       place.dataset.drawn = "yes";
     } catch (error) {
+      console.error(`${place.dataset.chart}: ${error.message}`);
+      live.remove();
       place.dataset.drawn = "failed";
-      place.replaceChildren(el("p", `This figure could not be drawn: ${error.message}`, "soft"));
     }
   };
   const places = [...document.querySelectorAll("[data-chart]")];
@@ -32,8 +35,7 @@
     for (const { isIntersecting, target } of seen) if (isIntersecting) { near.unobserve(target); draw(target); }
   }, { rootMargin: "900px" });
   places.forEach((place) => near.observe(place));
-  addEventListener("beforeprint", () => places.forEach(draw));
-  dark.addEventListener("change", () => places.forEach((place) => { delete place.dataset.drawn; draw(place); }));
+  dark.addEventListener("change", () => places.filter((place) => place.dataset.drawn).forEach(draw));
 
   /* Sorting. Missing values stay at the end whatever the direction. */
   const valueOf = (row, index) => {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from varbench.record import Notice, Record
-from varbench.show import words
+from varbench.show import formatting
 from varbench.show.entries import Block
 
 
@@ -30,7 +30,7 @@ def headline_facts(blocks: Sequence[Block], records: Sequence[Record]) -> list[t
     facts += [("repeats a row", f"{repeats}")] if repeats > 1 else []
     facts += [("model", str(first.conditions["preset"])), ("device", str(first.conditions["device"]))]
     if first.itself is not None:
-        facts.append(("full model against itself", words.times(first.itself)))
+        facts.append(("full model against itself", formatting.times(first.itself)))
     facts += [("measured", max(record.started for record in records)[:10])]
     return facts
 
@@ -64,7 +64,7 @@ def conditions_facts(block: Block) -> dict[str, Any]:
         "rounds": ", ".join(str(number) for number in sorted({r.protocol.rounds for r in records}))
         + (", rows with the same weights share a child" if protocol.shared_child else ", each in fresh processes"),
         "machine": f"{environment.cpu}, {environment.cores} cores"
-        + (f", {words.size(environment.memory_bytes)}" if environment.memory_bytes else "")
+        + (f", {formatting.size(environment.memory_bytes)}" if environment.memory_bytes else "")
         + f", {environment.system} ({environment.machine})",
         "device": environment.device + (f", driver {environment.driver}" if environment.driver else ""),
         "versions": ", ".join(f"{name} {'/'.join(found)}" for name, found in versions.items()),

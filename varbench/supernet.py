@@ -1,22 +1,28 @@
-"""A weight-shared network whose depth is chosen at run time: which layers a depth takes, and at which scales.
+"""Supernets: one weight-shared network whose depth is chosen at run time. What methods of this kind share.
 
-Public: any supernet of this kind may use it, as `fixed_ratio` does.
+Points are `full` and `dN`, which runs N layers at the scales after the bridge. Training draws, for each step, the full
+model or a subnet; how often is the method's own.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from varbench.errors import UserError
-from varbench.policies import MAIN, DepthPolicy, Parameter
+from varbench.policies import MAIN, DepthPolicy, Parameter, Stage, TrainingSchedule, TrainStep
 from varbench.spec import ModelSpec
 
 POINT_PATTERN = r"d[0-9]+"
 DEPTHS = (16, 8, 4, 2)
-PUBLISHED_DEPTHS = (16, 8, 2)
-"""Those that the paper's abstract gives figures for: what `run` measures unless told otherwise."""
+DEFAULT_DEPTHS = (16, 8, 2)
+"""What `run` measures unless told otherwise."""
+DRAW = {
+    "draw": Parameter(
+        default="uniform", help="depth that a subnet step trains: uniform over the points, or one, as in d8"
+    )
+}
 
 
 def depths(model: ModelSpec) -> tuple[int, ...]:
@@ -29,7 +35,7 @@ def points(model: ModelSpec) -> tuple[str, ...]:
 
 
 def default_points(model: ModelSpec) -> tuple[str, ...]:
-    return ("full", *(f"d{depth}" for depth in depths(model) if depth in PUBLISHED_DEPTHS))
+    return ("full", *(f"d{depth}" for depth in depths(model) if depth in DEFAULT_DEPTHS))
 
 
 def default_bridge(model: ModelSpec) -> int:
@@ -37,15 +43,8 @@ def default_bridge(model: ModelSpec) -> int:
     return model.scales * 6 // 10
 
 
-def half_depth_by_zone(model: ModelSpec) -> tuple[str, ...]:
-    """Settings of the untrained full model at half its depth on the early, the middle or the late scales: 1-3, 4-6 and 7-10
-    of ten, as published, and the same shares of any other number."""
-    ends = (0, round(0.3 * model.scales), round(0.6 * model.scales), model.scales)
-    zones = [f"{before + 1}-{end}" for before, end in itertools.pairwise(ends) if end > before]
-    return tuple(f"@untrained/d{model.depth // 2}:zone={zone}" for zone in zones) if model.depth > 1 else ()
-
-
 def parameters(model: ModelSpec) -> dict[str, Parameter]:
+    """Those of `SupernetDepth`; `DRAW` is that of `SupernetSchedule`."""
     return {
         "bridge": Parameter(default=default_bridge(model), help="the first N scales run all layers"),
         "zone": Parameter(default="", help="scales that run fewer layers, in place of bridge, as in 7-10"),
@@ -124,3 +123,34 @@ def flexible_scales(model: ModelSpec, *, bridge: int, zone: str) -> frozenset[in
     if not 0 <= bridge <= count:
         raise UserError(f"bridge is {bridge}; {model.name} has {count} scales, so give 0 to {count}")
     return frozenset(range(bridge, count))
+
+
+class SupernetSchedule(TrainingSchedule):
+    """`probability(step, total)` of training a subnet; which one is drawn evenly from `subnets`, or fixed by `draw`."""
+
+    def __init__(
+        self,
+        *,
+        probability: Callable[[int, int], float],
+        subnets: Sequence[str],
+        draw: str = "uniform",
+        shortest: int = 1,
+    ) -> None:
+        if draw != "uniform" and draw not in subnets:
+            raise UserError(f"draw is {draw!r}; give uniform, or one of {', '.join(subnets)}")
+        self.probability = probability
+        self.subnets = tuple(subnets) if draw == "uniform" else (draw,)
+        self._shortest = shortest
+
+    def check(self, total: int) -> None:
+        if not self.subnets:
+            raise UserError("the model is too shallow for any subnet, so there is nothing to train but itself")
+        if total < self._shortest:
+            raise UserError(
+                f"{total} optimiser steps are too few for the schedule's phases; give at least {self._shortest}"
+            )
+
+    def at(self, stage: Stage, step: int, total: int, uniform: Callable[[int], float]) -> TrainStep:
+        if uniform(0) >= self.probability(step, total):
+            return TrainStep()
+        return TrainStep(point=self.subnets[int(uniform(1) * len(self.subnets))])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from varbench.base.stats import Interval
 
+MARKS = {"better": "▲", "worse": "▼", "same": "≈"}
+"""How a figure compares with the full model's, beyond the noise."""
+
 WITH_DECODER = "*"
 """Marks a time, and a ratio of times, with the decoder where the column is without."""
 

@@ -1,0 +1,74 @@
+"""What the paper and notes of it print, and the question that the method begins from: at which scales depth matters."""
+
+from __future__ import annotations
+
+import itertools
+
+from varbench import supernet
+from varbench.policies import Published, Study
+from varbench.spec import ModelSpec
+
+ABSTRACT, NOTE = "abstract of arXiv 2511.16546", "note on arXiv 2511.16546"
+L20 = "one NVIDIA L20, batch 64, without the decoder"
+PRINTED_ON, UNREDUCED = "var-d30", 1.95
+ZONES = {"1-3": 12.91, "4-6": 8.50, "7-10": 5.42}
+"""FID of the untrained model with 16 of its 30 layers on these scales."""
+
+PUBLISHED = (
+    Published(setting="@d16", model=PRINTED_ON, figures={"fid": 2.05}, grade="primary", source=ABSTRACT),
+    Published(
+        setting="@d16",
+        model=PRINTED_ON,
+        figures={"is": 314, "speedup": 1.7, "latency_s": 2.12, "memory_mb": 28644, "kv_mb": 16092},
+        grade="secondary",
+        source=NOTE,
+        conditions=f"{L20}; 6 + 4 steps",
+    ),
+    Published(setting="@d8", model=PRINTED_ON, figures={"fid": 2.12}, grade="primary", source=ABSTRACT),
+    Published(
+        setting="@d8",
+        model=PRINTED_ON,
+        figures={"fid": 2.15, "speedup": 2.6, "kv_saving": 0.65},
+        grade="secondary",
+        source=NOTE,
+        conditions=L20,
+    ),
+    Published(setting="@d4", model=PRINTED_ON, figures={"fid": 2.30, "kv_mb": 7200}, grade="secondary", source=NOTE),
+    Published(
+        setting="@d2",
+        model=PRINTED_ON,
+        figures={"fid": 2.97, "speedup": 3.5, "kv_saving": 0.8},
+        grade="primary",
+        source=ABSTRACT,
+    ),
+    Published(setting="@d2", model=PRINTED_ON, figures={"fid": 2.67}, grade="secondary", source=NOTE),
+    *(
+        Published(
+            setting=f"@untrained/d16:zone={zone}",
+            model=PRINTED_ON,
+            figures={"fid": fid},
+            grade="secondary",
+            source=NOTE,
+        )
+        for zone, fid in ZONES.items()
+    ),
+)
+
+
+def where_depth_matters(model: ModelSpec) -> Study:
+    """The untrained model at its deepest subnet on early, middle or late scales: 1-3, 4-6 and 7-10 of ten, as published, and
+    the same shares of any other number."""
+    ends = (0, round(0.3 * model.scales), round(0.6 * model.scales), model.scales)
+    zones = [f"{before + 1}-{end}" for before, end in itertools.pairwise(ends) if end > before]
+    return Study(
+        title="Where depth matters",
+        settings=tuple(f"@untrained/{point}:zone={zone}" for point in supernet.points(model)[1:2] for zone in zones),
+        caption="The full model without any further training, with fewer layers on one zone of scales only."
+        + ("" if model.name == PRINTED_ON else _elsewhere()),
+    )
+
+
+def _elsewhere() -> str:
+    """Beside rows of the model that they were printed for, figures stand by themselves."""
+    printed = ", ".join(f"{fid:.2f} on scales {zone}" for zone, fid in ZONES.items())
+    return f" Published for {PRINTED_ON} (secondary; 16 of 30 layers): FID {UNREDUCED:.2f} unreduced, {printed}."

@@ -1,0 +1,2 @@
+def varbench_settings(model):
+    return {"points": ("a",)}

@@ -1,0 +1,102 @@
+"""Calibration: what it returns is all that a record needs, and the command prints the row to run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+from conftest import CommandLine
+
+from varbench import rows
+from varbench.check.subject import given
+from varbench.engine.calibration import Calibration, calibrate
+from varbench.engine.pipeline import Pipeline
+from varbench.policies import Parameter, Settings
+from varbench.rows.manager import PluginError
+
+
+class Found:
+    """Finds what it is told to."""
+
+    def __init__(self, result: Any) -> None:
+        self.result = result
+
+    def varbench_settings(self, model: Any) -> Settings:
+        return Settings(parameters={"first": Parameter(default=1, help=""), "on": Parameter(default=False, help="")})
+
+    def varbench_calibrate(self, setting: Any, pipe: Any) -> Any:
+        return self.result
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Pipeline:
+    return models.pipeline()
+
+
+def calibrated(result: Any, pipe: Pipeline) -> Calibration:
+    manager = given(pipe.model, "acme", Found(result)).manager
+    return calibrate(rows.resolve("acme+variant@d2", pipe.model, manager=manager), pipe, manager=manager)
+
+
+def test_all_that_a_record_needs_comes_back(pipe: Pipeline) -> None:
+    found = calibrated({"seen": [1, 2], "parameters": {"first": 3, "on": True}}, pipe)
+    assert (found.asked, found.row.name) == ("acme+variant@d2", "acme:first=3:on=true+variant@d2")
+    assert found.parameters == {"acme.first": 3, "acme.on": True}
+    assert found.row.settings[0].parameters == {"first": 3, "on": True}
+    assert found.seconds > 0
+    kept = json.loads(found.path.read_text())
+    assert (kept["digest"], kept["row"], kept["found"]["acme"]["seen"]) == (found.digest, found.asked, [1, 2])
+    assert found.path.name == f"{found.digest[:32]}.json"
+    assert calibrated({"parameters": {"first": 4}}, pipe).digest != found.digest
+    with pytest.raises(FrozenInstanceError):
+        found.digest = ""  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ([3], r"plugin 'acme' \(.*\): varbench_calibrate gave \[3\]; give a dict"),
+        ({"parameters": [3]}, "with parameters as a dict"),
+        ({"mean": float("nan")}, "found what is no JSON"),
+        ({"set": {1}}, "found what is no JSON: Object of type set"),
+        ({"parameters": {"frist": 3}}, "acme has no parameter 'frist'. Did you mean 'first'"),
+        ({"parameters": {"first": "many"}}, "acme: first is 'many'; give a whole number"),
+    ],
+)
+def test_what_cannot_be_kept_is_the_plugins_failure(pipe: Pipeline, result: Any, message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        calibrated(result, pipe)
+
+
+def test_the_command_prints_the_row_to_run(varbench: CommandLine) -> None:
+    random = ("--weights", "random")
+    done = varbench("calibrate", "scale_window@w1:share=0.5", *random)
+    assert done.returncode == 0, done.stderr
+    row, parameter, cost, path = done.stdout.splitlines()
+    demanding = row.partition("demanding=")[2].partition(":")[0]
+    assert len(demanding.split(".")) == 8, "half of the sixteen layers"
+    assert parameter == f"  scale_window.demanding = {demanding}"
+    assert cost.startswith("found by calibrating scale_window@w1:share=0.5 in ")
+    assert json.loads(Path(path).read_text())["row"] == "scale_window@w1:share=0.5"
+    assert f"next: varbench run --plugins {row}" in done.stderr
+    assert varbench("plan", row).returncode == 0
+    shown = json.loads(varbench("calibrate", "scale_window@w1:share=0.5", *random, "--json").stdout)
+    assert (shown["row"], shown["path"]) == (row, path)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("variant@d8", "variant@d8 has nothing to calibrate"),
+        ("scale_window", "'scale_window' stands for"),
+        ("scalewindow", "Did you mean 'scale_window'"),
+    ],
+)
+def test_a_mistake_is_told(varbench: CommandLine, row: str, message: str) -> None:
+    done = varbench("calibrate", row, "--weights", "random")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr

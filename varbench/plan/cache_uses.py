@@ -1,0 +1,179 @@
+"""What each layer call reads from its cache, adds to it and leaves: the part of compiling where liveness lives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+from varbench.errors import PlanError
+from varbench.plan.owned import Owned, RowPolicies
+from varbench.plan.steps import MIXED, Accounting, CacheUse, Segment, SlotKey, SubLayer, total
+from varbench.policies import CacheStrategy, StepSpec
+from varbench.spec import ModelSpec
+
+Value = TypeVar("Value")
+Work = dict[tuple[int, int], tuple[SubLayer, SubLayer]]
+"""Attention and FFN of each (step, call)."""
+
+
+class Caches:
+    """What each call reads, adds and leaves. Liveness lives here: what nothing reads later is not stored."""
+
+    def __init__(
+        self,
+        *,
+        model: ModelSpec,
+        backbones: dict[str, ModelSpec],
+        specs: tuple[StepSpec, ...],
+        layers: list[list[tuple[int, int]]],
+        work: Work,
+        row: RowPolicies,
+        accounting: Accounting,
+    ) -> None:
+        self.model, self.backbones, self.specs, self.layers, self.work = model, backbones, specs, layers, work
+        self.depth, self.strategies, self.accounting = row.depth, row.caches, accounting
+        self.dtype = self._one("a cache type", [(o, o.policy.dtype) for o in self.strategies])
+
+    def _one(self, what: str, claims: list[tuple[Owned[CacheStrategy], Value | None]]) -> Value | None:
+        """The one claim that is made; two are refused by name."""
+        made = [(owned.plugin, value) for owned, value in claims if value is not None]
+        if len(made) > 1:
+            raise PlanError(f"{' and '.join(plugin for plugin, _ in made)} both set {what}; a row has one owner of it")
+        return made[0][1] if made else None
+
+    def uses(self) -> dict[tuple[int, int], tuple[CacheUse, ...]]:
+        """Cache uses of each (step, call)."""
+        calls: dict[SlotKey, list[tuple[int, int]]] = {}
+        for index, step in enumerate(self.layers):
+            for place, (layer, slot) in enumerate(step):
+                calls.setdefault(SlotKey(self.specs[index].backbone, layer, slot), []).append((index, place))
+        uses: dict[tuple[int, int], list[CacheUse]] = {}
+        for key, places in calls.items():
+            for group, heads in enumerate(self._groups(key)):
+                for at, use in zip(places, self._follow(key, places, group, heads), strict=True):
+                    uses.setdefault(at, []).append(use)
+        return self._with_room(calls, uses)
+
+    def _groups(self, key: SlotKey) -> tuple[tuple[int, ...], ...]:
+        everyone = tuple(range(self.backbones[key.backbone].heads))
+        claims = [(owned, _groups_of(owned, key.layer)) for owned in self.strategies]
+        groups = self._one("groups of heads", claims)
+        if groups is None:
+            return (everyone,)
+        if sorted(head for group in groups for head in group) != list(everyone) or not all(groups):
+            owner = next(owned.plugin for owned, claimed in claims if claimed is not None)
+            raise PlanError(
+                f"{owner}: head groups {groups} of layer {key.layer} are no partition of {len(everyone)} heads"
+            )
+        return groups
+
+    def _follow(
+        self, key: SlotKey, places: list[tuple[int, int]], group: int, heads: tuple[int, ...]
+    ) -> list[CacheUse]:
+        """One slot and head group through all its calls."""
+        held: tuple[Segment, ...] = ()
+        uses = []
+        readers = [self.specs[index].scales[-1] for index, _ in places]
+        for number, at in enumerate(places):
+            spec = self.specs[at[0]]
+            attention = self.work[at][0]
+            if attention.picked:
+                own: tuple[Segment, ...] = (Segment(spec.scales[-1], attention.tokens),)
+            else:
+                own = tuple(Segment(scale, self.model.tokens[scale]) for scale in spec.scales)
+            kept, picked = self._kept(key, (*held, *own), readers[number:], group)
+            uses.append(
+                CacheUse(heads=heads, read=held, own=total(own), kept=kept, capacity=total(kept), picked=picked)
+            )
+            held = kept
+        return uses
+
+    def _kept(
+        self, key: SlotKey, entries: tuple[Segment, ...], readers: list[int], group: int
+    ) -> tuple[tuple[Segment, ...], bool]:
+        """What stays after the call at scale `readers[0]`, when the scales `readers[1:]` run the slot again."""
+        now, later = readers[0], readers[1:]
+        wasteful = self.accounting == "upstream" or (
+            self.depth is not None
+            and self.depth.agrees(self.depth.policy.retains, key.layer, now)
+            and not self._is_last(now)
+        )
+        if not later and not wasteful:
+            return (), False
+        reader = later[0] if later else now + 1
+        if reader < self.model.scales:
+            entries = tuple(s for s in entries if self._keeps(key.layer, s, reader, later[1:], group))
+        budget = self._budget(key.layer, now, group)
+        if budget is None or not later:
+            return entries, False
+        return (Segment(MIXED, min(budget, total(entries))),), True
+
+    def _is_last(self, scale: int) -> bool:
+        return scale == self.specs[-1].scales[-1]
+
+    def _keeps(self, layer: int, entry: Segment, reader: int, later: list[int], group: int) -> bool:
+        if entry.scale == MIXED:
+            return True
+        for owned in self.strategies:
+            keeps = owned.policy.keeps
+            if owned.agrees(keeps, layer, entry.scale, reader, group):
+                continue
+            back = [scale for scale in later if owned.agrees(keeps, layer, entry.scale, scale, group)]
+            if back:
+                raise PlanError(
+                    f"{owned.plugin}: {self.model.scale_name(back[0])} reads what layer {layer} stored at "
+                    f"{self.model.scale_name(entry.scale)}, but it was released before {self.model.scale_name(reader)}"
+                )
+            return False
+        return True
+
+    def _budget(self, layer: int, scale: int, group: int) -> int | None:
+        claims = [(owned, owned.count(owned.policy.budget, layer, scale, group)) for owned in self.strategies]
+        budget = self._one("a budget of cache entries", claims)
+        if budget is None:
+            return None
+        owner = next(owned.plugin for owned, claimed in claims if claimed is not None)
+        if len(self.strategies) > 1:
+            others = " and ".join(owned.plugin for owned in self.strategies if owned.plugin != owner)
+            raise PlanError(
+                f"{owner} picks single entries by content and cannot be joined with {others}, which drops whole scales"
+            )
+        if budget < 1:
+            raise PlanError(
+                f"{owner}: a budget of {budget} entries after {self.model.scale_name(scale)}; give 1 or more"
+            )
+        return budget
+
+    def _with_room(
+        self, calls: dict[SlotKey, list[tuple[int, int]]], uses: dict[tuple[int, int], list[CacheUse]]
+    ) -> dict[tuple[int, int], tuple[CacheUse, ...]]:
+        """Sets capacities: a buffer has room for all that it will hold until the next step that frees some buffer.
+
+        So a cache is allocated once where nothing is ever freed, and does not sit there half empty while others,
+        soon to be freed, are full. Upstream accounting grows by concatenation, entry for entry.
+        """
+        if self.accounting == "lossless":
+            ends = [places[-1] for places in calls.values()]
+            frees = sorted({at[0] for at in ends if not total(uses[at][0].kept)})
+            for places in calls.values():
+                for group in range(len(uses[places[0]])):
+                    for phase_end in [*frees, len(self.specs)]:
+                        phase_start = max([-1, *(f for f in frees if f < phase_end)]) + 1
+                        inside = [at for at in places if phase_start <= at[0] <= phase_end]
+                        room = max((total(uses[at][group].kept) for at in inside), default=0)
+                        for at in inside:
+                            if total(uses[at][group].kept):
+                                uses[at][group] = replace(uses[at][group], capacity=room)
+        return {at: tuple(groups) for at, groups in uses.items()}
+
+
+def _groups_of(owned: Owned[CacheStrategy], layer: int) -> tuple[tuple[int, ...], ...] | None:
+    groups = owned.ask(owned.policy.head_groups, layer)
+    if groups is None:
+        return None
+    try:
+        return tuple(tuple(owned.whole(head, owned.policy.head_groups, layer) for head in group) for group in groups)
+    except TypeError:
+        raise PlanError(
+            f"{owned.plugin}: head groups {groups!r} of layer {layer}; give groups of heads' numbers"
+        ) from None

@@ -1,0 +1,83 @@
+"""Claims: a plugin says which row should be better than which, and a report's records say whether it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from varbench.base import stats
+from varbench.base.stats import Interval
+from varbench.record import Record
+from varbench.record.sections import Section, Table, Text
+from varbench.show import formatting
+from varbench.show.entries import Block, Entry, blocks_of, score_label
+
+HOLDS, DOES_NOT, NOT_SHOWN = "holds", "does not hold", "no difference shown"
+COLUMNS = ("claim", "measured", "here")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """That one row, by its name, has a better headline score than another."""
+
+    text: str
+    better: str
+    worse: str
+
+
+def judged(title: str, claims: Sequence[Claim], records: Sequence[Record]) -> list[Section]:
+    """A section for each block of like conditions that has rows of any of the claims; the others' claims are left out."""
+    found = []
+    for block in blocks_of(records):
+        studied = [entry for entries in block.studies.values() for entry in entries]
+        by_name = {entry.name: entry for entry in (*block.entries, *studied) if entry.believable}
+        rows = [
+            (claim.text, *_beside(by_name[claim.better], by_name[claim.worse], block))
+            for claim in claims
+            if block.headline is not None and claim.better in by_name and claim.worse in by_name
+        ]
+        if rows:
+            found.append(Section(title=title, parts=[Text(text=_note(block)), Table(columns=COLUMNS, rows=rows)]))
+    return found
+
+
+def _note(block: Block) -> str:
+    assert block.headline is not None
+    seeds = max(len(entry.complete) for entry in block.entries)
+    start = f"{block.title}. Differences are in {score_label(block.headline)}, "
+    if seeds == 1:
+        return f"{start}from one seed: another may turn them around."
+    return (
+        f"{start}of the same seed, data order and noise on both sides; their 95 % intervals are over {seeds} seeds. A claim "
+        "holds, or does not, only where the whole interval is on one side."
+    )
+
+
+def _beside(better: Entry, worse: Entry, block: Block) -> tuple[str, str]:
+    """What was measured of a pair, and whether the first is better."""
+    assert block.headline is not None
+    found = [
+        stats.difference(theirs, mine)
+        for theirs, mine in zip(_by_seed(worse, block), _by_seed(better, block), strict=True)
+        if theirs is not None and mine is not None
+    ]
+    both = [entry.score(block.headline.name) for entry in (better, worse)]
+    if not found or both[0] is None or both[1] is None:
+        return "-", NOT_SHOWN
+    gap = stats.combine(found)
+    text = f"{better.name} {formatting.with_interval(both[0])}, {worse.name} {formatting.with_interval(both[1])}; difference {formatting.with_interval(gap)}"
+    judgement = stats.judge_difference(gap, better=block.headline.better)
+    return text, {"better": HOLDS, "worse": DOES_NOT, "same": NOT_SHOWN}[judgement]
+
+
+def _by_seed(entry: Entry, block: Block) -> list[Interval | None]:
+    """The headline score of each seed that any row of the block has."""
+    assert block.headline is not None
+    seeds = sorted({record.protocol.seed for other in block.entries for record in other.complete})
+    found: dict[int, Interval] = {}
+    for record in entry.complete:
+        for score in record.quality.scores if record.quality else ():
+            if score.name == block.headline.name and score.value is not None:
+                low, high = (score.value if end is None else end for end in (score.low, score.high))
+                found.setdefault(record.protocol.seed, Interval(value=score.value, low=low, high=high))
+    return [found.get(seed) for seed in seeds]

@@ -1,0 +1,45 @@
+"""What the page's script needs: records, and charts as data, deflated into one string."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+from varbench.show.charts import Spec
+
+MOST_PAYLOAD = 800_000  # characters; above it raw samples stay in their files only
+SHARED = ("plan", "training", "model", "protocol", "environment", "provenance", "weights")
+
+
+def packed(encoded: Sequence[dict[str, Any]], entries: Sequence[dict[str, Any]], specs: dict[str, Spec]) -> str:
+    """What the script needs, deflated: page-sized sets go in whole, larger ones without raw samples and losses."""
+    for trimmed in (False, True):
+        shared: dict[str, int] = {}
+        records = [_shown_record(data, shared, trimmed=trimmed) for data in encoded]
+        data = {
+            "records": records, "shared": [json.loads(text) for text in shared], "entries": entries, "charts": specs,
+            "names": SHARED, "trimmed": trimmed,
+        }  # fmt: skip
+        text = base64.b64encode(zlib.compress(json.dumps(data, separators=(",", ":")).encode(), 6)).decode()
+        if len(text) <= MOST_PAYLOAD:
+            break
+    return text
+
+
+def _shown_record(data: dict[str, Any], shared: dict[str, int], *, trimmed: bool) -> dict[str, Any]:
+    """The record with its large sections replaced by their place among those that rows share."""
+    shown = dict(data)
+    if shown["samples"] is not None:
+        shown["samples"] = {**shown["samples"], "png": None}  # it is on the page already
+    if trimmed and shown["timing"] is not None:
+        columns_left = [{k: v for k, v in column.items() if k != "rounds"} for column in shown["timing"]["columns"]]
+        shown["timing"] = {**shown["timing"], "columns": columns_left}
+    if trimmed and shown["training"] is not None:
+        shown["training"] = {k: v for k, v in shown["training"].items() if k != "losses"}
+    for name in SHARED:
+        if shown[name] is not None:
+            shown[name] = shared.setdefault(json.dumps(shown[name]), len(shared))
+    return shown

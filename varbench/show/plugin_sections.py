@@ -1,0 +1,113 @@
+"""Panels of plugins, each asked in a process of its own: it gets records as JSON, and gives sections as JSON.
+
+What a plugin does to the records that it is handed, or to the process that it runs in, changes nothing on the page. The
+processes are forked from one that has the imports, so that a plugin costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+from varbench.errors import UserError
+from varbench.record import from_json, sections
+from varbench.rows.manager import PluginInfo, PluginManager, manager
+
+HOOK = "varbench_report_sections"
+SECONDS = 60.0
+"""How long a plugin may take for its panels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginPanels:
+    """What all plugins add to a page."""
+
+    panels: tuple[sections.Panel, ...]
+    silent: tuple[str, ...]  # one line for each plugin that failed
+
+
+def plugin_panels(
+    encoded: Sequence[dict[str, Any]], *, plugins: PluginManager | None = None, seconds: float = SECONDS
+) -> PluginPanels:
+    """The panels of every plugin found here, in the order of their names, for records as `to_json` gives them."""
+    plugins = plugins or manager()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["varbench.record", "varbench.rows.manager", "varbench.policies"])
+    records = json.dumps(list(encoded)).encode()
+    panels: list[sections.Panel] = []
+    silent: list[str] = []
+    for name in plugins.names():
+        info = plugins.info(name)
+        try:
+            found = _ask(context, info, records, seconds)
+        except UserError as error:
+            silent.append(str(error))
+        else:
+            source = f"{info.name} ({info.distribution} {info.version})"
+            panels += [sections.Panel(source=source, section=section) for section in found]
+    return PluginPanels(panels=tuple(panels), silent=tuple(silent))
+
+
+def _ask(context: ForkServerContext, info: PluginInfo, records: bytes, seconds: float) -> list[sections.Section]:
+    """The sections of one plugin, or UserError that names it and its distribution."""
+    who = f"plugin {info.name!r} ({info.distribution}): {HOOK}"
+    with tempfile.TemporaryDirectory(prefix="varbench-") as folder:
+        answer = Path(folder) / "answer.json"
+        process = context.Process(target=_answer, args=(info.name, records, answer))
+        process.start()
+        assert process.pid is not None
+        try:
+            process.join(seconds)
+            late = process.is_alive()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with whatever it has started
+            process.kill()
+            process.join()
+        if late:
+            raise UserError(f"{who} took longer than {seconds:g} s and was ended")
+        if not answer.exists():
+            raise UserError(f"{who} ended its process with exit code {process.exitcode} and gave no sections")
+        try:
+            said = json.loads(answer.read_bytes())
+            found, error = said["sections"], said["error"]
+        except (ValueError, KeyError, TypeError) as torn:
+            raise UserError(f"{who} gave no readable answer: {type(torn).__name__}: {torn}") from torn
+    if error is not None:
+        raise UserError(f"{error}")
+    return [sections.from_data(data) for data in found]
+
+
+def _answer(name: str, records: bytes, place: Path) -> None:
+    """In the process of the plugin: asks it, and writes what it gives."""
+    os.setsid()
+    os.dup2(2, 1)  # what a plugin prints is no output of ours
+    found: list[dict[str, Any]] = []
+    error = None
+    try:
+        found = _sections_of(name, records)
+    except UserError as said:
+        error = str(said)
+    except Exception as said:  # a generator runs the plugin's code when it is read
+        who = f"plugin {name!r} ({manager().info(name).distribution})"
+        error = f"{who}: {HOOK} failed: {type(said).__name__}: {said}"
+    place.write_text(json.dumps({"sections": found, "error": error}), encoding="utf-8")
+
+
+def _sections_of(name: str, records: bytes) -> list[dict[str, Any]]:
+    plugins = manager()
+    if not hasattr(plugins.plugin(name), HOOK):
+        return []
+    found = plugins.call(name, HOOK, plugin=name, records=[from_json(data) for data in json.loads(records)])
+    data = [sections.to_data(section) for section in sections.given(found or ())]
+    json.dumps(data)  # here, where it is the plugin's error that a chart holds what is no JSON
+    return data

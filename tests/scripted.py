@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from varbench.measure.calls import Outside, Peaks, Reply, Request, Times
 from varbench.measure.environment import environment
-from varbench.measure.messages import Outside, Peaks, Reply, Request, Times
 from varbench.plan.cost import state_over_time
 from varbench.plan.trace import Trace
 from varbench.record import Status
@@ -25,7 +25,7 @@ from varbench.run.display import Display
 from varbench.run.messages import Job, Loaded
 from varbench.run.prepare import Run, prepare
 from varbench.run.resume import complete_records
-from varbench.run.tasks.resolve import files_of, resolved
+from varbench.run.tasks.resolving import files_of, resolved
 
 
 def options(**given: Any) -> Any:
@@ -73,7 +73,7 @@ class ScriptedChild:
         self.exit_code = -11 if self.exit_code is None and self.script.fails else 0
 
     def hear(self) -> Any:
-        if self.job.task == "resolve":
+        if self.job.task == "resolving":
             return resolved(self.job, manager())
         plans = {row.name: row.plan.digest for row in resolved(_all(self.job), manager()).rows if row.plan}
         return Loaded(
@@ -132,7 +132,7 @@ def seen_as_planned(plan: Any, states: list[tuple[int, int]]) -> Trace:
 
 
 def _all(job: Job) -> Job:
-    return replace(job, task="resolve", options=replace(job.options, plugins=",".join(job.rows), study=()))
+    return replace(job, task="resolving", options=replace(job.options, plugins=",".join(job.rows), study=()))
 
 
 @contextmanager

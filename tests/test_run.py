@@ -30,7 +30,6 @@ from varbench.run.prepare import UPSTREAM, prepare
 from varbench.run.resume import complete_records, other_settings, set_aside_outdated
 from varbench.show.entries import blocks_of
 
-
 # Options
 
 
@@ -153,9 +152,7 @@ def child(code: str, tmp_path: Path, *, timeout: float = 20.0) -> Child:
         "def say(message): os.write(int(sys.argv[2]), to_line(message))\n"
     )
     command = [sys.executable, "-c", head + textwrap.dedent(code)]
-    return Child(
-        lambda reading, writing: [*command, str(reading), str(writing)], log=tmp_path / "log", timeout=timeout
-    )
+    return Child(lambda reading, writing: [*command, str(reading), str(writing)], log=tmp_path / "log", timeout=timeout)
 
 
 def test_a_child_is_heard_and_its_other_words_are_kept(tmp_path: Path) -> None:
@@ -308,7 +305,7 @@ def test_a_row_that_raises_leaves_its_process_to_the_others(tmp_path: Path, scri
     script.fails = {"variant@d8": "raise"}
     execution = conduct(a_run(tmp_path, plugins="variant@d8,variant@d2", quick=True, rounds=1), tmp_path)
     execution.everything()
-    assert sum(task == "subject" for task, _ in script.started) == 1
+    assert sum(task == "making" for task, _ in script.started) == 1
     assert execution.found["variant@d2"].failure is None and 0 in execution.found["variant@d2"].speed
     assert execution.found["variant@d8"].failure is not None
 
@@ -318,7 +315,7 @@ def test_resume_skips_what_is_complete_and_unchanged(tmp_path: Path, script: Scr
     conduct(a_run(tmp_path), tmp_path).everything()
     script.fails, before = {}, len(script.started)
     conduct(a_run(tmp_path), tmp_path).everything()
-    assert {rows for task, rows in script.started[before:] if task == "subject"} <= {
+    assert {rows for task, rows in script.started[before:] if task == "making"} <= {
         ("variant@d8",), ("variant@d8", "full_var")
     }  # fmt: skip
     assert {read_record(path).status for path in tmp_path.glob("*.json")} == {Status.COMPLETE}

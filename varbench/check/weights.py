@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from varbench.check.subject import Subject
-from varbench.engine.transforms import stored
 from varbench.engine.storage import storage_bytes
+from varbench.engine.transforms import stored
 from varbench.plan.cost import backbone_bytes
 
 BYTES_AGREE = 0.01

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     files = (options.companion, options.reference, options.inception, options.data)
     if options.device != "cpu" or options.weights not in (None, "random") or any(files):
-        inputs.check(this.job(task="inspect"))
+        inputs.check(this.job(task="inspecting"))
     missing = [] if options.out else ["--out", str(out)]
     again = shlex.join(["varbench", *sys.argv[1:], *([] if args.resume else ["--resume"]), *missing])
     records, code = carry_out(this, out, resume=args.resume, again=again)

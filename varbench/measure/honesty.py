@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from varbench.measure.messages import Outside, Reply
+from varbench.measure.calls import Outside, Reply
 from varbench.plan.cost import state_over_time
 from varbench.plan.steps import Plan
 from varbench.plan.trace import Trace

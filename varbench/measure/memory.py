@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from varbench.engine.storage import storage_bytes
-from varbench.engine.subject import Answer, Ask, Subject
+from varbench.engine.subjects import Answer, Ask, Subject
 from varbench.measure import nvml
+from varbench.measure.calls import Outside, Peaks
 from varbench.measure.environment import gpu_identity
 from varbench.measure.largest import bisect
-from varbench.measure.messages import Outside, Peaks
 from varbench.record import LargestBatch
 
 Made = TypeVar("Made")

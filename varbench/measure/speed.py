@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from varbench.base import stats
-from varbench.measure.messages import Reply, Request, Times
+from varbench.measure.calls import Reply, Request, Times
 from varbench.measure.strain import HELD_UP, STARVED, Reading, Strain
 from varbench.record.failure import RowError
 

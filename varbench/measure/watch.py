@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varbench.engine.subject import Answer, Ask, Subject
+from varbench.engine.subjects import Answer, Ask, Subject
 from varbench.errors import WrongOutputError
+from varbench.measure.calls import Times
 from varbench.measure.clock import clock_for
-from varbench.measure.messages import Times
 from varbench.quality.images import Images, to_uint8
 
 

@@ -18,8 +18,8 @@ from varbench.base.hashing import digest
 from varbench.base.places import cache_folder
 from varbench.errors import UserError
 from varbench.measure import speed, strain
+from varbench.measure.calls import Outside
 from varbench.measure.environment import environment
-from varbench.measure.messages import Outside
 from varbench.measure.speed import Pace, SpeedRound
 from varbench.record import Record, Score, write_record
 from varbench.record.failure import Failure, RowError
@@ -81,7 +81,7 @@ class Conduct:
             return
         with self.display.part("training", f"weights of {weights.key}"):
             self._begin(alive)
-            job = self.run.job(task="train", rows=(weights.trains,), full=None)
+            job = self.run.job(task="training", rows=(weights.trains,), full=None)
             try:
                 with self._child(job, "train", on_line=self.display.detail) as child:
                     found = child.hear()
@@ -198,7 +198,7 @@ class Conduct:
             files = {**(files or {}), **trained.files}
         full = FULL if self._has_full(weights) else None
         wanted = names if full is None or full in names else (*names, full)
-        return self.run.job(task="subject", rows=wanted, files=files, full=full)
+        return self.run.job(task="making", rows=wanted, files=files, full=full)
 
     def _check(self, names: tuple[str, ...], loaded: Loaded) -> None:
         for name in names:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from varbench.base.whole_files import write_whole
-from varbench.measure.messages import Peaks
+from varbench.measure.calls import Peaks
 from varbench.measure.speed import SpeedRound
 from varbench.plan.trace import Trace
 from varbench.record import Energy, LargestBatch, RecordError, Score, Totals, decode, encode

@@ -20,7 +20,7 @@ from varbench.spec import ModelSpec
 
 def sizes_of(*, vae: Path, var: Path) -> ModelSpec:
     """Sizes of the model that the two checkpoints hold."""
-    command = [sys.executable, "-m", "varbench.run.tasks.inspect", str(vae), str(var)]
+    command = [sys.executable, "-m", "varbench.run.tasks.inspecting", str(vae), str(var)]
     ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     try:
         found = json.loads(ended.stdout.splitlines()[-1])

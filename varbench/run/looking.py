@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from varbench.measure import honesty
-from varbench.measure.messages import Outside, Reply, Request
+from varbench.measure.calls import Outside, Reply, Request
 from varbench.measure.speed import balanced_labels
 from varbench.run.findings import Looks
 from varbench.run.prepare import Run

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from varbench.measure.messages import Chunk, Reply, Request
+from varbench.measure.calls import Chunk, Reply, Request
 from varbench.plan.steps import Accounting, Plan
 from varbench.record import (
     Distance,
@@ -30,7 +30,7 @@ from varbench.record.failure import Failure
 from varbench.record.options import Options
 from varbench.spec import ModelSpec
 
-Task = Literal["resolve", "inspect", "train", "subject", "score", "metrics"]
+Task = Literal["resolving", "inspecting", "training", "making", "scoring", "metering"]
 
 
 @dataclass(frozen=True, kw_only=True)

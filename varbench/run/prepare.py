@@ -103,7 +103,7 @@ class Run:
 
     def job(self, **given: object) -> Job:
         """A job under the run's options."""
-        whole = Job(task="subject", options=absolute(self.options), model=self.model, files=self.files)
+        whole = Job(task="making", options=absolute(self.options), model=self.model, files=self.files)
         return replace(whole, **given)  # type: ignore[arg-type]
 
 
@@ -115,10 +115,10 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
     """Rows are resolved and compiled in a child. A plan that cannot be compiled is that row's failure, not the run's."""
     if not options.plugins.strip(" ,") and not options.study:
         raise NothingSelectedError(
-            f"nothing is selected; give --plugins, as in --plugins variant,fixed_ratio. Known: {', '.join(known)}"
+            f"nothing is selected; give --plugins, as in --plugins NAME,NAME@POINT. Known: {', '.join(known)}"
         )
     model = presets.preset(options.model).spec
-    resolved = resolve_rows(Job(task="resolve", options=absolute(options), model=model))
+    resolved = resolve_rows(Job(task="resolving", options=absolute(options), model=model))
     files = resolved.files
     for problem in resolved.problems:
         print(f"warning: {problem}", file=sys.stderr)

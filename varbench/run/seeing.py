@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from varbench.measure.messages import Request
+from varbench.measure.calls import Request
 from varbench.measure.speed import balanced_labels
 from varbench.record import Score
 from varbench.record.failure import RowError
@@ -37,7 +37,7 @@ class Seers:
     def see(self, row: str, ask: Ask, told: Callable[[str], None]) -> Seen:
         """All images of a row. Only one batch of them lies anywhere at a time."""
         options = self._run.options
-        scorer = self._child("score")
+        scorer = self._child("scoring")
         scorer.ask(Begin(row=row, full=row == FULL))
         values: dict[str, list[float]] = {}
         better: dict[str, str] = {}
@@ -73,7 +73,7 @@ class Seers:
         try:
             return scorer.ask(message)
         except ChildEndedError as error:
-            del self._started["score"]
+            del self._started["scoring"]
             raise RowError(error.failure) from error
 
     def _measure(
@@ -81,9 +81,9 @@ class Seers:
     ) -> None:
         """Metrics that fail are left out, with the reason; they cost no row."""
         try:
-            found = self._child("metrics").ask(taken)
+            found = self._child("metering").ask(taken)
         except (ChildEndedError, RowError) as error:
-            self._started.pop("metrics", None)
+            self._started.pop("metering", None)
             missing |= dict.fromkeys(self._run.metrics, error.failure.reason)
             return
         assert isinstance(found, Measured)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from varbench.base import stats
+from varbench.measure.calls import Times
 from varbench.measure.largest import largest_by_plan
-from varbench.measure.messages import Times
 from varbench.measure.speed import Call, Pair, SpeedRound
 from varbench.record import LargestBatch, PerScale, Timing, TimingColumn
 from varbench.run.findings import Findings

@@ -1,4 +1,4 @@
-"""A look at the files that a user gives, before anything runs with them. `python -m varbench.run.tasks.inspect VAE VAR` prints sizes."""
+"""A look at the files that a user gives, before anything runs with them. `python -m varbench.run.tasks.inspecting VAE VAR` prints sizes."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from varbench.rows.manager import PluginInfo, PluginManager, manager
 from varbench.run.channel import Channel
 from varbench.run.messages import Job, Resolved, ResolvedPlugin, ResolvedRow
 from varbench.run.reasons import of_exception
-from varbench.run.weights import weight_files
+from varbench.run.weight_files import weight_files
 
 UPSTREAM = f"{rows.FULL}:accounting=upstream"
 OWN_WEIGHTS = "own weights of "

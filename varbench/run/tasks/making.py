@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from varbench import rows
 from varbench.base.whole_files import whole_file
 from varbench.engine.pipeline import Pipeline, load_pipeline
-from varbench.engine.subject import Answer, Ask, EngineSubject, GeneratorSubject, Subject
+from varbench.engine.subjects import Answer, Ask, EngineSubject, GeneratorSubject, Subject
 from varbench.measure import memory, nvml, process_state, watch
+from varbench.measure.calls import Chunk, Reply, Request
 from varbench.measure.energy import board_energy
 from varbench.measure.environment import environment, gpu_identity
-from varbench.measure.messages import Chunk, Reply, Request
 from varbench.policies import Work
 from varbench.quality.images import Images, to_uint8
 from varbench.record import Status, Totals
@@ -28,7 +28,7 @@ from varbench.rows.manager import manager
 from varbench.run.channel import Channel
 from varbench.run.messages import Failed, Job, Loaded
 from varbench.run.reasons import of_exception
-from varbench.run.tasks.resolve import files_of
+from varbench.run.tasks.resolving import files_of
 
 
 def run(job: Job, channel: Channel) -> None:

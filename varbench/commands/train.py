@@ -137,9 +137,10 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench.base.hashing import file_hash
     from varbench.errors import CheckpointError
     from varbench.model.checkpoints import build_tokenizer, load_tokenizer, load_transformer
+    from varbench.model.state_files import read_record
     from varbench.model.transformer import Transformer, initialise_
     from varbench.train.budgets import BASE, NARROW
-    from varbench.train.export import export, read_record
+    from varbench.train.export import export
     from varbench.train.progress import shown
     from varbench.train.ranks import join_ranks
     from varbench.train.recipes import full_curriculum

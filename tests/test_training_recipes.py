@@ -242,3 +242,12 @@ def test_a_stage_without_steps_is_named(given: dict[str, Path]) -> None:
     row = replace(rows.resolve("full_var@continued", SPEC), schedule=Uneven(TrainStep()))
     with pytest.raises(UserError, match=r"of 3 steps none is left for the stage 'short'.*give at least 10 --steps"):
         trained(row, given, steps=3)
+
+
+def test_a_recipe_that_diverges_leaves_nothing_in_the_cache(given: dict[str, Path], tmp_path: Path) -> None:
+    pretrained = {name: path for name, path in given.items() if name != "vae"}
+    row = rows.resolve("full_var@continued", SPEC)
+    with pytest.raises(UserError, match="diverged"):
+        recipe_weights(row, vae=given["vae"], pretrained=pretrained, data=DATA, budget=replace(STEPS, peak_rate=1e37))
+    left = [path.name for path in (tmp_path / "cache" / "varbench" / "weights").rglob("*") if path.is_file()]
+    assert left == ["lock"]

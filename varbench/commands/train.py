@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import shlex
 import sys
 from dataclasses import replace
@@ -81,8 +80,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """What no training can take, before anything is read or made."""
-    if args.rate is not None and not 0 < args.rate < math.inf:
-        raise UserError(f"--rate is {args.rate:g}; give a learning rate above 0, as in --rate 0.0003")
+    if args.rate is not None and not 0 < args.rate <= 1:
+        raise UserError(f"--rate is {args.rate:g}; give a learning rate above 0 and up to 1, as in --rate 0.0003")
     for option in _WITHOUT_EFFECT.get(args.what, ()):
         if getattr(args, option) is not None:
             raise UserError(f"--{option} has no effect on the training of {args.what}; leave it out")

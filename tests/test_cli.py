@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -106,26 +105,6 @@ def test_a_mistake_is_one_line_and_exit_code_2(varbench: CommandLine, arguments:
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert done.stdout == ""
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ('bandwidth_gbs = "fast"', "bandwidth_gbs is 'fast'; give a number above 0"),
-        ("bandwidth_gbs = 0", "bandwidth_gbs is 0; give a number above 0"),
-        ("bandwidth_gbs = 100\ntflops = 3", "tflops is 3; give a table [tflops] of numbers by type"),
-        ("bandwidth_gbs = 100\n[tflops]\nbfloat16 = true", "tflops.bfloat16 is True; give a number above 0"),
-    ],
-)
-def test_hardware_that_makes_no_sense_is_told(tmp_path: Path, line: str, message: str) -> None:
-    from varbench.errors import UserError
-    from varbench.plan.hardware import from_file, hardware
-
-    file = tmp_path / "mine.toml"
-    file.write_text(f'name = "mine"\nmemory_gb = 8\n{line}\n' + ("" if "tflops" in line else "[tflops]\nfloat32 = 1\n"))
-    with pytest.raises(UserError, match=re.escape(message)):
-        from_file(file)
-    assert hardware("l20").name == "L20"
 
 
 def test_the_traceback_is_shown_when_asked(varbench: CommandLine) -> None:

@@ -69,7 +69,7 @@ def test_images_of_another_kind_are_refused(pipe: Pipeline, images: torch.Tensor
         ),
         (lambda pipe: pipe.generate(["cat"]), "labels cannot be read as numbers"),
         (lambda pipe: pipe.generate([1.0]), "labels are float32; give whole numbers"),
-        (lambda pipe: pipe.generate([]), "labels"),
+        (lambda pipe: pipe.generate([]), r"labels must be a non-empty list of class numbers, not shape \(0,\)"),
         (lambda pipe: pipe.generate(3), r"labels must be a non-empty list of class numbers, not shape \(\)"),
         (lambda pipe: pipe.generate([11]), "label 11 is not a class of small: classes are 0 to 9"),
         (lambda pipe: pipe.generate([1], top_k=900), r"top_k is 900, and small has 64 codes; give 0 \(off\) to 64"),

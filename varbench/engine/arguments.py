@@ -67,7 +67,7 @@ def check_filters(model: ModelSpec, *, top_k: int, top_p: float) -> None:
 
 def _whole_numbers(given: Any, what: str) -> Tensor:
     found = _tensor(given, what)
-    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+    if found.numel() and (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool):
         raise UserError(f"{what} are {_dtype(found)}; give whole numbers")
     return found.long()
 

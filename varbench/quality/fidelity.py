@@ -1,7 +1,7 @@
 """The scores of one set of samples against one reference.
 
-torch-fidelity's own functions do the arithmetic, on features that are extracted once. Its known faults, and clean-fid's,
-do not reach the caller: KID is seeded (clean-fid's is not, and is not used); Inception Score, which depends on the order
+KID, Inception Score, precision and recall come from torch-fidelity's own functions, the distance from ours, on features
+that are extracted once. The libraries' known faults do not reach the caller: KID is seeded (clean-fid's is not, and is not used); Inception Score, which depends on the order
 of images, is taken after a fixed shuffle; nothing is cached by name (`varbench.quality.feature_cache`); means are summed in
 float64 (`varbench.quality.frechet`); `np.int`, gone from numpy, stands only in torch-fidelity's path for generative
 models, which is never taken; a distance that is not of the published Inception is not called FID.
@@ -142,18 +142,11 @@ def score(
 
 
 def _distance(scoring: _Scoring) -> Score:
-    """By torch-fidelity; where it is not installed, by our formula, which equals it."""
-    found, real = gaussian(scoring.seen.features_ND), scoring.real_statistics
-    try:
-        library, implementation = libraries.torch_fidelity(), libraries.version(_FIDELITY)
-    except libraries.UnavailableError:
-        value, implementation = frechet_distance(found, real), _OWN
-    else:
-        (value,) = library.metric_fid.fid_statistics_to_metric(
-            {"mu": found.mu, "sigma": found.sigma}, {"mu": real.mu, "sigma": real.sigma}, False
-        ).values()
+    """By our formula, which equals torch-fidelity's and needs no matrix root; clean-fid is asked as the second opinion."""
+    real = scoring.real_statistics
+    value = frechet_distance(gaussian(scoring.seen.features_ND), real)
     figure = distance_interval(value, scoring.seen.features_ND, real, labels=scoring.labels, seed=scoring.seed)
-    return scoring.score(scoring.extractor.distance_name, figure, implementation, better="lower")
+    return scoring.score(scoring.extractor.distance_name, figure, _OWN, better="lower")
 
 
 def _kid(scoring: _Scoring) -> Score:

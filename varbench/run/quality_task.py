@@ -8,7 +8,6 @@ import io
 import math
 from dataclasses import asdict
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +99,7 @@ class Looks:
         self.judge: Network | None = None
         self._network: Network | None = None
         if self.own:
-            folder = Path(str(resources.files("varbench"))) / "assets" / job.options.model
+            folder = presets.asset_folder(job.options.model)
             self._network, self.judge = (load_network(folder / f"{kind}.safetensors") for kind in ("features", "judge"))
 
     @property

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from base_model_data import compare_spread, measure_figures, nearest_training
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -19,11 +20,8 @@ from varbench import load_pipeline
 from varbench.data.shapes import Shapes
 from varbench.plan import presets
 from varbench.quality import (
-    compare_spread,
     from_network,
     load_network,
-    measure_figures,
-    nearest_training,
     reference_images,
     score,
     to_uint8,
@@ -40,10 +38,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    data, files = Shapes(side=32), presets.shipped_files("tiny")
+    data = Shapes(side=32)
     labels = np.arange(COUNT) % len(data.classes)
     samples = generated(labels, seed=args.seed)
-    (args.out / "base_model.md").write_text(report(samples, labels, data, Path(files["main"]).parent))
+    (args.out / "base_model.md").write_text(report(samples, labels, data))
     grid = samples[: 2 * len(data.classes)].reshape(2, -1, 3, 32, 32).transpose(0, 3, 1, 4, 2).reshape(64, -1, 3)
     Image.fromarray(grid).resize((3 * grid.shape[1], 3 * grid.shape[0]), Image.Resampling.NEAREST).save(
         args.out / "base_model.png"
@@ -61,9 +59,11 @@ def generated(labels: NDArray[np.int64], *, seed: int) -> Bytes:
     return np.concatenate(batches)
 
 
-def report(samples: Bytes, labels: NDArray[np.int64], data: Shapes, assets: Path) -> str:
+def report(samples: Bytes, labels: NDArray[np.int64], data: Shapes) -> str:
     held_out, training = data.images(data.test[:COUNT]), data.images(data.training[: BASE.images])
-    network, judge = (load_network(assets / f"{kind}.safetensors") for kind in ("features", "judge"))
+    network, judge = (
+        load_network(presets.asset_folder("tiny") / f"{kind}.safetensors") for kind in ("features", "judge")
+    )
     extractor = from_network(network)
     reference = reference_images(held_out, source="shapes, held out")
     found = score(

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from varbench.engine.pipeline import Pipeline, load_pipeline
 from varbench.engine.sampler import draw, filtered, uniforms
 from varbench.model.transformer import normed
+from varbench.plan.presets import shipped_files
 
 Timed = Callable[[Callable[[], Any]], None]
 
@@ -22,7 +23,12 @@ Timed = Callable[[Callable[[], Any]], None]
 @pytest.fixture(scope="session")
 def pipe(request: pytest.FixtureRequest) -> Pipeline:
     option = request.config.getoption
-    return load_pipeline(option("--preset"), device=option("--device"), dtype=option("--dtype"))
+    return load_pipeline(
+        option("--preset"),
+        device=option("--device"),
+        dtype=option("--dtype"),
+        random=not shipped_files(option("--preset")),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,57 @@ def test_files_of_the_official_trainer(files: Files, tmp_path: Path) -> None:
     assert torch.equal(tokens({"vae": nested, "var": nested}), tokens(files))
 
 
-def test_safetensors_and_a_prefix_of_distributed_training(files: Files, tmp_path: Path) -> None:
+def prefixed(prefix: str, state: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}{key}": tensor for key, tensor in state.items()}
+
+
+def compiled_layers(state: dict[str, Any]) -> dict[str, Any]:
+    """As a state dict whose layers were compiled one by one has them."""
+    return {re.sub(r"^(blocks\.\d+\.)", r"\1_orig_mod.", key): tensor for key, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: prefixed("module.", state),
+        lambda state: prefixed("_orig_mod.", state),
+        lambda state: prefixed("module._orig_mod.", state),
+        lambda state: prefixed("_orig_mod.module.", state),
+        compiled_layers,
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model": state, "optimizer": {"state": {}}},
+        lambda state: {"model": {"state_dict": prefixed("module.", state)}},
+        lambda state: {"trainer": {"var_wo_ddp": {"model": prefixed("_orig_mod.", state)}}},
+    ],
+)
+def test_prefixes_and_nests_of_training_scripts(files: Files, tmp_path: Path, wrap: Any) -> None:
+    torch.save(wrap(load(files["var"])), tmp_path / "wrapped.pth")
+    assert torch.equal(tokens({**files, "var": tmp_path / "wrapped.pth"}), tokens(files))
+
+
+def test_safetensors_are_known_by_their_content(files: Files, tmp_path: Path) -> None:
     whole = {key: tensor.contiguous() for key, tensor in load(files["var"]).items()}
-    save_file(whole, tmp_path / "var.safetensors")
-    torch.save({f"module.{key}": tensor for key, tensor in whole.items()}, tmp_path / "ddp.pth")
-    for name in ("var.safetensors", "ddp.pth"):
+    for name in ("var.safetensors", "named-wrongly.pth"):
+        save_file(whole, tmp_path / name)
         assert torch.equal(tokens({**files, "var": tmp_path / name}), tokens(files))
+
+
+def test_what_holds_no_state_dict_says_what_it_holds(files: Files, tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "weights": {}}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"other\.pth: holds no state dict.*; it holds epoch, weights"):
+        varbench.load_pipeline(vae=files["vae"], var=tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(("part", "name"), [("var", "blocks.2.ffn.fc1.weight"), ("vae", "quantize.embedding.weight")])
+def test_weights_that_are_no_numbers_are_refused_by_name(
+    files: Files, tmp_path: Path, part: str, name: str, value: float
+) -> None:
+    state = load(files[part])
+    state[name].view(-1)[7] = value
+    torch.save(state, tmp_path / "diverged.pth")
+    with pytest.raises(CheckpointError, match=rf"diverged\.pth: 1 of \d+ tensors hold NaN .*\({name}\)"):
+        varbench.load_pipeline(**{**files, part: tmp_path / "diverged.pth"})
 
 
 def test_usage_counts_of_another_model_are_ignored(files: Files, tmp_path: Path) -> None:
@@ -83,17 +129,39 @@ def test_a_pickle_that_could_run_code_is_refused(
     assert "code ran" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+WHAT_IT_IS = {
+    "an empty file": b"",
+    "a git-LFS pointer, not the file of 2,040,109,466 bytes": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 2040109466\n"
+    ),
+    "a web page saved under this name": b"\n<!DOCTYPE html>\n<html><title>Sign in</title></html>",
+    "neither a file of torch.save nor a .safetensors file": b"not weights at all",
+}
+
+
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("said", WHAT_IT_IS)
+def test_what_is_no_checkpoint_is_called_what_it_is(files: Files, tmp_path: Path, suffix: str, said: str) -> None:
+    path = tmp_path / f"download.{suffix}"
+    path.write_bytes(WHAT_IT_IS[said])
+    with pytest.raises(CheckpointError, match=rf"download\.{suffix}: {said}"):
+        varbench.load_pipeline(vae=files["vae"], var=path)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.9, 0.9999])
+@pytest.mark.parametrize("suffix", ["pth", "old.pth", "safetensors"])
 def test_truncated_files(files: Files, tmp_path: Path, suffix: str, share: float) -> None:
     path = tmp_path / f"torn.{suffix}"
     if suffix == "pth":
         path.write_bytes(files["var"].read_bytes())
+    elif suffix == "old.pth":
+        torch.save(load(files["var"]), path, _use_new_zipfile_serialization=False)
     else:
         save_file({key: tensor.contiguous() for key, tensor in load(files["var"]).items()}, path)
     content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(CheckpointError, match=rf"torn\.{suffix}: "):
+    kept = int(len(content) * share)
+    path.write_bytes(content[:kept])
+    with pytest.raises(CheckpointError, match=rf"torn\.{suffix}: cut short or damaged: its {kept:,} bytes"):
         varbench.load_pipeline(vae=files["vae"], var=path)
 
 

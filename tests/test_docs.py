@@ -7,12 +7,15 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import golden_files as golden
+import models
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ("tutorial", "plans", "results")
+PAGES = ("tutorial", "plans", "results", "api")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# file: (\S+)\n")
 BY_HAND = {"text"}
@@ -105,3 +108,16 @@ def test_links_lead_to_pages() -> None:
     for page in DOCS.glob("*.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_says_how_to_use_official_checkpoints(tmp_path: Path) -> None:
+    """Its first Python block runs on files under the official names, of a small model that speaks as many codes."""
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    program = next(text for kind, text in BLOCK.findall(readme) if kind == "python")
+    tokenizer = replace(models.TOKENIZER, vocabulary=4096)
+    spec = replace(models.SPEC, depth=16, width=32, heads=1, classes=1000, tokenizer=tokenizer)
+    files = golden.save_checkpoints(tmp_path, spec)
+    files["vae"].rename(tmp_path / "vae_ch160v4096z32.pth")
+    files["var"].rename(tmp_path / "var_d16.pth")
+    (tmp_path / "example.py").write_text(program, encoding="utf-8")
+    python(tmp_path, "example.py")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import types
 from collections.abc import Iterator
@@ -76,14 +77,24 @@ def test_stop_needs_both_count_and_time(samples: list[float], reached: bool) -> 
     assert Stop(count=3, seconds=2.0).reached(samples) is reached
 
 
+@pytest.fixture
+def millisecond_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wall clock on which a millisecond goes by each time somebody looks at it, and no other time."""
+    looks = itertools.count()
+    monkeypatch.setattr("varbench.measure.clock.time.perf_counter", lambda: next(looks) / 1000)
+
+
+@pytest.mark.usefixtures("millisecond_a_look")
 def test_short_calls_go_on_until_the_time_is_over() -> None:
+    """A batch of five calls takes eleven looks, so one batch has the count and only the second has the 20 ms."""
     ended = time_calls(lambda mark: mark("end_to_end"), clock=WallClock(), stop=Stop(count=5, seconds=0.02))
-    assert len(ended.wall) >= 5
-    assert sum(ended.wall) >= 0.02
+    assert len(ended.wall) == 10
+    assert sum(ended.wall) == pytest.approx(0.022)
 
 
-def test_the_harness_costs_microseconds() -> None:
-    assert null_cost().value < 1e-3
+@pytest.mark.usefixtures("millisecond_a_look")
+def test_the_harness_costs_one_look_at_the_clock_for_each_mark() -> None:
+    assert null_cost().value == pytest.approx(3 / 1000)
 
 
 @gpu

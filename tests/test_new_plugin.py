@@ -81,3 +81,8 @@ def test_names_that_cannot_work_are_refused(
     assert main(["new-plugin", name, "--out", str(tmp_path)]) == 2
     assert why in capsys.readouterr().err
     assert not (tmp_path / name).exists()
+
+
+def test_the_next_command_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["new-plugin", "mine", "--out", str(tmp_path / "with a space")]) == 0
+    assert f"next: cd '{tmp_path}/with a space/mine' && pip install -e . && pytest\n" in capsys.readouterr().err

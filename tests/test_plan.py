@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import models
 import pytest
@@ -12,10 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from varbench import rows
-from varbench.errors import PlanError
+from varbench.errors import PlanError, UserError
 from varbench.plan import cost, presets
 from varbench.plan.compiler import compile_plan
-from varbench.plan.hardware import KNOWN, hardware
+from varbench.plan.hardware import KNOWN, from_file, hardware
 from varbench.plan.owned import Owned, RowPolicies
 from varbench.policies import CacheStrategy, DepthPolicy, GuidancePolicy, StepPolicy, StepSpec, TokenPolicy
 
@@ -102,13 +102,75 @@ def test_official_sizes() -> None:
     assert sum(cost.parameters(presets.preset("var-d16").spec).values()) / 1e6 == pytest.approx(310, abs=5)
 
 
-def test_every_preset_is_planned_on_every_device_in_no_time() -> None:
-    start = time.perf_counter()
+def test_every_preset_is_planned_on_every_device() -> None:
     for name in ("var-d16", "var-d30", "var-d36"):
         work = counted("full_var", name)
         for device in KNOWN:
             assert cost.predict(work, hardware(device)).transformer > 0
-    assert time.perf_counter() - start < 5
+
+
+def test_a_plan_asks_its_policies_once_for_each_call_and_not_more() -> None:
+    """What planning costs is what it asks: on the largest preset as many answers as there are layers and scales."""
+    asked: list[tuple[int, str]] = []
+
+    class Counting(DepthPolicy):
+        def layers(self, scale: int, backbone: str) -> Sequence[int]:
+            asked.append((scale, backbone))
+            return range(36)
+
+    model = presets.preset("var-d36").spec
+    compile_plan(model, RowPolicies(name="counting", depth=Owned(plugin="mine", policy=Counting())))
+    assert sorted(asked) == [(scale, "main") for scale in range(model.scales)]
+
+
+@pytest.mark.parametrize("name", ["l20", "L20", "h100-sxm", "CPU-2-CORES"])
+def test_hardware_is_found_in_capitals_or_not(name: str) -> None:
+    assert hardware(name).name.lower() == name.lower()
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("h100", "H100-SXM"), ("L40", "L40S"), ("RTX4090", "RTX-4090"), ("cpu", "cpu-2-cores")]
+)
+def test_hardware_that_is_unknown_has_a_neighbour(name: str, near: str) -> None:
+    with pytest.raises(UserError, match=f"no hardware '{name}'. Did you mean '{near}'?"):
+        hardware(name)
+
+
+DEVICE = {"name": '"mine"', "bandwidth_gbs": "1000", "memory_gb": "10", "tflops": "{bfloat16 = 100}"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"memory_gb": None}, "memory_gb is missing; give it, as in memory_gb = 48"),
+        ({"name": "3"}, 'name is 3; give a text, as in name = "mine"'),
+        ({"bandwidth_gbs": '"fast"'}, "bandwidth_gbs is 'fast'; give a number above 0, as in bandwidth_gbs = 864"),
+        ({"bandwidth_gbs": "0"}, "bandwidth_gbs is 0; give a number above 0"),
+        ({"memory_gb": "true"}, "memory_gb is True; give a number above 0"),
+        ({"memory_gb": "nan"}, "memory_gb is nan; give a number above 0"),
+        ({"tflops": "100"}, r"tflops is 100; give a table of numbers by type, as in \[tflops\] float32 = 59.8"),
+        ({"tflops": "{}"}, "tflops is {}; give a table of numbers by type"),
+        ({"tflops": "{bfloat16 = -1}"}, "tflops.bfloat16 is -1; give a number above 0"),
+        ({"efficiency": "{bfloat16 = 60}"}, "efficiency.bfloat16 is 60; give a share above 0 and up to 1, as in"),
+        ({"efficiency": "{bf16 = 0.6}"}, r"efficiency.bf16 is a share of a rate that \[tflops\] does not give"),
+        ({"bandwith_gbs": "1"}, "no key 'bandwith_gbs'. Did you mean 'bandwidth_gbs'?"),
+        ({"name": "mine"}, "cannot be read as hardware"),
+    ],
+)
+def test_what_is_wrong_in_a_hardware_file_is_named(tmp_path: Path, change: dict[str, str | None], message: str) -> None:
+    content = {key: value for key, value in {**DEVICE, **change}.items() if value is not None}
+    path = tmp_path / "mine.toml"
+    path.write_text("".join(f"{key} = {value}\n" for key, value in content.items()))
+    with pytest.raises(UserError, match=f"mine.toml: {message}"):
+        from_file(path)
+
+
+def test_a_hardware_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("".join(f"{key} = {value}\n" for key, value in DEVICE.items()) + "efficiency = {bfloat16 = 0.5}\n")
+    found = from_file(path)
+    assert (found.name, found.rate("bfloat16"), found.reached("bfloat16")) == ("mine", 1e14, 0.5)
+    assert found.source == str(path)
 
 
 def test_equal_plans_have_equal_digests() -> None:

@@ -16,17 +16,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from varbench.base import whole_files as files
+from varbench.base import whole_files
 from varbench.data.shapes import Shapes
 from varbench.errors import CheckpointError, UserError
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer, initialise_
 from varbench.policies import TrainStep
 from varbench.spec import ModelSpec, TokenizerSpec
+from varbench.train.export import export
 from varbench.train.optimiser import adamw, rate_at
 from varbench.train.order import batch_rows, class_drops, uniforms
 from varbench.train.recipes import full_curriculum
-from varbench.train.states import load_state, save_state
+from varbench.train.states import Checkpoints, ctrl_c_waits, load_state, save_state
 from varbench.train.tokens import TokenSet, tokens_of
 from varbench.train.train_tokenizer import TokenizerBudget, train_tokenizer
 from varbench.train.trainer import Budget, Curriculum, Teacher, train
@@ -41,7 +42,7 @@ SPEC = ModelSpec(
     tokenizer=TokenizerSpec(channels=32, multipliers=(1, 1, 1), blocks=1, code_dim=8, vocabulary=32, phis=4),
 )
 DATA = Shapes(side=16)
-BUDGET = Budget(steps=6, peak_rate=1e-3, batch=8, images=32, dtype="float32", checkpoint_every=2)
+BUDGET = Budget(steps=6, peak_rate=1e-3, batch=8, images=32, dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +60,17 @@ def fresh() -> Transformer:
     return initialise_(Transformer(SPEC), torch.Generator().manual_seed(0))
 
 
+def each_step(path: Path) -> Checkpoints:
+    """Time stands still, and no time has to pass between two checkpoints."""
+    return Checkpoints(path, every_seconds=0.0, clock=lambda: 0.0)
+
+
 def trained(tokenizer: Tokenizer, tokens: TokenSet, folder: Path, **changes: object) -> tuple[Transformer, dict]:
     model = fresh()
     settings = {
         "curriculum": full_curriculum(SPEC, name="test"),
         "budget": BUDGET,
-        "checkpoint": folder / "state",
+        "checkpoints": each_step(folder / "state"),
         "progress": lambda step, figures: None,
         **changes,
     }
@@ -206,7 +212,8 @@ def test_killed_training_goes_on_to_the_same_weights(
         [sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False
     )
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()
-    assert (tmp_path / "killed" / "state").exists() == (step >= 3)
+    left = load_state(tmp_path / "killed" / "state", identity={})
+    assert (left or {"step": 0})["step"] == step - 1
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -216,6 +223,84 @@ def test_killed_training_goes_on_to_the_same_weights(
         torch.set_num_threads(threads)
     assert torch.equal(weights(resumed), weights(whole))
     assert record["steps_by_point"] == {"full": 6}
+
+
+def test_checkpoints_come_by_time_and_never_take_much_of_it(tmp_path: Path) -> None:
+    now = 0.0
+
+    def slow_disk() -> None:
+        nonlocal now
+        now += 3.0
+
+    saves = Checkpoints(tmp_path / "state", every_seconds=10.0, clock=lambda: now)
+    due = []
+    for now in (5.0, 9.0, 10.0):  # noqa: B007
+        due.append(saves.due())
+    assert due == [False, False, True]
+    saves.save({"identity": {}, "step": 1}, also=slow_disk)
+    assert now == 13.0
+    due = []
+    for now in (24.0, 72.0, 73.0):  # noqa: B007
+        due.append(saves.due())
+    assert due == [False, False, True], "a save of 3 s comes once in 60 s"
+
+
+def test_ctrl_c_saves_the_step_it_comes_in(tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path) -> None:
+    """Nothing is due for an hour; the key is pressed in the third of six steps."""
+
+    def press(step: int, figures: dict[str, float]) -> None:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    rare = Checkpoints(tmp_path / "state", every_seconds=3600.0)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tokenizer, tokens, tmp_path, checkpoints=rare, progress=press)
+    saved = load_state(tmp_path / "state", identity={})
+    assert saved is not None and saved["step"] == 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resumed, _ = trained(tokenizer, tokens, tmp_path, checkpoints=rare)
+    whole, _ = trained(tokenizer, tokens, tmp_path / "whole")
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_ctrl_c_twice_is_not_kept_waiting() -> None:
+    with ctrl_c_waits() as pressed:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert pressed()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_training_that_diverges_ends_and_leaves_nothing(
+    tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def break_it(step: int, figures: dict[str, float]) -> None:
+        if step == 2 and where == "loss":
+            monkeypatch.setattr(F, "cross_entropy", lambda *args, **kwargs: cross_entropy(*args, **kwargs) * math.nan)
+        elif step == 2:
+            monkeypatch.setattr(F, "cross_entropy", lambda *args, **kwargs: infinite_slope(*args, **kwargs))
+
+    cross_entropy = F.cross_entropy
+
+    def infinite_slope(*args: object, **kwargs: object) -> torch.Tensor:
+        """A finite loss whose gradient is not: what follows from it would be NaN weights after the last step."""
+        loss = cross_entropy(*args, **kwargs)  # type: ignore[arg-type]
+        return loss + (loss - loss.detach()).abs().sqrt()
+
+    with pytest.raises(UserError, match=rf"test: the {where} is (nan|inf) at step 3 of 3.*--rate \(now 0.001\)"):
+        trained(tokenizer, tokens, tmp_path, budget=replace(BUDGET, steps=3), progress=break_it)
+    assert not (tmp_path / "state").exists()
+
+
+def test_weights_that_diverged_are_not_written(tmp_path: Path) -> None:
+    model = fresh()
+    with torch.no_grad():
+        model.head.weight[3, 4] = math.inf
+    with pytest.raises(UserError, match=r"diverged: 1 of \d+ tensors hold NaN or infinite values \(head.weight\)"):
+        export(model, tmp_path / "out.safetensors", spec=SPEC, record={})
+    assert not list(tmp_path.iterdir())
 
 
 def test_checkpoint_of_another_training_is_refused(tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path) -> None:
@@ -234,7 +319,7 @@ def test_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytes
     def no_space(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", no_space)
+    monkeypatch.setattr(whole_files.os, "fsync", no_space)
     with pytest.raises(UserError, match="disk is full"):
         save_state(path, {"identity": {}, "step": 2})
     assert load_state(path, identity={}) == {"identity": {}, "step": 1}
@@ -244,16 +329,14 @@ def test_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytes
 def test_too_little_space_is_said_before_anything_is_trained(
     tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = files.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    usage = whole_files.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(whole_files.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(UserError, match="needs .* MiB"):
         trained(tokenizer, tokens, tmp_path)
 
 
 def test_tokenizer_learns_and_resumes(tmp_path: Path) -> None:
-    budget = TokenizerBudget(
-        steps=12, batch=8, images=64, warm_up=2, reseed_every=4, checkpoint_every=4, peak_rate=2e-3
-    )
+    budget = TokenizerBudget(steps=12, batch=8, images=64, warm_up=2, reseed_every=4, peak_rate=2e-3)
     losses: list[float] = []
 
     def stop(step: int, figures: dict[str, float]) -> None:
@@ -263,7 +346,11 @@ def test_tokenizer_learns_and_resumes(tmp_path: Path) -> None:
 
     def run(folder: str, progress: object = lambda step, figures: None) -> Tokenizer:
         return train_tokenizer(
-            SPEC, data=DATA, budget=budget, checkpoint=tmp_path / folder / "state", progress=progress
+            SPEC,
+            data=DATA,
+            budget=budget,
+            checkpoints=each_step(tmp_path / folder / "state"),
+            progress=progress,
         )[0]  # type: ignore[arg-type]
 
     with pytest.raises(KeyboardInterrupt):
@@ -279,7 +366,7 @@ def test_tokenizer_refuses_data_of_another_size(tmp_path: Path) -> None:
             SPEC,
             data=Shapes(side=32),
             budget=TokenizerBudget(),
-            checkpoint=tmp_path / "state",
+            checkpoints=Checkpoints(tmp_path / "state"),
             progress=lambda step, figures: None,
         )
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +25,7 @@ from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer, initialise_
 from varbench.plan.owned import Owned, RowPolicies
 from varbench.policies import DepthPolicy, Stage, TrainingSchedule, TrainStep
-from varbench.train import evaluation
+from varbench.train import evaluation, recipes, tokens
 from varbench.train.export import export
 from varbench.train.recipes import recipe_weights
 
@@ -160,3 +167,87 @@ def test_a_recipe_is_looked_at_while_it_trains(given: dict[str, Path]) -> None:
     assert looks[8, "d2"] != looks[0, "d2"]
     steps = sorted(step for curve in record["losses"].values() for step, _ in curve)
     assert steps == list(range(1, 9))
+
+
+WAITING = """
+import os, sys, time
+from dataclasses import replace
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_training_recipes as t
+given = {{name: Path({folder!r}) / f"{{name}}.safetensors" for name in ("vae", "main", "refiner")}}
+done = t.trained(t.rows.resolve("full_var@continued", t.SPEC), given)
+print("cached" if done.cached else "trained", flush=True)
+"""
+
+
+def test_two_that_want_one_recipe_train_it_once(
+    given: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second process comes while the first is at it, which goes on once the second has said that it waits."""
+    script = WAITING.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    others: list[subprocess.Popen[str]] = []
+    said = ""
+
+    def tokens_of(*args: Any, **kwargs: Any) -> Any:
+        nonlocal said
+        if not others:
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            others.append(
+                subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=PIPE, stderr=PIPE, text=True)
+            )
+            said = others[0].stderr.readline()  # type: ignore[union-attr]
+        return tokens.tokens_of(*args, **kwargs)
+
+    monkeypatch.setattr(recipes, "tokens_of", tokens_of)
+    first = trained(rows.resolve("full_var@continued", SPEC), given)
+    answer, errors = others[0].communicate(timeout=120)
+    assert said == "full_var@continued is being trained by another process; waiting for it\n", errors
+    assert not first.cached and answer == "cached\n"
+
+
+def test_a_recipe_that_is_interrupted_goes_on_from_that_step(
+    given: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight steps take no ten seconds, so only the interruption itself can have saved the fifth."""
+    steps: list[int] = []
+
+    def pressing(title: str, **kwargs: Any) -> Any:
+        @contextmanager
+        def shown() -> Iterator[Any]:
+            def progress(step: int, figures: dict[str, float]) -> None:
+                if title == "full_var@continued":
+                    steps.append(step)
+                    if step == 5 and len(steps) == 5:
+                        os.kill(os.getpid(), signal.SIGINT)
+
+            yield progress
+
+        return shown()
+
+    monkeypatch.setattr(recipes, "shown", pressing)
+    row = rows.resolve("full_var@continued", SPEC)
+    with pytest.raises(KeyboardInterrupt):
+        trained(row, given)
+    assert not trained(row, given).cached
+    assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+class Uneven(Fixed):
+    def stages(self) -> tuple[Stage, ...]:
+        return (Stage(name="short", share=0.1), Stage(name="long", share=0.9))
+
+
+def test_a_stage_without_steps_is_named(given: dict[str, Path]) -> None:
+    row = replace(rows.resolve("full_var@continued", SPEC), schedule=Uneven(TrainStep()))
+    with pytest.raises(UserError, match=r"of 3 steps none is left for the stage 'short'.*give at least 10 --steps"):
+        trained(row, given, steps=3)
+
+
+def test_a_recipe_that_diverges_leaves_nothing_in_the_cache(given: dict[str, Path], tmp_path: Path) -> None:
+    pretrained = {name: path for name, path in given.items() if name != "vae"}
+    row = rows.resolve("full_var@continued", SPEC)
+    with pytest.raises(UserError, match="diverged"):
+        recipe_weights(row, vae=given["vae"], pretrained=pretrained, data=DATA, budget=replace(STEPS, peak_rate=1e37))
+    left = [path.name for path in (tmp_path / "cache" / "varbench" / "weights").rglob("*") if path.is_file()]
+    assert left == ["lock"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import keyword
+import shlex
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
         print(file)
-    print(f"next: cd {folder} && pip install -e . && pytest", file=sys.stderr)
+    print(f"next: cd {shlex.quote(str(folder))} && pip install -e . && pytest", file=sys.stderr)
     return 0
 
 

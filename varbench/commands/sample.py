@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,11 +60,13 @@ def run(args: argparse.Namespace) -> int:
     lines = []
     for row in asked:
         start = time.perf_counter()
-        output = pipe.generate(labels, **options, method=row)
+        with warnings.catch_warnings(record=True) as noted:
+            warnings.simplefilter("always")
+            output = pipe.generate(labels, **options, method=row)
         lines.append(output.images)
         print(f"{row.name}: {len(labels)} images in {time.perf_counter() - start:.2f} s", file=sys.stderr)
-        if row.schedule is not None:
-            print(f"  with the model's own weights, not those of recipe {row.recipe!r}", file=sys.stderr)
+        for one in noted:
+            print(f"warning: {one.message}", file=sys.stderr)
     _write_grid(lines, args.out)
     print(args.out)
     return 0

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from varbench.errors import UserError
+from varbench.errors import CheckpointError, UserError
 from varbench.plan import presets
 from varbench.record.option_forms import add_arguments, given_in
 
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 SHARED = ("model", "weights", "vae", "device", "dtype", "batch", "seed", "steps", "data")
 PARTS = ("tokenizer", "base", "narrow", "features", "judge")
+_WITHOUT_EFFECT = {
+    "tokenizer": ("dtype", "vae", "weights"),
+    **dict.fromkeys(("features", "judge"), ("rate", "batch", "dtype", "vae", "weights")),
+}
+"""Options that a training does not read; given, they would look as if they did."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -55,15 +60,31 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--weights random: give a checkpoint to start from, or leave it away for what suits WHAT")
     if args.dtype == "float16":
         raise UserError("--dtype float16: losses are not scaled, so give float32 or bfloat16")
+    _check(args)
     preset = presets.preset(args.model)
     data = _data(args, side=preset.spec.image_side)
-    if args.what in ("features", "judge"):
-        return _network(args, data)
-    if args.what == "tokenizer":
-        return _tokenizer(args, data)
-    if args.what in PARTS:
-        return _transformer(args, data)
-    return _recipe(args, data)
+    verb = {
+        "features": _network,
+        "judge": _network,
+        "tokenizer": _tokenizer,
+        "base": _transformer,
+        "narrow": _transformer,
+    }
+    try:
+        return verb.get(args.what, _recipe)(args, data)
+    except KeyboardInterrupt:
+        if args.what not in ("features", "judge"):  # they take minutes, and begin again
+            print(f"go on from here with: {_command()}", file=sys.stderr)
+        raise
+
+
+def _check(args: argparse.Namespace) -> None:
+    """What no training can take, before anything is read or made."""
+    if args.rate is not None and not 0 < args.rate <= 1:
+        raise UserError(f"--rate is {args.rate:g}; give a learning rate above 0 and up to 1, as in --rate 0.0003")
+    for option in _WITHOUT_EFFECT.get(args.what, ()):
+        if getattr(args, option) is not None:
+            raise UserError(f"--{option} has no effect on the training of {args.what}; leave it out")
 
 
 def _data(args: argparse.Namespace, *, side: int) -> ImageSet:
@@ -94,7 +115,7 @@ def _network(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench.quality.train_networks import train_classifier
     from varbench.train.progress import shown
 
-    steps = args.steps or 3000
+    steps = 3000 if args.steps is None else args.steps
     with shown(args.what, steps=steps, events=args.tensorboard) as progress:
         trained = train_classifier(
             args.what,
@@ -114,6 +135,7 @@ def _network(args: argparse.Namespace, data: ImageSet) -> int:
 def _tokenizer(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench.train.export import bf16_, export
     from varbench.train.progress import shown
+    from varbench.train.states import Checkpoints
     from varbench.train.train_tokenizer import TokenizerBudget, held_out_figures, train_tokenizer
 
     spec = presets.preset(args.model).spec
@@ -122,7 +144,7 @@ def _tokenizer(args: argparse.Namespace, data: ImageSet) -> int:
     state = out.with_suffix(".state")
     with shown("tokenizer", steps=budget.steps, events=args.tensorboard) as progress:
         module, record = train_tokenizer(
-            spec, data=data, budget=budget, checkpoint=state, progress=progress, device=args.device
+            spec, data=data, budget=budget, checkpoints=Checkpoints(state), progress=progress, device=args.device
         )
     figures = held_out_figures(bf16_(module), data=data, device=args.device)
     export(module, out, spec=spec, record={**record, **figures, "command": _command()})
@@ -135,14 +157,15 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
     import torch
 
     from varbench.base.hashing import file_hash
-    from varbench.errors import CheckpointError
     from varbench.model.checkpoints import build_tokenizer, load_tokenizer, load_transformer
+    from varbench.model.state_files import read_record
     from varbench.model.transformer import Transformer, initialise_
     from varbench.train.budgets import BASE, NARROW
-    from varbench.train.export import export, read_record
+    from varbench.train.export import export
     from varbench.train.progress import shown
     from varbench.train.ranks import join_ranks
     from varbench.train.recipes import full_curriculum
+    from varbench.train.states import Checkpoints
     from varbench.train.tokens import tokens_of
     from varbench.train.trainer import train
 
@@ -184,7 +207,7 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
             tokens=tokens,
             curriculum=full_curriculum(spec, name=args.what),
             budget=budget,
-            checkpoint=out.with_suffix(".state"),
+            checkpoints=Checkpoints(out.with_suffix(".state")),
             progress=progress,
             on_checkpoint=keep,
             ranks=ranks,

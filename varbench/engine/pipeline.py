@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from varbench.base.hashing import file_hash
+from varbench.engine.arguments import check_filters, images_given, labels_given, tokens_given
 from varbench.engine.generate import Observer, Sampling, generate
 from varbench.engine.teacher import TeacherPass, fused_attention
 from varbench.engine.transforms import transformed
 from varbench.errors import CheckpointError, UserError
 from varbench.model.checkpoints import build_tokenizer, load_tokenizer, load_transformer
+from varbench.model.state_files import read_record
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer, initialise_
 from varbench.plan import presets
@@ -48,6 +53,10 @@ class Output:
     plan: Plan
     trace: Trace
 
+    def __repr__(self) -> str:
+        count, _, height, width = self.images.shape
+        return f"Output({count} images of {height}x{width} by {self.plan.name}, {self.tokens.shape[1]} tokens each)"
+
 
 Find = Callable[[str, ModelSpec], tuple[Transformer, str] | None]
 """Gives a further model of a name and sizes, with its file's sha256 or how it was made; None where there is none."""
@@ -65,6 +74,7 @@ class Pipeline:
         dtype: str,
         weights: Mapping[str, str],
         find: Find = lambda name, spec: None,
+        recipes: Mapping[str, str | None] | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.dtype = DTYPES[dtype]
@@ -73,6 +83,8 @@ class Pipeline:
         self.weights = dict(weights)
         """sha256 of each file that was loaded, or how the weights were made."""
         self.find = find
+        self.recipes = recipes
+        """By backbone, the recipe that its file says it was trained by; None where weights come from no file."""
         self._plans: dict[str, tuple[Plan, RowPolicies]] = {}
         self._transformed: dict[tuple[str, ...], Transformer] = {}
         self._compiled: str | None = None
@@ -82,6 +94,13 @@ class Pipeline:
     def model(self) -> ModelSpec:
         return self.backbones[MAIN].spec
 
+    def __repr__(self) -> str:
+        spec = self.model
+        others = "".join(f" and {name}" for name in self.backbones if name != MAIN)
+        dtype = str(self.dtype).removeprefix("torch.")
+        origin = self.weights.get(MAIN, "")[:16]
+        return f"Pipeline({spec.name}{others}, {spec.depth} layers of width {spec.width}, {dtype} on {self.device}, weights {origin})"
+
     def compile(self, method: str | Row) -> tuple[Plan, RowPolicies]:
         """The plan of a row such as `my_method@half`, and the policies that the engine asks. Made once for each row."""
         from varbench import rows
@@ -89,6 +108,7 @@ class Pipeline:
         name = method if isinstance(method, str) else method.name
         if name not in self._plans:
             row = rows.resolve(method, self.model) if isinstance(method, str) else method
+            self._warn_of_other_weights(row)
             missing = self.load_further(row.policies.backbones)
             if missing:
                 raise UserError(
@@ -158,24 +178,23 @@ class Pipeline:
         return model.cast_(self.dtype).to(self.device).eval()
 
     @torch.inference_mode()
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor | NDArray[np.floating]) -> Tensor:
         """Images (B, 3, S, S) in [-1, 1] to codes (B, L) of all scales."""
-        side = self.model.image_side
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
-            raise UserError(f"images have shape {tuple(images.shape)}; {self.model.name} takes (B, 3, {side}, {side})")
-        return self.tokenizer.encode(images.to(self.device, torch.float32))
+        return self.tokenizer.encode(images_given(images, self.model).to(self.device))
 
     @torch.inference_mode()
     def decode(self, tokens: Tensor) -> Tensor:
         """Codes (B, L) to images (B, 3, S, S) in [0, 1]."""
-        return self._decode_map(self.tokenizer.quantize.running_maps(self._checked_tokens(tokens))[-1])
+        maps = self.tokenizer.quantize.running_maps(tokens_given(tokens, self.model).to(self.device))
+        return self._decode_map(maps[-1])
 
     @torch.inference_mode()
     def logits(self, tokens: Tensor, labels: Tensor | Sequence[int], *, method: str | Row = FULL) -> Tensor:
         """Teacher-forced logits (B, L, V) of a method that computes every scale, without guidance."""
         plan, _ = self.compile(method)
         method_name = method if isinstance(method, str) else method.name
-        tokens, labels = self._checked_tokens(tokens), self._checked_labels(labels)
+        tokens = tokens_given(tokens, self.model).to(self.device)
+        labels = labels_given(labels, self.model).to(self.device)
         features = self.tokenizer.teacher_input(tokens)
         parts: dict[int, Tensor] = {}
         backbones = self.backbones_of(method)
@@ -207,12 +226,8 @@ class Pipeline:
         observer: Observer | None = None,
     ) -> Output:
         """Images for class labels. `first_image` is the first one's number in the noise stream; `tokens` forces the codes."""
-        labels_B = self._checked_labels(labels)
-        vocabulary = self.model.tokenizer.vocabulary
-        if not 0 <= top_p <= 1:
-            raise UserError(f"top_p is {top_p}; give a share between 0 (off) and 1")
-        if not 0 <= top_k <= vocabulary:
-            raise UserError(f"top_k is {top_k}; give 0 (off) to {vocabulary}, the number of codes")
+        labels_B = labels_given(labels, self.model).to(self.device)
+        check_filters(self.model, top_k=top_k, top_p=top_p)
         plan, row = self.compile(method)
         made = generate(
             plan,
@@ -223,7 +238,7 @@ class Pipeline:
             images_B=torch.arange(first_image, first_image + len(labels_B), device=self.device),
             sampling=Sampling(seed=seed, cfg=cfg, top_k=top_k, top_p=top_p),
             dtype=self.dtype,
-            forced_BL=None if tokens is None else self._checked_tokens(tokens),
+            forced_BL=None if tokens is None else tokens_given(tokens, self.model).to(self.device),
             return_logits=return_logits,
             observer=observer,
         )
@@ -237,30 +252,17 @@ class Pipeline:
         with torch.autocast(self.device.type, dtype=self.dtype if reduced else torch.bfloat16, enabled=reduced):
             return self.tokenizer.decode_map(f_hat_BDhw)
 
-    def _checked_labels(self, labels: Tensor | Sequence[int]) -> Tensor:
-        # Checked where they lie: a look at numbers on a GPU waits for all that was asked of it before.
-        result = torch.as_tensor(labels)
-        if result.ndim != 1 or not len(result) or result.is_floating_point():
-            raise UserError(f"labels must be a non-empty list of class numbers, not shape {tuple(result.shape)}")
-        wrong = result[(result < 0) | (result > self.model.classes)]
-        if len(wrong):
-            raise UserError(
-                f"label {int(wrong[0])} is not a class of {self.model.name}: "
-                f"classes are 0 to {self.model.classes - 1}, and {self.model.classes} is 'no class'"
-            )
-        return result.to(self.device).long()
-
-    def _checked_tokens(self, tokens: Tensor) -> Tensor:
-        vocabulary = self.model.tokenizer.vocabulary
-        if tokens.ndim != 2 or tokens.shape[1] != self.model.length:
-            raise UserError(
-                f"tokens have shape {tuple(tokens.shape)}; {self.model.name} takes (B, {self.model.length})"
-            )
-        if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < vocabulary):
-            raise UserError(
-                f"tokens reach from {int(tokens.min())} to {int(tokens.max())}; codes are 0 to {vocabulary - 1}"
-            )
-        return tokens.to(self.device)
+    def _warn_of_other_weights(self, row: Row) -> None:
+        """Images of a method on weights that were not trained for it say little of the method."""
+        if self.recipes is None or row.schedule is None or row.recipe_name in self.recipes.values():
+            return
+        recipe = self.recipes.get(MAIN)
+        warnings.warn(
+            f"{row.name} is made for weights that recipe {row.recipe_name} has trained, and these "
+            f"({self.weights[MAIN][:8]}…) are {f'of recipe {recipe}' if recipe else 'not known to be of any recipe'}. "
+            f"`varbench train {row.recipe_name}` trains them and says where they lie.",
+            stacklevel=4,
+        )
 
 
 def load_pipeline(
@@ -277,9 +279,9 @@ def load_pipeline(
 ) -> Pipeline:
     """A pipeline from checkpoint files, or of a preset.
 
-    With `vae` and `var`, sizes are read off the files. With a preset alone, its shipped weights are loaded where it has
-    some; random ones are drawn from `seed` where it has none, or with `random`. `companions` are further models by name,
-    for methods that run on two; of a preset, those that are not given are found as its own weights are.
+    With `vae` and `var`, sizes are read off the files. With a preset alone, its shipped weights are loaded, or with
+    `random` random ones drawn from `seed`. `companions` are further models by name, for methods that run on two; of a
+    preset, those that are not given are found as its own weights are.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
@@ -291,16 +293,16 @@ def load_pipeline(
         raise CheckpointError(
             "give both vae= and var=, or neither; a transformer speaks the codes of its own tokenizer"
         )
+    if random and vae is not None:
+        raise UserError("random=True draws weights, and vae= and var= give them; leave one of the two out")
     if vae is None or var is None:
         return _preset_pipeline(
             preset or "tiny", companions=companions, device=device, dtype=dtype, random=random, seed=seed
         )
     tokenizer_spec, tokenizer_state = load_tokenizer(vae)
     backbones = {MAIN: load_transformer(var, tokenizer_spec, num_heads=num_heads)}
-    weights = {"vae": file_hash(vae), MAIN: file_hash(var)}
     for name, path in (companions or {}).items():
         backbones[name] = load_transformer(path, tokenizer_spec)
-        weights[name] = file_hash(path)
     spec = backbones[MAIN].spec
     for name, path in (companions or {}).items():
         other = backbones[name].spec
@@ -311,12 +313,14 @@ def load_pipeline(
             )
     if preset:
         spec = _renamed(backbones, preset, var)
+    files = {MAIN: var, **(companions or {})}
     return Pipeline(
         tokenizer=build_tokenizer(spec, tokenizer_state, vae),
         backbones=backbones,
         device=device,
         dtype=dtype,
-        weights=weights,
+        weights={name: file_hash(path) for name, path in {"vae": vae, **files}.items()},
+        recipes={name: (read_record(path) or {}).get("row") for name, path in files.items()},
     )
 
 
@@ -342,6 +346,11 @@ def _preset_pipeline(
         pipe = load_pipeline(name, vae=vae, var=var, companions=companions, device=device, dtype=dtype)
         pipe.find = functools.partial(_shipped, name)
         return pipe
+    if not random:
+        raise UserError(
+            f"{name} ships no weights; give vae= and var=, or random=True for random ones, on which speed and memory can "
+            "be measured and nothing can be seen"
+        )
     drawn = f"random, seed {seed}"
     return Pipeline(
         tokenizer=random_tokenizer(preset.spec, seed),

@@ -1,71 +1,25 @@
-"""Reads checkpoint files and fits them to a model: official `.pth`, plain or nested by the official trainer, and
-`.safetensors`. Pickles are only ever opened with weights-only loading."""
+"""Fits the tensors of a checkpoint to a model: sizes are read off their shapes, and every misfit is named."""
 
 from __future__ import annotations
 
-import pickle
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from varbench.errors import CheckpointError
+from varbench.model.state_files import State, listed, not_finite, read_state
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer
 from varbench.spec import SIDES_256, SIDES_512, ModelSpec, TokenizerSpec
 
-State = dict[str, Tensor]
 Module = TypeVar("Module", bound=nn.Module)
 
 _KNOWN_SIDES = {sum(side * side for side in sides): sides for sides in (SIDES_256, SIDES_512)}
 # Kept in official files, but derived here: the mask, and the bias of k that is always zero.
 _DERIVED = re.compile(r"^(lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias)$")
-
-
-def read_state(path: str | Path, *, part: str) -> State:
-    """Tensors of a checkpoint by name. `part` is the official trainer's key where the file is nested."""
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; give the path of a .pth or .safetensors checkpoint")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: refused, since it holds more than tensors and opening it could run code; save its state dict "
-            "alone (torch.save(model.state_dict(), ...)) or as .safetensors"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint ({_first_line(error)}); is it complete?") from error
-    if isinstance(data, Mapping) and isinstance(data.get("trainer"), Mapping):
-        if part not in data["trainer"]:
-            raise CheckpointError(
-                f"{path}: saved by a trainer, but without {part!r}; it has {', '.join(data['trainer'])}"
-            )
-        data = data["trainer"][part]
-    if not isinstance(data, Mapping) or not data or not all(isinstance(value, Tensor) for value in data.values()):
-        raise CheckpointError(f"{path}: holds no state dict; expected tensors by name, or an official trainer's file")
-    return {str(name).removeprefix("module."): tensor for name, tensor in data.items()}
-
-
-def _read_safetensors(path: Path) -> State:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: not a readable .safetensors file ({_first_line(error)}); is it complete?"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:120] or type(error).__name__
 
 
 def tokenizer_spec(state: State, path: str | Path) -> TokenizerSpec:
@@ -145,7 +99,7 @@ def _shape(state: State, name: str, path: str | Path) -> torch.Size:
 
 
 def fill(module: Module, state: State, path: str | Path) -> Module:
-    """Loads a module built on the meta device; what is missing, surplus or misshapen is named."""
+    """Loads a module built on the meta device; what is missing, surplus, misshapen or not finite is named."""
     expected = module.state_dict()
     state = {name: tensor for name, tensor in state.items() if not _DERIVED.match(name)}
     missing = [name for name in expected if name not in state]
@@ -156,13 +110,18 @@ def fill(module: Module, state: State, path: str | Path) -> Module:
         if name in state and state[name].shape != expected[name].shape
     ]
     faults = [
-        f"{len(names)} {what} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
+        f"{len(names)} {what} ({listed(names)})"
         for what, names in (("missing", missing), ("surplus", surplus), ("misshapen", misshapen))
         if names
     ]
     if faults:
         raise CheckpointError(f"{path}: does not fit the model: {'; '.join(faults)}")
     floats = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    if broken := not_finite(floats.items()):
+        raise CheckpointError(
+            f"{path}: {len(broken)} of {len(floats)} tensors hold NaN or infinite values ({listed(broken)}), so nothing "
+            "can be generated from them; take a checkpoint from before its training diverged"
+        )
     module.load_state_dict(floats, assign=True)
     return module.requires_grad_(False).eval()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from varbench.errors import UserError, did_you_mean
 
@@ -72,33 +74,60 @@ KNOWN = {
 
 
 def hardware(name: str) -> Hardware:
-    """A known device by name, in any case."""
+    """A known device by name, in capitals or not."""
     for known, device in KNOWN.items():
         if known.lower() == name.lower():
             return device
-    raise UserError(f"no hardware {name!r}.{did_you_mean(name, KNOWN)} Or describe it: --hardware file.toml")
+    near = next((known for known in KNOWN if known.lower().startswith(name.lower())), name)
+    raise UserError(f"no hardware {name!r}.{did_you_mean(near, KNOWN)} Or describe it: --hardware file.toml")
+
+
+_EXAMPLE = {
+    "name": 'name = "mine"',
+    "bandwidth_gbs": "bandwidth_gbs = 864",
+    "memory_gb": "memory_gb = 48",
+    "tflops": "[tflops] float32 = 59.8, bfloat16 = 119.5, float16 = 119.5",
+    "efficiency": "[efficiency] bfloat16 = 0.6",
+    "source": 'source = "data sheet"',
+}
+_OPTIONAL = ("efficiency", "source")
 
 
 def from_file(path: str | Path) -> Hardware:
-    """A device from a TOML file: name, bandwidth_gbs, memory_gb, [tflops] by type, and perhaps [efficiency]."""
+    """A device from a TOML file: name, bandwidth_gbs, memory_gb, [tflops] by type, and perhaps [efficiency] and source."""
     path = Path(path)
     try:
         data = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: cannot be read as hardware ({error})") from error
-    missing = [key for key in ("name", "bandwidth_gbs", "memory_gb", "tflops") if key not in data]
-    surplus = [key for key in data if key not in Hardware.__dataclass_fields__]
-    if missing or surplus:
-        raise UserError(
-            f"{path}: {'missing ' + ', '.join(missing) if missing else 'unknown ' + ', '.join(surplus)}; "
-            "give name, bandwidth_gbs, memory_gb, [tflops] with float32, bfloat16, float16, and perhaps [efficiency]"
-        )
-    numbers = {key: data[key] for key in ("bandwidth_gbs", "memory_gb")}
-    for table in ("tflops", "efficiency"):
-        if not isinstance(data.get(table, {}), dict):
-            raise UserError(f"{path}: {table} is {data[table]!r}; give a table [{table}] of numbers by type")
-        numbers |= {f"{table}.{kind}": number for kind, number in data.get(table, {}).items()}
-    for key, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < float("inf"):
-            raise UserError(f"{path}: {key} is {number!r}; give a number above 0")
+    for key in data:
+        if key not in _EXAMPLE:
+            raise UserError(f"{path}: no key {key!r}.{did_you_mean(key, _EXAMPLE)}")
+    for key, example in _EXAMPLE.items():
+        if key not in data and key not in _OPTIONAL:
+            raise UserError(f"{path}: {key} is missing; give it, as in {example}")
+        if key in data and (fault := _fault(key, data[key])):
+            raise UserError(f"{path}: {fault}, as in {example}")
+    for dtype in data.get("efficiency", {}):
+        if dtype not in data["tflops"]:
+            raise UserError(f"{path}: efficiency.{dtype} is a share of a rate that [tflops] does not give")
     return Hardware(**{"source": str(path), **data})
+
+
+def _fault(key: str, value: Any) -> str | None:
+    """What is wrong with the value of a key, and what to give."""
+    if key in ("name", "source"):
+        return None if isinstance(value, str) and value else f"{key} is {value!r}; give a text"
+    if key in ("bandwidth_gbs", "memory_gb"):
+        return None if _above_zero(value) else f"{key} is {value!r}; give a number above 0"
+    if not isinstance(value, dict) or (key == "tflops" and not value):
+        return f"{key} is {value!r}; give a table of numbers by type"
+    most, wanted = (1.0, "a share above 0 and up to 1") if key == "efficiency" else (math.inf, "a number above 0")
+    for dtype, number in value.items():
+        if not _above_zero(number) or number > most:
+            return f"{key}.{dtype} is {number!r}; give {wanted}"
+    return None
+
+
+def _above_zero(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf

@@ -126,6 +126,12 @@ class Plan:
                 )
         return found
 
+    def __repr__(self) -> str:
+        calls = sum(len(step.calls) for step in self.steps)
+        return (
+            f"Plan({self.name} on {self.model.name}, {self.accounting}, {len(self.steps)} steps, {calls} layer calls)"
+        )
+
     def backbone(self, name: str) -> ModelSpec:
         return dict(self.backbones)[name]
 

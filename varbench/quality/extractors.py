@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -149,39 +148,3 @@ def extract_cached(extractor: Extractor, images: Images) -> Features:
 
     stored = cached_arrays("features 1", extractor.name, extractor.sha256, content_hash(images), compute=compute)
     return Features(features_ND=stored["features"], logits_NC=stored["logits"])
-
-
-def register(extractor: Extractor) -> str:
-    """Makes the network known to torch-fidelity; returns the name to give as `feature_extractor=`.
-
-    The name holds the hash of the weights, so one name is always one network and is registered once: torch-fidelity
-    refuses a second time.
-    """
-    library = torch_fidelity()
-    name = f"varbench-{extractor.name}-{extractor.sha256[:16]}"
-    if name in library.registry.FEATURE_EXTRACTORS_REGISTRY:
-        return name
-    base: Any = library.feature_extractor_base.FeatureExtractorBase
-
-    class Registered(base):
-        def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
-            super().__init__(name, features_list)
-
-        @staticmethod
-        def get_provided_features_list() -> tuple[str, ...]:
-            return ("features", "logits")
-
-        @staticmethod
-        def get_default_feature_layer_for_metric(metric: str) -> str:
-            return "logits" if metric == "isc" else "features"
-
-        @staticmethod
-        def can_be_compiled() -> bool:
-            return False
-
-        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-            seen, scored = extractor.forward(images.to(extractor.device))
-            return tuple({"features": seen, "logits": scored}[layer] for layer in self.features_list)
-
-    library.register_feature_extractor(name, Registered)
-    return name

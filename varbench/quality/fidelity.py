@@ -1,7 +1,7 @@
 """The scores of one set of samples against one reference.
 
-torch-fidelity's own functions do the arithmetic, on features that are extracted once. Its known faults, and clean-fid's,
-do not reach the caller: KID is seeded (clean-fid's is not, and is not used); Inception Score, which depends on the order
+KID, Inception Score, precision and recall come from torch-fidelity's own functions, the distance from ours, on features
+that are extracted once. The libraries' known faults do not reach the caller: KID is seeded (clean-fid's is not, and is not used); Inception Score, which depends on the order
 of images, is taken after a fixed shuffle; nothing is cached by name (`varbench.quality.feature_cache`); means are summed in
 float64 (`varbench.quality.frechet`); `np.int`, gone from numpy, stands only in torch-fidelity's path for generative
 models, which is never taken; a distance that is not of the published Inception is not called FID.

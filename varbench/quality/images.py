@@ -62,16 +62,6 @@ def write_samples_npz(path: str | Path, images: Images) -> None:
             file.write(np.ascontiguousarray(images[start : start + 256].transpose(0, 2, 3, 1)).data)
 
 
-def read_samples_npz(path: str | Path, *, expected: int | None = None) -> Images:
-    """`arr_0` of a file made for the ADM suite."""
-    arrays = read_npz(path)
-    if "arr_0" not in arrays:
-        raise UserError(
-            f"{path} holds {', '.join(sorted(arrays)) or 'nothing'} and no arr_0: it is no file of samples."
-        )
-    return channels_first(arrays["arr_0"], path, expected=expected)
-
-
 def read_npz(path: str | Path) -> dict[str, NDArray[np.generic]]:
     """All arrays of an `.npz`; nothing in it is ever unpickled."""
     try:
@@ -83,8 +73,8 @@ def read_npz(path: str | Path) -> dict[str, NDArray[np.generic]]:
         raise UserError(f"{path} is not a readable .npz ({error}). Copy or download it again.") from error
 
 
-def channels_first(images: NDArray[np.generic], path: str | Path, *, expected: int | None = None) -> Images:
+def channels_first(images: NDArray[np.generic], path: str | Path) -> Images:
     """An `arr_0` (N, S, S, 3) as (N, 3, S, S)."""
     if images.ndim != 4 or images.shape[-1] != 3:
         raise UserError(f"arr_0 of {path} must have the shape (N, S, S, 3), and it has {images.shape}.")
-    return check_images(images.transpose(0, 3, 1, 2), what=f"arr_0 of {path}", expected=expected)
+    return check_images(images.transpose(0, 3, 1, 2), what=f"arr_0 of {path}")

@@ -1,4 +1,4 @@
-"""What the neighbourhoods of features say: density and coverage, and whether samples were copied from training images."""
+"""What the neighbourhoods of features say: density and coverage."""
 
 from __future__ import annotations
 
@@ -40,31 +40,6 @@ def density_coverage(samples_MD: Features, real_ND: Features) -> DensityCoverage
         within += inside.sum(dim=0)
         covered.append(inside.any(dim=1))
     return DensityCoverage(density_M=(within / _NEIGHBOURS).numpy(), covered_N=torch.cat(covered).numpy())
-
-
-@dataclass(frozen=True)
-class NearestTraining:
-    """Distances to the nearest training image: of samples, and of held-out real images as the measure for them."""
-
-    samples_median: float
-    real_median: float
-    closer_than_real: float
-    """Share of samples nearer to a training image than 99 % of the held-out real images: 0.01 is what chance gives."""
-
-
-def nearest_training(samples_MD: Features, training_ND: Features, held_out_KD: Features) -> NearestTraining:
-    """Features or flattened pixels. Copied samples stand out by a `closer_than_real` far above 0.01."""
-    training = _double(training_ND)
-    samples, held_out = (_nearest(of, training) for of in (_double(samples_MD), _double(held_out_KD)))
-    return NearestTraining(
-        samples_median=float(np.median(samples)),
-        real_median=float(np.median(held_out)),
-        closer_than_real=float((samples < np.quantile(held_out, 0.01)).mean()),
-    )
-
-
-def _nearest(points: torch.Tensor, among: torch.Tensor) -> NDArray[np.float64]:
-    return torch.cat([torch.cdist(rows, among).min(dim=1).values for rows in torch.split(points, _ROWS)]).numpy()
 
 
 def _double(features: Features) -> torch.Tensor:

@@ -82,8 +82,12 @@ def train_classifier(
         torch.nn.utils.clip_grad_norm_(module.parameters(), 2.0)
         optimizer.step()
         schedule.step()
-        if progress is not None and (step + 1) % 50 == 0:
-            progress(step + 1, steps, {"loss": float(loss.detach())})
+        if (step + 1) % 50 == 0 or step + 1 == steps:
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise UserError(f"{kind}: the loss is {value} at step {step + 1} of {steps}; nothing is written.")
+            if progress is not None:
+                progress(step + 1, steps, {"loss": value})
 
     module.eval().requires_grad_(False)
     record = {

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from varbench.base.whole_files import write_whole
-from varbench.record.schema import Record
-from varbench.record.store import to_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,13 +20,9 @@ _LEFT_OUT = (
 )  # fmt: skip
 
 
-def to_frame(records: Iterable[Record]) -> pd.DataFrame:
-    """One line per record, one column per key by its dotted path; scores and timing columns by name, lists as JSON."""
-    return frame_of(to_json(record) for record in records)
-
-
 def frame_of(encoded: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """The same from records as `to_json` gives them."""
+    """One line per record as `to_json` gives it, one column per key by its dotted path; scores and timing columns by name,
+    lists as JSON."""
     import pandas as pd
 
     return pd.DataFrame([flatten(data) for data in encoded])

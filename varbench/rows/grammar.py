@@ -65,6 +65,11 @@ class Row:
     schedule: TrainingSchedule | None = field(compare=False, default=None)
     """None where the recipe leaves the pretrained weights as they are."""
 
+    @property
+    def recipe_name(self) -> str:
+        """What the row's weights are trained by, as files of trained weights name it."""
+        return self.name if self.recipe_plugin is None else f"{self.recipe_plugin}@{self.recipe}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:

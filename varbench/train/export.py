@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
 from varbench.base.whole_files import whole_file
+from varbench.errors import UserError
+from varbench.model.state_files import listed, not_finite
 from varbench.model.transformer import Transformer
 from varbench.spec import ModelSpec
 
@@ -27,23 +28,19 @@ def bf16_(module: Module) -> Module:
 
 
 def export(module: nn.Module, path: Path, *, spec: ModelSpec, record: dict[str, Any]) -> None:
-    """Write the weights in bfloat16; `spec` and `record` as JSON in the metadata."""
+    """Write the weights in bfloat16; `spec` and `record` as JSON in the metadata. Weights that diverged are not written."""
     tensors = {
         name: (tensor.bfloat16() if tensor.is_floating_point() else tensor).cpu().contiguous()
         for name, tensor in module.state_dict().items()
     }
+    if broken := not_finite(tensors.items()):
+        raise UserError(
+            f"the training diverged: {len(broken)} of {len(tensors)} tensors hold NaN or infinite values "
+            f"({listed(broken)}). {path} is not written; use a smaller learning rate, --rate."
+        )
     if isinstance(module, Transformer):
         # The official files tell their scales by this buffer.
         tensors["lvl_1L"] = torch.repeat_interleave(torch.arange(spec.scales), torch.tensor(spec.tokens))[None]
     metadata = {"spec": json.dumps(spec.to_json()), "record": json.dumps(record)}
     with whole_file(path) as file:
         file.write(save(tensors, metadata=metadata))
-
-
-def read_record(path: Path) -> dict[str, Any] | None:
-    """How the weights in a file were trained, where the file says so."""
-    if path.suffix != ".safetensors":
-        return None
-    with safe_open(path, framework="pt") as file:
-        record = (file.metadata() or {}).get("record")
-    return json.loads(record) if record else None

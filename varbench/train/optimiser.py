@@ -32,6 +32,17 @@ def take_step(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], *,
     return float(norm)
 
 
+def divergence(step: int, *, steps: int, peak: float, **figures: float) -> str | None:
+    """What to tell the user once a loss or a gradient is no number any more; None while all are."""
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            return (
+                f"the {name} is {value} at step {step + 1} of {steps}, so the training has diverged and no weights are "
+                f"written. Use a smaller learning rate, --rate (now {peak:g}), or --dtype float32."
+            )
+    return None
+
+
 def rate_at(step: int, *, steps: int, peak: float, warm_up: int, floor: float = 0.0) -> float:
     """Linear warm-up, then half a cosine from `peak` down to `floor` times it."""
     if step < warm_up:

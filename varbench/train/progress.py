@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +41,19 @@ def shown(title: str, *, steps: int, events: Path | None = None, quiet: bool = F
                 outlet(step, smooth)
 
         yield progress
+
+
+def said_now_and_then(text: str) -> Callable[[], None]:
+    """Says it on stderr when first called, and again when called after a while: who is silent for long is taken for dead."""
+    last = float("-inf")
+
+    def say() -> None:
+        nonlocal last
+        if time.monotonic() - last >= _PLAIN_EVERY_S:
+            last = time.monotonic()
+            print(text, file=sys.stderr, flush=True)
+
+    return say
 
 
 def _words(figures: dict[str, float]) -> str:

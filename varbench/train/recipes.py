@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,6 +20,7 @@ import torch
 from varbench import rows
 from varbench.base.hashing import file_hash
 from varbench.base.places import cache_folder
+from varbench.base.turns import one_at_a_time
 from varbench.base.whole_files import whole_file
 from varbench.data.image_set import ImageSet
 from varbench.engine.teacher import TeacherPass
@@ -35,7 +37,8 @@ from varbench.spec import ModelSpec
 from varbench.train import evaluation
 from varbench.train.export import export
 from varbench.train.order import uniforms
-from varbench.train.progress import Progress, shown
+from varbench.train.progress import Progress, said_now_and_then, shown
+from varbench.train.states import Checkpoints
 from varbench.train.tokens import TokenSet, tokens_of
 from varbench.train.trainer import DTYPES, Budget, Curriculum, HeldOut, Teacher, attention_of, train
 
@@ -86,35 +89,45 @@ def recipe_weights(
     names = {stage.backbone for stage, _ in stages}
     files = {**pretrained, **{name: folder / f"{name}.safetensors" for name in names}}
     record_path = folder / "record.json"
-    if record_path.is_file() and all(files[name].is_file() for name in names):
+
+    def in_cache() -> RecipeWeights | None:
+        if not (record_path.is_file() and all(files[name].is_file() for name in names)):
+            return None
         return RecipeWeights(files=files, record=json.loads(record_path.read_text()), cached=True)
 
-    with shown(f"tokens of {data.name}", steps=min(budget.images, len(data.training))) as progress:
-        tokens = tokens_of(data, tokenizer, model=row.model, indices=data.training[: budget.images], progress=progress)
-    trained = {name: load_transformer(path, tokenizer_spec).to(device) for name, path in pretrained.items()}
-    record: dict[str, Any] = {"row": _recipe_name(row), "key": key, "data": data.fingerprint, "stages": {}}
-    for stage, stage_budget in stages:
-        title = f"{_recipe_name(row)} {stage.name}" if len(stages) > 1 else _recipe_name(row)
-        with shown(title, steps=stage_budget.steps, events=events and events / stage.name) as progress:
-            record["stages"][stage.name] = _train_stage(
-                row,
-                stage,
-                trained=trained,
-                pretrained=pretrained,
-                tokenizer=tokenizer,
-                tokens=tokens,
-                data=data,
-                budget=stage_budget,
-                checkpoint=folder / f"{stage.name}.state",
-                progress=progress,
-            )
-        transformer = trained[stage.backbone]
-        export(transformer, files[stage.backbone], spec=transformer.spec, record={**record, "backbone": stage.backbone})
-    # Written last: its presence says that the weights beside it are complete.
-    with whole_file(record_path) as file:
-        file.write(json.dumps(record, indent=1).encode())
-    for stage, _ in stages:
-        (folder / f"{stage.name}.state").unlink(missing_ok=True)
+    if found := in_cache():
+        return found
+    waiting = said_now_and_then(f"{row.recipe_name} is being trained by another process; waiting for it")
+    with one_at_a_time(folder / "lock", while_waiting=waiting):
+        if found := in_cache():
+            return found
+        with shown(f"tokens of {data.name}", steps=min(budget.images, len(data.training))) as progress:
+            indices = data.training[: budget.images]
+            tokens = tokens_of(data, tokenizer, model=row.model, indices=indices, progress=progress)
+        trained = {name: load_transformer(path, tokenizer_spec).to(device) for name, path in pretrained.items()}
+        record: dict[str, Any] = {"row": row.recipe_name, "key": key, "data": data.fingerprint, "stages": {}}
+        for stage, stage_budget in stages:
+            title = f"{row.recipe_name} {stage.name}" if len(stages) > 1 else row.recipe_name
+            with shown(title, steps=stage_budget.steps, events=events and events / stage.name) as progress:
+                record["stages"][stage.name] = _train_stage(
+                    row,
+                    stage,
+                    trained=trained,
+                    pretrained=pretrained,
+                    tokenizer=tokenizer,
+                    tokens=tokens,
+                    data=data,
+                    budget=stage_budget,
+                    checkpoints=Checkpoints(folder / f"{stage.name}.state"),
+                    progress=progress,
+                )
+            transformer, whole = trained[stage.backbone], {**record, "backbone": stage.backbone}
+            export(transformer, files[stage.backbone], spec=transformer.spec, record=whole)
+        # Written last: its presence says that the weights beside it are complete.
+        with whole_file(record_path) as file:
+            file.write(json.dumps(record, indent=1).encode())
+        for stage, _ in stages:
+            (folder / f"{stage.name}.state").unlink(missing_ok=True)
     return RecipeWeights(files=files, record=record, cached=False)
 
 
@@ -138,7 +151,7 @@ def _train_stage(
     tokens: TokenSet,
     data: ImageSet,
     budget: Budget,
-    checkpoint: Path,
+    checkpoints: Checkpoints,
     progress: Progress,
 ) -> dict[str, Any]:
     assert row.schedule is not None
@@ -155,10 +168,10 @@ def _train_stage(
         curriculum=Curriculum(
             at=_answers(row.schedule, stage, budget),
             plan_of=partial(_plan_of, row, stage, transformer.spec),
-            name=f"{_recipe_name(row)} {stage.name}",
+            name=f"{row.recipe_name} {stage.name}",
         ),
         budget=budget,
-        checkpoint=checkpoint,
+        checkpoints=checkpoints,
         progress=progress,
         teacher=teacher,
         evaluation=_evaluation(
@@ -213,6 +226,12 @@ def _stages(schedule: TrainingSchedule, budget: Budget) -> list[tuple[Stage, Bud
         raise UserError(f"the stages' shares of the steps are {shares}; they must be above 0 and add up to 1")
     ends = [round(budget.steps * sum(shares[: place + 1])) for place in range(len(stages))]
     parts = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    for stage, steps in zip(stages, parts, strict=True):
+        if steps < 1:
+            raise UserError(
+                f"of {budget.steps} steps none is left for the stage {stage.name!r} and its share of {stage.share:g}; give "
+                f"at least {math.ceil(1 / min(shares))} --steps"
+            )
     return [(stage, replace(budget, steps=steps)) for stage, steps in zip(stages, parts, strict=True)]
 
 
@@ -259,7 +278,3 @@ def _key(
         "precision": torch.__version__.split("+")[0],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _recipe_name(row: Row) -> str:
-    return row.name if row.recipe_plugin is None else f"{row.recipe_plugin}@{row.recipe}"

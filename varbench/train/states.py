@@ -1,15 +1,71 @@
-"""States of a training: saved whole, and refused where they belong to another training."""
+"""States of a training: saved whole, now and then and when it is interrupted, and refused where they belong to another."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
 import torch
 
 from varbench.base.whole_files import whole_file
 from varbench.errors import CheckpointError
+
+_SHARE = 20
+"""Training goes on for at least this many times as long as the last save took."""
+
+
+class Checkpoints:
+    """Where a training's state is saved, and when the next save is due.
+
+    By time and not by steps: a training of few slow steps would never come to its hundredth.
+    """
+
+    def __init__(self, path: Path, *, every_seconds: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.path = path
+        self._every_seconds, self._clock = every_seconds, clock
+        self._saved_at, self._took = clock(), 0.0
+
+    def due(self) -> bool:
+        return self._clock() - self._saved_at >= max(self._every_seconds, _SHARE * self._took)
+
+    def save(self, state: dict[str, Any], *, also: Callable[[], None] = lambda: None) -> None:
+        """Save, and do what belongs to every save; how long both take decides when the next is due."""
+        began = self._clock()
+        save_state(self.path, state)
+        also()
+        self._saved_at = self._clock()
+        self._took = self._saved_at - began
+
+
+@contextlib.contextmanager
+def ctrl_c_waits() -> Iterator[Callable[[], bool]]:
+    """Within, Ctrl-C is noted and not raised, so that a step can be finished and saved; gives whether it was pressed.
+
+    Pressed again, it is raised at once.
+    """
+    pressed = False
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, before)
+
+    # Only the main thread is told of signals; and who has switched Ctrl-C off is left alone.
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+        yield lambda: False
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

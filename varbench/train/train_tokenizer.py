@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,10 @@ from varbench.errors import UserError
 from varbench.model.tokenizer import Quantizer, Tokenizer
 from varbench.spec import ModelSpec
 from varbench.train.image_cache import training_images
-from varbench.train.optimiser import RunningMean, adamw, rate_at, take_step
+from varbench.train.optimiser import RunningMean, adamw, divergence, rate_at, take_step
 from varbench.train.order import batch_rows, other_stream
 from varbench.train.progress import Progress
-from varbench.train.states import load_state, save_state
+from varbench.train.states import Checkpoints, ctrl_c_waits, load_state
 
 _COMMITMENT = 0.25
 _EDGES = 0.5
@@ -45,7 +44,6 @@ class TokenizerBudget:
     """Steps between looks at which codes are hardly used; those begin anew at what the batch holds."""
     reseed_until: float = 0.6
     """Share of the steps after which no code is replaced any more."""
-    checkpoint_every: int = 500
 
 
 def train_tokenizer(
@@ -53,7 +51,7 @@ def train_tokenizer(
     *,
     data: ImageSet,
     budget: TokenizerBudget,
-    checkpoint: Path,
+    checkpoints: Checkpoints,
     progress: Progress,
     device: str = "cpu",
 ) -> tuple[Tokenizer, dict[str, Any]]:
@@ -65,39 +63,46 @@ def train_tokenizer(
     optimizer = adamw(module, weight_decay=budget.weight_decay)
     mean = RunningMean(module, decay=budget.mean_decay)
     weight_bytes = sum(parameter.nbytes for parameter in module.parameters())
-    require_space(checkpoint.parent, needed=8 * weight_bytes, purpose="the tokenizer's checkpoint")
+    require_space(checkpoints.path.parent, needed=8 * weight_bytes, purpose="the tokenizer's checkpoint")
     identity = {"model": model.to_json(), "data": data.fingerprint, "budget": asdict(budget)}
     begin, seconds = 0, 0.0
-    if state := load_state(checkpoint, identity=identity):
+    if state := load_state(checkpoints.path, identity=identity):
         begin, seconds = state["step"], state["seconds"]
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         mean.load(state["mean"])
 
     started = time.perf_counter()
-    for step in range(begin, budget.steps):
-        rows = batch_rows(seed=budget.seed, step=step, batch=budget.batch, count=len(images))
-        batch_B3hw = torch.from_numpy(images[rows]).to(device).float() / 127.5 - 1
-        if step % budget.reseed_every == 0 and step <= budget.reseed_until * budget.steps:
-            _reseed(module, mean, batch_B3hw, stream=other_stream(seed=budget.seed, step=step), first=step == 0)
-        loss, figures = _losses(module, batch_B3hw)
-        loss.backward()
-        rate = rate_at(step, steps=budget.steps, peak=budget.peak_rate, warm_up=budget.warm_up)
-        take_step(optimizer, module.parameters(), rate=rate)
-        mean.update(step)
-        progress(step + 1, figures)
-        if (step + 1) % budget.checkpoint_every == 0 or step + 1 == budget.steps:
-            save_state(
-                checkpoint,
-                {
-                    "identity": identity,
-                    "step": step + 1,
-                    "seconds": seconds + time.perf_counter() - started,
-                    "module": module.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "mean": mean.state(),
-                },
-            )
+    with ctrl_c_waits() as interrupted:
+        for step in range(begin, budget.steps):
+            rows = batch_rows(seed=budget.seed, step=step, batch=budget.batch, count=len(images))
+            batch_B3hw = torch.from_numpy(images[rows]).to(device).float() / 127.5 - 1
+            if step % budget.reseed_every == 0 and step <= budget.reseed_until * budget.steps:
+                _reseed(module, mean, batch_B3hw, stream=other_stream(seed=budget.seed, step=step), first=step == 0)
+            loss, figures = _losses(module, batch_B3hw)
+            loss.backward()
+            rate = rate_at(step, steps=budget.steps, peak=budget.peak_rate, warm_up=budget.warm_up)
+            gradient = take_step(optimizer, module.parameters(), rate=rate)
+            if diverged := divergence(
+                step, steps=budget.steps, peak=budget.peak_rate, loss=figures["loss"], gradient=gradient
+            ):
+                checkpoints.path.unlink(missing_ok=True)
+                raise UserError(f"tokenizer: {diverged}")
+            mean.update(step)
+            progress(step + 1, figures)
+            if checkpoints.due() or interrupted() or step + 1 == budget.steps:
+                checkpoints.save(
+                    {
+                        "identity": identity,
+                        "step": step + 1,
+                        "seconds": seconds + time.perf_counter() - started,
+                        "module": module.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "mean": mean.state(),
+                    }
+                )
+            if interrupted():
+                raise KeyboardInterrupt
     seconds += time.perf_counter() - started
 
     mean.swap()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,11 @@ from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer
 from varbench.plan.steps import Plan
 from varbench.policies import MAIN, TrainStep
-from varbench.train.optimiser import RunningMean, adamw, rate_at, take_step
+from varbench.train.optimiser import RunningMean, adamw, divergence, rate_at, take_step
 from varbench.train.order import batch_rows, class_drops, uniforms
 from varbench.train.progress import Progress
 from varbench.train.ranks import Ranks
-from varbench.train.states import load_state, save_state
+from varbench.train.states import Checkpoints, ctrl_c_waits, load_state
 from varbench.train.tokens import TokenSet
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -51,7 +52,6 @@ class Budget:
     class_drop: float = 0.1
     mean_decay: float = 0.999
     dtype: str = "bfloat16"
-    checkpoint_every: int = 100
     looks: int = 4
     """How often a recipe's weights are looked at on held-out images, evenly over the steps, beside the look before the first;
     0 is never, and not before the first either."""
@@ -96,7 +96,7 @@ def train(
     tokens: TokenSet,
     curriculum: Curriculum,
     budget: Budget,
-    checkpoint: Path,
+    checkpoints: Checkpoints,
     progress: Progress,
     teacher: Teacher | None = None,
     identity: dict[str, Any] | None = None,
@@ -106,9 +106,11 @@ def train(
 ) -> dict[str, Any]:
     """Train in place and leave the mean weights in `transformer`; the record of how it went.
 
-    Killed at any moment and called again with the same arguments, it goes on from `checkpoint` to the same weights that
-    it would have reached without the interruption. `on_checkpoint` runs after each one with the mean weights in place,
-    and so does `evaluation`, whose seconds are not counted as training. Of several `ranks`, the first alone writes; all of them end with the same weights.
+    Killed at any moment and called again with the same arguments, it goes on from the last checkpoint to the same weights
+    that it would have reached without the interruption; after Ctrl-C, from the step it was at. `on_checkpoint` runs
+    after each checkpoint with the mean weights in place, and so does `evaluation`, whose seconds are not counted as
+    training. Of several `ranks`, the first alone writes; all of them end with the same weights. A training that diverges
+    is ended, and leaves no checkpoint, which would only lead there again.
     """
     transformer.requires_grad_(True).train()
     ranks = ranks or Ranks()
@@ -116,7 +118,7 @@ def train(
     optimizer = adamw(transformer, weight_decay=budget.weight_decay)
     mean = RunningMean(transformer, decay=budget.mean_decay)
     weight_bytes = sum(parameter.nbytes for parameter in transformer.parameters())
-    require_space(checkpoint.parent, needed=8 * weight_bytes, purpose=f"the checkpoint of {curriculum.name}")
+    require_space(checkpoints.path.parent, needed=8 * weight_bytes, purpose=f"the checkpoint of {curriculum.name}")
     identity = {
         "curriculum": curriculum.name,
         "model": transformer.spec.to_json(),
@@ -127,7 +129,7 @@ def train(
     begin, seconds, counts = 0, 0.0, dict[str, int]()
     losses: dict[str, list[list[float]]] = {}  # by point, pairs of step and loss
     evaluations: list[dict[str, Any]] = []
-    if state := load_state(checkpoint, identity=identity):
+    if state := load_state(checkpoints.path, identity=identity):
         begin, seconds, counts = state["step"], state["seconds"], state["counts"]
         transformer.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
@@ -145,47 +147,54 @@ def train(
     passes = _Passes(curriculum, teacher, device=device, dtype=DTYPES[budget.dtype])
     evaluate(begin)
     started = time.perf_counter()
-    for step in range(begin, budget.steps):
-        features_BLD, tokens_BL, labels_B = _batch(
-            tokenizer, tokens, budget, step, classes=transformer.spec.classes, ranks=ranks
-        )
-        wanted = curriculum.at(step, uniforms(seed=budget.seed, step=step))
-        loss = passes.loss(transformer, wanted, features_BLD, tokens_BL, labels_B)
-        value = float(loss.detach())
-        if not np.isfinite(value):
-            raise UserError(
-                f"{curriculum.name}: the loss is {value} at step {step + 1} of {budget.steps}. Use a smaller learning "
-                f"rate (now {budget.peak_rate:g}) or --dtype float32; the last checkpoint is {checkpoint}."
+
+    def save(step: int) -> None:
+        state = {
+            "identity": identity,
+            "step": step,
+            "seconds": seconds + time.perf_counter() - started,
+            "counts": counts,
+            "losses": losses,
+            "evaluations": evaluations,
+            "module": transformer.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "mean": mean.state(),
+        }
+        checkpoints.save(state, also=partial(export_mean, step))
+
+    def export_mean(step: int) -> None:
+        if on_checkpoint is not None and step < budget.steps:
+            mean.swap()
+            on_checkpoint(step)
+            mean.swap()
+
+    # Ranks step together, so none of them may finish a step that another has left.
+    with ctrl_c_waits() if ranks.count == 1 else nullcontext(lambda: False) as interrupted:
+        for step in range(begin, budget.steps):
+            features_BLD, tokens_BL, labels_B = _batch(
+                tokenizer, tokens, budget, step, classes=transformer.spec.classes, ranks=ranks
             )
-        loss.backward()
-        ranks.average_gradients(transformer)
-        rate = rate_at(
-            step, steps=budget.steps, peak=budget.peak_rate, warm_up=budget.warm_up_steps, floor=budget.floor
-        )
-        take_step(optimizer, transformer.parameters(), rate=rate)
-        mean.update(step)
-        trained = wanted.point or "full"
-        counts[trained] = counts.get(trained, 0) + 1
-        losses.setdefault(trained, []).append([step + 1, round(value, 4)])
-        progress(step + 1, {f"loss {trained}": value})
-        started += evaluate(step + 1)
-        if ranks.rank == 0 and ((step + 1) % budget.checkpoint_every == 0 or step + 1 == budget.steps):
-            state = {
-                "identity": identity,
-                "step": step + 1,
-                "seconds": seconds + time.perf_counter() - started,
-                "counts": counts,
-                "losses": losses,
-                "evaluations": evaluations,
-                "module": transformer.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "mean": mean.state(),
-            }
-            save_state(checkpoint, state)
-            if on_checkpoint is not None and step + 1 < budget.steps:
-                mean.swap()
-                on_checkpoint(step + 1)
-                mean.swap()
+            wanted = curriculum.at(step, uniforms(seed=budget.seed, step=step))
+            loss = passes.loss(transformer, wanted, features_BLD, tokens_BL, labels_B)
+            loss.backward()
+            ranks.average_gradients(transformer)
+            rate = rate_at(
+                step, steps=budget.steps, peak=budget.peak_rate, warm_up=budget.warm_up_steps, floor=budget.floor
+            )
+            value, gradient = float(loss.detach()), take_step(optimizer, transformer.parameters(), rate=rate)
+            if diverged := divergence(step, steps=budget.steps, peak=budget.peak_rate, loss=value, gradient=gradient):
+                checkpoints.path.unlink(missing_ok=True)
+                raise UserError(f"{curriculum.name}: {diverged}")
+            mean.update(step)
+            trained = wanted.point or "full"
+            counts[trained] = counts.get(trained, 0) + 1
+            losses.setdefault(trained, []).append([step + 1, round(value, 4)])
+            progress(step + 1, {f"loss {trained}": value})
+            started += evaluate(step + 1)
+            if ranks.rank == 0 and (checkpoints.due() or interrupted() or step + 1 == budget.steps):
+                save(step + 1)
+            if interrupted():
+                raise KeyboardInterrupt
     seconds += time.perf_counter() - started
 
     mean.swap()

@@ -1,6 +1,6 @@
-"""Place, size and hue of the one figure in each image, and whether samples spread like the data.
+"""What a model has made of its data: whether samples spread like it in place, size and hue, and whether they are copies.
 
-Made for sets like `shapes`, a figure on a smooth ground. The ground is the plane fitted to the border pixels of each
+The first is made for sets like `shapes`, a figure on a smooth ground. The ground is the plane fitted to the border pixels of each
 channel; what is far from it is the figure. Read from pixels alone, so generated images and real ones are read alike.
 """
 
@@ -9,10 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
 """(N,)."""
+
+Reals = NDArray[np.floating]
 
 _FAR = 0.5
 """Of the greatest distance from the ground in the image: pixels beyond belong to the figure."""
@@ -87,3 +90,33 @@ def _hue(rgb_N3: Values) -> Values:
     red, green, blue = rgb_N3.T
     hue: Values = np.arctan2(np.sqrt(3) * (green - blue), 2 * red - green - blue) / (2 * np.pi) % 1
     return hue
+
+
+@dataclass(frozen=True)
+class NearestTraining:
+    """Distances to the nearest training image: of samples, and of held-out real images as the measure for them."""
+
+    samples_median: float
+    real_median: float
+    closer_than_real: float
+    """Share of samples nearer to a training image than 99 % of the held-out real images: 0.01 is what chance gives."""
+
+
+def nearest_training(samples_MD: Reals, training_ND: Reals, held_out_KD: Reals) -> NearestTraining:
+    """Features or flattened pixels. Copied samples stand out by a `closer_than_real` far above 0.01."""
+    training = _flat(training_ND)
+    samples, held_out = (_nearest(of, training) for of in (_flat(samples_MD), _flat(held_out_KD)))
+    return NearestTraining(
+        samples_median=float(np.median(samples)),
+        real_median=float(np.median(held_out)),
+        closer_than_real=float((samples < np.quantile(held_out, 0.01)).mean()),
+    )
+
+
+def _nearest(points: torch.Tensor, among: torch.Tensor) -> NDArray[np.float64]:
+    return torch.cat([torch.cdist(rows, among).min(dim=1).values for rows in torch.split(points, 512)]).numpy()
+
+
+def _flat(features: Reals) -> torch.Tensor:
+    """In float64 the fast form of cdist, with its cancellation, is exact enough."""
+    return torch.from_numpy(np.asarray(features, dtype=np.float64)).flatten(1)

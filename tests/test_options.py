@@ -11,20 +11,21 @@ from typing import Any
 
 import pytest
 from record_factory import make_record
+from scripted import Script, ScriptedChild
 
 from varbench.__main__ import main
 from varbench.commands.train import _vae
 from varbench.errors import UserError
-from varbench.record import from_json, load_records, record_path, schema, to_json
+from varbench.record import decode, encode, from_json, load_records, record_path, schema, to_json
 from varbench.record.coding import _fields_of
 from varbench.record.option_forms import add_arguments, as_arguments, deciding, settings
 from varbench.record.options import ByMachine, ByPreset, Options, asked, option, options_of
-from varbench.rows.manager import manager
+from varbench.run import children, messages
 from varbench.run.defaults import resolve
-from varbench.run.filling import fill
-from varbench.run.jobs import Job
+from varbench.run.fill import fill
+from varbench.run.findings import Findings
+from varbench.run.messages import Job
 from varbench.run.prepare import Run, prepare
-from varbench.run.schedule import base_job
 from varbench.show.compare import compare
 from varbench.show.entries import blocks_of
 
@@ -47,14 +48,13 @@ def resolved(*words: str, kind: Any = Options, config: Path | None = None) -> An
 
 
 def a_run(options: Any) -> Run:
-    prepared = prepare(options, manager())
-    return Run(
-        name="test", options=options, prepared=prepared, order=tuple(prepared.measured), quality_rows=frozenset(),
-        available_memory=None,
-    )  # fmt: skip
+    return prepare(options, name="test")
 
 
 def test_a_field_more_is_an_option_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        children, "start", lambda job, **more: ScriptedChild(job, Script())
+    )  # others know no such option
     words = ("--plugins", "variant@d8", "--weights", "random", "--dtype", "float32")
     usual = resolved(*words, kind=Extended)
     options = resolved(*words, "--window", "9", kind=Extended)
@@ -68,18 +68,20 @@ def test_a_field_more_is_an_option_more(tmp_path: Path, monkeypatch: pytest.Monk
         resolved(*words, kind=Extended, config=file)
 
     run = a_run(options)
-    job = tmp_path / "job.json"
-    base_job(options, run.prepared).write(job)
-    assert Job.read(job, kind=Extended).options == options
+    monkeypatch.setattr(messages, "Options", Extended)
+    _fields_of.cache_clear()
+    job = run.job(task="making")
+    assert decode(Job, json.loads(json.dumps(encode(job, "job"))), "job").options == job.options
+    assert job.options.window == 9
 
-    assert run.prepared.inputs != a_run(usual).prepared.inputs
-    assert run.prepared.inputs == a_run(options).prepared.inputs
+    assert run.inputs != a_run(usual).inputs
+    assert run.inputs == a_run(options).inputs
 
     again = as_arguments(options, row="variant@d8")[2:]
     assert "--window 9" in shlex.join(again)
     assert [*deciding(resolved(*again, kind=Extended))] == [*deciding(options)]
 
-    record = fill(run, run.prepared.measured["variant@d8"], floors={}, aa_floor=None)
+    record = fill(run, run.rows["variant@d8"], Findings(), floors={})
     monkeypatch.setattr(schema, "Options", Extended)
     _fields_of.cache_clear()
     data = json.loads(json.dumps(to_json(record)))

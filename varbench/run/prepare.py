@@ -147,7 +147,9 @@ def resolve_rows(job: Job) -> Resolved:
             with child:
                 found = child.hear()
         except ChildEndedError as error:
-            raise UserError(error.failure.reason) from error
+            told = error.failure.traceback is not None
+            last = [] if told else child.stderr_tail.splitlines()[-1:]
+            raise UserError("; ".join([error.failure.reason, *last])) from error
     assert isinstance(found, Resolved)
     return found
 

@@ -11,9 +11,8 @@ import torch
 
 from varbench.measure import memory
 from varbench.measure.speed import Generation
-from varbench.plan.cost import state_over_time
 from varbench.plan.steps import Plan
-from varbench.plan.trace import Trace
+from varbench.plan.trace import Trace, differences, foreseen
 
 SMALL = 1 << 18
 """Bytes between steps that nobody has to account for."""
@@ -75,27 +74,11 @@ def _equal(first: Any, second: Any) -> bool:
 
 
 def against_plan(plan: Plan, trace: Trace, *, batch: int, dtype: str) -> list[str]:
-    """Where what ran is not what was planned: steps, tokens, cache entries, and bytes of state."""
-    found = [
-        f"step {place + 1} did not run as planned"
-        for place, (planned, ran) in enumerate(zip(plan.steps, trace.steps, strict=False))
-        if planned != ran
-    ]
-    if len(plan.steps) != len(trace.steps):
-        found.append(f"{len(trace.steps)} steps ran, and {len(plan.steps)} were planned")
-    planned_state = list(state_over_time(plan, batch=batch, dtype=dtype))
-    for place, ((peak, after), ran_peak, ran_after) in enumerate(
-        zip(planned_state, trace.state_peak, trace.state_after, strict=False)
-    ):
-        if (peak, after) != (ran_peak, ran_after):
-            found.append(
-                f"step {place + 1} held {ran_peak:,} bytes of state at its peak and {ran_after:,} after it, and the plan "
-                f"has {peak:,} and {after:,}"
-            )
-    return found
+    """Where what was seen is not what was planned: layers, tokens, cache entries, and bytes of state."""
+    return list(differences(foreseen(plan, batch=batch, dtype=dtype), trace))
 
 
-def from_outside(made: Generation, full: Generation, *, batch: int, seed: int) -> list[str]:
+def from_outside(made: Generation, *, batch: int, seed: int) -> list[str]:
     """What three equal or further calls show that the trace does not: chance, leaks, and state that is not declared."""
     first = memory.seen_from_outside(made, batch=batch, seed=seed)
     equal = memory.seen_from_outside(made, batch=batch, seed=seed)
@@ -106,18 +89,17 @@ def from_outside(made: Generation, full: Generation, *, batch: int, seed: int) -
         found.append(f"the same call gave other tokens: {share:.1%} are equal")
     if (leaked := min(equal.left, other.left) - first.left) > 0:
         found.append(f"{leaked:,} bytes more live after further calls: something is not given back")
-    if hidden := _undeclared(equal, memory.seen_from_outside(full, batch=batch, seed=seed)):
+    if hidden := _undeclared(equal):
         found.append(hidden)
     return found
 
 
-def _undeclared(row: memory.Seen, full: memory.Seen) -> str | None:
-    """What lives between steps beyond the row's state, and beyond what the engine holds there for the full model."""
-    allowance = max(seen - held for seen, held in zip(full.after_steps, full.state, strict=True))
+def _undeclared(seen: memory.Seen) -> str | None:
+    """What lives between steps beyond what the plan has there: state, and what the loop needs beside it."""
     worst, step = max(
-        (seen - held - allowance, step)
-        for step, (seen, held) in enumerate(zip(row.after_steps, row.state, strict=True), 1)
+        (live - planned, step)
+        for step, (live, planned) in enumerate(zip(seen.after_steps, seen.planned, strict=True), 1)
     )
-    if worst <= max(SMALL, allowance // 4):
+    if worst <= SMALL:
         return None
-    return f"{worst:,} bytes live after step {step} that the row does not declare as state"
+    return f"{worst:,} bytes live after step {step} that the plan does not have"

@@ -22,6 +22,7 @@ from varbench.measure import nvml
 from varbench.measure.environment import gpu_identity
 from varbench.measure.largest import bisect
 from varbench.measure.speed import Generation, balanced_labels
+from varbench.plan.state import beside_state, state_over_time
 from varbench.rows.grammar import FULL
 
 Made = TypeVar("Made")
@@ -73,9 +74,9 @@ class Seen:
     """One generation, looked at from outside."""
 
     after_steps: tuple[int, ...]
-    """Bytes that live at the end of each step beyond those before the call: state, and what the engine itself needs."""
-    state: tuple[int, ...]
-    """Bytes of state that the row says it held then."""
+    """Bytes that live at the end of each step beyond those before the call."""
+    planned: tuple[int, ...]
+    """Bytes that the plan has then: state, and what the loop needs beside it."""
     left: int
     """Bytes that live once the call has ended and its result is gone."""
     tokens: NDArray[np.int64]
@@ -95,12 +96,16 @@ def seen_from_outside(made: Generation, *, batch: int, seed: int) -> Seen:
             )
 
     output = made(balanced_labels(batch, made.pipe.model.classes), seed=seed, observer=observe)
-    tokens, state = output.tokens.cpu().numpy().copy(), output.trace.state_after
+    tokens, plan = output.tokens.cpu().numpy().copy(), output.plan
     del output
     before.clear()
     gc.collect()
     left = live_bytes(device)
-    return Seen(after_steps=tuple(seen), state=state, left=left, tokens=tokens)
+    dtype = str(made.pipe.dtype).removeprefix("torch.")
+    states = state_over_time(plan, batch=batch, dtype=dtype)
+    beside = beside_state(plan, batch=batch, dtype=dtype)
+    planned = tuple(after + other for (_, after), other in zip(states, beside, strict=True))
+    return Seen(after_steps=tuple(seen), planned=planned, left=left, tokens=tokens)
 
 
 def largest_by_trying(made: Generation, *, seed: int) -> dict[str, Any]:

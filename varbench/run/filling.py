@@ -52,7 +52,7 @@ def fill(run: Run, one: Measured, *, floors: dict[str, Any], aa_floor: float | N
         run=run.name,
         row=_row(one),
         model=_model(run, one),
-        protocol=_protocol(run, one),
+        protocol=_protocol(run, one, missing),
         environment=_environment(run, one),
         command=shlex.join(as_arguments(run.options, row=one.name, study=one.study)),
         code_hash=identity.code_hash(),
@@ -140,12 +140,15 @@ def _model(run: Run, one: Measured) -> Model:
     return Model(preset=run.options.model, spec=run.prepared.model.to_json(), parameters=counts, weights=weights)
 
 
-def _protocol(run: Run, one: Measured) -> Options:
+def _protocol(run: Run, one: Measured, missing: dict[str, str]) -> Options:
     """What was asked for, with what was found out."""
     images, classes = run.options.images, run.prepared.model.classes
+    found = one.memory or {"kernel_missing": "the memory pass, which looks for it, did not run"}
+    if found.get("kernel") is None:
+        missing["protocol.kernel"] = found["kernel_missing"]
     return replace(
         run.options,
-        kernel=one.ran.get("kernel"),
+        kernel=found.get("kernel"),
         labels=f"balanced, {images / classes:g} a class" if images else "balanced",
         accounting=one.row.accounting,
         row_order=run.order,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from varbench import rows
+from varbench.engine.kernel import attention_kernel
 from varbench.measure import honesty, memory, speed
 from varbench.measure.clock import Clock, Marker, Stop, WallClock, clock_for, time_calls
 from varbench.measure.environment import environment
@@ -132,7 +133,10 @@ def _remember(job: Job, made: _Made) -> dict[str, Any]:
         state_peak_bytes=work.cache_peak_bytes,
         state_end_bytes=work.cache_end_bytes,
     )
-    return {"batch": job.options.batch, **found, "trace": asdict(totals), "kernel": None, "findings": findings}
+    options = job.options
+    kernel = attention_kernel(lambda: made(made.labels(options.batch), seed=options.seed))
+    seen = {"kernel": kernel.name, "kernel_missing": kernel.missing}
+    return {"batch": options.batch, **found, "trace": asdict(totals), **seen, "findings": findings}
 
 
 def _score(job: Job, made: _Made, channel: Channel, row: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from varbench import rows
 from varbench.base.hashing import file_hash
+from varbench.engine.kernel import attention_kernel
 from varbench.engine.pipeline import Output, Pipeline, load_pipeline
 from varbench.measure import honesty, memory, nvml, speed
 from varbench.measure.clock import Stop
@@ -143,13 +144,15 @@ def measure_memory(job: Job, pipe: Pipeline, channel: Channel) -> None:
             del output
             if pipe.device.type == "cuda":
                 found["largest"] = memory.largest_by_trying(made, seed=job.options.seed)
-            findings += honesty.from_outside(
-                made, generation(job, pipe, job.full), batch=min(job.options.batch, 8), seed=job.options.seed
-            )
+            findings += honesty.from_outside(made, batch=min(job.options.batch, 8), seed=job.options.seed)
+            labels = speed.balanced_labels(job.options.batch, pipe.model.classes)
+            kernel = attention_kernel(lambda: made(labels, seed=job.options.seed))
         channel.result(
             row,
             **found,
             **ran,
+            kernel=kernel.name,
+            kernel_missing=kernel.missing,
             findings=findings,
             changed=changed.get(row, []),
         )
@@ -161,8 +164,7 @@ def _what_ran(job: Job, output: Output) -> dict[str, Any]:
     return {
         "state_after": trace.state_after,
         "state_peak": trace.state_peak,
-        "trace": asdict(trace_totals(trace, plan, batch=job.options.batch, dtype=job.options.dtype)),
-        "kernel": trace.kernel,
+        "trace": asdict(trace_totals(trace, plan, batch=job.options.batch)),
         "findings": honesty.against_plan(plan, trace, batch=job.options.batch, dtype=job.options.dtype),
     }
 

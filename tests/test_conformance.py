@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import varbench.engine.generate
 import varbench.engine.pipeline
 import varbench.engine.sampler
 import varbench.plan.cost
@@ -228,6 +229,25 @@ def computes_more_than_planned() -> Any:
     return token_liar(pick)
 
 
+@breaks("kept_is_what_is_read")
+def has_the_engine_keep_the_oldest() -> Any:
+    real = State.settle
+
+    def settle(self: Any, place: Any, use: Any, own: Any, attended: Any, picked: Any) -> None:
+        oldest = None if picked is None else torch.arange(picked.shape[-1]).expand_as(picked)
+        real(self, place, use, own, attended, oldest)
+
+    State.settle = settle
+    return cache_liar()
+
+
+@breaks("picked_is_what_is_computed")
+def has_the_engine_leave_out_what_was_filled_in() -> Any:
+    real = varbench.engine.generate._Run._on_picked
+    varbench.engine.generate._Run._on_picked = lambda self, x, sub: 0.5 * real(self, x, sub)
+    return token_liar()
+
+
 @breaks("measured_flops_equal_plan")
 def works_while_filling_in() -> Any:
     def fill(honest: Any, computed: Any) -> Any:
@@ -354,8 +374,8 @@ def picks_for_the_whole_batch() -> Any:
 def reads_less_of_the_cache() -> Any:
     real = State.extend
 
-    def extend(self: Any, key: Any, group: int, use: Any, keys: Any, values: Any) -> Any:
-        k, v = real(self, key, group, use, keys, values)
+    def extend(self: Any, place: Any, use: Any, keys: Any, values: Any) -> Any:
+        k, v = real(self, place, use, keys, values)
         return k, v * 0.9
 
     State.extend = extend

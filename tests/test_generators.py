@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from varbench import rows
+from varbench.engine.pipeline import load_pipeline
 from varbench.errors import PlanError, UserError
 from varbench.plan import presets
 from varbench.plan.compiler import compile_plan
@@ -21,7 +22,7 @@ from varbench.policies import Generator, Work
 from varbench.record import Status
 from varbench.record.options import Options
 from varbench.rows.manager import manager
-from varbench.run import generator_task
+from varbench.run import generator_task, tasks
 from varbench.run.defaults import resolve
 from varbench.run.jobs import Job
 from varbench.run.prepare import prepare
@@ -100,9 +101,22 @@ def test_memory_and_the_statement_of_work() -> None:
     assert found["weights"] == 4000
     assert (found["trace"]["flops"], found["trace"]["steps"], found["trace"]["layer_tokens"]) == (48.0, 3, None)
     assert found["findings"] == found["changed"] == []
+    assert found["kernel"] is None
+    assert "written out" in found["kernel_missing"]
     assert found["rss_growth"] >= 0
     assert "activations" not in found
     assert set(found["missing"]) == {"state_peak_bytes", "state_after_bytes", "activations_peak_bytes"}
+
+
+def test_the_memory_pass_of_a_row_that_has_a_plan_sees_its_kernel() -> None:
+    options = Options(model="tiny", device="cpu", dtype="float32", top_k=0, top_p=0.0, batch=1, images=0, rounds=1)
+    heard = Heard()
+    job = Job(task="memory", options=options, rows=("variant@d2",), files=None, full="full_var")
+    tasks.measure_memory(job, load_pipeline("tiny", random=True), heard)  # type: ignore[arg-type]
+    assert heard.statuses == []
+    (found,) = heard.results
+    assert found["kernel"] == "scaled_dot_product_flash_attention_for_cpu"
+    assert found["findings"] == found["changed"] == []
 
 
 def test_quality_of_a_generator_with_weights() -> None:

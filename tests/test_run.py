@@ -304,7 +304,7 @@ def _hello() -> dict[str, Any]:
 def _answer(plan: Any, job: Any) -> dict[str, Any]:
     import dataclasses
 
-    from varbench.plan.cost import state_over_time
+    from varbench.plan.state import state_over_time
     from varbench.record import totals_of
 
     if job.task == "memory":
@@ -332,6 +332,7 @@ def test_every_row_ends_as_a_valid_record(tmp_path: Path) -> None:
     assert {record.status for record in records} == {Status.COMPLETE}
     assert {record.validity.verdict for record in records} == {Verdict.VALID}
     assert {read_record(path).row.row for path in tmp_path.glob("*.json")} == set(execution.rows())
+    assert {record.protocol.kernel for record in records} == {"k"}
     full = next(record for record in records if record.row.denominator == "lossless")
     assert full.timing is not None
     assert full.timing.aa_floor is not None

@@ -23,6 +23,7 @@ import varbench.plan.cost
 import varbench.quality.frechet
 from varbench.__main__ import main
 from varbench.check import check, invariants
+from varbench.check.allocations import contents
 from varbench.check.global_state import GlobalState, restored
 from varbench.check.untouched import Originals, tampered
 from varbench.engine.cache import State
@@ -999,6 +1000,14 @@ def test_a_lying_generator_is_caught(liar: type[Blobs], invariants: set[str]) ->
 @pytest.mark.parametrize("plugin", [CachePlugin(), TokenPlugin(), DepthPlugin()], ids=["cache", "tokens", "depth"])
 def test_an_honest_plugin_passes(plugin: Any) -> None:
     assert not check(plugin)
+
+
+def test_masked_arrays_of_numpy_are_looked_at_as_arrays() -> None:
+    masked = np.ma.masked_array(np.arange(3.0), mask=[True, False, False])
+    before = contents()
+    assert id(np.ma.masked) in before
+    masked.data[1] = 5.0
+    assert contents()[id(masked)][1] != before[id(masked)][1]
 
 
 @pytest.mark.parametrize("row", HONEST)

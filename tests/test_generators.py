@@ -75,14 +75,16 @@ class Heard:
             self.statuses.append(of_exception(error).status)
 
 
+ASKED: dict[str, Any] = {
+    "model": "tiny", "device": "cpu", "dtype": "float32", "top_k": 0, "top_p": 0.0, "batch": 4, "images": 0,
+    "rounds": 1, "count": 3, "seconds": 0.0,
+}  # fmt: skip
+
+
 def measured(generator: Generator, task: str, **changes: Any) -> Heard:
     policies = RowPolicies(name="test", generator=Owned(plugin="test", policy=generator))
     row = rows.Row(name="test", model=TINY, settings=(), plugins=(), parameters={}, policies=policies)
-    asked: dict[str, Any] = {
-        "model": "tiny", "device": "cpu", "dtype": "float32", "top_k": 0, "top_p": 0.0, "batch": 4, "images": 0,
-        "rounds": 1, "count": 3, "seconds": 0.0,
-    }  # fmt: skip
-    job = Job(task=task, options=Options(**{**asked, **changes}), rows=("test",), files=None, full="full_var")  # type: ignore[arg-type]
+    job = Job(task=task, options=Options(**{**ASKED, **changes}), rows=("test",), files=None, full="full_var")  # type: ignore[arg-type]
     heard = Heard()
     generator_task.run(job, row, heard)  # type: ignore[arg-type]
     return heard
@@ -109,9 +111,10 @@ def test_memory_and_the_statement_of_work() -> None:
 
 
 def test_the_memory_pass_of_a_row_that_has_a_plan_sees_its_kernel() -> None:
-    options = Options(model="tiny", device="cpu", dtype="float32", top_k=0, top_p=0.0, batch=1, images=0, rounds=1)
     heard = Heard()
-    job = Job(task="memory", options=options, rows=("variant@d2",), files=None, full="full_var")
+    job = Job(
+        task="memory", options=Options(**{**ASKED, "batch": 1}), rows=("variant@d2",), files=None, full="full_var"
+    )
     tasks.measure_memory(job, load_pipeline("tiny", random=True), heard)  # type: ignore[arg-type]
     assert heard.statuses == []
     (found,) = heard.results

@@ -11,8 +11,8 @@ from typing import Any
 
 from varbench.measure.calls import Outside, Peaks, Reply, Request, Times
 from varbench.measure.environment import environment
-from varbench.plan.cost import state_over_time
-from varbench.plan.trace import Trace
+from varbench.plan.state import state_over_time
+from varbench.plan.trace import foreseen
 from varbench.record import Status
 from varbench.record.failure import Failure, RowError
 from varbench.record.options import asked
@@ -99,7 +99,7 @@ class ScriptedChild:
         if request.look == "memory":
             return replace(reply, **self._memory(request))
         if request.look == "outside":
-            return replace(reply, outside=Outside(after_steps=(5, 5), state=(5, 5), left=0))
+            return replace(reply, outside=Outside(after_steps=self._live(request), left=0))
         took = self.script.seconds.get(request.row, 1.0) * (1 + 0.001 * (len(self.script.requests) % 3))
         self.clock += took
         return replace(
@@ -118,17 +118,12 @@ class ScriptedChild:
             weights=5, allocated=5 + max(p for p, _ in states) + 7, reserved=None, left=0, resident=9, nvml_process=None,
             nvml_board=None,
         )  # fmt: skip
-        trace = seen_as_planned(row.plan, states)
-        return {"peaks": peaks, "trace": trace}
+        trace = foreseen(row.plan, batch=len(request.labels), dtype=self.job.options.dtype)
+        return {"peaks": peaks, "trace": trace, "kernel": "k"}
 
-
-def seen_as_planned(plan: Any, states: list[tuple[int, int]]) -> Trace:
-    return Trace(
-        steps=plan.steps,
-        state_peak=tuple(peak for peak, _ in states),
-        state_after=tuple(after for _, after in states),
-        kernel="k",
-    )
+    def _live(self, request: Request) -> tuple[int, ...]:
+        (row,) = [one for one in resolved(_all(self.job), manager()).rows if one.name == request.row]
+        return () if row.plan is None else (0,) * len(row.plan.steps)
 
 
 def _all(job: Job) -> Job:

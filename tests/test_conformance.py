@@ -16,11 +16,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import varbench.engine.generate
 import varbench.engine.pipeline
 import varbench.engine.sampler
 import varbench.plan.cost
+import varbench.quality.frechet
 from varbench.__main__ import main
 from varbench.check import check, invariants
+from varbench.check.allocations import contents
 from varbench.check.global_state import GlobalState, restored
 from varbench.check.untouched import Originals, tampered
 from varbench.engine.cache import State
@@ -228,6 +231,25 @@ def computes_more_than_planned() -> Any:
     return token_liar(pick)
 
 
+@breaks("kept_is_what_is_read")
+def has_the_engine_keep_the_oldest() -> Any:
+    real = State.settle
+
+    def settle(self: Any, place: Any, use: Any, own: Any, attended: Any, picked: Any) -> None:
+        oldest = None if picked is None else torch.arange(picked.shape[-1]).expand_as(picked)
+        real(self, place, use, own, attended, oldest)
+
+    State.settle = settle
+    return cache_liar()
+
+
+@breaks("picked_is_what_is_computed")
+def has_the_engine_leave_out_what_was_filled_in() -> Any:
+    real = varbench.engine.generate._Run._on_picked
+    varbench.engine.generate._Run._on_picked = lambda self, x, sub: 0.5 * real(self, x, sub)
+    return token_liar()
+
+
 @breaks("measured_flops_equal_plan")
 def works_while_filling_in() -> Any:
     def fill(honest: Any, computed: Any) -> Any:
@@ -354,8 +376,8 @@ def picks_for_the_whole_batch() -> Any:
 def reads_less_of_the_cache() -> Any:
     real = State.extend
 
-    def extend(self: Any, key: Any, group: int, use: Any, keys: Any, values: Any) -> Any:
-        k, v = real(self, key, group, use, keys, values)
+    def extend(self: Any, place: Any, use: Any, keys: Any, values: Any) -> Any:
+        k, v = real(self, place, use, keys, values)
         return k, v * 0.9
 
     State.extend = extend
@@ -807,9 +829,7 @@ def does_not_wait_for_the_gpu() -> Any:
 
 @breaks("evaluator_untouched")
 def flatters_the_distance() -> Any:
-    import varbench.quality.frechet as frechet
-
-    frechet.frechet_distance = lambda first, second: 0.0
+    varbench.quality.frechet.frechet_distance = lambda first, second: 0.0
     return DepthPlugin()
 
 
@@ -980,6 +1000,14 @@ def test_a_lying_generator_is_caught(liar: type[Blobs], invariants: set[str]) ->
 @pytest.mark.parametrize("plugin", [CachePlugin(), TokenPlugin(), DepthPlugin()], ids=["cache", "tokens", "depth"])
 def test_an_honest_plugin_passes(plugin: Any) -> None:
     assert not check(plugin)
+
+
+def test_masked_arrays_of_numpy_are_looked_at_as_arrays() -> None:
+    masked = np.ma.masked_array(np.arange(3.0), mask=[True, False, False])
+    before = contents()
+    assert id(np.ma.masked) in before
+    masked.data[1] = 5.0
+    assert contents()[id(masked)][1] != before[id(masked)][1]
 
 
 @pytest.mark.parametrize("row", HONEST)

@@ -8,15 +8,21 @@ import models
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from varbench.check.allocations import Watched
 from varbench.engine.generate import Generated, Sampling, generate
+from varbench.engine.kernel import KernelSeen, attention_kernel
 from varbench.engine.sampler import uniforms
+from varbench.engine.storages import Storages
 from varbench.engine.teacher import TeacherPass, explicit_attention
 from varbench.errors import PlanError, UserError
 from varbench.plan import cost
 from varbench.plan.compiler import compile_plan
 from varbench.plan.owned import Owned, RowPolicies
+from varbench.plan.state import beside_state
 from varbench.plan.steps import Plan
+from varbench.plan.trace import Trace, differences, foreseen
 from varbench.policies import CacheStrategy, DepthPolicy, GuidancePolicy, StepPolicy, StepSpec, TokenPolicy
 
 STATIC = [
@@ -94,6 +100,11 @@ class LateGuidanceOff(GuidancePolicy):
         return "both" if scale < 4 else "labelled"
 
 
+class Labelled(GuidancePolicy):
+    def branches(self, scale: int):  # type: ignore[no-untyped-def]
+        return "labelled"
+
+
 class WithoutLast(StepPolicy):
     def steps(self) -> Sequence[StepSpec]:
         return [StepSpec(scales=(scale,)) for scale in (0, 1, 2, 4)]
@@ -137,22 +148,22 @@ def run(pipe, row: RowPolicies, **changes: object) -> tuple[Plan, Generated]:  #
     return plan, made
 
 
+def assert_seen_as_planned(trace: Trace, plan: Plan, dtype: str = "float32") -> None:
+    planned = foreseen(plan, batch=len(models.LABELS), dtype=dtype)
+    assert list(differences(planned, trace)) == []
+    assert trace == planned
+
+
 @pytest.mark.parametrize("method", STATIC)
 def test_trace_equals_plan(pipe, method: str) -> None:  # type: ignore[no-untyped-def]
     out = pipe.generate(models.LABELS, seed=1, method=method)
-    work = cost.work(out.plan, batch=len(models.LABELS), dtype="float32")
-    assert out.trace.steps == out.plan.steps
-    assert out.trace.state_after == tuple(step.state_after for step in work.steps)
-    assert out.trace.state_peak == tuple(step.state_peak for step in work.steps)
+    assert_seen_as_planned(out.trace, out.plan)
 
 
 @pytest.mark.parametrize("name", CUSTOM)
 def test_custom_policies_do_what_their_plan_says(pipe, name: str) -> None:  # type: ignore[no-untyped-def]
     plan, made = run(pipe, CUSTOM[name])
-    work = cost.work(plan, batch=len(models.LABELS), dtype="float32")
-    assert made.trace.steps == plan.steps
-    assert made.trace.state_after == tuple(step.state_after for step in work.steps)
-    assert made.trace.state_peak == tuple(step.state_peak for step in work.steps)
+    assert_seen_as_planned(made.trace, plan)
 
 
 @pytest.mark.parametrize("name", ["every token", "every entry", "two groups"])
@@ -167,29 +178,57 @@ def test_policies_that_change_something_change_the_images(pipe, name: str) -> No
     assert not torch.equal(run(pipe, CUSTOM[name])[1].tokens_BL, full)
 
 
-def test_bytes_seen_from_outside(pipe, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    """The sum of what is reachable at each step's end is what the trace reports."""
-    from varbench.engine import cache
+@pytest.mark.parametrize("name", CUSTOM)
+def test_all_that_lives_between_steps_is_in_the_plan(pipe, name: str) -> None:  # type: ignore[no-untyped-def]
+    """To the byte, whoever holds it: state, and what the loop needs beside it."""
+    run(pipe, CUSTOM[name])
+    watched = Watched()
+    with watched:
+        plan, made = run(pipe, CUSTOM[name], observer=watched.observe)
+    beside = beside_state(plan, batch=len(models.LABELS), dtype="float32")
+    labels = models.LABELS.nbytes  # which were there before
+    expected = [state + other - labels for state, other in zip(made.trace.state_after, beside, strict=True)]
+    assert watched.held.storages == expected
 
-    states: list[cache.State] = []
-    remember = cache.State.__init__
 
-    def spy(self: cache.State, **kwargs: object) -> None:
-        remember(self, **kwargs)  # type: ignore[arg-type]
-        states.append(self)
+def test_a_view_keeps_its_bytes_alive() -> None:
+    storages = Storages()
+    whole = torch.zeros(8, 4)
+    storages.take(whole, whole[2:])
+    assert storages.nbytes == whole.nbytes
+    part = whole[:2]
+    storages.let_go(whole)
+    del whole
+    assert storages.nbytes == 8 * 4 * 4
+    del part
+    assert storages.nbytes == 0
 
-    monkeypatch.setattr(cache.State, "__init__", spy)
-    seen: list[int] = []
 
-    def look(when: str, step: int) -> None:
-        if when == "end":
-            storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in states[-1].tensors()}
-            seen.append(sum(storages.values()))
+def test_one_image_of_one_branch_holds_no_more_than_it_needs(pipe) -> None:  # type: ignore[no-untyped-def]
+    """A single row's values are a contiguous part of a larger tensor, which must not live on in their name."""
+    row = RowPolicies(name="labelled", guidance=own(Labelled()))
+    plan = compile_plan(pipe.model, row, accounting="upstream")
+    made = generate(
+        plan, row, backbones=pipe.backbones, tokenizer=pipe.tokenizer, labels_B=models.LABELS[:1],
+        images_B=torch.arange(1), sampling=Sampling(), dtype=torch.float32,
+    )  # fmt: skip
+    assert made.trace == foreseen(plan, batch=1, dtype="float32")
 
-    for name in CUSTOM:
-        seen.clear()
-        _, made = run(pipe, CUSTOM[name], observer=look)
-        assert tuple(seen) == made.trace.state_after, name
+
+@pytest.mark.parametrize(("backend", "name"), [
+    (SDPBackend.MATH, "scaled_dot_product_attention_math"),
+    (SDPBackend.FLASH_ATTENTION, "scaled_dot_product_flash_attention_for_cpu"),
+])  # fmt: skip
+def test_the_kernel_is_the_one_that_ran(pipe, backend: SDPBackend, name: str) -> None:  # type: ignore[no-untyped-def]
+    with sdpa_kernel(backend):
+        assert attention_kernel(lambda: pipe.generate(models.LABELS)) == KernelSeen(name=name)
+
+
+def test_attention_that_is_written_out_has_no_kernel() -> None:
+    q = torch.randn(1, 2, 3, 4)
+    seen = attention_kernel(lambda: explicit_attention(q, q, q, torch.ones(3, 3, dtype=torch.bool), 1.0))
+    assert seen.name is None
+    assert "written out" in str(seen.missing)
 
 
 def test_images_do_not_depend_on_the_batch(pipe) -> None:  # type: ignore[no-untyped-def]
@@ -223,7 +262,7 @@ def test_lower_precision_stays_near(pipe, dtype: str, accounting: str) -> None: 
     exact = pipe.generate(models.LABELS, tokens=tokens, return_logits=True).logits
     half = models.pipeline(dtype=dtype).generate(models.LABELS, tokens=tokens, return_logits=True, method=method)
     assert (half.logits - exact).abs().mean() / exact.std() < (0.05 if dtype == "bfloat16" else 0.01)
-    assert half.trace.steps == half.plan.steps
+    assert_seen_as_planned(half.trace, half.plan, dtype)
 
 
 def test_upstream_keys_cost_half_as_much_again() -> None:

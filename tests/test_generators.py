@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from varbench import rows
+from varbench.engine.pipeline import load_pipeline
 from varbench.errors import PlanError, UserError
 from varbench.plan import presets
 from varbench.plan.compiler import compile_plan
@@ -21,7 +22,7 @@ from varbench.policies import Generator, Work
 from varbench.record import Status
 from varbench.record.options import Options
 from varbench.rows.manager import manager
-from varbench.run import generator_task
+from varbench.run import generator_task, tasks
 from varbench.run.defaults import resolve
 from varbench.run.jobs import Job
 from varbench.run.prepare import prepare
@@ -74,14 +75,16 @@ class Heard:
             self.statuses.append(of_exception(error).status)
 
 
+ASKED: dict[str, Any] = {
+    "model": "tiny", "device": "cpu", "dtype": "float32", "top_k": 0, "top_p": 0.0, "batch": 4, "images": 0,
+    "rounds": 1, "count": 3, "seconds": 0.0,
+}  # fmt: skip
+
+
 def measured(generator: Generator, task: str, **changes: Any) -> Heard:
     policies = RowPolicies(name="test", generator=Owned(plugin="test", policy=generator))
     row = rows.Row(name="test", model=TINY, settings=(), plugins=(), parameters={}, policies=policies)
-    asked: dict[str, Any] = {
-        "model": "tiny", "device": "cpu", "dtype": "float32", "top_k": 0, "top_p": 0.0, "batch": 4, "images": 0,
-        "rounds": 1, "count": 3, "seconds": 0.0,
-    }  # fmt: skip
-    job = Job(task=task, options=Options(**{**asked, **changes}), rows=("test",), files=None, full="full_var")  # type: ignore[arg-type]
+    job = Job(task=task, options=Options(**{**ASKED, **changes}), rows=("test",), files=None, full="full_var")  # type: ignore[arg-type]
     heard = Heard()
     generator_task.run(job, row, heard)  # type: ignore[arg-type]
     return heard
@@ -100,9 +103,23 @@ def test_memory_and_the_statement_of_work() -> None:
     assert found["weights"] == 4000
     assert (found["trace"]["flops"], found["trace"]["steps"], found["trace"]["layer_tokens"]) == (48.0, 3, None)
     assert found["findings"] == found["changed"] == []
+    assert found["kernel"] is None
+    assert "written out" in found["kernel_missing"]
     assert found["rss_growth"] >= 0
     assert "activations" not in found
     assert set(found["missing"]) == {"state_peak_bytes", "state_after_bytes", "activations_peak_bytes"}
+
+
+def test_the_memory_pass_of_a_row_that_has_a_plan_sees_its_kernel() -> None:
+    heard = Heard()
+    job = Job(
+        task="memory", options=Options(**{**ASKED, "batch": 1}), rows=("variant@d2",), files=None, full="full_var"
+    )
+    tasks.measure_memory(job, load_pipeline("tiny", random=True), heard)  # type: ignore[arg-type]
+    assert heard.statuses == []
+    (found,) = heard.results
+    assert found["kernel"] == "scaled_dot_product_flash_attention_for_cpu"
+    assert found["findings"] == found["changed"] == []
 
 
 def test_quality_of_a_generator_with_weights() -> None:

@@ -26,6 +26,7 @@ from varbench.plan import cost, presets
 from varbench.plan.compiler import compile_plan
 from varbench.plan.owned import Owned, RowPolicies
 from varbench.plan.steps import Plan, Segment, total
+from varbench.plan.trace import foreseen
 from varbench.policies import CacheStrategy
 from varbench.rows.manager import manager
 from varbench.spec import ModelSpec
@@ -214,10 +215,7 @@ def test_choosing_everything_changes_nothing(dtype: str) -> None:
 def test_joined_rows_do_what_their_plan_says(method: str, dtype: str) -> None:
     pipe = models.pipeline(dtype=dtype)
     out = pipe.generate(models.LABELS, seed=1, method=method)
-    work = cost.work(out.plan, batch=len(models.LABELS), dtype=dtype)
-    assert out.trace.steps == out.plan.steps
-    assert out.trace.state_after == tuple(step.state_after for step in work.steps)
-    assert out.trace.state_peak == tuple(step.state_peak for step in work.steps)
+    assert out.trace == foreseen(out.plan, batch=len(models.LABELS), dtype=dtype)
 
 
 def plan_of(method: str, model: ModelSpec = TEN) -> Plan:

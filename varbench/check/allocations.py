@@ -245,9 +245,12 @@ def _data(thing: Any) -> memoryview | None:
         if thing.layout != torch.strided or thing.device.type != "cpu" or not thing.numel():
             return None
         thing = thing.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8).numpy()
-    if isinstance(thing, np.ndarray) and thing.dtype.hasobject:
-        return None
+    if isinstance(thing, np.ndarray):
+        if thing.dtype.hasobject:
+            return None
+        # As a plain array: subclasses such as numpy's masked ones do more than look when they are asked for bytes.
+        thing = np.asarray(thing).tobytes()
     try:
-        return memoryview(thing.tobytes() if isinstance(thing, np.ndarray) else thing).cast("B")
+        return memoryview(thing).cast("B")
     except (TypeError, ValueError, BufferError):
         return None

@@ -33,6 +33,8 @@ OF_ROW: tuple[OfRow, ...] = (
     sameness.images_in_range,
     sameness.plan_stable,
     work.trace_equals_plan,
+    sameness.kept_is_what_is_read,
+    sameness.picked_is_what_is_computed,
     work.measured_flops_equal_plan,
     work.products_in_type,
     weights.weights_equal_plan,

@@ -30,6 +30,16 @@ def inputs_untouched(subject: Subject) -> Iterator[str]:
     yield from _few(subject.watched.inputs)
 
 
+def kept_is_what_is_read(subject: Subject) -> Iterator[str]:
+    """Keys and values that attention reads again are, number for number, those that were picked or planned to stay."""
+    yield from _few(subject.looked_into.caches.wrong)
+
+
+def picked_is_what_is_computed(subject: Subject) -> Iterator[str]:
+    """The tokens that were picked are those that are computed, and what is filled in, from what was remembered, goes on."""
+    yield from _few(subject.looked_into.tokens.wrong)
+
+
 def neutral_equals_full(subject: Subject) -> Iterator[str]:
     """At its neutral end a method gives the full model's images bit for bit, also by way of its own pick and fill."""
     full = stand_ins.full_model(subject.row)

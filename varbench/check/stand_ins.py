@@ -30,7 +30,7 @@ class Notes:
 
 
 def watched(row: Row, notes: Notes) -> Row:
-    return _with(
+    return replaced(
         row,
         "watched",
         lambda tokens: WatchedTokens(tokens, notes, row.model),
@@ -39,12 +39,12 @@ def watched(row: Row, notes: Notes) -> Row:
 
 
 def plain(row: Row) -> Row:
-    return _with(row, "plain", PlainTokens, PlainCache)
+    return replaced(row, "plain", PlainTokens, PlainCache)
 
 
 def forced(row: Row) -> Row:
     """The row with its own `pick` and `fill` at every place where it picks, made to take everything there is."""
-    return _with(
+    return replaced(
         row, "forced", lambda tokens: ForcedTokens(tokens, row.model), lambda cache: ForcedCache(cache, row.model)
     )
 
@@ -64,7 +64,7 @@ def picks(row: Row) -> bool:
     return policies.tokens is not None or any(_has_budget(owned.policy, row.model) for owned in policies.caches)
 
 
-def _with(
+def replaced(
     row: Row,
     what: str,
     tokens: Callable[[TokenPolicy], TokenPolicy],
@@ -93,7 +93,7 @@ def _has_budget(cache: CacheStrategy, model: ModelSpec) -> bool:
     )
 
 
-class _Tokens(TokenPolicy):
+class AskedTokens(TokenPolicy):
     """Asks the plugin everything."""
 
     def __init__(self, own: TokenPolicy) -> None:
@@ -114,7 +114,7 @@ class _Tokens(TokenPolicy):
         return self.own.fill(computed_BnC, places_Bn, remembered_BlC, length=length, scale=scale)
 
 
-class _Cache(CacheStrategy):
+class AskedCache(CacheStrategy):
     """Asks the plugin everything."""
 
     def __init__(self, own: CacheStrategy) -> None:
@@ -139,7 +139,7 @@ class _Cache(CacheStrategy):
         return self.own.pick(keys_BHnc, queries_BHLc, count, layer=layer, scale=scale, group=group)
 
 
-class PlainTokens(_Tokens):
+class PlainTokens(AskedTokens):
     def pick(self, x_BLC: Tensor, count: int, *, layer: int, scale: int, sublayer: SubLayerName) -> Tensor:
         return torch.arange(count, device=x_BLC.device).expand(x_BLC.shape[0], -1)
 
@@ -150,14 +150,14 @@ class PlainTokens(_Tokens):
         return filled.scatter(1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC)
 
 
-class PlainCache(_Cache):
+class PlainCache(AskedCache):
     def pick(
         self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, *, layer: int, scale: int, group: int
     ) -> Tensor:
         return torch.arange(count, device=keys_BHnc.device).expand(*keys_BHnc.shape[:2], -1)
 
 
-class ForcedTokens(_Tokens):
+class ForcedTokens(AskedTokens):
     def __init__(self, own: TokenPolicy, model: ModelSpec) -> None:
         super().__init__(own)
         self._all = model.tokens
@@ -166,7 +166,7 @@ class ForcedTokens(_Tokens):
         return None if self.own.tokens(layer, scale, sublayer) is None else self._all[scale]
 
 
-class ForcedCache(_Cache):
+class ForcedCache(AskedCache):
     def __init__(self, own: CacheStrategy, model: ModelSpec) -> None:
         super().__init__(own)
         self._all = model.length
@@ -182,7 +182,7 @@ class ForcedCache(_Cache):
         return None if self.own.budget(layer, scale, group) is None else self._all
 
 
-class WatchedTokens(_Tokens):
+class WatchedTokens(AskedTokens):
     def __init__(self, own: TokenPolicy, notes: Notes, model: ModelSpec) -> None:
         super().__init__(own)
         self._notes, self._model = notes, model
@@ -214,7 +214,7 @@ class WatchedTokens(_Tokens):
         return filled
 
 
-class WatchedCache(_Cache):
+class WatchedCache(AskedCache):
     def __init__(self, own: CacheStrategy, notes: Notes, model: ModelSpec) -> None:
         super().__init__(own)
         self._notes, self._model = notes, model

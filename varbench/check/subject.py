@@ -20,6 +20,7 @@ from torch import Tensor
 from varbench import hookspecs, rows
 from varbench.check import stand_ins
 from varbench.check.allocations import Watched, contents
+from varbench.check.chosen import Look
 from varbench.check.global_state import GlobalState
 from varbench.check.small_model import lively_pipeline
 from varbench.engine.pipeline import Output, Pipeline
@@ -118,18 +119,30 @@ class Subject:
         return notes
 
     @cached_property
+    def looked_into(self) -> Look:
+        """What of its choices took effect in one generation."""
+        look = Look(self.plan)
+        with look:
+            self.generate(look.row(self.row), observer=look.observe)
+        return look
+
+    @cached_property
     def memory(self) -> Watched:
         _ = self.first
+        self._warm()
         return self._measured(self.row)
 
     @cached_property
     def plain_memory(self) -> Watched:
-        if not self.bench.warm:
-            # The first one imports what following operations takes.
-            self._measured(self.plain)
-            self.bench.warm = True
+        self._warm()
         self.generate(self.plain)
         return self._measured(self.plain)
+
+    def _warm(self) -> None:
+        """The first generation that is watched imports what following operations takes."""
+        if not self.bench.warm:
+            self._measured(self.plain)
+            self.bench.warm = True
 
     @cached_property
     def buffers(self) -> tuple[list[str], int]:

@@ -16,38 +16,20 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from varbench.check.subject import LABELS, SEED, Subject
 from varbench.plan import cost
+from varbench.plan.trace import differences, foreseen
 
 FLOPS_AGREE = 0.01
 SUSPICIOUS = 0.6
 """A generation that takes a smaller share of the time of an equal amount of work was not computed."""
 ROUNDS = 4
+MOST = 5
+"""Differences from a plan that are worth reading."""
 
 
 def trace_equals_plan(subject: Subject) -> Iterator[str]:
-    """The engine's trace of what was computed, read and kept is the plan, step by step and byte by byte."""
-    trace = subject.first.trace
-    for number, (planned, done) in enumerate(zip(subject.plan.steps, trace.steps, strict=True), 1):
-        if planned == done:
-            continue
-        for mine, its in zip(planned.calls, done.calls, strict=True):
-            if mine != its:
-                yield (
-                    f"step {number}, layer {mine.layer}: planned {_tokens(mine)}, done {_tokens(its)}"
-                    if _tokens(mine) != _tokens(its)
-                    else f"step {number}, layer {mine.layer}: the cache was planned as {mine.cache} and was {its.cache}"
-                )
-                break
-        else:
-            yield f"step {number} was planned as {planned.scales}, {planned.branches} branches, and ran as {done.scales}, {done.branches}"
-    states = list(cost.state_over_time(subject.plan, batch=len(LABELS), dtype="float32"))
-    for number, ((_, planned_bytes), held) in enumerate(zip(states, trace.state_after, strict=True), 1):
-        if planned_bytes != held:
-            yield f"after step {number} the plan holds {planned_bytes} bytes of state, the engine {held}"
-
-
-def _tokens(call: object) -> str:
-    attention, ffn = call.attention, call.ffn  # type: ignore[attr-defined]
-    return f"attention on {attention.tokens} and FFN on {ffn.tokens} tokens"
+    """What the engine is seen to compute, read, keep and hold is what the plan says, step by step and byte by byte."""
+    planned = foreseen(subject.plan, batch=len(LABELS), dtype="float32")
+    yield from itertools.islice(differences(planned, subject.first.trace), MOST)
 
 
 def measured_flops_equal_plan(subject: Subject) -> Iterator[str]:

@@ -1,19 +1,22 @@
 """All state that lives from one step to the next: keys and values of every slot, and remembered outputs.
 
-Buffers are allocated at the sizes that the plan gives and freed as soon as it says so; every byte goes through
-`_Ledger`, whose sum is what the trace reports. Letters: R rows (images x branches), H heads of a group, n entries,
-c head size, l tokens, C width.
+Buffers are allocated at the sizes that the plan gives and freed as soon as it says so. Letters: R rows (images x
+branches), H heads of a group, n entries, c head size, l tokens, C width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from varbench.plan.steps import Accounting, CacheUse, Segment, SlotKey, total
+from varbench.engine.storages import Storages
+from varbench.plan.steps import MIXED, Accounting, CacheUse, Segment, SlotKey, total
+
+Place = tuple[SlotKey, int]
+"""A slot, and which group of its heads."""
 
 
 @dataclass
@@ -21,10 +24,11 @@ class _Buffer:
     keys_RHnc: Tensor
     values_RHnc: Tensor
     held: tuple[Segment, ...]
+    """What lies in it, from its first entry on; the rest is room."""
 
     @property
-    def nbytes(self) -> int:
-        return self.keys_RHnc.nbytes + self.values_RHnc.nbytes
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        return self.keys_RHnc, self.values_RHnc
 
     @property
     def room(self) -> int:
@@ -32,43 +36,32 @@ class _Buffer:
 
 
 class State:
-    """What a generation holds between steps. `nbytes` is exact at any time, `peak` its largest value so far."""
+    """What a generation holds between steps."""
 
     def __init__(self, *, accounting: Accounting, key_dtype: torch.dtype, value_dtype: torch.dtype) -> None:
         self._upstream = accounting == "upstream"
         self._key_dtype, self._value_dtype = key_dtype, value_dtype
-        self._buffers: dict[tuple[SlotKey, int], _Buffer] = {}
+        self._buffers: dict[Place, _Buffer] = {}
         self._memories: dict[tuple[SlotKey, str], Tensor] = {}
-        self.nbytes = 0
-        self.peak = 0
+        self._storages = Storages()
 
-    def tensors(self) -> Iterable[Tensor]:
-        """Every tensor that is held, for checks from outside."""
-        for buffer in self._buffers.values():
-            yield from (buffer.keys_RHnc, buffer.values_RHnc)
-        yield from self._memories.values()
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that it took and that somebody still holds."""
+        return self._storages.nbytes
 
-    def _account(self, change: int) -> None:
-        self.nbytes += change
-        self.peak = max(self.peak, self.nbytes)
+    def entries(self, place: Place) -> tuple[int, int]:
+        """How many entries are held, and how many there is room for."""
+        buffer = self._buffers.get(place)
+        return (total(buffer.held), buffer.room) if buffer else (0, 0)
 
-    def held(self, key: SlotKey, group: int) -> tuple[Segment, ...]:
-        buffer = self._buffers.get((key, group))
-        return buffer.held if buffer else ()
-
-    def capacity(self, key: SlotKey, group: int) -> int:
-        buffer = self._buffers.get((key, group))
-        return buffer.room if buffer else 0
-
-    def extend(
-        self, key: SlotKey, group: int, use: CacheUse, keys_RHLc: Tensor, values_RHLc: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def extend(self, place: Place, use: CacheUse, keys_RHLc: Tensor, values_RHLc: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values to attend to: those held, then the call's own. Stores the own ones where they will stay."""
         if self._upstream:
-            return self._concatenate(key, group, keys_RHLc, values_RHLc)
-        if use.capacity > self.capacity(key, group):
-            self._grow(key, group, use.capacity, keys_RHLc)
-        buffer = self._buffers.get((key, group))
+            return self._concatenate(place, keys_RHLc, values_RHLc)
+        if use.capacity > self.entries(place)[1]:
+            self._grow(place, use.capacity, keys_RHLc)
+        buffer = self._buffers.get(place)
         if buffer is None:
             return keys_RHLc, values_RHLc
         before = total(buffer.held)
@@ -86,8 +79,7 @@ class State:
 
     def settle(
         self,
-        key: SlotKey,
-        group: int,
+        place: Place,
         use: CacheUse,
         own: tuple[Segment, ...],
         attended: tuple[Tensor, Tensor],
@@ -95,96 +87,87 @@ class State:
     ) -> None:
         """Leaves what the plan keeps: nothing, whole scales, or the entries a policy picked."""
         if not use.kept:
-            self._free(key, group)
+            self._free(place)
             return
-        buffer = self._buffers[key, group]
+        buffer = self._buffers[place]
         entries = (*buffer.held, *own)
         if picked_RHn is not None:
             places = picked_RHn.unsqueeze(-1).expand(-1, -1, -1, attended[0].shape[-1])
-            self._replace(buffer, tuple(tensor.gather(2, places) for tensor in attended))
+            _replace(buffer, tuple(tensor.gather(2, places) for tensor in attended))
+            buffer.held = (Segment(MIXED, picked_RHn.shape[-1]),)
         elif use.kept != entries:
-            self._replace(buffer, tuple(_ranges(tensor, entries, use.kept) for tensor in attended))
-        elif total(entries) > total(buffer.held) and attended[0].data_ptr() != buffer.keys_RHnc.data_ptr():
+            spans = _spans(entries, use.kept)
+            _replace(buffer, tuple(torch.cat([tensor[:, :, a:b] for a, b in spans], dim=2) for tensor in attended))
+            buffer.held = tuple(spans.values())
+        elif total(own) and attended[0].data_ptr() != buffer.keys_RHnc.data_ptr():
             raise AssertionError("entries that stay were given no room")
-        buffer.held = use.kept
+        else:
+            buffer.held = entries
         if self._upstream:
-            self._trim(buffer)
+            self._trim(place)
 
-    def _replace(self, buffer: _Buffer, kept: tuple[Tensor, ...]) -> None:
-        count = kept[0].shape[2]
-        buffer.keys_RHnc[:, :, :count] = kept[0]
-        buffer.values_RHnc[:, :, :count] = kept[1]
+    def _put(self, place: Place, buffer: _Buffer | None) -> None:
+        """In the place of what was there, which nobody should hold after the caller has returned."""
+        old = self._buffers.pop(place, None)
+        if old:
+            self._storages.let_go(*old.tensors)
+        if buffer:
+            self._buffers[place] = buffer
+            self._storages.take(*buffer.tensors)
 
-    def _allocate(self, like_RHLc: Tensor, room: int) -> tuple[Tensor, Tensor]:
+    def _grow(self, place: Place, room: int, like_RHLc: Tensor) -> None:
         rows, heads, _, size = like_RHLc.shape
-        shape = (rows, heads, room, size)
-        device = like_RHLc.device
-        return (
+        shape, device, old = (rows, heads, room, size), like_RHLc.device, self._buffers.get(place)
+        new = _Buffer(
             torch.empty(shape, dtype=self._key_dtype, device=device),
             torch.empty(shape, dtype=self._value_dtype, device=device),
+            old.held if old else (),
         )
-
-    def _grow(self, key: SlotKey, group: int, room: int, like_RHLc: Tensor) -> None:
-        old = self._buffers.get((key, group))
-        keys, values = self._allocate(like_RHLc, room)
-        new = _Buffer(keys, values, old.held if old else ())
         if old:
             count = total(old.held)
-            new.keys_RHnc[:, :, :count] = old.keys_RHnc[:, :, :count]
-            new.values_RHnc[:, :, :count] = old.values_RHnc[:, :, :count]
-        self._buffers[key, group] = new
-        self._account(new.nbytes - (old.nbytes if old else 0))
+            _replace(new, tuple(tensor[:, :, :count] for tensor in old.tensors))
+        self._put(place, new)
 
-    def _concatenate(self, key: SlotKey, group: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def _concatenate(self, place: Place, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """What the official code does: the cache is a new, longer tensor at every scale."""
         keys, values = keys.to(self._key_dtype), values.to(self._value_dtype)
-        old = self._buffers.get((key, group))
-        if old:
-            keys, values = torch.cat((old.keys_RHnc, keys), dim=2), torch.cat((old.values_RHnc, values), dim=2)
-        else:
-            keys, values = keys.contiguous(), values.contiguous()
-        new = _Buffer(keys, values, old.held if old else ())
-        self._buffers[key, group] = new
-        self._account(new.nbytes - (old.nbytes if old else 0))
+        old = self._buffers.get(place)
+        earlier = old.tensors if old else (keys[:, :, :0], values[:, :, :0])
+        keys, values = torch.cat((earlier[0], keys), dim=2), torch.cat((earlier[1], values), dim=2)
+        self._put(place, _Buffer(keys, values, old.held if old else ()))
         return keys, values
 
-    def _trim(self, buffer: _Buffer) -> None:
+    def _trim(self, place: Place) -> None:
+        buffer = self._buffers[place]
         count = total(buffer.held)
         if count < buffer.room:
-            before = buffer.nbytes
-            buffer.keys_RHnc = buffer.keys_RHnc[:, :, :count].clone()
-            buffer.values_RHnc = buffer.values_RHnc[:, :, :count].clone()
-            self._account(buffer.nbytes - before)
+            keys, values = (tensor[:, :, :count].clone() for tensor in buffer.tensors)
+            self._put(place, _Buffer(keys, values, buffer.held))
 
-    def _free(self, key: SlotKey, group: int) -> None:
-        buffer = self._buffers.pop((key, group), None)
-        if buffer:
-            self._account(-buffer.nbytes)
+    def _free(self, place: Place) -> None:
+        self._put(place, None)
 
     def drop_backbone(self, backbone: str) -> None:
-        for key, group in [place for place in self._buffers if place[0].backbone == backbone]:
-            self._free(key, group)
+        for place in [place for place in self._buffers if place[0].backbone == backbone]:
+            self._free(place)
         for key, name in [place for place in self._memories if place[0].backbone == backbone]:
             self.forget(key, name)
 
     def keep_rows(self, backbone: str, rows: int) -> None:
         """Frees what belongs to a guidance branch that has ended: rows beyond the first `rows`."""
-        for (key, _), buffer in self._buffers.items():
-            if key.backbone == backbone and buffer.keys_RHnc.shape[0] > rows:
-                before = buffer.nbytes
-                buffer.keys_RHnc = buffer.keys_RHnc[:rows].clone()
-                buffer.values_RHnc = buffer.values_RHnc[:rows].clone()
-                self._account(buffer.nbytes - before)
-        for place, memory in self._memories.items():
-            if place[0].backbone == backbone and memory.shape[0] > rows:
-                self._memories[place] = memory[:rows].clone()
-                self._account(self._memories[place].nbytes - memory.nbytes)
+        for place, buffer in list(self._buffers.items()):
+            if place[0].backbone == backbone and buffer.keys_RHnc.shape[0] > rows:
+                keys, values = (tensor[:rows].clone() for tensor in buffer.tensors)
+                self._put(place, _Buffer(keys, values, buffer.held))
+        for (key, name), memory in list(self._memories.items()):
+            if key.backbone == backbone and memory.shape[0] > rows:
+                self.remember(key, name, memory[:rows])
 
     def remember(self, key: SlotKey, name: str, output_RlC: Tensor) -> None:
         """Keeps a sub-layer's output for filling in at later scales."""
         self.forget(key, name)
         self._memories[key, name] = output_RlC.clone()
-        self._account(self._memories[key, name].nbytes)
+        self._storages.take(self._memories[key, name])
 
     def recall(self, key: SlotKey, name: str) -> Tensor | None:
         return self._memories.get((key, name))
@@ -192,18 +175,30 @@ class State:
     def forget(self, key: SlotKey, name: str) -> None:
         memory = self._memories.pop((key, name), None)
         if memory is not None:
-            self._account(-memory.nbytes)
+            self._storages.let_go(memory)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor that is held, for checks from outside."""
+        for buffer in self._buffers.values():
+            yield from buffer.tensors
+        yield from self._memories.values()
 
 
-def _ranges(tensor_RHnc: Tensor, entries: tuple[Segment, ...], kept: tuple[Segment, ...]) -> Tensor:
-    """The entries of the kept segments, in order."""
-    wanted = list(kept)
-    parts, start = [], 0
+def _replace(buffer: _Buffer, kept: tuple[Tensor, ...]) -> None:
+    """Puts these entries at the buffer's beginning."""
+    count = kept[0].shape[2]
+    buffer.keys_RHnc[:, :, :count] = kept[0]
+    buffer.values_RHnc[:, :, :count] = kept[1]
+
+
+def _spans(entries: tuple[Segment, ...], kept: tuple[Segment, ...]) -> dict[tuple[int, int], Segment]:
+    """Where the kept segments lie among the entries, in order."""
+    spans: dict[tuple[int, int], Segment] = {}
+    wanted, start = list(kept), 0
     for segment in entries:
         if wanted and segment == wanted[0]:
-            parts.append(tensor_RHnc[:, :, start : start + segment.count])
-            wanted.pop(0)
+            spans[start, start + segment.count] = wanted.pop(0)
         start += segment.count
     if wanted:
         raise AssertionError(f"the plan keeps {wanted}, which is not there")
-    return torch.cat(parts, dim=2)
+    return spans

@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from varbench.engine.cache import State
+from varbench.engine.conditioning import Conditioning, condition
 from varbench.engine.sampler import draw, filtered, uniforms
+from varbench.engine.watch import Watch
 from varbench.model.tokenizer import Tokenizer
-from varbench.model.transformer import Attention, Layer, Transformer, normed
+from varbench.model.transformer import Layer, Transformer, normed
 from varbench.plan.owned import RowPolicies
 from varbench.plan.steps import CacheUse, LayerCall, Plan, Segment, SlotKey, Step, SubLayer
 from varbench.plan.trace import Trace
@@ -60,7 +62,7 @@ def generate(
     observer: Observer | None = None,
 ) -> Generated:
     """Draw codes for `labels_B`. `images_B` are the images' numbers in the noise stream; `forced_BL` fixes the codes."""
-    run = _Run(plan, row, backbones, labels_B, dtype)
+    run = _Run(plan, row, backbones=backbones, labels_B=labels_B, dtype=dtype)
     model, quantizer = plan.model, tokenizer.quantize
     batch, last = labels_B.shape[0], model.sides[-1]
     f_hat = torch.zeros(batch, model.tokenizer.code_dim, last, last, device=labels_B.device)
@@ -84,8 +86,7 @@ def generate(
         if logits_all is not None:
             logits_all[:, span] = logits_BlV
         if forced_BL is None:
-            noise = uniforms(images_B, seed=sampling.seed, scale=scale, count=model.tokens[scale])
-            tokens[:, span] = draw(filtered(logits_BlV, top_k=sampling.top_k, top_p=sampling.top_p), noise)
+            tokens[:, span] = _drawn(logits_BlV, sampling, images_B, scale)
         else:
             tokens[:, span] = forced_BL[:, span]
         # The largest tensor of a step must not lie there while the next one runs.
@@ -93,7 +94,7 @@ def generate(
         f_hat = f_hat + quantizer.contribution(tokens[:, span], scale)
         if observer:
             observer("end", index)
-    return Generated(tokens_BL=tokens, f_hat_BDhw=f_hat, logits_BLV=logits_all, trace=run.trace())
+    return Generated(tokens_BL=tokens, f_hat_BDhw=f_hat, logits_BLV=logits_all, trace=run.watch.trace())
 
 
 def _forget_features(features: dict[int, Tensor], plan: Plan, index: int) -> None:
@@ -103,22 +104,44 @@ def _forget_features(features: dict[int, Tensor], plan: Plan, index: int) -> Non
         del features[scale]
 
 
-@dataclass
-class _Conditioning:
-    """Everything that depends on the labels alone, computed once a generation; the unlabelled row once for the batch."""
+def _drawn(logits_BlV: Tensor, sampling: Sampling, images_B: Tensor, scale: int) -> Tensor:
+    noise = uniforms(images_B, seed=sampling.seed, scale=scale, count=logits_BlV.shape[1])
+    return draw(filtered(logits_BlV, top_k=sampling.top_k, top_p=sampling.top_p), noise)
 
-    first_RLC: Tensor | None
-    blocks: dict[int, tuple[Tensor, ...]]
-    head: tuple[Tensor, Tensor]
-    rows: int
 
-    def narrowed(self, rows: int) -> _Conditioning:
-        return _Conditioning(
-            first_RLC=None,
-            blocks={layer: tuple(t[:rows] for t in six) for layer, six in self.blocks.items()},
-            head=(self.head[0][:rows], self.head[1][:rows]),
-            rows=rows,
-        )
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    """One layer of a step: what is planned for it, and what it computes with."""
+
+    step: Step
+    planned: LayerCall
+    block: Layer
+    modulation: tuple[Tensor, ...]
+    mask: Tensor | None
+
+    @property
+    def key(self) -> SlotKey:
+        return SlotKey(self.step.backbone, self.planned.layer, self.planned.slot)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SubLayer:
+    """The attention or the FFN of a call."""
+
+    name: SubLayerName
+    planned: SubLayer
+    call: _Call
+    compute: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Heads:
+    """Queries, and keys and values of the call's own, of a group of heads."""
+
+    group: int
+    q_RHLc: Tensor
+    k_RHLc: Tensor
+    v_RHLc: Tensor
 
 
 class _Run:
@@ -128,6 +151,7 @@ class _Run:
         self,
         plan: Plan,
         row: RowPolicies,
+        *,
         backbones: Mapping[str, Transformer],
         labels_B: Tensor,
         dtype: torch.dtype,
@@ -142,100 +166,61 @@ class _Run:
             key_dtype=torch.float32 if plan.float32_keys else store,
             value_dtype=store,
         )
-        self.conditioning: dict[str, _Conditioning] = {}
-        self._steps: list[Step] = []
-        self._after: list[int] = []
-        self._peaks: list[int] = []
+        self.watch = Watch(backbones, self.state)
+        self.conditioning: dict[str, Conditioning] = {}
         self._last_fill = _last_fills(plan)
-
-    def trace(self) -> Trace:
-        return Trace(
-            steps=tuple(self._steps),
-            state_after=tuple(self._after),
-            state_peak=tuple(self._peaks),
-            kernel="scaled_dot_product_attention",
-        )
 
     def step(self, step: Step, features: Mapping[int, Tensor], cfg: float) -> Tensor:
         """Logits (B, l, V) of the sampled scale, after guidance."""
         backbone = self.backbones[step.backbone]
-        rows = self.batch * step.branches
-        conditioning = self._conditioning(step, backbone, rows)
-        self.state.peak = self.state.nbytes
+        conditioning = self._conditioning(step, backbone)
+        self.watch.begin()
         x_RLC = self._embed(step, backbone, conditioning, features)
         mask = self._mask(step)
-        calls = []
-        for call in step.calls:
-            key = SlotKey(step.backbone, call.layer, call.slot)
-            x_RLC, done = self._call(x_RLC, step, call, key, backbone, conditioning.blocks[call.layer], mask)
-            calls.append(done)
+        for planned in step.calls:
+            layer = planned.layer
+            call = _Call(
+                step=step,
+                planned=planned,
+                block=backbone.block(layer),
+                modulation=conditioning.blocks[layer],
+                mask=mask,
+            )
+            x_RLC = self._call(x_RLC, call)
         count = self.plan.model.tokens[step.samples]
         logits = backbone.logits(x_RLC[:, -count:], conditioning.head, self.dtype)
-        if step.branches == 2:
-            t = cfg * step.samples / (self.plan.model.scales - 1)
-            logits = (1 + t) * logits[: self.batch] - t * logits[self.batch :]
         if step.drops_backbone:
             self.state.drop_backbone(step.backbone)
             del self.conditioning[step.backbone]
-        self._steps.append(
-            Step(
-                scales=step.scales,
-                samples=step.samples,
-                backbone=step.backbone,
-                branches=2 if x_RLC.shape[0] == 2 * self.batch else 1,
-                mask="full" if mask is None else "block_causal",
-                calls=tuple(calls),
-                drops_backbone=step.drops_backbone,
-            )
-        )
-        self._after.append(self.state.nbytes)
-        self._peaks.append(self.state.peak)
-        return logits
+        self.watch.end(x_RLC, logits)
+        if step.branches == 1:
+            return logits
+        t = cfg * step.samples / (self.plan.model.scales - 1)
+        return (1 + t) * logits[: self.batch] - t * logits[self.batch :]
 
-    def _conditioning(self, step: Step, backbone: Transformer, rows: int) -> _Conditioning:
+    def _conditioning(self, step: Step, backbone: Transformer) -> Conditioning:
+        rows = self.batch * step.branches
         made = self.conditioning.get(step.backbone)
         if made is None:
-            made = self._condition(step, backbone)
+            layers = {call.layer for s in self.plan.steps if s.backbone == step.backbone for call in s.calls}
+            made = condition(
+                backbone, self.labels_B, unlabelled=step.branches == 2, layers=sorted(layers), dtype=self.dtype
+            )
         elif made.rows > rows:
             made = made.narrowed(rows)
             self.state.keep_rows(step.backbone, rows)
         self.conditioning[step.backbone] = made
         return made
 
-    def _condition(self, step: Step, backbone: Transformer) -> _Conditioning:
-        labels = self.labels_B
-        if step.branches == 2:
-            labels = torch.cat((labels, labels.new_tensor([backbone.spec.classes])))
-
-        def spread(tensor: Tensor) -> Tensor:
-            if step.branches == 1:
-                return tensor
-            return torch.cat((tensor[: self.batch], tensor[self.batch :].expand(self.batch, *tensor.shape[1:])))
-
-        cond = backbone.condition(labels)
-        shared = backbone.shared_modulation(cond, self.dtype)
-        layers = {c.layer for s in self.plan.steps if s.backbone == step.backbone for c in s.calls}
-        head_scale, head_shift = backbone.head_nm.modulation(cond, self.dtype)
-        return _Conditioning(
-            first_RLC=spread(backbone.first_tokens(cond)),
-            blocks={
-                layer: tuple(spread(t) for t in backbone.block(layer).modulation(cond, shared, self.dtype))
-                for layer in sorted(layers)
-            },
-            head=(spread(head_scale), spread(head_shift)),
-            rows=self.batch * step.branches,
-        )
-
     def _embed(
-        self, step: Step, backbone: Transformer, conditioning: _Conditioning, features: Mapping[int, Tensor]
+        self, step: Step, backbone: Transformer, conditioning: Conditioning, features: Mapping[int, Tensor]
     ) -> Tensor:
-        later = [scale for scale in step.scales if scale]
         parts = []
-        if len(later) < len(step.scales):
-            assert conditioning.first_RLC is not None
-            parts.append(conditioning.first_RLC)
-            conditioning.first_RLC = None
-        for scale in later:
+        for scale in step.scales:
+            if not scale:
+                parts.append(conditioning.take_first())
+                continue
+            self.watch.embedded(features[scale])
             tokens = backbone.later_tokens(features[scale], self.plan.model.starts[scale], self.dtype)
             parts.append(tokens.repeat(step.branches, 1, 1))
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
@@ -248,112 +233,89 @@ class _Run:
         scale_of = torch.repeat_interleave(torch.arange(len(step.scales)), counts).to(self.labels_B.device)
         return scale_of[:, None] >= scale_of[None, :]
 
-    def _call(
-        self,
-        x_RLC: Tensor,
-        step: Step,
-        call: LayerCall,
-        key: SlotKey,
-        backbone: Transformer,
-        modulation: tuple[Tensor, ...],
-        mask: Tensor | None,
-    ) -> tuple[Tensor, LayerCall]:
-        block: Layer = backbone.block(call.layer)
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
-        uses: list[CacheUse] = []
+    def _call(self, x_RLC: Tensor, call: _Call) -> Tensor:
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = call.modulation
+        block, planned = call.block, call.planned
 
         def attention(chosen_RnC: Tensor) -> Tensor:
             hidden = normed(chosen_RnC) * scale1 + shift1
-            mixed = self._attend(block.attn, hidden, step, call, key, mask, uses)
-            return block.attn.out(mixed, self.dtype) * gamma1
+            return block.attn.out(self._attend(hidden, call), self.dtype) * gamma1
 
         def ffn(chosen_RnC: Tensor) -> Tensor:
-            return block.ffn(normed(chosen_RnC) * scale2 + shift2, self.dtype) * gamma2
+            hidden = normed(chosen_RnC) * scale2 + shift2
+            self.watch.ffn(block, hidden)
+            return block.ffn(hidden, self.dtype) * gamma2
 
-        x_RLC, first = self._sub_layer(x_RLC, attention, call.attention, "attention", step, key)
-        x_RLC, second = self._sub_layer(x_RLC, ffn, call.ffn, "ffn", step, key)
-        return x_RLC, LayerCall(layer=call.layer, slot=call.slot, attention=first, ffn=second, cache=tuple(uses))
+        x_RLC = self._sub_layer(
+            x_RLC, _SubLayer(name="attention", planned=planned.attention, call=call, compute=attention)
+        )
+        return self._sub_layer(x_RLC, _SubLayer(name="ffn", planned=planned.ffn, call=call, compute=ffn))
 
-    def _sub_layer(
-        self,
-        x_RLC: Tensor,
-        compute: Callable[[Tensor], Tensor],
-        planned: SubLayer,
-        name: SubLayerName,
-        step: Step,
-        key: SlotKey,
-    ) -> tuple[Tensor, SubLayer]:
+    def _sub_layer(self, x_RLC: Tensor, sub: _SubLayer) -> Tensor:
         """One residual branch on all tokens, or on those a policy picks with the others filled in."""
-        scale = step.samples
-        if not planned.picked:
-            output = compute(x_RLC)
-            computed = output.shape[1]
-        else:
-            policy = self.tokens_policy
-            assert policy is not None
-            places_Rn = policy.pick(x_RLC, planned.tokens, layer=key.layer, scale=scale, sublayer=name)
-            chosen = x_RLC.gather(1, places_Rn.unsqueeze(-1).expand(-1, -1, x_RLC.shape[-1]))
-            part = compute(chosen)
-            computed = part.shape[1]
-            remembered = self.state.recall(key, name)
-            output = policy.fill(part, places_Rn, remembered, length=x_RLC.shape[1], scale=scale)
-        if planned.remembered:
+        output = self._on_picked(x_RLC, sub) if sub.planned.picked else sub.compute(x_RLC)
+        key, scale = sub.call.key, sub.call.step.samples
+        if sub.planned.remembered:
             sampled = output[:, -self.plan.model.tokens[scale] :].to(self.dtype)
-            self.state.remember(key, name, sampled)
-        elif self._last_fill.get((key, name)) == scale:
-            self.state.forget(key, name)
-        return x_RLC + output, SubLayer(tokens=computed, picked=planned.picked, remembered=planned.remembered)
+            self.state.remember(key, sub.name, sampled)
+        elif self._last_fill.get((key, sub.name)) == scale:
+            self.state.forget(key, sub.name)
+        self.watch.remembers()
+        return x_RLC + output
 
-    def _attend(
-        self,
-        attn: Attention,
-        hidden_RnC: Tensor,
-        step: Step,
-        call: LayerCall,
-        key: SlotKey,
-        mask: Tensor | None,
-        uses: list[CacheUse],
-    ) -> Tensor:
-        q, k, v = attn.qkv(hidden_RnC, self.dtype)
+    def _on_picked(self, x_RLC: Tensor, sub: _SubLayer) -> Tensor:
+        policy = self.tokens_policy
+        assert policy is not None
+        length, width = x_RLC.shape[1:]
+        key, scale = sub.call.key, sub.call.step.samples
+        places_Rn = policy.pick(x_RLC, sub.planned.tokens, layer=key.layer, scale=scale, sublayer=sub.name)
+        part = sub.compute(x_RLC.gather(1, places_Rn.unsqueeze(-1).expand(-1, -1, width)))
+        return policy.fill(part, places_Rn, self.state.recall(key, sub.name), length=length, scale=scale)
+
+    def _attend(self, hidden_RnC: Tensor, call: _Call) -> Tensor:
+        self.watch.attention(hidden_RnC)
+        q, k, v = call.block.attn.qkv(hidden_RnC, self.dtype)
         if self.plan.accounting == "lossless":
             k = k.to(self.dtype)
-        if len(step.scales) == 1:
-            own: tuple[Segment, ...] = (Segment(step.samples, k.shape[2]),)
-        else:
-            own = tuple(Segment(scale, self.plan.model.tokens[scale]) for scale in step.scales)
+        uses = call.planned.cache
+        if len(uses) == 1:
+            return self._attend_by(_Heads(group=0, q_RHLc=q, k_RHLc=k, v_RHLc=v), uses[0], call)
         mixed = []
-        for group, use in enumerate(call.cache):
-            q_g, k_g, v_g = (q, k, v) if len(call.cache) == 1 else (t[:, list(use.heads)] for t in (q, k, v))
-            held = self.state.held(key, group)
-            keys, values = self.state.extend(key, group, use, k_g, v_g)
-            seen = None if mask is None else F.pad(mask, (keys.shape[2] - mask.shape[1], 0), value=True)
-            mixed.append(
-                F.scaled_dot_product_attention(
-                    q_g, keys.to(q.dtype), values.to(q.dtype), attn_mask=seen, scale=attn.softmax_scale
-                )
-            )
-            picked = self._pick(keys, q_g, use, key, step, group) if use.picked else None
-            self.state.settle(key, group, use, own, (keys, values), picked)
-            uses.append(
-                CacheUse(
-                    heads=use.heads,
-                    read=held,
-                    own=k_g.shape[2],
-                    kept=self.state.held(key, group),
-                    capacity=self.state.capacity(key, group),
-                    picked=picked is not None,
-                )
-            )
-        if len(mixed) == 1:
-            return mixed[0]
-        order = torch.tensor([head for use in call.cache for head in use.heads]).argsort()
+        for group, use in enumerate(uses):
+            q_g, k_g, v_g = (tensor[:, list(use.heads)] for tensor in (q, k, v))
+            mixed.append(self._attend_by(_Heads(group=group, q_RHLc=q_g, k_RHLc=k_g, v_RHLc=v_g), use, call))
+        order = torch.tensor([head for use in uses for head in use.heads]).argsort()
         return torch.cat(mixed, dim=1)[:, order.to(q.device)]
 
-    def _pick(self, keys: Tensor, queries: Tensor, use: CacheUse, key: SlotKey, step: Step, group: int) -> Tensor:
+    def _attend_by(self, heads: _Heads, use: CacheUse, call: _Call) -> Tensor:
+        """One group of heads attends to what its cache holds and to the call's own, and its cache settles."""
+        place = call.key, heads.group
+        q, k = heads.q_RHLc, heads.k_RHLc
+        keys, values = self.state.extend(place, use, k, heads.v_RHLc)
+        mask = call.mask
+        seen = None if mask is None else F.pad(mask, (keys.shape[2] - mask.shape[1], 0), value=True)
+        self.watch.attended(q, k, keys, seen)
+        mixed = F.scaled_dot_product_attention(
+            q, keys.to(q.dtype), values.to(q.dtype), attn_mask=seen, scale=call.block.attn.softmax_scale
+        )
+        picked = self._pick(keys, heads, use, call) if use.picked else None
+        self.state.settle(place, use, self._own(k, call.step), (keys, values), picked)
+        self.watch.settled(place)
+        return mixed
+
+    def _own(self, k_RHLc: Tensor, step: Step) -> tuple[Segment, ...]:
+        """The call's own entries by scale; picked tokens are of one scale."""
+        if len(step.scales) == 1:
+            return (Segment(step.samples, k_RHLc.shape[2]),)
+        return tuple(Segment(scale, self.plan.model.tokens[scale]) for scale in step.scales)
+
+    def _pick(self, keys: Tensor, heads: _Heads, use: CacheUse, call: _Call) -> Tensor:
         """Places of the entries that stay, from the one strategy that gave a budget."""
         (strategy,) = self.pickers
         count = use.kept[0].count
-        places = strategy.pick(keys, queries, count, layer=key.layer, scale=step.samples, group=group)
+        places = strategy.pick(
+            keys, heads.q_RHLc, count, layer=call.planned.layer, scale=call.step.samples, group=heads.group
+        )
         expected = (keys.shape[0], keys.shape[1], count)
         if tuple(places.shape) != expected:
             raise ValueError(

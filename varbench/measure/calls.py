@@ -76,8 +76,6 @@ class Outside:
 
     after_steps: tuple[int, ...]
     """Bytes of tensors that live at the end of each step beyond those before the call."""
-    state: tuple[int, ...]
-    """Bytes of state that the row says it held then."""
     left: int
     """Bytes of all tensors once the call has ended and its result is gone."""
 
@@ -93,6 +91,8 @@ class Reply:
     """With a look at memory."""
     work: Totals | None = None
     """What a row that replaces the loop says of its work, with a look at memory."""
+    kernel: str | None = None
+    """Attention kernel that torch chose in such a call, with a look at memory; why it is not known is in `missing`."""
     peaks: Peaks | None = None
     outside: Outside | None = None
     largest: LargestBatch | None = None

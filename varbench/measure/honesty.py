@@ -5,36 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from varbench.measure.calls import Outside, Reply
-from varbench.plan.cost import state_over_time
+from varbench.plan.state import beside_state, state_over_time
 from varbench.plan.steps import Plan
-from varbench.plan.trace import Trace
+from varbench.plan.trace import Trace, differences, foreseen
 
 SMALL = 1 << 18
 """Bytes between steps that nobody has to account for."""
 
 
 def against_plan(plan: Plan, trace: Trace, *, batch: int, dtype: str) -> list[str]:
-    """Where what ran is not what was planned: steps, tokens, cache entries, and bytes of state."""
-    found = [
-        f"step {place + 1} did not run as planned"
-        for place, (planned, ran) in enumerate(zip(plan.steps, trace.steps, strict=False))
-        if planned != ran
-    ]
-    if len(plan.steps) != len(trace.steps):
-        found.append(f"{len(trace.steps)} steps ran, and {len(plan.steps)} were planned")
-    planned_state = list(state_over_time(plan, batch=batch, dtype=dtype))
-    for place, ((peak, after), ran_peak, ran_after) in enumerate(
-        zip(planned_state, trace.state_peak, trace.state_after, strict=False)
-    ):
-        if (peak, after) != (ran_peak, ran_after):
-            found.append(
-                f"step {place + 1} held {ran_peak:,} bytes of state at its peak and {ran_after:,} after it, and the plan "
-                f"has {peak:,} and {after:,}"
-            )
-    return found
+    """Where what was seen is not what was planned: layers, tokens, cache entries, and bytes of state."""
+    return list(differences(foreseen(plan, batch=batch, dtype=dtype), trace))
 
 
-def across_calls(row: Sequence[Reply], full: Outside) -> list[str]:
+def across_calls(row: Sequence[Reply], plan: Plan | None, *, batch: int, dtype: str) -> list[str]:
     """What two equal calls and a further one show that the trace does not: chance, leaks, undeclared state."""
     first, equal, _ = row
     found = []
@@ -44,20 +28,21 @@ def across_calls(row: Sequence[Reply], full: Outside) -> list[str]:
     assert seen[0] and seen[1] and seen[2]
     if (leaked := min(seen[1].left, seen[2].left) - seen[0].left) > 0:
         found.append(f"{leaked:,} bytes more live after further calls: something is not given back")
-    if hidden := undeclared(seen[1], full):
+    if plan is not None and (hidden := undeclared(seen[1], plan, batch=batch, dtype=dtype)):
         found.append(hidden)
     return found
 
 
-def undeclared(row: Outside, full: Outside) -> str | None:
-    """What lives between steps beyond the row's state, and beyond what the engine holds there for the full model."""
-    if not row.after_steps or not full.after_steps:
-        return None  # a row that replaces the loop has no steps to look between
-    allowance = max(seen - held for seen, held in zip(full.after_steps, full.state, strict=True))
+def undeclared(seen: Outside, plan: Plan, *, batch: int, dtype: str) -> str | None:
+    """What lives between steps beyond what the plan has there: state, and what the loop needs beside it."""
+    states = state_over_time(plan, batch=batch, dtype=dtype)
+    beside = beside_state(plan, batch=batch, dtype=dtype)
+    planned = [after + other for (_, after), other in zip(states, beside, strict=True)]
+    if len(planned) != len(seen.after_steps):
+        return f"{len(seen.after_steps)} steps were seen, and the plan has {len(planned)}"
     worst, step = max(
-        (seen - held - allowance, step)
-        for step, (seen, held) in enumerate(zip(row.after_steps, row.state, strict=True), 1)
+        (live - expected, step) for step, (live, expected) in enumerate(zip(seen.after_steps, planned, strict=True), 1)
     )
-    if worst <= max(SMALL, allowance // 4):
+    if worst <= SMALL:
         return None
-    return f"{worst:,} bytes live after step {step} that the row does not declare as state"
+    return f"{worst:,} bytes live after step {step} that the plan does not have"

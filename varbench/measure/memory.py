@@ -110,14 +110,13 @@ def seen_from_outside(subject: Subject, ask: Ask) -> tuple[Answer, Outside]:
             )
 
     answer = subject.make(ask, observer=observe)
-    state = () if answer.trace is None else answer.trace.state_after
     answer = replace(
         answer, images=answer.images.clone(), tokens=None if answer.tokens is None else answer.tokens.clone()
     )
     before.clear()
     gc.collect()
     mine = storage_bytes(tensor for tensor in (answer.images, answer.tokens) if tensor is not None)
-    return answer, Outside(after_steps=tuple(seen), state=state, left=live_bytes(device) - mine)
+    return answer, Outside(after_steps=tuple(seen), left=live_bytes(device) - mine)
 
 
 def largest_by_trying(make: Callable[[int], object], *, device: torch.device) -> LargestBatch:

@@ -6,20 +6,17 @@ Bytes moved are what eager code moves: weights and caches once a call, element-w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from varbench.plan.hardware import Hardware
-from varbench.plan.steps import CacheUse, LayerCall, Plan, SlotKey, Step, total
+from varbench.plan.state import ITEM, key_value_bytes
+from varbench.plan.steps import CacheUse, Plan, Step, total
+from varbench.plan.trace import CallSeen, StepSeen, foreseen
 from varbench.policies import Part
 from varbench.spec import ModelSpec, TokenizerSpec
-
-ITEM: dict[str, float] = {
-    "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "int8": 1, "uint8": 1, "int4": 0.5,
-}  # fmt: skip
-"""Bytes of one number, by type. Whole types are for weights: their scales are bytes beside."""
-CACHE_TYPES = tuple(dtype for dtype in ITEM if dtype.startswith(("float", "bfloat")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,25 +96,19 @@ class Prediction:
 
 def work(plan: Plan, *, batch: int, dtype: str) -> PlanWork:
     """Counts a plan's work for a batch of images in a compute type."""
-    states = list(state_over_time(plan, batch=batch, dtype=dtype))
+    seen = foreseen(plan, batch=batch, dtype=dtype).steps
     steps = []
-    begun: set[str] = set()
-    for step, (peak, after) in zip(plan.steps, states, strict=True):
-        spec = plan.backbone(step.backbone)
-        products = _product_flops(plan, spec, step, batch, first=step.backbone not in begun)
-        begun.add(step.backbone)
-        attention = sum(_attention_flops(spec, call, batch * step.branches) for call in step.calls)
-        phi = 2 * batch * plan.model.tokens[-1] * plan.model.tokenizer.code_dim**2 * 9
-        moved, transient = _bytes(plan, spec, step, batch, dtype)
+    for step, known, counted in zip(plan.steps, seen, flops_of(seen, plan, batch=batch), strict=True):
+        moved, transient = _bytes(plan, plan.backbone(step.backbone), step, batch, dtype)
         steps.append(
             StepWork(
                 scale=step.samples,
-                block_flops=attention + products["attention"] + products["ffn"],
-                other_flops=phi + products["conditioning"] + products["ends"],
-                other_types=_other_types(plan, step.backbone, products, dtype),
+                block_flops=counted.blocks,
+                other_flops=counted.others,
+                other_types=_other_types(plan, step.backbone, counted.products, dtype),
                 bytes_moved=moved,
-                state_peak=peak,
-                state_after=after,
+                state_peak=known.state_peak,
+                state_after=known.state_after,
                 activations=transient,
             )
         )
@@ -150,27 +141,58 @@ def predict(counted: PlanWork, hardware: Hardware) -> Prediction:
     )
 
 
-def _attention_flops(spec: ModelSpec, call: LayerCall, rows: int) -> int:
+class StepFlops(NamedTuple):
+    attention: int
     """Queries with keys, and weights with values."""
-    return rows * sum(4 * call.attention.tokens * use.attended * len(use.heads) * spec.head_dim for use in call.cache)
+    products: dict[Part, int]
+    """Products with matrices, by part, as transforms leave them."""
+    phi: int
+    """The quantiser's convolution."""
+
+    @property
+    def blocks(self) -> int:
+        return self.attention + self.products["attention"] + self.products["ffn"]
+
+    @property
+    def others(self) -> int:
+        return self.phi + self.products["conditioning"] + self.products["ends"]
 
 
-def _product_flops(plan: Plan, spec: ModelSpec, step: Step, batch: int, *, first: bool) -> dict[Part, int]:
-    """Products with matrices, by part, as transforms leave them. AdaLN vectors are made once a generation, in the `first` step:
-    a row an image, and one for "no class"."""
-    width, rows, tokenizer = spec.width, batch * step.branches, plan.model.tokenizer
-    embedded = sum(plan.model.tokens[scale] for scale in step.scales if scale)
-    vectors = batch + (1 if step.branches == 2 else 0)
-    layers = len({call.layer for s in plan.steps if s.backbone == step.backbone for call in s.calls})
-    sixes = 1 if spec.shared_adaln else layers
-    found: dict[Part, int] = {
-        "attention": sum(rows * 2 * call.attention.tokens * width * 4 * width for call in step.calls),
-        "ffn": sum(rows * 4 * call.ffn.tokens * width * spec.hidden for call in step.calls),
-        "conditioning": 2 * vectors * width * width * (6 * sixes + 2) if first else 0,
-        "ends": 2 * batch * embedded * tokenizer.code_dim * width
-        + 2 * rows * plan.model.tokens[step.samples] * width * tokenizer.vocabulary,
+def flops_of(steps: Sequence[StepSeen], plan: Plan, *, batch: int) -> Iterator[StepFlops]:
+    """FLOPs of steps that were seen, or foreseen. Of the plan only sizes are asked, and what its transforms declare."""
+    layers: dict[str, set[int]] = {}
+    for call in (call for step in steps for call in step.calls):
+        layers.setdefault(call.backbone, set()).add(call.layer)
+    for step in steps:
+        backbone = step.calls[0].backbone
+        spec = plan.backbone(backbone)
+        # AdaLN vectors are made in a backbone's first step.
+        products = _product_flops(plan.model, spec, step, batch, vectors_of=len(layers.pop(backbone, ())))
+        yield StepFlops(
+            attention=step.rows * sum(_attention_flops(spec, call) for call in step.calls),
+            products={part: round(flops * plan.change(backbone, part).flops) for part, flops in products.items()},
+            phi=2 * batch * plan.model.tokens[-1] * plan.model.tokenizer.code_dim**2 * 9,
+        )
+
+
+def _attention_flops(spec: ModelSpec, call: CallSeen) -> int:
+    return sum(4 * call.attention * (use.read + use.own) * use.heads * spec.head_dim for use in call.caches)
+
+
+def _product_flops(
+    model: ModelSpec, spec: ModelSpec, step: StepSeen, batch: int, *, vectors_of: int
+) -> dict[Part, int]:
+    """With the AdaLN vectors of so many layers: a row an image, and one for "no class"."""
+    width, rows, tokenizer = spec.width, step.rows, model.tokenizer
+    vectors = batch + (1 if rows > batch else 0)
+    sixes = 1 if spec.shared_adaln else vectors_of
+    return {
+        "attention": sum(rows * 2 * call.attention * width * 4 * width for call in step.calls),
+        "ffn": sum(rows * 4 * call.ffn * width * spec.hidden for call in step.calls),
+        "conditioning": 2 * vectors * width * width * (6 * sixes + 2) if vectors_of else 0,
+        "ends": 2 * batch * step.embedded * tokenizer.code_dim * width
+        + 2 * rows * step.drawn * width * tokenizer.vocabulary,
     }
-    return {part: round(flops * plan.change(step.backbone, part).flops) for part, flops in found.items()}
 
 
 def _other_types(plan: Plan, backbone: str, products: dict[Part, int], dtype: str) -> tuple[tuple[str, int], ...]:
@@ -180,61 +202,6 @@ def _other_types(plan: Plan, backbone: str, products: dict[Part, int], dtype: st
         if kind is not None and kind != dtype:
             found[kind] = found.get(kind, 0) + flops
     return tuple(found.items())
-
-
-def key_value_bytes(plan: Plan, dtype: str) -> tuple[int, int]:
-    """Bytes of one number of a stored key, and of a value."""
-    item = int(ITEM[plan.cache_dtype or dtype])
-    return (4 if plan.float32_keys else item), item
-
-
-def state_over_time(plan: Plan, *, batch: int, dtype: str) -> Iterator[tuple[int, int]]:
-    """Peak within and bytes after each step, following every allocation in the order in which calls make them."""
-    buffers: dict[tuple[SlotKey, int], int] = {}
-    """Bytes per row."""
-    memories: dict[tuple[SlotKey, str], int] = {}
-    rows: dict[str, int] = {}
-    for number, step in enumerate(plan.steps):
-        spec = plan.backbone(step.backbone)
-        rows[step.backbone] = batch * step.branches
-        entry = spec.head_dim * sum(key_value_bytes(plan, dtype))
-
-        peak = _held(rows, buffers, memories)
-        for call in step.calls:
-            key = SlotKey(step.backbone, call.layer, call.slot)
-            for group, use in enumerate(call.cache):
-                during = use.attended if plan.accounting == "upstream" else use.capacity
-                before = buffers.get((key, group), 0)
-                buffers[key, group] = max(before, during * len(use.heads) * entry)
-                peak = max(peak, _held(rows, buffers, memories))
-                buffers[key, group] = use.capacity * len(use.heads) * entry
-            for name, sub in (("attention", call.attention), ("ffn", call.ffn)):
-                if sub.remembered:
-                    memories[key, name] = plan.model.tokens[step.samples] * spec.width * int(ITEM[dtype])
-                elif not _fills_later(plan, key, name, number):
-                    memories.pop((key, name), None)
-            peak = max(peak, _held(rows, buffers, memories))
-        if step.drops_backbone:
-            buffers = {place: size for place, size in buffers.items() if place[0].backbone != step.backbone}
-            memories = {place: size for place, size in memories.items() if place[0].backbone != step.backbone}
-        yield peak, _held(rows, buffers, memories)
-
-
-def _held(
-    rows: dict[str, int], buffers: dict[tuple[SlotKey, int], int], memories: dict[tuple[SlotKey, str], int]
-) -> int:
-    cached = sum(rows[key.backbone] * size for (key, _), size in buffers.items())
-    return cached + sum(rows[key.backbone] * size for (key, _), size in memories.items())
-
-
-def _fills_later(plan: Plan, key: SlotKey, name: str, number: int) -> bool:
-    return any(
-        (call.attention if name == "attention" else call.ffn).picked
-        for step in plan.steps[number + 1 :]
-        if step.backbone == key.backbone
-        for call in step.calls
-        if (call.layer, call.slot) == (key.layer, key.slot)
-    )
 
 
 def matrices(spec: ModelSpec) -> dict[Part, tuple[int, int]]:

@@ -1,19 +1,130 @@
-"""What a generation really did, in the plan's own words, read off the tensors that were computed and held."""
+"""What a generation did, as counts and bytes that can be seen from its tensors; and what a plan lets foresee of it.
+
+Which entries and tokens were picked is content, and not in here: `varbench check` reads it off the tensors.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from varbench.plan.steps import Step
+from varbench.plan.state import state_over_time
+from varbench.plan.steps import LayerCall, Plan, Step, total
+
+
+class CacheSeen(NamedTuple):
+    """One attention: of all heads, or of one group of them."""
+
+    heads: int
+    read: int
+    """Entries of earlier steps that it attended to."""
+    own: int
+    """Entries of its own, beside those."""
+    kept: int
+    """Entries that stayed in its cache."""
+    room: int
+    """Entries that the cache had room for then."""
+
+
+class CallSeen(NamedTuple):
+    backbone: str
+    layer: int
+    attention: int
+    """Tokens of each row that entered the attention."""
+    ffn: int
+    masked: bool
+    caches: tuple[CacheSeen, ...]
+
+
+class StepSeen(NamedTuple):
+    rows: int
+    """Images times guidance branches."""
+    embedded: int
+    """Tokens of each image that were made from features of the map so far."""
+    drawn: int
+    """Tokens of each image that got logits."""
+    calls: tuple[CallSeen, ...]
+    state_peak: int
+    """Largest bytes of caches and remembered outputs within the step, as long as anybody held their memory."""
+    state_after: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    steps: tuple[Step, ...]
-    """For a static plan these equal the plan's."""
-    state_after: tuple[int, ...]
-    """Bytes of caches and remembered outputs after each step."""
-    state_peak: tuple[int, ...]
-    """Largest bytes of the same within each step."""
-    kernel: str
-    """Attention kernel that ran."""
+    steps: tuple[StepSeen, ...]
+
+    @property
+    def state_after(self) -> tuple[int, ...]:
+        return tuple(step.state_after for step in self.steps)
+
+    @property
+    def state_peak(self) -> tuple[int, ...]:
+        return tuple(step.state_peak for step in self.steps)
+
+
+def foreseen(plan: Plan, *, batch: int, dtype: str) -> Trace:
+    """The trace that a plan lets expect."""
+    states = state_over_time(plan, batch=batch, dtype=dtype)
+    return Trace(
+        steps=tuple(
+            StepSeen(
+                rows=batch * step.branches,
+                embedded=sum(plan.model.tokens[scale] for scale in step.scales if scale),
+                drawn=plan.model.tokens[step.samples],
+                calls=tuple(_call(step, call) for call in step.calls),
+                state_peak=peak,
+                state_after=after,
+            )
+            for step, (peak, after) in zip(plan.steps, states, strict=True)
+        )
+    )
+
+
+def _call(step: Step, call: LayerCall) -> CallSeen:
+    caches = (
+        CacheSeen(len(use.heads), read=total(use.read), own=use.own, kept=total(use.kept), room=use.capacity)
+        for use in call.cache
+    )
+    return CallSeen(
+        backbone=step.backbone,
+        layer=call.layer,
+        attention=call.attention.tokens,
+        ffn=call.ffn.tokens,
+        masked=step.mask != "full",
+        caches=tuple(caches),
+    )
+
+
+def differences(planned: Trace, seen: Trace) -> Iterator[str]:
+    """Where what was seen is not what was foreseen: for each step the first call, and the bytes."""
+    if len(seen.steps) != len(planned.steps):
+        yield f"{len(seen.steps)} steps ran, and {len(planned.steps)} were planned"
+    for number, (plan, ran) in enumerate(zip(planned.steps, seen.steps, strict=False), 1):
+        for what in ("rows", "embedded", "drawn", "state_peak", "state_after"):
+            if getattr(plan, what) != getattr(ran, what):
+                yield f"step {number}: {_WORDS[what]}: {getattr(ran, what):,}, and the plan has {getattr(plan, what):,}"
+        if len(plan.calls) != len(ran.calls):
+            yield f"step {number} ran {len(ran.calls)} layers, and the plan has {len(plan.calls)}"
+        for theirs, ours in zip(plan.calls, ran.calls, strict=False):
+            if theirs != ours:
+                yield f"step {number} ran {_described(ours)}; the plan has {_described(theirs)}"
+                break
+
+
+_WORDS = {
+    "rows": "images times guidance branches",
+    "embedded": "tokens made from the map so far",
+    "drawn": "tokens that got logits",
+    "state_peak": "bytes of state at the peak",
+    "state_after": "bytes of state that stay",
+}
+
+
+def _described(call: CallSeen) -> str:
+    caches = " and ".join(
+        f"{use.heads} heads that read {use.read} and {use.own} of their own, and keep {use.kept} in room for {use.room}"
+        for use in call.caches
+    )
+    mask = ", masked" if call.masked else ""
+    return f"layer {call.layer} of {call.backbone}{mask}, attention on {call.attention} and FFN on {call.ffn} tokens, {caches}"

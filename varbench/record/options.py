@@ -227,7 +227,7 @@ class Options:
     )
     out: str | None = option("where records go", absent="varbench-runs/<time>", metavar="DIR", decides=False)
 
-    kernel: str | None = found("attention kernel really used", absent="not observed")
+    kernel: str | None = found("torch's attention kernel, as seen in a call of this batch", absent="see `missing`")
     sampler: str | None = found(
         "a sampler of the method's own, named", absent="the shared sampler was used", compared=True, reads="sampler {}"
     )

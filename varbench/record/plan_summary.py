@@ -81,10 +81,15 @@ def totals_of(plan: Plan, *, batch: int, dtype: str) -> Totals:
     )
 
 
-def trace_totals(trace: Trace, plan: Plan, *, batch: int, dtype: str) -> Totals:
-    """What ran, counted as a plan is counted; its bytes are those that were really held."""
-    ran = totals_of(dataclasses.replace(plan, steps=trace.steps), batch=batch, dtype=dtype)
-    return dataclasses.replace(ran, state_peak_bytes=max(trace.state_peak), state_end_bytes=trace.state_peak[-1])
+def trace_totals(trace: Trace, plan: Plan, *, batch: int) -> Totals:
+    """What was seen to run, counted as a plan is counted."""
+    return Totals(
+        flops=sum(step.blocks + step.others for step in cost.flops_of(trace.steps, plan, batch=batch)),
+        steps=len(trace.steps),
+        layer_tokens=sum(call.attention for step in trace.steps for call in step.calls),
+        state_peak_bytes=max(trace.state_peak),
+        state_end_bytes=trace.state_peak[-1],
+    )
 
 
 def call_runs(calls: Iterable[tuple[int, int, int, int, int, int]]) -> tuple[CallRun, ...]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from varbench.errors import did_you_mean
-from varbench.plan.cost import CACHE_TYPES, ITEM
+from varbench.plan.state import CACHE_TYPES, ITEM
 from varbench.policies import (
     PARTS,
     CacheStrategy,

@@ -18,7 +18,6 @@ from varbench.base.hashing import digest
 from varbench.base.places import cache_folder
 from varbench.errors import UserError
 from varbench.measure import speed, strain
-from varbench.measure.calls import Outside
 from varbench.measure.environment import environment
 from varbench.measure.speed import Pace, SpeedRound
 from varbench.record import Record, Score, write_record
@@ -29,7 +28,7 @@ from varbench.run.children import Child, ChildEndedError
 from varbench.run.display import Display
 from varbench.run.fill import fill, now
 from varbench.run.findings import Findings, Looks, Seen, keep, kept
-from varbench.run.looking import look_at, outside_of
+from varbench.run.looking import look_at
 from varbench.run.messages import Job, Loaded, Trained
 from varbench.run.prepare import OWN_WEIGHTS, Run, WeightSet
 from varbench.run.seeing import Seers
@@ -106,10 +105,6 @@ class Conduct:
             return (found.seen is None and self.run.is_scored(name)) or (found.looks is None and self._looks_wanted)
 
         def work(subject: Child, names: tuple[str, ...]) -> None:
-            full: Outside | None = None
-            if self._looks_wanted and self._has_full(weights):
-                with self._turn(FULL):
-                    full = outside_of(subject.ask, FULL, self.run, seed=self.run.options.seed).outside
             for name in names:
                 with self._turn(name):
                     if self.found[name].seen is None and self.run.is_scored(name):
@@ -119,7 +114,7 @@ class Conduct:
                         self._update((name,), seen=seen)
                     if self.found[name].looks is None and self._looks_wanted:
                         self.display.detail(f"memory of {name}")
-                        looks = look_at(subject.ask, name, self.run, full=full)
+                        looks = look_at(subject.ask, name, self.run)
                         self._remember(looks, name)
                         self._update((name,), looks=looks)
                     self._save((name,))

@@ -60,7 +60,7 @@ def fill(run: Run, row: RowInRun, found: Findings, *, floors: dict[str, Score]) 
         run=run.name,
         row=row.identity,
         model=_model(run, row, found),
-        protocol=_protocol(run, row, found),
+        protocol=_protocol(run, row, found, missing),
         environment=_environment(run, found),
         command=shlex.join(as_arguments(run.options, row=row.name, study=row.resolved.study)),
         code_hash=identity.code_hash(),
@@ -74,7 +74,7 @@ def fill(run: Run, row: RowInRun, found: Findings, *, floors: dict[str, Score]) 
         traceback=found.failure.traceback if found.failure else None,
         validity=verdict.validity(run, row, found, complete=complete),
         plan=_plan(run, row, found),
-        trace=_ran(run, row, found.looks),
+        trace=_ran(row, found.looks),
         timing=times,
         memory=memory,
         energy=energy,
@@ -117,14 +117,15 @@ def _model(run: Run, row: RowInRun, found: Findings) -> Model:
     return Model(preset=run.options.model, spec=run.model.to_json(), parameters=counts, weights=weights)
 
 
-def _protocol(run: Run, row: RowInRun, found: Findings) -> Options:
+def _protocol(run: Run, row: RowInRun, found: Findings, missing: dict[str, str]) -> Options:
     """What was asked for, with what was found out."""
     images, classes = run.options.images, run.model.classes
     sharing = [other for other in run.rows.values() if other.resolved.weight_set == row.resolved.weight_set]
-    trace = found.looks.trace if found.looks else None
+    if found.looks is None:
+        missing["protocol.kernel"] = "the look at memory, which finds it, was not taken"
     return replace(
         run.options,
-        kernel=trace.kernel if trace else None,
+        kernel=found.looks.kernel if found.looks else None,
         labels=f"balanced, {images / classes:g} a class" if images else "balanced",
         accounting=row.resolved.accounting,
         row_order=tuple(run.rows),
@@ -177,11 +178,11 @@ def _summary(batch: int, dtype: str, device: str, cores: int, key: _ByName) -> P
     )
 
 
-def _ran(run: Run, row: RowInRun, looks: Looks | None) -> Totals | None:
+def _ran(row: RowInRun, looks: Looks | None) -> Totals | None:
     if looks is None:
         return None
     if looks.trace is not None and row.plan is not None:
-        return trace_totals(looks.trace, row.plan, batch=looks.batch, dtype=run.options.dtype)
+        return trace_totals(looks.trace, row.plan, batch=looks.batch)
     return looks.work
 
 
@@ -191,9 +192,8 @@ def _memory(run: Run, looks: Looks | None, missing: dict[str, str]) -> Memory | 
             missing["memory"] = "a quick look leaves the memory pass out"
         return None
     peaks, trace = looks.peaks, looks.trace
-    missing |= {f"memory.{key}": why for key, why in looks.missing.items() if key != "energy"}
-    if "energy" in looks.missing:
-        missing["energy"] = looks.missing["energy"]
+    for key, why in looks.missing.items():
+        missing[{"energy": "energy", "kernel": "protocol.kernel"}.get(key, f"memory.{key}")] = why
     state = max(trace.state_peak) if trace else looks.work.state_peak_bytes if looks.work else None
     activations = None
     if trace is None:

@@ -27,6 +27,8 @@ class Looks:
     trace: Trace | None
     work: Totals | None
     """What a row that replaces the loop says of itself."""
+    kernel: str | None
+    """Attention kernel that torch chose."""
     findings: tuple[str, ...]
     """What is not as it should be."""
     changed: tuple[str, ...]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from varbench import rows
 from varbench.base.whole_files import whole_file
+from varbench.engine.kernel import attention_kernel
 from varbench.engine.pipeline import Pipeline, load_pipeline
 from varbench.engine.subjects import Answer, Ask, EngineSubject, GeneratorSubject, Subject
 from varbench.measure import memory, nvml, process_state, watch
@@ -134,7 +135,17 @@ def _memory(subject: Subject, ask: Ask, request: Request) -> Reply:
         made, peaks = memory.peaks(lambda: subject.make(ask), weights=weights, device=subject.device)
     watch.check_images(made.images, batch=len(ask.labels), side=subject.model.image_side)
     work = _stated(subject.generator.work(len(ask.labels))) if isinstance(subject, GeneratorSubject) else None
-    return _reply(request, made, to_uint8(made.images), peaks=peaks, trace=made.trace, work=work)
+    kernel = attention_kernel(lambda: subject.make(ask))
+    return _reply(
+        request,
+        made,
+        to_uint8(made.images),
+        peaks=peaks,
+        trace=made.trace,
+        work=work,
+        kernel=kernel.name,
+        missing={} if kernel.missing is None else {"kernel": kernel.missing},
+    )
 
 
 def _stated(work: Work) -> Totals:

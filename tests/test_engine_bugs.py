@@ -1,0 +1,270 @@
+"""Bugs of the engine, put in one at a time: a bug that every row shares is found too, since rows are held to their plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from varbench.check import check
+from varbench.engine import cache, generate
+from varbench.engine import pipeline as engine_pipeline
+from varbench.engine.cache import State
+from varbench.engine.conditioning import Conditioning
+from varbench.plan import compiler
+from varbench.policies import CacheStrategy, GuidancePolicy, TokenPolicy
+
+PROMISES = (
+    "trace_equals_plan", "state_bytes_reachable", "kept_is_what_is_read", "picked_is_what_is_computed",
+    "measured_flops_equal_plan", "plan_stable",
+)  # fmt: skip
+"""About work, memory and content. Left out: that the engine's code is its source's, which is not so here."""
+
+
+class Half(CacheStrategy):
+    """Keeps the half of the entries with the largest sums of keys."""
+
+    def budget(self, layer: int, scale: int, group: int) -> int | None:
+        return 2 * (scale + 1)
+
+    def pick(self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, **_: object) -> Tensor:
+        return keys_BHnc.sum(dim=-1).topk(count).indices.sort().values
+
+
+class Remembers(TokenPolicy):
+    """From the fourth scale on, the FFN computes a third of the tokens and fills in from the third scale."""
+
+    def tokens(self, layer: int, scale: int, sublayer: str) -> int | None:
+        return 5 if scale in (3, 4) and sublayer == "ffn" else None
+
+    def remembers(self, layer: int, scale: int, sublayer: str) -> bool:
+        return scale == 2 and sublayer == "ffn"
+
+    def pick(self, x_BLC: Tensor, count: int, **_: object) -> Tensor:
+        return x_BLC.square().sum(dim=-1).topk(count).indices.sort().values
+
+    def fill(
+        self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, scale: int
+    ) -> Tensor:
+        assert remembered_BlC is not None
+        filled = remembered_BlC.mean(dim=1, keepdim=True).expand(-1, length, -1).to(computed_BnC.dtype).contiguous()
+        return filled.scatter(1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC)
+
+
+class EndsEarly(GuidancePolicy):
+    def branches(self, scale: int) -> Any:
+        return "both" if scale < 3 else "labelled"
+
+
+class Plugin:
+    """Every kind of state and choice: picked entries, remembered maps, a branch that ends."""
+
+    def varbench_cache_strategy(self, setting: Any, model: Any) -> CacheStrategy:
+        return Half()
+
+    def varbench_token_policy(self, setting: Any, model: Any) -> TokenPolicy:
+        return Remembers()
+
+    def varbench_guidance_policy(self, setting: Any, model: Any) -> GuidancePolicy:
+        return EndsEarly()
+
+
+class Narrow:
+    """Stores keys and values in half the bits."""
+
+    def varbench_cache_strategy(self, setting: Any, model: Any) -> CacheStrategy:
+        return type("Narrow", (CacheStrategy,), {"dtype": "bfloat16"})()
+
+
+def broken(method: object, *promises: str) -> set[str]:
+    return {finding.invariant for finding in check(method, name="bugs", only={"runs", *promises})}
+
+
+@pytest.mark.parametrize("method", [Plugin(), Narrow()], ids=["all kinds", "narrow"])
+def test_without_a_bug_every_promise_is_kept(method: object) -> None:
+    assert not check(method, name="bugs", only={"runs", *PROMISES})
+
+
+# --- the bugs ---------------------------------------------------------------------------------------------------------
+
+
+def freed_caches_stay(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(State, "_free", lambda self, place: None)
+
+
+def freed_caches_live_on_elsewhere(patch: pytest.MonkeyPatch) -> None:
+    real, elsewhere = State._free, []
+
+    def free(self: Any, place: Any) -> None:
+        elsewhere.append(self._buffers.get(place))
+        real(self, place)
+
+    patch.setattr(State, "_free", free)
+
+
+def forgotten_maps_stay(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(State, "forget", lambda self, key, name: None)
+
+
+def an_ended_branch_stays_behind_a_view(patch: pytest.MonkeyPatch) -> None:
+    def keep_rows(self: Any, backbone: str, rows: int) -> None:
+        for buffer in self._buffers.values():
+            buffer.keys_RHnc, buffer.values_RHnc = buffer.keys_RHnc[:rows], buffer.values_RHnc[:rows]
+        self._memories = {place: memory[:rows] for place, memory in self._memories.items()}
+
+    patch.setattr(State, "keep_rows", keep_rows)
+
+
+def vectors_of_an_ended_branch_stay_behind_a_view(patch: pytest.MonkeyPatch) -> None:
+    def narrowed(self: Conditioning, rows: int) -> Conditioning:
+        blocks = {layer: tuple(t[:rows] for t in six) for layer, six in self.blocks.items()}
+        return Conditioning(first_RLC=None, blocks=blocks, head=(self.head[0][:rows], self.head[1][:rows]))
+
+    patch.setattr(Conditioning, "narrowed", narrowed)
+
+
+def keeps_the_first_entries_instead_of_the_picked(patch: pytest.MonkeyPatch) -> None:
+    real = State.settle
+
+    def settle(self: Any, place: Any, use: Any, own: Any, attended: Any, picked: Tensor | None) -> None:
+        real(self, place, use, own, attended, None if picked is None else torch.zeros_like(picked))
+
+    patch.setattr(State, "settle", settle)
+
+
+def keeps_other_scales_than_planned(patch: pytest.MonkeyPatch) -> None:
+    real = cache._spans
+
+    def spans(entries: Any, kept: Any) -> Any:
+        return {(0, end - start): segment for (start, end), segment in real(entries, kept).items()}
+
+    patch.setattr(cache, "_spans", spans)
+
+
+def computes_the_first_tokens_instead_of_the_picked(patch: pytest.MonkeyPatch) -> None:
+    def on_picked(self: Any, x: Tensor, sub: Any) -> Tensor:
+        key, scale, count = sub.call.key, sub.call.step.samples, sub.planned.tokens
+        places = self.tokens_policy.pick(x, count, layer=key.layer, scale=scale, sublayer=sub.name)
+        part, remembered = sub.compute(x[:, :count]), self.state.recall(key, sub.name)
+        return self.tokens_policy.fill(part, places, remembered, length=x.shape[1], scale=scale)
+
+    patch.setattr(generate._Run, "_on_picked", on_picked)
+
+
+def fills_in_at_other_places(patch: pytest.MonkeyPatch) -> None:
+    real = generate._Run._on_picked
+
+    def on_picked(self: Any, x: Tensor, sub: Any) -> Tensor:
+        return real(self, x, sub).roll(1, dims=1)
+
+    patch.setattr(generate._Run, "_on_picked", on_picked)
+
+
+def remembers_nothing_but_zeros(patch: pytest.MonkeyPatch) -> None:
+    real = State.remember
+    patch.setattr(State, "remember", lambda self, key, name, output: real(self, key, name, torch.zeros_like(output)))
+
+
+def computes_an_ffn_twice(patch: pytest.MonkeyPatch) -> None:
+    real = generate._Run._sub_layer
+
+    def sub_layer(self: Any, x: Tensor, sub: Any) -> Tensor:
+        if sub.name == "ffn" and not sub.planned.picked:
+            sub.compute(x)
+        return real(self, x, sub)
+
+    patch.setattr(generate._Run, "_sub_layer", sub_layer)
+
+
+def computes_an_ffn_twice_unseen(patch: pytest.MonkeyPatch) -> None:
+    real = generate._Run._call
+
+    def call(self: Any, x: Tensor, call: Any) -> Tensor:
+        call.block.ffn(x, self.dtype)
+        return real(self, x, call)
+
+    patch.setattr(generate._Run, "_call", call)
+
+
+def computes_all_tokens_and_takes_the_picked(patch: pytest.MonkeyPatch) -> None:
+    def on_picked(self: Any, x: Tensor, sub: Any) -> Tensor:
+        key, scale = sub.call.key, sub.call.step.samples
+        places = self.tokens_policy.pick(x, sub.planned.tokens, layer=key.layer, scale=scale, sublayer=sub.name)
+        part = sub.compute(x).gather(1, places.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        remembered = self.state.recall(key, sub.name)
+        return self.tokens_policy.fill(part, places, remembered, length=x.shape[1], scale=scale)
+
+    patch.setattr(generate._Run, "_on_picked", on_picked)
+
+
+def runs_both_branches_to_the_end(patch: pytest.MonkeyPatch) -> None:
+    real = compiler._branches
+    patch.setattr(engine_pipeline, "compile_plan", _with(compiler, "_branches", lambda *given: [2] * len(real(*given))))
+
+
+def _with(module: Any, name: str, other: Any) -> Any:
+    """`compile_plan` while another function stands in its module."""
+
+    def compile_plan(*given: Any, **options: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, name, other)
+            return compiler.compile_plan(*given, **options)
+
+    return compile_plan
+
+
+def stores_as_upstream_does(patch: pytest.MonkeyPatch) -> None:
+    real = State.__init__
+    patch.setattr(State, "__init__", lambda self, *, accounting, **types: real(self, accounting="upstream", **types))
+
+
+def compiles_upstream_as_lossless(patch: pytest.MonkeyPatch) -> None:
+    real = compiler.compile_plan
+
+    def compile_plan(*given: Any, accounting: str, **options: Any) -> Any:
+        return real(*given, accounting="lossless", **options)
+
+    patch.setattr(engine_pipeline, "compile_plan", compile_plan)
+
+
+def stores_in_the_compute_type(patch: pytest.MonkeyPatch) -> None:
+    real = State.__init__
+
+    def init(self: Any, *, accounting: Any, **types: Any) -> None:
+        real(self, accounting=accounting, key_dtype=torch.float32, value_dtype=torch.float32)
+
+    patch.setattr(State, "__init__", init)
+
+
+@pytest.mark.parametrize(
+    ("put_in", "promise", "method"),
+    [
+        (freed_caches_stay, "trace_equals_plan", Plugin()),
+        (freed_caches_live_on_elsewhere, "trace_equals_plan", Plugin()),
+        (freed_caches_live_on_elsewhere, "state_bytes_reachable", "full_var"),
+        (forgotten_maps_stay, "trace_equals_plan", Plugin()),
+        (an_ended_branch_stays_behind_a_view, "trace_equals_plan", Plugin()),
+        (vectors_of_an_ended_branch_stay_behind_a_view, "state_bytes_reachable", Plugin()),
+        (runs_both_branches_to_the_end, "plan_stable", Plugin()),
+        (keeps_the_first_entries_instead_of_the_picked, "kept_is_what_is_read", Plugin()),
+        (keeps_other_scales_than_planned, "kept_is_what_is_read", "scale_window@w1"),
+        (computes_the_first_tokens_instead_of_the_picked, "picked_is_what_is_computed", Plugin()),
+        (fills_in_at_other_places, "picked_is_what_is_computed", Plugin()),
+        (remembers_nothing_but_zeros, "picked_is_what_is_computed", Plugin()),
+        (computes_all_tokens_and_takes_the_picked, "trace_equals_plan", Plugin()),
+        (computes_an_ffn_twice, "trace_equals_plan", "full_var"),
+        (computes_an_ffn_twice_unseen, "measured_flops_equal_plan", "full_var"),
+        (stores_as_upstream_does, "trace_equals_plan", "full_var"),
+        (compiles_upstream_as_lossless, "plan_stable", "full_var:accounting=upstream"),
+        (stores_in_the_compute_type, "trace_equals_plan", Narrow()),
+    ],
+    ids=lambda value: getattr(value, "__name__", value if isinstance(value, str) else type(value).__name__),
+)
+def test_a_bug_breaks_its_promise(
+    monkeypatch: pytest.MonkeyPatch, put_in: Callable[[pytest.MonkeyPatch], None], promise: str, method: object
+) -> None:
+    put_in(monkeypatch)
+    assert broken(method, promise) == {promise}

@@ -1,0 +1,76 @@
+"""Notes what a generation does, from the tensors that it is shown. It is not told the plan.
+
+Shapes are free, and memory is asked at the storages, so every generation is watched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from varbench.engine.cache import Place, State
+from varbench.model.transformer import Layer, Transformer
+from varbench.plan.trace import CacheSeen, CallSeen, StepSeen, Trace
+
+
+class Watch:
+    def __init__(self, backbones: Mapping[str, Transformer], state: State) -> None:
+        self._state = state
+        self._layers = {
+            id(backbone.block(layer)): (name, layer)
+            for name, backbone in backbones.items()
+            for layer in range(len(backbone.blocks))
+        }
+        self._steps: list[StepSeen] = []
+
+    def begin(self) -> None:
+        self._calls: list[CallSeen] = []
+        self._embedded = 0
+        self._peak = self._state.nbytes
+
+    def embedded(self, features_BlD: Tensor) -> None:
+        self._embedded += features_BlD.shape[1]
+
+    def attention(self, hidden_RnC: Tensor) -> None:
+        """What enters the attention of the next layer."""
+        self._tokens, self._masked = hidden_RnC.shape[1], False
+        self._caches: list[CacheSeen] = []
+
+    def attended(self, queries_RHLc: Tensor, own_RHLc: Tensor, keys_RHnc: Tensor, mask: Tensor | None) -> None:
+        """What enters the product of a group of heads."""
+        own = own_RHLc.shape[2]
+        self._masked |= mask is not None
+        self._caches.append(CacheSeen(queries_RHLc.shape[1], read=keys_RHnc.shape[2] - own, own=own, kept=0, room=0))
+        self.remembers()
+
+    def settled(self, place: Place) -> None:
+        """What the group's cache holds after it."""
+        kept, room = self._state.entries(place)
+        self._caches[-1] = self._caches[-1]._replace(kept=kept, room=room)
+
+    def remembers(self) -> None:
+        """At every moment when the state may be larger than before."""
+        self._peak = max(self._peak, self._state.nbytes)
+
+    def ffn(self, block: Layer, hidden_RnC: Tensor) -> None:
+        """What enters the FFN, with which a layer ends."""
+        backbone, layer = self._layers[id(block)]
+        self._calls.append(
+            CallSeen(backbone, layer, self._tokens, hidden_RnC.shape[1], self._masked, tuple(self._caches))
+        )
+
+    def end(self, stream_RLC: Tensor, logits_RlV: Tensor) -> None:
+        self._steps.append(
+            StepSeen(
+                rows=stream_RLC.shape[0],
+                embedded=self._embedded,
+                drawn=logits_RlV.shape[1],
+                calls=tuple(self._calls),
+                state_peak=self._peak,
+                state_after=self._state.nbytes,
+            )
+        )
+
+    def trace(self) -> Trace:
+        return Trace(steps=tuple(self._steps))

@@ -13,7 +13,6 @@ from varbench.check.sameness import tokens_are_drawn_from_logits
 from varbench.check.subject import Bench, Subject
 from varbench.check.untouched import Originals, tampered
 
-
 REPLACED = ", as it runs"
 """Beside the name of a backbone: as the row's transforms leave it."""
 

@@ -23,6 +23,7 @@ from varbench.policies import (
     PartChange,
     Settings,
     StepPolicy,
+    Study,
     TokenPolicy,
     TrainingSchedule,
     Transformed,
@@ -61,6 +62,8 @@ WRONG = {
     "a parameter's default": (
         "varbench_settings", lambda: Settings(parameters={"n": Parameter(default=(1,), help="")}), r"default of parameter 'n' is \(1,\)",
     ),
+    "a study that is none": ("varbench_settings", lambda: Settings(studies={"s": ("@a",)}), r"studies\['s'\] is \('@a',\); give a Study"),
+    "published figures that are none": ("varbench_settings", lambda: Settings(published=({"fid": 3},)), "give a tuple of Published"),
     "a pattern that is none": ("varbench_settings", lambda: Settings(point_pattern="d["), "no regular expression"),
     "a list for a policy": ("varbench_depth_policy", lambda: [0, 1], "gave a list, which has no layers; subclass varbench.policies.DepthPolicy"),
     "a class": ("varbench_depth_policy", lambda: NotDerived, "gave the class NotDerived and not an instance"),
@@ -221,6 +224,16 @@ def test_a_study_goes_on_without_a_plugin_that_fails() -> None:
     study = next(name for _, settings in rows.every_settings(TINY, manager=bench.manager) for name in settings.studies)
     assert rows.of_study(study, TINY, manager=bench.manager).rows
     assert [problem.plugin for problem in bench.manager.problems()] == ["fails"]
+
+
+def test_a_study_that_names_what_is_not_there_costs_that_row() -> None:
+    study = Study(title="", settings=("", ":first=1", "@none"))
+    settings = Settings(studies={"mine": study}, parameters={"first": Parameter(default=0, help="")})
+    found = rows.of_study(
+        "mine", TINY, manager=given(TINY, "acme", plugin("varbench_settings", lambda: settings)).manager
+    )
+    assert [row.name for row in found.rows] == ["acme", "acme:first=1"]
+    assert [refused.name for refused in found.refused] == ["acme@none"]
 
 
 def test_plan_shows_the_rest_and_says_what_failed(strangers: Any, varbench: CommandLine) -> None:

@@ -23,8 +23,10 @@ from varbench.policies import (
     Parameter,
     PartChange,
     Provenance,
+    Published,
     Settings,
     StepPolicy,
+    Study,
     TokenPolicy,
     TrainingSchedule,
     Transformed,
@@ -174,6 +176,11 @@ def _wrong_settings(given: Settings) -> Iterator[str]:
             yield f"Settings.parameters[{name!r}] is {parameter!r}; give a Parameter(default=..., help=...)"
         elif not isinstance(parameter.default, (bool, int, float, str)):
             yield f"the default of parameter {name!r} is {parameter.default!r}; give true or false, a number or a text"
+    for name, study in given.studies.items():
+        if not isinstance(study, Study) or isinstance(study.settings, str):
+            yield f"Settings.studies[{name!r}] is {study!r}; give a Study(title=..., settings=(...))"
+    if not isinstance(given.published, (tuple, list)) or not all(isinstance(one, Published) for one in given.published):
+        yield f"Settings.published is {given.published!r}; give a tuple of Published(...)"
     if not isinstance(given.provenance, Provenance | None):
         yield f"Settings.provenance is {given.provenance!r}; give a Provenance(kind=...)"
     try:

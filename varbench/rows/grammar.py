@@ -120,26 +120,35 @@ def attempt(
     text: str, model: ModelSpec, *, all_settings: bool = False, manager: PluginManager | None = None
 ) -> Attempt:
     """As `expand`, where a plugin's fault costs its own rows only; a text that names nothing is still an error."""
-    manager = manager or default_manager()
-    made: dict[str, Row] = {}
-    refused: dict[str, Refused] = {}
-    for piece in filter(None, (piece.strip() for piece in text.split(","))):
-        try:
-            found = choices(piece, model, manager, all_settings=all_settings)
-        except PluginError as error:
-            refused[piece] = Refused(name=piece, plugins=(manager.info(error.plugin),), error=error)
-            continue
-        for parts in found:
-            name = name_of(parts)
-            try:
-                made.setdefault(name, _row(parts, model, manager))
-            except UserError as error:
-                # What was written out and is refused is the writer's mistake; what the plugin itself named is its own.
-                if not isinstance(error, PluginError) and ("@" in piece or ":" in piece):
-                    raise
-                plugins = tuple(manager.info(part.setting.plugin) for part in parts)
-                refused[name] = Refused(name=name, plugins=plugins, error=error)
+    pieces = filter(None, (piece.strip() for piece in text.split(",")))
+    found = [_attempt(piece, model, manager or default_manager(), all_settings=all_settings) for piece in pieces]
+    made = {row.name: row for one in found for row in one.rows}
+    refused = {one.name: one for some in found for one in some.refused}
     return Attempt(rows=tuple(made.values()), refused=tuple(refused.values()))
+
+
+def _attempt(
+    piece: str, model: ModelSpec, manager: PluginManager, *, all_settings: bool = False, of_plugin: bool = False
+) -> Attempt:
+    """The rows of one text. What a person wrote out and is refused is that person's mistake; what a plugin named itself, as
+    its default points and (`of_plugin`) the settings of its studies, is the plugin's."""
+    try:
+        found = choices(piece, model, manager, all_settings=all_settings)
+    except UserError as error:
+        if not (of_plugin or isinstance(error, PluginError)):
+            raise
+        plugin = error.plugin if isinstance(error, PluginError) else piece.partition("@")[0].partition(":")[0]
+        return Attempt(rows=(), refused=(Refused(name=piece, plugins=(manager.info(plugin),), error=error),))
+    rows, refused = [], []
+    for parts in found:
+        try:
+            rows.append(_row(parts, model, manager))
+        except UserError as error:
+            if not (of_plugin or isinstance(error, PluginError)) and ("@" in piece or ":" in piece):
+                raise
+            plugins = tuple(manager.info(part.setting.plugin) for part in parts)
+            refused.append(Refused(name=name_of(parts), plugins=plugins, error=error))
+    return Attempt(rows=tuple(rows), refused=tuple(refused))
 
 
 def of_study(name: str, model: ModelSpec, *, manager: PluginManager | None = None) -> Attempt:
@@ -151,7 +160,7 @@ def of_study(name: str, model: ModelSpec, *, manager: PluginManager | None = Non
         raise UserError(f"no plugin offers a study {name!r}.{did_you_mean(name, known)}")
     studies = [(settings[name], plugin) for plugin, settings in offered.items() if name in settings]
     found = [
-        (study, attempt(plugin + setting, model, manager=manager))
+        (study, _attempt(plugin + setting, model, manager, of_plugin=True))
         for study, plugin in studies
         for setting in study.settings
     ]
@@ -261,9 +270,8 @@ def _published(chosen: Sequence[ChosenPart], model: ModelSpec, manager: PluginMa
         try:
             meant = choices(plugin + line.setting, model, manager, all_settings=False)
         except UserError as error:
-            raise UserError(
-                f"plugin {plugin!r}: the published figures of {line.setting!r} are of no row: {error}"
-            ) from None
+            message = f"plugin {plugin!r}: the published figures of {line.setting!r} are of no row: {error}"
+            raise PluginError(message, plugin=plugin) from None
         if part.setting in [option.setting for (option,) in meant]:
             found.append(line)
     return tuple(found)

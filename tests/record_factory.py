@@ -185,7 +185,6 @@ def make_timing(seconds: float, *, noise: float, rounds: int, rng: random.Random
         columns=tuple(columns),
         per_scale=per_scale,
         first_call_seconds=seconds * 2,
-        aa_floor=0.02,
         largest_batch=r.LargestBatch(batch=512, how="plan", limit_bytes=8 << 30),
     )
 

@@ -84,6 +84,12 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(kind):
         assert isinstance(kind, type)
         return _decode_fields(kind, value, path)
+    if issubclass(kind, tuple):  # with named places
+        hints = typing.get_type_hints(kind)
+        _expect(isinstance(value, list) and len(value) == len(hints), f"a list of {len(hints)}", value, path)
+        return kind(
+            *(_decode(hint, item, f"{path}.{name}") for (name, hint), item in zip(hints.items(), value, strict=True))
+        )
     if issubclass(kind, StrEnum):
         _expect(value in list(kind), f"one of {', '.join(kind)}", value, path)
         return kind(value)

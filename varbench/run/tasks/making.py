@@ -17,7 +17,7 @@ from varbench.base.whole_files import whole_file
 from varbench.engine.kernel import attention_kernel
 from varbench.engine.pipeline import Pipeline, load_pipeline
 from varbench.engine.subjects import Answer, Ask, EngineSubject, GeneratorSubject, Subject
-from varbench.measure import memory, nvml, process_state, watch
+from varbench.measure import memory, nvml, process_state, timed_call
 from varbench.measure.calls import Chunk, Reply, Request
 from varbench.measure.energy import board_energy
 from varbench.measure.environment import environment, gpu_identity
@@ -122,7 +122,7 @@ def _pipeline(job: Job, made: list[Row]) -> Pipeline:
 def answer(subject: Subject, request: Request) -> Reply:
     ask = Ask(row=request.row, labels=request.labels, seed=request.seed, first=request.first)
     if request.look is None:
-        made, images, times = watch.timed(subject, ask)
+        made, images, times = timed_call.timed(subject, ask)
         return _reply(request, made, images, times=times, chunk=_kept(request.keep, made, images))
     look = {"memory": _memory, "outside": _outside, "largest": _largest, "energy": _energy}[request.look]
     return look(subject, ask, request)
@@ -133,7 +133,7 @@ def _memory(subject: Subject, ask: Ask, request: Request) -> Reply:
     weights = subject.weight_bytes(ask.row)
     with subject.alone(ask.row):
         made, peaks = memory.peaks(lambda: subject.make(ask), weights=weights, device=subject.device)
-    watch.check_images(made.images, batch=len(ask.labels), side=subject.model.image_side)
+    timed_call.check_images(made.images, batch=len(ask.labels), side=subject.model.image_side)
     work = _stated(subject.generator.work(len(ask.labels))) if isinstance(subject, GeneratorSubject) else None
     kernel = attention_kernel(lambda: subject.make(ask))
     return _reply(

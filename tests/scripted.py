@@ -22,7 +22,7 @@ from varbench.run.children import ChildEndedError
 from varbench.run.conduct import Conduct
 from varbench.run.defaults import resolve
 from varbench.run.display import Display
-from varbench.run.messages import Job, Loaded
+from varbench.run.messages import Job, Ready
 from varbench.run.prepare import Run, prepare
 from varbench.run.resume import complete_records
 from varbench.run.tasks.resolving import files_of, resolved
@@ -76,7 +76,7 @@ class ScriptedChild:
         if self.job.task == "resolving":
             return resolved(self.job, manager())
         plans = {row.name: row.plan.digest for row in resolved(_all(self.job), manager()).rows if row.plan}
-        return Loaded(
+        return Ready(
             environment=environment("cpu"),
             weights={},
             parameters={"main": 10},

@@ -25,7 +25,7 @@ SAME_PIXEL = 1 / 255
 """Pixels that differ by less are the same at another batch size."""
 
 
-class GeneratorSubject:
+class GeneratorUnderTest:
     """One row of a generator plugin, loaded with random weights, and small where its plugin says how."""
 
     def __init__(self, bench: Bench, row: Row) -> None:
@@ -74,16 +74,16 @@ def _growth(held: Held) -> tuple[int, int]:
     return tensors, python
 
 
-def images_in_range(subject: GeneratorSubject) -> Iterator[str]:
+def images_in_range(subject: GeneratorUnderTest) -> Iterator[str]:
     yield from wrong_images(subject.first, count=len(LABELS), side=subject.bench.model.image_side)
 
 
-def deterministic(subject: GeneratorSubject) -> Iterator[str]:
+def deterministic(subject: GeneratorUnderTest) -> Iterator[str]:
     if not torch.equal(subject.images(), subject.first):
         yield f"a repeat's images differ by up to {float((subject.images() - subject.first).abs().max()):.3g}"
 
 
-def seeds_and_labels_matter(subject: GeneratorSubject) -> Iterator[str]:
+def seeds_and_labels_matter(subject: GeneratorUnderTest) -> Iterator[str]:
     others = {
         "another seed": subject.images(seed=SEED + 17),
         "other labels": subject.images(tuple((label + 1) % 10 for label in LABELS)),
@@ -95,7 +95,7 @@ def seeds_and_labels_matter(subject: GeneratorSubject) -> Iterator[str]:
             yield f"{what} gave image {same[0]} of {len(LABELS)} unchanged"
 
 
-def batch_invariance(subject: GeneratorSubject) -> Iterator[str]:
+def batch_invariance(subject: GeneratorUnderTest) -> Iterator[str]:
     alone = torch.cat([subject.images((label,), first_image=place) for place, label in enumerate(LABELS)])
     distance = (alone - subject.first).abs()
     share = float((distance < SAME_PIXEL).float().mean())
@@ -103,19 +103,19 @@ def batch_invariance(subject: GeneratorSubject) -> Iterator[str]:
         yield f"made alone, images share {100 * share:.2f} % of their pixels with the same images made {len(LABELS)} at once"
 
 
-def no_memoised_repeat(subject: GeneratorSubject) -> Iterator[str]:
+def no_memoised_repeat(subject: GeneratorUnderTest) -> Iterator[str]:
     later = subject.images(seed=SEED + 5)
     with afresh(subject.bench, {subject.setting.plugin}) as bench:
-        alone = GeneratorSubject(bench, subject.row).images(seed=SEED + 5)
+        alone = GeneratorUnderTest(bench, subject.row).images(seed=SEED + 5)
     if not torch.equal(later, alone):
         yield f"images depend on what was made before: they differ by up to {float((later - alone).abs().max()):.3g}"
 
 
-def repeat_as_slow_as_first(subject: GeneratorSubject) -> Iterator[str]:
+def repeat_as_slow_as_first(subject: GeneratorUnderTest) -> Iterator[str]:
     yield from faster_repeat(lambda seed: subject.images(seed=seed))
 
 
-def measured_flops_equal_plan(subject: GeneratorSubject) -> Iterator[str]:
+def measured_flops_equal_plan(subject: GeneratorUnderTest) -> Iterator[str]:
     work = subject.generator.work(len(LABELS))
     if work.flops is None:
         return
@@ -127,20 +127,20 @@ def measured_flops_equal_plan(subject: GeneratorSubject) -> Iterator[str]:
         yield f"{measured / 1e6:.2f} MFLOPs were counted, and its work() says {stated / 1e6:.2f} with the decoder"
 
 
-def products_in_type(subject: GeneratorSubject) -> Iterator[str]:
+def products_in_type(subject: GeneratorUnderTest) -> Iterator[str]:
     with Products() as products:
         subject.images(seed=SEED + 4)
     yield from products.others(torch.float32)
 
 
-def state_bytes_reachable(subject: GeneratorSubject) -> Iterator[str]:
+def state_bytes_reachable(subject: GeneratorUnderTest) -> Iterator[str]:
     for what in sorted(set(subject.held.reached_out)):
         yield f"while images were made, it {what}: what is kept there outlives the process that is measured"
     if subject.held.sent:
         yield f"while images were made, it wrote {subject.held.sent} bytes to a file, a pipe or the like"
 
 
-def released_memory_freed(subject: GeneratorSubject) -> Iterator[str]:
+def released_memory_freed(subject: GeneratorUnderTest) -> Iterator[str]:
     tensors, python = _growth(subject.held)
     if tensors > TENSORS_SLACK:
         yield f"{tensors} bytes of tensors more are held after every further generation"
@@ -148,15 +148,15 @@ def released_memory_freed(subject: GeneratorSubject) -> Iterator[str]:
         yield f"{python} bytes of Python or numpy objects more are held after every further generation"
 
 
-def no_global_state_change(subject: GeneratorSubject) -> Iterator[str]:
+def no_global_state_change(subject: GeneratorUnderTest) -> Iterator[str]:
     def anew() -> None:
         with afresh(subject.bench, {subject.setting.plugin}) as bench:
-            GeneratorSubject(bench, subject.row).images()
+            GeneratorUnderTest(bench, subject.row).images()
 
     yield from global_changes(subject.bench.before, lambda observe: subject.images(), anew)
 
 
-OF_GENERATOR: tuple[Callable[[GeneratorSubject], Iterator[str]], ...] = (
+OF_GENERATOR: tuple[Callable[[GeneratorUnderTest], Iterator[str]], ...] = (
     images_in_range,
     deterministic,
     seeds_and_labels_matter,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from varbench.check.subject import LABELS, Subject
+from varbench.check.subject import LABELS, RowUnderTest
 from varbench.plan.state import beside_state, state_over_time
 
 TENSORS_SLACK = 256
@@ -13,7 +13,7 @@ PYTHON_SLACK = 32 * 1024
 """Bytes of Python objects that may come and go for other reasons."""
 
 
-def state_bytes_reachable(subject: Subject) -> Iterator[str]:
+def state_bytes_reachable(subject: RowUnderTest) -> Iterator[str]:
     """Bytes of tensors that live at each step's end, whoever holds them, are those of the plan; and nothing is kept elsewhere."""
     plan, own = subject.plan, subject.memory.held
     states = state_over_time(plan, batch=len(LABELS), dtype="float32")
@@ -40,7 +40,7 @@ def state_bytes_reachable(subject: Subject) -> Iterator[str]:
         yield f"while images were made, it wrote {own.sent} bytes to a file, a pipe or the like: state belongs to the engine"
 
 
-def released_memory_freed(subject: Subject) -> Iterator[str]:
+def released_memory_freed(subject: RowUnderTest) -> Iterator[str]:
     """Once a generation's result is let go, nothing of it stays in memory."""
     own = subject.memory.held
     if own.storages_at_end > TENSORS_SLACK:

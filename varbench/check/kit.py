@@ -11,17 +11,17 @@ import torch
 
 from varbench.check import held_memory as memory
 from varbench.check import sameness, tampering, weights, work
-from varbench.check.generators import OF_GENERATOR, GeneratorSubject
+from varbench.check.generators import OF_GENERATOR, GeneratorUnderTest
 from varbench.check.global_state import GlobalState, restored
 from varbench.check.small_model import SPEC
-from varbench.check.subject import Bench, Subject, given, installed
+from varbench.check.subject import Bench, RowUnderTest, given, installed
 from varbench.check.untouched import Originals, read_sources
 from varbench.errors import UserError, did_you_mean
 from varbench.rows.grammar import Row
 from varbench.spec import ModelSpec
 
-OfRow = Callable[[Subject], Iterator[str]]
-OfMethod = Callable[[Sequence[Subject]], Iterator[str]]
+OfRow = Callable[[RowUnderTest], Iterator[str]]
+OfMethod = Callable[[Sequence[RowUnderTest]], Iterator[str]]
 
 Progress = Callable[[str, str, bool, float], None]
 """Is told a row, an invariant that was checked on it, whether it is kept, and the seconds that it took."""
@@ -149,14 +149,14 @@ class _Check:
                     )
 
     def _of_all(self) -> Iterator[Finding]:
-        subjects: list[Subject] = []
+        subjects: list[RowUnderTest] = []
         generators: list[Row] = []
         for plugin in _plugins(self._text):
             self._bench.manager.plugin(plugin)
         try:
             for row in self._bench.expand(self._text):
                 if row.policies.generator is None:
-                    subjects.append(Subject(self._bench, row))
+                    subjects.append(RowUnderTest(self._bench, row))
                 else:
                     generators.append(row)
         except Exception as error:
@@ -185,7 +185,7 @@ class _Check:
                 yield Finding(invariant=name, row=self._text, message=f"after importing and compiling it: {change}")
         self._bench.before.restore()
 
-    def _of_row(self, subject: Subject) -> Iterator[Finding]:
+    def _of_row(self, subject: RowUnderTest) -> Iterator[Finding]:
         row = subject.row.name
         for check in self._of_answers:
             yield from self._asked(check.__name__, row, check, subject)
@@ -196,14 +196,14 @@ class _Check:
 
     def _of_generators(self, rows: Sequence[Row]) -> Iterator[Finding]:
         for row in rows:
-            subject = GeneratorSubject(self._bench, row)
+            subject = GeneratorUnderTest(self._bench, row)
             if (yield from self._ran(row.name, subject)):
                 for check in OF_GENERATOR:
                     yield from self._asked(check.__name__, row.name, check, subject)
         for untouched in (tampering.sampler_untouched, tampering.evaluator_untouched, tampering.engine_untouched):
             yield from self._asked(untouched.__name__, self._text, untouched, ())
 
-    def _ran(self, row: str, subject: Subject | GeneratorSubject) -> Generator[Finding, None, bool]:
+    def _ran(self, row: str, subject: RowUnderTest | GeneratorUnderTest) -> Generator[Finding, None, bool]:
         began, ran = perf_counter(), True
         try:
             _ = subject.first
@@ -237,7 +237,7 @@ def _plugins(text: str) -> list[str]:
     return [re.split(r"[@:]", part)[0] for row in text.split(",") for part in row.split("+")]
 
 
-def _distinct(subjects: Sequence[Subject]) -> Iterator[Subject]:
+def _distinct(subjects: Sequence[RowUnderTest]) -> Iterator[RowUnderTest]:
     """Rows that execute different plans; recipes differ in weights, which here are random. Rows that pick by content all run."""
     seen: set[str] = set()
     for subject in subjects:

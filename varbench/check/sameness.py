@@ -10,7 +10,7 @@ from torch import Tensor
 
 from varbench import rows
 from varbench.check import stand_ins
-from varbench.check.subject import LABELS, SAMPLING, SEED, Subject, tolerance
+from varbench.check.subject import LABELS, SAMPLING, SEED, RowUnderTest, tolerance
 from varbench.engine.pipeline import Output
 from varbench.engine.teacher import teacher_plan
 from varbench.errors import PlanError
@@ -20,27 +20,27 @@ EQUAL_TOKENS = 0.999
 """Share of tokens that must be equal at any batch size, in float32."""
 
 
-def picks_are_places(subject: Subject) -> Iterator[str]:
+def picks_are_places(subject: RowUnderTest) -> Iterator[str]:
     """`pick` gives as many places as were asked for, each once and within range; `fill` gives every token."""
     yield from _few(subject.watched.places)
 
 
-def inputs_untouched(subject: Subject) -> Iterator[str]:
+def inputs_untouched(subject: RowUnderTest) -> Iterator[str]:
     """`pick` and `fill` only look at what they are given."""
     yield from _few(subject.watched.inputs)
 
 
-def kept_is_what_is_read(subject: Subject) -> Iterator[str]:
+def kept_is_what_is_read(subject: RowUnderTest) -> Iterator[str]:
     """Keys and values that attention reads again are, number for number, those that were picked or planned to stay."""
     yield from _few(subject.looked_into.caches.wrong)
 
 
-def picked_is_what_is_computed(subject: Subject) -> Iterator[str]:
+def picked_is_what_is_computed(subject: RowUnderTest) -> Iterator[str]:
     """The tokens that were picked are those that are computed, and what is filled in, from what was remembered, goes on."""
     yield from _few(subject.looked_into.tokens.wrong)
 
 
-def neutral_equals_full(subject: Subject) -> Iterator[str]:
+def neutral_equals_full(subject: RowUnderTest) -> Iterator[str]:
     """At its neutral end a method gives the full model's images bit for bit, also by way of its own pick and fill."""
     full = stand_ins.full_model(subject.row)
     if subject.plan.digest == subject.compile(full).digest:
@@ -58,7 +58,7 @@ def neutral_equals_full(subject: Subject) -> Iterator[str]:
         yield from _differences(every, whole, "made to pick everything there is,")
 
 
-def _neutral_rows(subject: Subject) -> list[Row]:
+def _neutral_rows(subject: RowUnderTest) -> list[Row]:
     found: list[Row] = []
     for setting in subject.row.settings:
         settings = subject.bench.manager.call(setting.plugin, "varbench_settings", model=subject.row.model)
@@ -86,7 +86,7 @@ def _distance(first: Tensor, second: Tensor) -> float:
     return float((first - second).abs().nan_to_num(0.0).max())
 
 
-def deterministic(subject: Subject) -> Iterator[str]:
+def deterministic(subject: RowUnderTest) -> Iterator[str]:
     """The same labels and seed give the same images, bit for bit."""
     again = subject.generate(return_logits=True)
     different = int((again.tokens != subject.first.tokens).sum())
@@ -96,7 +96,7 @@ def deterministic(subject: Subject) -> Iterator[str]:
         yield f"a repeat's images differ by up to {_distance(again.images, subject.first.images):.3g}"
 
 
-def seeds_and_labels_matter(subject: Subject) -> Iterator[str]:
+def seeds_and_labels_matter(subject: RowUnderTest) -> Iterator[str]:
     """Another seed, another label or another image of the noise stream gives another image."""
     first = subject.first
     others = {
@@ -111,7 +111,7 @@ def seeds_and_labels_matter(subject: Subject) -> Iterator[str]:
                 break
 
 
-def batch_invariance(subject: Subject) -> Iterator[str]:
+def batch_invariance(subject: RowUnderTest) -> Iterator[str]:
     """An image is the same at any batch size and in any company: at least 99.9 % equal tokens in float32."""
     shares = [_share_alone(subject, SEED)]
     if shares[0] < EQUAL_TOKENS:
@@ -124,14 +124,14 @@ def batch_invariance(subject: Subject) -> Iterator[str]:
             )
 
 
-def _share_alone(subject: Subject, seed: int) -> float:
+def _share_alone(subject: RowUnderTest, seed: int) -> float:
     together = subject.first if seed == SEED else subject.generate(seed=seed)
     spans = ((0, 1), (1, 3), (3, 4))
     parts = [subject.generate(labels=LABELS[a:b], first_image=a, seed=seed).tokens for a, b in spans]
     return float((torch.cat(parts) == together.tokens).float().mean())
 
 
-def teacher_equals_cached(subject: Subject) -> Iterator[str]:
+def teacher_equals_cached(subject: RowUnderTest) -> Iterator[str]:
     """Logits of the teacher-forced pass equal those of cached generation of the same tokens, before guidance."""
     plan = subject.plan
     if plan.picks or plan.skipped:
@@ -154,7 +154,7 @@ def teacher_equals_cached(subject: Subject) -> Iterator[str]:
         )
 
 
-def images_in_range(subject: Subject) -> Iterator[str]:
+def images_in_range(subject: RowUnderTest) -> Iterator[str]:
     """Images are finite, within [0, 1], and as many and as large as were asked for."""
     yield from wrong_images(subject.first.images, count=len(LABELS), side=subject.row.model.image_side)
 
@@ -170,7 +170,7 @@ def wrong_images(images: Tensor, *, count: int, side: int) -> Iterator[str]:
         yield f"pixels reach from {float(images.min()):.3g} to {float(images.max()):.3g}; they must lie within 0 to 1"
 
 
-def tokens_are_drawn_from_logits(subject: Subject) -> Iterator[str]:
+def tokens_are_drawn_from_logits(subject: RowUnderTest) -> Iterator[str]:
     """The tokens are those that an independent sampler draws from the returned logits with the protocol's noise."""
     out = subject.first
     model = subject.row.model
@@ -222,7 +222,7 @@ def _mixed(word: int) -> int:
     return word ^ (word >> 31)
 
 
-def plan_stable(subject: Subject) -> Iterator[str]:
+def plan_stable(subject: RowUnderTest) -> Iterator[str]:
     """Asked again, under other random states and after running, the policies give the same plan; running leaves it as it is."""
     import random
 
@@ -248,7 +248,7 @@ def plan_stable(subject: Subject) -> Iterator[str]:
             yield f"imported again, the plan is {fresh.plan.digest[:12]} and not {subject.plan.digest[:12]}"
 
 
-def no_memoised_repeat(subject: Subject) -> Iterator[str]:
+def no_memoised_repeat(subject: RowUnderTest) -> Iterator[str]:
     """Results depend on labels and seed alone, not on what was made before: a repeat is computed again."""
     _ = subject.first
     later = subject.generate(seed=SEED + 5, return_logits=True)
@@ -266,7 +266,7 @@ SCHEDULED = 60
 """Optimiser steps that a schedule is asked about."""
 
 
-def schedule_repeats(subjects: Sequence[Subject]) -> Iterator[str]:
+def schedule_repeats(subjects: Sequence[RowUnderTest]) -> Iterator[str]:
     """A training schedule is a function of step and random numbers alone, and names points that exist."""
     asked: set[tuple[str | None, str | None]] = set()
     for subject in subjects:

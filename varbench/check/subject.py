@@ -79,7 +79,7 @@ def given(model: ModelSpec, name: str, plugin: object) -> Bench:
     return Bench(model, (*others, GivenPoint(name, plugin)))
 
 
-class Subject:
+class RowUnderTest:
     """One row, with the generations that more than one invariant looks at, each made once."""
 
     def __init__(self, bench: Bench, row: Row) -> None:
@@ -167,11 +167,11 @@ class Subject:
         return memory
 
     @contextmanager
-    def afresh(self) -> Iterator[Subject]:
+    def afresh(self) -> Iterator[RowUnderTest]:
         """The same row of plugins that are imported again."""
         with afresh(self.bench, {setting.plugin for setting in self.row.settings}) as bench:
             (row,) = rows.expand(_spelled(self.row), bench.model, manager=bench.manager)
-            yield Subject(bench, replace(row, name=f"{row.name} (imported again)"))
+            yield RowUnderTest(bench, replace(row, name=f"{row.name} (imported again)"))
 
 
 @contextmanager

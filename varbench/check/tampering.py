@@ -10,14 +10,14 @@ import torch
 
 from varbench.check.global_state import GlobalState, stir, wrong_clocks
 from varbench.check.sameness import tokens_are_drawn_from_logits
-from varbench.check.subject import Bench, Subject
+from varbench.check.subject import Bench, RowUnderTest
 from varbench.check.untouched import Originals, tampered
 
 REPLACED = ", as it runs"
 """Beside the name of a backbone: as the row's transforms leave it."""
 
 
-def no_global_state_change(subject: Subject) -> Iterator[str]:
+def no_global_state_change(subject: RowUnderTest) -> Iterator[str]:
     """Random states, default types, switches, clocks and the environment stay as they are at every step."""
     _ = subject.first
     subject.compile()
@@ -59,7 +59,7 @@ def global_changes(
             return
 
 
-def weights_untouched(subject: Subject) -> Iterator[str]:
+def weights_untouched(subject: RowUnderTest) -> Iterator[str]:
     """Weights, modules and their hooks are as they were before."""
     before = _modules(subject)
     after = before
@@ -74,14 +74,14 @@ def weights_untouched(subject: Subject) -> Iterator[str]:
     changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
     if changed:
         yield f"{len(changed)} of {len(before)} modules changed while images were made: {', '.join(changed[:3])}"
-    fresh = _modules(Subject(Bench(subject.bench.model, subject.bench.points), subject.row))
+    fresh = _modules(RowUnderTest(Bench(subject.bench.model, subject.bench.points), subject.row))
     # Replaced modules may be of a class that is made with them, so they are held against themselves alone.
     changed = sorted(name for name in fresh if REPLACED not in name and fresh[name] != after.get(name))
     if changed and after == before:
         yield f"{len(changed)} of {len(before)} modules are not as they were made: {', '.join(changed[:3])}"
 
 
-def _modules(subject: Subject) -> dict[str, str]:
+def _modules(subject: RowUnderTest) -> dict[str, str]:
     """A hash of every module's own tensors, plain attributes and hooks; of the pipeline, what hides its methods."""
     found = {}
     pipe = subject.pipe
@@ -113,21 +113,21 @@ def _plain_attributes(module: torch.nn.Module) -> list[object]:
     return [type(module).__qualname__, id(type(module)), sorted(plain.items()), sorted(hooks.items())]
 
 
-def sampler_untouched(subjects: Sequence[Subject]) -> Iterator[str]:
+def sampler_untouched(subjects: Sequence[RowUnderTest]) -> Iterator[str]:
     """The sampler is varbench's own, and the tokens are what it draws."""
     yield from tampered("sampler")
     for subject in subjects:
         yield from (f"{subject.row.name}: {message}" for message in tokens_are_drawn_from_logits(subject))
 
 
-def engine_untouched(subjects: Sequence[Subject]) -> Iterator[str]:
+def engine_untouched(subjects: Sequence[RowUnderTest]) -> Iterator[str]:
     """The engine, the compiler, the models, this kit and the parts of torch that they use are as their sources say."""
     yield from tampered("engine")
     for subject in subjects:
         yield from _replaced_on_the_way(subject)
 
 
-def _replaced_on_the_way(subject: Subject) -> Iterator[str]:
+def _replaced_on_the_way(subject: RowUnderTest) -> Iterator[str]:
     """What is replaced within a generation, even if it is put back before its end."""
     originals = Originals()
     seen: dict[str, int] = {}
@@ -141,7 +141,7 @@ def _replaced_on_the_way(subject: Subject) -> Iterator[str]:
         yield f"{subject.row.name}: {name} was replaced while step {step + 1} ran"
 
 
-def evaluator_untouched(subjects: Sequence[Subject]) -> Iterator[str]:
+def evaluator_untouched(subjects: Sequence[RowUnderTest]) -> Iterator[str]:
     """Quality, measurement, statistics, cost model and records are as their sources say, and answer known questions."""
     import varbench.measure
     import varbench.quality

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from varbench.check.subject import LABELS, SEED, Subject
+from varbench.check.subject import LABELS, SEED, RowUnderTest
 from varbench.plan import cost
 from varbench.plan.trace import differences, foreseen
 
@@ -26,13 +26,13 @@ MOST = 5
 """Differences from a plan that are worth reading."""
 
 
-def trace_equals_plan(subject: Subject) -> Iterator[str]:
+def trace_equals_plan(subject: RowUnderTest) -> Iterator[str]:
     """What the engine is seen to compute, read, keep and hold is what the plan says, step by step and byte by byte."""
     planned = foreseen(subject.plan, batch=len(LABELS), dtype="float32")
     yield from itertools.islice(differences(planned, subject.first.trace), MOST)
 
 
-def measured_flops_equal_plan(subject: Subject) -> Iterator[str]:
+def measured_flops_equal_plan(subject: RowUnderTest) -> Iterator[str]:
     """FLOPs that torch counts while images are made are those that the plan says, within 1 %."""
     _ = subject.first
     # The fused CPU kernel is not among those that torch's counter knows; the plain form is.
@@ -44,7 +44,7 @@ def measured_flops_equal_plan(subject: Subject) -> Iterator[str]:
         yield f"{measured / 1e6:.2f} MFLOPs were counted, and the plan says {planned / 1e6:.2f} ({measured / planned - 1:+.1%})"
 
 
-def products_in_type(subject: Subject) -> Iterator[str]:
+def products_in_type(subject: RowUnderTest) -> Iterator[str]:
     """Matrix products and convolutions are computed in the type that was asked for, or that a transform declares: speed does
     not come from fewer bits."""
     _ = subject.first
@@ -78,7 +78,7 @@ _PRODUCTS = frozenset((*flop_registry, _aten.linear, _aten.matmul, _aten.conv2d,
 """What torch's own FLOP counter knows, and what it takes apart into that."""
 
 
-def work_falls_as_knob_tightens(subjects: Sequence[Subject]) -> Iterator[str]:
+def work_falls_as_knob_tightens(subjects: Sequence[RowUnderTest]) -> Iterator[str]:
     """Along the points of a curve, FLOPs fall, or where they are equal the bytes of state or of weights do, in one direction."""
     for family in _families(subjects):
         works = [(cost.work(s.plan, batch=1, dtype="float32"), s) for s in family]
@@ -102,10 +102,10 @@ def work_falls_as_knob_tightens(subjects: Sequence[Subject]) -> Iterator[str]:
                 yield f"{pair[1]} should do less than {pair[0]}, but does {_amount(tighter)} after {_amount(looser)}"
 
 
-def _families(subjects: Sequence[Subject]) -> Iterator[list[Subject]]:
+def _families(subjects: Sequence[RowUnderTest]) -> Iterator[list[RowUnderTest]]:
     """Rows that differ in one plugin's point alone, and in that only by a number, in the number's order; points
     without a number in the order of the settings."""
-    families: dict[object, list[tuple[list[int], Subject]]] = {}
+    families: dict[object, list[tuple[list[int], RowUnderTest]]] = {}
     for subject in subjects:
         (setting,) = subject.row.settings if len(subject.row.settings) == 1 else (None,)
         if setting is None or setting.point is None:
@@ -122,7 +122,7 @@ def _amount(amounts: tuple[int, int, int, int]) -> str:
     return f"{amounts[0] / 1e6:.2f} MFLOPs, {amounts[1]} bytes of state at its peak and {amounts[3]} of weights"
 
 
-def no_speedup_without_less_work(subject: Subject) -> Iterator[str]:
+def no_speedup_without_less_work(subject: RowUnderTest) -> Iterator[str]:
     """A row is not faster than its own plan executed with picks that cost nothing: what is saved stands in the plan."""
     seeds = itertools.count(SEED + 100)
     own = _timer(lambda: subject.generate(seed=next(seeds)))
@@ -139,7 +139,7 @@ def no_speedup_without_less_work(subject: Subject) -> Iterator[str]:
             )
 
 
-def repeat_as_slow_as_first(subject: Subject) -> Iterator[str]:
+def repeat_as_slow_as_first(subject: RowUnderTest) -> Iterator[str]:
     """The same labels and seed again take about as long as new ones: an answer that is looked up is no measurement."""
     _ = subject.first
     yield from faster_repeat(lambda seed: subject.generate(seed=seed))

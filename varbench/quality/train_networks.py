@@ -37,7 +37,7 @@ _BLUR_PIXELS = 1.0
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedNetwork:
     """A trained network: write `file_bytes()` to disk, and `varbench.quality.networks.load_network` reads it back."""
 
     module: FeatureNetwork | Judge
@@ -56,7 +56,7 @@ def train_classifier(
     seed: int = 0,
     device: str = "cpu",
     progress: Progress | None = None,
-) -> Trained:
+) -> TrainedNetwork:
     """Train `features` or `judge` on the training range of `data`; accuracy is measured on its validation range."""
     if steps < 1:
         raise UserError(f"training needs at least 1 step, and steps is {steps}.")
@@ -103,7 +103,7 @@ def train_classifier(
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
         "torch": torch.__version__,
     }
-    return Trained(module=module, config=config, record=record)
+    return TrainedNetwork(module=module, config=config, record=record)
 
 
 def degrade(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

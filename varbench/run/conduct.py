@@ -29,7 +29,7 @@ from varbench.run.display import Display
 from varbench.run.fill import fill, now
 from varbench.run.findings import Findings, Looks, Seen, keep, kept
 from varbench.run.looking import look_at
-from varbench.run.messages import Job, Loaded, Trained
+from varbench.run.messages import Job, Ready, Trained
 from varbench.run.prepare import OWN_WEIGHTS, Run, WeightSet
 from varbench.run.seeing import Seers
 
@@ -175,7 +175,7 @@ class Conduct:
             try:
                 with self._child(self._subject_job(weights, left), title) as subject:
                     loaded = subject.hear()
-                    assert isinstance(loaded, Loaded)
+                    assert isinstance(loaded, Ready)
                     self._check(left, loaded)
                     work(subject, tuple(name for name in left if self.found[name].failure is None))
             except (ChildEndedError, RowError) as error:
@@ -195,7 +195,7 @@ class Conduct:
         wanted = names if full is None or full in names else (*names, full)
         return self.run.job(task="making", rows=wanted, files=files, full=full)
 
-    def _check(self, names: tuple[str, ...], loaded: Loaded) -> None:
+    def _check(self, names: tuple[str, ...], loaded: Ready) -> None:
         for name in names:
             wrong = verify.mismatches(self.run, self.run.rows[name], loaded, self.found[name].trained)
             before = self.found[name]

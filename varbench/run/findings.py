@@ -13,7 +13,7 @@ from varbench.measure.speed import SpeedRound
 from varbench.plan.trace import Trace
 from varbench.record import Energy, LargestBatch, RecordError, Score, Totals, decode, encode
 from varbench.record.failure import Failure
-from varbench.run.messages import Loaded, Scored, Trained
+from varbench.run.messages import Ready, Scored, Trained
 
 Part = TypeVar("Part")
 
@@ -56,7 +56,7 @@ class Findings:
     failure: Failure | None = None
     exit_code: int | None = None
     stderr_tail: str = ""
-    loaded: Loaded | None = None
+    loaded: Ready | None = None
     trained: Trained | None = None
     seen: Seen | None = None
     looks: Looks | None = None

@@ -123,7 +123,7 @@ class Trained:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
+class Ready:
     """A subject's process is ready: who it is, and what it runs."""
 
     environment: Environment
@@ -189,7 +189,7 @@ class Kept:
 
 
 Message = (
-    Alive | Failed | Resolved | Trained | Loaded | Request | Reply | Begin | Take | Finish | Scored | Measured | Done
+    Alive | Failed | Resolved | Trained | Ready | Request | Reply | Begin | Take | Finish | Scored | Measured | Done
 )
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in Message.__args__}
 

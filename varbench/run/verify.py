@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from varbench.run.identity import plugin_hash
-from varbench.run.messages import Loaded, Trained
+from varbench.run.messages import Ready, Trained
 from varbench.run.prepare import RowInRun, Run
 
 
-def mismatches(run: Run, row: RowInRun, loaded: Loaded, trained: Trained | None) -> list[str]:
+def mismatches(run: Run, row: RowInRun, loaded: Ready, trained: Trained | None) -> list[str]:
     """Plans, plugins and weights, as the child says they are, beside what was prepared."""
     found = []
     if row.plan is not None and (ran := loaded.plans.get(row.name)) not in (None, row.plan.digest):

@@ -27,7 +27,7 @@ from varbench.record import Status, Totals
 from varbench.rows.grammar import Row
 from varbench.rows.manager import manager
 from varbench.run.channel import Channel
-from varbench.run.messages import Failed, Job, Loaded
+from varbench.run.messages import Failed, Job, Ready
 from varbench.run.reasons import of_exception
 from varbench.run.tasks.resolving import files_of
 
@@ -55,7 +55,7 @@ def run(job: Job, channel: Channel) -> None:
         channel.say(replace(reply, changed=tuple(changed)))
 
 
-def load(job: Job) -> tuple[Subject, Loaded]:
+def load(job: Job) -> tuple[Subject, Ready]:
     """The one subject of the job's rows: they share their weights."""
     made = [rows.resolve(name, job.model) for name in job.rows]
     generator = made[0].policies.generator
@@ -85,10 +85,10 @@ def load(job: Job) -> tuple[Subject, Loaded]:
 
 def _loaded(
     job: Job, made: list[Row], *, weights: dict[str, str], parameters: dict[str, int], plans: dict[str, str]
-) -> Loaded:
+) -> Ready:
     plugins = manager()
     names = {info.name for row in made for info in row.plugins}
-    return Loaded(
+    return Ready(
         environment=environment(job.options.device),
         weights=weights,
         parameters=parameters,

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -213,22 +212,3 @@ def test_ctrl_c_leaves_records_and_says_how_to_go_on(site: Path, tmp_path: Path)
     assert process.returncode == 130
     assert "--resume" in errors
     assert {record.status for record in load_records([out]).records} == {Status.INTERRUPTED}
-
-
-def test_a_plugin_that_lies_about_its_state_is_found_out() -> None:
-    """State that a policy keeps beside the engine's own is seen between steps; the engine's allowance is not enough for it."""
-    from varbench.measure.honesty import _undeclared
-    from varbench.measure.memory import Seen
-
-    def seen(*after: int) -> Seen:
-        import numpy as np
-
-        return Seen(after_steps=after, state=(1 << 20, 1 << 21), left=0, tokens=np.zeros(1, np.int64))
-
-    honest = seen((1 << 20) + 5000, (1 << 21) + 9000)
-    assert _undeclared(honest, honest) is None
-    hidden = seen((1 << 20) + 5000, (1 << 21) + 9000 + (1 << 19))
-    assert (
-        textwrap.shorten(_undeclared(hidden, honest) or "", 200)
-        == "524,288 bytes live after step 2 that the row does not declare as state"
-    )

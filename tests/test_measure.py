@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import sys
+import time
 import types
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from varbench import load_pipeline, rows
+from varbench.engine.generate import Observer
 from varbench.engine.pipeline import Pipeline
+from varbench.engine.storage import storage_bytes
+from varbench.engine.subjects import Answer, Ask, EngineSubject, Subject
 from varbench.errors import WrongOutputError
-from varbench.measure import environment, honesty, memory, nvml, speed
-from varbench.measure.clock import CudaClock, Stop, WallClock, time_calls
-from varbench.measure.harness import null_cost
+from varbench.measure import environment, honesty, memory, nvml, process_state, speed, timed_call
+from varbench.measure.calls import Reply, Request
+from varbench.measure.clock import CudaClock
+from varbench.measure.harness import Nothing, null_cost
 from varbench.measure.largest import bisect, largest_by_plan
 from varbench.plan.compiler import compile_plan
 from varbench.plan.cost import work
@@ -25,6 +31,7 @@ from varbench.plan.presets import preset
 from varbench.plan.trace import Trace, foreseen
 from varbench.record import Status
 from varbench.run.reasons import of_exception, of_exit
+from varbench.run.tasks import making
 
 TINY = preset("tiny").spec
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -35,101 +42,79 @@ def pipe() -> Pipeline:
     return load_pipeline("tiny")
 
 
-def full(pipe: Pipeline) -> speed.Generation:
-    return speed.Generation(pipe=pipe, row=rows.FULL, cfg=1.5, top_k=0, top_p=0.0)
-
-
-class Replay:
-    """A clock that ticks as it is told; each mark takes the next tick."""
-
-    name = "replay"
-
-    def __init__(self, ticks: Iterator[float]) -> None:
-        self.now, self._ticks, self.settled = 0.0, ticks, 0
-
-    def mark(self) -> float:
-        self.now += next(self._ticks)
-        return self.now
-
-    def between(self, first: float, second: float) -> float:
-        return second - first
-
-    def settle(self) -> None:
-        self.settled += 1
-
-
 # Clock
 
 
-def test_columns_end_where_the_call_marks_them() -> None:
-    def call(mark: Any) -> None:
-        mark("transformer")
-        mark("with_decoder")
+def test_columns_end_where_the_call_marks_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock on which a second goes by at each look: two steps, images, and the same in bytes."""
+    looks, settled = itertools.count(), []
 
-    clock = Replay(iter([0.0, 2.0, 1.0, 10.0, 4.0, 1.0]))
-    found = time_calls(call, clock=clock, stop=Stop(count=2, seconds=0.0))
-    assert found.seconds == {"transformer": (2.0, 4.0), "with_decoder": (3.0, 5.0)}
-    assert clock.settled == 2  # before the batch of calls and after it, never between them
+    class Ticking:
+        name = "ticks"
+
+        def mark(self) -> float:
+            return float(next(looks))
+
+        def between(self, first: float, second: float) -> float:
+            return second - first
+
+        def settle(self) -> None:
+            settled.append(next(looks))
+
+    class TwoSteps(Nothing):
+        def make(self, ask: Ask, *, observer: Observer | None = None) -> Answer:
+            assert observer is not None
+            for step in range(2):
+                for moment in ("start", "logits", "end"):
+                    observer(moment, step)
+            return Answer(images=self._images, tokens=None, trace=None)
+
+    monkeypatch.setattr(timed_call, "clock_for", lambda device: Ticking())
+    _, _, times = timed_call.timed(TwoSteps("cpu"), ask(1))  # type: ignore[arg-type]
+    # Marks: 1 before the call, 2 3 4 and 5 6 7 in its steps, 8 when there are images.
+    assert (times.transformer, times.loop, times.with_decoder, times.steps) == (2.0, 6.0, 7.0, (2.0, 2.0))
+    assert len(settled) == 2  # before the call and after it, never within
 
 
-@pytest.mark.parametrize(("samples", "reached"), [([1.0] * 2, False), ([0.1] * 5, False), ([1.0] * 5, True)])
-def test_stop_needs_both_count_and_time(samples: list[float], reached: bool) -> None:
-    assert Stop(count=3, seconds=2.0).reached(samples) is reached
-
-
-@pytest.fixture
-def millisecond_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wall clock on which a millisecond goes by each time somebody looks at it, and no other time."""
+def test_the_harness_costs_microseconds_of_looks_at_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = itertools.count()
     monkeypatch.setattr("varbench.measure.clock.time.perf_counter", lambda: next(looks) / 1000)
-
-
-@pytest.mark.usefixtures("millisecond_a_look")
-def test_short_calls_go_on_until_the_time_is_over() -> None:
-    """A batch of five calls takes eleven looks, so one batch has the count and only the second has the 20 ms."""
-    ended = time_calls(lambda mark: mark("end_to_end"), clock=WallClock(), stop=Stop(count=5, seconds=0.02))
-    assert len(ended.wall) == 10
-    assert sum(ended.wall) == pytest.approx(0.022)
-
-
-@pytest.mark.usefixtures("millisecond_a_look")
-def test_the_harness_costs_one_look_at_the_clock_for_each_mark() -> None:
-    assert null_cost().value == pytest.approx(3 / 1000)
+    assert null_cost().value == pytest.approx(4 / 1000)  # start, logits, end, and images
 
 
 @gpu
 def test_cuda_events_agree_with_the_wall_on_long_work() -> None:
     device = torch.device("cuda")
-    x = torch.randn(8192, 8192, device=device)
-
-    def call(mark: Any) -> None:
-        for _ in range(10):
-            x @ x
-        mark("end")
-
-    found = time_calls(call, clock=CudaClock(device), stop=Stop(count=3, seconds=0.0))
-    assert sum(found.seconds["end"]) == pytest.approx(sum(found.wall), rel=0.2)
+    x, clock = torch.randn(8192, 8192, device=device), CudaClock(device)
+    clock.settle()
+    began, start = time.perf_counter(), clock.mark()
+    for _ in range(30):
+        x @ x
+    end = clock.mark()
+    clock.settle()
+    assert clock.between(start, end) == pytest.approx(time.perf_counter() - began, rel=0.2)
 
 
 # Speed
 
 
-def test_one_call_on_a_cpu_gives_columns_that_hold_each_other(pipe: Pipeline) -> None:
-    timed = speed.Timed()
-    speed.warm(full(pipe), batch=1, seed=0, timed=timed)
-    speed.time_row(full(pipe), "latency", batch=1, stop=Stop(count=2, seconds=0.0), seed=0, timed=timed)
-    columns = timed.columns["latency"]
-    for transformer, decoded, whole in zip(
-        *(columns[c] for c in ("transformer", "with_decoder", "end_to_end")), strict=True
-    ):
-        assert 0 < transformer < decoded < whole
-    assert timed.first_call is not None
+def subject_of(pipe: Pipeline) -> EngineSubject:
+    return EngineSubject(pipe=pipe, cfg=1.5, top_k=0, top_p=0.0)
 
 
-def test_the_per_scale_pass_has_a_time_for_each_step(pipe: Pipeline) -> None:
-    found = speed.per_scale(full(pipe), batch=1, count=1, seed=0)
-    assert len(found["seconds"]) == TINY.scales
-    assert min(found["seconds"]) > 0
+def ask(batch: int, *, row: str = rows.FULL, seed: int = 0) -> Ask:
+    return Ask(row=row, labels=speed.balanced_labels(batch, TINY.classes), seed=seed)
+
+
+def test_one_call_gives_columns_that_hold_each_other_and_steps_that_add_up(pipe: Pipeline) -> None:
+    timed_call.timed(subject_of(pipe), ask(4))  # compiles the plan
+    _, images, times = timed_call.timed(subject_of(pipe), ask(4))
+    assert images.shape == (4, 3, 32, 32)
+    assert times.transformer is not None and times.loop is not None
+    assert 0 < times.transformer < times.loop < times.with_decoder < times.end_to_end
+    assert len(times.steps) == TINY.scales and min(times.steps) > 0
+    assert sum(times.steps) == pytest.approx(times.loop, rel=0.05)
+    assert times.ended - times.began == pytest.approx(times.end_to_end)
 
 
 def test_labels_are_balanced_over_batches() -> None:
@@ -147,7 +132,7 @@ def test_labels_are_balanced_over_batches() -> None:
 )
 def test_wrong_output_has_both_numbers(images: torch.Tensor, words: str) -> None:
     with pytest.raises(WrongOutputError, match=words):
-        speed.check_images(images, batch=4, side=32)
+        timed_call.check_images(images, batch=4, side=32)
 
 
 # Memory
@@ -155,54 +140,70 @@ def test_wrong_output_has_both_numbers(images: torch.Tensor, words: str) -> None
 
 def test_views_of_one_storage_count_once() -> None:
     base = torch.zeros(100)
-    assert memory.storage_bytes([base, base[10:], base.view(10, 10)]) == 400
+    assert storage_bytes([base, base[10:], base.view(10, 10)]) == 400
 
 
 def test_weights_are_those_of_the_modules(pipe: Pipeline) -> None:
-    found = memory.weight_bytes(pipe)
+    found = subject_of(pipe).weight_bytes(rows.FULL)
     plan = compile_plan(TINY, RowPolicies(name=rows.FULL))
     assert found == pytest.approx(work(plan, batch=1, dtype="float32").weight_bytes, rel=0.02)
-    assert memory.weight_bytes(pipe, "code@training_free/n4") > found, "the row runs on a second model"
+    assert subject_of(pipe).weight_bytes("code@training_free/n4") > found, "the row runs on a second model"
+
+
+def test_memory_is_the_same_to_the_byte_and_holds_what_the_plan_keeps(pipe: Pipeline) -> None:
+    """The allocator's peak: of less depth it is less, and it repeats, which resident memory does not."""
+    subject = subject_of(pipe)
+    peaks = {}
+    for row in (rows.FULL, "variant@untrained/d8", "variant@untrained/d2"):
+        make = functools.partial(subject.make, ask(4, row=row))
+        found = [memory.peaks(make, weights=1000, device=subject.device) for _ in "ab"]
+        assert found[0][1].allocated == found[1][1].allocated
+        assert found[0][0].trace is not None and found[0][1].allocated is not None
+        peaks[row] = found[0][1].allocated - 1000
+        assert peaks[row] > max(found[0][0].trace.state_peak)
+    assert peaks[rows.FULL] > peaks["variant@untrained/d8"] > peaks["variant@untrained/d2"]
 
 
 def test_state_equals_the_plan_to_the_byte_and_is_seen_from_outside(pipe: Pipeline) -> None:
-    made = full(pipe)
-    found = memory.measure(made, batch=2, seed=0)
-    output = found.pop("output")
-    assert honesty.against_plan(output.plan, output.trace, batch=2, dtype="float32") == []
-    assert honesty.against_plan(output.plan, output.trace, batch=3, dtype="float32") != []
-    seen = memory.seen_from_outside(made, batch=2, seed=0)
-    assert all(abs(live - planned) < 64 for live, planned in zip(seen.after_steps, seen.planned, strict=True))
-    assert found["weights"] == memory.weight_bytes(pipe)
+    plan, _ = pipe.compile(rows.FULL)
+    made, seen = memory.seen_from_outside(subject_of(pipe), ask(2))
+    assert made.trace is not None
+    assert honesty.against_plan(plan, made.trace, batch=2, dtype="float32") == []
+    assert honesty.against_plan(plan, made.trace, batch=3, dtype="float32") != []
+    assert honesty.undeclared(seen, plan, batch=2, dtype="float32") is None
+    more = dataclasses.replace(seen, after_steps=tuple(live + (1 << 19) for live in seen.after_steps))
+    assert "that the plan does not have" in (honesty.undeclared(more, plan, batch=2, dtype="float32") or "")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
-def test_resident_growth_covers_what_is_held(pipe: Pipeline) -> None:
-    found = memory.measure(full(pipe), batch=8, seed=0)
-    assert found["rss_growth"] > 0
-    assert found["activations"] >= 0
+def replies(subject: Subject, row: str = rows.FULL) -> list[Reply]:
+    return [making.answer(subject, Request(row=row, labels=(0,), seed=seed, look="outside")) for seed in (0, 0, 1)]
 
 
 def test_an_honest_row_is_found_honest(pipe: Pipeline) -> None:
-    assert honesty.from_outside(full(pipe), batch=1, seed=0) == []
+    plan, _ = pipe.compile(rows.FULL)
+    assert honesty.across_calls(replies(subject_of(pipe)), plan, batch=1, dtype="float32") == []
 
 
 def test_what_a_call_hides_in_the_place_of_what_the_last_one_hid_is_seen(pipe: Pipeline) -> None:
     hidden: list[torch.Tensor] = []
 
-    def hiding(*arguments: Any, observer: Any, **options: Any) -> Any:
-        hidden.clear()
+    class Hiding(EngineSubject):
+        def make(self, ask: Ask, *, observer: Observer | None = None) -> Answer:
+            hidden.clear()
 
-        def observe(when: str, step: int) -> None:
-            if when == "start":
-                hidden.append(torch.zeros(1 << 20))
-            observer(when, step)
+            def observe(moment: str, step: int) -> None:
+                if moment == "start":
+                    hidden.append(torch.zeros(1 << 20))
+                if observer is not None:
+                    observer(moment, step)
 
-        return full(pipe)(*arguments, observer=observe, **options)
+            return super().make(ask, observer=observe)
 
-    hiding.pipe = pipe  # type: ignore[attr-defined]
-    (found,) = honesty.from_outside(hiding, batch=1, seed=0)  # type: ignore[arg-type]
-    assert "bytes live after step 6 that the plan does not have" in found
+    plan, _ = pipe.compile(rows.FULL)
+    found = honesty.across_calls(
+        replies(Hiding(pipe=pipe, cfg=1.5, top_k=0, top_p=0.0)), plan, batch=1, dtype="float32"
+    )
+    assert any("bytes live after step 6 that the plan does not have" in text for text in found)
 
 
 def test_a_step_that_did_not_run_as_planned_is_named() -> None:
@@ -215,7 +216,7 @@ def test_a_step_that_did_not_run_as_planned_is_named() -> None:
 
 
 def test_global_state_is_noticed_and_put_back() -> None:
-    before = honesty.global_state()
+    before = process_state.global_state()
     torch.set_default_dtype(torch.float64)
     torch.rand(1)
     assert before.changed() == ["torch default dtype", "torch random state"]

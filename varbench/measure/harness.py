@@ -1,22 +1,39 @@
-"""What measuring itself costs: a method that does nothing, put through the same clock."""
+"""What measuring itself costs: a subject that does nothing, timed as every row is."""
 
 from __future__ import annotations
 
+import torch
+
 from varbench.base import stats
-from varbench.measure.clock import Marker, Stop, clock_for, time_calls
+from varbench.engine.generate import Observer
+from varbench.engine.subjects import Answer, Ask
+from varbench.measure.timed_call import timed
+from varbench.plan import presets
+from varbench.spec import ModelSpec
 
 CALLS = 200
 
 
+class Nothing:
+    """Has its image already, and one step in which nothing happens."""
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self.model: ModelSpec = presets.preset(presets.DEFAULT).spec
+        side = self.model.image_side
+        self._images = torch.zeros(1, 3, side, side, device=self.device)
+
+    def make(self, ask: Ask, *, observer: Observer | None = None) -> Answer:
+        if observer is not None:
+            for moment in ("start", "logits", "end"):
+                observer(moment, 0)
+        return Answer(images=self._images, tokens=None, trace=None)
+
+
 def null_cost(device: str = "cpu") -> stats.Interval:
-    """Seconds that the harness adds to a call: the median of timing nothing, three marks each."""
-    import torch
-
-    def nothing(mark: Marker) -> None:
-        for column in ("transformer", "with_decoder", "end_to_end"):
-            mark(column)
-
-    clock = clock_for(torch.device(device))
-    time_calls(nothing, clock=clock, stop=Stop(count=10, seconds=0.0))
-    samples = time_calls(nothing, clock=clock, stop=Stop(count=CALLS, seconds=0.0))
-    return stats.bootstrap_median([samples.seconds["end_to_end"]])
+    """Seconds that the harness adds to the columns of a call: the median time to images of a call that does nothing."""
+    subject, ask = Nothing(device), Ask(row="", labels=(0,), seed=0)
+    for _ in range(10):
+        timed(subject, ask)  # type: ignore[arg-type]
+    samples = [timed(subject, ask)[2].with_decoder for _ in range(CALLS)]  # type: ignore[arg-type]
+    return stats.bootstrap_median([samples])

@@ -10,6 +10,7 @@ from typing import Any
 import models
 import pytest
 from conftest import CommandLine
+from scripted import options
 
 from varbench import rows
 from varbench.check.subject import given
@@ -17,6 +18,9 @@ from varbench.engine.calibration import Calibration, calibrate
 from varbench.engine.pipeline import Pipeline
 from varbench.policies import Parameter, Settings
 from varbench.rows.manager import PluginError
+from varbench.run.fill import fill
+from varbench.run.findings import Findings
+from varbench.run.prepare import prepare
 
 
 class Found:
@@ -100,3 +104,17 @@ def test_a_mistake_is_told(varbench: CommandLine, row: str, message: str) -> Non
     done = varbench("calibrate", row, "--weights", "random")
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
+
+
+def test_run_calibrates_rows_first_and_the_record_says_what_it_cost(tmp_path: Path) -> None:
+    """In children of its own: the row that is measured has what was found written into it."""
+    asked = options(plugins="scale_window@w1", weights="random", calibrate=True, dtype="float32")
+    run = prepare(asked, name="a")
+    (name,) = [name for name in run.rows if name.startswith("scale_window@w1")]
+    assert name.startswith("scale_window@w1:demanding=")
+    record = fill(run, run.rows[name], Findings(), floors={})
+    assert record.calibration is not None
+    assert record.calibration.asked == "scale_window@w1"
+    assert record.calibration.seconds > 0
+    assert list(record.calibration.parameters) == ["scale_window.demanding"]
+    assert prepare(options(plugins=name, weights="random", dtype="float32"), name="a").rows[name].calibration is None

@@ -306,14 +306,16 @@ def varbench_calibrate(setting: Setting, pipe: LoadedModel) -> dict[str, Any] | 
 
 @hookspec
 def varbench_metrics() -> Sequence[Metric] | None:
-    """Gives further columns: figures that are computed from a row's images.
+    """Gives further columns: means of a number that each of a row's images has, with their interval over images.
+
+    Images come a batch at a time, in a process of its own. A metric that fails costs its own column.
 
     Example:
         from varbench import hookimpl
         from varbench.policies import Metric
 
         def brightness(images, labels):
-            return images.float().mean().item() / 255
+            return images.float().mean(dim=(1, 2, 3)) / 255
 
         @hookimpl
         def varbench_metrics():

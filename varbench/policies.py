@@ -285,12 +285,12 @@ class Generator(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One more column: a figure of a row's images."""
+    """One more column: the mean, over a row's images, of a number that each image has."""
 
     name: str
     better: Literal["lower", "higher"]
-    compute: Callable[[Tensor, Tensor], float]
-    """Takes images (N, 3, S, S) as uint8 and their labels (N)."""
+    compute: Callable[[Tensor, Tensor], Tensor]
+    """Takes some images (N, 3, S, S) as uint8 and their labels (N), copies both; gives N numbers, one an image."""
 
 
 @dataclass(frozen=True, kw_only=True)

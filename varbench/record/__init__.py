@@ -5,6 +5,7 @@ from varbench.record.coding import RecordError, decode, encode
 from varbench.record.plan_summary import call_runs, plan_summary, totals_of, trace_totals
 from varbench.record.schema import (
     SCHEMA_VERSION,
+    CalibrationRun,
     CallRun,
     Distance,
     Energy,
@@ -49,6 +50,7 @@ from varbench.record.store import (
 
 __all__ = [
     "SCHEMA_VERSION",
+    "CalibrationRun",
     "CallRun",
     "Distance",
     "Energy",

@@ -179,6 +179,10 @@ class Options:
         "rows that plugins offer for a panel of their own; see varbench list", default=(), metavar="NAME", decides=False
     )
     all_settings: bool = option("every recipe and point, not only the default ones", default=False, decides=False)
+    calibrate: bool = option(
+        "methods that have an offline pass are calibrated first, and measured with what it found", default=False,
+        compared=False,
+    )  # fmt: skip
     seed: int = option("seed of the noise and of the recipes' training", default=0, metavar="N", compared=False)
     cfg: float = option("guidance scale", default=1.5, metavar="X", reads="cfg {:g}")
     top_k: int = option(

@@ -321,6 +321,16 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrationRun:
+    asked: str = entry("the row as it was asked for; the record's row has what was found written into it")
+    parameters: dict[str, Any] = entry("parameters that were found, by `plugin.key`")
+    digest: str = entry(
+        "hash of all that was found, with the row and the weights' hashes; the kept JSON is named by it"
+    )
+    seconds: float = entry("what the offline pass cost, once for these weights")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Environment:
     """Stable facts only: two runs on one machine give one `machine`."""
 
@@ -416,6 +426,9 @@ class Record:
     quality: Quality | None = entry("quality", absent="quality was not measured")
     distance: Distance | None = entry("distance to the full model's images", absent="not measured")
     training: Training | None = entry("how the weights were trained", absent="the row trains nothing")
+    calibration: CalibrationRun | None = entry(
+        "the offline pass that found the row's parameters", absent="the row runs with the parameters that it was given"
+    )
     provenance: MethodSource | None = entry("where the method comes from", absent="the plugin does not say")
     published: tuple[PublishedLine, ...] = entry("what others printed of the row's setting", default=())
     study: StudyWords | None = entry("words of its study", absent="the row belongs to the main table")

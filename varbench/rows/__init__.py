@@ -1,6 +1,7 @@
 """Rows: how they are written, which plugins they name, and the policies that these give."""
 
 from varbench.rows.grammar import (
+    FOLDER_VARIABLE,
     FULL,
     Attempt,
     Refused,
@@ -10,6 +11,7 @@ from varbench.rows.grammar import (
     attempt,
     every_settings,
     expand,
+    located,
     of_study,
     resolve,
     with_parameters,
@@ -20,6 +22,7 @@ from varbench.rows.parts import ACCOUNTINGS, Value
 
 __all__ = [
     "ACCOUNTINGS",
+    "FOLDER_VARIABLE",
     "FULL",
     "Attempt",
     "Refused",
@@ -30,6 +33,7 @@ __all__ = [
     "attempt",
     "every_settings",
     "expand",
+    "located",
     "of_study",
     "resolve",
     "with_parameters",

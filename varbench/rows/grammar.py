@@ -9,8 +9,10 @@ asking each of its plugins, alone, for each hook; two that claim the same are re
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from varbench.errors import UserError, did_you_mean
@@ -33,6 +35,9 @@ from varbench.rows.parts import (
     settings_of,
 )
 from varbench.spec import ModelSpec
+
+FOLDER_VARIABLE = "VARBENCH_FOLDER"
+"""Where the user stands, for processes that run elsewhere: relative paths in rows are meant from there."""
 
 FULL = "full_var"
 """The row that all others are divided by."""
@@ -297,9 +302,17 @@ def without_transforms(row: Row, *, manager: PluginManager | None = None) -> Row
     return _row(parts, row.model, manager)
 
 
+def located(setting: Setting, model: ModelSpec, manager: PluginManager) -> Setting:
+    """With whole paths in place of those that are meant from where the user stands: processes run elsewhere."""
+    known = settings_of(setting.plugin, model, manager).parameters
+    folder = Path(os.environ.get(FOLDER_VARIABLE, ""))
+    paths = {name: value for name, value in setting.parameters.items() if known[name].kind == "path" and value}
+    return replace(setting, parameters={**setting.parameters, **{k: str(folder / str(v)) for k, v in paths.items()}})
+
+
 def _ask(hook: str, setting: Setting, model: ModelSpec, manager: PluginManager) -> Any:
     """What the plugin gives for a hook, looked at; None where it gives nothing."""
-    policy = manager.call(setting.plugin, hook, setting=setting, model=model)
+    policy = manager.call(setting.plugin, hook, setting=located(setting, model, manager), model=model)
     if policy is not None:
         check_policies.check(policy, hook, manager.info(setting.plugin))
     return policy

@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+from varbench import rows
 from varbench.plan import presets
 from varbench.record import decode
 from varbench.run.channel import Channel
@@ -25,6 +26,7 @@ def main(arguments: list[str]) -> int:
     die_with_parent()
     if job.options.memory_limit is not None:
         _limit_memory(round(job.options.memory_limit * 2**30))
+    os.environ[rows.FOLDER_VARIABLE] = job.folder
     presets.of_sizes(job.model)  # they may have been read off a file, and are then no preset's
     try:
         importlib.import_module(f"varbench.run.tasks.{job.task}").run(job, channel)

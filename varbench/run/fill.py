@@ -81,6 +81,7 @@ def fill(run: Run, row: RowInRun, found: Findings, *, floors: dict[str, Score]) 
         quality=quality,
         distance=scored.distance if scored else None,
         training=_training(run, row, found),
+        calibration=row.calibration,
         provenance=row.resolved.source,
         published=row.resolved.published,
         study=row.resolved.study_words,

@@ -7,12 +7,14 @@ at them, and one holds the plugins that bring metrics.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from varbench.measure.calls import Chunk, Reply, Request
 from varbench.plan.steps import Accounting, Plan
 from varbench.record import (
+    CalibrationRun,
     Distance,
     Environment,
     MethodSource,
@@ -30,7 +32,7 @@ from varbench.record.failure import Failure
 from varbench.record.options import Options
 from varbench.spec import ModelSpec
 
-Task = Literal["resolving", "inspecting", "training", "making", "scoring", "metering"]
+Task = Literal["resolving", "calibrating", "inspecting", "training", "making", "scoring", "metering"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,8 @@ class Job:
     task: Task
     options: Options
     model: ModelSpec
+    folder: str = field(default_factory=os.getcwd)
+    """Where the user stands: what rows name to be read is looked for from there."""
     rows: tuple[str, ...] = ()
     files: dict[str, str] | None = None
     """Weight files by part, `vae`, `main`, …; None draws random weights."""
@@ -116,6 +120,15 @@ class Resolved:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """By the row that was asked for, the row with what was found written into it, and what is to be told of the pass."""
+
+    rows: dict[str, str]
+    runs: dict[str, CalibrationRun]
+    failures: dict[str, Failure] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trained:
     training: Training | None
     files: dict[str, str]
@@ -189,7 +202,20 @@ class Kept:
 
 
 Message = (
-    Alive | Failed | Resolved | Trained | Ready | Request | Reply | Begin | Take | Finish | Scored | Measured | Done
+    Alive
+    | Failed
+    | Resolved
+    | Calibrated
+    | Trained
+    | Ready
+    | Request
+    | Reply
+    | Begin
+    | Take
+    | Finish
+    | Scored
+    | Measured
+    | Done
 )
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in Message.__args__}
 

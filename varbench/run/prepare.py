@@ -7,6 +7,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from varbench.base.hashing import digest, file_hash, path_hash
 from varbench.errors import UserError
@@ -14,16 +15,18 @@ from varbench.plan import presets
 from varbench.plan.cost import Prediction, predict, work
 from varbench.plan.hardware import KNOWN, Hardware
 from varbench.plan.steps import Plan
-from varbench.record import PluginVersion, RowIdentity
+from varbench.record import CalibrationRun, PluginVersion, RowIdentity
 from varbench.record.option_forms import absolute, deciding
 from varbench.record.options import Options
 from varbench.rows import FULL
 from varbench.run import children, identity
 from varbench.run.children import ChildEndedError
-from varbench.run.messages import Job, Resolved, ResolvedRow
+from varbench.run.messages import Calibrated, Job, Resolved, ResolvedRow
 from varbench.spec import ModelSpec
 
 OWN_WEIGHTS = "own weights of "
+Answer = TypeVar("Answer")
+
 UPSTREAM = f"{FULL}:accounting=upstream"
 
 
@@ -37,6 +40,7 @@ class RowInRun:
     """Hash of all that decides its figures."""
     read: dict[str, str] = field(default_factory=dict)
     """Hashes of what its parameters name to be read, by the parameter."""
+    calibration: CalibrationRun | None = None
 
     @property
     def name(self) -> str:
@@ -118,7 +122,12 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
             f"nothing is selected; give --plugins, as in --plugins NAME,NAME@POINT. Known: {', '.join(known)}"
         )
     model = presets.preset(options.model).spec
-    resolved = resolve_rows(Job(task="resolving", options=absolute(options), model=model))
+    resolved = _hear(Job(task="resolving", options=absolute(options), model=model), Resolved)
+    calibrated = _calibrated(resolved, options, model) if options.calibrate else Calibrated(rows={}, runs={})
+    if calibrated.rows:
+        found = [calibrated.rows.get(row.name, row.name) for row in resolved.rows if row.study is None]
+        chosen = replace(absolute(options), plugins=",".join(found))
+        resolved = _hear(Job(task="resolving", options=chosen, model=model), Resolved)
     files = resolved.files
     for problem in resolved.problems:
         print(f"warning: {problem}", file=sys.stderr)
@@ -133,14 +142,30 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
         ]
     )
     rows = {row.name: _in_run(row, shared, hashes) for row in resolved.rows}
+    for asked, filled in calibrated.rows.items():
+        rows[filled] = replace(rows[filled], calibration=calibrated.runs[asked])
+    for asked, failure in calibrated.failures.items():
+        told = replace(failure, reason=f"its calibration failed: {failure.reason}")
+        rows[asked] = replace(rows[asked], resolved=replace(rows[asked].resolved, failure=told))
     return Run(
         name=name, options=options, model=model, files=files, hashes=hashes, rows=rows, metrics=resolved.metrics,
         inputs=shared,
     )  # fmt: skip
 
 
-def resolve_rows(job: Job) -> Resolved:
-    """What the plugins say of the rows that are asked for; what is wrong with the asking is a `UserError`."""
+def _calibrated(resolved: Resolved, options: Options, model: ModelSpec) -> Calibrated:
+    """The offline passes of the rows whose methods have one."""
+    names = tuple(row.name for row in resolved.rows if row.calibrates and row.failure is None)
+    if not names:
+        print("warning: --calibrate: no row's method has an offline pass", file=sys.stderr)
+        return Calibrated(rows={}, runs={})
+    print(f"calibrating {', '.join(names)}", file=sys.stderr)
+    job = Job(task="calibrating", options=absolute(options), model=model, rows=names, files=resolved.files)
+    return _hear(job, Calibrated)
+
+
+def _hear(job: Job, kind: type[Answer]) -> Answer:
+    """What a child says that is started for one answer; what is wrong with what was asked is a `UserError`."""
     with tempfile.TemporaryDirectory(prefix="varbench-") as folder:
         child = children.start(job, folder=Path(folder), log=Path(folder) / "log")
         try:
@@ -150,7 +175,7 @@ def resolve_rows(job: Job) -> Resolved:
             told = error.failure.traceback is not None
             last = [] if told else child.stderr_tail.splitlines()[-1:]
             raise UserError("; ".join([error.failure.reason, *last])) from error
-    assert isinstance(found, Resolved)
+    assert isinstance(found, kind)
     return found
 
 
@@ -165,6 +190,9 @@ def _in_run(row: ResolvedRow, shared: str, hashes: dict[str, str]) -> RowInRun:
         for plugin in row.plugins
     )
     read = {key: path_hash(path) for key, path in row.read.items()}
+    meant = row.name
+    for key, sha256 in read.items():  # what it is called is not what it is
+        meant = meant.replace(str(row.parameters[key]), sha256[:16])
     return RowInRun(
         resolved=row,
         identity=RowIdentity(
@@ -179,7 +207,7 @@ def _in_run(row: ResolvedRow, shared: str, hashes: dict[str, str]) -> RowInRun:
         inputs=digest(
             [
                 shared,
-                row.name,
+                meant,
                 *(f"{p.name} {p.version} {p.code_hash}" for p in plugins),
                 *(f"{k} {v}" for k, v in read.items()),
                 # Another row's second model makes no record old.

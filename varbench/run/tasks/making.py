@@ -70,7 +70,7 @@ def load(job: Job) -> tuple[Subject, Ready]:
             generator=generator.policy, model=job.model, device=device, loaded_bytes=loaded_bytes
         )
         return replaced, _loaded(job, made, weights={}, parameters=parameters, plans={})
-    pipe = _pipeline(job, made)
+    pipe = pipeline_of(job, made)
     options = job.options
     subject = EngineSubject(pipe=pipe, cfg=options.cfg, top_k=options.top_k, top_p=options.top_p)
     counts = {name: sum(p.numel() for p in model.parameters()) for name, model in pipe.backbones.items()}
@@ -98,7 +98,7 @@ def _loaded(
     )
 
 
-def _pipeline(job: Job, made: list[Row]) -> Pipeline:
+def pipeline_of(job: Job, made: list[Row]) -> Pipeline:
     options = job.options
     further = {part: spec for row in made for part, spec in row.policies.backbones.items()}
     if job.files is None:

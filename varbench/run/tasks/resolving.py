@@ -138,7 +138,7 @@ def _read(row: Row, plugins: PluginManager) -> Iterator[tuple[str, str]]:
     for setting in row.settings:
         settings = plugins.call(setting.plugin, "varbench_settings", model=row.model)
         for name, parameter in settings.parameters.items() if settings else ():
-            path = setting.parameters.get(name)
+            path = rows.located(setting, row.model, plugins).parameters.get(name)
             if parameter.kind == "path" and path:
                 yield f"{setting.plugin}.{name}", str(path)
 

@@ -78,6 +78,7 @@ class Process:
         self.subject = subject
 
     def ask(self, request: Request) -> Reply:
+        process_state.stir()
         state = process_state.global_state()
         try:
             reply = making.answer(self.subject, request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,14 @@ class Globals:
         torch.backends.cudnn.allow_tf32 = values["cudnn.allow_tf32"]
         torch.use_deterministic_algorithms(values["deterministic algorithms"])
         torch.set_grad_enabled(values["gradients"])
+
+
+def stir() -> None:
+    """Other random numbers from now on: what a row draws from them it does not draw again."""
+    seed = int.from_bytes(os.urandom(4), "little")
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
 
 
 def global_state() -> Globals:

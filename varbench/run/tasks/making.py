@@ -39,6 +39,7 @@ def run(job: Job, channel: Channel) -> None:
     channel.say(loaded)
     for request in channel.asked():
         assert isinstance(request, Request)
+        process_state.stir()
         state = process_state.global_state()
         try:
             reply = answer(subject, request)
@@ -114,6 +115,10 @@ def pipeline_of(job: Job, made: list[Row]) -> Pipeline:
             device=options.device,
             dtype=options.dtype,
         )
+    for part, spec in further.items():  # a file says sizes, and not what the method calls such a model
+        loaded = pipe.backbones[part]
+        if replace(loaded.spec, name=spec.name) == spec:
+            loaded.spec = spec
     if options.compile != "off":
         pipe.compile_layers(mode=options.compile)
     return pipe

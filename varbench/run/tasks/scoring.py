@@ -6,6 +6,7 @@ Images come in files, a batch each, and are checked by their hash and count; lab
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import math
@@ -148,7 +149,8 @@ class Scorer:
     def _keep(self, images: Images, tokens: Tokens | None) -> None:
         self._full = (images, tokens)
         if (place := self._place()) is not None:
-            with whole_file(place) as file:
+            # A full disk, or a cache that cannot be written, costs later runs the distance; not this one.
+            with contextlib.suppress(OSError), whole_file(place) as file:
                 np.savez(file, images=images, **({} if tokens is None else {"tokens": tokens}))  # type: ignore[arg-type]
 
     def _stored(self) -> tuple[Images, Tokens | None] | None:

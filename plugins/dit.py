@@ -123,9 +123,10 @@ class DiT(Generator):
         import torch
 
         noise = [torch.Generator().manual_seed(_stream(seed, first_image + place)) for place in range(len(labels))]
-        images = self._pipe(
+        made = self._pipe(
             list(labels), guidance_scale=self._cfg, generator=noise, num_inference_steps=self._steps, output_type="pt"
-        ).images
+        )
+        images: Tensor = made.images
         return images.float()
 
     def work(self, batch: int) -> Work:

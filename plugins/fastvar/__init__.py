@@ -9,7 +9,8 @@ from __future__ import annotations
 from varbench import hookimpl
 from varbench.policies import Parameter, Provenance, Setting, Settings, StepPolicy, TokenPolicy
 from varbench.spec import ModelSpec
-from varbench_plugins.fastvar import policies
+
+from . import policies
 
 
 @hookimpl

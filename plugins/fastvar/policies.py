@@ -87,14 +87,14 @@ class PivotalTokens(TokenPolicy):
         return scale == self._remembered and layer in self._layers
 
     def pick(self, x_BLC: Tensor, count: int, *, layer: int, scale: int, sublayer: SubLayerName) -> Tensor:
-        from varbench_plugins.fastvar.selection import farthest_from_mean
+        from .selection import farthest_from_mean
 
         return farthest_from_mean(x_BLC, count)
 
     def fill(
         self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, scale: int
     ) -> Tensor:
-        from varbench_plugins.fastvar.selection import restored
+        from .selection import restored
 
         return restored(computed_BnC, places_Bn, remembered_BlC, side=self._model.sides[scale])
 

@@ -67,6 +67,6 @@ def varbench_cache_strategy(setting: Setting, model: ModelSpec) -> CacheStrategy
 
 @hookimpl
 def varbench_calibrate(setting: Setting, pipe: Pipeline) -> dict[str, Any]:
-    from varbench_plugins.scale_window.similarity import least_alike
+    from .similarity import least_alike
 
     return least_alike(pipe, share=float(setting.parameters["share"]))

@@ -12,7 +12,8 @@ from varbench.engine.calibration import read_layers, written_layers
 from varbench.errors import UserError
 from varbench.policies import CacheStrategy, Parameter, Provenance, Setting, Settings
 from varbench.spec import ModelSpec
-from varbench_plugins.scalekv.strategy import ScaleKV, budgets
+
+from .strategy import ScaleKV, budgets
 
 if TYPE_CHECKING:
     from varbench import Pipeline
@@ -65,6 +66,6 @@ def varbench_cache_strategy(setting: Setting, model: ModelSpec) -> CacheStrategy
 
 @hookimpl
 def varbench_calibrate(setting: Setting, pipe: Pipeline) -> dict[str, Any]:
-    from varbench_plugins.scalekv.selectivity import least_selective
+    from .selectivity import least_selective
 
     return least_selective(pipe)

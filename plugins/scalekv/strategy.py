@@ -44,7 +44,7 @@ class ScaleKV(CacheStrategy):
     def pick(
         self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, *, layer: int, scale: int, group: int
     ) -> Tensor:
-        from varbench_plugins.scalekv.selection import best_entries, observers
+        from .selection import best_entries, observers
 
         places_m = observers(queries_BHLc.shape[2], side=self._model.sides[scale], grid=GRID, device=keys_BHnc.device)
         return best_entries(keys_BHnc, queries_BHLc, count, observers_m=places_m, pool=POOL)

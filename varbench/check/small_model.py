@@ -64,4 +64,5 @@ def _value(name: str, normal: Tensor) -> Tensor:
     if "ada_gss" in name:
         return 0.3 * normal
     # Every output of a matrix or convolution has about the variance of its inputs.
-    return normal / normal[0].numel() ** 0.5
+    inputs = normal[0].numel()
+    return normal / float(inputs**0.5)

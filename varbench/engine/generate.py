@@ -244,7 +244,8 @@ class _Run:
         def ffn(chosen_RnC: Tensor) -> Tensor:
             hidden = normed(chosen_RnC) * scale2 + shift2
             self.watch.ffn(block, hidden)
-            return block.ffn(hidden, self.dtype) * gamma2
+            computed: Tensor = block.ffn(hidden, self.dtype)
+            return computed * gamma2
 
         x_RLC = self._sub_layer(
             x_RLC, _SubLayer(name="attention", planned=planned.attention, call=call, compute=attention)

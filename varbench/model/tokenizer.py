@@ -42,9 +42,10 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut: nn.Module = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
 
     def forward(self, x_BChw: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x_BChw)))
+        h: Tensor = self.conv1(F.silu(self.norm1(x_BChw)))
         h = self.conv2(F.silu(self.norm2(h)))
-        return self.nin_shortcut(x_BChw) + h
+        shortcut: Tensor = self.nin_shortcut(x_BChw)
+        return shortcut + h
 
 
 class SpatialAttention(nn.Module):
@@ -58,8 +59,8 @@ class SpatialAttention(nn.Module):
         batch, channels, height, width = x_BChw.shape
         q, k, v = self.qkv(self.norm(x_BChw)).view(batch, 3, channels, height * width).unbind(1)
         weights_BNN = torch.bmm(q.transpose(1, 2), k).mul(channels**-0.5).softmax(dim=2)
-        h = torch.bmm(v, weights_BNN.transpose(1, 2)).view(batch, channels, height, width)
-        return x_BChw + self.proj_out(h)
+        h: Tensor = self.proj_out(torch.bmm(v, weights_BNN.transpose(1, 2)).view(batch, channels, height, width))
+        return x_BChw + h
 
 
 class Downsample(nn.Module):
@@ -68,7 +69,8 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        half: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        return half
 
 
 class Upsample(nn.Module):
@@ -77,27 +79,27 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        double: Tensor = self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        return double
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution; the deepest level has attention after each."""
+    """Residual blocks at one resolution, the deepest with attention after each; then the way to the next resolution."""
 
     def __init__(self, before: int, after: int, *, blocks: int, attention: bool, resample: nn.Module | None) -> None:
         super().__init__()
         self.block = nn.ModuleList(ResidualBlock(before if i == 0 else after, after) for i in range(blocks))
         self.attn = nn.ModuleList(SpatialAttention(after) for _ in range(blocks if attention else 0))
-        if isinstance(resample, Downsample):
-            self.downsample = resample
-        elif isinstance(resample, Upsample):
-            self.upsample = resample
+        self.downsample = resample if isinstance(resample, Downsample) else nn.Identity()
+        self.upsample = resample if isinstance(resample, Upsample) else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         for place, block in enumerate(self.block):
             x = block(x)
             if len(self.attn):
                 x = self.attn[place](x)
-        return x
+        resampled: Tensor = self.upsample(self.downsample(x))
+        return resampled
 
 
 class Middle(nn.Module):
@@ -108,7 +110,8 @@ class Middle(nn.Module):
         self.block_2 = ResidualBlock(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))
+        mixed: Tensor = self.block_2(self.attn_1(self.block_1(x)))
+        return mixed
 
 
 class Encoder(nn.Module):
@@ -135,9 +138,8 @@ class Encoder(nn.Module):
         x = self.conv_in(x_B3hw)
         for level in self.down:
             x = level(x)
-            if hasattr(level, "downsample"):
-                x = level.downsample(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        latent: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return latent
 
 
 class Decoder(nn.Module):
@@ -164,9 +166,8 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(f_BDhw))
         for level in reversed(self.up):
             x = level(x)
-            if hasattr(level, "upsample"):
-                x = level.upsample(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        image: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        return image
 
 
 class Phi(nn.Conv2d):
@@ -176,7 +177,7 @@ class Phi(nn.Conv2d):
         super().__init__(channels, channels, 3, padding=1)
 
     def forward(self, h_BDhw: Tensor) -> Tensor:
-        convolved = self._conv_forward(h_BDhw.to(self.weight.dtype), self.weight, self.bias)
+        convolved: Tensor = self._conv_forward(h_BDhw.to(self.weight.dtype), self.weight, self.bias)
         return h_BDhw * 0.5 + convolved * 0.5
 
 
@@ -208,7 +209,8 @@ class Quantizer(nn.Module):
         h_BDhw = h_BlD.transpose(1, 2).reshape(h_BlD.shape[0], -1, side, side)
         if scale != len(self.sides) - 1:
             h_BDhw = F.interpolate(h_BDhw, size=(last, last), mode="bicubic")
-        return self.quant_resi.qresi_ls[self.phi_of_scale[scale]](h_BDhw)
+        added: Tensor = self.quant_resi.qresi_ls[self.phi_of_scale[scale]](h_BDhw)
+        return added
 
     def features(self, f_hat_BDhw: Tensor, scale: int) -> Tensor:
         """`f_hat` seen at a scale's side, as (B, l, D): the transformer's input for that scale."""
@@ -262,7 +264,8 @@ class Tokenizer(nn.Module):
 
     def latent(self, images_B3hw: Tensor) -> Tensor:
         """Images in [-1, 1] to the map that is quantised."""
-        return self.quant_conv(self.encoder(images_B3hw))
+        latent: Tensor = self.quant_conv(self.encoder(images_B3hw))
+        return latent
 
     def encode(self, images_B3hw: Tensor) -> Tensor:
         return self.quantize.quantise(self.latent(images_B3hw))
@@ -275,7 +278,7 @@ class Tokenizer(nn.Module):
     def decode_map(self, f_hat_BDhw: Tensor) -> Tensor:
         """A finished `f_hat` to images in [0, 1]."""
         weight = self.post_quant_conv.weight
-        image = self.decoder(self.post_quant_conv(f_hat_BDhw.to(weight.dtype)))
+        image: Tensor = self.decoder(self.post_quant_conv(f_hat_BDhw.to(weight.dtype)))
         return image.float().clamp(-1, 1).add(1).mul(0.5)
 
     def decode(self, tokens_BL: Tensor) -> Tensor:

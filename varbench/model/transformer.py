@@ -25,7 +25,7 @@ def linear(x: Tensor, layer: nn.Module, dtype: torch.dtype, *, bias: Tensor | No
     """A linear layer in the compute type; `bias` is one that the layer does not hold itself. What a transform has put in a
     layer's place is called, with activations in that type."""
     if type(layer) is not nn.Linear:
-        made = layer(x.to(dtype)).to(dtype)
+        made: Tensor = layer(x.to(dtype)).to(dtype)
         return made if bias is None else made + bias.to(dtype)
     own = bias if layer.bias is None else layer.bias
     return F.linear(x.to(dtype), layer.weight.to(dtype), None if own is None else own.to(dtype))
@@ -158,12 +158,14 @@ class Transformer(nn.Module):
 
     def condition(self, labels_B: Tensor) -> Tensor:
         """Class vectors (B, C); label `classes` is "no class"."""
-        return self.class_emb(labels_B)
+        vectors_BC: Tensor = self.class_emb(labels_B)
+        return vectors_BC
 
     def shared_modulation(self, cond_BC: Tensor, dtype: torch.dtype) -> Tensor | None:
         if not self.spec.shared_adaln:
             return None
-        return self.shared_ada_lin(cond_BC, dtype).view(cond_BC.shape[0], 1, 6, -1)
+        six_BC: Tensor = self.shared_ada_lin(cond_BC, dtype)
+        return six_BC.view(cond_BC.shape[0], 1, 6, -1)
 
     def first_tokens(self, cond_BC: Tensor) -> Tensor:
         """The input of the first scale, (B, l, C)."""
@@ -178,7 +180,8 @@ class Transformer(nn.Module):
         if self._scale_of_L is None or self._scale_of_L.device != self.pos_1LC.device:
             counts = torch.tensor(self.spec.tokens)
             self._scale_of_L = torch.repeat_interleave(torch.arange(len(counts)), counts).to(self.pos_1LC.device)
-        return self.lvl_embed(self._scale_of_L[start:end]) + self.pos_1LC[:, start:end]
+        level_lC: Tensor = self.lvl_embed(self._scale_of_L[start:end])
+        return level_lC + self.pos_1LC[:, start:end]
 
     def logits(self, x_BLC: Tensor, modulation: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
         scale, shift = modulation
@@ -216,7 +219,8 @@ def initialise_(model: Transformer, generator: torch.Generator) -> Transformer:
         draw(model.pos_1LC)
         model.head.weight.mul_(0.02)
         model.head_nm.ada_lin.weight.mul_(0.5)
-        for block in model.blocks:
+        rows: Tensor
+        for block in map(model.block, range(spec.depth)):
             block.attn.proj.weight.div_(math.sqrt(2 * spec.depth))
             block.ffn.fc2.weight.div_(math.sqrt(2 * spec.depth))
             if spec.shared_adaln:

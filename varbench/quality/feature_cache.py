@@ -37,5 +37,5 @@ def cached_arrays(*inputs: str, compute: Callable[[], Arrays]) -> Arrays:
     arrays = compute()
     # A full disk costs the cache, not the run.
     with contextlib.suppress(OSError), whole_file(path) as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stubs take any keyword for `allow_pickle`
     return arrays

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -149,7 +149,8 @@ def default_config(kind: str, *, classes: tuple[str, ...], side: int) -> Network
     """The size that ships, for a data set with these classes at this side."""
     if kind not in get_args(Kind):
         raise CheckpointError(f"there is no network {kind!r}.{did_you_mean(kind, get_args(Kind))}")
-    return NetworkConfig(kind=kind, classes=classes, side=side, width=_WIDTHS[kind])  # type: ignore[arg-type, index]
+    known = cast(Kind, kind)
+    return NetworkConfig(kind=known, classes=classes, side=side, width=_WIDTHS[known])
 
 
 def build(config: NetworkConfig) -> FeatureNetwork | Judge:
@@ -188,5 +189,6 @@ def load_network(path: str | Path, *, device: str = "cpu", sha256: str | None = 
         raise CheckpointError(
             f"{path} is not a network written by `varbench train features|judge`: {reason}"
         ) from error
-    module.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.eval().requires_grad_(False)
+    module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack `memory_format`
     return Network(module=module, config=config, sha256=found, record=json.loads(metadata.get("record", "{}")))

@@ -63,7 +63,8 @@ def train_classifier(
     started = time.perf_counter()
     config = default_config(kind, classes=data.classes, side=data.side)
     torch.manual_seed(seed)
-    module = build(config).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    module = build(config).train()
+    module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack `memory_format`
     optimizer = torch.optim.AdamW(module.parameters(), lr=_PEAK_RATE, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
 

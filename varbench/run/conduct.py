@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from varbench.base.hashing import digest
 from varbench.base.places import cache_folder
@@ -233,9 +233,9 @@ class Conduct:
         for name in names:
             self._update((name,), started=self.found[name].started or now())
 
-    def _update(self, names: tuple[str, ...], **parts: object) -> None:
+    def _update(self, names: tuple[str, ...], **parts: Any) -> None:
         for name in names:
-            self.found[name] = replace(self.found[name], **parts)  # type: ignore[arg-type]
+            self.found[name] = replace(self.found[name], **parts)
 
     def _fail(self, names: tuple[str, ...], failure: Failure) -> None:
         for name in names:

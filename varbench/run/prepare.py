@@ -7,7 +7,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from varbench.base.hashing import digest, file_hash, path_hash
 from varbench.errors import UserError
@@ -105,10 +105,10 @@ class Run:
         trained = self.files is not None if row.trained_generator is None else row.trained_generator
         return bool(self.options.images) and trained and name != UPSTREAM
 
-    def job(self, **given: object) -> Job:
+    def job(self, **given: Any) -> Job:
         """A job under the run's options."""
         whole = Job(task="making", options=absolute(self.options), model=self.model, files=self.files)
-        return replace(whole, **given)  # type: ignore[arg-type]
+        return replace(whole, **given)
 
 
 class NothingSelectedError(UserError):

@@ -20,7 +20,8 @@ def training_images(data: ImageSet, *, count: int) -> NDArray[np.uint8]:
     path = cache_folder() / "images" / f"{data.fingerprint[:16]}-{len(wanted)}.npy"
     if not path.exists():
         _write(path, data, wanted)
-    return np.load(path, mmap_mode="r")
+    images: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    return images
 
 
 def _write(path: Path, data: ImageSet, wanted: range) -> None:

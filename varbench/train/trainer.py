@@ -238,7 +238,7 @@ class _Passes:
         self._curriculum, self._teacher, self._dtype = curriculum, teacher, dtype
         self._attend = attention_of(device)
         self._known: dict[tuple[str | None, int], TeacherPass] = {}
-        self._teacher_pass = teacher and TeacherPass(teacher.plan, MAIN)
+        self._teacher_pass = None if teacher is None else TeacherPass(teacher.plan, MAIN)
 
     def loss(
         self, transformer: Transformer, wanted: TrainStep, features_BLD: Tensor, tokens_BL: Tensor, labels_B: Tensor

@@ -209,7 +209,7 @@ def _kept(keep: str | None, made: Answer, images: Images) -> Chunk | None:
         return None
     tokens = _tokens(made)
     with whole_file(Path(keep)) as file:
-        np.savez(file, images=images, **({} if tokens is None else {"tokens": tokens}))  # type: ignore[arg-type]
+        np.savez(file, images=images, **({} if tokens is None else {"tokens": tokens}))  # type: ignore[arg-type]  # numpy's stubs take any keyword for `allow_pickle`
     with open(keep, "rb") as stored:
         return Chunk(path=keep, sha256=hashlib.file_digest(stored, "sha256").hexdigest(), count=len(images))
 

@@ -151,7 +151,7 @@ class Scorer:
         if (place := self._place()) is not None:
             # A full disk, or a cache that cannot be written, costs later runs the distance; not this one.
             with contextlib.suppress(OSError), whole_file(place) as file:
-                np.savez(file, images=images, **({} if tokens is None else {"tokens": tokens}))  # type: ignore[arg-type]
+                np.savez(file, images=images, **({} if tokens is None else {"tokens": tokens}))  # type: ignore[arg-type]  # numpy's stubs take any keyword for `allow_pickle`
 
     def _stored(self) -> tuple[Images, Tokens | None] | None:
         place = self._place()

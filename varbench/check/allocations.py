@@ -51,7 +51,7 @@ class Allocations(TorchDispatchMode):
     """Follows the storages that operations make while it is active."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
         self._made: dict[int, StorageWeakRef] = {}
         self._older: dict[int, StorageWeakRef] = {}
         self._written: set[int] = set()
@@ -144,11 +144,11 @@ class Watched:
         self._sent = sent_bytes()
         tracemalloc.start()
         self._python = tracemalloc.get_traced_memory()[0]
-        self._allocations.__enter__()  # type: ignore[no-untyped-call]  # torch's
+        self._allocations.__enter__()  # type: ignore[no-untyped-call]  # torch gives it no types
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._allocations.__exit__(*error)  # type: ignore[no-untyped-call]  # torch's
+        self._allocations.__exit__(*error)  # type: ignore[no-untyped-call]  # torch gives it no types
         _audit.events = None
         threading.setprofile(None)
         self.held.sent = sent_bytes() - self._sent

@@ -58,7 +58,7 @@ class Products(TorchDispatchMode):
     """Counts matrix products and convolutions by the type of what they multiply."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
         self._types: Counter[torch.dtype] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -31,7 +31,7 @@ class _Operators(TorchDispatchMode):
     """Sees torch's operators after it has chosen among the kernels of attention."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
         self.kernels: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -2,40 +2,39 @@
 `plan_summary` fills in plans, `frames` flattens it for CSV and Parquet, needs pandas and is imported by its own name."""
 
 from varbench.record.coding import RecordError, decode, encode
+from varbench.record.origin import (
+    Environment,
+    MethodSource,
+    Model,
+    PluginVersion,
+    PublishedLine,
+    RowIdentity,
+    StudyWords,
+    WeightFile,
+)
 from varbench.record.plan_summary import call_runs, plan_summary, totals_of, trace_totals
+from varbench.record.planned import CallRun, PlanStep, PlanSummary, Totals
 from varbench.record.schema import (
     SCHEMA_VERSION,
     CalibrationRun,
-    CallRun,
     Distance,
     Energy,
-    Environment,
     Evaluation,
     LargestBatch,
     LossCurve,
     Memory,
-    MethodSource,
-    Model,
     Notice,
     PerScale,
-    PlanStep,
-    PlanSummary,
-    PluginVersion,
-    PublishedLine,
     Quality,
     Record,
-    RowIdentity,
     Samples,
     Score,
     Status,
-    StudyWords,
     Timing,
     TimingColumn,
-    Totals,
     Training,
     Validity,
     Verdict,
-    WeightFile,
 )
 from varbench.record.store import (
     Loaded,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from varbench.plan import cost
-from varbench.record.schema import CallRun, PlanStep, PlanSummary, PlanTransform, Totals
+from varbench.record.planned import CallRun, PlanStep, PlanSummary, PlanTransform, Totals
 
 if TYPE_CHECKING:
     from varbench.plan.hardware import Hardware

@@ -10,24 +10,16 @@ a higher `SCHEMA_VERSION` and an entry in `upgrades.UPGRADES`.
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from varbench.record.documented import entry
 from varbench.record.options import Options
+from varbench.record.origin import Environment, MethodSource, Model, PublishedLine, RowIdentity, StudyWords, WeightFile
+from varbench.record.planned import PlanSummary, Totals
 
 SCHEMA_VERSION = 3
-
-
-def entry(doc: str, *, absent: str | None = None, default: Any = dataclasses.MISSING) -> Any:
-    """A documented field. `absent` says why the key may be null, and makes null its default."""
-    if absent is not None:
-        default = None
-    about = {"doc": doc, "absent": absent}
-    if isinstance(default, dict):
-        return dataclasses.field(default_factory=dict, metadata=about)
-    return dataclasses.field(default=default, metadata=about)
 
 
 class Status(StrEnum):
@@ -48,125 +40,6 @@ class Verdict(StrEnum):
     VALID = "valid"
     INVALID = "invalid"
     UNCHECKED = "unchecked"  # the row did not get as far as the checks
-
-
-@dataclass(frozen=True, kw_only=True)
-class PluginVersion:
-    name: str = entry("name the plugin registers, e.g. `my_method`")
-    distribution: str = entry("package that brings it, e.g. `varbench`")
-    version: str = entry("version of that package")
-    code_hash: str | None = entry("hash of the plugin's source", absent="source not found")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowIdentity:
-    """What was run: one or more plugins, each with its own setting."""
-
-    row: str = entry("the row's full string, which `--plugins` takes, e.g. `my_method@recipe/point`")
-    plugins: tuple[PluginVersion, ...] = entry("the plugins joined by `+`, in the row's order")
-    recipe: str | None = entry("how the weights were trained", absent="the row trains nothing")
-    point: str | None = entry("where on the method's curve it runs", absent="the method has one point only")
-    params: dict[str, Any] = entry("parameters given in the row, by `plugin.key`", default={})
-    denominator: str | None = entry(
-        "this row is the full model that others are divided by, under `lossless` or `upstream` accounting",
-        absent="the row is not the full model",
-    )
-    study: str | None = entry(
-        "panel this row was made for, outside the main table, by its name",
-        absent="the row belongs to the main table",
-    )
-
-    @property
-    def named_recipe(self) -> str | None:
-        """The recipe that the row's name gives, which is not the method's own; it may be one that trains nothing."""
-        named = re.match(r"[^@+:]*@([^/+:]+)/", self.row)
-        return named[1] if named else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    preset: str = entry("name of the model preset, e.g. `tiny` or `var-d30`")
-    spec: dict[str, Any] = entry("the geometry, as `ModelSpec` gives it", default={})
-    parameters: dict[str, int] = entry("number of parameters of every backbone that stays loaded", default={})
-    weights: str | None = entry("`files`, `shipped`, `trained` or `random`", absent="the row did not load a model")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightFile:
-    role: str = entry("what the file is for: `var`, `vae`, `narrow`, `features`, …")
-    name: str = entry("file name without its folder, or the cache key of trained weights")
-    sha256: str = entry("hash of the file's bytes")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CallRun:
-    """Consecutive layer calls of a step that share their counts (per image and branch), written once.
-
-    Where head groups keep different counts, entries are the mean over heads.
-    """
-
-    layers: tuple[int, ...] = entry("layer of each call, in the order of execution")
-    attention_tokens: int = entry("tokens whose attention is computed")
-    ffn_tokens: int = entry("tokens whose FFN is computed")
-    reads: int = entry("cache entries of earlier steps that attention reads")
-    own: int = entry("entries this call puts into the cache")
-    kept: int = entry("entries its cache holds when the step has ended")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanStep:
-    scales: tuple[int, ...] = entry("scales encoded, from 1")
-    samples: int | None = entry("scale sampled, from 1", absent="the step samples nothing")
-    backbone: str = entry("which network runs")
-    branches: tuple[str, ...] = entry("guidance branches, e.g. `cond`, `uncond`")
-    mask: str = entry("attention mask of the step")
-    calls: tuple[CallRun, ...] = entry("the layer calls")
-    flops: float | None = entry("work of the step, for the plan's batch", absent="no cost model for this row")
-    moved_bytes: int | None = entry("bytes the roofline moves: weights, cache, activations", absent="no cost model")
-    state_peak_bytes: int | None = entry("largest cache and policy state within the step", absent="no cost model")
-    state_after_bytes: int | None = entry("cache and policy state that stays after the step", absent="no cost model")
-    activation_bytes: int | None = entry("largest activations within the step", absent="no cost model")
-    predicted_seconds: float | None = entry("roofline time on `PlanSummary.hardware`", absent="hardware not known")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Totals:
-    """Work of one generation of a batch: as planned (`PlanSummary`) or as it happened (`Record.trace`)."""
-
-    flops: float | None = entry("floating point operations of the transformer", absent="no cost model for this row")
-    steps: int | None = entry("steps run", absent="not a scale-wise method")
-    layer_tokens: int | None = entry("layers x tokens computed, per image and branch", absent="not a layered method")
-    state_peak_bytes: int | None = entry("largest cache and policy state in any step", absent="not counted")
-    state_end_bytes: int | None = entry("largest cache and policy state in the last step", absent="not counted")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanTransform:
-    """What a plugin that replaces modules makes of one part of a backbone, in all layers."""
-
-    plugin: str = entry("the plugin as the row writes it, as in `int8@g64`")
-    backbone: str = entry("the model whose modules are replaced")
-    part: str = entry("`attention` (its projections), `ffn`, `conditioning` or `ends` (embedding of codes and head)")
-    flops: float = entry("FLOPs of its products, as a share of before")
-    weights: float = entry("numbers in its matrices, as a share of before")
-    weight_type: str | None = entry("type its matrices are stored in", absent="the compute type")
-    bias_type: str | None = entry("type its biases are stored in", absent="the compute type")
-    extra_bytes: float = entry("bytes stored beside, such as scales")
-    compute_type: str | None = entry("type its products are computed in", absent="the compute type")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanSummary:
-    digest: str = entry("digest of the whole plan")
-    batch: int = entry("batch the bytes and FLOPs below are for")
-    steps: tuple[PlanStep, ...] = entry("the steps; of a dynamic plan, those of its largest form")
-    totals: Totals = entry("what is planned; of a dynamic plan, the most")
-    minimum: Totals | None = entry("the least a dynamic plan may do", absent="the plan is static")
-    accountings: dict[str, Totals] = entry("the same totals counted as `lossless` and as `upstream`", default={})
-    transforms: tuple[PlanTransform, ...] = entry("what plugins replace, in the order it is done", default=())
-    weights_bytes: int | None = entry("weights of all backbones the row runs on", absent="no cost model for this row")
-    hardware: str | None = entry("device the prediction is for", absent="no roofline is known for this device")
-    predicted_seconds: float | None = entry("predicted transformer time", absent="hardware not known")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,50 +201,6 @@ class CalibrationRun:
         "hash of all that was found, with the row and the weights' hashes; the kept JSON is named by it"
     )
     seconds: float = entry("what the offline pass cost, once for these weights")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Environment:
-    """Stable facts only: two runs on one machine give one `machine`."""
-
-    machine: str = entry("hash of the stable facts below that name the machine")
-    system: str = entry("operating system and architecture")
-    cpu: str = entry("processor model")
-    cores: int = entry("cores this run may use")
-    memory_bytes: int | None = entry("host memory", absent="the system does not say")
-    device: str = entry("what the model ran on: `cpu`, or the GPU's name")
-    gpu_uuid: str | None = entry("the GPU's UUID", absent="no GPU, or NVML gives none")
-    driver: str | None = entry("GPU driver", absent="no GPU")
-    clocks: dict[str, float] = entry("clocks in MHz during timing, by name", default={})
-    power_limit_watts: float | None = entry("board power limit", absent="no GPU, or NVML gives none")
-    versions: dict[str, str] = entry("versions of Python and of the libraries that matter", default={})
-    variables: dict[str, str] = entry("environment variables that change speed, e.g. OMP_NUM_THREADS", default={})
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodSource:
-    kind: str = entry("`official code`, `port`, `from paper`, `from secondary note` or `ours`")
-    note: str | None = entry("what is our choice where the source is silent", absent="nothing to add")
-    url: str | None = entry("paper or code", absent="none given")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedLine:
-    """What others printed of the row's setting on its model, as its plugin says."""
-
-    figures: dict[str, float] = entry("as printed, by name, e.g. `fid`, `speedup`, `kv_mb`")
-    grade: str = entry("`primary` is the authors' own, `secondary` a note of others")
-    source: str = entry("where it was printed")
-    conditions: str = entry("hardware, batch and what else it holds under; empty where nothing is said", default="")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyWords:
-    """The study that the row was made for, in its plugin's words."""
-
-    title: str = entry("heading of the picture")
-    caption: str = entry("what is changed from row to row; empty where nothing is said", default="")
-    place: int = entry("of the row in the picture, from 0", default=0)
 
 
 @dataclass(frozen=True, kw_only=True)

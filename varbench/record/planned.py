@@ -1,0 +1,79 @@
+"""The section of a record that writes its plan down: steps, layer calls, and what the cost model says of them."""
+
+# ruff: noqa: RUF009  (`entry` is `dataclasses.field` with a documentation)
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from varbench.record.documented import entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallRun:
+    """Consecutive layer calls of a step that share their counts (per image and branch), written once.
+
+    Where head groups keep different counts, entries are the mean over heads.
+    """
+
+    layers: tuple[int, ...] = entry("layer of each call, in the order of execution")
+    attention_tokens: int = entry("tokens whose attention is computed")
+    ffn_tokens: int = entry("tokens whose FFN is computed")
+    reads: int = entry("cache entries of earlier steps that attention reads")
+    own: int = entry("entries this call puts into the cache")
+    kept: int = entry("entries its cache holds when the step has ended")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanStep:
+    scales: tuple[int, ...] = entry("scales encoded, from 1")
+    samples: int | None = entry("scale sampled, from 1", absent="the step samples nothing")
+    backbone: str = entry("which network runs")
+    branches: tuple[str, ...] = entry("guidance branches, e.g. `cond`, `uncond`")
+    mask: str = entry("attention mask of the step")
+    calls: tuple[CallRun, ...] = entry("the layer calls")
+    flops: float | None = entry("work of the step, for the plan's batch", absent="no cost model for this row")
+    moved_bytes: int | None = entry("bytes the roofline moves: weights, cache, activations", absent="no cost model")
+    state_peak_bytes: int | None = entry("largest cache and policy state within the step", absent="no cost model")
+    state_after_bytes: int | None = entry("cache and policy state that stays after the step", absent="no cost model")
+    activation_bytes: int | None = entry("largest activations within the step", absent="no cost model")
+    predicted_seconds: float | None = entry("roofline time on `PlanSummary.hardware`", absent="hardware not known")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """Work of one generation of a batch: as planned (`PlanSummary`) or as it happened (`Record.trace`)."""
+
+    flops: float | None = entry("floating point operations of the transformer", absent="no cost model for this row")
+    steps: int | None = entry("steps run", absent="not a scale-wise method")
+    layer_tokens: int | None = entry("layers x tokens computed, per image and branch", absent="not a layered method")
+    state_peak_bytes: int | None = entry("largest cache and policy state in any step", absent="not counted")
+    state_end_bytes: int | None = entry("largest cache and policy state in the last step", absent="not counted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanTransform:
+    """What a plugin that replaces modules makes of one part of a backbone, in all layers."""
+
+    plugin: str = entry("the plugin as the row writes it, as in `int8@g64`")
+    backbone: str = entry("the model whose modules are replaced")
+    part: str = entry("`attention` (its projections), `ffn`, `conditioning` or `ends` (embedding of codes and head)")
+    flops: float = entry("FLOPs of its products, as a share of before")
+    weights: float = entry("numbers in its matrices, as a share of before")
+    weight_type: str | None = entry("type its matrices are stored in", absent="the compute type")
+    bias_type: str | None = entry("type its biases are stored in", absent="the compute type")
+    extra_bytes: float = entry("bytes stored beside, such as scales")
+    compute_type: str | None = entry("type its products are computed in", absent="the compute type")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSummary:
+    digest: str = entry("digest of the whole plan")
+    batch: int = entry("batch the bytes and FLOPs below are for")
+    steps: tuple[PlanStep, ...] = entry("the steps; of a dynamic plan, those of its largest form")
+    totals: Totals = entry("what is planned; of a dynamic plan, the most")
+    minimum: Totals | None = entry("the least a dynamic plan may do", absent="the plan is static")
+    accountings: dict[str, Totals] = entry("the same totals counted as `lossless` and as `upstream`", default={})
+    transforms: tuple[PlanTransform, ...] = entry("what plugins replace, in the order it is done", default=())
+    weights_bytes: int | None = entry("weights of all backbones the row runs on", absent="no cost model for this row")
+    hardware: str | None = entry("device the prediction is for", absent="no roofline is known for this device")
+    predicted_seconds: float | None = entry("predicted transformer time", absent="hardware not known")

@@ -91,6 +91,19 @@ def test_the_listing_is_short() -> None:
     assert len(rooms) <= 22
 
 
+def test_the_page_of_the_house_is_in_step_with_it() -> None:
+    """Its table has every room in order, and the modules that its walks name are there."""
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    assert tuple(re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)) == ROOMS
+    rooms, walks = page.split("## Three walks")
+    named = re.findall(r"`([\w/]+\.py)`", walks)
+    assert len(named) > 20
+    assert [name for name in named if not (PACKAGE / name).is_file()] == []
+    tasks = {path.stem for path in (PACKAGE / "run" / "tasks").glob("*.py")} - {"__init__"}
+    # Looking at files before the run is no part of it.
+    assert tasks - {"inspecting"} == tasks & set(re.findall(r"[│├] (\w+) ", rooms))
+
+
 def test_the_public_face_is_told_to_authors() -> None:
     told = (
         (PACKAGE.parent / "docs" / "tutorial.md")

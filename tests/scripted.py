@@ -72,7 +72,7 @@ class ScriptedChild:
     def end(self) -> None:
         self.exit_code = -11 if self.exit_code is None and self.script.fails else 0
 
-    def hear(self) -> Any:
+    def receive(self) -> Any:
         if self.job.task == "resolving":
             return resolved(self.job, manager())
         plans = {row.name: row.plan.digest for row in resolved(_all(self.job), manager()).rows if row.plan}

@@ -113,7 +113,7 @@ def test_an_invalid_row_never_answers_and_is_shown_with_its_reason():
     assert "cheat" not in sentence(found)
     block = blocks_of(found)[0]
     assert [entry.trouble for entry in block.entries if entry.name == "cheat"] == ["invalid: work did not fall"]
-    assert cells(found, "cheat")["speedup"].mood == ""  # not praised
+    assert cells(found, "cheat")["speedup"].tone == ""  # not praised
     points = figures_trade_off.quality_against_speed(block).cells[0].spec["data"]["values"]
     assert {point["row"] for point in points if not point["valid"]} == {"cheat"}
     drawn = [
@@ -151,7 +151,7 @@ def test_speed_against_both_denominators_and_work_as_a_share():
     found = cells([*full_records(), make_record(seconds=0.5)], VARIANT)
     assert float(found["speedup"].text[:-1]) == pytest.approx(2.0, rel=0.02)
     assert float(found["speedup_upstream"].text[:-1]) == pytest.approx(2.1, rel=0.02)
-    assert found["speedup"].mood == "better"
+    assert found["speedup"].tone == "better"
     assert found["work"].text.endswith("%")
     assert cells(full_records(), "full_var")["speedup"].text == "1.00x"
 

@@ -161,7 +161,7 @@ def child(code: str, tmp_path: Path, *, timeout: float = 20.0) -> Child:
 
 def test_a_child_is_heard_and_its_other_words_are_kept(tmp_path: Path) -> None:
     with child("say(Alive()); print('words'); say(Done())", tmp_path) as process:
-        assert process.hear() == Done()
+        assert process.receive() == Done()
     assert (process.exit_code, process.stderr_tail) == (0, "words")
     assert (tmp_path / "log").read_text() == "words\n"
 
@@ -177,7 +177,7 @@ def test_a_child_is_heard_and_its_other_words_are_kept(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_ends_are_told_apart(tmp_path: Path, code: str, status: Status, words: str) -> None:
     with child(f"say(Done()); {code}", tmp_path) as process:
-        process.hear()
+        process.receive()
         with pytest.raises(ChildEndedError, match=words) as ended:
             process.ask(Done())
     assert ended.value.failure.status is status
@@ -191,10 +191,10 @@ def test_a_silent_child_is_ended_with_all_that_it_started(tmp_path: Path) -> Non
     """
     began = time.monotonic()
     with child(code, tmp_path, timeout=1.5) as process:
-        process.hear()
+        process.receive()
         other = int(Path((tmp_path / "log").read_text().split()[0]).read_text())
         with pytest.raises(ChildEndedError, match="limit of --timeout") as ended:
-            process.hear()
+            process.receive()
     assert ended.value.failure.status is Status.TIMEOUT
     assert time.monotonic() - began < 15
     time.sleep(0.2)
@@ -204,13 +204,13 @@ def test_a_silent_child_is_ended_with_all_that_it_started(tmp_path: Path) -> Non
 def test_a_child_that_speaks_may_take_longer_than_the_limit(tmp_path: Path) -> None:
     code = "import time\nfor _ in range(8): say(Alive()); time.sleep(0.4)\nsay(Done())"
     with child(code, tmp_path, timeout=2.5) as process:
-        assert process.hear() == Done()
+        assert process.receive() == Done()
 
 
 def test_a_grandchild_that_keeps_the_output_open_holds_nobody_up(tmp_path: Path) -> None:
     began = time.monotonic()
     with child("import subprocess; subprocess.Popen(['sleep', '60']); say(Done())", tmp_path) as process:
-        process.hear()
+        process.receive()
     assert time.monotonic() - began < 15
 
 
@@ -232,7 +232,7 @@ def test_children_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     from varbench.run.children import Child
     import sys
     inner = "import os, time; from varbench.run.child import die_with_parent; die_with_parent(); open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    Child(lambda *fds: [sys.executable, "-c", inner], log=Path({str(tmp_path / "log")!r}), timeout=60).hear()
+    Child(lambda *fds: [sys.executable, "-c", inner], log=Path({str(tmp_path / "log")!r}), timeout=60).receive()
     """
     parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
     for _ in range(300):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def one_at_a_time(lock: Path, *, while_waiting: Callable[[], None], every_seconds: float = 1.0) -> Iterator[None]:
-    """Waits until no other process is within the same lock; `while_waiting` is called now and then until it is."""
+    """Waits until no other process holds the lock; `while_waiting` is called now and then meanwhile."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with open(lock, "w") as file:
         if os.name == "posix":  # elsewhere two processes do the same work twice, and the same result is written

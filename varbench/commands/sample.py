@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
             output = pipe.generate(labels, **options, method=row)
         lines.append(output.images)
         print(f"{row.name}: {len(labels)} images in {time.perf_counter() - start:.2f} s", file=sys.stderr)
-        for one in noted:
-            print(f"warning: {one.message}", file=sys.stderr)
+        for warning in noted:
+            print(f"warning: {warning.message}", file=sys.stderr)
     _write_grid(lines, args.out)
     print(args.out)
     return 0

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """What no training can take, before anything is read or made."""
+    """Refuses values that no training can use, before anything is read or made."""
     if args.rate is not None and not 0 < args.rate <= 1:
         raise UserError(f"--rate is {args.rate:g}; give a learning rate above 0 and up to 1, as in --rate 0.0003")
     for option in _WITHOUT_EFFECT.get(args.what, ()):

@@ -1,4 +1,4 @@
-"""Whether what was seen of a row is what its plan says. Judged from data, in a process that runs no plugin. No torch."""
+"""Compares what was seen of a row with its plan, from data alone, in a process that runs no plugin. No torch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ SMALL = 1 << 18
 
 
 def against_plan(plan: Plan, trace: Trace, *, batch: int, dtype: str) -> list[str]:
-    """Where what was seen is not what was planned: layers, tokens, cache entries, and bytes of state."""
+    """Differences between trace and plan: layers, tokens, cache entries, and bytes of state."""
     return list(differences(foreseen(plan, batch=batch, dtype=dtype), trace))
 
 
 def across_calls(row: Sequence[Reply], plan: Plan | None, *, batch: int, dtype: str) -> list[str]:
-    """What two equal calls and a further one show that the trace does not: chance, leaks, undeclared state."""
+    """What only several calls show: results that differ by chance, memory that is never freed, state the plan does not have."""
     first, equal, _ = row
     found = []
     if (first.tokens_sha256, first.images_sha256) != (equal.tokens_sha256, equal.images_sha256):

@@ -1,4 +1,4 @@
-"""State of a process that belongs to everyone: what a row changes of it is named, and put back."""
+"""Global state of the process, such as torch's thread count: what a row changes of it is named, and restored."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 
 @dataclass(frozen=True)
 class Globals:
-    """State of the process that belongs to everyone."""
+    """A snapshot of it."""
 
     values: dict[str, Any]
 
     def changed(self) -> list[str]:
-        """Names of what is not as it was."""
+        """Names of what has changed since."""
         now = global_state().values
         return [name for name, value in self.values.items() if not _equal(value, now[name])]
 

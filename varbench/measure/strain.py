@@ -19,7 +19,7 @@ STARVED = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Strain:
-    """What happened to one call's threads."""
+    """How long the threads of one call waited, and how often they were interrupted."""
 
     cpu_seconds: float
     waited_seconds: float

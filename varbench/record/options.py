@@ -1,4 +1,4 @@
-"""Every option of a measurement, told once: the command line, the TOML file, the child's job, the hash of what decides a
+"""Every option of a measurement, defined once: the command line, the TOML file, the child's job, the hash of what decides a
 result, the record, the conditions on the page and the command that repeats a row are all read off this class.
 
 A new option is a new field here. `option_forms` makes the forms; `varbench.run.defaults` finds what a preset or a machine
@@ -50,7 +50,7 @@ class ByMachine:
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """What is known of an option."""
+    """How one option is written, checked and used."""
 
     doc: str
     name: str = ""
@@ -89,24 +89,24 @@ class Option:
         return "--" + self.name.replace("_", "-")
 
     def usual(self, model: str, *, quick: bool) -> Any:
-        """The default, as far as it does not hang on the machine."""
+        """The default for a model, unless it depends on the machine."""
         return self.default.of(model, quick=quick) if isinstance(self.default, ByPreset) else self.default
 
 
 def option(doc: str, **about: Any) -> Any:
-    """A field that can be asked for, with the keywords of `Option`. What decides nothing, and paths, are not compared."""
+    """A field that a user can give, with the keywords of `Option`. Paths, and what cannot change the result, are not compared."""
     comparable = about.get("decides", True) and about.get("path") is None
     return _field(Option(**{"doc": doc, "compared": comparable, **about}))
 
 
 def found(doc: str, **about: Any) -> Any:
-    """A field that the run finds out."""
+    """A field that the run fills in; nobody gives it."""
     return _field(Option(**{"doc": doc, "found": True, "decides": False, "compared": False, **about}))
 
 
-def _field(one: Option) -> Any:
-    default = MISSING if isinstance(one.default, (ByPreset, ByMachine)) else one.default
-    return dataclasses.field(default=default, metadata={"doc": one.doc, "absent": one.absent, "option": one})
+def _field(known: Option) -> Any:
+    default = MISSING if isinstance(known.default, (ByPreset, ByMachine)) else known.default
+    return dataclasses.field(default=default, metadata={"doc": known.doc, "absent": known.absent, "option": known})
 
 
 def options_of(kind: type) -> dict[str, Option]:
@@ -116,16 +116,16 @@ def options_of(kind: type) -> dict[str, Option]:
 
 
 def asked(kind: type) -> dict[str, Option]:
-    """Those that can be asked for."""
-    return {name: one for name, one in options_of(kind).items() if not one.found}
+    """The options that a user can give."""
+    return {name: known for name, known in options_of(kind).items() if not known.found}
 
 
 def _typed(field: dataclasses.Field[Any], hint: Any) -> Option:
     if typing.get_origin(hint) is types.UnionType:
         hint = next(item for item in typing.get_args(hint) if item is not type(None))
     many = typing.get_origin(hint) is tuple
-    one: Option = field.metadata["option"]
-    return dataclasses.replace(one, name=field.name, holds=typing.get_args(hint)[0] if many else hint, many=many)
+    known: Option = field.metadata["option"]
+    return dataclasses.replace(known, name=field.name, holds=typing.get_args(hint)[0] if many else hint, many=many)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from varbench.run.messages import Alive, Message, from_line, to_line
 
 
 class Channel:
-    """Messages to the parent, and what the parent asks."""
+    """Sends messages to the parent, and reads its requests."""
 
     def __init__(self, reading: int, writing: int) -> None:
         for fd in (reading, writing):
@@ -19,18 +19,18 @@ class Channel:
         self._fd = writing
         self._last = 0.0
 
-    def say(self, message: Message) -> None:
+    def send(self, message: Message) -> None:
         line = to_line(message)
         while line:
             line = line[os.write(self._fd, line) :]
         self._last = time.monotonic()
 
     def alive(self, text: str = "") -> None:
-        """A sign of life, not more often than twice a second."""
+        """Sends a sign of life, at most twice a second."""
         if time.monotonic() - self._last > 0.5:
-            self.say(Alive(text=text))
+            self.send(Alive(text=text))
 
-    def asked(self) -> Iterator[Message]:
-        """What the parent asks, until it closes its end."""
+    def requests(self) -> Iterator[Message]:
+        """The parent's requests one by one, until it closes its end."""
         for line in self._requests:
             yield from_line(line)

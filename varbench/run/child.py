@@ -31,14 +31,14 @@ def main(arguments: list[str]) -> int:
     try:
         importlib.import_module(f"varbench.run.tasks.{job.task}").run(job, channel)
     except (Exception, SystemExit) as error:
-        channel.say(Failed(failure=of_exception(error), last=True))
+        channel.send(Failed(failure=of_exception(error), last=True))
         return 1
-    channel.say(Done())
+    channel.send(Done())
     return 0
 
 
 def die_with_parent() -> None:
-    """A parent that is killed takes its children along; elsewhere than on Linux they end at the next word they say."""
+    """On Linux the child is killed when its parent dies; elsewhere it ends when it next writes to the closed pipe."""
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -47,7 +47,7 @@ def die_with_parent() -> None:
 
 
 def _limit_memory(limit: int) -> None:
-    """What a row allocates beyond this fails in the row, and not on the whole machine."""
+    """Makes an allocation beyond the limit fail in this process, before the machine runs out of memory."""
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)

@@ -1,4 +1,4 @@
-"""A child process with a time limit: started in a group of its own, heard without spinning, ended as a group."""
+"""A child process with a time limit: it is started in a process group of its own, and the whole group is ended with it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Command = Callable[[int, int], list[str]]
 
 
 class ChildEndedError(Exception):
-    """The child is gone, or was ended; what it was doing then is to blame."""
+    """The child ended, or had to be ended, before it gave its answer; `failure` says why."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.reason)
@@ -42,7 +42,8 @@ class ChildEndedError(Exception):
 
 
 class Child:
-    """One child. `ask` says something and hears the answer; `hear` waits for the next word; leaving the block ends it."""
+    """One child. `ask` sends a message and returns the answer, `receive` waits for the next message, and leaving the `with`
+    block ends the process."""
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class Child:
         self._kills = oom_kills()
         self._tail: list[str] = []
         self._buffers: dict[int, bytes] = {}
-        self._heard: list[bytes] = []
+        self._lines: list[bytes] = []
         self.exit_code: int | None = None
         log.parent.mkdir(parents=True, exist_ok=True)
         asks, self._writing = os.pipe()
@@ -90,7 +91,7 @@ class Child:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is not None and self.exit_code is None:
-            # An interrupted training keeps what it has; anything else has nothing left to say.
+            # An interrupted training saves its state first; anything else has nothing to save.
             self._signal(signal.SIGINT if kind is KeyboardInterrupt else signal.SIGKILL)
         self.end()
 
@@ -103,17 +104,17 @@ class Child:
         return "\n".join(self._tail)
 
     def ask(self, message: Message) -> Any:
-        """The answer; `RowError` where the row failed, `ChildEndedError` where the process is lost with it."""
+        """The answer. Raises `RowError` if the row failed, and `ChildEndedError` if the process ended too."""
         line = to_line(message)
         try:
             while line:
                 line = line[os.write(self._writing, line) :]
         except BrokenPipeError:
-            pass  # it is gone; hearing tells why
-        return self.hear()
+            pass  # the child is gone; `receive` finds out why
+        return self.receive()
 
-    def hear(self) -> Any:
-        """The child's next word."""
+    def receive(self) -> Any:
+        """The child's next message that is more than a sign of life."""
         while True:
             message = from_line(self._line())
             if isinstance(message, Alive):
@@ -127,7 +128,7 @@ class Child:
                 return message
 
     def _line(self) -> bytes:
-        while not self._heard:
+        while not self._lines:
             ready = self._selector.select(self._timeout)
             if not ready:
                 self._lost(
@@ -138,17 +139,17 @@ class Child:
                 )
             for key, _ in ready:
                 self._take(key.fd, _read(key.fd))
-        return self._heard.pop(0)
+        return self._lines.pop(0)
 
     def _take(self, fd: int, data: bytes) -> None:
         if not data:
             self._selector.unregister(fd)
-            if fd == self._reading and not self._heard:
+            if fd == self._reading and not self._lines:
                 self._lost(None)
             return
         *whole, self._buffers[fd] = (self._buffers[fd] + data).split(b"\n")
         if fd == self._reading:
-            self._heard += whole
+            self._lines += whole
             return
         self._log.write(data)
         self._log.flush()
@@ -157,7 +158,7 @@ class Child:
             self._on_line(self._tail[-1])
 
     def _lost(self, failure: Failure | None) -> None:
-        """The child does not answer, or is gone: it is ended, and why is said."""
+        """Ends a child that does not answer (`failure`) or is gone (None), and raises why."""
         if failure is not None:
             self._kill()
         self.end()
@@ -169,7 +170,7 @@ class Child:
         raise ChildEndedError(failure)
 
     def end(self) -> None:
-        """Lets the child come to its end, and then ends whatever is left of it and of what it started."""
+        """Gives the child a moment to finish, then kills what is left of it and of the processes it started."""
         if self.exit_code is not None:
             return
         os.close(self._writing)
@@ -177,7 +178,7 @@ class Child:
             self._process.wait(_GRACE)
         self._kill()
         self.exit_code = self._process.wait()
-        # What it still said; a grandchild may hold the pipe open, so its end is not waited for.
+        # Read what it still wrote, without waiting for the pipe to close: a grandchild may hold it open.
         with contextlib.suppress(OSError):
             while data := _read(self._output):
                 self._take(self._output, data)
@@ -211,7 +212,7 @@ def start(
     on_alive: Callable[[str], None] = lambda text: None,
     on_line: Callable[[str], None] = lambda line: None,
 ) -> Child:
-    """A child for a job, which lies in the folder under a name that says nothing of it."""
+    """Starts a child for a job. The job is a file in `folder` under a random name, which tells a plugin nothing about it."""
     path = folder / f"{os.urandom(8).hex()}.json"
     write_whole(path, json.dumps(encode(job, "job")).encode())
     return Child(job_command(path), log=log, timeout=job.options.timeout, on_alive=on_alive, on_line=on_line)

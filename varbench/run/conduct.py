@@ -1,4 +1,4 @@
-"""Conducts a run: which processes start, what they are asked, in which order; every row's record grows on disk meanwhile."""
+"""Conducts a run: starts its processes, asks them in order, and writes each row's record again whenever more is known."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from varbench.run.findings import Findings, Looks, Seen, keep, kept
 from varbench.run.looking import look_at
 from varbench.run.messages import Job, Ready, Trained
 from varbench.run.prepare import OWN_WEIGHTS, Run, WeightSet
-from varbench.run.seeing import Seers
+from varbench.run.scorers import Scorers
 
 PARTS = ".parts"
-"""Folder, within the run's, of jobs and of what is known of rows already."""
+"""Sub-folder of the run for jobs and for the parts of rows that are measured already."""
 
 Part = TypeVar("Part")
 
@@ -45,7 +45,7 @@ class Conduct:
     out: Path
     display: Display
     done: dict[str, Record] = field(default_factory=dict)
-    """Complete and unchanged records that were found, by row; nothing runs for them."""
+    """Complete records of an earlier run with the same inputs, by row; these rows are not measured again."""
     found: dict[str, Findings] = field(default_factory=dict)
     trained: dict[str, Trained] = field(default_factory=dict)
     """By weight set."""
@@ -66,9 +66,9 @@ class Conduct:
         self.save_all()
         for weights in self.run.weight_sets:
             self._train(weights)
-        with Seers(self.run, folder=self.parts, log=self.out / "logs" / "score.log") as seers:
+        with Scorers(self.run, folder=self.parts, log=self.out / "logs" / "score.log") as scorers:
             for weights in self.run.weight_sets:
-                self._see(weights, seers)
+                self._see(weights, scorers)
         for number in range(self.run.options.rounds):
             sets = self.run.weight_sets
             for weights in sets[::-1] if number % 2 else sets:
@@ -83,7 +83,7 @@ class Conduct:
             job = self.run.job(task="training", rows=(weights.trains,), full=None)
             try:
                 with self._child(job, "train", on_line=self.display.detail) as child:
-                    found = child.hear()
+                    found = child.receive()
             except (ChildEndedError, RowError) as error:
                 failure = replace(error.failure, reason=f"its weights could not be trained: {error.failure.reason}")
                 self._fail(alive, failure)
@@ -92,7 +92,7 @@ class Conduct:
             self.trained[weights.key] = found
             self._update(alive, trained=found)
 
-    def _see(self, weights: WeightSet, seers: Seers) -> None:
+    def _see(self, weights: WeightSet, scorers: Scorers) -> None:
         """Images of every row that is scored, and a look at each row's memory."""
 
         def lacking(name: str) -> bool:
@@ -109,7 +109,7 @@ class Conduct:
                 with self._turn(name):
                     if self.found[name].seen is None and self.run.is_scored(name):
                         self.display.detail(f"images of {name}")
-                        seen = seers.see(name, subject.ask, self.display.detail)
+                        seen = scorers.score(name, subject.ask, self.display.detail)
                         self._remember(seen, name)
                         self._update((name,), seen=seen)
                     if self.found[name].looks is None and self._looks_wanted:
@@ -143,7 +143,7 @@ class Conduct:
                 pace=Pace(
                     batch=options.batch, classes=self.run.model.classes, pairs=options.count, seconds=options.seconds
                 ),
-                # Drawn when the process is there already: nobody can have prepared for it.
+                # Drawn after the process has started, so that no plugin can have prepared for these seeds.
                 seeds=count(secrets.randbelow(2**31)),
                 strain=lambda: strain.read(subject.pid) if options.device == "cpu" else None,
                 failed=lambda name, error: self._fail((name,), error.failure),
@@ -167,14 +167,14 @@ class Conduct:
         lacking: Callable[[str], bool],
         work: Callable[[Child, tuple[str, ...]], None],
     ) -> None:
-        """Does the work in as many processes as it takes: a row that takes its process along leaves the rest to a new one."""
+        """Does the work for all rows in one process. If a row crashes it, a new process does the rows that are left."""
         while left := tuple(name for name in self._alive(weights.rows) if lacking(name)):
             self._begin(left)
             subject: Child | None = None
             self._at = None
             try:
                 with self._child(self._subject_job(weights, left), title) as subject:
-                    loaded = subject.hear()
+                    loaded = subject.receive()
                     assert isinstance(loaded, Ready)
                     self._check(left, loaded)
                     work(subject, tuple(name for name in left if self.found[name].failure is None))
@@ -203,7 +203,7 @@ class Conduct:
 
     @contextmanager
     def _turn(self, name: str) -> Iterator[None]:
-        """What a row raises is its own end and no other's; what ends the process is blamed on the row whose turn it is."""
+        """An error that the row raises fails this row alone; if the whole process ends meanwhile, this row is blamed."""
         self._at = name
         try:
             yield
@@ -211,9 +211,9 @@ class Conduct:
             self._fail((name,), error.failure)
         self._at = None
 
-    def _child(self, job: Job, title: str, **heard: Callable[[str], None]) -> Child:
+    def _child(self, job: Job, title: str, **listeners: Callable[[str], None]) -> Child:
         return children.start(
-            job, folder=self.parts, log=self.out / "logs" / f"{title}.log", on_alive=self.display.detail, **heard
+            job, folder=self.parts, log=self.out / "logs" / f"{title}.log", on_alive=self.display.detail, **listeners
         )
 
     # What is known
@@ -222,7 +222,7 @@ class Conduct:
         return tuple(name for name in names if name not in self.done and self.found[name].failure is None)
 
     def _has_full(self, weights: WeightSet) -> bool:
-        """Whether the full model can run on these weights, as the neighbour of their rows."""
+        """Whether the full model can run on these weights too, so that their rows are timed beside it."""
         return not weights.key.startswith(OWN_WEIGHTS) and self.found[FULL].failure is None
 
     @property
@@ -260,7 +260,7 @@ class Conduct:
         return dict(seen.scored.quality.floors) if seen and seen.scored.quality else {}
 
     def save_all(self) -> list[Record]:
-        """Writes every row's record that is not there complete already."""
+        """Writes the records of all rows but those that were complete before the run."""
         return self._save(tuple(self.run.rows))
 
     def _save(self, names: tuple[str, ...]) -> list[Record]:
@@ -279,7 +279,7 @@ class Conduct:
         return kept(kind, self._part_path(kind, name, number))
 
     def _earlier(self, kind: type[Part], name: str) -> Part | None:
-        """A part that this run left when it was ended, or that an earlier run on this machine left: never a time."""
+        """A part that was measured before this run was interrupted, or by another run on this machine. Not used for times."""
         if (part := self._part(kind, name)) is not None:
             return part
         place = self._machine_place(kind, name)
@@ -297,7 +297,7 @@ class Conduct:
                 shutil.copyfile(path, place)
 
     def _machine_place(self, kind: type, name: str) -> Path | None:
-        """Where findings wait for later runs: what is the same whenever this machine makes it."""
+        """Where a part is kept for later runs on this machine; None on a GPU, where it may come out differently, and with `--fresh`."""
         options = self.run.options
         if options.device != "cpu" or options.fresh:
             return None

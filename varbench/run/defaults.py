@@ -1,4 +1,4 @@
-"""What a preset and a machine suggest where nothing is given, and what options have to agree on among each other."""
+"""Defaults that depend on the preset and the machine, and checks that span several options."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from varbench.run.inputs import sizes_of
 
 
 def resolve(args: argparse.Namespace, *, kind: type[Options] = Options) -> Options:
-    """The command line over a TOML file over what suits preset and machine; what does not go together is a `UserError`."""
+    """Options of the command line, else of a TOML file, else defaults; `UserError` if they do not go together."""
     given = read_config(args.config, kind=kind) if args.config else {}
     given |= given_in(args, kind=kind)
     preset = _preset(given)
@@ -33,16 +33,17 @@ def resolve(args: argparse.Namespace, *, kind: type[Options] = Options) -> Optio
 
 
 def filled_in(given: dict[str, Any], *, kind: type[Options] = Options) -> dict[str, Any]:
-    """What is given, which names the model, and the defaults of the rest. A model that is no preset is taken for a large one."""
+    """The given options, which include the model, and defaults for the rest. A model that is no preset gets those of a large
+    one."""
     model, quick = given["model"], given.get("quick", False)
     device = given.get("device") or _device(model)
     found = {"device": device, "dtype": _dtype(device)}
-    usual = {name: found.get(name, one.usual(model, quick=quick)) for name, one in asked(kind).items()}
+    usual = {name: found.get(name, option.usual(model, quick=quick)) for name, option in asked(kind).items()}
     return {**usual, **given}
 
 
 def companions(given: tuple[str, ...]) -> dict[str, str]:
-    """Files by part, of NAME=FILE."""
+    """The files of `--companion NAME=FILE` by name."""
     return dict(pair.split("=", 1) for pair in given)
 
 

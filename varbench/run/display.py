@@ -1,4 +1,4 @@
-"""Where a run is, on stderr: on a terminal a bar with the time left; elsewhere a line a part, and one a minute within it."""
+"""Shows on stderr how far a run is: on a terminal a bar with the time left, elsewhere a line for each part and each minute."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _EVERY = 60.0
 
 
 class Display:
-    """`part` is one process's work, of which it is known how many of each kind there are; `note` stays on the screen."""
+    """`part` encloses the work of one process, `detail` says what it is at, `note` prints a line that stays. `kinds` says how
+    many parts of each kind there will be."""
 
     def __init__(self, kinds: dict[str, int], *, bar: Any = None) -> None:
         self._left = Counter(kinds)
@@ -48,7 +49,7 @@ class Display:
                 self._bar.advance(self._task)
 
     def detail(self, text: str) -> None:
-        """Where within the part it is."""
+        """Shows what the current part is at."""
         if self._bar is not None:
             self._show(f"{self._title}: {text}")
         elif time.monotonic() - self._spoke > _EVERY:
@@ -73,7 +74,7 @@ class Display:
         )
 
     def seconds_left(self) -> float | None:
-        """As long as the parts so far took, kind by kind; None until one of each kind that is left was seen."""
+        """Estimated from how long finished parts of each kind took; None while a kind that is left has no finished part."""
         kinds = [kind for kind, left in self._left.items() if left > 0]
         if any(kind not in self._took for kind in kinds):
             return None

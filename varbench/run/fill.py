@@ -1,4 +1,4 @@
-"""A row's record from what is known of it. A row that lacks a part is `interrupted`, so that a resumed run goes on with it."""
+"""Makes a row's record from its findings. While a part is missing its status is `interrupted`: a resumed run measures it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def now() -> str:
 
 
 def fill(run: Run, row: RowInRun, found: Findings, *, floors: dict[str, Score]) -> Record:
-    """The record as far as it goes."""
+    """The record; what is not known yet is null, with a reason."""
     missing: dict[str, str] = {}
     status, reason = _status(run, row, found)
     complete = status is Status.COMPLETE
@@ -154,7 +154,7 @@ def _plan(run: Run, row: RowInRun, found: Findings) -> PlanSummary | None:
 
 
 class _ByName:
-    """A row as the key of a cache: a record is written many times, and its plan stays."""
+    """A row as a cache key: its record is written many times, and its plan need be summarised only once."""
 
     def __init__(self, row: RowInRun) -> None:
         self.row = row

@@ -20,7 +20,7 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True, kw_only=True)
 class Looks:
-    """What a look at a row's memory and at equal calls found."""
+    """What one call of a row holds in memory, and whether equal calls gave equal results."""
 
     batch: int
     peaks: Peaks
@@ -40,7 +40,7 @@ class Looks:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What was seen of a row's images."""
+    """Scores of a row's images."""
 
     scored: Scored
     metrics: dict[str, Score] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Of one row."""
+    """Everything known of one row so far."""
 
     started: str | None = None
     failure: Failure | None = None
@@ -73,7 +73,7 @@ def keep(part: object, path: Path) -> None:
 
 
 def kept(kind: type[Part], path: Path) -> Part | None:
-    """The part that lies there; None where none does, or another program's."""
+    """The part in this file; None if there is none, or it cannot be read as one."""
     try:
         return decode(kind, json.loads(path.read_bytes()), kind.__name__)
     except (OSError, ValueError, RecordError):

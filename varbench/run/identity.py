@@ -23,7 +23,7 @@ def code_hash() -> str:
 
 @functools.cache
 def measuring_hash() -> str:
-    """As `code_hash`, of what decides a figure: a change of the report or of the help makes no record old."""
+    """As `code_hash`, without what cannot change a figure: editing the page or the help makes no record out of date."""
     return source_hash(Path(str(varbench.__file__)).parent, without=SHOWING)
 
 
@@ -34,7 +34,7 @@ def source_hash(place: Path, *, without: tuple[str, ...] = ()) -> str:
 
 
 def plugin_hash(plugin: ResolvedPlugin) -> str | None:
-    """Of all that the plugin was imported from, data included; None where it has no file."""
+    """Hash of all files that a plugin consists of, data included; None if it has none."""
     files = {file for place in plugin.files for file in _below(Path(place))}
     if plugin.distribution not in ("varbench", "no distribution") and not any(Path(p).is_dir() for p in plugin.files):
         files |= set(_of_distribution(plugin.distribution))
@@ -66,7 +66,7 @@ def _relative(file: Path, root: Path) -> str:
 
 
 def torch_version() -> str:
-    """Without importing it."""
+    """torch's version, without importing torch."""
     if importlib.util.find_spec("torch") is None:
         return "none"
     return metadata.version("torch")

@@ -1,6 +1,6 @@
-"""A look at the files that a user gives, before anything runs with them: a wrong one costs seconds and leaves nothing behind.
+"""Checks the files that a user gives before anything is measured, so that a wrong one costs seconds and leaves nothing behind.
 
-Torch is needed to look, and this process does without: children of its own look.
+That needs torch, which this process does not load: a child does it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from varbench.spec import ModelSpec
 
 
 def sizes_of(*, vae: Path, var: Path) -> ModelSpec:
-    """Sizes of the model that the two checkpoints hold."""
+    """The sizes of the model in these two checkpoints."""
     command = [sys.executable, "-m", "varbench.run.tasks.inspecting", str(vae), str(var)]
     ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     try:
@@ -32,16 +32,16 @@ def sizes_of(*, vae: Path, var: Path) -> ModelSpec:
 
 
 def check(job: Job) -> None:
-    """Weights that load as the model, a reference that samples can be scored against, data to train on; else `UserError`."""
+    """Raises `UserError` unless weights load as the model, the reference can be scored against, and data can be trained on."""
     with tempfile.TemporaryDirectory(prefix="varbench-") as folder:
         child = children.start(job, folder=Path(folder), log=Path(folder) / "log")
         try:
             with child:
-                child.hear()
+                child.receive()
         except ChildEndedError as error:
-            said = error.failure.traceback is not None  # it told what is wrong itself
+            explained = error.failure.traceback is not None  # an exception of its own, and no crash
             raise UserError(
-                error.failure.reason if said else _unseen(error.failure.reason, child.stderr_tail)
+                error.failure.reason if explained else _unseen(error.failure.reason, child.stderr_tail)
             ) from error
 
 

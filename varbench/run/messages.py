@@ -37,7 +37,7 @@ Task = Literal["resolving", "calibrating", "inspecting", "training", "making", "
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a child is started with. It says nothing of what the answers are wanted for."""
+    """What a child is started with. It does not say what the answers are for."""
 
     task: Task
     options: Options
@@ -60,12 +60,12 @@ class Alive:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """Something came to its end: a row, or with `row` None all that the child was started for."""
+    """A row failed; with `row` None, all that the child was started for."""
 
     failure: Failure
     row: str | None = None
     last: bool = False
-    """The process is not fit for anything further."""
+    """The process cannot go on, and ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class Resolved:
     metrics: tuple[str, ...]
     """Plugins that bring metrics."""
     problems: tuple[str, ...]
-    """What is to be said of plugins that cannot be used."""
+    """One line for each plugin that cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +151,11 @@ class Ready:
 
 @dataclass(frozen=True, kw_only=True)
 class Begin:
-    """A scorer shall take the images of this row from now on."""
+    """Tells a scorer that the images of this row come next."""
 
     row: str
     full: bool
-    """The full model's, which others are held against."""
+    """It is the full model, whose images the other rows' are compared with."""
     trained: bool = True
 
 
@@ -189,7 +189,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """The child has come to its end as it should, or taken what it was given."""
+    """The child has finished, or has taken what it was sent."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,10 +85,10 @@ class Run:
 
     @property
     def weight_sets(self) -> tuple[WeightSet, ...]:
-        """That of the full model first."""
+        """Rows grouped by their weights; the full model's group comes first."""
         found: dict[str, list[ResolvedRow]] = {}
-        for one in self.rows.values():
-            found.setdefault(one.resolved.weight_set, []).append(one.resolved)
+        for row in self.rows.values():
+            found.setdefault(row.resolved.weight_set, []).append(row.resolved)
         there = ("pretrained", "random")
         return tuple(
             WeightSet(
@@ -122,12 +122,12 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
             f"nothing is selected; give --plugins, as in --plugins NAME,NAME@POINT. Known: {', '.join(known)}"
         )
     model = presets.preset(options.model).spec
-    resolved = _hear(Job(task="resolving", options=absolute(options), model=model), Resolved)
+    resolved = _answer_of(Job(task="resolving", options=absolute(options), model=model), Resolved)
     calibrated = _calibrated(resolved, options, model) if options.calibrate else Calibrated(rows={}, runs={})
     if calibrated.rows:
         found = [calibrated.rows.get(row.name, row.name) for row in resolved.rows if row.study is None]
         chosen = replace(absolute(options), plugins=",".join(found))
-        resolved = _hear(Job(task="resolving", options=chosen, model=model), Resolved)
+        resolved = _answer_of(Job(task="resolving", options=chosen, model=model), Resolved)
     files = resolved.files
     for problem in resolved.problems:
         print(f"warning: {problem}", file=sys.stderr)
@@ -161,16 +161,16 @@ def _calibrated(resolved: Resolved, options: Options, model: ModelSpec) -> Calib
         return Calibrated(rows={}, runs={})
     print(f"calibrating {', '.join(names)}", file=sys.stderr)
     job = Job(task="calibrating", options=absolute(options), model=model, rows=names, files=resolved.files)
-    return _hear(job, Calibrated)
+    return _answer_of(job, Calibrated)
 
 
-def _hear(job: Job, kind: type[Answer]) -> Answer:
-    """What a child says that is started for one answer; what is wrong with what was asked is a `UserError`."""
+def _answer_of(job: Job, kind: type[Answer]) -> Answer:
+    """The answer of a child that is started for this one question; `UserError` if the question was wrong."""
     with tempfile.TemporaryDirectory(prefix="varbench-") as folder:
         child = children.start(job, folder=Path(folder), log=Path(folder) / "log")
         try:
             with child:
-                found = child.hear()
+                found = child.receive()
         except ChildEndedError as error:
             told = error.failure.traceback is not None
             last = [] if told else child.stderr_tail.splitlines()[-1:]

@@ -1,4 +1,4 @@
-"""Why something did not work, told apart: inside a child by its exception, outside by how the process ended."""
+"""Tells apart why a row failed: inside a child by the exception, outside by how the process ended."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DEVICE_MEMORY = re.compile(r"CUDA out of memory|CUDA error: out of memory|CUBLA
 
 
 def of_exception(error: BaseException) -> Failure:
-    """What an exception of a row means."""
+    """The failure that an exception of a row stands for."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
     status = Status.FAILED
     if isinstance(error, WrongOutputError):
@@ -39,7 +39,7 @@ def of_exception(error: BaseException) -> Failure:
 
 
 def of_exit(code: int, *, stderr: str, oom_kills: int | None) -> Failure:
-    """What the end of a child means that did not say why itself.
+    """Why a child ended that sent no reason.
 
     `oom_kills` is how many processes the kernel's out-of-memory killer ended meanwhile; None where it does not say.
     """

@@ -1,4 +1,4 @@
-"""What lies in a run's folder already when the run goes on: what still holds, what is out of date, what is of other settings."""
+"""What a resumed run finds in its folder: records that still hold, that are out of date, or that have other settings."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _place(run: Run, name: str, out: Path) -> Path:
 
 
 def _read(path: Path) -> Record | None:
-    """None where it is not there, or torn: the row is measured again."""
+    """The record; None if there is none or it cannot be read, and the row is measured again."""
     try:
         return read_record(path)
     except (OSError, RecordError):

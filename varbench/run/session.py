@@ -44,7 +44,7 @@ def carry_out(run: Run, out: Path, *, resume: bool, again: str) -> tuple[list[Re
                     f"once files can be written, go on with: {again}"
                 )
                 written = complete_records(run, out)
-                unwritten = (one for one in conduct.records() if one.row.row not in written)
+                unwritten = (record for record in conduct.records() if record.row.row not in written)
                 lost = (replace(record, status=Status.INTERRUPTED) for record in unwritten)
                 return [], exit_code([*written.values(), *lost])
     return records, exit_code(records)
@@ -93,7 +93,7 @@ def _say_what_is_there(run: Run, out: Path, complete: int) -> None:
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Who ends the process by SIGTERM is told how to go on too."""
+    """Handles SIGTERM like Ctrl-C, so that it too ends with the command that resumes the run."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""A row's times as its record tells them, from what rounds of children showed."""
+"""The `timing` section of a row's record, from the rounds in which it was timed."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def timing(run: Run, row: RowInRun, found: Findings, missing: dict[str, str]) ->
         if run.options.compile == "off"
         else max(0.0, rounds[0].first_call - rounds[0].second_call),
         first_call_seconds=rounds[0].first_call,
-        discarded=sum(one.discarded for one in rounds),
+        discarded=sum(timed.discarded for timed in rounds),
         held_up=_held_up(rounds),
     )
 
 
 def _columns(rounds: list[SpeedRound], *, batch: int) -> Iterator[TimingColumn]:
     for regime, size in (("throughput", batch), ("latency", 1)):
-        pairs = [one.throughput if regime == "throughput" else one.latency for one in rounds]
+        pairs = [timed.throughput if regime == "throughput" else timed.latency for timed in rounds]
         for column, of in COLUMNS.items():
             own = _samples(pairs, of, lambda pair: pair.row)
             if own is None:
@@ -78,8 +78,8 @@ def _samples(
 
 
 def _per_scale(rounds: list[SpeedRound], *, batch: int) -> PerScale | None:
-    """From the timed calls: what is looked at are marks that every call has."""
-    times = [pair.row.times for one in rounds for pair in one.throughput]
+    """Times of single steps, from the calls that are timed anyway: every call marks the end of each step."""
+    times = [pair.row.times for timed in rounds for pair in timed.throughput]
     if not times or not times[0].steps:
         return None
     seconds = tuple(stats.median(found) for found in zip(*(time.steps for time in times), strict=True))
@@ -89,11 +89,11 @@ def _per_scale(rounds: list[SpeedRound], *, batch: int) -> PerScale | None:
 def _held_up(rounds: list[SpeedRound]) -> float | None:
     shares = [
         stats.median(found)
-        for one in rounds
+        for timed in rounds
         if (
             found := [
                 pair.row.strain.held_up(pair.row.times.end_to_end)
-                for pair in one.throughput
+                for pair in timed.throughput
                 if pair.row.strain is not None
             ]
         )

@@ -1,4 +1,4 @@
-"""Whether a child runs what its parent prepared: every difference is told with both values, and makes the row invalid."""
+"""Compares what a child runs with what its parent prepared. Any difference makes the row invalid, and both values are shown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ def mismatches(run: Run, row: RowInRun, loaded: Ready, trained: Trained | None) 
     for plugin, version in zip(row.resolved.plugins, row.identity.plugins, strict=True):
         theirs = loaded.plugin_files.get(plugin.name, ())
         if theirs[:1] != plugin.files[:1]:
-            found.append(f"a child imported {plugin.name} from {_one(theirs)}, and {_one(plugin.files)} was prepared")
+            found.append(
+                f"a child imported {plugin.name} from {_first(theirs)}, and {_first(plugin.files)} was prepared"
+            )
         if (now := plugin_hash(plugin)) != version.code_hash:
             found.append(
                 f"the code of {plugin.name} changed meanwhile: {str(now)[:12]}, and {str(version.code_hash)[:12]} was prepared"
@@ -28,5 +30,5 @@ def mismatches(run: Run, row: RowInRun, loaded: Ready, trained: Trained | None) 
     return found
 
 
-def _one(files: tuple[str, ...]) -> str:
+def _first(files: tuple[str, ...]) -> str:
     return files[0] if files else "nowhere"

@@ -1,4 +1,4 @@
-"""Which row to deploy, or why none, in one sentence. It names no method by heart: whatever the records show, it says.
+"""Which row to deploy, or why none, in one sentence. No method is named in the code: it says what the records show.
 
 The rule: of the rows that are faster than the full model beyond noise, the one to deploy is the fastest whose quality is
 not shown to be worse; where all are worse, the one that is nearest in quality. A rival is a row of another method that

@@ -20,7 +20,7 @@ class Cell:
     note: str = ""
     sort: float | str | None = None
     interval: Interval | None = None  # of a figure that has one
-    mood: str = ""  # `better`, `worse`, `same` than the full model; `quiet`
+    tone: str = ""  # `better`, `worse`, `same` than the full model; `quiet`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +118,8 @@ def table_of(block: Block) -> tuple[tuple[Column, ...], list[list[Cell]]]:
 
 
 def _doubted(cell: Cell, entry: Entry) -> Cell:
-    """A row that is not to be believed is not praised either."""
-    return cell if entry.believable else dataclasses.replace(cell, mood="")
+    """Without better or worse where the row cannot be believed."""
+    return cell if entry.believable else dataclasses.replace(cell, tone="")
 
 
 def why(entry: Entry, *paths: str) -> str:
@@ -161,8 +161,8 @@ def _quality(entry: Entry, block: Block) -> Cell:
         named = [score.reason for score in scores if headline and score.name == headline.name and score.reason]
         return Cell(text=None, note=named[0] if named else why(entry, "quality"))
     full = block.full.get("lossless")
-    mood = judge_quality(entry, full) if full is not None and not entry.is_full else None
-    return Cell(text=formatting.with_interval(quality), sort=quality.value, interval=quality, mood=mood or "")
+    tone = judge_quality(entry, full) if full is not None and not entry.is_full else None
+    return Cell(text=formatting.with_interval(quality), sort=quality.value, interval=quality, tone=tone or "")
 
 
 def _speedup(accounting: str) -> Callable[[Entry, Block], Cell]:
@@ -172,11 +172,11 @@ def _speedup(accounting: str) -> Callable[[Entry, Block], Cell]:
             if accounting not in block.full:
                 return Cell(text=None, note=f"the full model with {accounting} accounting was not measured")
             return Cell(text=None, note=why(entry, "timing"))
-        mood = judge_speed(entry, accounting) if not entry.is_full else None
+        tone = judge_speed(entry, accounting) if not entry.is_full else None
         span = f"{speedup.low:.3f} to {speedup.high:.3f}" if speedup.low != speedup.high else ""
-        mark, said = _with_decoder(entry)
+        mark, words = _with_decoder(entry)
         return Cell(
-            text=f"{speedup.value:.2f}x{mark}", note=f"{span}{said}", sort=speedup.value, interval=speedup, mood=mood or ""
+            text=f"{speedup.value:.2f}x{mark}", note=f"{span}{words}", sort=speedup.value, interval=speedup, tone=tone or ""
         )  # fmt: skip
 
     return cell
@@ -194,8 +194,8 @@ def _with_decoder(entry: Entry) -> tuple[str, str]:
 
 def _batch_time(entry: Entry, block: Block) -> Cell:
     cell = _time(entry.timed, "throughput")(entry, block)
-    mark, said = _with_decoder(entry)
-    return dataclasses.replace(cell, text=f"{cell.text}{mark}", note=f"{cell.note}{said}") if cell.text else cell
+    mark, words = _with_decoder(entry)
+    return dataclasses.replace(cell, text=f"{cell.text}{mark}", note=f"{cell.note}{words}") if cell.text else cell
 
 
 def _time(column: str, regime: str) -> Callable[[Entry, Block], Cell]:
@@ -272,7 +272,7 @@ def _validity(entry: Entry, block: Block) -> Cell:
         return Cell(text="valid", note=checked, sort="0")
     first = next((record for record in entry.records if record.status != "complete"), entry.first)
     word = first.status.replace("_", " ") if first.status != "complete" else first.validity.verdict.value
-    return Cell(text=word, note=entry.trouble or "", sort=f"1{word}", mood="worse")
+    return Cell(text=word, note=entry.trouble or "", sort=f"1{word}", tone="worse")
 
 
 def _provenance(entry: Entry, block: Block) -> Cell:
@@ -288,4 +288,4 @@ def _published(entry: Entry, block: Block) -> Cell:
         return Cell(text=None, note="no published figure for this model and setting")
     text = "; ".join(f"{figures_text(line.figures)} [{line.grade}]" for line in found)
     note = "; ".join(f"{figures_text(line.figures)}: {source_text(line)}" for line in found)
-    return Cell(text=text, note=note, sort=text, mood="quiet")
+    return Cell(text=text, note=note, sort=text, tone="quiet")

@@ -84,7 +84,7 @@ def _write_all(folder: Path, shown: page.Shown, fingerprint: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(data), encoding="utf-8")
     (folder / "index.html").write_text(page.page(shown, drawn, files=[*files, "records/"]), encoding="utf-8")
-    entries = [entry for one in drawn for entry in one.block.entries]
+    entries = [entry for part in drawn for entry in part.block.entries]
     about: dict[str, Any] = {
         "fingerprint": fingerprint,
         "answer": answer(drawn[0].block if drawn else None),
@@ -102,13 +102,13 @@ def _write_tables(folder: Path, drawn: Sequence[page.Drawn], encoded: Sequence[d
     from tabulate import tabulate
 
     markdown, latex, lines = [], [], []
-    for one in drawn:
-        block = one.block
-        headings = [column.heading for column in one.headings]
+    for part in drawn:
+        block = part.block
+        headings = [column.heading for column in part.headings]
         rows = []
-        for entry, cells in zip(block.entries, one.rows, strict=True):
-            lines.append(_line(one, entry.name, cells))
-            rows.append([_plain(column, cell, entry) for column, cell in zip(one.headings, cells, strict=True)])
+        for entry, cells in zip(block.entries, part.rows, strict=True):
+            lines.append(_line(part, entry.name, cells))
+            rows.append([_plain(column, cell, entry) for column, cell in zip(part.headings, cells, strict=True)])
         escaped = [[_text(cell).replace("|", "\\|") for cell in row] for row in rows]
         table = tabulate(
             escaped,
@@ -143,11 +143,11 @@ def _plain(column: columns.Column, cell: columns.Cell, entry: Entry) -> str:
     return "–" if cell.text is None else cell.text
 
 
-def _line(one: page.Drawn, name: str, cells: Sequence[columns.Cell]) -> dict[str, Any]:
+def _line(part: page.Drawn, name: str, cells: Sequence[columns.Cell]) -> dict[str, Any]:
     """One row of the table: figures as numbers, the 95 % intervals of those that have one, the reasons of those missing."""
-    found: dict[str, Any] = {"row": name, "conditions": one.block.conditions}
+    found: dict[str, Any] = {"row": name, "conditions": part.block.conditions}
     missing, intervals = {}, {}
-    for column, cell in zip(one.headings, cells, strict=True):
+    for column, cell in zip(part.headings, cells, strict=True):
         if column.key == "row":
             continue
         found[column.key] = cell.sort if column.numeric else cell.text
@@ -161,14 +161,14 @@ def _line(one: page.Drawn, name: str, cells: Sequence[columns.Cell]) -> dict[str
 def _write_figures(folder: Path, drawn: Sequence[page.Drawn]) -> list[str]:
     (folder / "figures").mkdir()
     written = []
-    for number, one in enumerate(drawn):
-        for name, figure in one.figures:
+    for number, part in enumerate(drawn):
+        for name, figure in part.figures:
             svg = stills.still(charts.static_spec(figure), alt=f"{figure.title}. {figure.caption}", name=name)
             (folder / "figures" / f"{name}.svg").write_text(svg, encoding="utf-8")
             written.append(f"figures/{name}.svg")
-        if one.grids:
+        if part.grids:
             name = "samples.png" if number == 0 else f"{number + 1}-samples.png"
-            (folder / "figures" / name).write_bytes(samples.sheet(list(one.grids)))
+            (folder / "figures" / name).write_bytes(samples.sheet(list(part.grids)))
             written.append(f"figures/{name}")
     return written
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 MOST_BLOCKS_WITH_FIGURES = 6
-MOODS = {"better": "better", "worse": "worse", "same": "not told apart"}
+TONES = {"better": "better", "worse": "worse", "same": "not told apart"}
 FIGURES: tuple[Callable[[Block], Figure | None], ...] = (
     figures_trade_off.quality_against_speed,
     figures_training.full_against_smaller,
@@ -111,7 +111,7 @@ def page(shown: Shown, drawn: Sequence[Drawn], *, files: Sequence[str] = ()) -> 
     chart_specs: dict[str, charts.Spec] = {}
     entries: list[dict[str, Any]] = []
     places = {id(record): place for place, record in enumerate(records)}
-    blocks = [_block(one, chart_specs, entries, places) for one in drawn]
+    blocks = [_block(part, chart_specs, entries, places) for part in drawn]
     panels = [_panel(panel, number, chart_specs) for number, panel in enumerate(shown.panels)]
     first = drawn[0].block if drawn else None
     script = _resource("page.js")
@@ -120,7 +120,7 @@ def page(shown: Shown, drawn: Sequence[Drawn], *, files: Sequence[str] = ()) -> 
         title=f"varbench: {', '.join(header_footer.runs(records)) or 'no records'}",
         subtitle=header_footer.subtitle(records),
         answer=answer(first),
-        facts=header_footer.headline_facts([one.block for one in drawn], records),
+        facts=header_footer.headline_facts([part.block for part in drawn], records),
         contents=_contents(drawn, panels, shown.changes),
         problems=shown.problems,
         blocks=blocks,
@@ -128,7 +128,7 @@ def page(shown: Shown, drawn: Sequence[Drawn], *, files: Sequence[str] = ()) -> 
         silent=shown.silent,
         changes=shown.changes,
         notices=header_footer.notices(records),
-        conditions=[header_footer.conditions_facts(one.block) for one in drawn],
+        conditions=[header_footer.conditions_facts(part.block) for part in drawn],
         files=files,
         style=_safe(_resource("style.css")),
         script=_safe(script),
@@ -154,18 +154,18 @@ def vega_bundle() -> str:
 
 
 def _block(
-    one: Drawn, specs: dict[str, charts.Spec], entries: list[dict[str, Any]], places: dict[int, int]
+    part: Drawn, specs: dict[str, charts.Spec], entries: list[dict[str, Any]], places: dict[int, int]
 ) -> dict[str, Any]:
-    block, rows = one.block, []
-    for entry, cells in zip(block.entries, one.rows, strict=True):
+    block, rows = part.block, []
+    for entry, cells in zip(block.entries, part.rows, strict=True):
         rows.append({
             "name": entry.name, "full": entry.is_full, "trouble": entry.trouble, "cells": cells, "index": len(entries),
         })  # fmt: skip
         which = [places[id(record)] for record in entry.records]
         entries.append({"name": label(entry), "trouble": entry.trouble, "records": which})
     shown = []
-    wide = _wide([figure for _, figure in one.figures])
-    for (anchor, figure), whole_width in zip(one.figures, wide, strict=True):
+    wide = _wide([figure for _, figure in part.figures])
+    for (anchor, figure), whole_width in zip(part.figures, wide, strict=True):
         places_of_cells = []
         for number, cell in enumerate(figure.cells):
             name = f"{anchor}-{number}"
@@ -177,9 +177,9 @@ def _block(
             "columns": figure.columns, "cells": places_of_cells, "legend": figure.legend, "wide": whole_width,
         })  # fmt: skip
     return {
-        "anchor": one.anchor, "title": block.title, "answer": answer(block), "rows": rows, "figures": shown,
-        "columns": one.headings, "grids": one.grids,
-        "has_plans": any(figure.key == "plans" for _, figure in one.figures),
+        "anchor": part.anchor, "title": block.title, "answer": answer(block), "rows": rows, "figures": shown,
+        "columns": part.headings, "grids": part.grids,
+        "has_plans": any(figure.key == "plans" for _, figure in part.figures),
     }  # fmt: skip
 
 
@@ -222,7 +222,7 @@ def _contents(
 ) -> list[tuple[str, str]]:
     links = [("table", "Table")]
     if len(drawn) > 1:
-        links = [(one.anchor, one.block.title) for one in drawn[:MOST_BLOCKS_WITH_FIGURES]]
+        links = [(part.anchor, part.block.title) for part in drawn[:MOST_BLOCKS_WITH_FIGURES]]
     elif drawn:
         links += [(anchor, figure.title) for anchor, figure in drawn[0].figures]
         links += [("block1-samples", "Samples")] if drawn[0].grids else []
@@ -247,7 +247,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("varbench.show"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.globals.update(marks=formatting.MARKS, moods=MOODS)
+    environment.globals.update(marks=formatting.MARKS, tones=TONES)
     return environment
 
 

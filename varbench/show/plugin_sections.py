@@ -78,8 +78,8 @@ def _ask(context: ForkServerContext, info: PluginInfo, records: bytes, seconds: 
         if not answer.exists():
             raise UserError(f"{who} ended its process with exit code {process.exitcode} and gave no sections")
         try:
-            said = json.loads(answer.read_bytes())
-            found, error = said["sections"], said["error"]
+            reply = json.loads(answer.read_bytes())
+            found, error = reply["sections"], reply["error"]
         except (ValueError, KeyError, TypeError) as torn:
             raise UserError(f"{who} gave no readable answer: {type(torn).__name__}: {torn}") from torn
     if error is not None:
@@ -95,11 +95,11 @@ def _answer(name: str, records: bytes, place: Path) -> None:
     error = None
     try:
         found = _sections_of(name, records)
-    except UserError as said:
-        error = str(said)
-    except Exception as said:  # a generator runs the plugin's code when it is read
+    except UserError as refusal:
+        error = str(refusal)
+    except Exception as failure:  # a generator runs the plugin's code when it is read
         who = f"plugin {name!r} ({manager().info(name).distribution})"
-        error = f"{who}: {HOOK} failed: {type(said).__name__}: {said}"
+        error = f"{who}: {HOOK} failed: {type(failure).__name__}: {failure}"
     place.write_text(json.dumps({"sections": found, "error": error}), encoding="utf-8")
 
 

@@ -55,8 +55,10 @@ def _notes(block: Block) -> list[str]:
         notes.append(f"The full model against itself: {formatting.times(block.itself)}.")
     floors = next((e.first.quality.floors for e in block.entries if e.first.quality and e.first.quality.floors), {})
     if floors:
-        said = [f"{name} {formatting.number(score.value)}" for name, score in floors.items() if score.value is not None]
-        notes.append(f"Floors of {headline.name if headline else 'the score'}: {', '.join(said)}.")
+        shown = [
+            f"{name} {formatting.number(score.value)}" for name, score in floors.items() if score.value is not None
+        ]
+        notes.append(f"Floors of {headline.name if headline else 'the score'}: {', '.join(shown)}.")
     return notes
 
 
@@ -100,7 +102,7 @@ def _speedup(entry: Entry, block: Block, accounting: str) -> str:
 
 
 def _mark(entry: Entry, judgement: str | None) -> str:
-    """A row that is not to be believed is not praised, and the full model is not compared with itself. The place stays."""
+    """No mark for a row that cannot be believed, nor for the full model beside itself; a blank keeps the column aligned."""
     compared = judgement is not None and entry.believable and not entry.is_full
     return f" {formatting.MARKS[judgement]}" if judgement is not None and compared else "  "
 

@@ -1,1 +1,1 @@
-"""What children do, a module each: `run(job, channel)`. `making` holds plugins and makes images; who scores holds none."""
+"""What children do, a module each: `run(job, channel)`. `making` holds plugins and makes images; `scoring` holds none."""

@@ -1,4 +1,4 @@
-"""A look at the files that a user gives, before anything runs with them. `python -m varbench.run.tasks.inspecting VAE VAR` prints sizes."""
+"""Opens the files that a user gives, as a run will. `python -m varbench.run.tasks.inspecting VAE VAR` prints sizes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from varbench.errors import UserError
 from varbench.model.checkpoints import load_tokenizer, load_transformer
 from varbench.quality.reference import check_reference, image_paths
 from varbench.run.channel import Channel
-from varbench.run.eyes import Eyes
 from varbench.run.messages import Job
+from varbench.run.scoring_networks import ScoringNetworks
 
 
 def run(job: Job, channel: Channel) -> None:
@@ -30,13 +30,13 @@ def run(job: Job, channel: Channel) -> None:
         files = dict(job.files)
         load_pipeline(options.model, vae=files.pop("vae"), var=files.pop("main"), companions=files)
         channel.alive()
-    eyes = Eyes(options, side=model.image_side, device="cpu")
-    if options.images and eyes.scores:
+    networks = ScoringNetworks(options, side=model.image_side, device="cpu")
+    if options.images and networks.scores:
         if options.reference is not None and not options.reference.endswith(".npz"):
             for path in image_paths(options.reference):
                 check_readable(path, side=model.image_side)
                 channel.alive()
-        check_reference(eyes.reference, eyes.extractor, side=model.image_side)
+        check_reference(networks.reference, networks.extractor, side=model.image_side)
     if options.data is not None:
         classes = open_folder(options.data, side=model.image_side).classes
         if len(classes) > model.classes:

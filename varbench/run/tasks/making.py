@@ -36,8 +36,8 @@ def run(job: Job, channel: Channel) -> None:
     before = process_state.global_state()
     subject, loaded = load(job)
     before.restore()
-    channel.say(loaded)
-    for request in channel.asked():
+    channel.send(loaded)
+    for request in channel.requests():
         assert isinstance(request, Request)
         process_state.stir()
         state = process_state.global_state()
@@ -46,14 +46,14 @@ def run(job: Job, channel: Channel) -> None:
         except (Exception, SystemExit) as error:
             failure = of_exception(error)
             lost = failure.status in (Status.OUT_OF_MEMORY_HOST, Status.OUT_OF_MEMORY_DEVICE)
-            channel.say(Failed(failure=failure, row=request.row, last=lost))
+            channel.send(Failed(failure=failure, row=request.row, last=lost))
             if lost:  # the process is not fit for another row
                 return
             state.restore()
             continue
         if changed := state.changed():
             state.restore()
-        channel.say(replace(reply, changed=tuple(changed)))
+        channel.send(replace(reply, changed=tuple(changed)))
 
 
 def load(job: Job) -> tuple[Subject, Ready]:

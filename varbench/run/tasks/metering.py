@@ -19,11 +19,11 @@ def run(job: Job, channel: Channel) -> None:
     metrics = {
         f"{info.name}.{metric.name}": metric for info, given in plugins.each("varbench_metrics") for metric in given
     }
-    for message in channel.asked():
+    for message in channel.requests():
         assert isinstance(message, Take)
         with np.load(message.chunk.path, allow_pickle=False) as stored:
             images = torch.from_numpy(stored["images"])
-        channel.say(measured(metrics, images, torch.tensor(message.labels)))
+        channel.send(measured(metrics, images, torch.tensor(message.labels)))
 
 
 def measured(metrics: dict[str, Metric], images: torch.Tensor, labels: torch.Tensor) -> Measured:

@@ -28,7 +28,7 @@ OWN_WEIGHTS = "own weights of "
 def run(job: Job, channel: Channel) -> None:
     plugins = manager()
     plugins.load_all()
-    channel.say(resolved(job, plugins))
+    channel.send(resolved(job, plugins))
 
 
 def resolved(job: Job, plugins: PluginManager) -> Resolved:

@@ -27,8 +27,8 @@ from varbench.quality import Scoring, distance_to_full, to_uint8
 from varbench.quality.images import Images
 from varbench.record import Distance, Quality, Samples, Score
 from varbench.run.channel import Channel
-from varbench.run.eyes import Eyes
 from varbench.run.messages import Begin, Done, Finish, Job, Scored, Take
+from varbench.run.scoring_networks import ScoringNetworks
 
 GRID = 40
 """Images kept to look at."""
@@ -41,16 +41,16 @@ Tokens = NDArray[np.int64]
 
 def run(job: Job, channel: Channel) -> None:
     scorer = Scorer(job, channel)
-    for message in channel.asked():
+    for message in channel.requests():
         if isinstance(message, Begin):
             scorer.begin(message)
-            channel.say(Done())
+            channel.send(Done())
         elif isinstance(message, Take):
             scorer.take(message)
-            channel.say(Done())
+            channel.send(Done())
         else:
             assert isinstance(message, Finish)
-            channel.say(scorer.finish(message.expected))
+            channel.send(scorer.finish(message.expected))
 
 
 class Scorer:
@@ -59,7 +59,7 @@ class Scorer:
     def __init__(self, job: Job, channel: Channel) -> None:
         self._job, self._channel = job, channel
         self._side = job.model.image_side
-        self._eyes = Eyes(job.options, side=self._side, device=job.options.device)
+        self._networks = ScoringNetworks(job.options, side=self._side, device=job.options.device)
         self._full: tuple[Images, Tokens | None] | None = None
 
     def begin(self, row: Begin) -> None:
@@ -67,15 +67,15 @@ class Scorer:
         self._images: list[Images] = []
         self._tokens: list[Tokens] = []
         self._labels: list[int] = []
-        self._scoring = self._new_scoring() if self._eyes.scores and row.trained else None
+        self._scoring = self._new_scoring() if self._networks.scores and row.trained else None
 
     def _new_scoring(self, *, judge: bool = True, second_opinion: bool | None = None) -> Scoring:
         wanted = self._job.options.second_opinion if second_opinion is None else second_opinion
         return Scoring(
-            self._eyes.reference,
-            self._eyes.extractor,
+            self._networks.reference,
+            self._networks.extractor,
             side=self._side,
-            judge=self._eyes.judge if judge else None,
+            judge=self._networks.judge if judge else None,
             second_opinion=wanted,
             device=self._job.options.device,
         )
@@ -118,7 +118,7 @@ class Scorer:
             quality=quality,
             distance=None if self._row.full else self._distance(images, tokens),
             samples=grid(images, self._labels, tokens=tokens),
-            weights=self._eyes.files() if self._scoring is not None else (),
+            weights=self._networks.files() if self._scoring is not None else (),
         )
 
     def _distance(self, images: Images, tokens: Tokens | None) -> Distance | None:
@@ -128,11 +128,11 @@ class Scorer:
             return None
         theirs, their_tokens = full
         count = min(len(theirs), len(images))
-        seen = self._eyes.own or self._job.options.inception is not None
+        seen = self._networks.own or self._job.options.inception is not None
         found = distance_to_full(
             images[:count],
             theirs[:count],
-            extractor=self._eyes.extractor if seen else None,
+            extractor=self._networks.extractor if seen else None,
             tokens=None if tokens is None else tokens[:count],
             full_tokens=None if their_tokens is None else their_tokens[:count],
         )

@@ -28,7 +28,7 @@ def run(job: Job, channel: Channel) -> None:
     data = open_folder(options.data, side=side) if options.data else Shapes(side=side)
     done = recipe_weights(row, vae=files.pop("vae"), pretrained=files, data=data, budget=budget, device=options.device)
     recipe = f"{row.recipe_plugin}@{row.recipe}"
-    channel.say(
+    channel.send(
         Trained(
             training=None if done.record is None else section(done.record, recipe=recipe, model=job.model.name),
             files={part: str(path) for part, path in done.files.items()},

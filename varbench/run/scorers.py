@@ -1,4 +1,4 @@
-"""Images of a row on their way from the process that makes them to those that look at them, a batch at a time."""
+"""Carries a row's images, a batch at a time, from the process that makes them to the processes that score them."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from varbench.run.prepare import Run
 Ask = Callable[[Any], Any]
 
 
-class Seers:
-    """The processes that look at images: one scores, without plugins; another, where plugins bring metrics, asks those."""
+class Scorers:
+    """The processes that score images: one holds no plugin; a second one, if plugins bring metrics, holds those."""
 
     def __init__(self, run: Run, *, folder: Path, log: Path) -> None:
         self._run, self._folder, self._log = run, folder, log
         self._started: dict[str, Child] = {}
 
-    def __enter__(self) -> Seers:
+    def __enter__(self) -> Scorers:
         return self
 
     def __exit__(self, *error: object) -> None:
         for child in self._started.values():
             child.end()
 
-    def see(self, row: str, ask: Ask, told: Callable[[str], None]) -> Seen:
-        """All images of a row. Only one batch of them lies anywhere at a time."""
+    def score(self, row: str, ask: Ask, progress: Callable[[str], None]) -> Seen:
+        """Has all images of a row made and scored. Only one batch of them exists at a time."""
         options = self._run.options
         scorer = self._child("scoring")
         scorer.ask(Begin(row=row, full=row == FULL))
@@ -55,10 +55,10 @@ class Seers:
                 self._ask_scorer(scorer, taken)
                 if self._run.metrics:
                     self._measure(taken, values, better, missing)
-                told(f"{row}, {first + len(labels):,} of {options.images:,} images")
+                progress(f"{row}, {first + len(labels):,} of {options.images:,} images")
         finally:
             chunk.unlink(missing_ok=True)
-        told(f"{row}, scoring")
+        progress(f"{row}, scoring")
         scored = self._ask_scorer(scorer, Finish(expected=options.images))
         assert isinstance(scored, Scored)
         whole = {name: found for name, found in values.items() if len(found) == options.images}
@@ -100,7 +100,7 @@ class Seers:
 
 
 def _mean(name: str, values: list[float], better: str) -> Score:
-    """A metric's mean over images; its interval is that of images drawn anew from these, 95 %."""
+    """A metric's mean over images, with a 95 % bootstrap interval."""
     import numpy as np
 
     found = np.asarray(values)

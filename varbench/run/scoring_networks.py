@@ -1,4 +1,4 @@
-"""Who looks at the images of a run, and what they are compared with."""
+"""What the images of a run are scored with: the feature network, the judge and the reference images."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from varbench.record import WeightFile
 from varbench.record.options import Options
 
 
-class Eyes:
-    """The networks and the reference of a run, each made when first asked for."""
+class ScoringNetworks:
+    """Loads each of them when it is first used."""
 
     def __init__(self, options: Options, *, side: int, device: str) -> None:
         self._options, self._side, self._device = options, side, device
         ships_data = presets.preset(options.model).assets
         self.own = ships_data and options.inception is None
-        """Whether the preset's own networks look."""
+        """Whether the networks are those that ship with the preset."""
         self.scores = ships_data or options.reference is not None
 
     @cached_property

@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from varbench.engine.pipeline import Pipeline, load_pipeline
+from varbench.engine.loading import load_pipeline
+from varbench.engine.pipeline import Pipeline
 from varbench.engine.sampler import draw, filtered, uniforms
 from varbench.model.transformer import normed
 from varbench.plan.presets import shipped_files

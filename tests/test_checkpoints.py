@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import varbench
 from varbench.base.hashing import file_hash
-from varbench.engine.pipeline import random_transformer
+from varbench.engine.loading import random_transformer
 from varbench.errors import CheckpointError, UserError
 from varbench.plan import presets
 

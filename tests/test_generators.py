@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from varbench import rows
-from varbench.engine.pipeline import load_pipeline
+from varbench.engine.loading import load_pipeline
 from varbench.engine.subjects import EngineSubject, GeneratorSubject, Subject
 from varbench.errors import PlanError, UserError, WrongOutputError
 from varbench.measure import honesty, process_state, speed

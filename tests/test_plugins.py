@@ -71,7 +71,7 @@ def _ask(manager: PluginManager, hook: str) -> Any:
         "setting": Setting(plugin="example"), "model": TINY, "plugin": "example", "records": [], "pipe": None
     }  # fmt: skip
     if hook == "varbench_calibrate":
-        from varbench.engine.pipeline import load_pipeline
+        from varbench.engine.loading import load_pipeline
 
         arguments["pipe"] = load_pipeline("tiny", random=True)
     wanted = inspect.signature(getattr(hookspecs, hook)).parameters

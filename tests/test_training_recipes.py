@@ -18,7 +18,7 @@ import torch
 from test_training import BUDGET, DATA, SPEC, fresh, weights
 
 from varbench import rows
-from varbench.engine.pipeline import load_pipeline
+from varbench.engine.loading import load_pipeline
 from varbench.errors import UserError
 from varbench.model.checkpoints import load_transformer
 from varbench.model.tokenizer import Tokenizer

@@ -100,7 +100,7 @@ def open_pipeline(given: dict[str, Any], *, heads: int | None) -> tuple[Pipeline
         "companions": companions(chosen["companion"]),
         **{name: chosen[name] for name in ("device", "dtype", "seed")},
     }
-    from varbench.engine.pipeline import load_pipeline
+    from varbench.engine.loading import load_pipeline
 
     if files:
         pipe = load_pipeline(given.get("model"), vae=given["vae"], var=given["weights"], num_heads=heads, **common)

@@ -34,6 +34,6 @@ def null_cost(device: str = "cpu") -> stats.Interval:
     """Seconds that the harness adds to the columns of a call: the median time to images of a call that does nothing."""
     subject, ask = Nothing(device), Ask(row="", labels=(0,), seed=0)
     for _ in range(10):
-        timed(subject, ask)  # type: ignore[arg-type]
-    samples = [timed(subject, ask)[2].with_decoder for _ in range(CALLS)]  # type: ignore[arg-type]
+        timed(subject, ask)
+    samples = [timed(subject, ask)[2].with_decoder for _ in range(CALLS)]
     return stats.bootstrap_median([samples])

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from varbench.engine.subjects import Answer, Ask, Subject
+from varbench.engine.generate import Observer
+from varbench.engine.subjects import Answer, Ask
 from varbench.errors import WrongOutputError
 from varbench.measure.calls import Times
 from varbench.measure.clock import clock_for
 from varbench.quality.images import Images, to_uint8
+from varbench.spec import ModelSpec
 
 
-def timed(subject: Subject, ask: Ask) -> tuple[Answer, Images, Times]:
+class Timeable(Protocol):
+    """The part of a subject that timing needs."""
+
+    @property
+    def model(self) -> ModelSpec: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def make(self, ask: Ask, *, observer: Observer | None = None) -> Answer: ...
+
+
+def timed(subject: Timeable, ask: Ask) -> tuple[Answer, Images, Times]:
     """The answer, its images as bytes on the host, and how long each part took: one call gives every column."""
     clock = clock_for(subject.device)
     marks: dict[str, list[Any]] = {"start": [], "logits": [], "end": []}

@@ -29,4 +29,4 @@ def run(job: Job, channel: Channel) -> None:
         runs[row.name] = CalibrationRun(
             asked=row.name, parameters=dict(found.parameters), digest=found.digest, seconds=found.seconds
         )
-    channel.say(Calibrated(rows=names, runs=runs, failures=failures))
+    channel.send(Calibrated(rows=names, runs=runs, failures=failures))

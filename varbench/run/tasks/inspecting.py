@@ -8,7 +8,7 @@ import sys
 import torch
 
 from varbench.data.folder import check_readable, open_folder
-from varbench.engine.pipeline import load_pipeline
+from varbench.engine.loading import load_pipeline
 from varbench.errors import UserError
 from varbench.model.checkpoints import load_tokenizer, load_transformer
 from varbench.quality.reference import check_reference, image_paths

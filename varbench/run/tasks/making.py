@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from varbench import rows
 from varbench.base.whole_files import whole_file
 from varbench.engine.kernel import attention_kernel
-from varbench.engine.pipeline import Pipeline, load_pipeline
+from varbench.engine.loading import load_pipeline
+from varbench.engine.pipeline import Pipeline
 from varbench.engine.subjects import Answer, Ask, EngineSubject, GeneratorSubject, Subject
 from varbench.measure import memory, nvml, process_state, timed_call
 from varbench.measure.calls import Chunk, Reply, Request

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from varbench.run.resume import complete_records
     from varbench.run.session import INTERRUPTED, NOTHING_SELECTED, carry_out
     from varbench.show import forecast
-    from varbench.show.table import as_table, remarks
+    from varbench.show.table import as_table, remarks, report_command
 
     options = resolve(args)
     out = _out(options.out, resume=args.resume)
@@ -80,8 +80,7 @@ def run(args: argparse.Namespace) -> int:
         print(as_table(records))
     for line in remarks(records):
         print(f"warning: {line}", file=sys.stderr)
-    where = shlex.quote(str(out))
-    print(f"records: {out}\nnext: varbench report --records {where}", file=sys.stderr if args.json else sys.stdout)
+    print(f"records: {out}\nnext: {report_command(out)}", file=sys.stderr if args.json else sys.stdout)
     return code
 
 

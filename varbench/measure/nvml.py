@@ -24,7 +24,6 @@ class Board:
     driver: str
     power_limit_watts: float | None
     clocks: dict[str, float]
-    temperature: float | None
 
 
 @contextlib.contextmanager
@@ -70,7 +69,6 @@ def board(*, uuid: str | None, pci: str | None) -> Board:
             driver=_text(pynvml.nvmlSystemGetDriverVersion()),
             power_limit_watts=None if limit is None else limit / 1000,
             clocks={name: value for name, value in clocks.items() if value is not None},
-            temperature=_value(pynvml, lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
         )
 
 

@@ -21,7 +21,7 @@ from varbench import rows
 from varbench.__main__ import main
 from varbench.errors import UserError
 from varbench.record import Status, Verdict, read_record
-from varbench.run import identity
+from varbench.run import identity, session
 from varbench.run.children import Child, ChildEndedError
 from varbench.run.conduct import locked
 from varbench.run.display import Display
@@ -374,6 +374,13 @@ def test_an_interrupted_run_goes_on_with_what_it_had(tmp_path: Path, script: Scr
     assert "variant@d2" in later
     assert not set(later) & (set(looked) - {"variant@d2"})
     assert {read_record(path).status for path in tmp_path.glob("*.json")} == {Status.COMPLETE}
+
+
+def test_sigterm_interrupts_as_ctrl_c_does() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), session._terminated_as_interrupted():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_torn_record_is_measured_again(tmp_path: Path, script: Script) -> None:

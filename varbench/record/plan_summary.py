@@ -23,11 +23,10 @@ def plan_summary(
     batch: int,
     dtype: str,
     hardware: Hardware | None = None,
-    minimum: Plan | None = None,
     other_accounting: Plan | None = None,
 ) -> PlanSummary:
-    """The plan with its work for a batch. `minimum` is the least a dynamic plan may do, `other_accounting` the same row
-    compiled under the accounting that this plan does not have."""
+    """The plan with its work for a batch. `other_accounting` is the same row compiled under the accounting that this plan does
+    not have."""
     counted = cost.work(plan, batch=batch, dtype=dtype)
     predicted = cost.predict(counted, hardware) if hardware is not None else None
     steps = tuple(
@@ -56,12 +55,11 @@ def plan_summary(
         batch=batch,
         steps=steps,
         totals=totals,
-        minimum=totals_of(minimum, batch=batch, dtype=dtype) if minimum is not None else None,
         accountings=accountings,
         transforms=tuple(
-            PlanTransform(plugin=one.part, backbone=one.backbone, part=part, **dataclasses.asdict(change))
-            for one in plan.transforms
-            for part, change in one.changes
+            PlanTransform(plugin=transform.part, backbone=transform.backbone, part=part, **dataclasses.asdict(change))
+            for transform in plan.transforms
+            for part, change in transform.changes
         ),
         weights_bytes=counted.weight_bytes,
         hardware=predicted.hardware if predicted else None,

@@ -69,9 +69,8 @@ class PlanTransform:
 class PlanSummary:
     digest: str = entry("digest of the whole plan")
     batch: int = entry("batch the bytes and FLOPs below are for")
-    steps: tuple[PlanStep, ...] = entry("the steps; of a dynamic plan, those of its largest form")
-    totals: Totals = entry("what is planned; of a dynamic plan, the most")
-    minimum: Totals | None = entry("the least a dynamic plan may do", absent="the plan is static")
+    steps: tuple[PlanStep, ...] = entry("the steps, in order")
+    totals: Totals = entry("what is planned for all steps")
     accountings: dict[str, Totals] = entry("the same totals counted as `lossless` and as `upstream`", default={})
     transforms: tuple[PlanTransform, ...] = entry("what plugins replace, in the order it is done", default=())
     weights_bytes: int | None = entry("weights of all backbones the row runs on", absent="no cost model for this row")

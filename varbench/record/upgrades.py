@@ -42,6 +42,16 @@ def _neighbours_beside(old: dict[str, Any]) -> dict[str, Any]:
     return {**old, "timing": {**timing, "columns": columns}}
 
 
+def _without_minimum(old: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 had `plan.minimum` for plans that change within a call, which nothing ever made."""
+    if old.get("plan") is None:
+        return old
+    return {**old, "plan": {key: value for key, value in old["plan"].items() if key != "minimum"}}
+
+
 # From schema version to a function that turns a file of that version into one of the next. Keys that are merely
 # new need none: a missing key that may be null reads as null.
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _options_in_full, 2: _neighbours_beside}
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: _options_in_full,
+    2: lambda old: _neighbours_beside(_without_minimum(old)),
+}

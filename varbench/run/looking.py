@@ -1,4 +1,4 @@
-"""A look at one row: memory of a call, and what equal calls give away. Asked of a subject, judged here."""
+"""Measures a row's memory, and whether equal calls give equal results. The subject answers; what it means is decided here."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def _doubted(cell: Cell, entry: Entry) -> Cell:
 
 
 def why(entry: Entry, *paths: str) -> str:
-    """The reason of the first null on the way to a figure, of the first repeat that has one."""
+    """Why a figure is missing: the first reason along its path, in the first repeat that has one."""
     for record in entry.records:
         for path in paths:
             try:

@@ -80,7 +80,7 @@ def frontier(
 
 @dataclass(frozen=True, kw_only=True)
 class _Span:
-    """What an axis reaches over; set by us and not by the chart, so that it is known where a point comes to lie."""
+    """The range of an axis. It is set here and not by the chart, so that the place of each point is known."""
 
     low: float
     high: float

@@ -1,4 +1,4 @@
-"""A subject's process: loads, and makes images when asked. Nothing that judges them is here."""
+"""A subject's process: loads the model and makes images when asked. No code that judges them runs here."""
 
 from __future__ import annotations
 

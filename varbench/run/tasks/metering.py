@@ -1,4 +1,4 @@
-"""Figures of plugins: one value an image, in a process that sees copies of the images and nothing else."""
+"""Computes the metrics that plugins bring, a value for each image, in a process that gets copies of the images alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows as data: plugins are asked here, so that the parent of a run needs none of them. No torch."""
+"""Asks plugins for rows and returns these as data, so that the parent of a run needs no plugin. No torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(job: Job, channel: Channel) -> None:
 
 
 def resolved(job: Job, plugins: PluginManager) -> Resolved:
-    """The denominators, then what was asked for, then what studies ask for. What cannot be made fails alone."""
+    """The denominators, then the rows that were asked for, then those of studies. A row that cannot be made fails alone."""
     options, model = job.options, job.model
     denominators = [rows.resolve(name, model, manager=plugins) for name in (rows.FULL, UPSTREAM)]
     attempts: list[tuple[str | None, rows.Attempt]] = [
@@ -97,14 +97,14 @@ def _resolved(job: Job, row: Row, study: str | None, plugins: PluginManager) -> 
         calibrates=any("varbench_calibrate" in plugins.hooks(info.name) for info in row.plugins),
         trained_generator=None if generator is None else bool(generator.policy.trained),
         source=None if row.provenance is None else MethodSource(**_own_fields(row.provenance)),
-        read=dict(_read(row, plugins)),
+        read=dict(_files_named(row, plugins)),
         weight_set=weight_set(row, given=job.files is not None, trains=trains(job)),
         failure=failure,
     )
 
 
 def _plans(row: Row, job: Job) -> tuple[Plan, Plan]:
-    """Under the row's accounting, and under the other."""
+    """The row's plan under its own accounting, and under the other one."""
     plan = compile_plan(job.model, row.policies, accounting=row.accounting)
     (accounting,) = set(rows.ACCOUNTINGS) - {row.accounting}
     lacking = [name for name, _ in plan.backbones if job.files is not None and name not in job.files and name != "main"]
@@ -133,8 +133,8 @@ def weight_set(row: Row, *, given: bool, trains: bool) -> str:
     return f"{row.recipe_plugin}@{row.recipe}" + ("".join(known) if changed else "")
 
 
-def _read(row: Row, plugins: PluginManager) -> Iterator[tuple[str, str]]:
-    """What the row's parameters name to be read."""
+def _files_named(row: Row, plugins: PluginManager) -> Iterator[tuple[str, str]]:
+    """The files that parameters of the row name, by parameter."""
     for setting in row.settings:
         settings = plugins.call(setting.plugin, "varbench_settings", model=row.model)
         for name, parameter in settings.parameters.items() if settings else ():

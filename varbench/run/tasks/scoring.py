@@ -1,4 +1,4 @@
-"""Looks at images, in a process without plugins: scores, the distance to the full model's own, a few of them to look at.
+"""Scores images in a process without plugins, measures their distance to the full model's, and keeps a few to show.
 
 Images come in files, a batch each, and are checked by their hash and count; labels come from whoever asked for the images.
 """
@@ -54,7 +54,7 @@ def run(job: Job, channel: Channel) -> None:
 
 
 class Scorer:
-    """Takes rows one after the other; of a row it keeps what the networks saw, and its first images."""
+    """Takes rows one after the other. Of each it keeps the networks' features, and its first images."""
 
     def __init__(self, job: Job, channel: Channel) -> None:
         self._job, self._channel = job, channel

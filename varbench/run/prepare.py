@@ -145,8 +145,8 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
     for asked, filled in calibrated.rows.items():
         rows[filled] = replace(rows[filled], calibration=calibrated.runs[asked])
     for asked, failure in calibrated.failures.items():
-        told = replace(failure, reason=f"its calibration failed: {failure.reason}")
-        rows[asked] = replace(rows[asked], resolved=replace(rows[asked].resolved, failure=told))
+        failed = replace(failure, reason=f"its calibration failed: {failure.reason}")
+        rows[asked] = replace(rows[asked], resolved=replace(rows[asked].resolved, failure=failed))
     return Run(
         name=name, options=options, model=model, files=files, hashes=hashes, rows=rows, metrics=resolved.metrics,
         inputs=shared,
@@ -172,8 +172,8 @@ def _answer_of(job: Job, kind: type[Answer]) -> Answer:
             with child:
                 found = child.receive()
         except ChildEndedError as error:
-            told = error.failure.traceback is not None
-            last = [] if told else child.stderr_tail.splitlines()[-1:]
+            explained = error.failure.traceback is not None  # an exception of its own, and no crash
+            last = [] if explained else child.stderr_tail.splitlines()[-1:]
             raise UserError("; ".join([error.failure.reason, *last])) from error
     assert isinstance(found, kind)
     return found

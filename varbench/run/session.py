@@ -83,9 +83,9 @@ def _say_what_is_there(run: Run, out: Path, complete: int) -> None:
             file=sys.stderr,
         )
     if differ := other_settings(run, out):
-        told = ", ".join(f"{name} {theirs}, now {ours}" for name, (theirs, ours) in differ.items())
+        differences = ", ".join(f"{name} {theirs}, now {ours}" for name, (theirs, ours) in differ.items())
         print(
-            f"warning: {out} holds records of these rows under other settings ({told}); they stay beside the new ones. "
+            f"warning: {out} holds records of these rows under other settings ({differences}); they stay beside the new ones. "
             "To keep runs apart choose another --out",
             file=sys.stderr,
         )

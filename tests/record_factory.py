@@ -21,6 +21,7 @@ def make_record(
     row: str = "variant@d8",
     *,
     seconds: float = 0.5,
+    full_seconds: float | None = 1.0,
     quality: float | None = 5.0,
     half_width: float = 0.2,
     noise: float = 0.01,
@@ -76,7 +77,7 @@ def make_record(
             accounting=accounting,
             rounds=rounds,
             count=3,
-            seconds=0.2,
+            budget=3.0,
         ),
         environment=r.Environment(
             machine="m-1f0c",
@@ -97,7 +98,15 @@ def make_record(
         validity=r.Validity(verdict=verdict if complete else r.Verdict.UNCHECKED, reasons=reasons),
         plan=plan,
         trace=plan.totals if complete else None,
-        timing=make_timing(seconds, noise=noise, rounds=rounds, rng=rng) if complete else None,
+        timing=make_timing(
+            seconds,
+            full_seconds=seconds if denominator == "lossless" else full_seconds,
+            noise=noise,
+            rounds=rounds,
+            rng=rng,
+        )
+        if complete
+        else None,
         memory=make_memory(plan) if complete else None,
         quality=r.Quality(
             scores=(
@@ -158,12 +167,19 @@ def make_score(name: str, value: float | None, half: float, *, n: int, better: s
     )
 
 
-def make_timing(seconds: float, *, noise: float, rounds: int, rng: random.Random) -> r.Timing:
+def make_timing(
+    seconds: float, *, full_seconds: float | None = 1.0, noise: float, rounds: int, rng: random.Random
+) -> r.Timing:
+    """`full_seconds` are those of the neighbours, None for a row that has none."""
     columns = []
     for regime, batch, scale in (("throughput", 64, 1.0), ("latency", 1, 0.1)):
         for column, extra in (("transformer", 1.0), ("with_decoder", 1.2), ("end_to_end", 1.3)):
             base = seconds * scale * extra
             raw = tuple(tuple(base * (1 + rng.gauss(0, noise)) for _ in range(8)) for _ in range(rounds))
+            beside = None
+            if full_seconds is not None:
+                full = full_seconds * scale * extra
+                beside = tuple(tuple(full * (1 + rng.gauss(0, noise)) for _ in samples) for samples in raw)
             flat = sorted(value for samples in raw for value in samples)
             middle = flat[len(flat) // 2]
             columns.append(
@@ -173,6 +189,7 @@ def make_timing(seconds: float, *, noise: float, rounds: int, rng: random.Random
                     batch=batch,
                     clock="perf_counter",
                     rounds=raw,
+                    beside=beside,
                     median=middle,
                     low=middle * (1 - noise),
                     high=middle * (1 + noise),
@@ -225,7 +242,8 @@ def make_plan(depth: int, *, accounting: str, seconds: float) -> r.PlanSummary:
         state_end_bytes=held,
     )
     return r.PlanSummary(
-        digest=f"{depth:02d}" * 16,
+        digest=f"{depth:02d}{accounting[:2]}" * 8,
+        picks=False,
         batch=64,
         steps=tuple(steps),
         totals=totals,

@@ -139,7 +139,7 @@ def scripted(monkeypatch: Any, **how: Any) -> Iterator[Script]:
 
 
 def a_run(out: Path, **given: Any) -> Run:
-    chosen = options(**{"weights": "random", "batch": 2, "dtype": "float32", "rounds": 2, "seconds": 0.0, **given})
+    chosen = options(**{"weights": "random", "batch": 2, "dtype": "float32", "rounds": 2, "budget": 0.0, **given})
     return replace(prepare(chosen, name=out.name), available_memory=1 << 30)
 
 

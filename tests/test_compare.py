@@ -26,8 +26,9 @@ def verdicts(comparison):
 def test_a_run_against_itself_is_the_same_everywhere():
     run = [*full_records(), make_record()]
     found = verdicts(compare(run, run, fail_on="speed:5%,fid:0.2"))
-    assert set(found.values()) == {"same"}
+    assert {verdict for key, verdict in found.items() if key[0] == "variant@d8"} == {"same"}
     assert ("variant@d8", "speed") in found
+    assert set(found.values()) == {"same", "not judged"}
     assert not compare(run, run, fail_on="speed:5%,fid:0.2").failed
 
 
@@ -47,7 +48,56 @@ def test_a_change_within_the_interval_or_below_the_floor_is_none():
     within = compare([make_record(quality=5.0, half_width=0.5)], [make_record(quality=5.3, half_width=0.5)])
     assert verdicts(within)["variant@d8", "FD-shapes"] == "same"
     below = compare([make_record(seconds=0.500, noise=0.0001)], [make_record(seconds=0.509, noise=0.0001)])
-    assert verdicts(below)["variant@d8", "speed"] == "same"  # 1.8 %, under the A/A floor of 2 %
+    assert verdicts(below)["variant@d8", "speed"] == "regressed"  # 1.8 %
+    least = compare([make_record(seconds=0.500, noise=0.0001)], [make_record(seconds=0.504, noise=0.0001)])
+    assert verdicts(least)["variant@d8", "speed"] == "same"  # 0.8 % is nobody's concern
+
+
+def test_old_new_and_change_are_of_one_estimator_and_of_the_speedup():
+    old, new = make_record(seconds=0.5), make_record(seconds=0.4)
+    for change in compare([old], [new]).changes:
+        if change.figure in ("speed", "latency"):
+            assert change.unit == "x"
+            assert change.old == pytest.approx(1 / 0.5, rel=0.02)
+            assert change.new / change.old - 1 == pytest.approx(change.change.value)
+    assert "2.0" in as_table(compare([old], [new]))
+
+
+def test_a_machine_that_is_slower_that_day_is_no_change_and_its_seconds_are_not_judged():
+    old = [*full_records(seconds=1.0), make_record(seconds=0.5)]
+    new = [*full_records(seconds=1.4), make_record(seconds=0.7, full_seconds=1.4)]
+    found = verdicts(compare(old, new))
+    assert found["variant@d8", "speed"] == found["variant@d8", "latency"] == "same"
+    assert found["full_var", "speed"] == "not judged"
+    assert not compare(old, new, fail_on="speed:1%").failed
+
+
+def test_any_byte_is_a_change_and_a_hundredth_is_a_verdict():
+    def with_bytes(count):
+        record = make_record()
+        return [dataclasses.replace(record, memory=dataclasses.replace(record.memory, torch_allocated_bytes=count))]
+
+    comparison = compare(with_bytes(50_000_000), with_bytes(50_000_001))
+    (change,) = [change for change in comparison.changes if change.figure == "memory"]
+    assert change.verdict == "same"
+    assert "1 B more" in as_table(comparison)
+    assert verdicts(compare(with_bytes(50_000_000), with_bytes(51_000_000)))["variant@d8", "memory"] == "regressed"
+    assert "none" in as_table(compare(with_bytes(50_000_000), with_bytes(50_000_000)))
+
+
+def test_what_a_seed_does_to_both_sides_is_in_no_change():
+    """Quality differs by far more between seeds than between the two codes."""
+    old, new = (
+        [
+            dataclasses.replace(
+                make_record(quality=quality + less, half_width=0.01),
+                protocol=dataclasses.replace(make_record().protocol, seed=seed),
+            )
+            for seed, quality in enumerate((4.0, 5.0, 6.0))
+        ]
+        for less in (0.0, 0.2)
+    )
+    assert verdicts(compare(old, new))["variant@d8", "FD-shapes"] == "regressed"
 
 
 @pytest.mark.parametrize(

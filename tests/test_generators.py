@@ -65,7 +65,7 @@ class TooFew(Grey):
 
 
 OPTIONS = Options(
-    model="tiny", device="cpu", dtype="float32", top_k=0, top_p=0.0, batch=4, images=0, rounds=1, count=3, seconds=0.0
+    model="tiny", device="cpu", dtype="float32", top_k=0, top_p=0.0, batch=4, images=0, rounds=1, count=3, budget=0.0
 )
 
 

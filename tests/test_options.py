@@ -122,7 +122,7 @@ def test_defaults_by_preset() -> None:
     assert str(found) == "64, for tiny 32"
     assert resolved("--weights", "random", "--quick").batch == 16
     large = resolved("--weights", "random", "--model", "var-d16", "--device", "cpu")
-    assert (large.batch, large.top_k, large.top_p, large.count, large.seconds) == (64, 900, 0.96, 6, 3.0)
+    assert (large.batch, large.top_k, large.top_p, large.count, large.budget) == (64, 900, 0.96, 6, 30.0)
 
 
 def test_booleans_can_be_switched_off(tmp_path: Path) -> None:
@@ -160,11 +160,11 @@ def test_records_of_the_first_schema_are_read() -> None:
     assert {record.protocol.model for record in loaded.records} == {"tiny"}
     assert {record.protocol.count for record in loaded.records} == {3}
     data = to_json(make_record(preset="var-d16"))
-    for name in ("plugins", "model", "device", "count", "seconds"):
+    for name in ("plugins", "model", "device", "count", "budget"):
         del data["protocol"][name]
     data["protocol"]["recipe_steps"] = data["protocol"].pop("steps")
     found = from_json({**data, "schema": 1, "protocol": {**data["protocol"], "recipe_steps": 500}}).protocol
-    assert (found.model, found.device, found.steps, found.count, found.seconds) == ("var-d16", "cpu", 500, 6, 3.0)
+    assert (found.model, found.device, found.steps, found.count, found.budget) == ("var-d16", "cpu", 500, 6, 3.0)
 
 
 @pytest.mark.parametrize(

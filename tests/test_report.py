@@ -161,10 +161,9 @@ def test_what_drifts_between_children_does_not_change_a_speedup():
     slow = [
         make_record("full_var", seconds=1.0, denominator="lossless"),
         make_record("full_var:accounting=upstream", seconds=1.2, denominator="upstream", accounting="upstream"),
-        make_record("m", seconds=1.0),
+        make_record("m", seconds=1.0, full_seconds=2.0),
     ]
-    anchor = tuple(tuple(2 * second for second in samples) for samples in slow[0].timing.columns[0].rounds)
-    slow[2] = dataclasses.replace(slow[2], timing=dataclasses.replace(slow[2].timing, anchor=anchor))
+    slow[2] = dataclasses.replace(slow[2], plan=None)  # a plan of its own, which is not pooled with the full model's
     (block,) = blocks_of(slow)
     entry = next(entry for entry in block.entries if entry.name == "m")
     assert entry.speedups["lossless"].value == pytest.approx(2.0, rel=0.05)
@@ -614,7 +613,7 @@ def test_a_thousand_records_take_seconds_and_fit(tmp_path):
     page = render(found, tmp_path)
     assert time.process_time() - start < 60  # about 6 s on a quiet machine
     html = page.read_text()
-    assert len(html) < 3_700_000
+    assert len(html) < 5_500_000
     assert html.count('data-entry="') == 1000
     data = payload_of(html)
     assert data["trimmed"]

@@ -19,8 +19,6 @@ Rounds = Sequence[Sequence[float]]
 Judgement = Literal["better", "worse", "same"]
 
 RESAMPLES = 400
-WIDE = 0.05  # an interval wider than this share of its middle is worth a warning
-NEEDLESS = 0.002  # and one narrower than this took more time than its use
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +33,25 @@ class Interval:
     def width(self) -> float:
         """Relative width; how far the figure may wander when the measurement is repeated."""
         return (self.high - self.low) / abs(self.value) if self.value else math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio(Interval):
+    """A ratio with what is known of its error, on the log scale."""
+
+    error: float
+    """Standard error of the logarithm."""
+    degrees: float
+    """Degrees of freedom of that error; 0 where one sample is all there is, which says nothing of its error."""
+
+    @property
+    def p(self) -> float:
+        """How likely it is that two equal things look this different, by Student."""
+        from scipy.special import stdtr
+
+        if not self.degrees or self.value == 1:
+            return 1.0
+        return 2 * float(stdtr(self.degrees, -abs(math.log(self.value)) / self.error)) if self.error else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,58 +102,76 @@ def bootstrap_median(rounds: Rounds, *, seed: int = 0) -> Interval:
     return Interval(value=value, low=min(value, float(low)), high=max(value, float(high)))
 
 
-def ratio(above: Rounds, below: Rounds, *, paired: bool = True, seed: int = 0) -> Interval:
-    """Middle of `above` over middle of `below`. Paired rounds ran side by side, so their common drift cancels.
-
-    Rounds of unlike number, or of different runs, cannot be paired; the interval is then wider, as it should be.
-    """
-    import numpy as np
-
-    paired = paired and len(above) == len(below)
-    above_draws = np.log(_median_draws(above, seed=seed))
-    below_draws = np.log(_median_draws(below, seed=seed + 1))
-    above_rounds = _round_draws(len(above), seed=seed)
-    below_rounds = above_rounds if paired else _round_draws(len(below), seed=seed + 1)
-    logs = np.take_along_axis(above_draws, above_rounds, axis=0).mean(axis=0)
-    logs = logs - np.take_along_axis(below_draws, below_rounds, axis=0).mean(axis=0)
-    value = math.exp(
-        float(np.mean([math.log(median(s)) for s in above])) - float(np.mean([math.log(median(s)) for s in below]))
-    )
-    low, high = (float(end) for end in np.exp(np.quantile(logs, (0.025, 0.975))))
-    return Interval(value=value, low=min(value, low), high=max(value, high))
-
-
-def paired_ratio(above: Rounds, below: Rounds, *, seed: int = 0) -> Interval:
+def paired_ratio(above: Rounds, below: Rounds) -> Ratio:
     """How many times `above` is `below`, where the calls of each round are neighbours in time, one by one.
 
-    Per round the median of the paired log ratios; over rounds, each a process of its own, Student's interval. One round
-    says nothing of what differs between processes: its interval is that of its own pairs.
+    Rounds are processes: of each the median of its paired log ratios, over them Student. One round says nothing of what
+    differs between processes: its interval is that of its own pairs.
     """
-    logs = [
+    logs = paired_logs(above, below)
+    return within_round(logs[0]) if len(logs) == 1 else over_rounds([median(round) for round in logs])
+
+
+def paired_logs(above: Rounds, below: Rounds) -> list[list[float]]:
+    """Logarithms of the ratios of neighbouring calls, by round."""
+    return [
         [math.log(one / other) for one, other in zip(ones, others, strict=True)]
         for ones, others in zip(above, below, strict=True)
     ]
-    middles = [median(round) for round in logs]
-    count = len(middles)
-    if count == 1:
-        spread = bootstrap_median([[math.exp(value) for value in logs[0]]], seed=seed)
-        return Interval(value=math.exp(middles[0]), low=spread.low, high=spread.high)
-    value = math.fsum(middles) / count
-    between = math.sqrt(math.fsum((one - value) ** 2 for one in middles) / (count - 1) / count)
-    half = student(count - 1) * between
-    return Interval(value=math.exp(value), low=math.exp(value - half), high=math.exp(value + half))
 
 
-def quotient(above: Interval, below: Interval) -> Interval:
-    """Of two ratios that were measured apart; their half-widths on the log scale add in quadrature."""
-    value = above.value / below.value
-    down = math.hypot(math.log(above.value / above.low), math.log(below.high / below.value))
-    up = math.hypot(math.log(above.high / above.value), math.log(below.value / below.low))
-    return Interval(value=value, low=value * math.exp(-down), high=value * math.exp(up))
+def unpaired_ratio(above: Rounds, below: Rounds) -> Ratio:
+    """Middle of `above` over middle of `below`, whose calls are no neighbours: what drifts between them is in the interval."""
+    return quotient(_middle(above), _middle(below))
+
+
+def _middle(rounds: Rounds) -> Ratio:
+    logs = [[math.log(sample) for sample in samples] for samples in rounds]
+    return within_round(logs[0]) if len(logs) == 1 else over_rounds([median(round) for round in logs])
+
+
+def over_rounds(logs: Sequence[float]) -> Ratio:
+    """One logarithm from every process."""
+    count = len(logs)
+    log = math.fsum(logs) / count
+    error = math.sqrt(math.fsum((one - log) ** 2 for one in logs) / (count - 1) / count) if count > 1 else 0.0
+    return _ratio(log, error, count - 1)
+
+
+def within_round(logs: Sequence[float]) -> Ratio:
+    """Logarithms from one process. The median's error by the quartiles, 7 % above a normal one's: stalls leave it alone."""
+    return _ratio(median(logs), iqr(logs) / math.sqrt(len(logs)), len(logs) - 1)
+
+
+def quotient(above: Ratio, below: Ratio) -> Ratio:
+    """Of two ratios that were measured apart, as Welch has it."""
+    error = math.hypot(above.error, below.error)
+    parts = [one.error**4 / one.degrees for one in (above, below) if one.degrees]
+    degrees = error**4 / sum(parts) if sum(parts) else max(above.degrees, below.degrees)
+    return _ratio(math.log(above.value / below.value), error, degrees)
+
+
+def _ratio(log: float, error: float, degrees: float) -> Ratio:
+    half = student(degrees) * error if degrees else 0.0
+    return Ratio(value=math.exp(log), low=math.exp(log - half), high=math.exp(log + half), error=error, degrees=degrees)
+
+
+def holm(chances: Sequence[float], *, level: float = 0.05) -> list[bool]:
+    """Which of several differences were shown, so that in `1 - level` of such families none is called one that is none.
+
+    `chances` are the `p` of each. The least is held against `level` over their number, the next over one fewer, until one
+    does not pass.
+    """
+    shown = [False] * len(chances)
+    for place, number in enumerate(sorted(range(len(chances)), key=chances.__getitem__)):
+        if chances[number] > level / (len(chances) - place):
+            break
+        shown[number] = True
+    return shown
 
 
 @functools.cache
-def student(degrees: int) -> float:
+def student(degrees: float) -> float:
     """The 97.5 % point of Student's distribution."""
     from scipy.special import stdtrit
 
@@ -166,13 +201,12 @@ def combine(repeats: Sequence[Interval]) -> Interval:
     return Interval(value=value, low=value - half, high=value + half)
 
 
-def judge_ratio(figure: Interval, *, minimum: float = 0.0, floor: float = 0.0) -> Judgement:
+def judge_ratio(figure: Interval, *, minimum: float = 0.0) -> Judgement:
     """Is a ratio (above 1 is better) a difference? `same` means none was shown; it may or may not be there.
 
-    The whole interval has to leave 1, and the figure by more than `minimum` (what one cares about) and more than
-    `floor` (how far the full model differs from itself), all as shares: 0.05 is 5 %.
+    The whole interval has to leave 1, and the figure by more than `minimum`, what one cares about, as a share: 0.05 is 5 %.
     """
-    least = math.log1p(max(minimum, floor))
+    least = math.log1p(minimum)
     if figure.low > 1 and math.log(figure.value) > least:
         return "better"
     if figure.high < 1 and math.log(figure.value) < -least:
@@ -191,28 +225,12 @@ def judge_difference(figure: Interval, *, better: str, minimum: float = 0.0) -> 
     return "better" if (figure.value < 0) == (better == "lower") else "worse"
 
 
-def spread_warning(what: str, rounds: Rounds) -> tuple[str, int | None] | None:
-    """A text and how many rounds would do, when the interval is too wide or needlessly narrow; None when it is neither.
-
-    None does not say that the figure is right, only that repeating it would give about the same.
-    """
-    if len(rounds) < 2:
-        return (f"{what}: one round says nothing of the drift between processes", 3)
-    width = bootstrap_median(rounds).width
-    if width > WIDE:
-        more = math.ceil(len(rounds) * min((width / WIDE) ** 2, 4))
-        return (f"{what}: the interval is {width:.1%} wide, more than {WIDE:.0%}", more)
-    if width < NEEDLESS and len(rounds) > 3:
-        return (f"{what}: the interval is {width:.2%} wide; fewer rounds would do", 3)
-    return None
-
-
 def _median_draws(rounds: Rounds, *, seed: int) -> np.ndarray:
     """Medians of resampled samples, one row per round."""
     return _cached_median_draws(tuple(tuple(samples) for samples in rounds), seed)
 
 
-@functools.lru_cache(maxsize=64)  # a denominator is divided by every row
+@functools.lru_cache(maxsize=64)  # a record is filled anew whenever its run comes on
 def _cached_median_draws(rounds: tuple[tuple[float, ...], ...], seed: int) -> np.ndarray:
     import numpy as np
 

@@ -14,7 +14,8 @@ def add_parser(subparsers: Any) -> None:
         "compare",
         help="two runs or reports against each other",
         description="Compares the rows that two sets of records share. Unlike protocols are refused. `same` means that no "
-        "difference was shown; it may or may not be there. In the column `change`, above 0 is better in every line.",
+        "difference was shown; it may or may not be there. Speed is judged by the speedup over the full model; seconds alone "
+        "hang on the machine's day and are not judged. In the column `change`, above 0 is better in every line.",
     )
     parser.add_argument("old", type=Path, metavar="A", help="run folder, report folder or record: the older set")
     parser.add_argument("new", type=Path, metavar="B", help="the newer set")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -20,8 +21,11 @@ VARIABLES = (
 LIBRARIES = ("varbench", "torch", "torchvision", "numpy", "scipy", "torch-fidelity", "clean-fid", "torchao")
 
 
-def environment(device: str) -> Environment:
-    """The facts as they are now. On CUDA this asks torch for the board, so only a child calls it with a GPU."""
+def environment(device: str, *, threads: int | None = None) -> Environment:
+    """The facts as they are now. On CUDA this asks torch for the board, so only a child calls it with a GPU.
+
+    `threads` are torch's, which only a process that computes can tell.
+    """
     facts: dict[str, Any] = {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),
@@ -38,6 +42,7 @@ def environment(device: str) -> Environment:
     return Environment(
         machine=machine, **facts, **gpu, versions=versions(),
         variables={name: os.environ[name] for name in VARIABLES if name in os.environ},
+        threads=threads, affinity=_affinity(), load=_load(), governor=_governor(),
     )  # fmt: skip
 
 
@@ -111,9 +116,26 @@ def _memory() -> int | None:
 
 
 def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(_affinity() or ()) or os.cpu_count() or 1
+
+
+def _affinity() -> tuple[int, ...] | None:
+    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None
+
+
+def _load() -> float | None:
+    try:
+        return os.getloadavg()[0]
+    except (OSError, AttributeError):
+        return None
+
+
+def _governor() -> str | None:
+    found = set()
+    for path in Path("/sys/devices/system/cpu").glob("cpu*/cpufreq/scaling_governor"):
+        with contextlib.suppress(OSError):
+            found.add(path.read_text().strip())
+    return ", ".join(sorted(found)) or None
 
 
 def _cpu() -> str:

@@ -8,8 +8,10 @@ the process's threads (`measure.strain`), never from the time itself, which woul
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 from varbench.base import stats
 from varbench.measure.calls import Reply, Request, Times
@@ -20,7 +22,11 @@ AskOne = Callable[[Request], Reply]
 ReadStrain = Callable[[], Reading | None]
 
 MOST_RETAKEN = 2
-"""Pairs are taken again until this many times as many as were asked for were taken; then the least held up are kept."""
+"""Pairs are taken again until this many times as many as were asked for were held up and the budget is spent; then the least
+held up are kept."""
+
+CYCLES = 3
+"""Turns in which a row's fewest pairs are taken, so that what passes over the machine meets every row alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +66,15 @@ class SpeedRound:
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How much is timed: pairs a row and regime, at least this many and at least this long, in so many turns."""
+    """How much is timed: of every row and regime at least `pairs`, and more until they are precise or `budget` is spent."""
 
     batch: int
     classes: int
     pairs: int
-    seconds: float
-    cycles: int = 3
+    error: float
+    """Standard error of a row's log ratio within this process that is small enough; see `error_within`."""
+    budget: float
+    """Seconds of calls for a row, beyond which only its fewest pairs are taken."""
 
 
 @dataclass
@@ -75,14 +83,33 @@ class _Taken:
 
     good: list[Pair] = field(default_factory=list)
     strained: list[Pair] = field(default_factory=list)
+    led: int = 0
+    """Pairs in which the row's call came before the full model's."""
+    seconds: float = 0.0
+    """Of all its calls and their neighbours."""
 
-    def seconds(self) -> float:
-        return sum(pair.row.times.end_to_end for pair in self.good)
+    @property
+    def tried(self) -> int:
+        return len(self.good) + len(self.strained)
+
+    def error(self) -> float:
+        logs = [math.log(_told(pair.row) / (_told(pair.full) if pair.full else 1.0)) for pair in self.good]
+        return stats.within_round(logs).error if len(logs) > 1 else math.inf
 
     def kept(self, wanted: int) -> tuple[Pair, ...]:
         """The quiet pairs; where they are fewer than wanted, the least held up of the others too."""
         lacking = max(0, wanted - len(self.good))
         return (*self.good, *sorted(self.strained, key=_held_up)[:lacking])
+
+
+def error_within(precision: float, *, rounds: int) -> float:
+    """The standard error within a process that lets an interval over so many be `precision` wide, either way.
+
+    Half of the variance is left to what differs between processes. One process has its pairs only, and many of them.
+    """
+    if rounds == 1:
+        return precision / 2
+    return precision * math.sqrt(rounds / 2) / stats.student(rounds - 1)
 
 
 def time_rows(
@@ -109,9 +136,12 @@ def time_rows(
             first[row] = session.warm(row)
             session.alive.add(row)
     batches = {"throughput": pace.batch, **({"latency": 1} if pace.batch > 1 else {})}
-    for cycle in range(pace.cycles):
-        for regime, batch in batches.items():
-            session.cycle([row for row in rows if row in session.alive], regime, batch, cycle)
+    for cycle in count():
+        lacking = [session.lacking(rows, regime) for regime in batches]
+        if not any(lacking):
+            break
+        for (regime, batch), some in zip(batches.items(), lacking, strict=True):
+            session.cycle(some if cycle % 2 == 0 else some[::-1], regime, batch)
     return {row: session.round(row, *first[row]) for row in first if row in session.alive}
 
 
@@ -127,7 +157,7 @@ class _Session:
     alive: set[str] = field(default_factory=set)
     taken: dict[tuple[str, str], _Taken] = field(default_factory=dict)
     changed: dict[str, set[str]] = field(default_factory=dict)
-    quiet_cpu: dict[tuple[str, int], list[float]] = field(default_factory=dict)
+    quiet_share: dict[tuple[str, int], list[float]] = field(default_factory=dict)
     last_seed: dict[str, int] = field(default_factory=dict)
 
     @contextlib.contextmanager
@@ -160,41 +190,44 @@ class _Session:
             self.call(row, 1)
         return first, self.call(row, self.pace.batch).times.end_to_end
 
-    def cycle(self, rows: list[str], regime: str, batch: int, cycle: int) -> None:
-        """A turn of every row. Two rows share the full model's call between them; who goes first alternates."""
-        wanted = -(-self.pace.pairs // self.pace.cycles) * (cycle + 1)
-        seconds = self.pace.seconds / self.pace.cycles * (cycle + 1)
-        order = rows if cycle % 2 == 0 else rows[::-1]
-        for place in range(0, len(order), 2):
-            some = order[place : place + 2]
-            for number in range(MOST_RETAKEN * wanted + 1000):
-                some = [row for row in some if row in self.alive and not self._enough(row, regime, wanted, seconds)]
-                if not some:
-                    break
-                self._pairs(some if (number + cycle) % 2 == 0 else some[::-1], regime, batch)
+    def lacking(self, rows: Sequence[str], regime: str) -> list[str]:
+        return [row for row in rows if row in self.alive and not self._enough(row, regime)]
 
-    def _enough(self, row: str, regime: str, wanted: int, seconds: float) -> bool:
-        taken = self.taken.get((row, regime), _Taken())
-        tried = len(taken.good) + len(taken.strained)
-        return (len(taken.good) >= wanted and taken.seconds() >= seconds) or (
-            len(taken.strained) > 0 and tried >= (1 + MOST_RETAKEN) * wanted
-        )
+    def cycle(self, rows: list[str], regime: str, batch: int) -> None:
+        """A turn of every row. Two rows share the full model's call between them."""
+        for place in range(0, len(rows), 2):
+            for _ in range(-(-self.pace.pairs // CYCLES)):
+                if some := self.lacking(rows[place : place + 2], regime):
+                    self._pairs(some, regime, batch)
+
+    def _enough(self, row: str, regime: str) -> bool:
+        taken = self._so_far(row, regime)
+        spent = sum(found.seconds for (name, _), found in self.taken.items() if name == row) >= self.pace.budget
+        if len(taken.good) < self.pace.pairs:
+            return spent and len(taken.strained) >= MOST_RETAKEN * self.pace.pairs
+        return spent or taken.error() <= self.pace.error
+
+    def _so_far(self, row: str, regime: str) -> _Taken:
+        return self.taken.setdefault((row, regime), _Taken())
 
     def _pairs(self, rows: list[str], regime: str, batch: int) -> None:
-        """Row, full model, row: the one in the middle is the neighbour of both. One row alone goes first or second."""
+        """Row, full model, row: the one in the middle is the neighbour of both. Each row comes before it in every other pair."""
+        ahead = {row: 2 * self._so_far(row, regime).led - self._so_far(row, regime).tried for row in rows}
+        rows = sorted(rows, key=ahead.__getitem__)
+        before = 1 if len(rows) == 2 or ahead[rows[0]] <= 0 else 0
         calls: dict[str, Call] = {}
         beside: Call | None = None
-        turn = len(self.taken.get((rows[0], regime), _Taken()).good) % 2
-        for place, row in enumerate(rows):
-            if self.full is not None and beside is None and (place == 1 or (len(rows) == 1 and turn)):
+        for place, row in enumerate([*rows, None]):
+            if place == before and self.full is not None:
                 beside = self.call(self.full, batch)
-            with self.turn(row):
-                calls[row] = self.call(row, batch)
-        if self.full is not None and beside is None:
-            beside = self.call(self.full, batch)
+            if row is not None:
+                with self.turn(row):
+                    calls[row] = self.call(row, batch)
         for row, call in calls.items():
             pair = Pair(row=call, full=beside)
-            taken = self.taken.setdefault((row, regime), _Taken())
+            taken = self._so_far(row, regime)
+            taken.led += row in rows[:before]
+            taken.seconds += sum(one.times.end_to_end for one in (call, beside) if one is not None)
             (taken.strained if self._strained(row, batch, pair) else taken.good).append(pair)
 
     def _strained(self, row: str, batch: int, pair: Pair) -> bool:
@@ -202,14 +235,14 @@ class _Session:
         for name, call in ((row, pair.row), (self.full, pair.full)):
             if call is None or call.strain is None or name is None:
                 continue
-            quiet = self.quiet_cpu.setdefault((name, batch), [])
-            cpu = call.strain.cpu_seconds
+            quiet = self.quiet_share.setdefault((name, batch), [])
+            share = call.strain.cpu_seconds / call.times.end_to_end
             if call.strain.held_up(call.times.end_to_end) > HELD_UP or (
-                len(quiet) >= 3 and cpu < STARVED * stats.median(quiet)
+                len(quiet) >= 3 and share < STARVED * stats.median(quiet)
             ):
                 strained = True
             else:
-                quiet.append(cpu)
+                quiet.append(share)
         return strained
 
     def round(self, row: str, first: float, second: float) -> SpeedRound:
@@ -221,7 +254,7 @@ class _Session:
             second_call=second,
             throughput=kept["throughput"],
             latency=kept.get("latency", ()),
-            discarded=sum(len(one.good) + len(one.strained) for one in taken) - sum(map(len, kept.values())),
+            discarded=sum(one.tried for one in taken) - sum(map(len, kept.values())),
             identical=self._identical(row, kept["throughput"]),
             changed=tuple(sorted(self.changed.get(row, ()))),
         )
@@ -241,6 +274,11 @@ def request_of(row: str, batch: int, classes: int, *, seed: int, first: int = 0)
 def balanced_labels(count: int, classes: int, *, first: int = 0) -> tuple[int, ...]:
     """Every class as often as any other, to within one."""
     return tuple(place % classes for place in range(first, first + count))
+
+
+def _told(call: Call) -> float:
+    """The seconds that a row's speed is told by."""
+    return call.times.with_decoder if call.times.transformer is None else call.times.transformer
 
 
 def _held_up(pair: Pair) -> float:

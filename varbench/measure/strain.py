@@ -14,7 +14,8 @@ HELD_UP = 0.01
 """A call that waited for a processor longer than this share of its time is taken again."""
 
 STARVED = 0.95
-"""So is one that used less processor time than this share of what quiet calls of the row use."""
+"""So is one whose threads were on a processor for less than this share of what is usual in quiet calls of the row, for each
+second of its time: who is throttled waits in no queue. A slow clock takes longer and is as busy."""
 
 
 @dataclass(frozen=True, kw_only=True)

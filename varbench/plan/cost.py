@@ -270,7 +270,9 @@ def _bytes(plan: Plan, spec: ModelSpec, step: Step, batch: int, dtype: str) -> t
     logits = rows * plan.model.tokens[step.samples] * plan.model.tokenizer.vocabulary
     # Logits in the compute type and in float32, guidance, two filters with a sort, softmax, sum, search.
     moved += round(logits * (2 * item + 8)) + logits // step.branches * 4 * 20
-    transient = max(transient, logits * (item + 4) + logits // step.branches * 4 * 5)
+    # The stream stays meanwhile. Float32 logits are not copied.
+    stream = rows * plan.model.tokens[step.samples] * width * item
+    transient = max(transient, stream + logits * (4 if item == 4 else item + 4) + logits // step.branches * 4 * 5)
     return round(moved), transient
 
 

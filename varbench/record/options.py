@@ -18,6 +18,8 @@ from varbench.plan import presets
 DTYPES = ("float32", "bfloat16", "float16")
 COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
 FEWEST_ROUNDS = 3
+FEWEST_PROCESSES = 5
+"""That a speedup should rest on: of a row whose plan no other row has, as many rounds."""
 
 
 @dataclass(frozen=True)
@@ -210,12 +212,16 @@ class Options:
     )  # fmt: skip
     # Two CPU cores make no more images a second with larger batches, and ten minutes have to do for fourteen rows.
     count: int = option(
-        "fewest calls that are timed, a round", default=ByPreset(6, tiny=3, quick=3), metavar="N", least=1,
-        compared=False,
+        "fewest pairs of calls that are timed, a row, regime and round", default=ByPreset(6, tiny=3, quick=3),
+        metavar="N", least=1, compared=False,
     )  # fmt: skip
-    seconds: float = option(
-        "shortest time that is spent on timing, a row, regime and round",
-        default=ByPreset(3.0, tiny=0.2, quick=0.2), metavar="S", least=0, compared=False,
+    precision: float = option(
+        "half-width of a speedup's interval, as a share, until which pairs are timed and beyond which it is warned of",
+        default=0.03, metavar="SHARE", above=0, most=1, compared=False,
+    )  # fmt: skip
+    budget: float = option(
+        "seconds of calls that may be spent on that, a row and round", default=ByPreset(30.0, tiny=3.0, quick=3.0, quick_tiny=1.0),
+        metavar="S", least=0, compared=False,
     )  # fmt: skip
     quick: bool = option(
         "a first look in a minute or two, never compared with full runs", default=False, reads="quick look"

@@ -60,7 +60,7 @@ class WeightFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """Stable facts only: two runs on one machine give one `machine`."""
+    """Two runs on one machine give one `machine`, which is made of stable facts only."""
 
     machine: str = entry("hash of the stable facts below that name the machine")
     system: str = entry("operating system and architecture")
@@ -74,6 +74,12 @@ class Environment:
     power_limit_watts: float | None = entry("board power limit", absent="no GPU, or NVML gives none")
     versions: dict[str, str] = entry("versions of Python and of the libraries that matter", default={})
     variables: dict[str, str] = entry("environment variables that change speed, e.g. OMP_NUM_THREADS", default={})
+    threads: int | None = entry("threads that torch computes with", absent="no process loaded the model")
+    affinity: tuple[int, ...] | None = entry("processors the run may use, by number", absent="the system does not say")
+    load: float | None = entry(
+        "processes that ran or wanted to, mean of the minute before the run began", absent="the system does not say"
+    )
+    governor: str | None = entry("how the processors' clocks are governed", absent="the system does not show it")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,6 +52,7 @@ def plan_summary(
         accountings[other_accounting.accounting] = totals_of(other_accounting, batch=batch, dtype=dtype)
     return PlanSummary(
         digest=plan.digest,
+        picks=plan.picks,
         batch=batch,
         steps=steps,
         totals=totals,

@@ -73,6 +73,10 @@ class PlanSummary:
     totals: Totals = entry("what is planned for all steps")
     accountings: dict[str, Totals] = entry("the same totals counted as `lossless` and as `upstream`", default={})
     transforms: tuple[PlanTransform, ...] = entry("what plugins replace, in the order it is done", default=())
+    picks: bool | None = entry(
+        "policies choose by content within the loop, so that time hangs on more than the plan",
+        absent="an older varbench did not say",
+    )
     weights_bytes: int | None = entry("weights of all backbones the row runs on", absent="no cost model for this row")
     hardware: str | None = entry("device the prediction is for", absent="no roofline is known for this device")
     predicted_seconds: float | None = entry("predicted transformer time", absent="hardware not known")

@@ -131,7 +131,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Energy:
-    joules_per_image: float = entry("board energy over the window, by images made in it")
+    joules_per_image: float = entry("energy of the board, or of all processors, over the window, by images made in it")
     window_seconds: float = entry("length of the window")
     source: str = entry("what was read, e.g. `NVML total energy, whole board`")
 

@@ -25,7 +25,14 @@ def _options_in_full(old: dict[str, Any]) -> dict[str, Any]:
 
 
 def _neighbours_beside(old: dict[str, Any]) -> dict[str, Any]:
-    """Version 2 timed the full model in turn with the row, but not call by call: each of a round's calls gets its median."""
+    """Version 2 timed the full model in turn with the row, but not call by call: each of a round's calls gets its median.
+
+    It timed for so many seconds, precise or not.
+    """
+    protocol = dict(old["protocol"])
+    if "seconds" in protocol:
+        protocol["budget"] = protocol.pop("seconds")
+    old = {**old, "protocol": protocol}
     if old.get("timing") is None:
         return old
     timing = dict(old["timing"])

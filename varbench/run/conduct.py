@@ -69,8 +69,8 @@ class Conduct:
         with Scorers(self.run, folder=self.parts, log=self.out / "logs" / "score.log") as scorers:
             for weights in self.run.weight_sets:
                 self._see(weights, scorers)
-        for number in range(self.run.options.rounds):
-            sets = self.run.weight_sets
+        for number in range(self.run.rounds_of(*self.run.rows)):
+            sets = [weights for weights in self.run.weight_sets if number < self.run.rounds_of(*weights.rows)]
             for weights in sets[::-1] if number % 2 else sets:
                 self._time(weights, number)
 
@@ -127,6 +127,8 @@ class Conduct:
         options = self.run.options
 
         def lacking(name: str) -> bool:
+            if number >= self.run.rounds_of(name):
+                return False
             if number not in self.found[name].speed and (part := self._part(SpeedRound, name, number)):
                 self._update((name,), speed={**self.found[name].speed, number: part})
             return number not in self.found[name].speed
@@ -141,7 +143,11 @@ class Conduct:
                 names[::-1] if number % 2 else names,
                 full=FULL if self._has_full(weights) else None,
                 pace=Pace(
-                    batch=options.batch, classes=self.run.model.classes, pairs=options.count, seconds=options.seconds
+                    batch=options.batch,
+                    classes=self.run.model.classes,
+                    pairs=options.count,
+                    error=speed.error_within(options.precision, rounds=options.rounds),
+                    budget=options.budget,
                 ),
                 # Drawn after the process has started, so that no plugin can have prepared for these seeds.
                 seeds=count(secrets.randbelow(2**31)),
@@ -155,7 +161,7 @@ class Conduct:
                 self._update((name,), speed={**self.found[name].speed, number: found})
             self._save(names)
 
-        with self.display.part("speed", f"{weights.key}, round {number + 1} of {options.rounds}"):
+        with self.display.part("speed", f"{weights.key}, round {number + 1}"):
             self._in_children(weights, "speed", lacking, work)
 
     # Processes

@@ -88,7 +88,7 @@ def fill(run: Run, row: RowInRun, found: Findings, *, floors: dict[str, Score]) 
         samples=scored.samples if scored else None,
         weights=_weights(run, row, found),
         metrics=found.seen.metrics if found.seen else {},
-        warnings=verdict.warnings(run, row, found, times),
+        warnings=verdict.warnings(run, row, found),
         missing=missing,
     )
 
@@ -98,7 +98,7 @@ def _status(run: Run, row: RowInRun, found: Findings) -> tuple[Status, str | Non
         return found.failure.status, found.failure.reason
     scored = found.seen is not None or not run.is_scored(row.name)
     looked_at = found.looks is not None or run.options.quick
-    if len(found.speed) == run.options.rounds and looked_at and scored:
+    if len(found.speed) == run.rounds_of(row.name) and looked_at and scored:
         return Status.COMPLETE, None
     return Status.INTERRUPTED, "the run has not come to the end of this row; go on with --resume"
 
@@ -135,14 +135,16 @@ def _protocol(run: Run, row: RowInRun, found: Findings, missing: dict[str, str])
 
 
 def _environment(run: Run, found: Findings) -> Environment:
+    here = _here()
     if found.loaded is not None:
-        return found.loaded.environment
-    here = _here()  # no child got as far as naming the GPU
+        return replace(found.loaded.environment, load=here.load)
+    # No child got as far as naming the GPU.
     return here if run.options.device == "cpu" else replace(here, device=run.options.device)
 
 
 @functools.cache
 def _here() -> Environment:
+    """As the first record is begun: later the load is the run's own."""
     return environment("cpu")
 
 

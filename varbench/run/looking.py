@@ -18,7 +18,7 @@ Ask = Callable[[Request], Any]
 
 
 def look_at(ask: Ask, row: str, run: Run) -> Looks:
-    """Memory at the measured batch; three small calls, two of them equal; on a GPU the largest batch and energy."""
+    """Memory at the measured batch; three small calls, two of them equal; energy; on a GPU the largest batch."""
     options, seed = run.options, run.options.seed
     labels = balanced_labels(options.batch, run.model.classes)
     memory = ask(Request(row=row, labels=labels, seed=seed, look="memory"))
@@ -32,11 +32,13 @@ def look_at(ask: Ask, row: str, run: Run) -> Looks:
     findings += honesty.across_calls(small, plan, batch=len(few), dtype=options.dtype)
     replies = [memory, *small]
     missing = {**memory.peaks.missing, **memory.missing}
-    largest = energy = None
+    energy = ask(Request(row=row, labels=labels, seed=seed, look="energy"))
+    replies.append(energy)
+    missing |= energy.missing
+    largest = None
     if options.device != "cpu":
-        replies += [ask(Request(row=row, labels=labels, seed=seed, look=look)) for look in ("largest", "energy")]
-        largest, energy = replies[-2].largest, replies[-1].energy
-        missing |= replies[-1].missing
+        replies.append(ask(Request(row=row, labels=labels, seed=seed, look="largest")))
+        largest = replies[-1].largest
     return Looks(
         batch=options.batch,
         peaks=memory.peaks,
@@ -46,6 +48,6 @@ def look_at(ask: Ask, row: str, run: Run) -> Looks:
         findings=tuple(dict.fromkeys(findings)),
         changed=tuple(sorted({name for reply in replies for name in reply.changed})),
         largest=largest,
-        energy=energy,
+        energy=energy.energy,
         missing=missing,
     )

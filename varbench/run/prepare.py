@@ -17,7 +17,7 @@ from varbench.plan.hardware import KNOWN, Hardware
 from varbench.plan.steps import Plan
 from varbench.record import CalibrationRun, PluginVersion, RowIdentity
 from varbench.record.option_forms import absolute, deciding
-from varbench.record.options import Options
+from varbench.record.options import FEWEST_PROCESSES, FEWEST_ROUNDS, Options
 from varbench.rows import FULL
 from varbench.run import children, identity
 from varbench.run.children import ChildEndedError
@@ -97,6 +97,27 @@ class Run:
                 rows=tuple(row.name for row in sharing),
             )
             for key, sharing in found.items()
+        )
+
+    def rounds_of(self, *names: str) -> int:
+        """Rounds of speed that these rows take, the most of any."""
+        return max(map(self._rounds, names), default=0)
+
+    def _rounds(self, name: str) -> int:
+        """A figure that rests on the row's own processes alone needs a few. Who asks for no interval gets none."""
+        asked = self.options.rounds
+        return asked if asked < FEWEST_ROUNDS or self._is_pooled(name) else max(asked, FEWEST_PROCESSES)
+
+    def _is_pooled(self, name: str) -> bool:
+        """Whether another set of weights runs the same plan, in which no policy is asked."""
+        mine = self.rows[name]
+        return any(
+            row.plan is not None
+            and mine.plan is not None
+            and row.plan.digest == mine.plan.digest
+            and not mine.plan.picks
+            and row.resolved.weight_set != mine.resolved.weight_set
+            for row in self.rows.values()
         )
 
     def is_scored(self, name: str) -> bool:

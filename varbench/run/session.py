@@ -56,7 +56,7 @@ def parts(run: Run) -> dict[str, int]:
     return {
         "training": sum(weights.trains is not None for weights in sets),
         "images and memory": len(sets),
-        "speed": run.options.rounds * len(sets),
+        "speed": sum(run.rounds_of(*weights.rows) for weights in sets),
     }
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 
 from varbench.base import stats
 from varbench.plan.cost import work
-from varbench.record import Notice, Timing, Validity, Verdict
+from varbench.record import Notice, Validity, Verdict
 from varbench.record.option_forms import as_arguments
 from varbench.record.options import FEWEST_ROUNDS
 from varbench.rows import FULL
@@ -82,26 +81,17 @@ def _gain_without_cause(run: Run, row: RowInRun, found: Findings) -> str | None:
     return f"{gain.value:.2f} times as fast as the full model at no less work: {flops[0]:,} FLOPs and {flops[1]:,}"
 
 
-def warnings(run: Run, row: RowInRun, found: Findings, timing: Timing | None) -> tuple[Notice, ...]:
+def warnings(run: Run, row: RowInRun, found: Findings) -> tuple[Notice, ...]:
+    """What is to be known of this row alone. Whether its figures are sure enough is seen beside the others, on the page."""
     notices = []
     options = run.options
-    again = as_arguments(options, row=row.name, study=row.resolved.study)
-    if timing is not None and found.failure is None:
-        for column in timing.columns:
-            if column.column != "transformer" or (options.quick and len(column.rounds) < FEWEST_ROUNDS):
-                continue
-            if warning := stats.spread_warning(f"{column.regime} time of the transformer", column.rounds):
-                text, rounds = warning
-                more = as_arguments(
-                    replace(options, rounds=rounds or options.rounds), row=row.name, study=row.resolved.study
-                )
-                notices.append(Notice(text=text, next_command=shlex.join(more) if rounds else None))
     if found.loaded is not None and found.loaded.disturbed:
         notices.append(
             Notice(text=f"{len(found.loaded.disturbed)} other processes were on the GPU", next_command="nvidia-smi")
         )
     if row.resolved.recipe is not None and row.resolved.weight_set == "pretrained":
         text = f"nothing was trained for {row.resolved.recipe}: the weights that were given were used as they are"
+        again = as_arguments(options, row=row.name, study=row.resolved.study)
         notices.append(Notice(text=text, next_command=f"{shlex.join(again)} --data FOLDER"))
     if found.earlier:
         words = {"Seen": "quality", "Looks": "memory"}

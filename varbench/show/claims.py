@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from varbench.base import stats
-from varbench.base.stats import Interval
 from varbench.record import Record
 from varbench.record.sections import Section, Table, Text
 from varbench.show import formatting
@@ -56,11 +55,8 @@ def _note(block: Block) -> str:
 def _beside(better: Entry, worse: Entry, block: Block) -> tuple[str, str]:
     """What was measured of a pair, and whether the first is better."""
     assert block.headline is not None
-    found = [
-        stats.difference(theirs, mine)
-        for theirs, mine in zip(_by_seed(worse, block), _by_seed(better, block), strict=True)
-        if theirs is not None and mine is not None
-    ]
+    mine, theirs = (entry.by_seed(block.headline.name) for entry in (better, worse))
+    found = [stats.difference(theirs[seed], mine[seed]) for seed in sorted(mine) if seed in theirs]
     both = [entry.score(block.headline.name) for entry in (better, worse)]
     if not found or both[0] is None or both[1] is None:
         return "-", NOT_SHOWN
@@ -68,16 +64,3 @@ def _beside(better: Entry, worse: Entry, block: Block) -> tuple[str, str]:
     text = f"{better.name} {formatting.with_interval(both[0])}, {worse.name} {formatting.with_interval(both[1])}; difference {formatting.with_interval(gap)}"
     judgement = stats.judge_difference(gap, better=block.headline.better)
     return text, {"better": HOLDS, "worse": DOES_NOT, "same": NOT_SHOWN}[judgement]
-
-
-def _by_seed(entry: Entry, block: Block) -> list[Interval | None]:
-    """The headline score of each seed that any row of the block has."""
-    assert block.headline is not None
-    seeds = sorted({record.protocol.seed for other in block.entries for record in other.complete})
-    found: dict[int, Interval] = {}
-    for record in entry.complete:
-        for score in record.quality.scores if record.quality else ():
-            if score.name == block.headline.name and score.value is not None:
-                low, high = (score.value if end is None else end for end in (score.low, score.high))
-                found.setdefault(record.protocol.seed, Interval(value=score.value, low=low, high=high))
-    return [found.get(seed) for seed in seeds]

@@ -55,7 +55,8 @@ def columns_of(block: Block) -> tuple[Column, ...]:
             key="speedup",
             heading="speedup",
             cell=_speedup("lossless"),
-            note=f"transformer, batch {batch}, against the full model without needless cache; 95 % interval",
+            note=f"transformer, batch {batch}, against the full model without needless cache; 95 % interval over the processes of "
+            "all rows with this plan",
         ),
         Column(
             key="speedup_upstream",
@@ -73,7 +74,7 @@ def columns_of(block: Block) -> tuple[Column, ...]:
         Column(
             key="memory",
             heading="peak memory",
-            note="torch's peak on a GPU, resident growth on a CPU",
+            note="peak of torch's allocator, weights included",
             cell=_peak,
         ),
         Column(
@@ -167,13 +168,16 @@ def _quality(entry: Entry, block: Block) -> Cell:
 
 def _speedup(accounting: str) -> Callable[[Entry, Block], Cell]:
     def cell(entry: Entry, block: Block) -> Cell:
-        speedup = entry.speedups.get(accounting)
-        if speedup is None:
+        speed = entry.speeds.get(accounting)
+        if speed is None:
             if accounting not in block.full:
                 return Cell(text=None, note=f"the full model with {accounting} accounting was not measured")
             return Cell(text=None, note=why(entry, "timing"))
         tone = judge_speed(entry, accounting) if not entry.is_full else None
+        speedup = speed.ratio
         span = f"{speedup.low:.3f} to {speedup.high:.3f}" if speedup.low != speedup.high else ""
+        if speed.processes > speed.own_processes and span:
+            span += f", over {speed.processes} processes; by its own {formatting.times(speed.own)}"
         mark, words = _with_decoder(entry)
         return Cell(
             text=f"{speedup.value:.2f}x{mark}", note=f"{span}{words}", sort=speedup.value, interval=speedup, tone=tone or ""
@@ -215,7 +219,7 @@ def _span(found: Interval) -> str:
 def _peak(entry: Entry, block: Block) -> Cell:
     value = entry.memory("peak_bytes")
     if value is None:
-        return Cell(text=None, note=why(entry, "memory", "memory.torch_allocated_bytes", "memory.rss_growth_bytes"))
+        return Cell(text=None, note=why(entry, "memory", "memory.torch_allocated_bytes"))
     return Cell(text=formatting.size(value), sort=value)
 
 

@@ -12,12 +12,12 @@ from typing import Any
 from varbench.base import stats
 from varbench.base.stats import Interval, Judgement
 from varbench.errors import UserError
-from varbench.record import Record, TimingColumn
+from varbench.record import Record
 from varbench.show import formatting
-from varbench.show.entries import Entry, conditions_of, score_label, timing_column
+from varbench.show.compare_speed import SPEED_MINIMUM, Side, speed_changes
+from varbench.show.entries import Entry, blocks_of, conditions_of, score_label
 from varbench.show.limits import Change, Verdict, parse_limits, with_limits
 
-SPEED_MINIMUM = 0.01  # a smaller change of speed or memory is nobody's concern, however sure it is
 _MACHINE = ("machine", "device")
 _VERDICTS: dict[Judgement, Verdict] = {"better": "improved", "worse": "regressed", "same": "same"}
 
@@ -43,10 +43,13 @@ def compare(old: Sequence[Record], new: Sequence[Record], *, fail_on: str = "") 
             f"no row is in both: the first has {_some(before)}, the second {_some(after)}; compare runs of the same rows"
         )
     for name in shared:
-        _refuse_unlike(name, before[name], after[name])
+        _refuse_unlike(name, before[name].entry, after[name].entry)
+    pairs = {name: (before[name], after[name]) for name in shared}
+    speeds = speed_changes({name: pair for name, pair in pairs.items() if all(side.entry.believable for side in pair)})
     changes: list[Change] = []
-    for name in shared:
-        changes += _changes(name, before[name], after[name])
+    for name, (older, newer) in pairs.items():
+        changes += [*speeds[name], *_changes(name, older.entry, newer.entry)] if name in speeds else []
+        changes += [] if name in speeds else [_validity(name, older.entry, newer.entry)]
     for name, verdict in [(n, "gone") for n in before if n not in after] + [
         (n, "new") for n in after if n not in before
     ]:
@@ -103,21 +106,23 @@ def as_table(comparison: Comparison) -> str:
     return table
 
 
-def _entries(records: Sequence[Record]) -> dict[str, Entry]:
+def _entries(records: Sequence[Record]) -> dict[str, Side]:
     """Repeats of a row together; upstream accounting of a row is another row."""
-    found: dict[str, list[Record]] = {}
-    for record in records:
-        upstream = " (upstream)" if record.protocol.accounting == "upstream" else ""
-        study = f" [{record.row.study}]" if record.row.study else ""
-        sampler = f" (sampler {record.protocol.sampler})" if record.protocol.sampler else ""
-        found.setdefault(f"{record.row.row}{upstream}{sampler}{study} on {record.model.preset}", []).append(record)
+    found: dict[str, Side] = {}
     presets = {record.model.preset for record in records}
-    for name, repeats in found.items():
-        for repeat in repeats[1:]:
-            if unlike := _unlike(repeats[0], repeat):
+    for block in blocks_of(records):
+        for entry in (*block.entries, *(entry for study in block.studies.values() for entry in study)):
+            record = entry.records[0]
+            upstream = " (upstream)" if record.protocol.accounting == "upstream" else ""
+            study = f" [{record.row.study}]" if record.row.study else ""
+            sampler = f" (sampler {record.protocol.sampler})" if record.protocol.sampler else ""
+            name = f"{record.row.row}{upstream}{sampler}{study}"
+            name = name if len(presets) == 1 else f"{name} on {record.model.preset}"
+            if name in found:
+                unlike = _unlike(found[name].entry.records[0], record)
                 raise UserError(f"{name} occurs under several conditions ({unlike}): compare one run with one run")
-    entries = {name: Entry(records=tuple(repeats)) for name, repeats in found.items()}
-    return {name.partition(" on ")[0] if len(presets) == 1 else name: entry for name, entry in entries.items()}
+            found[name] = Side(entry=entry, full=block.full.get("lossless"))
+    return found
 
 
 def _unlike(first: Record, second: Record) -> str:
@@ -133,20 +138,18 @@ def _refuse_unlike(name: str, old: Entry, new: Entry) -> None:
         raise UserError(f"{name} was measured under unlike protocols ({what}): run both under one and compare again")
 
 
+def _validity(name: str, old: Entry, new: Entry) -> Change:
+    """Of a row that is to be believed in one set at most: nothing else of it is compared."""
+    texts = [entry.trouble or "valid" for entry in (old, new)]
+    verdict: Verdict = "regressed" if old.believable else "improved" if new.believable else "same"
+    return Change(
+        row=name, figure=f"validity: {texts[0]} -> {texts[1]}", verdict=verdict, old=None, new=None, change=None, unit="",
+        relative=False, broken="validity" if verdict == "regressed" else None,
+    )  # fmt: skip
+
+
 def _changes(name: str, old: Entry, new: Entry) -> list[Change]:
-    if old.believable != new.believable or not new.believable:
-        texts = [entry.trouble or "valid" for entry in (old, new)]
-        verdict: Verdict = "regressed" if old.believable else "improved" if new.believable else "same"
-        broken = "validity" if verdict == "regressed" else None
-        return [
-            Change(
-                row=name, figure=f"validity: {texts[0]} -> {texts[1]}", verdict=verdict, old=None, new=None, change=None,
-                unit="", relative=False, broken=broken,
-            )
-        ]  # fmt: skip
     found = [
-        _speed(name, "speed", "transformer", "throughput", old, new),
-        _speed(name, "latency", "end_to_end", "latency", old, new),
         _bytes(name, "memory", "peak_bytes", old, new),
         _bytes(name, "state", "state_peak_bytes", old, new),
         *_scores(name, old, new),
@@ -154,39 +157,10 @@ def _changes(name: str, old: Entry, new: Entry) -> list[Change]:
     return [change for change in found if change is not None]
 
 
-def _speed(name: str, figure: str, column: str, regime: str, old: Entry, new: Entry) -> Change | None:
-    """Old time over new time: above 1 is faster. Runs of different days cannot be paired."""
-    before = [timing for record in old.complete if (timing := timing_column(record, column, regime))]
-    after = [timing for record in new.complete if (timing := timing_column(record, column, regime))]
-    if not before or not after:
-        return None
-    rounds = [[samples for timing in timings for samples in timing.rounds] for timings in (before, after)]
-    ratio = _anchored(old, new, before, after) or stats.ratio(rounds[0], rounds[1], paired=False)
-    judged = stats.judge_ratio(ratio, minimum=SPEED_MINIMUM)
-    return Change(
-        row=name, figure=figure, verdict=_VERDICTS[judged], unit="s", relative=True, broken=None,
-        old=stats.median([s for samples in rounds[0] for s in samples]),
-        new=stats.median([s for samples in rounds[1] for s in samples]),
-        change=Interval(value=ratio.value - 1, low=ratio.low - 1, high=ratio.high - 1),
-    )  # fmt: skip
-
-
-def _anchored(old: Entry, new: Entry, before: list[TimingColumn], after: list[TimingColumn]) -> Interval | None:
-    """By the rows' speedups over the full model beside them: what the machine did that day is in both of a pair."""
-    if old.is_full or new.is_full:
-        return None
-    speedups = [
-        [stats.paired_ratio(timing.beside, timing.rounds) for timing in timings if timing.beside is not None]
-        for timings in (before, after)
-    ]
-    if not all(speedups):
-        return None
-    return stats.quotient(stats.combine(speedups[1]), stats.combine(speedups[0]))
-
-
 def _bytes(name: str, figure: str, key: str, old: Entry, new: Entry) -> Change | None:
-    """Old bytes over new bytes: above 1 is less memory. Bytes have no interval, only a least size of concern."""
-    before, after = old.memory(key), new.memory(key)
+    """Old bytes over new bytes: above 1 is less memory. They have no interval: any byte is a change, and of concern from a
+    least size on."""
+    before, after = old.own_memory(key), new.own_memory(key)
     if not before or not after:
         return None
     ratio = before / after
@@ -213,7 +187,7 @@ def _scores(name: str, old: Entry, new: Entry) -> list[Change]:
                 f"({score.weights_sha256} and {other.weights_sha256}, {score.reference} and {other.reference}); "
                 "score both with the same"
             )
-        gap = stats.difference(before, after)
+        gap = _gap(old, new, score.name) or stats.difference(before, after)
         judged = stats.judge_difference(gap, better=score.better)
         worse = gap if score.better == "higher" else Interval(value=-gap.value, low=-gap.high, high=-gap.low)
         changes.append(
@@ -223,6 +197,13 @@ def _scores(name: str, old: Entry, new: Entry) -> list[Change]:
             )
         )  # fmt: skip
     return changes
+
+
+def _gap(old: Entry, new: Entry, name: str) -> Interval | None:
+    """New less old by seed, so that what a seed does to both sides is in neither; None where no seed is on both."""
+    before, after = old.by_seed(name), new.by_seed(name)
+    gaps = [stats.difference(before[seed], after[seed]) for seed in before if seed in after]
+    return stats.combine(gaps) if gaps else None
 
 
 def _presence(name: str, verdict: Any) -> Change:
@@ -242,8 +223,8 @@ def _presence(name: str, verdict: Any) -> Change:
 def _warnings(
     old: Sequence[Record],
     new: Sequence[Record],
-    before: dict[str, Entry],
-    after: dict[str, Entry],
+    before: dict[str, Side],
+    after: dict[str, Side],
     shared: list[str],
 ) -> list[str]:
     warnings = []
@@ -263,13 +244,13 @@ def _warnings(
         if values[0] != values[1]:
             texts = [", ".join(sorted(side)) for side in values]
             warnings.append(f"the two sets come from different {what}: {texts[0]} against {texts[1]}")
-    doubted = [name for name in shared if not before[name].believable and not after[name].believable]
+    doubted = [name for name in shared if not any(side[name].entry.believable for side in (before, after))]
     if doubted:
         warnings.append(f"valid in neither set, not compared: {', '.join(doubted)}")
     return warnings
 
 
-def _some(entries: dict[str, Entry]) -> str:
+def _some(entries: dict[str, Side]) -> str:
     names = list(entries)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "no rows"
 
@@ -277,13 +258,8 @@ def _some(entries: dict[str, Entry]) -> str:
 def _shown(value: float | None, unit: str) -> str:
     if value is None:
         return "–"
-    return (
-        formatting.seconds(value)
-        if unit == "s"
-        else formatting.size(value)
-        if unit == "B"
-        else formatting.number(value)
-    )
+    shown = {"s": formatting.seconds, "B": formatting.size, "x": "{:.2f}x".format}
+    return shown.get(unit, formatting.number)(value)
 
 
 def _shown_change(change: Change) -> str:
@@ -291,6 +267,9 @@ def _shown_change(change: Change) -> str:
     if change.change is None:
         return "–"
     value, low, high = change.change.value, change.change.low, change.change.high
+    if change.unit == "B" and change.old is not None and change.new is not None:
+        less = int(change.old - change.new)
+        return f"{value:+.1%} ({abs(less):,} B {'less' if less > 0 else 'more'})" if less else "none"
     if change.relative:
         span = f" ({low:+.1%} to {high:+.1%})" if low != high else ""
         return f"{value:+.1%}{span}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,8 +11,9 @@ from typing import Any
 
 from varbench.base import stats
 from varbench.base.stats import Interval, Judgement
-from varbench.record import Record, Score, Status, TimingColumn, Totals, Verdict
+from varbench.record import Record, Score, Status, Totals, Verdict
 from varbench.record.option_forms import compared, in_words
+from varbench.show.speedups import ALIKE, Speed, beside, kind_of_work, processes, speedup, timed_by, timing_column
 
 # The start of the SHA-256 of the two files in which the published Inception weights circulate.
 PUBLISHED_INCEPTION = ("6726825d", "f58cb9b6")
@@ -22,9 +24,12 @@ class Entry:
     """One row under one set of conditions, with its repeats: the same row with other seeds or in other runs."""
 
     records: tuple[Record, ...]
-    speedups: dict[str, Interval] = field(
-        default_factory=dict
-    )  # by denominator, in the column `timed`, throughput batch
+    alike: tuple[Record, ...] = ()
+    """Complete records of all rows whose speed and memory are the same by construction, its own among them."""
+    speeds: dict[str, Speed] = field(default_factory=dict)
+    """By denominator, in the column `timed`, throughput batch."""
+    marks: dict[str, Judgement] = field(default_factory=dict)
+    """Whether these are differences, with all others of the page in mind."""
 
     @cached_property
     def first(self) -> Record:
@@ -79,14 +84,16 @@ class Entry:
 
     def score(self, name: str) -> Interval | None:
         """A score over the repeats; a score without an interval has one of no width."""
-        found = []
-        for record in self.complete:
-            for score in record.quality.scores if record.quality else ():
-                if score.name == name and score.value is not None:
-                    low = score.value if score.low is None else score.low
-                    high = score.value if score.high is None else score.high
-                    found.append(Interval(value=score.value, low=low, high=high))
+        found = [score for record in self.complete if (score := _score(record, name)) is not None]
         return stats.combine(found) if found else None
+
+    def by_seed(self, name: str) -> dict[int, Interval]:
+        """A score by the seed of noise and training; of repeats with one seed the first."""
+        found: dict[int, Interval] = {}
+        for record in self.complete:
+            if (score := _score(record, name)) is not None:
+                found.setdefault(record.protocol.seed, score)
+        return found
 
     @cached_property
     def quality(self) -> Interval | None:
@@ -103,26 +110,20 @@ class Entry:
 
     @cached_property
     def timed(self) -> str:
-        """The column that its speed is told by: a row that replaces the loop has no transformer to time alone."""
-        own = any(timing_column(record, "transformer", "throughput") for record in self.complete)
-        return "transformer" if own or not any(record.timing for record in self.complete) else "with_decoder"
+        return timed_by(self.complete)
+
+    @cached_property
+    def speedups(self) -> dict[str, Interval]:
+        return {accounting: speed.ratio for accounting, speed in self.speeds.items()}
 
     def memory(self, name: str) -> int | None:
-        """A memory figure, `peak_bytes` or `state_peak_bytes` or `state_end_bytes`; the largest of the repeats."""
-        found = []
-        for record in self.complete:
-            if record.memory is None:
-                continue
-            state = record.memory.state_peak_bytes
-            if name == "peak_bytes":
-                value = record.memory.peak_bytes
-            elif not state:
-                value = None
-            else:
-                value = max(state) if name == "state_peak_bytes" else state[-1]
-            if value is not None:
-                found.append(value)
-        return max(found) if found else None
+        """A memory figure, `peak_bytes` or `state_peak_bytes` or `state_end_bytes`: what most rows of its plan show."""
+        found = _bytes(self.alike or self.complete, name)
+        return statistics.mode(found) if found else None
+
+    def own_memory(self, name: str) -> int | None:
+        """The same of its own repeats: the largest."""
+        return max(_bytes(self.complete, name), default=None)
 
     @cached_property
     def work(self) -> Totals | None:
@@ -145,10 +146,9 @@ class Block:
 
     @cached_property
     def itself(self) -> Interval | None:
-        """The full model's row beside the full model: what a ratio of equal plans comes to here."""
+        """Rows of the full model's plan beside the full model: what a ratio of equal plans comes to here."""
         full = self.full.get("lossless")
-        ratios = [] if full is None else [found for record in full.complete if (found := _beside(record, full.timed))]
-        return stats.combine(ratios) if ratios else None
+        return None if full is None else beside(full.alike, full.timed, "throughput")
 
     @cached_property
     def title(self) -> str:
@@ -162,11 +162,6 @@ class Block:
         """The score of table and pictures: that of the full model, else the first that any row has."""
         ordered = sorted(self.entries, key=lambda entry: not entry.is_full)
         return next((entry.headline for entry in ordered if entry.headline), None)
-
-
-def timing_column(record: Record, column: str, regime: str) -> TimingColumn | None:
-    columns = record.timing.columns if record.timing else ()
-    return next((found for found in columns if (found.column, found.regime) == (column, regime)), None)
 
 
 def recipe_of(record: Record) -> str | None:
@@ -202,11 +197,14 @@ def blocks_of(records: Sequence[Record]) -> list[Block]:
         conditions = tuple(conditions_of(record).items())
         row = (record.row.row, record.row.study, record.protocol.accounting)
         by_conditions.setdefault(conditions, {}).setdefault(row, []).append(record)
+    found = {
+        conditions: _with_speeds([Entry(records=tuple(repeats)) for repeats in rows.values()])
+        for conditions, rows in by_conditions.items()
+    }
+    marks = _marks([entry for entries in found.values() for entry in entries])
     blocks = []
-    for conditions, rows in by_conditions.items():
-        entries = [Entry(records=tuple(repeats)) for repeats in rows.values()]
-        full = _denominators(entries)
-        entries = [dataclasses.replace(entry, speedups=_speedups(entry, full)) for entry in entries]
+    for conditions, bare in found.items():
+        entries = [dataclasses.replace(entry, marks=marks.get(id(entry), {})) for entry in bare]
         studies: dict[str, list[Entry]] = {}
         for entry in entries:
             if entry.first.row.study:
@@ -230,48 +228,84 @@ def judge_quality(entry: Entry, other: Entry, *, minimum: float = 0.0) -> Judgem
 
 
 def judge_speed(entry: Entry, accounting: str) -> Judgement | None:
-    speedup = entry.speedups.get(accounting)
-    return None if speedup is None else stats.judge_ratio(speedup)
+    """Is `entry` faster or slower than the full model? `same` means that no difference was shown."""
+    return entry.marks.get(accounting)
 
 
 def _denominators(entries: Sequence[Entry]) -> dict[str, Entry]:
     return {entry.first.row.denominator: entry for entry in entries if entry.first.row.denominator}
 
 
-def _speedups(entry: Entry, full: dict[str, Entry]) -> dict[str, Interval]:
-    """Against each denominator. Where the row's calls have the full model's for neighbours, by these pairs: what drifts in
-    a process falls on both. Against the other denominator, by how that one compares with the full model in its own."""
-    found = {}
-    for accounting, denominator in full.items():
-        ratios = [
-            ratio for record in entry.complete if (ratio := _speedup(record, entry.timed, accounting, denominator))
-        ]
-        if entry is denominator:
-            ratios = [Interval(value=1.0, low=1.0, high=1.0)] if ratios else []
-        if ratios:
-            found[accounting] = stats.combine(ratios)
+def _with_speeds(entries: list[Entry]) -> list[Entry]:
+    """The entries of a block with their speedups; rows that are not believed are in nobody else's figure."""
+    pools: dict[tuple[object, ...], list[Record]] = {}
+    for entry in entries:
+        if entry.believable and (kind := kind_of_work(entry.first)) is not None:
+            pools.setdefault(kind, []).extend(entry.complete)
+    full = _denominators(entries)
+    found = []
+    for entry in entries:
+        kind = kind_of_work(entry.first) if entry.believable else None
+        alike = entry.complete if kind is None else tuple(pools[kind])
+        speeds = {}
+        for accounting, denominator in full.items():
+            column = entry.timed
+            about = {"accounting": accounting, "column": column, "regime": "throughput"}
+            theirs = denominator.complete
+            ratio, own = (speedup(records, theirs, **about) for records in (alike, entry.complete))
+            if ratio is not None and own is not None:
+                counts = [processes(records, column, "throughput") for records in (alike, entry.complete)]
+                is_itself = entry is denominator
+                speeds[accounting] = Speed(
+                    ratio=ALIKE if is_itself else ratio,
+                    own=ALIKE if is_itself else own,
+                    processes=counts[0],
+                    own_processes=counts[1],
+                )
+        found.append(dataclasses.replace(entry, alike=alike, speeds=speeds))
     return found
 
 
-def _speedup(record: Record, column: str, accounting: str, denominator: Entry) -> Interval | None:
-    same_run = [other for other in denominator.complete if other.run == record.run]
-    other = next(iter(same_run or denominator.complete), None)
-    beside = _beside(record, column)
-    if beside is not None:
-        if accounting == "lossless":
-            return beside
-        theirs = _beside(other, column) if other and same_run else None
-        if theirs is not None:
-            return stats.quotient(beside, theirs)
-    mine = timing_column(record, column, "throughput")
-    their = timing_column(other, column, "throughput") if other else None
-    return stats.ratio(their.rounds, mine.rounds, paired=bool(same_run)) if mine and their else None
+def _marks(entries: Sequence[Entry]) -> dict[int, dict[str, Judgement]]:
+    """Of all entries of a page, by Holm: each plan is one question for each denominator, however many rows run it."""
+    questions: dict[tuple[object, ...], list[tuple[Entry, str]]] = {}
+    for entry in entries:
+        if entry.believable and not entry.is_full:
+            for accounting in entry.speeds:
+                which = tuple(map(id, entry.alike))
+                questions.setdefault((which, accounting), []).append((entry, accounting))
+    ratios = [some[0][0].speeds[some[0][1]].ratio for some in questions.values()]
+    marks: dict[int, dict[str, Judgement]] = {}
+    for ratio, shown, some in zip(ratios, stats.holm([one.p for one in ratios]), questions.values(), strict=True):
+        judged: Judgement = "same" if not shown else "better" if ratio.value > 1 else "worse"
+        for entry, accounting in some:
+            marks.setdefault(id(entry), {})[accounting] = judged
+    return marks
 
 
-def _beside(record: Record, column: str) -> Interval | None:
-    """How many times as fast as the full model in the neighbouring calls."""
-    mine = timing_column(record, column, "throughput")
-    return stats.paired_ratio(mine.beside, mine.rounds) if mine and mine.beside else None
+def _score(record: Record, name: str) -> Interval | None:
+    for score in record.quality.scores if record.quality else ():
+        if score.name == name and score.value is not None:
+            low, high = (score.value if end is None else end for end in (score.low, score.high))
+            return Interval(value=score.value, low=low, high=high)
+    return None
+
+
+def _bytes(records: Sequence[Record], name: str) -> list[int]:
+    found = []
+    for record in records:
+        if record.memory is None:
+            continue
+        state = record.memory.state_peak_bytes
+        if name == "peak_bytes":
+            value = record.memory.peak_bytes
+        elif not state:
+            value = None
+        else:
+            value = max(state) if name == "state_peak_bytes" else state[-1]
+        if value is not None:
+            found.append(value)
+    return found
 
 
 def _study_order(entry: Entry) -> int:

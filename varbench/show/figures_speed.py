@@ -7,8 +7,9 @@ from typing import Any
 
 from varbench.show.charts import Figure, Plot, Spec, axis, chart, colour
 from varbench.show.drawn_rows import colours_of, family_legend, how_many, label, lines_of, points_of
-from varbench.show.entries import Block, timing_column
+from varbench.show.entries import Block
 from varbench.show.figures_work import step_name
+from varbench.show.speedups import timing_column
 
 
 def latency_distributions(block: Block) -> Figure | None:

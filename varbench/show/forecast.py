@@ -55,8 +55,8 @@ def forecast(run: Run, out: Path, done: dict[str, Record]) -> Forecast:
                 call = predicted(row.plan, batch=options.batch, dtype=options.dtype, hardware=hardware).total
         if call is not None and name not in done:
             images = options.images if run.is_scored(name) else 0
-            timed = 1.5 * max(options.seconds, options.count * call) + 4 * call
-            seconds += options.rounds * timed + 10 * call + images / options.batch * call
+            timed = 1.5 * options.count * call + 4 * call  # the fewest pairs; a noisy machine takes more
+            seconds += run.rounds_of(name) * timed + 10 * call + images / options.batch * call
         lines.append(
             ForecastRow(
                 row=name,

@@ -7,6 +7,7 @@ from typing import Any
 
 from varbench.record import Notice, Record
 from varbench.show import formatting
+from varbench.show.advice import advice
 from varbench.show.entries import Block
 
 
@@ -35,16 +36,16 @@ def headline_facts(blocks: Sequence[Block], records: Sequence[Record]) -> list[t
     return facts
 
 
-def notices(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """One for every kind, which is the text as far as its first colon: of each the first, and how many rows have one."""
+def notices(records: Sequence[Record], blocks: Sequence[Block]) -> list[dict[str, Any]]:
+    """What records say of themselves, one for every kind, which is the text as far as its first colon: of each the first,
+    and how many rows have one. Then what is to be said of the blocks' figures."""
     kinds: dict[tuple[str, bool], list[Notice]] = {}
     for record in records:
         for notice in record.warnings:
             kinds.setdefault((notice.text.partition(":")[0], notice.next_command is None), []).append(notice)
-    return [
-        {"text": alike[0].text, "next_command": alike[0].next_command, "count": len(alike)}
-        for alike in sorted(kinds.values(), key=len, reverse=True)
-    ]
+    ordered = sorted(kinds.values(), key=len, reverse=True)
+    ordered += [[notice] for block in blocks for notice in advice(block)]
+    return [{"text": alike[0].text, "next_command": alike[0].next_command, "count": len(alike)} for alike in ordered]
 
 
 def conditions_facts(block: Block) -> dict[str, Any]:
@@ -67,9 +68,29 @@ def conditions_facts(block: Block) -> dict[str, Any]:
         + (f", {formatting.size(environment.memory_bytes)}" if environment.memory_bytes else "")
         + f", {environment.system} ({environment.machine})",
         "device": environment.device + (f", driver {environment.driver}" if environment.driver else ""),
+        "processors": _processors(records),
+        "pairs of calls taken again": _taken_again(records),
         "versions": ", ".join(f"{name} {'/'.join(found)}" for name, found in versions.items()),
         "weights": ", ".join(sorted({f"{w.role} {w.name} {w.sha256[:12]}" for r in records for w in r.weights})),
         "code": ", ".join(sorted({r.code_hash[:12] for r in records})),
     }
     facts |= environment.variables
     return {"title": block.title, "facts": [(name, value) for name, value in facts.items() if value]}
+
+
+def _processors(records: Sequence[Record]) -> str:
+    """What hangs on the day: where timing ran, and beside what."""
+    found = [record.environment for record in records]
+    threads = sorted({one.threads for one in found if one.threads is not None})
+    loads = [one.load for one in found if one.load is not None]
+    governors = sorted({one.governor for one in found if one.governor is not None})
+    told = [f"{' and '.join(map(str, threads))} threads"] if threads else []
+    told += [f"load {min(loads):.1f} to {max(loads):.1f} when the runs began"] if loads else []
+    told += [f"clocks by {', '.join(governors)}"] if governors else []
+    return ", ".join(told)
+
+
+def _taken_again(records: Sequence[Record]) -> str:
+    """Since a call was held up."""
+    counted = [record.timing.discarded for record in records if record.timing and record.timing.discarded is not None]
+    return f"{sum(counted):,}, since a call was held up" if counted else ""

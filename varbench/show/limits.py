@@ -10,7 +10,7 @@ from typing import Literal
 from varbench.base.stats import Interval
 from varbench.errors import UserError, did_you_mean
 
-Verdict = Literal["improved", "regressed", "same", "gone", "new"]
+Verdict = Literal["improved", "regressed", "same", "not judged", "gone", "new"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Change:
     old: float | None
     new: float | None
     change: Interval | None
-    unit: str  # `s`, `B` or the score's name
+    unit: str  # `x` over the full model, `s`, `B` or the score's name
     relative: bool
     broken: str | None  # the limit of `--fail-on` that this breaks
 

@@ -145,7 +145,7 @@ def remarks(records: Sequence[Record]) -> list[str]:
             lines.append(f"{record.row.row}: {record.status.replace('_', ' ')}: {record.reason}")
         elif record.validity.verdict != "valid":
             lines.append(f"{record.row.row}: invalid: {'; '.join(record.validity.reasons)}")
-    for notice in notices(records):
+    for notice in notices(records, blocks_of(records)):
         if notice["next_command"]:
             also = f" (and {notice['count'] - 1} rows more)" if notice["count"] > 1 else ""
             lines.append(f"{notice['text']}{also}; next: {notice['next_command']}")

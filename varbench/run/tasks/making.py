@@ -18,9 +18,9 @@ from varbench.engine.kernel import attention_kernel
 from varbench.engine.loading import load_pipeline
 from varbench.engine.pipeline import Pipeline
 from varbench.engine.subjects import Answer, Ask, EngineSubject, GeneratorSubject, Subject
-from varbench.measure import memory, nvml, process_state, timed_call
+from varbench.measure import memory, nvml, powercap, process_state, timed_call
 from varbench.measure.calls import Chunk, Reply, Request
-from varbench.measure.energy import board_energy
+from varbench.measure.energy import energy
 from varbench.measure.environment import environment, gpu_identity
 from varbench.policies import Work
 from varbench.quality.images import Images, to_uint8
@@ -91,7 +91,7 @@ def _loaded(
     plugins = manager()
     names = {info.name for row in made for info in row.plugins}
     return Ready(
-        environment=environment(job.options.device),
+        environment=environment(job.options.device, threads=torch.get_num_threads()),
         weights=weights,
         parameters=parameters,
         plans=plans,
@@ -185,10 +185,10 @@ def _energy(subject: Subject, ask: Ask, request: Request) -> Reply:
         return len(ask.labels)
 
     try:
-        energy = board_energy(call, device=subject.device)
-    except nvml.NvmlError as error:
+        found = energy(call, device=subject.device)
+    except (nvml.NvmlError, powercap.PowercapError) as error:
         return Reply(row=request.row, images_sha256="", tokens_sha256=None, missing={"energy": str(error)})
-    return Reply(row=request.row, images_sha256="", tokens_sha256=None, energy=energy)
+    return Reply(row=request.row, images_sha256="", tokens_sha256=None, energy=found)
 
 
 def _reply(request: Request, made: Answer, images: Images, **parts: Any) -> Reply:

@@ -1,0 +1,66 @@
+"""Memory of a call on a CPU: to the byte, the same in every repeat, and what the plan lets expect."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+
+from varbench import load_pipeline
+from varbench.engine.subjects import Ask, EngineSubject
+from varbench.measure import memory
+from varbench.measure.calls import Peaks
+from varbench.plan.cost import PlanWork, work
+
+BATCH = 8
+ROWS = ("full_var", "variant@d8", "variant@d2")
+
+
+@pytest.fixture(scope="module")
+def subject() -> EngineSubject:
+    pipe = load_pipeline("tiny", random=True, dtype="float32")
+    made = EngineSubject(pipe=pipe, cfg=1.5, top_k=0, top_p=0.0)
+    for row in ROWS:
+        made.make(Ask(row=row, labels=(0,), seed=0))  # sets up what every row needs
+    return made
+
+
+def look(subject: EngineSubject, row: str, *, seed: int = 0) -> tuple[Peaks, int]:
+    """Peaks, and the largest state that the call's own trace holds."""
+    ask = Ask(row=row, labels=tuple(range(BATCH)), seed=seed)
+    made, peaks = memory.peaks(lambda: subject.make(ask), weights=subject.weight_bytes(row), device=torch.device("cpu"))
+    assert made.trace is not None
+    return peaks, max(made.trace.state_peak)
+
+
+def planned(subject: EngineSubject, row: str) -> PlanWork:
+    return work(subject.pipe.compile(row)[0], batch=BATCH, dtype="float32")
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_repeat_has_the_same_bytes_and_leaves_its_result_alone(subject: EngineSubject, row: str) -> None:
+    first, _ = look(subject, row)
+    held = torch.zeros(1 << 20)  # what lives besides is not the call's
+    second, _ = look(subject, row, seed=1)
+    del held
+    gc.collect()
+    assert (first.allocated, first.left) == (second.allocated, second.left)
+    assert first.left is not None and first.left < 1 << 18
+
+
+def test_a_smaller_state_is_a_smaller_peak_by_as_much(subject: EngineSubject) -> None:
+    found = {row: look(subject, row) for row in ROWS}
+    full, half, least = (found[row] for row in ROWS)
+    assert full[0].allocated is not None and half[0].allocated is not None and least[0].allocated is not None
+    assert least[0].allocated < half[0].allocated < full[0].allocated
+    assert full[0].allocated - half[0].allocated == full[1] - half[1]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_plans_activations_are_within_a_sixth_of_the_measured(subject: EngineSubject, row: str) -> None:
+    peaks, state = look(subject, row)
+    assert peaks.allocated is not None
+    measured = peaks.allocated - peaks.weights - state
+    assert max(step.activations for step in planned(subject, row).steps) == pytest.approx(measured, rel=0.15)
+    assert max(step.state_peak for step in planned(subject, row).steps) == state

@@ -1,0 +1,277 @@
+"""Timing by replay: no clock is read. A scripted machine drifts, stalls and says what its threads waited, as /proc does."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import count, pairwise
+
+import pytest
+
+from varbench.base import stats
+from varbench.measure import speed
+from varbench.measure.calls import Reply, Request, Times
+from varbench.measure.speed import Pace, Pair, SpeedRound
+from varbench.measure.strain import Reading
+from varbench.record import Status
+from varbench.record.failure import Failure, RowError
+
+FULL, HALF, THIRD = "full", "half", "third"
+SECONDS = {FULL: 0.3, HALF: 0.15, THIRD: 0.1, "copy": 0.3}
+
+
+@dataclass
+class Machine:
+    """A process whose calls take as long as they should, times the machine's drift, and longer while it is held up."""
+
+    drift: Callable[[float], float] = lambda now: 1.0
+    stall: Callable[[int], float] = lambda call: 0.0
+    """Seconds that a call is kept waiting, by its number."""
+    share: Callable[[float], float] = lambda now: 1.0
+    """Of its processors that the process gets."""
+    noise: float = 0.0
+    seed: int = 0
+    tells: bool = True
+    queues: bool = True
+    """Who waits is ready to run."""
+    dies: str | None = None
+    now: float = 0.0
+    cpu: float = 0.0
+    waited: float = 0.0
+    asked: list[Request] = field(default_factory=list)
+    stalled: list[bool] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+
+    def ask(self, request: Request) -> Reply:
+        if request.row == self.dies and len(self.asked) > 12:
+            raise RowError(Failure(status=Status.FAILED, reason="as told"))
+        wait = self.stall(len(self.asked))
+        self.asked.append(request)
+        self.stalled.append(wait > 0)
+        share = 1.0 if len(request.labels) > 1 else 0.1
+        work = SECONDS[request.row] * share * self.drift(self.now) * math.exp(self.random.gauss(0, self.noise))
+        wait += self._sharing(work)
+        took = work + wait
+        began, self.now = self.now, self.now + took
+        self.cpu, self.waited = self.cpu + work, self.waited + (wait if self.queues else 0.0)
+        times = Times(
+            clock="perf_counter", transformer=took, loop=took, with_decoder=took, end_to_end=took, steps=(took,),
+            began=began, ended=self.now,
+        )  # fmt: skip
+        return Reply(row=request.row, images_sha256="", tokens_sha256=None, times=times)
+
+    def _sharing(self, work: float) -> float:
+        """What is waited for a processor that others have."""
+        now, left, step = self.now, work, 0.002
+        while left > 0:
+            left -= step * self.share(now)
+            now += step
+        return max(0.0, now - self.now - work - step)
+
+    def strain(self) -> Reading | None:
+        if not self.tells:
+            return None
+        return Reading(cpu=int(self.cpu * 1e9), waited=int(self.waited * 1e9), stolen=0, involuntary=0)
+
+
+def timed(
+    machine: Machine, *rows: str, pairs: int = 6, batch: int = 4, error: float = math.inf, budget: float = 0.0,
+    full: str | None = FULL, failures: list[str] | None = None,
+) -> dict[str, SpeedRound]:  # fmt: skip
+    return speed.time_rows(
+        machine.ask, rows, full=full, pace=Pace(batch=batch, classes=10, pairs=pairs, error=error, budget=budget),
+        seeds=count(), strain=machine.strain, failed=lambda row, error: (failures if failures is not None else []).append(row),
+    )  # fmt: skip
+
+
+def ratio(pairs: tuple[Pair, ...]) -> stats.Ratio:
+    return stats.paired_ratio(*([[_of(call) for call in side]] for side in _sides(pairs)))
+
+
+def _sides(pairs: tuple[Pair, ...]) -> tuple[list[speed.Call | None], list[speed.Call | None]]:
+    return [pair.full for pair in pairs], [pair.row for pair in pairs]
+
+
+def _of(call: speed.Call | None) -> float:
+    assert call is not None
+    return call.times.end_to_end
+
+
+# Which pairs count
+
+
+def now_and_then(call: int) -> float:
+    return 0.5 if call % 7 == 3 else 0.0
+
+
+def test_pairs_that_were_held_up_are_taken_again_and_counted() -> None:
+    machine = Machine(stall=now_and_then)
+    found = timed(machine, HALF)[HALF]
+    assert len(found.throughput) == len(found.latency) == 6
+    assert found.discarded > 0
+    kept = [*found.throughput, *found.latency]
+    assert all(pair.row.strain and pair.row.strain.waited_seconds == 0 for pair in kept)
+    assert all(pair.full and pair.full.strain and pair.full.strain.waited_seconds == 0 for pair in kept)
+    assert ratio(found.throughput).value == pytest.approx(2.0)
+    pairs = (len(machine.asked) - 6 - 1) / 2  # without warming up both rows, and the repeated call at the end
+    assert found.discarded == pairs - 12
+
+
+def test_a_call_is_never_judged_by_its_time() -> None:
+    """Every third call takes twice as long with nothing to show for it: that is how long this row takes."""
+    slow = Machine(drift=iter_drift([1.0, 1.0, 2.0]))
+    found = timed(slow, HALF, pairs=30)[HALF]
+    assert found.discarded == 0
+    assert len(found.throughput) == 30
+
+
+def iter_drift(pattern: list[float]) -> Callable[[float], float]:
+    numbers = count()
+    return lambda now: pattern[next(numbers) % len(pattern)]
+
+
+def test_after_the_bound_the_least_held_up_are_kept() -> None:
+    waits = {number: 0.01 + 0.001 * (number * 37 % 101) for number in range(1000)}
+    machine = Machine(stall=waits.__getitem__)
+    found = timed(machine, HALF, pairs=3, batch=1)[HALF]
+    bound = speed.MOST_RETAKEN * 3
+    assert len(found.throughput) == 3
+    assert found.discarded == bound - 3
+    calls = list(waits.values())[6:][: 2 * bound]
+    worst = sorted(max(pair) for pair in zip(calls[::2], calls[1::2], strict=True))
+    kept = sorted(_waited(pair) for pair in found.throughput)
+    assert max(kept) < worst[bound // 2 + 1], "the least held up of all, not the first"
+
+
+def _waited(pair: Pair) -> float:
+    return max(call.strain.waited_seconds for call in (pair.row, pair.full) if call is not None and call.strain)
+
+
+def test_a_call_whose_threads_were_kept_off_the_processor_is_taken_again() -> None:
+    """As a container's limit does it: they wait in no queue."""
+    found = timed(Machine(stall=lambda call: 0.1 if call == 30 else 0.0, queues=False), HALF, pairs=12)[HALF]
+    assert found.discarded == 1
+
+
+def test_where_the_system_does_not_tell_nothing_is_discarded() -> None:
+    found = timed(Machine(stall=now_and_then, tells=False), HALF)[HALF]
+    assert found.discarded == 0
+    assert len(found.throughput) == 6
+    assert all(pair.row.strain is None for pair in found.throughput)
+
+
+# Who is whose neighbour
+
+
+@pytest.mark.parametrize("rows", [(HALF,), (HALF, THIRD), (HALF, THIRD, "copy")])
+@pytest.mark.parametrize("pairs", [3, 6, 12])
+def test_each_row_comes_first_as_often_as_second(rows: tuple[str, ...], pairs: int) -> None:
+    for row, found in timed(Machine(), *rows, pairs=pairs).items():
+        first = sum(pair.row.times.began < pair.full.times.began for pair in found.throughput if pair.full)
+        assert abs(2 * first - pairs) <= 1, row
+
+
+def test_two_rows_share_the_full_models_call_between_them() -> None:
+    machine = Machine()
+    found = timed(machine, HALF, THIRD)
+    assert [pair.full for pair in found[HALF].throughput] == [pair.full for pair in found[THIRD].throughput]
+    order = [request.row for request in machine.asked if len(request.labels) == 4]
+    threes = ["".join(row[0] for row in order[place : place + 3]) for place in range(6, len(order) - 2, 3)]
+    assert set(threes) == {"hft", "tfh"}
+    for one, other in pairwise(sorted((p for p in found[HALF].throughput), key=lambda p: p.row.times.began)):
+        assert one.row.times.ended <= other.row.times.began
+
+
+def test_a_drift_that_misleads_medians_leaves_pairs_alone() -> None:
+    """The machine warms up while it measures, and each row is timed in its own stretch of that: only the pairs know."""
+    machine = Machine(drift=lambda now: 1 + 0.5 * now, noise=0.003, seed=1)
+    found = timed(machine, HALF, THIRD, "copy", pairs=12)
+    for row, truth in ((HALF, 2.0), (THIRD, 3.0), ("copy", 1.0)):
+        assert ratio(found[row].throughput).value == pytest.approx(truth, rel=0.06), row
+    full = [_of(pair.full) for one in found.values() for pair in one.throughput]
+    apart = {row: stats.median(full) / stats.median([_of(p.row) for p in found[row].throughput]) for row in found}
+    assert max(abs(apart[row] / truth - 1) for row, truth in ((HALF, 2.0), (THIRD, 3.0), ("copy", 1.0))) > 0.06
+
+
+def test_a_row_that_fails_leaves_and_the_others_go_on() -> None:
+    failures: list[str] = []
+    found = timed(Machine(dies=THIRD), HALF, THIRD, failures=failures)
+    assert failures == [THIRD]
+    assert set(found) == {HALF}
+    assert len(found[HALF].throughput) == 6
+
+
+def test_a_row_without_a_full_model_is_timed_alone() -> None:
+    found = timed(Machine(), HALF, full=None)[HALF]
+    assert all(pair.full is None for pair in found.throughput)
+
+
+# How long
+
+
+def test_noisy_rows_take_more_pairs_until_they_are_precise_and_quiet_ones_do_not() -> None:
+    error = speed.error_within(0.03, rounds=3)
+    quiet = timed(Machine(noise=0.002), HALF, pairs=3, error=error, budget=60.0)[HALF]
+    noisy = timed(Machine(noise=0.03, seed=2), HALF, pairs=3, error=error, budget=60.0)[HALF]
+    assert len(quiet.throughput) == 3
+    assert len(noisy.throughput) > 10
+    assert ratio(noisy.throughput).error <= error
+
+
+def test_the_budget_ends_what_would_never_be_precise() -> None:
+    machine = Machine(noise=0.5, seed=3)
+    found = timed(machine, HALF, pairs=3, error=1e-6, budget=5.0)[HALF]
+    spent = sum(_of(pair.row) + _of(pair.full) for pair in (*found.throughput, *found.latency))
+    assert 5.0 <= spent < 8.0
+
+
+@pytest.mark.parametrize("rounds", [1, 3, 5, 9])
+def test_what_is_precise_enough_within_processes_gives_the_interval_that_was_asked_for(rounds: int) -> None:
+    """Where processes differ by as much as their pairs leave open."""
+    error = speed.error_within(0.03, rounds=rounds)
+    if rounds == 1:
+        assert 1.96 * error <= 0.03
+    else:
+        assert stats.student(rounds - 1) * math.sqrt(2) * error / math.sqrt(rounds) == pytest.approx(0.03)
+
+
+def beside_a_neighbour(*, tells: bool) -> stats.Ratio:
+    """Nine processes beside a neighbour that takes half of the machine for one second in two."""
+    found = []
+    for seed in range(9):
+        machine = Machine(
+            share=lambda now, since=seed * 0.37: 0.5 if (now + since) % 2 < 1 else 1.0,
+            noise=0.01,
+            seed=seed,
+            tells=tells,
+        )
+        error = speed.error_within(0.03, rounds=3)
+        found.append(timed(machine, HALF, pairs=3, batch=1, error=error, budget=3.0)[HALF].throughput)
+    return stats.paired_ratio(
+        [[_of(p.full) for p in some] for some in found], [[_of(p.row) for p in some] for some in found]
+    )
+
+
+def test_a_neighbour_that_is_busy_one_second_in_two_costs_pairs_and_no_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(__name__ + ".SECONDS", {FULL: 0.3, HALF: 0.15})
+    quiet, blind = beside_a_neighbour(tells=True), beside_a_neighbour(tells=False)
+    assert quiet.low < 2.0 < quiet.high
+    assert math.sqrt(quiet.high / quiet.low) - 1 < 0.03
+    assert blind.width > 2 * quiet.width, "it is the gate that does it"
+
+
+def test_seeds_of_calls_are_all_different_but_for_the_repeated_one() -> None:
+    machine = Machine()
+    seeds: Iterator[int] = count(5)
+    speed.time_rows(
+        machine.ask, [HALF], full=FULL, pace=Pace(batch=4, classes=10, pairs=6, error=math.inf, budget=0.0), seeds=seeds,
+        strain=machine.strain, failed=lambda row, error: None,
+    )  # fmt: skip
+    asked = [request.seed for request in machine.asked]
+    assert len(asked) - len(set(asked)) == 1

@@ -1,0 +1,269 @@
+"""Speedups on a page: rows of one plan are one sample, marks hold for the page, and what is doubtful has its command."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from record_factory import full_records, make_record
+
+from varbench import record as r
+from varbench.base import stats
+from varbench.record import Record, load_records
+from varbench.show.advice import advice, rounds_for
+from varbench.show.compare import compare
+from varbench.show.entries import Block, Entry, blocks_of, judge_speed
+from varbench.show.speedups import beside
+from varbench.show.table import as_table
+
+REPORTS = Path(__file__).parents[1] / "reports" / "tiny"
+
+
+def timed(record: Record, *rounds: float, noise: float = 0.0, rng: random.Random | None = None) -> Record:
+    """The record with this speedup in each round, whatever the seconds."""
+    assert record.timing is not None
+    columns = []
+    for column in record.timing.columns:
+        full = tuple((1.0, 1.1, 0.9) for _ in rounds)
+        own = tuple(tuple(second / ratio for second in some) for some, ratio in zip(full, rounds, strict=True))
+        columns.append(dataclasses.replace(column, beside=full, rounds=own))
+    return dataclasses.replace(record, timing=dataclasses.replace(record.timing, columns=tuple(columns)))
+
+
+def on(record: Record, weights: str) -> Record:
+    """Rows on one set of weights share their processes."""
+    return dataclasses.replace(record, weights=(r.WeightFile(role="main", name="a", sha256=weights * 64),))
+
+
+def page(*records: Record) -> Block:
+    (block,) = blocks_of([*full_records(noise=0.0), *records])
+    return block
+
+
+def entry(block: Block, name: str) -> Entry:
+    return next(one for one in block.entries if one.name == name)
+
+
+A, B, C = "variant@d8", "fixed_ratio@p01/d8", "fixed_ratio@p05/d8"
+
+
+def three(*, last: tuple[float, ...] = (1.5, 1.54, 1.46)) -> list[Record]:
+    return [
+        on(timed(make_record(A), 1.5, 1.53, 1.47), "a"),
+        on(timed(make_record(B), 1.52, 1.49, 1.5), "b"),
+        on(timed(make_record(C), *last), "c"),
+    ]
+
+
+# Pools
+
+
+def test_rows_of_one_plan_are_one_sample_of_processes() -> None:
+    block = page(*three())
+    speeds = [entry(block, name).speeds["lossless"] for name in (A, B, C)]
+    assert speeds[0].ratio == speeds[1].ratio == speeds[2].ratio
+    logs = [math.log(one) for one in (1.5, 1.53, 1.47, 1.52, 1.49, 1.5, 1.5, 1.54, 1.46)]
+    assert speeds[0].ratio.value == pytest.approx(stats.over_rounds(logs).value)
+    assert speeds[0].ratio.degrees == 8
+    assert speeds[0].processes == 9
+    assert all(speed.own.width > 2 * speed.ratio.width for speed in speeds[::2])
+    assert speeds[0].own.value == pytest.approx((1.5 * 1.53 * 1.47) ** (1 / 3))
+
+
+def test_rows_that_share_a_process_are_one_there() -> None:
+    """Their calls have the same neighbours: what the process did to one it did to the other."""
+    same = [on(record, "a") for record in three()]
+    speed = entry(page(*same), A).speeds["lossless"]
+    assert (speed.processes, speed.ratio.degrees) == (3, 2)
+
+
+def changed_plan(record: Record, **changes: Any) -> Record:
+    assert record.plan is not None
+    return dataclasses.replace(record, plan=dataclasses.replace(record.plan, **changes))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda record: changed_plan(record, digest="other"),
+        lambda record: changed_plan(record, picks=True),
+        lambda record: changed_plan(record, picks=None),
+        lambda record: dataclasses.replace(record, protocol=dataclasses.replace(record.protocol, kernel="flash")),
+        lambda record: dataclasses.replace(record, plan=None),
+        lambda record: dataclasses.replace(record, validity=r.Validity(verdict=r.Verdict.INVALID, reasons=("a lie",))),
+    ],
+    ids=["plan", "picks", "old", "kernel", "no plan", "invalid"],
+)
+def test_what_may_differ_in_speed_is_in_no_pool(other: Any) -> None:
+    first, second, third = three()
+    block = page(first, second, other(third))
+    assert entry(block, A).speeds["lossless"].processes == 6
+    assert entry(block, C).speeds["lossless"].processes == 3
+    assert entry(block, C).speeds["lossless"].ratio == entry(block, C).speeds["lossless"].own
+
+
+def test_two_rows_that_pick_are_not_pooled_though_their_plans_agree() -> None:
+    block = page(*(changed_plan(record, picks=True) for record in three()))
+    assert {entry(block, name).speeds["lossless"].processes for name in (A, B, C)} == {3}
+
+
+def test_a_row_whose_own_figure_leaves_its_plans_is_named() -> None:
+    assert not [notice for notice in advice(page(*three())) if "leaves" in notice.text]
+    (found,) = [notice for notice in advice(page(*three(last=(2.0, 2.01, 1.99)))) if "leaves" in notice.text]
+    assert C in found.text and "2.00x" in found.text
+    assert found.next_command is not None and f"--plugins {C}" in found.next_command
+
+
+def test_memory_is_that_of_the_plan_and_another_figure_of_a_row_is_named() -> None:
+    rows = [
+        dataclasses.replace(record, memory=dataclasses.replace(record.memory, torch_allocated_bytes=count))
+        for record, count in zip(three(), (1000, 1000, 1001), strict=True)
+        if record.memory is not None
+    ]
+    block = page(*rows)
+    assert [entry(block, name).memory("peak_bytes") for name in (A, B, C)] == [1000] * 3
+    (found,) = [notice for notice in advice(block) if "peak memory" in notice.text]
+    assert f"{C} 1,001 B against 1,000 B" in found.text
+
+
+def test_rows_of_the_full_plan_are_the_check_of_equal_plans() -> None:
+    copies = [
+        on(timed(make_record(f"{name}@full"), *rounds), name[0])
+        for name, rounds in (("a", (0.99, 1.01, 1.0)), ("b", (1.0, 1.02, 0.98)))
+    ]
+    block = page(*copies)
+    assert block.itself is not None
+    assert block.itself.low < 1 < block.itself.high
+    assert [judge_speed(entry(block, one.row.row), "lossless") for one in copies] == ["same", "same"]
+    assert "The full model against itself: 1.00x" in as_table([*full_records(noise=0.0), *copies])
+
+
+# Marks
+
+
+def test_a_difference_that_passes_alone_does_not_pass_beside_many() -> None:
+    """One p of 0.03 in a page of eight plans is what chance brings."""
+    # Upstream is the other question of each plan.
+    some = [timed(make_record("m0@d8"), 1.04, 1.05, 1.03)]
+    assert 0.01 < entry(page(*some), "m0@d8").speeds["lossless"].ratio.p < 0.05 / 2
+    assert judge_speed(entry(page(*some), "m0@d8"), "lossless") == "better"
+    rest = [changed_plan(timed(make_record(f"x{n}@d8"), 0.99, 1.01, 1.0), digest=f"x{n}") for n in range(12)]
+    assert judge_speed(entry(page(*some, *rest), "m0@d8"), "lossless") == "same"
+
+
+def test_rows_of_one_plan_have_one_mark() -> None:
+    block = page(*three())
+    assert {judge_speed(entry(block, name), "lossless") for name in (A, B, C)} == {"better"}
+
+
+# Advice
+
+
+def test_a_wide_figure_has_one_line_and_a_command_that_would_do() -> None:
+    wide = [
+        changed_plan(on(timed(make_record(name), 1.4, 1.5, 1.6, 1.45, 1.55), name[0]), digest=name)
+        for name in ("a@d8", "b@d8")
+    ]
+    notices = [notice for notice in advice(page(*wide)) if "wider" in notice.text]
+    assert len(notices) == 1
+    assert "a@d8 ± " in notices[0].text and "b@d8 ± " in notices[0].text and "3.0%" in notices[0].text
+    assert notices[0].next_command is not None
+    assert "--plugins a@d8,b@d8" in notices[0].next_command
+    speed = entry(page(*wide), "a@d8").speeds["lossless"]
+    rounds = rounds_for(speed, 0.03)
+    assert rounds is not None and f"--rounds {rounds}" in notices[0].next_command
+    again = [1.4, 1.5, 1.6, 1.45, 1.55] * 20
+    enough = stats.paired_ratio([[one] for one in again[:rounds]], [[1.0]] * rounds)
+    assert math.sqrt(enough.high / enough.low) - 1 < 0.035
+
+
+def test_narrow_figures_have_no_line_and_a_greater_precision_asks_for_more() -> None:
+    def narrow(precision: float) -> Record:
+        record = timed(make_record(A), 1.5, 1.51, 1.49, 1.5, 1.5)
+        return dataclasses.replace(record, protocol=dataclasses.replace(record.protocol, precision=precision))
+
+    assert advice(page(narrow(0.03))) == []
+    assert any("wider than ± 0.1%" in notice.text for notice in advice(page(narrow(0.001))))
+
+
+def test_a_row_alone_on_few_processes_is_told_of_and_a_quick_look_is_not() -> None:
+    (found,) = advice(page(timed(make_record(A), 1.5, 1.5, 1.5)))
+    assert (
+        "fewer than 5 processes" in found.text and found.next_command is not None and "--rounds 5" in found.next_command
+    )
+    quick = [
+        dataclasses.replace(record, protocol=dataclasses.replace(record.protocol, quick=True))
+        for record in [*full_records(), timed(make_record(A), 1.5)]
+    ]
+    assert advice(blocks_of(quick)[0]) == []
+
+
+@pytest.mark.parametrize(
+    ("load", "discarded", "busy"), [(1.9, 0, False), (3.5, 0, True), (0.1, 200, True), (0.1, 2, False)]
+)
+def test_a_busy_machine_has_one_hint(load: float, discarded: int, busy: bool) -> None:
+    records = [
+        dataclasses.replace(
+            record,
+            environment=dataclasses.replace(record.environment, load=load, cores=2),
+            timing=dataclasses.replace(record.timing, discarded=discarded),
+        )
+        for record in three()
+        if record.timing is not None
+    ]
+    found = [notice for notice in advice(page(*records)) if "busy" in notice.text]
+    assert len(found) == busy
+    if busy:
+        assert found[0].next_command is not None and found[0].next_command.startswith("ps ")
+
+
+# Two runs of one code
+
+
+@pytest.mark.slow
+def test_two_runs_of_one_code_have_no_verdict_in_nineteen_of_twenty() -> None:
+    """Whole comparisons of the rows of a page, drawn anew from the recorded processes of each plan (reports/tiny)."""
+    records = [one for one in load_records([REPORTS / "one-seed" / "records"]).records if one.timing and one.plan]
+    by_plan: dict[str, list[Record]] = {}
+    for record in records:
+        assert record.plan is not None
+        by_plan.setdefault(record.plan.digest, []).append(record)
+    recorded = {
+        digest: [stats.median(logs) for one in some if one.timing for column in one.timing.columns[:1] if column.beside
+                 for logs in stats.paired_logs(column.beside, column.rounds)]
+        for digest, some in by_plan.items()
+    }  # fmt: skip
+    rng = random.Random(5)
+
+    def a_run(number: int) -> list[Record]:
+        made = []
+        for record in records:
+            assert record.plan is not None
+            drawn = [math.exp(rng.choice(recorded[record.plan.digest])) for _ in range(3)]
+            made.append(changed_plan(timed(record, *drawn), picks=False) if recorded[record.plan.digest] else record)
+        return made
+
+    judged = [
+        any(change.verdict in ("improved", "regressed") for change in compare(a_run(0), a_run(1)).changes)
+        for _ in range(200)
+    ]
+    assert sum(judged) / len(judged) <= 0.05
+
+
+@pytest.mark.parametrize(("old", "new"), [(0, 1), (0, 2), (1, 2)])
+def test_runs_of_three_days_with_one_process_a_row_are_not_judged(old: int, new: int) -> None:
+    """Same code, another seed: speed is the same, and one process cannot say how far the next one is."""
+    sets = [load_records([REPORTS / "three-seeds" / "records" / f"seed-{seed}"]).records for seed in (old, new)]
+    found = {change.verdict for change in compare(*sets).changes if change.figure in ("speed", "latency")}
+    assert found == {"not judged"}
+
+
+def test_recorded_rows_are_read_beside_the_full_model() -> None:
+    (record,) = [one for one in load_records([REPORTS / "one-seed" / "records"]).records if one.row.row == A]
+    found = beside([record], "transformer", "throughput")
+    assert found is not None and found.degrees == 2
+    assert found.value == pytest.approx(1.7, rel=0.1)

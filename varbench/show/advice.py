@@ -1,0 +1,137 @@
+"""What is doubtful about a block's published figures, and the command that would mend it: one line a kind."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from varbench.base import stats
+from varbench.record import Notice
+from varbench.record.option_forms import as_arguments
+from varbench.record.options import FEWEST_PROCESSES
+from varbench.show import formatting
+from varbench.show.entries import Block, Entry
+from varbench.show.speedups import Speed
+
+MOST_ROUNDS = 50
+"""More are no advice: a quieter machine is."""
+
+MANY = 0.25
+"""Share of the pairs that were taken again beyond which the machine was busy."""
+
+WHO_IS_BUSY = "ps -eo pcpu,pid,args --sort=-pcpu"
+
+_NAMED = 4  # rows in a line
+
+
+def advice(block: Block) -> list[Notice]:
+    """A quick look is not to be made better but to be followed by a run."""
+    if block.conditions["quick"]:
+        return []
+    return [notice for find in (_busy, _wide, _few, _apart, _memory) if (notice := find(block)) is not None]
+
+
+def _timed(block: Block) -> Iterator[tuple[Entry, Speed]]:
+    for entry in block.entries:
+        if entry.believable and not entry.is_full and (speed := entry.speeds.get("lossless")) is not None:
+            yield entry, speed
+
+
+def _busy(block: Block) -> Notice | None:
+    """By the load when the run began, since its own calls are load too, and by what had to be taken again."""
+    records = [record for entry in block.entries for record in entry.complete]
+    loads = [
+        (record.environment.load, record.environment.cores) for record in records if record.environment.load is not None
+    ]
+    load, cores = max(loads, default=(0.0, 1))
+    timings = [record.timing for record in records if record.timing and record.timing.discarded is not None]
+    again = sum(timing.discarded or 0 for timing in timings)
+    kept = sum(
+        len(samples)
+        for timing in timings
+        for column in timing.columns
+        if column.column == "end_to_end"
+        for samples in column.rounds
+    )
+    if load <= cores and again <= MANY * (again + kept):
+        return None
+    share = again / (again + kept) if again else 0.0
+    return Notice(
+        text=f"the machine was busy with something else: load {load:.1f} on {cores} cores when the run began, and {share:.0%} "
+        "of the pairs of calls were held up and taken again",
+        next_command=WHO_IS_BUSY,
+    )
+
+
+def _wide(block: Block) -> Notice | None:
+    wide = [
+        (entry, speed)
+        for entry, speed in _timed(block)
+        if speed.ratio.degrees and speed.half_width > entry.first.protocol.precision
+    ]
+    if not wide:
+        return None
+    precision = min(entry.first.protocol.precision for entry, _ in wide)
+    told = _some([f"{entry.name} ± {speed.half_width:.1%}" for entry, speed in wide])
+    counts = [rounds_for(speed, precision) for entry, speed in wide]
+    needed = None if None in counts else max(count for count in counts if count is not None)
+    text = f"speedups whose 95 % interval is wider than ± {precision:.1%}: {told}"
+    if needed is None:
+        text = f"{text}; {MOST_ROUNDS} rounds would not do, a quieter machine might"
+        return Notice(text=text, next_command=WHO_IS_BUSY)
+    return Notice(text=text, next_command=_again([entry for entry, _ in wide], rounds=needed))
+
+
+def rounds_for(speed: Speed, precision: float) -> int | None:
+    """The fewest rounds in which the interval would be as narrow as that; None beyond the most."""
+    each = max(1, round(speed.processes / speed.own_processes))  # processes a round: rows of one plan are pooled
+    spread = speed.ratio.error * math.sqrt(speed.processes)
+    for number in range(speed.own_processes + 1, MOST_ROUNDS + 1):
+        count = each * number
+        if stats.student(count - 1) * spread / math.sqrt(count) <= math.log1p(precision):
+            return number
+    return None
+
+
+def _few(block: Block) -> Notice | None:
+    few = [(entry, speed) for entry, speed in _timed(block) if speed.processes < FEWEST_PROCESSES]
+    if not few:
+        return None
+    told = _some([f"{entry.name} {speed.processes}" for entry, speed in few])
+    text = f"speedups over fewer than {FEWEST_PROCESSES} processes, and no other row has their plan: {told}"
+    return Notice(text=text, next_command=_again([entry for entry, _ in few], rounds=FEWEST_PROCESSES))
+
+
+def _apart(block: Block) -> Notice | None:
+    apart = [(entry, speed) for entry, speed in _timed(block) if speed.apart]
+    if not apart:
+        return None
+    told = _some(
+        f"{entry.name} {formatting.times(speed.own)} against {formatting.times(speed.ratio)}" for entry, speed in apart
+    )
+    text = f"rows whose own speedup leaves that of all rows of their plan: {told}"
+    return Notice(text=text, next_command=_again([entry for entry, _ in apart], rounds=FEWEST_PROCESSES))
+
+
+def _memory(block: Block) -> Notice | None:
+    figures = [(e, e.own_memory("peak_bytes"), e.memory("peak_bytes")) for e in block.entries if e.believable]
+    apart = [(entry, own, usual) for entry, own, usual in figures if own is not None and own != usual]
+    if not apart:
+        return None
+    told = _some(f"{entry.name} {own:,} B against {usual:,} B" for entry, own, usual in apart)
+    text = f"rows whose own peak memory is not that of their plan: {told}"
+    again = _again([entry for entry, _, _ in apart], rounds=apart[0][0].first.protocol.rounds)
+    return Notice(text=text, next_command=f"{again} --fresh")
+
+
+def _again(entries: Sequence[Entry], *, rounds: int) -> str:
+    options = entries[0].first.protocol
+    names = ",".join(entry.name for entry in entries)
+    return shlex.join(as_arguments(replace(options, rounds=rounds), row=names))
+
+
+def _some(texts: Iterable[str]) -> str:
+    texts = list(texts)
+    return ", ".join(texts[:_NAMED]) + (f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else "")

@@ -1,0 +1,117 @@
+"""How many times as fast as the full model: beside it in the row's own processes, and over all rows of one plan.
+
+Speed and memory do not hang on the values of weights. Rows that run the same plan by the same kernels are therefore one
+sample of processes, and each row's own figure is a check on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from varbench.base import stats
+from varbench.base.stats import Ratio
+from varbench.record import Record, TimingColumn
+
+ALIKE = Ratio(value=1.0, low=1.0, high=1.0, error=0.0, degrees=0)
+"""Of what is divided by itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """A row's speedup over one denominator."""
+
+    ratio: Ratio
+    """Over the processes of all rows of its plan."""
+    own: Ratio
+    """Over its own."""
+    processes: int
+    """That `ratio` is over."""
+    own_processes: int
+
+    @property
+    def half_width(self) -> float:
+        """Of the interval, as a share: 0.03 is ± 3 %."""
+        return math.sqrt(self.ratio.high / self.ratio.low) - 1
+
+    @property
+    def apart(self) -> bool:
+        """The row's own figure has nothing in common with that of its plan."""
+        return self.own.high < self.ratio.low or self.own.low > self.ratio.high
+
+
+def timing_column(record: Record, column: str, regime: str) -> TimingColumn | None:
+    columns = record.timing.columns if record.timing else ()
+    return next((found for found in columns if (found.column, found.regime) == (column, regime)), None)
+
+
+def timed_by(records: Sequence[Record]) -> str:
+    """The column that speed is told by: a row that replaces the loop has no transformer to time alone."""
+    own = any(timing_column(record, "transformer", "throughput") for record in records)
+    return "transformer" if own or not any(record.timing for record in records) else "with_decoder"
+
+
+def kind_of_work(record: Record) -> tuple[object, ...] | None:
+    """Equal for rows whose speed and memory are the same; None where they hang on what a policy does within the loop."""
+    plan = record.plan
+    if plan is None or plan.picks is not False:
+        return None
+    return plan.digest, plan.transforms, record.protocol.kernel
+
+
+def beside(records: Iterable[Record], column: str, regime: str) -> Ratio | None:
+    """Against the full model's calls that are neighbours of the rows'. Rows that share a process count as one there."""
+    found: dict[tuple[object, ...], list[list[float]]] = {}
+    for record in records:
+        timing = timing_column(record, column, regime)
+        if timing is not None and timing.beside is not None:
+            for number, logs in enumerate(stats.paired_logs(timing.beside, timing.rounds)):
+                found.setdefault(_process(record, number), []).append(logs)
+    if not found:
+        return None
+    rows = list(found.values())
+    if len(rows) == 1:
+        return stats.within_round([log for logs in rows[0] for log in logs])
+    return stats.over_rounds([math.fsum(map(stats.median, some)) / len(some) for some in rows])
+
+
+def processes(records: Iterable[Record], column: str, regime: str) -> int:
+    return len(
+        {
+            _process(record, number)
+            for record in records
+            if (timing := timing_column(record, column, regime))
+            for number in range(len(timing.rounds))
+        }
+    )
+
+
+def _process(record: Record, number: int) -> tuple[object, ...]:
+    weights = tuple(file.sha256 for file in record.weights if file.role == "main")
+    return record.run, weights, number
+
+
+def speedup(
+    records: Sequence[Record], full: Sequence[Record], *, accounting: str, column: str, regime: str
+) -> Ratio | None:
+    """Against the full model under one accounting, of which `full` are the records.
+
+    The neighbour is the full model without needless cache. The other is brought over by its own ratio to that one. Without
+    neighbours rows are divided by the full model's, of the same runs where they have one.
+    """
+    mine = beside(records, column, regime)
+    if mine is not None and accounting == "lossless":
+        return mine
+    theirs = beside(full, column, regime)
+    if mine is not None and theirs is not None:
+        return stats.quotient(mine, theirs)
+    runs = {record.run for record in records}
+    same = [record for record in full if record.run in runs]
+    above, below = _rounds(same or full, column, regime), _rounds(records, column, regime)
+    return stats.unpaired_ratio(above, below) if above and below else None
+
+
+def _rounds(records: Iterable[Record], column: str, regime: str) -> list[tuple[float, ...]]:
+    found = (timing_column(record, column, regime) for record in records)
+    return [samples for timing in found if timing is not None for samples in timing.rounds]

@@ -108,7 +108,7 @@ def test_speed_has_the_columns_that_can_be_seen_from_outside() -> None:
         process(Grey()).ask,
         ["test"],
         full=None,
-        pace=speed.Pace(batch=4, classes=10, pairs=3, seconds=0.0),
+        pace=speed.Pace(batch=4, classes=10, pairs=3, error=1.0, budget=0.0),
         seeds=iter(range(1000)),
         strain=lambda: None,
         failed=lambda row, error: failures.append(row),

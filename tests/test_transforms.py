@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from varbench import rows
 from varbench.check import check
-from varbench.check.subject import given
+from varbench.check.bench import given
 from varbench.engine.pipeline import Pipeline
 from varbench.engine.transforms import stored
 from varbench.errors import PlanError, UserError

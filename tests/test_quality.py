@@ -77,6 +77,7 @@ def test_the_shipped_networks_know_the_data_they_say_they_were_trained_on(featur
         assert (extract(quality.from_network(network), images).logits_NC.argmax(1) == labels).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_training_makes_a_file_that_loads_as_the_same_network(tmp_path):
     trained = train_classifier("judge", data=SHAPES, steps=25, seed=3)
     path = tmp_path / "judge.safetensors"
@@ -216,6 +217,7 @@ def test_density_and_coverage_equal_their_definition():
     assert found.covered_N.mean() == pytest.approx(inside.any(axis=1).mean())
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_distance_is_as_wide_as_repeats_are(features, real):
     """Fifteen sets from one generator: their true spread, and the spread that each says it has."""
     reference = gaussian_of(features, real)
@@ -233,6 +235,7 @@ def test_the_interval_of_the_distance_is_as_wide_as_repeats_are(features, real):
 # Sensitivity
 
 
+@pytest.mark.slow
 def test_the_distance_grows_steadily_with_what_is_wrong(features, judge):
     reference = gaussian_of(features, SHAPES.images(TEST[:1000]))
     images = SHAPES.images(TEST[1000:2000]).astype(np.float32)

@@ -603,6 +603,7 @@ def payload_of(html):
     return json.loads(zlib.decompress(base64.b64decode(packed)))
 
 
+@pytest.mark.slow
 def test_a_thousand_records_take_seconds_and_fit(tmp_path):
     found = full_records(quality=5.0)
     for number in range(998):

@@ -358,6 +358,7 @@ def test_what_other_inputs_made_is_set_aside_and_other_settings_are_named(tmp_pa
     assert old.read_bytes() == paths[gone]
 
 
+@pytest.mark.slow
 def test_a_later_run_measures_anew_only_what_may_differ(tmp_path: Path, script: Script) -> None:
     def looks(folder: str, **changed: Any) -> int:
         before = len(script.requests)

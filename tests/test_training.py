@@ -203,6 +203,7 @@ t.trained(tokenizer, tokens, Path({folder!r}), progress=progress)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 4])
 def test_killed_training_goes_on_to_the_same_weights(
     tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path, step: int
@@ -335,6 +336,7 @@ def test_too_little_space_is_said_before_anything_is_trained(
         trained(tokenizer, tokens, tmp_path)
 
 
+@pytest.mark.slow
 def test_tokenizer_learns_and_resumes(tmp_path: Path) -> None:
     budget = TokenizerBudget(steps=12, batch=8, images=64, warm_up=2, reseed_every=4, peak_rate=2e-3)
     losses: list[float] = []
@@ -388,6 +390,7 @@ ranks.close()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     (tmp_path / "script.py").write_text(SHARED.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "two")))

@@ -15,9 +15,10 @@ from varbench import rows
 from varbench.check import check
 from varbench.check.bench import given
 from varbench.engine.pipeline import Pipeline
+from varbench.engine.storage import storage_bytes
+from varbench.engine.subjects import EngineSubject
 from varbench.engine.transforms import stored
 from varbench.errors import PlanError, UserError
-from varbench.measure.memory import storage_bytes, weight_bytes
 from varbench.plan import cost
 from varbench.plan.compiler import compile_plan
 from varbench.plan.hardware import Hardware
@@ -142,7 +143,8 @@ def test_bytes_are_those_that_are_stored(pipe: Pipeline) -> None:
     plan = pipe.compile(row)[0]
     held = storage_bytes(stored(pipe.backbones_of(row)["main"]))
     assert cost.backbone_bytes(plan, "main", "float32") == pytest.approx(held, rel=0.003)
-    assert weight_bytes(pipe, row) < weight_bytes(pipe), "a memory figure is the row's own"
+    subject = EngineSubject(pipe=pipe, cfg=1.5, top_k=0, top_p=0.0)
+    assert subject.weight_bytes(row.name) < subject.weight_bytes(rows.FULL), "a memory figure is the row's own"
     shared = {tensor.data_ptr() for tensor in stored(pipe.backbones["main"])}
     own = [tensor for tensor in stored(pipe.backbones_of(row)["main"]) if tensor.data_ptr() not in shared]
     assert {tensor.dtype for tensor in own} == {torch.int8, torch.float32, torch.int64}

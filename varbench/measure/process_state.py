@@ -81,7 +81,7 @@ def restored() -> Iterator[None]:
 
 @functools.cache
 def _probes() -> tuple[_Probe, ...]:
-    return (*_random_states(), *_switches(), *_dispatch(), *_process())
+    return (*_switches(), *_random_states(), *_dispatch(), *_process())
 
 
 def _random_states() -> Iterator[_Probe]:

@@ -186,6 +186,34 @@ def test_kl_to_itself_is_nothing(tokenizer: Tokenizer, tokens: TokenSet, tmp_pat
     assert seen == pytest.approx([0.0], abs=1e-6)
 
 
+@pytest.mark.parametrize("l2", [True, False])
+@pytest.mark.parametrize("heads_differ", [False, True])
+def test_a_trained_layer_is_its_modules(l2: bool, heads_differ: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same values and gradients as autograd finds for the modules' own arithmetic, also where heads see differently."""
+    from varbench.engine import teacher
+    from varbench.engine.trained_layer import explicit_attention, fused_attention, trained_layer
+
+    torch.manual_seed(0)
+    block = initialise_(Transformer(replace(SPEC, l2_attention=l2)), torch.Generator().manual_seed(0)).block(0)
+    mask = torch.ones(21, 21, dtype=torch.bool).tril()
+    if heads_differ:
+        mask = torch.stack([mask, torch.eye(21, dtype=torch.bool)])
+
+    def gradients(layer, attend, dtype):  # type: ignore[no-untyped-def]
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(4, 21, SPEC.width, generator=generator).requires_grad_()
+        modulation = [torch.randn(4, 1, SPEC.width, generator=generator).requires_grad_() for _ in range(6)]
+        out = layer(x, block, tuple(modulation), mask, dtype, attend)
+        wanted = [x, *modulation, *(p for name, p in block.named_parameters() if not name.startswith("ada"))]
+        return [out, *torch.autograd.grad((out * torch.randn(out.shape, generator=generator)).sum(), wanted)]
+
+    plain = gradients(teacher._layer_of_modules, fused_attention, torch.float32)
+    for attend in (explicit_attention, fused_attention):
+        for dtype, near in ((torch.float32, 1e-5), (torch.bfloat16, 0.03)):
+            for one, other in zip(gradients(trained_layer, attend, dtype), plain, strict=True):
+                assert float((one - other).detach().norm() / other.norm()) < near, one.shape
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from varbench import load_pipeline
 from varbench.data.shapes import Shapes
 from varbench.engine.pipeline import Pipeline
-from varbench.engine.teacher import TeacherPass, fused_attention
+from varbench.engine.teacher import TeacherPass
+from varbench.engine.trained_layer import fused_attention
 from varbench.model.checkpoints import load_transformer
 from varbench.model.tokenizer import Tokenizer
 from varbench.plan import presets

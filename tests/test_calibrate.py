@@ -13,7 +13,7 @@ from conftest import CommandLine
 from scripted import options
 
 from varbench import rows
-from varbench.check.subject import given
+from varbench.check.bench import given
 from varbench.engine.calibration import Calibration, calibrate
 from varbench.engine.pipeline import Pipeline
 from varbench.policies import Parameter, Settings

@@ -15,7 +15,8 @@ from varbench.engine.generate import Generated, Sampling, generate
 from varbench.engine.kernel import KernelSeen, attention_kernel
 from varbench.engine.sampler import uniforms
 from varbench.engine.storages import Storages
-from varbench.engine.teacher import TeacherPass, explicit_attention
+from varbench.engine.teacher import TeacherPass
+from varbench.engine.trained_layer import explicit_attention
 from varbench.errors import PlanError, UserError
 from varbench.plan import cost
 from varbench.plan.compiler import compile_plan

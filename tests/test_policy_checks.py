@@ -10,7 +10,7 @@ import pytest
 from conftest import CommandLine
 
 from varbench import rows
-from varbench.check.subject import GivenPoint, given
+from varbench.check.bench import GivenPoint, given
 from varbench.errors import PlanError, UserError
 from varbench.plan import presets
 from varbench.plan.compiler import compile_plan

@@ -22,6 +22,9 @@ from varbench.errors import CheckpointError, UserError
 from varbench.plan.presets import asset_folder
 from varbench.quality import extractors, frechet, intervals, libraries, second_opinion
 from varbench.quality.extractors import extract
+from varbench.quality.folding import folded
+from varbench.quality.judging import CLOSE, Judging
+from varbench.quality.kernel_distance import kernel_distance
 from varbench.quality.manifold import density_coverage
 from varbench.quality.second_opinion import CleanFid
 from varbench.quality.train_networks import gaussian_blur, train_classifier
@@ -77,6 +80,7 @@ def test_the_shipped_networks_know_the_data_they_say_they_were_trained_on(featur
         assert (extract(quality.from_network(network), images).logits_NC.argmax(1) == labels).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_training_makes_a_file_that_loads_as_the_same_network(tmp_path):
     trained = train_classifier("judge", data=SHAPES, steps=25, seed=3)
     path = tmp_path / "judge.safetensors"
@@ -190,6 +194,62 @@ def test_scores_equal_torch_fidelity_on_the_same_images(features, real, samples)
 
 
 @needs_libraries
+@pytest.mark.parametrize(("count", "size"), [(300, 100), (300, 20)])
+def test_kid_over_subsets_equals_torch_fidelity_subset_by_subset(count, size):
+    """Whether the kernel of all pairs is made at once, or, where it is larger than those of all subsets, of each subset."""
+    rng = np.random.RandomState(0)
+    some, others = rng.standard_normal((count, 16)), rng.standard_normal((count + 50, 16)) + 0.1
+    assert (count * len(others) > 30 * size**2) == (size == 20)
+    libraries.torch_fidelity()
+    from torch_fidelity import metric_kid
+
+    theirs = metric_kid.kid_features_to_metric(
+        torch.from_numpy(some),
+        torch.from_numpy(others),
+        kid_subsets=30,
+        kid_subset_size=size,
+        rng_seed=3,
+        verbose=False,
+    )
+    found = kernel_distance(some, others, subsets=30, size=size, seed=3)
+    assert found == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
+
+
+def test_a_folded_network_sees_what_the_plain_one_sees(features, judge, real, samples):
+    """Within 1e-4 of the distance, relatively, which bfloat16 is not."""
+    images, _ = samples
+
+    def distance(look):
+        return frechet.frechet_distance(frechet.gaussian(look(images)), frechet.gaussian(look(real)))
+
+    def plain(of):
+        with torch.inference_mode():
+            return features.module.features(torch.from_numpy(of).float() / 255).numpy()
+
+    def seen(dtype):
+        return lambda of: extract(quality.from_network(features, dtype=dtype), of).features_ND
+
+    assert distance(seen(torch.float32)) == pytest.approx(distance(plain), rel=1e-4)
+    assert distance(seen(torch.bfloat16)) != pytest.approx(distance(plain), rel=1e-4)
+    for network in (features, judge):
+        norms = sum(isinstance(module, torch.nn.BatchNorm2d) for module in folded(network.module).modules())
+        assert norms < sum(isinstance(module, torch.nn.BatchNorm2d) for module in network.module.modules())
+
+
+def test_the_judge_answers_in_bfloat16_what_it_answers_in_float32(judge, real):
+    """Blurred until classes come close, so that some images are looked at again."""
+    blurred = np.concatenate(
+        [rounded(gaussian_blur(torch.from_numpy(real).float(), sigma).numpy()) for sigma in (1, 3, 5)]
+    )
+    exact = extract(quality.from_network(judge), blurred).logits_NC
+    quick = extract(quality.from_network(judge, dtype=torch.bfloat16), blurred).logits_NC
+    assert (exact.argmax(axis=1) != quick.argmax(axis=1)).any(), "images that rounding turns over"
+    assert 2 * np.abs(exact - quick).max() < CLOSE
+    answers = Judging(judge, device="cpu", quick=True).classes(blurred)
+    assert (answers == exact.argmax(axis=1)).all()
+
+
+@needs_libraries
 @pytest.mark.filterwarnings("ignore:The `disp` argument")  # of our own call; `score` keeps it from its caller
 def test_the_second_opinion_equals_clean_fid_on_folders(features, real, samples, tmp_path):
     images, labels = samples
@@ -216,6 +276,7 @@ def test_density_and_coverage_equal_their_definition():
     assert found.covered_N.mean() == pytest.approx(inside.any(axis=1).mean())
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_distance_is_as_wide_as_repeats_are(features, real):
     """Fifteen sets from one generator: their true spread, and the spread that each says it has."""
     reference = gaussian_of(features, real)
@@ -233,6 +294,7 @@ def test_the_interval_of_the_distance_is_as_wide_as_repeats_are(features, real):
 # Sensitivity
 
 
+@pytest.mark.slow
 def test_the_distance_grows_steadily_with_what_is_wrong(features, judge):
     reference = gaussian_of(features, SHAPES.images(TEST[:1000]))
     images = SHAPES.images(TEST[1000:2000]).astype(np.float32)
@@ -323,10 +385,12 @@ def test_reference_features_are_kept_by_content_and_never_by_name(features, real
         return quality.score(images, labels, reference=reference, network=features, second_opinion=False).distance.value
 
     first = distance(real)
-    (kept,) = (tmp_path / "cache" / "varbench" / "features").glob("*")
+    kept = list((tmp_path / "cache" / "varbench" / "features").glob("*"))
+    assert len(kept) == 2, "what the network saw in them, and how far their neighbourhoods reach"
     assert distance(real) == first
     assert distance(255 - real) != pytest.approx(first, rel=0.1)
-    kept.write_bytes(kept.read_bytes()[:500])
+    for file in kept:
+        file.write_bytes(file.read_bytes()[:500])
     assert distance(real) == first, "a torn file is made again"
 
 
@@ -347,7 +411,8 @@ def test_without_the_libraries_the_distance_is_ours_and_the_rest_has_a_reason(
     assert found.distance.implementation == "varbench, float64"
     assert found.coverage.value is not None
     assert found.class_accuracy.value is not None
-    for score in (found.kid, found.precision, found.recall, found.inception_score, found.second_opinion):
+    assert found.kid.value is not None
+    for score in (found.precision, found.recall, found.inception_score, found.second_opinion):
         assert score.value is None
         assert "is not installed: pip install" in score.reason
 

@@ -334,7 +334,7 @@ EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
 def test_strangers_strings_are_only_text(tmp_path):
-    record = make_record(f"{EVIL}@{EVIL}", metrics={f"p.{EVIL}": EVIL}, command=EVIL)
+    record = make_record(f"{EVIL}@{EVIL}", metrics={f"p.{EVIL}": make_score(EVIL, 1.0, 0.1, n=20)}, command=EVIL)
     record = dataclasses.replace(
         record,
         warnings=(r.Notice(text=EVIL, next_command=EVIL),),
@@ -603,6 +603,7 @@ def payload_of(html):
     return json.loads(zlib.decompress(base64.b64decode(packed)))
 
 
+@pytest.mark.slow
 def test_a_thousand_records_take_seconds_and_fit(tmp_path):
     found = full_records(quality=5.0)
     for number in range(998):

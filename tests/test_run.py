@@ -11,6 +11,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from varbench.run.display import Display
 from varbench.run.messages import Done, ResolvedPlugin
 from varbench.run.prepare import UPSTREAM, prepare
 from varbench.run.resume import complete_records, other_settings, set_aside_outdated
+from varbench.run.side_by_side import side_by_side
 from varbench.show.entries import blocks_of
 
 # Options
@@ -231,6 +233,29 @@ def test_a_grandchild_that_keeps_the_output_open_holds_nobody_up(tmp_path: Path)
     assert time.monotonic() - began < 15
 
 
+def test_children_side_by_side_run_at_once_and_one_that_fails_costs_no_other(tmp_path: Path) -> None:
+    meet = (
+        "import pathlib, time\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "(folder / '{0}').write_text('')\n"
+        "while not (folder / '{1}').exists(): time.sleep(0.02)\n"
+        "say(Done())"
+    )
+    codes = {
+        "first": meet.format("a", "b"),
+        "second": meet.format("b", "a"),
+        "crashes": "sys.exit('broken')",
+        "silent": "import time; time.sleep(60)",
+        "last": "say(Done())",
+    }
+    starts = {
+        name: partial(child, code, tmp_path, timeout=2.0 if name == "silent" else 20.0) for name, code in codes.items()
+    }
+    found = dict(side_by_side(starts, at_once=2))
+    assert [found[name] for name in ("first", "second", "last")] == [Done()] * 3
+    assert (found["crashes"].status, found["silent"].status) == (Status.CRASHED, Status.TIMEOUT)
+
+
 def test_a_child_imports_nothing_that_lies_in_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder named as a module would shadow it, were the working folder on the path."""
     (tmp_path / "varbench_plugins").mkdir()
@@ -358,6 +383,7 @@ def test_what_other_inputs_made_is_set_aside_and_other_settings_are_named(tmp_pa
     assert old.read_bytes() == paths[gone]
 
 
+@pytest.mark.slow
 def test_a_later_run_measures_anew_only_what_may_differ(tmp_path: Path, script: Script) -> None:
     def looks(folder: str, **changed: Any) -> int:
         before = len(script.requests)

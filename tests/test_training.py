@@ -186,6 +186,34 @@ def test_kl_to_itself_is_nothing(tokenizer: Tokenizer, tokens: TokenSet, tmp_pat
     assert seen == pytest.approx([0.0], abs=1e-6)
 
 
+@pytest.mark.parametrize("l2", [True, False])
+@pytest.mark.parametrize("heads_differ", [False, True])
+def test_a_trained_layer_is_its_modules(l2: bool, heads_differ: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same values and gradients as autograd finds for the modules' own arithmetic, also where heads see differently."""
+    from varbench.engine import teacher
+    from varbench.engine.trained_layer import explicit_attention, fused_attention, trained_layer
+
+    torch.manual_seed(0)
+    block = initialise_(Transformer(replace(SPEC, l2_attention=l2)), torch.Generator().manual_seed(0)).block(0)
+    mask = torch.ones(21, 21, dtype=torch.bool).tril()
+    if heads_differ:
+        mask = torch.stack([mask, torch.eye(21, dtype=torch.bool)])
+
+    def gradients(layer, attend, dtype):  # type: ignore[no-untyped-def]
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(4, 21, SPEC.width, generator=generator).requires_grad_()
+        modulation = [torch.randn(4, 1, SPEC.width, generator=generator).requires_grad_() for _ in range(6)]
+        out = layer(x, block, tuple(modulation), mask, dtype, attend)
+        wanted = [x, *modulation, *(p for name, p in block.named_parameters() if not name.startswith("ada"))]
+        return [out, *torch.autograd.grad((out * torch.randn(out.shape, generator=generator)).sum(), wanted)]
+
+    plain = gradients(teacher._layer_of_modules, fused_attention, torch.float32)
+    for attend in (explicit_attention, fused_attention):
+        for dtype, near in ((torch.float32, 1e-5), (torch.bfloat16, 0.03)):
+            for one, other in zip(gradients(trained_layer, attend, dtype), plain, strict=True):
+                assert float((one - other).detach().norm() / other.norm()) < near, one.shape
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -203,6 +231,7 @@ t.trained(tokenizer, tokens, Path({folder!r}), progress=progress)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 4])
 def test_killed_training_goes_on_to_the_same_weights(
     tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path, step: int
@@ -335,6 +364,7 @@ def test_too_little_space_is_said_before_anything_is_trained(
         trained(tokenizer, tokens, tmp_path)
 
 
+@pytest.mark.slow
 def test_tokenizer_learns_and_resumes(tmp_path: Path) -> None:
     budget = TokenizerBudget(steps=12, batch=8, images=64, warm_up=2, reseed_every=4, peak_rate=2e-3)
     losses: list[float] = []
@@ -388,6 +418,7 @@ ranks.close()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     (tmp_path / "script.py").write_text(SHARED.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "two")))

@@ -131,7 +131,8 @@ def test_a_step_costs_what_its_plan_runs() -> None:
     """Multiplications of the pass, counted from outside, against those of the tokens that each layer runs."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from varbench.engine.teacher import TeacherPass, explicit_attention
+    from varbench.engine.teacher import TeacherPass
+    from varbench.engine.trained_layer import explicit_attention
     from varbench.plan.compiler import compile_plan
 
     short = RowPolicies(name="short", depth=Owned(plugin="mine", policy=FirstLayer()))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from varbench import rows
 from varbench.check import check
-from varbench.check.subject import given
+from varbench.check.bench import given
 from varbench.engine.pipeline import Pipeline
 from varbench.engine.storage import storage_bytes
 from varbench.engine.subjects import EngineSubject
@@ -144,7 +144,7 @@ def test_bytes_are_those_that_are_stored(pipe: Pipeline) -> None:
     held = storage_bytes(stored(pipe.backbones_of(row)["main"]))
     assert cost.backbone_bytes(plan, "main", "float32") == pytest.approx(held, rel=0.003)
     subject = EngineSubject(pipe=pipe, cfg=1.5, top_k=0, top_p=0.0)
-    assert subject.weight_bytes(row) < subject.weight_bytes("full_var"), "a memory figure is the row's own"
+    assert subject.weight_bytes(row.name) < subject.weight_bytes(rows.FULL), "a memory figure is the row's own"
     shared = {tensor.data_ptr() for tensor in stored(pipe.backbones["main"])}
     own = [tensor for tensor in stored(pipe.backbones_of(row)["main"]) if tensor.data_ptr() not in shared]
     assert {tensor.dtype for tensor in own} == {torch.int8, torch.float32, torch.int64}

@@ -20,6 +20,7 @@ import threading
 import tracemalloc
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -233,9 +234,12 @@ def contents() -> dict[int, tuple[Any, str]]:
     """Every buffer that anything in this process refers to, with its hash, by identity."""
     tracked = gc.get_objects()
     # One call for all of them: what the collector does not track, such as arrays, is referred to by what it does.
-    everything = [*tracked, *gc.get_referents(*tracked)]
-    kinds = {kind for kind in set(map(type, everything)) if issubclass(kind, BUFFERS)}
-    buffers = {id(thing): thing for thing in everything if type(thing) in kinds}
+    referred = gc.get_referents(*tracked)
+    buffers: dict[int, Any] = {}
+    for things in (tracked, referred):
+        kinds = {kind for kind in set(map(type, things)) if issubclass(kind, BUFFERS)}
+        # There are millions of them, so the loop over all is left to C.
+        buffers |= {id(thing): thing for thing in compress(things, map(kinds.__contains__, map(type, things)))}
     data = ((place, thing, _data(thing)) for place, thing in buffers.items())
     return {place: (thing, hashlib.sha256(bytes_).hexdigest()) for place, thing, bytes_ in data if bytes_ is not None}
 

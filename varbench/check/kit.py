@@ -11,47 +11,52 @@ import torch
 
 from varbench.check import held_memory as memory
 from varbench.check import sameness, tampering, weights, work
-from varbench.check.generators import OF_GENERATOR, GeneratorUnderTest
-from varbench.check.global_state import GlobalState, restored
+from varbench.check.bench import Bench, given, installed
 from varbench.check.small_model import SPEC
-from varbench.check.subject import Bench, RowUnderTest, given, installed
+from varbench.check.subject import PlannedRow, UnderTest, under_test
 from varbench.check.untouched import Originals, read_sources
 from varbench.errors import UserError, did_you_mean
-from varbench.rows.grammar import Row
+from varbench.measure.process_state import global_state, restored
 from varbench.spec import ModelSpec
 
-OfRow = Callable[[RowUnderTest], Iterator[str]]
-OfMethod = Callable[[Sequence[RowUnderTest]], Iterator[str]]
+OfPlanned = Callable[[PlannedRow], Iterator[str]]
+OfRow = Callable[[UnderTest], Iterator[str]]
+OfMethod = Callable[[Sequence[UnderTest]], Iterator[str]]
 
 Progress = Callable[[str, str, bool, float], None]
 """Is told a row, an invariant that was checked on it, whether it is kept, and the seconds that it took."""
 
-OF_ANSWERS: tuple[OfRow, ...] = (sameness.picks_are_places, sameness.inputs_untouched)
+OF_ANSWERS: tuple[OfPlanned, ...] = (sameness.picks_are_places, sameness.inputs_untouched)
 """Asked first, since wrong answers can stop the engine."""
 
-OF_ROW: tuple[OfRow, ...] = (
-    sameness.images_in_range,
+OF_PLANNED: tuple[OfPlanned, ...] = (
     sameness.plan_stable,
     work.trace_equals_plan,
     sameness.kept_is_what_is_read,
     sameness.picked_is_what_is_computed,
-    work.measured_flops_equal_plan,
-    work.products_in_type,
     weights.weights_equal_plan,
     sameness.neutral_equals_full,
+    sameness.teacher_equals_cached,
+    tampering.weights_untouched,
+    work.no_speedup_without_less_work,
+)
+"""Asked of every row that the engine runs."""
+
+OF_ROW: tuple[OfRow, ...] = (
+    sameness.images_in_range,
+    work.measured_flops_equal_plan,
+    work.products_in_type,
     sameness.seeds_and_labels_matter,
     sameness.no_memoised_repeat,
     sameness.batch_invariance,
-    sameness.teacher_equals_cached,
     memory.state_bytes_reachable,
     memory.released_memory_freed,
     tampering.no_global_state_change,
-    tampering.weights_untouched,
-    work.no_speedup_without_less_work,
     work.repeat_as_slow_as_first,
     sameness.deterministic,
 )
-"""Asked of every row that runs: at the end, for a repeat of the first generation, after all that came between."""
+"""Asked of every row, also of one that replaces the loop: at the end, for a repeat of the first generation, after all that
+came between."""
 
 OF_METHOD: tuple[OfMethod, ...] = (
     work.work_falls_as_knob_tightens,
@@ -83,7 +88,7 @@ class Finding:
 
 def invariants() -> dict[str, str]:
     """Every invariant's name, with its promise in a sentence."""
-    promises = {check.__name__: _sentence(check.__doc__) for check in (*OF_ANSWERS, *OF_ROW, *OF_METHOD)}
+    promises = {check.__name__: _sentence(check.__doc__) for check in (*OF_ANSWERS, *OF_PLANNED, *OF_ROW, *OF_METHOD)}
     return {RUNS: "The plugin can be imported, compiled at every setting that it names, and run.", **promises}
 
 
@@ -136,7 +141,8 @@ class _Check:
         self._originals = originals
         self._bench, self._text, self._without, self._progress = bench, text, without, progress
         # Held here, where a plugin that is imported later does not find them.
-        self._of_answers, self._of_rows, self._of_methods = OF_ANSWERS, OF_ROW, OF_METHOD
+        self._of_answers, self._of_planned, self._of_rows = OF_ANSWERS, OF_PLANNED, OF_ROW
+        self._of_methods = OF_METHOD
 
     def findings(self) -> Iterator[Finding]:
         yield from self._of_all()
@@ -149,21 +155,14 @@ class _Check:
                     )
 
     def _of_all(self) -> Iterator[Finding]:
-        subjects: list[RowUnderTest] = []
-        generators: list[Row] = []
+        subjects: list[UnderTest] = []
         for plugin in _plugins(self._text):
             self._bench.manager.plugin(plugin)
         try:
-            for row in self._bench.expand(self._text):
-                if row.policies.generator is None:
-                    subjects.append(RowUnderTest(self._bench, row))
-                else:
-                    generators.append(row)
+            subjects += [under_test(self._bench, row) for row in self._bench.expand(self._text)]
         except Exception as error:
             yield from self._failed(RUNS, self._text, error)
         yield from self._changed_by_importing()
-        if generators:
-            yield from self._of_generators(generators)
         if not subjects:
             return
         ran = []
@@ -178,40 +177,31 @@ class _Check:
 
     def _changed_by_importing(self) -> Iterator[Finding]:
         """Global state is put back before rows run, so that one who changed it is not blamed for all that follows."""
-        now = GlobalState()
+        now = global_state()
         name = tampering.no_global_state_change.__name__
         if name not in self._without:
             for change in self._bench.before.changes(now):
                 yield Finding(invariant=name, row=self._text, message=f"after importing and compiling it: {change}")
         self._bench.before.restore()
 
-    def _of_row(self, subject: RowUnderTest) -> Iterator[Finding]:
-        row = subject.row.name
-        for check in self._of_answers:
+    def _of_row(self, subject: UnderTest) -> Iterator[Finding]:
+        row, planned = subject.row.name, isinstance(subject, PlannedRow)
+        for check in self._of_answers if planned else ():
             yield from self._asked(check.__name__, row, check, subject)
-        if not (yield from self._ran(row, subject)):
+        if not (yield from self._ran(subject)):
             return
-        for check in self._of_rows:
+        for check in (*(self._of_planned if planned else ()), *self._of_rows):
             yield from self._asked(check.__name__, row, check, subject)
 
-    def _of_generators(self, rows: Sequence[Row]) -> Iterator[Finding]:
-        for row in rows:
-            subject = GeneratorUnderTest(self._bench, row)
-            if (yield from self._ran(row.name, subject)):
-                for check in OF_GENERATOR:
-                    yield from self._asked(check.__name__, row.name, check, subject)
-        for untouched in (tampering.sampler_untouched, tampering.evaluator_untouched, tampering.engine_untouched):
-            yield from self._asked(untouched.__name__, self._text, untouched, ())
-
-    def _ran(self, row: str, subject: RowUnderTest | GeneratorUnderTest) -> Generator[Finding, None, bool]:
+    def _ran(self, subject: UnderTest) -> Generator[Finding, None, bool]:
         began, ran = perf_counter(), True
         try:
             _ = subject.first
         except Exception as error:
             ran = False
-            yield from self._failed(RUNS, row, error)
+            yield from self._failed(RUNS, subject.row.name, error)
         if RUNS not in self._without:
-            self._progress(row, RUNS, ran, perf_counter() - began)
+            self._progress(subject.row.name, RUNS, ran, perf_counter() - began)
         return ran
 
     def _asked(self, name: str, row: str, check: Callable[..., Iterator[str]], *arguments: object) -> Iterator[Finding]:
@@ -237,10 +227,14 @@ def _plugins(text: str) -> list[str]:
     return [re.split(r"[@:]", part)[0] for row in text.split(",") for part in row.split("+")]
 
 
-def _distinct(subjects: Sequence[RowUnderTest]) -> Iterator[RowUnderTest]:
-    """Rows that execute different plans; recipes differ in weights, which here are random. Rows that pick by content all run."""
+def _distinct(subjects: Sequence[UnderTest]) -> Iterator[UnderTest]:
+    """Rows that execute different plans; recipes differ in weights, which here are random. Rows that pick by content all
+    run, and so do those that replace the loop."""
     seen: set[str] = set()
     for subject in subjects:
+        if not isinstance(subject, PlannedRow):
+            yield subject
+            continue
         if subject.plan.picks or subject.plan.digest not in seen:
             yield subject
         seen.add(subject.plan.digest)

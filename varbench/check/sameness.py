@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -10,42 +11,46 @@ from torch import Tensor
 
 from varbench import rows
 from varbench.check import stand_ins
-from varbench.check.subject import LABELS, SAMPLING, SEED, RowUnderTest, tolerance
+from varbench.check.subject import LABELS, SAMPLING, SEED, PlannedRow, UnderTest
 from varbench.engine.pipeline import Output
+from varbench.engine.subjects import Answer
 from varbench.engine.teacher import teacher_plan
 from varbench.errors import PlanError
+from varbench.measure.process_state import restored
 from varbench.rows.grammar import Row
 
-EQUAL_TOKENS = 0.999
-"""Share of tokens that must be equal at any batch size, in float32."""
+EQUAL = 0.999
+"""Share of tokens, or of pixels where there are none, that must be equal at any batch size, in float32."""
+SAME_PIXEL = 1 / 255
+"""Pixels that differ by less are the same."""
 
 
-def picks_are_places(subject: RowUnderTest) -> Iterator[str]:
+def picks_are_places(subject: PlannedRow) -> Iterator[str]:
     """`pick` gives as many places as were asked for, each once and within range; `fill` gives every token."""
     yield from _few(subject.watched.places)
 
 
-def inputs_untouched(subject: RowUnderTest) -> Iterator[str]:
+def inputs_untouched(subject: PlannedRow) -> Iterator[str]:
     """`pick` and `fill` only look at what they are given."""
     yield from _few(subject.watched.inputs)
 
 
-def kept_is_what_is_read(subject: RowUnderTest) -> Iterator[str]:
+def kept_is_what_is_read(subject: PlannedRow) -> Iterator[str]:
     """Keys and values that attention reads again are, number for number, those that were picked or planned to stay."""
     yield from _few(subject.looked_into.caches.wrong)
 
 
-def picked_is_what_is_computed(subject: RowUnderTest) -> Iterator[str]:
+def picked_is_what_is_computed(subject: PlannedRow) -> Iterator[str]:
     """The tokens that were picked are those that are computed, and what is filled in, from what was remembered, goes on."""
     yield from _few(subject.looked_into.tokens.wrong)
 
 
-def neutral_equals_full(subject: RowUnderTest) -> Iterator[str]:
+def neutral_equals_full(subject: PlannedRow) -> Iterator[str]:
     """At its neutral end a method gives the full model's images bit for bit, also by way of its own pick and fill."""
     full = stand_ins.full_model(subject.row)
     if subject.plan.digest == subject.compile(full).digest:
         yield from _differences(
-            subject.first, subject.generate(full, return_logits=True), "its plan is the full model's, but"
+            subject.with_logits, subject.generate(full, return_logits=True), "its plan is the full model's, but"
         )
     for neutral in _neutral_rows(subject):
         made = subject.generate(neutral, return_logits=True)
@@ -58,7 +63,7 @@ def neutral_equals_full(subject: RowUnderTest) -> Iterator[str]:
         yield from _differences(every, whole, "made to pick everything there is,")
 
 
-def _neutral_rows(subject: RowUnderTest) -> list[Row]:
+def _neutral_rows(subject: PlannedRow) -> list[Row]:
     found: list[Row] = []
     for setting in subject.row.settings:
         settings = subject.bench.manager.call(setting.plugin, "varbench_settings", model=subject.row.model)
@@ -86,52 +91,70 @@ def _distance(first: Tensor, second: Tensor) -> float:
     return float((first - second).abs().nan_to_num(0.0).max())
 
 
-def deterministic(subject: RowUnderTest) -> Iterator[str]:
+def deterministic(subject: UnderTest) -> Iterator[str]:
     """The same labels and seed give the same images, bit for bit."""
-    again = subject.generate(return_logits=True)
-    different = int((again.tokens != subject.first.tokens).sum())
-    if different:
-        yield f"the same labels and seed gave {different} of {again.tokens.numel()} tokens differently the second time"
-    elif not torch.equal(again.images, subject.first.images):
-        yield f"a repeat's images differ by up to {_distance(again.images, subject.first.images):.3g}"
+    if different := _unlike(subject.make(), subject.first):
+        yield f"the same labels and seed gave others the second time: {different}"
 
 
-def seeds_and_labels_matter(subject: RowUnderTest) -> Iterator[str]:
+def no_memoised_repeat(subject: UnderTest) -> Iterator[str]:
+    """Results depend on labels and seed alone, not on what was made before: a repeat is computed again."""
+    _ = subject.first
+    later = subject.make(seed=SEED + 5)
+    with subject.afresh() as fresh:
+        alone = fresh.make(seed=SEED + 5)
+    if different := _unlike(later, alone):
+        yield f"results depend on what was made before: after importing the plugin anew, {different}"
+
+
+def _unlike(one: Answer, other: Answer) -> str | None:
+    """What differs between two answers that should be equal bit for bit."""
+    if one.tokens is not None and other.tokens is not None and not torch.equal(one.tokens, other.tokens):
+        return f"{int((one.tokens != other.tokens).sum())} of {one.tokens.numel()} tokens differ"
+    if not torch.equal(one.images, other.images):
+        return f"images differ by up to {_distance(one.images, other.images):.3g}"
+    return None
+
+
+def seeds_and_labels_matter(subject: UnderTest) -> Iterator[str]:
     """Another seed, another label or another image of the noise stream gives another image."""
-    first = subject.first
+    classes = subject.row.model.classes
     others = {
-        "another seed": subject.generate(seed=SEED + 17),
-        "other labels": subject.generate(labels=[(label + 1) % 10 for label in LABELS]),
-        "other images of the noise stream": subject.generate(first_image=1000),
+        "another seed": subject.make(seed=SEED + 17),
+        "other labels": subject.make(tuple((label + 1) % classes for label in LABELS)),
+        "other images of the noise stream": subject.make(first=1000),
     }
     for what, other in others.items():
-        for image in range(len(LABELS)):
-            if torch.equal(other.images[image], first.images[image]):
-                yield f"{what} gave image {image + 1} of {len(LABELS)} unchanged"
-                break
+        pairs = enumerate(zip(other.images, subject.first.images, strict=True), 1)
+        same = [number for number, (one, first) in pairs if torch.equal(one, first)]
+        if same:
+            yield f"{what} gave image {same[0]} of {len(LABELS)} unchanged"
 
 
-def batch_invariance(subject: RowUnderTest) -> Iterator[str]:
+def batch_invariance(subject: UnderTest) -> Iterator[str]:
     """An image is the same at any batch size and in any company: at least 99.9 % equal tokens in float32."""
-    shares = [_share_alone(subject, SEED)]
-    if shares[0] < EQUAL_TOKENS:
+    shares = [_share_alone(subject, subject.first, SEED)]
+    if shares[0] < EQUAL:
         # One near tie can turn all later tokens of an image; it does not happen under two seeds.
-        shares.append(_share_alone(subject, SEED + 1))
-        if max(shares) < EQUAL_TOKENS:
+        shares.append(_share_alone(subject, subject.make(seed=SEED + 1), SEED + 1))
+        if max(shares) < EQUAL:
+            what = "pixels" if subject.first.tokens is None else "tokens"
             yield (
-                f"made alone, images share {100 * max(shares):.2f} % of their tokens with the same images made "
-                f"{len(LABELS)} at once; at least {100 * EQUAL_TOKENS:.1f} % must be equal"
+                f"made alone, images share {100 * max(shares):.2f} % of their {what} with the same images made "
+                f"{len(LABELS)} at once; at least {100 * EQUAL:.1f} % must be equal"
             )
 
 
-def _share_alone(subject: RowUnderTest, seed: int) -> float:
-    together = subject.first if seed == SEED else subject.generate(seed=seed)
-    spans = ((0, 1), (1, 3), (3, 4))
-    parts = [subject.generate(labels=LABELS[a:b], first_image=a, seed=seed).tokens for a, b in spans]
-    return float((torch.cat(parts) == together.tokens).float().mean())
+def _share_alone(subject: UnderTest, together: Answer, seed: int) -> float:
+    parts = [subject.make(LABELS[a:b], first=a, seed=seed) for a, b in ((0, 1), (1, 3), (3, 4))]
+    tokens = [part.tokens for part in parts if part.tokens is not None]
+    if together.tokens is not None and tokens:
+        return float((torch.cat(tokens) == together.tokens).float().mean())
+    images = torch.cat([part.images for part in parts])
+    return float(((images - together.images).abs() < SAME_PIXEL).float().mean())
 
 
-def teacher_equals_cached(subject: RowUnderTest) -> Iterator[str]:
+def teacher_equals_cached(subject: PlannedRow) -> Iterator[str]:
     """Logits of the teacher-forced pass equal those of cached generation of the same tokens, before guidance."""
     plan = subject.plan
     if plan.picks or plan.skipped:
@@ -142,7 +165,7 @@ def teacher_equals_cached(subject: RowUnderTest) -> Iterator[str]:
     except PlanError:
         # It has no one pass, and is refused where it would be needed.
         return
-    tokens = subject.first.tokens
+    tokens = subject.with_logits.tokens
     cached = subject.generate(tokens=tokens, return_logits=True, cfg=0.0).logits
     teacher = subject.pipe.logits(tokens, LABELS, method=subject.row.name)
     assert cached is not None
@@ -154,12 +177,14 @@ def teacher_equals_cached(subject: RowUnderTest) -> Iterator[str]:
         )
 
 
-def images_in_range(subject: RowUnderTest) -> Iterator[str]:
+def tolerance(dtype: str | None) -> float:
+    """Largest difference of logits between two ways of computing the same, when keys and values are stored in `dtype`."""
+    return {None: 1e-3, "float32": 1e-3, "float16": 0.1}.get(dtype, 1.0)
+
+
+def images_in_range(subject: UnderTest) -> Iterator[str]:
     """Images are finite, within [0, 1], and as many and as large as were asked for."""
-    yield from wrong_images(subject.first.images, count=len(LABELS), side=subject.row.model.image_side)
-
-
-def wrong_images(images: Tensor, *, count: int, side: int) -> Iterator[str]:
+    images, side, count = subject.first.images, subject.row.model.image_side, len(LABELS)
     if type(images) is not Tensor:
         yield f"images are a {type(images).__module__}.{type(images).__name__}, which can put work off, not a plain torch.Tensor"
     elif tuple(images.shape) != (count, 3, side, side):
@@ -170,9 +195,9 @@ def wrong_images(images: Tensor, *, count: int, side: int) -> Iterator[str]:
         yield f"pixels reach from {float(images.min()):.3g} to {float(images.max()):.3g}; they must lie within 0 to 1"
 
 
-def tokens_are_drawn_from_logits(subject: RowUnderTest) -> Iterator[str]:
+def tokens_are_drawn_from_logits(subject: PlannedRow) -> Iterator[str]:
     """The tokens are those that an independent sampler draws from the returned logits with the protocol's noise."""
-    out = subject.first
+    out = subject.with_logits
     model = subject.row.model
     assert out.logits is not None
     for scale in range(model.scales):
@@ -222,16 +247,14 @@ def _mixed(word: int) -> int:
     return word ^ (word >> 31)
 
 
-def plan_stable(subject: RowUnderTest) -> Iterator[str]:
+def plan_stable(subject: PlannedRow) -> Iterator[str]:
     """Asked again, under other random states and after running, the policies give the same plan; running leaves it as it is."""
-    import random
-
     before = subject.plan.to_json()
+    ran = subject.pipe.compile(subject.row)[0]
     _ = subject.first
-    if subject.plan.to_json() != before or subject.first.plan.to_json() != before:
+    if subject.plan.to_json() != before or ran.to_json() != before:
         yield "the plan was changed while it was executed"
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    try:
+    with restored():
         for attempt in range(1, 4):
             for seed in (torch.manual_seed, np.random.seed, random.seed):
                 seed(attempt)
@@ -239,34 +262,17 @@ def plan_stable(subject: RowUnderTest) -> Iterator[str]:
             if digest != subject.plan.digest:
                 yield f"compiled again, the plan is {digest[:12]} and not {subject.plan.digest[:12]}"
                 break
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
     with subject.afresh() as fresh:
+        assert isinstance(fresh, PlannedRow)
         if fresh.plan.digest != subject.plan.digest:
             yield f"imported again, the plan is {fresh.plan.digest[:12]} and not {subject.plan.digest[:12]}"
-
-
-def no_memoised_repeat(subject: RowUnderTest) -> Iterator[str]:
-    """Results depend on labels and seed alone, not on what was made before: a repeat is computed again."""
-    _ = subject.first
-    later = subject.generate(seed=SEED + 5, return_logits=True)
-    with subject.afresh() as fresh:
-        alone = fresh.generate(seed=SEED + 5, return_logits=True)
-    different = int((later.tokens != alone.tokens).sum())
-    if different:
-        yield (
-            f"{different} of {alone.tokens.numel()} tokens depend on what was generated before: made first by policies that "
-            "were asked anew they are others"
-        )
 
 
 SCHEDULED = 60
 """Optimiser steps that a schedule is asked about."""
 
 
-def schedule_repeats(subjects: Sequence[RowUnderTest]) -> Iterator[str]:
+def schedule_repeats(subjects: Sequence[UnderTest]) -> Iterator[str]:
     """A training schedule is a function of step and random numbers alone, and names points that exist."""
     asked: set[tuple[str | None, str | None]] = set()
     for subject in subjects:

@@ -1,92 +1,115 @@
-"""What is checked: a plugin's rows on the kit's model, and the generations that several invariants look at."""
+"""What is checked: a row, loaded as a run loads it, with the answers that several promises look at, each made once."""
 
 from __future__ import annotations
 
-import functools
-import importlib
-import re
-import sys
-from collections.abc import Callable, Collection, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
-from types import ModuleType
+from operator import sub
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from varbench import hookspecs, rows
 from varbench.check import stand_ins
-from varbench.check.allocations import Watched, contents
+from varbench.check.allocations import Held, Watched, contents
+from varbench.check.bench import Bench
 from varbench.check.chosen import Look
-from varbench.check.global_state import GlobalState
-from varbench.check.small_model import lively_pipeline
-from varbench.engine.pipeline import Output, Pipeline
+from varbench.check.products import Products
+from varbench.engine.generate import Observer
+from varbench.engine.pipeline import Output
+from varbench.engine.subjects import Answer, Ask, EngineSubject, Subject, load_generator
+from varbench.plan import cost
 from varbench.plan.compiler import compile_plan
 from varbench.plan.steps import Plan
 from varbench.rows.grammar import Row
-from varbench.rows.manager import PluginManager
-from varbench.spec import ModelSpec
 
 LABELS = (3, 7, 1, 3)
 SEED = 11
 SAMPLING: dict[str, Any] = {"cfg": 1.5, "top_k": 100, "top_p": 0.95}
 
-Observer = Callable[[str, int], None]
+TENSORS_SLACK = 256
+"""Bytes of tensors that nobody need account for: less than one layer's keys of one scale of one image."""
+PYTHON_SLACK = 32 * 1024
+"""Bytes of Python objects that may come and go for other reasons."""
 
 
-class GivenPoint(EntryPoint):
-    """An entry point for hooks that are at hand and need not be installed."""
-
-    def __init__(self, name: str, plugin: object) -> None:
-        super().__init__(name=name, value=getattr(plugin, "__name__", type(plugin).__name__), group=hookspecs.PROJECT)
-        vars(self)["plugin"] = plugin
-
-    def load(self) -> Any:
-        return vars(self)["plugin"]
-
-
-class Bench:
-    """The kit's pipelines, and the plugins that can be asked."""
-
-    def __init__(self, model: ModelSpec, points: tuple[EntryPoint, ...]) -> None:
-        self.model, self.points = model, points
-        self.manager = PluginManager(points)
-        self.warm = False
-        self.before = GlobalState()
-        self._pipelines: dict[tuple[tuple[str, ModelSpec], ...], Pipeline] = {}
-
-    def pipeline(self, row: Row) -> Pipeline:
-        """Random weights for every model that the row runs on."""
-        key = tuple(sorted(row.policies.backbones.items()))
-        if key not in self._pipelines:
-            self._pipelines[key] = lively_pipeline(self.model, dict(key))
-        return self._pipelines[key]
-
-    def expand(self, text: str) -> tuple[Row, ...]:
-        return rows.expand(text, self.model, manager=self.manager, all_settings=True)
-
-
-def installed(model: ModelSpec) -> Bench:
-    return Bench(model, tuple(entry_points(group=hookspecs.PROJECT)))
-
-
-def given(model: ModelSpec, name: str, plugin: object) -> Bench:
-    """The installed plugins and this one, which takes the place of one that is installed under its name."""
-    others = tuple(point for point in entry_points(group=hookspecs.PROJECT) if point.name != name)
-    return Bench(model, (*others, GivenPoint(name, plugin)))
-
-
-class RowUnderTest:
-    """One row, with the generations that more than one invariant looks at, each made once."""
+class UnderTest(ABC):
+    """One row, whoever makes its images: the engine by a plan, or a generator by a loop of its own."""
 
     def __init__(self, bench: Bench, row: Row) -> None:
         self.bench, self.row = bench, row
+
+    @property
+    @abstractmethod
+    def subject(self) -> Subject: ...
+
+    def make(
+        self,
+        labels: tuple[int, ...] = LABELS,
+        *,
+        seed: int = SEED,
+        first: int = 0,
+        observer: Observer | None = None,
+    ) -> Answer:
+        return self.subject.make(Ask(row=self.row.name, labels=labels, seed=seed, first=first), observer=observer)
+
+    @cached_property
+    def first(self) -> Answer:
+        return self.make()
+
+    @cached_property
+    def products(self) -> Products:
+        """The products that one generation computes."""
+        _ = self.first
+        # Attention as plain products: its fused kernels are not among the operators whose FLOPs torch can tell.
+        products = Products()
+        with sdpa_kernel(SDPBackend.MATH), products:
+            self.make(seed=SEED + 3)
+        return products
+
+    @property
+    @abstractmethod
+    def held(self) -> Held:
+        """What a generation holds, and leaves behind."""
+
+    @property
+    @abstractmethod
+    def said_flops(self) -> float | None:
+        """FLOPs of a generation with its decoder, as the row says them; None where it does not."""
+
+    @property
+    def declared_types(self) -> Collection[str]:
+        """Types that the row says it computes in, beside what is asked for."""
+        return ()
+
+    @contextmanager
+    def afresh(self) -> Iterator[UnderTest]:
+        """The same row of plugins that are imported again."""
+        with self.bench.afresh({setting.plugin for setting in self.row.settings}) as bench:
+            yield type(self)(bench, replace(bench.again(self.row), name=f"{self.row.name} (imported again)"))
+
+
+def under_test(bench: Bench, row: Row) -> UnderTest:
+    return PlannedRow(bench, row) if row.policies.generator is None else GeneratorRow(bench, row)
+
+
+class PlannedRow(UnderTest):
+    """A row that the engine runs by a plan."""
+
+    def __init__(self, bench: Bench, row: Row) -> None:
+        super().__init__(bench, row)
         self.pipe = bench.pipeline(row)
+        self.pipe.compile(row)  # from here on, its name is known there
         self.plan = self.compile()
-        self.notes = stand_ins.Notes()
+
+    @cached_property
+    def subject(self) -> Subject:
+        return EngineSubject(pipe=self.pipe, **SAMPLING)
 
     def compile(self, row: Row | None = None) -> Plan:
         """The plan, asked for anew."""
@@ -95,12 +118,21 @@ class RowUnderTest:
         return compile_plan(row.model, row.policies, accounting=row.accounting, loaded=loaded)
 
     def generate(self, row: Row | None = None, **options: Any) -> Output:
-        row = row or self.row
+        """What only the engine gives: another row on the same weights, logits, given tokens."""
         given: dict[str, Any] = {"labels": LABELS, "seed": SEED, **SAMPLING, **options}
-        return self.pipe.generate(given.pop("labels"), method=row, **given)
+        return self.pipe.generate(given.pop("labels"), method=row or self.row, **given)
+
+    @property
+    def said_flops(self) -> float:
+        return cost.work(self.plan, batch=len(LABELS), dtype="float32").flops
+
+    @property
+    def declared_types(self) -> Collection[str]:
+        changes = [change for transform in self.plan.transforms for _, change in transform.changes]
+        return {change.compute_type for change in changes if change.compute_type}
 
     @cached_property
-    def first(self) -> Output:
+    def with_logits(self) -> Output:
         return self.generate(return_logits=True)
 
     @cached_property
@@ -127,29 +159,36 @@ class RowUnderTest:
         return look
 
     @cached_property
-    def memory(self) -> Watched:
+    def held(self) -> Held:
+        """In a second generation: what a first one leaves behind for good, such as masks, is not this one's."""
         _ = self.first
         self._warm()
-        return self._measured(self.row)
+        return self._watched(self.row)
 
     @cached_property
-    def plain_memory(self) -> Watched:
+    def held_plainly(self) -> Held:
+        """The same of its plan, executed with picks that cost nothing."""
         self._warm()
         self.generate(self.plain)
-        return self._measured(self.plain)
+        return self._watched(self.plain)
 
     def _warm(self) -> None:
         """The first generation that is watched imports what following operations takes."""
         if not self.bench.warm:
-            self._measured(self.plain)
+            self._watched(self.plain)
             self.bench.warm = True
+
+    def _watched(self, row: Row) -> Held:
+        with Watched() as memory:
+            self.generate(row, observer=memory.observe, seed=SEED + 1)
+        return memory.held
 
     @cached_property
     def buffers(self) -> tuple[list[str], int]:
         """Kinds of the buffers that one more generation changed, and bytes of those that are new after it."""
         # Nothing watches this one, so it shows what a method does that hides from being watched.
         before = contents()
-        self.generate(seed=SEED + 2)
+        self.make(seed=SEED + 2)
         after = contents()
         changed = [
             type(thing).__name__
@@ -159,81 +198,45 @@ class RowUnderTest:
         new = {place: thing for place, (thing, _) in after.items() if place not in before}
         return changed, sum(thing.nbytes for thing in new.values() if isinstance(thing, (Tensor, np.ndarray)))
 
-    def _measured(self, row: Row) -> Watched:
-        """Of a second generation: what a first one leaves behind for good, such as masks, is not this one's."""
-        memory = Watched()
-        with memory:
-            self.generate(row, observer=memory.observe, seed=SEED + 1)
-        return memory
 
-    @contextmanager
-    def afresh(self) -> Iterator[RowUnderTest]:
-        """The same row of plugins that are imported again."""
-        with afresh(self.bench, {setting.plugin for setting in self.row.settings}) as bench:
-            (row,) = rows.expand(_spelled(self.row), bench.model, manager=bench.manager)
-            yield RowUnderTest(bench, replace(row, name=f"{row.name} (imported again)"))
+class GeneratorRow(UnderTest):
+    """A row that replaces the loop, with random weights, and small where its plugin says how."""
 
+    def __init__(self, bench: Bench, row: Row) -> None:
+        (setting,) = row.settings
+        settings = bench.manager.call(setting.plugin, "varbench_settings", model=row.model)
+        asked = {name.partition(".")[2] for name in row.parameters}
+        small = {name: value for name, value in (settings.small if settings else {}).items() if name not in asked}
+        super().__init__(bench, replace(bench.again(row, **small), name=row.name))
 
-@contextmanager
-def afresh(bench: Bench, plugins: Collection[str]) -> Iterator[Bench]:
-    """A bench whose plugins of these names are imported again, as a new process would."""
-    removed: dict[str, ModuleType] = {}
-    for point in bench.points:
-        if point.name in plugins:
-            removed.update(_modules_of(point))
-    for name in removed:
-        del sys.modules[name]
-    try:
-        importlib.invalidate_caches()
-        yield Bench(bench.model, tuple(map(_again, bench.points)))
-    finally:
-        for name in [name for name in sys.modules if name in removed]:
-            del sys.modules[name]
-        sys.modules.update(removed)
+    @cached_property
+    def subject(self) -> Subject:
+        owned = self.row.policies.generator
+        assert owned is not None
+        return load_generator(owned.policy, model=self.bench.model, device=torch.device("cpu"), dtype="float32", seed=0)
 
+    @property
+    def said_flops(self) -> float | None:
+        assert self.row.policies.generator is not None
+        work = self.row.policies.generator.policy.work(len(LABELS))
+        return None if work.flops is None else work.flops + work.decoder_flops
 
-def _spelled(row: Row) -> str:
-    """The row's text with every point and recipe written out."""
-    parts = []
-    for setting in row.settings:
-        selection = "/".join(filter(None, (setting.recipe, setting.point)))
-        if setting.recipe and not setting.point:
-            selection = f"{setting.recipe}/"
-        pairs = {**setting.parameters, "accounting": row.accounting}.items()
-        parts.append(
-            setting.plugin + (f"@{selection}" if selection else "") + "".join(f":{k}={_written(v)}" for k, v in pairs)
-        )
-    return "+".join(parts)
+    @cached_property
+    def held(self) -> Held:
+        """Watched over a few generations, as many as it takes to tell growth from chance."""
+        # The first may fill tables that stay, such as positions, and each may put its own in the last one's place.
+        self.make(seed=SEED + 30)
+        with Watched() as memory:
+            for repeat in range(3):
+                self.make(seed=SEED + 31 + repeat)
+                memory.observe("end", repeat)
+                tensors, python = growth(memory.held)
+                if repeat and tensors <= TENSORS_SLACK and python <= PYTHON_SLACK:
+                    break
+        return memory.held
 
 
-def _written(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _modules_of(point: EntryPoint) -> dict[str, ModuleType]:
-    """The loaded modules of a plugin's own package; of what varbench ships, only the plugin's."""
-    name = (
-        point.load().__name__ if isinstance(point, GivenPoint) and isinstance(point.load(), ModuleType) else point.value
-    )
-    module = name.partition(":")[0]
-    if isinstance(point, GivenPoint) and not isinstance(point.load(), ModuleType):
-        return {}
-    top = module.split(".")[0]
-    prefix = module if top in ("varbench", "varbench_plugins", "varbench_baselines") else top
-    own = re.compile(rf"{re.escape(prefix)}(\.|$)")
-    return {name: found for name, found in list(sys.modules.items()) if own.match(name) and name != "__main__"}
-
-
-def _again(point: EntryPoint) -> EntryPoint:
-    if not isinstance(point, GivenPoint):
-        return point
-    plugin = point.load()
-    if not isinstance(plugin, ModuleType) or plugin.__spec__ is None:
-        return point
-    return GivenPoint(point.name, importlib.import_module(plugin.__name__))
-
-
-@functools.cache
-def tolerance(dtype: str | None) -> float:
-    """Largest difference of logits between two ways of computing the same, when keys and values are stored in `dtype`."""
-    return {None: 1e-3, "float32": 1e-3, "float16": 0.1}.get(dtype, 1.0)
+def growth(held: Held) -> tuple[int, int]:
+    """Bytes of tensors, and of Python and numpy objects, that every further generation added."""
+    tensors, python = (min(map(sub, one[1:], one), default=0) for one in (held.storages, held.python))
+    return tensors, python

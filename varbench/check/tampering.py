@@ -3,55 +3,57 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
-from varbench.check.global_state import GlobalState, stir, wrong_clocks
+from varbench.check.bench import Bench
 from varbench.check.sameness import tokens_are_drawn_from_logits
-from varbench.check.subject import Bench, RowUnderTest
+from varbench.check.subject import PlannedRow, UnderTest
 from varbench.check.untouched import Originals, tampered
+from varbench.measure.process_state import CLOCKS, Globals, global_state, stir
 
 REPLACED = ", as it runs"
 """Beside the name of a backbone: as the row's transforms leave it."""
 
 
-def no_global_state_change(subject: RowUnderTest) -> Iterator[str]:
+def no_global_state_change(subject: UnderTest) -> Iterator[str]:
     """Random states, default types, switches, clocks and the environment stay as they are at every step."""
     _ = subject.first
-    subject.compile()
-
-    def work(observe: Callable[[str, int], None]) -> None:
-        subject.generate(observer=observe)
-
-    def anew() -> None:
-        with subject.afresh() as fresh:
-            fresh.generate()
-
-    yield from global_changes(subject.bench.before, work, anew)
-
-
-def global_changes(
-    started: GlobalState, work: Callable[[Callable[[str, int], None]], object], anew: Callable[[], object]
-) -> Iterator[str]:
-    """What is not as when the check began, or changes while it works, or while it is imported and works anew."""
-    yield from wrong_clocks()
-    earlier = list(started.changes(GlobalState()))
+    if isinstance(subject, PlannedRow):
+        subject.compile()
+    # The real clocks are built in; one that was replaced before anybody looked is not.
+    wrong = [clock for clock in CLOCKS if type(getattr(time, clock)) is not type(len)]
+    yield from (f"time.{clock} is no clock of Python but {getattr(time, clock)!r}" for clock in wrong)
+    started = subject.bench.before
+    earlier = list(started.changes(global_state()))
     if earlier:
         yield from (f"after it ran for the first time: {change}" for change in earlier)
         return
-    # Whoever always sets the same seed would otherwise change nothing any more.
-    stir()
-    before = GlobalState()
-    moments: list[tuple[str, GlobalState]] = []
     try:
-        work(lambda moment, step: moments.append((f"step {step + 1}", GlobalState())) if moment == "end" else None)
-        moments.append(("generating", GlobalState()))
-        anew()
-        moments.append(("importing it again", GlobalState()))
+        yield from _first_change(subject)
     finally:
         started.restore()
+
+
+def _first_change(subject: UnderTest) -> Iterator[str]:
+    stir()  # whoever always sets the same seed would otherwise change nothing any more
+    moments: list[tuple[str, Globals]] = []
+
+    def observe(moment: str, step: int) -> None:
+        if moment == "end":
+            moments.append((f"step {step + 1}", global_state()))
+
+    # The engine takes no gradients, so that it would seem to switch them off between its steps.
+    with torch.inference_mode():
+        before = global_state()
+        subject.make(observer=observe)
+        moments.append(("generating", global_state()))
+        with subject.afresh() as fresh:
+            fresh.make()
+        moments.append(("importing it again", global_state()))
     for moment, state in moments:
         found = list(before.changes(state))
         if found:
@@ -59,7 +61,7 @@ def global_changes(
             return
 
 
-def weights_untouched(subject: RowUnderTest) -> Iterator[str]:
+def weights_untouched(subject: PlannedRow) -> Iterator[str]:
     """Weights, modules and their hooks are as they were before."""
     before = _modules(subject)
     after = before
@@ -69,19 +71,19 @@ def weights_untouched(subject: RowUnderTest) -> Iterator[str]:
         if moment == "end" and after == before:
             after = _modules(subject)
 
-    subject.generate(observer=observe)
+    subject.make(observer=observe)
     after = _modules(subject) if after == before else after
     changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
     if changed:
         yield f"{len(changed)} of {len(before)} modules changed while images were made: {', '.join(changed[:3])}"
-    fresh = _modules(RowUnderTest(Bench(subject.bench.model, subject.bench.points), subject.row))
+    fresh = _modules(PlannedRow(Bench(subject.bench.model, subject.bench.points), subject.row))
     # Replaced modules may be of a class that is made with them, so they are held against themselves alone.
     changed = sorted(name for name in fresh if REPLACED not in name and fresh[name] != after.get(name))
     if changed and after == before:
         yield f"{len(changed)} of {len(before)} modules are not as they were made: {', '.join(changed[:3])}"
 
 
-def _modules(subject: RowUnderTest) -> dict[str, str]:
+def _modules(subject: PlannedRow) -> dict[str, str]:
     """A hash of every module's own tensors, plain attributes and hooks; of the pipeline, what hides its methods."""
     found = {}
     pipe = subject.pipe
@@ -113,21 +115,22 @@ def _plain_attributes(module: torch.nn.Module) -> list[object]:
     return [type(module).__qualname__, id(type(module)), sorted(plain.items()), sorted(hooks.items())]
 
 
-def sampler_untouched(subjects: Sequence[RowUnderTest]) -> Iterator[str]:
+def sampler_untouched(subjects: Sequence[UnderTest]) -> Iterator[str]:
     """The sampler is varbench's own, and the tokens are what it draws."""
     yield from tampered("sampler")
     for subject in subjects:
-        yield from (f"{subject.row.name}: {message}" for message in tokens_are_drawn_from_logits(subject))
+        if isinstance(subject, PlannedRow):
+            yield from (f"{subject.row.name}: {message}" for message in tokens_are_drawn_from_logits(subject))
 
 
-def engine_untouched(subjects: Sequence[RowUnderTest]) -> Iterator[str]:
+def engine_untouched(subjects: Sequence[UnderTest]) -> Iterator[str]:
     """The engine, the compiler, the models, this kit and the parts of torch that they use are as their sources say."""
     yield from tampered("engine")
     for subject in subjects:
         yield from _replaced_on_the_way(subject)
 
 
-def _replaced_on_the_way(subject: RowUnderTest) -> Iterator[str]:
+def _replaced_on_the_way(subject: UnderTest) -> Iterator[str]:
     """What is replaced within a generation, even if it is put back before its end."""
     originals = Originals()
     seen: dict[str, int] = {}
@@ -136,12 +139,12 @@ def _replaced_on_the_way(subject: RowUnderTest) -> Iterator[str]:
         for name in originals.changes():
             seen.setdefault(name, step)
 
-    subject.generate(observer=observe)
+    subject.make(observer=observe)
     for name, step in seen.items():
         yield f"{subject.row.name}: {name} was replaced while step {step + 1} ran"
 
 
-def evaluator_untouched(subjects: Sequence[RowUnderTest]) -> Iterator[str]:
+def evaluator_untouched(subjects: Sequence[UnderTest]) -> Iterator[str]:
     """Quality, measurement, statistics, cost model and records are as their sources say, and answer known questions."""
     import varbench.measure
     import varbench.quality

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import operator
 import os
 import sys
 import types
@@ -293,8 +294,8 @@ class Originals:
     """
 
     def __init__(self) -> None:
-        modules: list[Any] = [module for module in list(sys.modules.values()) if type(module) is types.ModuleType]
-        own = [module for module in modules if module.__name__.split(".")[0] == "varbench"]
+        modules: list[Any] = _modules()
+        own = [module for module in modules if _is_own(module.__name__)]
         classes = [thing for module in own for thing in vars(module).values() if _is_own_class(thing)]
         owners = [*modules, *classes, torch.Tensor, *CLASSES]
         self._bound = [(owner, dict(vars(owner))) for owner in {id(owner): owner for owner in owners}.values()]
@@ -307,32 +308,58 @@ class Originals:
             if isinstance(thing, types.FunctionType)
         ]
 
-    def changes(self) -> Iterator[str]:
-        """Functions and classes that were replaced by others since."""
+    def _differences(self) -> Iterator[tuple[Any, str, Any, Any]]:
+        """Owner, name, what it was bound to and what it is bound to now."""
         for owner, names in self._bound:
             now = vars(owner)
-            for name, thing in names.items():
-                new = now.get(name, thing)
-                # torch wraps some of its own when further parts of it are loaded.
-                if new is not thing and callable(thing) and not (_is_of_torch(new) and _is_of_torch(thing)):
-                    yield f"{owner.__name__}.{name}"
+            # There are a hundred thousand names, so the loop over those that are as they were is left to C.
+            if not all(map(operator.is_, map(now.get, names, names.values()), names.values())):
+                for name, thing in names.items():
+                    if (new := now.get(name, thing)) is not thing:
+                        yield owner, name, thing, new
+
+    def changes(self) -> Iterator[str]:
+        """Functions and classes that were replaced by others since."""
+        for owner, name, thing, new in self._differences():
+            # torch wraps some of its own when further parts of it are loaded.
+            if callable(thing) and not (_is_of_torch(new) and _is_of_torch(thing)):
+                yield f"{owner.__name__}.{name}"
         for function, code in self._codes:
             if function.__code__ is not code:
                 yield f"{function.__module__}.{function.__qualname__}"
 
     def restore(self) -> None:
+        replaced: dict[int, tuple[Any, Any]] = {}
+        for owner, name, thing, new in list(self._differences()):
+            if not name.startswith("__") and (id(owner) in self._own or callable(thing)):
+                setattr(owner, name, thing)
+                replaced[id(new)] = (new, thing)
         for owner, names in self._bound:
-            own = id(owner) in self._own
-            for name, thing in names.items():
-                if vars(owner).get(name, thing) is not thing and not name.startswith("__") and (own or callable(thing)):
-                    setattr(owner, name, thing)
             if isinstance(owner, type):
                 for name in [name for name in vars(owner) if name not in names]:
                     delattr(owner, name)
         for function, code in self._codes:
             if function.__code__ is not code:
                 function.__code__ = code
+        self._rebind(replaced)
+
+    def _rebind(self, replaced: dict[int, tuple[Any, Any]]) -> None:
+        """Modules that were loaded since took what stood in for something from where it stood."""
+        known = {id(owner) for owner, _ in self._bound}
+        for module in _modules():
+            if _is_own(module.__name__) and id(module) not in known:
+                for name, thing in list(vars(module).items()):
+                    if id(thing) in replaced:
+                        setattr(module, name, replaced[id(thing)][1])
+
+
+def _modules() -> list[types.ModuleType]:
+    return [module for module in list(sys.modules.values()) if type(module) is types.ModuleType]
+
+
+def _is_own(name: object) -> bool:
+    return str(name).split(".")[0] == "varbench"
 
 
 def _is_own_class(thing: Any) -> bool:
-    return isinstance(thing, type) and str(thing.__module__).split(".")[0] == "varbench"
+    return isinstance(thing, type) and _is_own(thing.__module__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from varbench.check.subject import RowUnderTest
+from varbench.check.subject import PlannedRow
 from varbench.engine.storage import storage_bytes
 from varbench.engine.transforms import stored
 from varbench.plan.cost import backbone_bytes
@@ -12,7 +12,7 @@ from varbench.plan.cost import backbone_bytes
 BYTES_AGREE = 0.01
 
 
-def weights_equal_plan(subject: RowUnderTest) -> Iterator[str]:
+def weights_equal_plan(subject: PlannedRow) -> Iterator[str]:
     """Bytes of weights, by storage, are those that the plan says, within 1 %: also where a transform replaced modules."""
     _ = subject.first
     for name, model in subject.pipe.backbones_of(subject.row).items():

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from varbench.engine.arguments import check_filters, images_given, labels_given, tokens_given
 from varbench.engine.generate import Observer, Sampling, generate
-from varbench.engine.teacher import TeacherPass, fused_attention
+from varbench.engine.teacher import TeacherPass
+from varbench.engine.trained_layer import fused_attention
 from varbench.engine.transforms import transformed
 from varbench.errors import UserError
 from varbench.model.tokenizer import Tokenizer

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import gc
+from collections.abc import Iterable, Iterator
 
+import torch
 from torch import Tensor
 
 
@@ -14,3 +16,15 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
         storage = tensor.untyped_storage()
         found[storage.data_ptr()] = storage.nbytes()
     return sum(found.values())
+
+
+def live_bytes(device: torch.device) -> int:
+    """Bytes of every tensor that anything in this process can reach: what a policy hides is in here."""
+    return storage_bytes(live_tensors(device))
+
+
+def live_tensors(device: torch.device) -> Iterator[Tensor]:
+    for found in gc.get_objects():
+        # `type()` and not isinstance: the latter runs code of whatever object this is.
+        if issubclass(type(found), Tensor) and found.device.type == device.type and found.layout == torch.strided:
+            yield found

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from varbench.engine.generate import Observer
 from varbench.engine.pipeline import Pipeline
-from varbench.engine.storage import storage_bytes
+from varbench.engine.storage import live_bytes, storage_bytes
 from varbench.engine.transforms import stored
 from varbench.plan.trace import Trace
 from varbench.policies import Generator
@@ -121,3 +121,11 @@ class GeneratorSubject:
 
     def alone(self, row: str) -> AbstractContextManager[None]:
         return nullcontext()
+
+
+def load_generator(
+    generator: Generator, *, model: ModelSpec, device: torch.device, dtype: str, seed: int
+) -> GeneratorSubject:
+    held = live_bytes(device)
+    generator.load(device=str(device), dtype=dtype, seed=seed)
+    return GeneratorSubject(generator=generator, model=model, device=device, loaded_bytes=live_bytes(device) - held)

@@ -7,30 +7,17 @@ C width, D code_dim, V codes, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from varbench.engine.trained_layer import Attend, fused_attention, trained_layer
 from varbench.errors import PlanError
-from varbench.model.transformer import Transformer, normed
+from varbench.model.transformer import Layer, Transformer, normed
 from varbench.plan.steps import LayerCall, Plan, SlotKey, Step
-
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
-"""(q, k, v, mask of what may be seen, softmax scale) -> mixed values."""
-
-
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-
-
-def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """The softmax written out: on a CPU in bfloat16 its backward is twice as fast as the fused kernel's."""
-    scores = (q * scale) @ k.transpose(-2, -1)
-    return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1) @ v
 
 
 @dataclass(frozen=True)
@@ -153,13 +140,10 @@ class TeacherPass:
         if visit.scales not in x:
             self._regroup(x, visit.scales)
         block = transformer.block(visit.key.layer)
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = block.modulation(cond, shared, dtype)
+        modulation = block.modulation(cond, shared, dtype)
         x_BnC = x[visit.scales]
-        q, k, v = block.attn.qkv(normed(x_BnC) * scale1 + shift1, dtype)
-        mask = self._mask(visit, x_BnC.device)
-        mixed = attend(q, k.to(dtype), v, mask, block.attn.softmax_scale)
-        x_BnC = x_BnC + block.attn.out(mixed, dtype) * gamma1
-        x[visit.scales] = x_BnC + block.ffn(normed(x_BnC) * scale2 + shift2, dtype) * gamma2
+        run = trained_layer if torch.is_grad_enabled() else _layer_of_modules
+        x[visit.scales] = run(x_BnC, block, modulation, self._mask(visit, x_BnC.device), dtype, attend)
 
     def _regroup(self, x: dict[tuple[int, ...], Tensor], scales: tuple[int, ...]) -> None:
         """Splits and joins the stream so that the scales of the next layer lie in one tensor, the rest in another."""
@@ -199,3 +183,14 @@ class TeacherPass:
                     mask[list(heads)] = group
             self._masks[place] = mask.to(device)
         return self._masks[place]
+
+
+def _layer_of_modules(
+    x_BnC: Tensor, block: Layer, modulation: tuple[Tensor, ...], mask: Tensor, dtype: torch.dtype, attend: Attend
+) -> Tensor:
+    """As generation runs it, whatever a transform has put in a module's place."""
+    gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
+    q, k, v = block.attn.qkv(normed(x_BnC) * scale1 + shift1, dtype)
+    mixed = attend(q, k, v, mask, block.attn.softmax_scale)
+    x_BnC = x_BnC + block.attn.out(mixed, dtype) * gamma1
+    return x_BnC + block.ffn(normed(x_BnC) * scale2 + shift2, dtype) * gamma2

@@ -29,7 +29,7 @@ def environment(device: str, *, threads: int | None = None) -> Environment:
     facts: dict[str, Any] = {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),
-        "cores": _cores(),
+        "cores": cores(),
         "memory_bytes": _memory(),
         "device": "cpu",
     }
@@ -115,7 +115,8 @@ def _memory() -> int | None:
     return total if limit is None else min(total, limit)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Processors that this process may run on."""
     return len(_affinity() or ()) or os.cpu_count() or 1
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import gc
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from varbench.engine.storage import storage_bytes
+from varbench.engine.storage import live_bytes, live_tensors, storage_bytes
 from varbench.engine.subjects import Answer, Ask, Subject
 from varbench.measure import nvml
 from varbench.measure.calls import Outside, Peaks
@@ -26,18 +25,6 @@ Made = TypeVar("Made")
 
 MOST_TRIED = 4096
 """A batch beyond which it is not worth the time to look for the end."""
-
-
-def live_bytes(device: torch.device) -> int:
-    """Bytes of every tensor that anything in this process can reach: what a policy hides is in here."""
-    return storage_bytes(_live(device))
-
-
-def _live(device: torch.device) -> Iterator[Tensor]:
-    for found in gc.get_objects():
-        # `type()` and not isinstance: the latter runs code of whatever object this is.
-        if issubclass(type(found), Tensor) and found.device.type == device.type and found.layout == torch.strided:
-            yield found
 
 
 def peaks(call: Callable[[], Made], *, weights: int, device: torch.device) -> tuple[Made, Peaks]:
@@ -100,13 +87,15 @@ def seen_from_outside(subject: Subject, ask: Ask) -> tuple[Answer, Outside]:
     device = subject.device
     gc.collect()
     # Held, so that what a call puts in the place of what an earlier one hid is not taken for the same.
-    before = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in _live(device))}
+    before = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in live_tensors(device))}
     seen: list[int] = []
 
     def observe(moment: str, step: int) -> None:
         if moment == "end":
             seen.append(
-                storage_bytes(tensor for tensor in _live(device) if tensor.untyped_storage().data_ptr() not in before)
+                storage_bytes(
+                    tensor for tensor in live_tensors(device) if tensor.untyped_storage().data_ptr() not in before
+                )
             )
 
     answer = subject.make(ask, observer=observe)

@@ -16,6 +16,7 @@ from torch import Tensor
 from varbench.base.hashing import file_hash
 from varbench.errors import CheckpointError, UserError
 from varbench.quality.feature_cache import Arrays, cached_arrays, content_hash
+from varbench.quality.folding import folded
 from varbench.quality.images import Images
 from varbench.quality.libraries import torch_fidelity
 from varbench.quality.networks import Network
@@ -59,13 +60,17 @@ class Features:
     logits_NC: NDArray[np.float32]
 
 
-def from_network(network: Network, *, device: str = "cpu") -> Extractor:
-    """Our feature network (or judge). Figures are named after the data it was trained on, as in FD-shapes."""
-    module = network.module.to(device)
+def from_network(network: Network, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Extractor:
+    """Our feature network (or judge). Figures are named after the data it was trained on, as in FD-shapes.
+
+    Features that a distance is made of are float32: in bfloat16 it moves by a hundredth of its value.
+    """
+    module = folded(network.module).to(device, dtype)
 
     def forward(images: Tensor) -> tuple[Tensor, Tensor]:
-        features = module.features(images.float() / 255)
-        return features, module.logits(features)
+        pixels = images.contiguous(memory_format=torch.channels_last).float() / 255
+        features = module.features(pixels.to(dtype))
+        return features.float(), module.logits(features).float()
 
     probe, _ = forward(torch.zeros(1, 3, network.config.side, network.config.side, dtype=torch.uint8, device=device))
     return Extractor(
@@ -146,5 +151,5 @@ def extract_cached(extractor: Extractor, images: Images) -> Features:
         found = extract(extractor, images)
         return {"features": found.features_ND, "logits": found.logits_NC}
 
-    stored = cached_arrays("features 1", extractor.name, extractor.sha256, content_hash(images), compute=compute)
+    stored = cached_arrays("features 2", extractor.name, extractor.sha256, content_hash(images), compute=compute)
     return Features(features_ND=stored["features"], logits_NC=stored["logits"])

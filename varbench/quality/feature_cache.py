@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import zipfile
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from varbench.base.places import cache_folder
 from varbench.base.whole_files import whole_file
 
-Arrays = dict[str, NDArray[np.float32]]
+Arrays = dict[str, NDArray[Any]]
 
 
 def content_hash(images: NDArray[np.uint8]) -> str:

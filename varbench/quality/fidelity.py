@@ -1,7 +1,7 @@
 """The scores of one set of samples against one reference.
 
-KID, Inception Score, precision and recall come from torch-fidelity's own functions, the distance from ours, on features
-that are extracted once. The libraries' known faults do not reach the caller: KID is seeded (clean-fid's is not, and is not used); Inception Score, which depends on the order
+Inception Score, precision and recall come from torch-fidelity's own functions, distance and KID from ours, on features
+that are extracted once. The libraries' known faults do not reach the caller: KID is seeded (clean-fid's is not); Inception Score, which depends on the order
 of images, is taken after a fixed shuffle; nothing is cached by name (`varbench.quality.feature_cache`); means are summed in
 float64 (`varbench.quality.frechet`); `np.int`, gone from numpy, stands only in torch-fidelity's path for generative
 models, which is never taken; a distance that is not of the published Inception is not called FID.
@@ -20,9 +20,12 @@ from varbench.base.stats import Interval
 from varbench.errors import UserError
 from varbench.quality import intervals, libraries
 from varbench.quality.extractors import Extractor, Features, extract, from_network
+from varbench.quality.feature_cache import cached_arrays
 from varbench.quality.frechet import Gaussian, distance_interval, frechet_distance, gaussian
 from varbench.quality.images import Images, check_images
-from varbench.quality.manifold import density_coverage
+from varbench.quality.judging import Judging
+from varbench.quality.kernel_distance import kernel_distance
+from varbench.quality.manifold import density_coverage, reaches
 from varbench.quality.networks import Network
 from varbench.quality.reference import Reference, check_reference, reference_features, reference_statistics
 from varbench.quality.second_opinion import CleanFid
@@ -36,6 +39,8 @@ _CLEAN = "clean-fid"
 _NEIGHBOURS = 3
 _KID_SUBSETS = 100
 _KID_SUBSET = 1000
+_TOGETHER = 256
+"""Images that wait until the networks look at them: a batch of generation may be a few."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +82,11 @@ class Scoring:
         self.extractor = from_network(network, device=device) if isinstance(network, Network) else network
         check_reference(reference, self.extractor, side=side)
         self.reference, self.judge, self.side, self.seed = reference, judge, side, seed
-        self._judge = None if judge is None else from_network(judge, device=device)
+        self._judge = None if judge is None else Judging(judge, device=device)
         self._clean = CleanFid(reference, self.extractor) if second_opinion else None
+        self._waiting: list[Images] = []
         self._seen: list[Features] = []
-        self._judged: list[NDArray[np.float32]] = []
+        self._judged: list[NDArray[np.int64]] = []
         self._labels: list[NDArray[np.int64]] = []
 
     def take(self, images: Images, labels: NDArray[np.int64]) -> None:
@@ -95,36 +101,30 @@ class Scoring:
             raise UserError(
                 f"{len(images)} samples and {len(labels)} labels: each sample needs the label it was made for."
             )
-        self._seen.append(extract(self.extractor, images))
         self._labels.append(np.asarray(labels, dtype=np.int64))
+        self._waiting.append(images)
+        if sum(map(len, self._waiting)) >= _TOGETHER:
+            self._look()
+
+    def _look(self) -> None:
+        """Shows the networks what waits for them."""
+        if not self._waiting:
+            return
+        images = np.concatenate(self._waiting)
+        self._waiting.clear()
+        self._seen.append(extract(self.extractor, images))
         if self._judge is not None:
-            self._judged.append(extract(self._judge, images).logits_NC)
+            self._judged.append(self._judge.classes(images))
         if self._clean is not None:
             self._clean.take(images)
 
+    def distance(self, *, expected: int | None = None) -> Score:
+        """The headline alone, where the others are not wanted."""
+        return _distance(self._all_seen(expected))
+
     def scores(self, *, expected: int | None = None) -> Scores:
         """Of all images so far; `expected` is how many there must be."""
-        labels = np.concatenate(self._labels) if self._labels else np.empty(0, np.int64)
-        if expected is not None and len(labels) != expected:
-            raise UserError(
-                f"samples: {len(labels)} images, and {expected} were asked for. Generate them all, then score."
-            )
-        if len(labels) < intervals.FEWEST:
-            raise UserError(f"{len(labels)} samples are too few to score; generate at least {intervals.FEWEST}.")
-        real = reference_features(self.reference, self.extractor)
-        seen = Features(
-            features_ND=np.concatenate([one.features_ND for one in self._seen]),
-            logits_NC=np.concatenate([one.logits_NC for one in self._seen]),
-        )
-        scoring = _Seen(
-            extractor=self.extractor,
-            reference=self.reference,
-            labels=labels,
-            seen=seen,
-            real=real,
-            real_statistics=reference_statistics(self.reference, self.extractor, real),
-            seed=self.seed,
-        )
+        scoring = self._all_seen(expected)
         precision, recall = _precision_recall(scoring)
         density, coverage = _density_coverage(scoring)
         distance = _distance(scoring)
@@ -138,6 +138,29 @@ class Scoring:
             kid=_kid(scoring),
             inception_score=_inception_score(scoring),
             second_opinion=_second_opinion(scoring, distance, self._clean),
+        )
+
+    def _all_seen(self, expected: int | None) -> _Seen:
+        self._look()
+        labels = np.concatenate(self._labels) if self._labels else np.empty(0, np.int64)
+        if expected is not None and len(labels) != expected:
+            raise UserError(
+                f"samples: {len(labels)} images, and {expected} were asked for. Generate them all, then score."
+            )
+        if len(labels) < intervals.FEWEST:
+            raise UserError(f"{len(labels)} samples are too few to score; generate at least {intervals.FEWEST}.")
+        real = reference_features(self.reference, self.extractor)
+        return _Seen(
+            extractor=self.extractor,
+            reference=self.reference,
+            labels=labels,
+            seen=Features(
+                features_ND=np.concatenate([one.features_ND for one in self._seen]),
+                logits_NC=np.concatenate([one.logits_NC for one in self._seen]),
+            ),
+            real=real,
+            real_statistics=reference_statistics(self.reference, self.extractor, real),
+            seed=self.seed,
         )
 
 
@@ -212,25 +235,18 @@ def _kid(scoring: _Seen) -> Score:
     """Mean over 100 seeded subsets. Subsets overlap, so the interval comes from ten blocks that do not."""
     name = scoring.extractor.named("KID")
     if scoring.real is None:
-        return scoring.missing(name, _no_images(scoring), _FIDELITY, better="lower")
-    try:
-        library = libraries.torch_fidelity()
-    except libraries.UnavailableError as error:
-        return scoring.missing(name, str(error), _FIDELITY, better="lower")
-    seen, real = torch.from_numpy(scoring.seen.features_ND), torch.from_numpy(scoring.real.features_ND)
+        return scoring.missing(name, _no_images(scoring), _OWN, better="lower")
+    seen, real = scoring.seen.features_ND, scoring.real.features_ND
 
-    def kid(some: torch.Tensor, others: torch.Tensor, subsets: int) -> float:
+    def kid(some: NDArray[np.float32], others: NDArray[np.float32], subsets: int) -> float:
         size = min(_KID_SUBSET, len(some), len(others))
-        found = library.metric_kid.kid_features_to_metric(
-            some, others, kid_subsets=subsets, kid_subset_size=size, rng_seed=scoring.seed, verbose=False
-        )
-        return float(found["kernel_inception_distance_mean"])
+        return kernel_distance(some, others, subsets=subsets, size=size, seed=scoring.seed)
 
     of_samples = intervals.balanced_blocks(scoring.labels, intervals.BLOCKS, seed=scoring.seed)
     of_real = intervals.balanced_blocks(np.zeros(len(real), np.int64), intervals.BLOCKS, seed=scoring.seed)
     by_block = [kid(seen[of_samples == block], real[of_real == block], 1) for block in range(intervals.BLOCKS)]
     figure = intervals.around(kid(seen, real, _KID_SUBSETS), by_block)
-    return scoring.score(name, figure, libraries.version(_FIDELITY), better="lower")
+    return scoring.score(name, figure, _OWN, better="lower")
 
 
 def _inception_score(scoring: _Seen) -> Score:
@@ -272,13 +288,20 @@ def _precision_recall(scoring: _Seen) -> tuple[Score, Score]:
 def _density_coverage(scoring: _Seen) -> tuple[Score, Score]:
     if scoring.real is None:
         return _both_missing(scoring, ("density", "coverage"), _no_images(scoring), _OWN)
-    found = density_coverage(scoring.seen.features_ND, scoring.real.features_ND)
+    real = scoring.real.features_ND
+    reaching = cached_arrays(
+        "reaches 1",
+        scoring.extractor.sha256,
+        scoring.reference.sha256,
+        compute=lambda: {"reaches": reaches(real)},
+    )["reaches"]
+    found = density_coverage(scoring.seen.features_ND, real, reaches_N=reaching)
     covered = intervals.share(float(found.covered_N.mean()), len(found.covered_N))
     density = intervals.mean(found.density_M)
     return scoring.score("density", density, _OWN), scoring.score("coverage", covered, _OWN)
 
 
-def _class_accuracy(scoring: _Seen, judge: Network | None, judged: list[NDArray[np.float32]]) -> Score:
+def _class_accuracy(scoring: _Seen, judge: Network | None, judged: list[NDArray[np.int64]]) -> Score:
     """Share of samples that the judge takes for the class they were generated for."""
     n = len(scoring.labels)
     if judge is None:
@@ -291,7 +314,7 @@ def _class_accuracy(scoring: _Seen, judge: Network | None, judged: list[NDArray[
             f"labels go from {scoring.labels.min()} to {scoring.labels.max()}, and {judge.name} knows {classes} classes. "
             "Give the judge that was trained on this data."
         )
-    right = np.concatenate(judged).argmax(axis=1) == scoring.labels
+    right = np.concatenate(judged) == scoring.labels
     figure = intervals.share(float(right.mean()), n)
     return Score(
         name="class accuracy",

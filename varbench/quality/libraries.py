@@ -20,7 +20,7 @@ def torch_fidelity() -> ModuleType:
     return _library(
         "torch_fidelity",
         "torch-fidelity",
-        ("registry", "utils", "metric_kid", "metric_isc", "metric_prc"),
+        ("registry", "utils", "metric_isc", "metric_prc"),
     )
 
 

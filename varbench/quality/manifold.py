@@ -26,13 +26,22 @@ class DensityCoverage:
     """For each real image, whether a sample lies in its neighbourhood."""
 
 
-def density_coverage(samples_MD: Features, real_ND: Features) -> DensityCoverage:
-    """Neighbourhoods reach to the 5th nearest other real image, as in the authors' paper."""
+def reaches(real_ND: Features) -> NDArray[np.float64]:
+    """How far each real image's neighbourhood reaches: to the 5th nearest other real image, as in the authors' paper."""
     if len(real_ND) <= _NEIGHBOURS:
         raise UserError(f"coverage needs more than {_NEIGHBOURS} reference images, and there are {len(real_ND)}.")
-    samples, real = _double(samples_MD), _double(real_ND)
+    real = _double(real_ND)
     # The nearest is the image itself, at distance 0.
-    radii = torch.cat([torch.cdist(rows, real).kthvalue(_NEIGHBOURS + 1).values for rows in torch.split(real, _ROWS)])
+    radii = [torch.cdist(rows, real).kthvalue(_NEIGHBOURS + 1).values for rows in torch.split(real, _ROWS)]
+    return torch.cat(radii).numpy()
+
+
+def density_coverage(
+    samples_MD: Features, real_ND: Features, *, reaches_N: NDArray[np.float64] | None = None
+) -> DensityCoverage:
+    """`reaches_N` are the real images' `reaches`, where they are known already."""
+    radii = torch.from_numpy(reaches(real_ND) if reaches_N is None else reaches_N)
+    samples, real = _double(samples_MD), _double(real_ND)
     within = torch.zeros(len(samples), dtype=torch.float64)
     covered = []
     for rows, reach in zip(torch.split(real, _ROWS), torch.split(radii, _ROWS), strict=True):

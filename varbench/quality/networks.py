@@ -109,10 +109,10 @@ class Judge(nn.Module):
         self.body = nn.Sequential(
             nn.PixelUnshuffle(2),
             nn.Conv2d(12, width, 3, padding=1),
-            _ResidualBlock(width),
+            JudgeBlock(width),
             nn.Conv2d(width, 2 * width, 2, 2),
-            _ResidualBlock(2 * width),
-            _ResidualBlock(2 * width),
+            JudgeBlock(2 * width),
+            JudgeBlock(2 * width),
             nn.BatchNorm2d(2 * width),
         )
         self.classify = nn.Linear(2 * width, len(config.classes))
@@ -128,7 +128,7 @@ class Judge(nn.Module):
         return self.logits(self.features(images))
 
 
-class _ResidualBlock(nn.Module):
+class JudgeBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)

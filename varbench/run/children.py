@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from varbench.run.reasons import of_exit, oom_kills
 
 TAIL = 40
 """Lines of stderr that a record keeps."""
+
+PATIENCE = 120.0
+"""Seconds that a child may be silent which prepares the run, on a machine that is busy."""
 
 _GRACE = 10.0
 """Seconds that an ended child may take to be gone."""
@@ -53,12 +57,14 @@ class Child:
         timeout: float,
         on_alive: Callable[[str], None] = lambda text: None,
         on_line: Callable[[str], None] = lambda line: None,
+        threads: int | None = None,
     ) -> None:
         self._timeout, self._on_alive, self._on_line = timeout, on_alive, on_line
         self._kills = oom_kills()
         self._tail: list[str] = []
         self._buffers: dict[int, bytes] = {}
         self._lines: list[bytes] = []
+        self._spoke = time.monotonic()
         self.exit_code: int | None = None
         log.parent.mkdir(parents=True, exist_ok=True)
         asks, self._writing = os.pipe()
@@ -76,7 +82,7 @@ class Child:
                 pass_fds=(asks, answers),
                 start_new_session=True,
                 cwd=self._folder.name,  # nothing that lies in the user's folder is imported, or found by name
-                env={**_KEEP, **os.environ},
+                env={**_KEEP, **os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})},
             )
         assert self._process.stdout is not None
         self._output = self._process.stdout.fileno()
@@ -127,19 +133,35 @@ class Child:
             else:
                 return message
 
+    def listen(self) -> bool:
+        """Takes down what was said so far, without waiting for more; whether `receive` has an answer at once."""
+        if not self._lines:
+            self._listen(0)
+        return bool(self._lines)
+
     def _line(self) -> bytes:
         while not self._lines:
-            ready = self._selector.select(self._timeout)
-            if not ready:
-                self._lost(
-                    Failure(
-                        status=Status.TIMEOUT,
-                        reason=f"nothing was heard of the row for {self._timeout:g} s, the limit of --timeout",
-                    )
-                )
-            for key, _ in ready:
-                self._take(key.fd, _read(key.fd))
+            self._listen(self._timeout)
         return self._lines.pop(0)
+
+    def _listen(self, seconds: float) -> None:
+        ready = self._selector.select(seconds)
+        now = time.monotonic()
+        if ready:
+            self._spoke = now
+        elif now - self._spoke >= self._timeout:
+            self._lost(
+                Failure(
+                    status=Status.TIMEOUT,
+                    reason=f"nothing was heard of the row for {self._timeout:g} s, the limit of --timeout",
+                )
+            )
+        for key, _ in ready:
+            self._take(key.fd, _read(key.fd))
+
+    def ends(self) -> tuple[int, ...]:
+        """File descriptors on which something of it can arrive."""
+        return tuple(key.fd for key in self._selector.get_map().values())
 
     def _take(self, fd: int, data: bytes) -> None:
         if not data:
@@ -211,11 +233,32 @@ def start(
     log: Path,
     on_alive: Callable[[str], None] = lambda text: None,
     on_line: Callable[[str], None] = lambda line: None,
+    threads: int | None = None,
+    patience: float = 0.0,
 ) -> Child:
-    """Starts a child for a job. The job is a file in `folder` under a random name, which tells a plugin nothing about it."""
+    """Starts a child for a job. What is no row's work may take `patience` seconds, whatever the limit for rows is.
+
+    The job is a file in `folder` under a random name, which tells a plugin nothing about it.
+    """
     path = folder / f"{os.urandom(8).hex()}.json"
     write_whole(path, json.dumps(encode(job, "job")).encode())
-    return Child(job_command(path), log=log, timeout=job.options.timeout, on_alive=on_alive, on_line=on_line)
+    return Child(
+        job_command(path),
+        log=log,
+        timeout=max(job.options.timeout, patience),
+        on_alive=on_alive,
+        on_line=on_line,
+        threads=threads,
+    )
+
+
+def wait_for_any(waiting: Collection[Child], *, seconds: float = 1.0) -> None:
+    """Until something arrives of one of them, or a while has passed, so that a silent one is found out."""
+    with selectors.DefaultSelector() as together:
+        for child in waiting:
+            for fd in child.ends():
+                together.register(fd, selectors.EVENT_READ)
+        together.select(seconds)
 
 
 def _read(fd: int) -> bytes:

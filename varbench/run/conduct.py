@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from varbench.base.hashing import digest
 from varbench.base.places import cache_folder
 from varbench.errors import UserError
 from varbench.measure import speed, strain
-from varbench.measure.environment import environment
+from varbench.measure.environment import cores, environment
 from varbench.measure.speed import Pace, SpeedRound
 from varbench.record import Record, Score, write_record
 from varbench.record.failure import Failure, RowError
@@ -32,6 +32,7 @@ from varbench.run.looking import look_at
 from varbench.run.messages import Job, Ready, Trained
 from varbench.run.prepare import OWN_WEIGHTS, Run, WeightSet
 from varbench.run.scorers import Scorers
+from varbench.run.side_by_side import side_by_side
 
 PARTS = ".parts"
 """Sub-folder of the run for jobs and for the parts of rows that are measured already."""
@@ -64,8 +65,7 @@ class Conduct:
         A row that fails takes part in nothing further.
         """
         self.save_all()
-        for weights in self.run.weight_sets:
-            self._train(weights)
+        self._train()
         with Scorers(self.run, folder=self.parts, log=self.out / "logs" / "score.log") as scorers:
             for weights in self.run.weight_sets:
                 self._see(weights, scorers)
@@ -74,23 +74,36 @@ class Conduct:
             for weights in sets[::-1] if number % 2 else sets:
                 self._time(weights, number)
 
-    def _train(self, weights: WeightSet) -> None:
-        alive = self._alive(weights.rows)
-        if weights.trains is None or not alive:
+    def _train(self) -> None:
+        """Every recipe in a child of its own; on a CPU as many at once as there are cores, of one thread each.
+
+        Two threads of one training wait for each other at every operator; two trainings never do.
+        """
+        places = cores() if self.run.options.device == "cpu" else 1
+        wanted = {one.key: one for one in self.run.weight_sets if one.trains is not None and self._alive(one.rows)}
+        if not wanted:
             return
-        with self.display.part("training", f"weights of {weights.key}"):
-            self._begin(alive)
-            job = self.run.job(task="training", rows=(weights.trains,), full=None)
-            try:
-                with self._child(job, "train", on_line=self.display.detail) as child:
-                    found = child.receive()
-            except (ChildEndedError, RowError) as error:
-                failure = replace(error.failure, reason=f"its weights could not be trained: {error.failure.reason}")
-                self._fail(alive, failure)
-                return
-            assert isinstance(found, Trained)
-            self.trained[weights.key] = found
-            self._update(alive, trained=found)
+        at_once = min(places, len(wanted))
+
+        def start(weights: WeightSet) -> Child:
+            self._begin(self._alive(weights.rows))
+            return self._child(
+                self.run.job(task="training", rows=(weights.trains,), full=None),
+                "train",
+                on_line=lambda line: self.display.detail(f"{weights.key}: {line}"),
+                threads=places // at_once if places > 1 else None,
+            )
+
+        with self.display.part("training", "weights of " + ", ".join(wanted)):
+            starts = {key: partial(start, weights) for key, weights in wanted.items()}
+            for key, found in side_by_side(starts, at_once=at_once):
+                alive = self._alive(wanted[key].rows)
+                if isinstance(found, Failure):
+                    self._fail(alive, replace(found, reason=f"its weights could not be trained: {found.reason}"))
+                    continue
+                assert isinstance(found, Trained)
+                self.trained[key] = found
+                self._update(alive, trained=found)
 
     def _see(self, weights: WeightSet, scorers: Scorers) -> None:
         """Images of every row that is scored, and a look at each row's memory."""
@@ -217,9 +230,9 @@ class Conduct:
             self._fail((name,), error.failure)
         self._at = None
 
-    def _child(self, job: Job, title: str, **listeners: Callable[[str], None]) -> Child:
+    def _child(self, job: Job, title: str, **given: Any) -> Child:
         return children.start(
-            job, folder=self.parts, log=self.out / "logs" / f"{title}.log", on_alive=self.display.detail, **listeners
+            job, folder=self.parts, log=self.out / "logs" / f"{title}.log", on_alive=self.display.detail, **given
         )
 
     # What is known

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from varbench.base.instructions import fast_bfloat16
 from varbench.errors import UserError
 from varbench.plan import presets
 from varbench.record.option_forms import given_in, read_config
@@ -78,11 +79,7 @@ def _dtype(device: str) -> str:
     """16 bit, save on a CPU whose instructions have no bfloat16, where it is slower."""
     if device != "cpu":
         return "bfloat16"
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return "float32"
-    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+    return "bfloat16" if fast_bfloat16() else "float32"
 
 
 def _check(options: Options, preset: presets.Preset) -> None:

@@ -34,7 +34,7 @@ def sizes_of(*, vae: Path, var: Path) -> ModelSpec:
 def check(job: Job) -> None:
     """Raises `UserError` unless weights load as the model, the reference can be scored against, and data can be trained on."""
     with tempfile.TemporaryDirectory(prefix="varbench-") as folder:
-        child = children.start(job, folder=Path(folder), log=Path(folder) / "log")
+        child = children.start(job, folder=Path(folder), log=Path(folder) / "log", patience=children.PATIENCE)
         try:
             with child:
                 child.receive()

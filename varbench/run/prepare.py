@@ -188,7 +188,7 @@ def _calibrated(resolved: Resolved, options: Options, model: ModelSpec) -> Calib
 def _answer_of(job: Job, kind: type[Answer]) -> Answer:
     """The answer of a child that is started for this one question; `UserError` if the question was wrong."""
     with tempfile.TemporaryDirectory(prefix="varbench-") as folder:
-        child = children.start(job, folder=Path(folder), log=Path(folder) / "log")
+        child = children.start(job, folder=Path(folder), log=Path(folder) / "log", patience=children.PATIENCE)
         try:
             with child:
                 found = child.receive()

@@ -54,7 +54,7 @@ def parts(run: Run) -> dict[str, int]:
     """How many parts of each kind the run has, for the bar."""
     sets = run.weight_sets
     return {
-        "training": sum(weights.trains is not None for weights in sets),
+        "training": int(any(weights.trains is not None for weights in sets)),
         "images and memory": len(sets),
         "speed": sum(run.rounds_of(*weights.rows) for weights in sets),
     }

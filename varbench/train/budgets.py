@@ -6,5 +6,5 @@ from varbench.train.trainer import Budget
 
 BASE = Budget(steps=2_000, peak_rate=3e-3, batch=32, images=32_000, mean_decay=0.995)
 NARROW = Budget(steps=1_500, peak_rate=3e-3, batch=32, images=32_000, mean_decay=0.995)
-RECIPE = Budget(steps=60, peak_rate=3e-4, batch=32, images=4_000, mean_decay=0.95, looks=2)
-QUICK_RECIPE = Budget(steps=12, peak_rate=3e-4, batch=32, images=1_000, mean_decay=0.9, looks=0)
+RECIPE = Budget(steps=60, peak_rate=3e-4, batch=32, images=60_000, mean_decay=0.95, looks=2)
+QUICK_RECIPE = Budget(steps=12, peak_rate=3e-4, batch=32, images=60_000, mean_decay=0.9, looks=0)

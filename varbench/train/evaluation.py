@@ -9,7 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from varbench.engine.teacher import Attend, TeacherPass
+from varbench.engine.teacher import TeacherPass
+from varbench.engine.trained_layer import Attend
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer
 from varbench.train.tokens import TokenSet
@@ -40,7 +41,12 @@ def held_out_losses(
             labels_B = torch.from_numpy(tokens.labels_N[rows]).to(device)
             features_BLD = tokenizer.teacher_input(tokens_BL)
             logits_BLV = forward.logits(transformer, features_BLD, labels_B, dtype=dtype, attend=attend)
-            each.append(F.cross_entropy(logits_BLV.transpose(1, 2), tokens_BL, reduction="none").mean(dim=1).cpu())
+            each.append(
+                F.cross_entropy(logits_BLV.flatten(0, 1), tokens_BL.flatten(), reduction="none")
+                .view(len(tokens_BL), -1)
+                .mean(dim=1)
+                .cpu()
+            )
         losses = torch.cat(each)
         mean, half = float(losses.mean()), 1.96 * float(losses.std()) / len(losses) ** 0.5
         found.append({"point": point, "value": mean, "low": mean - half, "high": mean + half, "n": len(losses)})

@@ -19,7 +19,7 @@ def adamw(module: nn.Module, *, weight_decay: float) -> torch.optim.AdamW:
         if parameter.requires_grad:
             (decayed if sum(size > 1 for size in parameter.shape) > 1 else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), foreach=True)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
 
 
 def take_step(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], *, rate: float) -> float:

@@ -101,8 +101,8 @@ def recipe_weights(
     with one_at_a_time(folder / "lock", while_waiting=waiting):
         if found := in_cache():
             return found
-        with shown(f"tokens of {data.name}", steps=min(budget.images, len(data.training))) as progress:
-            indices = data.training[: budget.images]
+        indices = data.training[: budget.images_seen]
+        with shown(f"tokens of {data.name}", steps=len(indices)) as progress:
             tokens = tokens_of(data, tokenizer, model=row.model, indices=indices, progress=progress)
         trained = {name: load_transformer(path, tokenizer_spec).to(device) for name, path in pretrained.items()}
         record: dict[str, Any] = {"row": row.recipe_name, "key": key, "data": data.fingerprint, "stages": {}}

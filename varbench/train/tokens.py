@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,11 +12,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from varbench.base.places import cache_folder
+from varbench.base.turns import one_at_a_time
 from varbench.base.whole_files import require_space, whole_file
 from varbench.data.image_set import ImageSet
 from varbench.model.tokenizer import Tokenizer
 from varbench.spec import ModelSpec
-from varbench.train.progress import Progress
+from varbench.train.progress import Progress, said_now_and_then
 
 _CHUNK = 64
 
@@ -45,15 +47,25 @@ def tokens_of(
     key = hashlib.sha256(f"{data.fingerprint} {weights_hash(tokenizer)} {model.sides} {indices}".encode()).hexdigest()
     path = cache_folder() / "tokens" / f"{key[:32]}.npy"
     if not path.exists():
-        shape = (len(indices), model.length)
-        require_space(path.parent, needed=2 * shape[0] * shape[1] + 2**20, purpose="the cache of training tokens")
-        with whole_file(path) as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "<u2", "fortran_order": False, "shape": shape})
-            for start in range(0, len(indices), _CHUNK):
-                file.write(_tokens(data, tokenizer, indices[start : start + _CHUNK]).data)
-                if progress is not None:
-                    progress(min(start + _CHUNK, len(indices)), {})
+        # Recipes that train side by side want the same ones.
+        waiting = said_now_and_then(f"tokens of {data.name} are being made by another process; waiting for them")
+        with one_at_a_time(path.with_suffix(".lock"), while_waiting=waiting):
+            if not path.exists():
+                _write(path, data, tokenizer, indices, length=model.length, progress=progress)
     return TokenSet(tokens_NL=np.load(path, mmap_mode="r"), labels_N=data.labels(indices), key=key)
+
+
+def _write(
+    path: Path, data: ImageSet, tokenizer: Tokenizer, indices: range, *, length: int, progress: Progress | None
+) -> None:
+    shape = (len(indices), length)
+    require_space(path.parent, needed=2 * shape[0] * shape[1] + 2**20, purpose="the cache of training tokens")
+    with whole_file(path) as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<u2", "fortran_order": False, "shape": shape})
+        for start in range(0, len(indices), _CHUNK):
+            file.write(_tokens(data, tokenizer, indices[start : start + _CHUNK]).data)
+            if progress is not None:
+                progress(min(start + _CHUNK, len(indices)), {})
 
 
 def weights_hash(module: nn.Module) -> str:

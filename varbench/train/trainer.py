@@ -18,12 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from varbench.base.whole_files import require_space
-from varbench.engine.teacher import Attend, TeacherPass, explicit_attention, fused_attention
+from varbench.engine.teacher import TeacherPass
+from varbench.engine.trained_layer import Attend, explicit_attention, fused_attention
 from varbench.errors import UserError
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer
 from varbench.plan.steps import Plan
 from varbench.policies import MAIN, TrainStep
+from varbench.spec import ModelSpec
 from varbench.train.optimiser import RunningMean, adamw, divergence, rate_at, take_step
 from varbench.train.order import batch_rows, class_drops, uniforms
 from varbench.train.progress import Progress
@@ -43,7 +45,8 @@ class Budget:
     seed: int = 0
     batch: int = 64
     images: int = 60_000
-    """Training images whose tokens are kept; once all were seen, they come again in another order."""
+    """Distinct training images, of which a short training takes as many as it sees; once all were seen, they come again in
+    another order."""
     warm_up: float = 0.03
     """Share of the steps over which the learning rate rises."""
     floor: float = 0.02
@@ -55,6 +58,11 @@ class Budget:
     looks: int = 4
     """How often a recipe's weights are looked at on held-out images, evenly over the steps, beside the look before the first;
     0 is never, and not before the first either."""
+
+    @property
+    def images_seen(self) -> int:
+        """How many distinct images the steps see."""
+        return min(self.images, self.steps * self.batch)
 
     @property
     def warm_up_steps(self) -> int:
@@ -248,19 +256,24 @@ class _Passes:
         forward = self._pass(wanted.point, scales)
         run = forward.plan.sampled
         logits_BnV = forward.logits(transformer, features_BLD, labels_B, dtype=self._dtype, attend=self._attend)
-        counts = transformer.spec.tokens
-        places_n = torch.cat(
-            [torch.arange(start, start + counts[s]) for s in run for start in [transformer.spec.starts[s]]]
-        )
-        weight_n = torch.cat([torch.full((counts[s],), weights[s]) for s in run]).to(logits_BnV.device)
+        places_n, weight_n = self._places(transformer.spec, run, weights, logits_BnV.device)
         if wanted.loss == "kl":
             target_BnV = self._soft_targets(features_BLD, labels_B, run)
             each_Bn = F.kl_div(logits_BnV.log_softmax(-1), target_BnV, reduction="none", log_target=True).sum(-1)
         else:
-            each_Bn = F.cross_entropy(
-                logits_BnV.transpose(1, 2), tokens_BL[:, places_n.to(tokens_BL.device)], reduction="none"
-            )
+            # In rows of codes, as they lie: along any other axis the softmax costs three times as much.
+            wanted_N = tokens_BL[:, places_n].flatten()
+            each_Bn = F.cross_entropy(logits_BnV.flatten(0, 1), wanted_N, reduction="none").view(len(tokens_BL), -1)
         return (each_Bn * weight_n).sum() / (weight_n.sum() * len(each_Bn))
+
+    @staticmethod
+    def _places(
+        spec: ModelSpec, run: tuple[int, ...], weights: tuple[float, ...], device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Where the tokens of the scales of `run` lie among all, and what each of them weighs."""
+        places = [torch.arange(spec.starts[scale], spec.starts[scale + 1]) for scale in run]
+        weight = [torch.full((spec.tokens[scale],), weights[scale]) for scale in run]
+        return torch.cat(places).to(device), torch.cat(weight).to(device)
 
     def _pass(self, point: str | None, scales: int) -> TeacherPass:
         key = (point, scales)

@@ -17,7 +17,7 @@ from varbench.base.whole_files import whole_file
 from varbench.engine.kernel import attention_kernel
 from varbench.engine.loading import load_pipeline
 from varbench.engine.pipeline import Pipeline
-from varbench.engine.subjects import Answer, Ask, EngineSubject, GeneratorSubject, Subject
+from varbench.engine.subjects import Answer, Ask, EngineSubject, GeneratorSubject, Subject, load_generator
 from varbench.measure import memory, nvml, powercap, process_state, timed_call
 from varbench.measure.calls import Chunk, Reply, Request
 from varbench.measure.energy import energy
@@ -62,15 +62,11 @@ def load(job: Job) -> tuple[Subject, Ready]:
     made = [rows.resolve(name, job.model) for name in job.rows]
     generator = made[0].policies.generator
     if generator is not None:
-        device, options = torch.device(job.options.device), job.options
-        held = memory.live_bytes(device)
-        generator.policy.load(device=options.device, dtype=options.dtype, seed=options.seed)
-        count = generator.policy.work(options.batch).parameters
+        options, policy = job.options, generator.policy
+        device = torch.device(options.device)
+        replaced = load_generator(policy, model=job.model, device=device, dtype=options.dtype, seed=options.seed)
+        count = policy.work(options.batch).parameters
         parameters = {} if count is None else {generator.plugin: count}
-        loaded_bytes = memory.live_bytes(device) - held
-        replaced = GeneratorSubject(
-            generator=generator.policy, model=job.model, device=device, loaded_bytes=loaded_bytes
-        )
         return replaced, _loaded(job, made, weights={}, parameters=parameters, plans={})
     pipe = pipeline_of(job, made)
     options = job.options

@@ -173,7 +173,7 @@ class Scorer:
             scoring = self._new_scoring(judge=False, second_opinion=False)
             scoring.take(images, labels)
             self._channel.alive(name)
-            return scoring.scores().distance
+            return scoring.distance()
 
         floors = {"real": distance("real images", real)}
         if self._job.files is not None:

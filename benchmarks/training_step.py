@@ -1,0 +1,133 @@
+"""What a training step of `tiny` costs, of the full model and of VARiant's subnets, and against another checkout.
+
+    python benchmarks/training_step.py --against ../varbench-before
+
+The steps are `varbench.train.trainer.train`'s own, everything included. Full model and subnets take turns within a
+process, processes of both checkouts take turns; what is compared is the processor time of one thread, medians over all
+steps, since a step's wall time is the neighbours' affair on a shared machine. Two minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+POINTS = ("full", "d8", "d2")
+KEEP = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296"}
+"""As in the children of a run."""
+
+TURNS = 6
+"""Steps of each point in a process; the first of each is not counted."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps-here", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.steps_here:
+        print(json.dumps(steps()))
+        return
+    here = Path(__file__).resolve().parent.parent
+    checkouts = {"here": here} | ({"against": args.against.resolve()} if args.against else {})
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}
+    for number in range(args.rounds):
+        for name, checkout in list(checkouts.items())[:: 1 if number % 2 else -1]:
+            found[name].append(in_checkout(checkout))
+    report(found)
+
+
+def in_checkout(checkout: Path) -> dict[str, Any]:
+    environment = {**KEEP, **os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, __file__, "--steps-here"], env=environment, cwd=checkout, stdout=subprocess.PIPE, check=True
+    )
+    answer: dict[str, Any] = json.loads(done.stdout)
+    assert Path(answer["package"]).is_relative_to(checkout), (answer["package"], checkout)
+    return answer
+
+
+def steps() -> dict[str, Any]:
+    import torch
+
+    import varbench
+    from varbench.data.shapes import Shapes
+    from varbench.model.checkpoints import build_tokenizer, load_tokenizer, load_transformer
+    from varbench.plan import presets
+    from varbench.plan.compiler import compile_plan
+    from varbench.policies import MAIN, TrainStep
+    from varbench.rows.grammar import resolve
+    from varbench.train.budgets import RECIPE
+    from varbench.train.states import Checkpoints
+    from varbench.train.tokens import TokenSet
+    from varbench.train.trainer import Curriculum, train
+
+    spec, files, data = presets.preset("tiny").spec, presets.shipped_files("tiny"), Shapes(side=32)
+    tokenizer = build_tokenizer(spec, load_tokenizer(files["vae"])[1], files["vae"])
+    seen = data.training[:128]
+    with torch.inference_mode():
+        codes = tokenizer.encode(torch.from_numpy(data.images(seen)).float() / 127.5 - 1).numpy()
+    tokens = TokenSet(tokens_NL=codes.astype("<u2"), labels_N=data.labels(seen), key="benchmark")
+    plans = {point: compile_plan(spec, resolve(f"variant@{point}", spec).policies) for point in POINTS}
+    count = TURNS * len(POINTS)
+    ends: list[tuple[float, float]] = [(time.process_time(), time.perf_counter())]
+    with tempfile.TemporaryDirectory() as folder:
+        trained = train(
+            load_transformer(files["main"], spec.tokenizer),
+            tokenizer=tokenizer,
+            tokens=tokens,
+            curriculum=Curriculum(
+                at=lambda step, uniform: TrainStep(point=POINTS[step % len(POINTS)]),
+                plan_of=lambda point: (plans[point or "full"], MAIN),
+                name="benchmark",
+            ),
+            budget=type(RECIPE)(steps=count, peak_rate=3e-4, batch=32, looks=0),
+            checkpoints=Checkpoints(Path(folder) / "state", every_seconds=1e9),
+            progress=lambda step, figures: ends.append((time.process_time(), time.perf_counter())),
+        )
+    took: dict[str, list[tuple[float, float]]] = {point: [] for point in POINTS}
+    for step in range(len(POINTS), count):
+        (cpu, wall), (cpu_before, wall_before) = ends[step + 1], ends[step]
+        took[POINTS[step % len(POINTS)]].append((cpu - cpu_before, wall - wall_before))
+    return {
+        "package": varbench.__file__,
+        "took": took,
+        "losses": {point: [loss for _, loss in pairs] for point, pairs in trained["losses"].items()},
+    }
+
+
+def report(found: dict[str, list[dict[str, Any]]]) -> None:
+    def cost(name: str, point: str, clock: int) -> float:
+        return statistics.median(one[clock] for answer in found[name] for one in answer["took"][point])
+
+    print(
+        "| step | processor ms | wall ms | of full |"
+        + (" before, processor ms | before / now |" if "against" in found else "")
+    )
+    print("|---|---|---|---|" + ("---|---|" if "against" in found else ""))
+    for point in POINTS:
+        now = cost("here", point, 0)
+        line = (
+            f"| {point} | {1e3 * now:.0f} | {1e3 * cost('here', point, 1):.0f} | {now / cost('here', 'full', 0):.3f} |"
+        )
+        if "against" in found:
+            before = cost("against", point, 0)
+            line += f" {1e3 * before:.0f} | {before / now:.2f} |"
+        print(line)
+    if "against" in found:
+        ours, theirs = (found[name][0]["losses"] for name in ("here", "against"))
+        apart = max(abs(a - b) for point in ours for a, b in zip(ours[point], theirs[point], strict=True))
+        print(f"\nLosses of the same steps differ by at most {apart:.4f}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Matrix products and convolutions, seen as torch computes them: how many FLOPs, and in which types."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+
+class Products(TorchDispatchMode):
+    """Counts as torch's own FLOP counter does, by torch's own formulas, and also the types of what is multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
+        self.flops = 0
+        self.types: Counter[torch.dtype] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is None:
+            with self:
+                result = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if result is NotImplemented else result
+        # Truth values mask, and are no factors.
+        self.types.update(t.dtype for t in args if isinstance(t, torch.Tensor) and t.dtype != torch.bool)
+        result = func(*args, **kwargs)
+        self.flops += formula(*args, **kwargs, out_val=result)
+        return result

@@ -18,7 +18,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from record_factory import full_records, make_record
+from record_factory import full_records, make_record, make_score
 
 from varbench import record as r
 from varbench.commands import report as command

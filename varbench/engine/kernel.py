@@ -1,4 +1,5 @@
-"""Which attention kernel runs: torch chooses it by device, type, shapes and mask, so it is looked up in a call."""
+"""How a call computes: torch chooses the attention kernel by device, type, shapes and mask, and products and convolutions
+come in types, layouts and libraries. So all of it is looked up in a call."""
 
 from __future__ import annotations
 
@@ -13,18 +14,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 @dataclass(frozen=True, kw_only=True)
 class KernelSeen:
     name: str | None
-    """As torch names the operator; of several, all, with commas."""
+    """Of attention, as torch names the operator; of several, all, with commas."""
+    arithmetic: str
+    """Types of products with weights and of convolutions, who computes the former, and how the latter lie."""
     missing: str | None = None
     """Why there is no name."""
 
 
 def attention_kernel(call: Callable[[], object]) -> KernelSeen:
-    """The kernels that a call's fused attentions come down to. Slows the call, so it is a call of its own."""
+    """What a call's attentions, products and convolutions come down to. Slows the call, so it is a call of its own."""
     with _Operators() as operators:
         call()
+    arithmetic = "; ".join(f"{what} {', '.join(sorted(ways))}" for what, ways in operators.ways.items() if ways)
     if not operators.kernels:
-        return KernelSeen(name=None, missing="no fused attention was seen: it is written out in matrix products")
-    return KernelSeen(name=", ".join(sorted(operators.kernels)))
+        return KernelSeen(
+            name=None,
+            arithmetic=arithmetic,
+            missing="no fused attention was seen: it is written out in matrix products",
+        )
+    return KernelSeen(name=", ".join(sorted(operators.kernels)), arithmetic=arithmetic)
+
+
+_PRODUCTS = frozenset(("linear", "addmm", "mm", "_linear_pointwise"))
+_CONVOLUTIONS = frozenset(("conv2d", "convolution"))
 
 
 class _Operators(TorchDispatchMode):
@@ -33,6 +45,7 @@ class _Operators(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
         self.kernels: set[str] = set()
+        self.ways: dict[str, set[str]] = {"products": set(), "convolutions": set()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.scaled_dot_product_attention.default:
@@ -42,4 +55,13 @@ class _Operators(TorchDispatchMode):
         namespace, _, name = func._schema.name.partition("::")
         if namespace == "aten" and name.startswith("_scaled_dot_product_"):
             self.kernels.add(name.lstrip("_"))
+        if name in _PRODUCTS:
+            self.ways["products"].add(_type(args[0]) + (" by oneDNN" if namespace == "mkldnn" else ""))
+        elif name in _CONVOLUTIONS:
+            last = not all(tensor.is_contiguous() for tensor in args[:2])
+            self.ways["convolutions"].add(_type(args[0]) + (" channels last" if last else ""))
         return func(*args, **(kwargs or {}))
+
+
+def _type(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -93,6 +93,8 @@ class Reply:
     """What a row that replaces the loop says of its work, with a look at memory."""
     kernel: str | None = None
     """Attention kernel that torch chose in such a call, with a look at memory; why it is not known is in `missing`."""
+    arithmetic: str | None = None
+    """Types of that call's products and convolutions, and how they were done."""
     peaks: Peaks | None = None
     outside: Outside | None = None
     largest: LargestBatch | None = None

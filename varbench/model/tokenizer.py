@@ -28,22 +28,37 @@ def phi_index(scale: int, scales: int, phis: int) -> int:
     return int(np.argmin(np.abs(ticks - at)))
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+class Norm(nn.GroupNorm):
+    """Over 32 groups of channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(32, channels, eps=1e-6)
+
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        # Of a small map whose channels lie innermost, torch's 16-bit kernel reads group by group, a few numbers at a time:
+        # of narrow groups it is faster to lay the map out anew.
+        narrow = x_BChw.shape[1] < 8 * self.num_groups and x_BChw.shape[2] * x_BChw.shape[3] < 1024
+        if narrow and x_BChw.dtype == torch.bfloat16 and not x_BChw.is_contiguous():
+            return super().forward(x_BChw.contiguous()).contiguous(memory_format=torch.channels_last)
+        return super().forward(x_BChw)
+
+
+def _activated(x: Tensor) -> Tensor:
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class ResidualBlock(nn.Module):
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
-        self.norm1 = _norm(before)
+        self.norm1 = Norm(before)
         self.conv1 = nn.Conv2d(before, after, 3, padding=1)
-        self.norm2 = _norm(after)
+        self.norm2 = Norm(after)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1)
         self.nin_shortcut: nn.Module = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
 
     def forward(self, x_BChw: Tensor) -> Tensor:
-        h: Tensor = self.conv1(F.silu(self.norm1(x_BChw)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h: Tensor = self.conv1(_activated(self.norm1(x_BChw)))
+        h = self.conv2(_activated(self.norm2(h)))
         shortcut: Tensor = self.nin_shortcut(x_BChw)
         return shortcut + h
 
@@ -51,15 +66,16 @@ class ResidualBlock(nn.Module):
 class SpatialAttention(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = Norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x_BChw: Tensor) -> Tensor:
         batch, channels, height, width = x_BChw.shape
-        q, k, v = self.qkv(self.norm(x_BChw)).view(batch, 3, channels, height * width).unbind(1)
+        q, k, v = self.qkv(self.norm(x_BChw)).flatten(2).chunk(3, dim=1)
         weights_BNN = torch.bmm(q.transpose(1, 2), k).mul(channels**-0.5).softmax(dim=2)
-        h: Tensor = self.proj_out(torch.bmm(v, weights_BNN.transpose(1, 2)).view(batch, channels, height, width))
+        h_BNC = torch.bmm(weights_BNN, v.transpose(1, 2))
+        h: Tensor = self.proj_out(h_BNC.transpose(1, 2).reshape(batch, channels, height, width))
         return x_BChw + h
 
 
@@ -131,14 +147,14 @@ class Encoder(nn.Module):
             for level in range(len(widths))
         )
         self.mid = Middle(widths[-1])
-        self.norm_out = _norm(widths[-1])
+        self.norm_out = Norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], spec.code_dim, 3, padding=1)
 
     def forward(self, x_B3hw: Tensor) -> Tensor:
         x = self.conv_in(x_B3hw)
         for level in self.down:
             x = level(x)
-        latent: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        latent: Tensor = self.conv_out(_activated(self.norm_out(self.mid(x))))
         return latent
 
 
@@ -159,14 +175,14 @@ class Decoder(nn.Module):
             )
             for level in range(len(widths))
         )
-        self.norm_out = _norm(widths[0])
+        self.norm_out = Norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, f_BDhw: Tensor) -> Tensor:
         x = self.mid(self.conv_in(f_BDhw))
         for level in reversed(self.up):
             x = level(x)
-        image: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        image: Tensor = self.conv_out(_activated(self.norm_out(x)))
         return image
 
 
@@ -275,11 +291,19 @@ class Tokenizer(nn.Module):
         maps = self.quantize.running_maps(tokens_BL)
         return torch.cat([self.quantize.features(f_hat, scale + 1) for scale, f_hat in enumerate(maps[:-1])], dim=1)
 
+    def cast_decoder_(self, dtype: torch.dtype) -> Tokenizer:
+        """Store the decoder's convolutions in a type, channels innermost; norms stay float32, and so does all that encodes."""
+        for module in (self.post_quant_conv, *self.decoder.modules()):
+            if isinstance(module, nn.Conv2d):
+                module.to(dtype)
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+        return self
+
     def decode_map(self, f_hat_BDhw: Tensor) -> Tensor:
-        """A finished `f_hat` to images in [0, 1]."""
+        """A finished `f_hat` to images in [0, 1]; the map takes the type and the layout that the decoder's weights have."""
         weight = self.post_quant_conv.weight
         image: Tensor = self.decoder(self.post_quant_conv(f_hat_BDhw.to(weight.dtype)))
-        return image.float().clamp(-1, 1).add(1).mul(0.5)
+        return image.to(torch.float32, memory_format=torch.contiguous_format).clamp(-1, 1).add(1).mul(0.5)
 
     def decode(self, tokens_BL: Tensor) -> Tensor:
         return self.decode_map(self.quantize.running_maps(tokens_BL)[-1])

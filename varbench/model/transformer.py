@@ -15,20 +15,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from varbench.model.products import product
 from varbench.spec import ModelSpec
 
 EPS = 1e-6
 MAX_LOG_SCALE = math.log(100)
 
 
-def linear(x: Tensor, layer: nn.Module, dtype: torch.dtype, *, bias: Tensor | None = None) -> Tensor:
-    """A linear layer in the compute type; `bias` is one that the layer does not hold itself. What a transform has put in a
-    layer's place is called, with activations in that type."""
+def linear(
+    x: Tensor, layer: nn.Module, dtype: torch.dtype, *, bias: Tensor | None = None, gelu: bool = False
+) -> Tensor:
+    """A linear layer in the compute type, and GELU (the tanh form) after it where asked for; `bias` is one that the layer
+    does not hold itself. What a transform has put in a layer's place is called, with activations in that type."""
     if type(layer) is not nn.Linear:
         made: Tensor = layer(x.to(dtype)).to(dtype)
-        return made if bias is None else made + bias.to(dtype)
+        made = made if bias is None else made + bias.to(dtype)
+        return F.gelu(made, approximate="tanh") if gelu else made
     own = bias if layer.bias is None else layer.bias
-    return F.linear(x.to(dtype), layer.weight.to(dtype), None if own is None else own.to(dtype))
+    return product(x.to(dtype), layer.weight.to(dtype), None if own is None else own.to(dtype), gelu=gelu)
 
 
 def embedding(rows: int, width: int) -> nn.Embedding:
@@ -94,7 +98,7 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(spec.hidden, spec.width)
 
     def forward(self, x_BLC: Tensor, dtype: torch.dtype) -> Tensor:
-        return linear(F.gelu(linear(x_BLC, self.fc1, dtype), approximate="tanh"), self.fc2, dtype)
+        return linear(linear(x_BLC, self.fc1, dtype, gelu=True), self.fc2, dtype)
 
 
 class Layer(nn.Module):

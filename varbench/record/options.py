@@ -238,6 +238,10 @@ class Options:
     out: str | None = option("where records go", absent="varbench-runs/<time>", metavar="DIR", decides=False)
 
     kernel: str | None = found("torch's attention kernel, as seen in a call of this batch", absent="see `missing`")
+    arithmetic: str | None = found(
+        "types of products and convolutions (the decoder's are these), their library and layout, as seen in that call",
+        absent="see `missing`",
+    )
     sampler: str | None = found(
         "a sampler of the method's own, named", absent="the shared sampler was used", compared=True, reads="sampler {}"
     )

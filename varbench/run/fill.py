@@ -123,10 +123,13 @@ def _protocol(run: Run, row: RowInRun, found: Findings, missing: dict[str, str])
     images, classes = run.options.images, run.model.classes
     sharing = [other for other in run.rows.values() if other.resolved.weight_set == row.resolved.weight_set]
     if found.looks is None:
-        missing["protocol.kernel"] = "the look at memory, which finds it, was not taken"
+        missing |= dict.fromkeys(
+            ("protocol.kernel", "protocol.arithmetic"), "the look at memory, which finds it, was not taken"
+        )
     return replace(
         run.options,
         kernel=found.looks.kernel if found.looks else None,
+        arithmetic=found.looks.arithmetic if found.looks else None,
         labels=f"balanced, {images / classes:g} a class" if images else "balanced",
         accounting=row.resolved.accounting,
         row_order=tuple(run.rows),

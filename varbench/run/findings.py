@@ -29,6 +29,8 @@ class Looks:
     """What a row that replaces the loop says of itself."""
     kernel: str | None
     """Attention kernel that torch chose."""
+    arithmetic: str | None
+    """Types of products and convolutions, and how they were done."""
     findings: tuple[str, ...]
     """What is not as it should be."""
     changed: tuple[str, ...]

@@ -45,6 +45,7 @@ def look_at(ask: Ask, row: str, run: Run) -> Looks:
         trace=memory.trace,
         work=memory.work,
         kernel=memory.kernel,
+        arithmetic=memory.arithmetic,
         findings=tuple(dict.fromkeys(findings)),
         changed=tuple(sorted({name for reply in replies for name in reply.changed})),
         largest=largest,

@@ -59,6 +59,7 @@ def conditions_facts(block: Block) -> dict[str, Any]:
         + (f", sampler {protocol.sampler}" if protocol.sampler else ""),
         "batch and precision": f"batch {protocol.batch}, {protocol.dtype}, compile {protocol.compile}",
         "attention kernel": ", ".join(sorted({r.protocol.kernel or "not observed" for r in records})),
+        "arithmetic": " | ".join(sorted({r.protocol.arithmetic or "not observed" for r in records})),
         "images": f"{protocol.images:,}, {protocol.labels}",
         "noise": f"seeds {', '.join(str(seed) for seed in sorted({r.protocol.seed for r in records}))}, "
         f"keyed by {protocol.seed_scheme}",

@@ -146,6 +146,7 @@ def _memory(subject: Subject, ask: Ask, request: Request) -> Reply:
         trace=made.trace,
         work=work,
         kernel=kernel.name,
+        arithmetic=kernel.arithmetic,
         missing={} if kernel.missing is None else {"kernel": kernel.missing},
     )
 

@@ -1,0 +1,110 @@
+"""What is done fast is what the plain way gives, within the rounding of the type."""
+
+from __future__ import annotations
+
+import models
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from varbench.engine.kernel import attention_kernel
+from varbench.model.products import by_onednn, product
+from varbench.model.tokenizer import Norm
+
+ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 4e-3}
+"""Relative, in the norm; of bfloat16 half a unit in the last of its eight places."""
+TYPES = pytest.mark.parametrize("dtype", list(ROUNDING))
+LAST = torch.channels_last
+
+
+def apart(ours: Tensor, exact: Tensor) -> float:
+    return float((ours.double() - exact.double()).norm() / exact.double().norm())
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+# --- products ---------------------------------------------------------------------------------------------------------
+
+
+@TYPES
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_product_is_the_plain_one(dtype: torch.dtype, gelu: bool, has_bias: bool) -> None:
+    whole, weight, bias = (t.to(dtype) for t in (numbers(3, 9, 64), numbers(48, 64), numbers(48)))
+    x = whole[:, 2:]  # not all of a tensor, as where a step's last scale is taken
+    exact = F.linear(x.double(), weight.double(), bias.double() if has_bias else None)
+    exact = F.gelu(exact, approximate="tanh") if gelu else exact
+    with torch.inference_mode():
+        assert by_onednn(x)
+        made = product(x, weight, bias if has_bias else None, gelu=gelu)
+    assert made.dtype == dtype
+    assert apart(made, exact) < ROUNDING[dtype]
+
+
+def test_float32_is_float32_whatever_others_allow() -> None:
+    pipe = models.pipeline()
+    honest = pipe.generate(models.LABELS)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")  # which lets oneDNN multiply in bfloat16 where that is faster
+    try:
+        made = pipe.generate(models.LABELS)
+        assert torch.get_float32_matmul_precision() == "medium", "the setting is the user's"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(made.images, honest.images)
+
+
+def test_training_gets_gradients() -> None:
+    x, weight = numbers(4, 8).requires_grad_(), numbers(6, 8).requires_grad_()
+    product(x, weight, None, gelu=True).sum().backward()
+    assert weight.grad is not None
+    assert x.grad is not None
+
+
+def test_torch_counts_the_work() -> None:
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        product(numbers(2, 5, 8), numbers(6, 8), None)
+    assert counter.get_total_flops() == 2 * 2 * 5 * 8 * 6
+
+
+# --- the decoder ------------------------------------------------------------------------------------------------------
+
+
+def test_the_decoder_in_each_type_is_the_plain_one() -> None:
+    maps = 0.1 * numbers(3, models.TOKENIZER.code_dim, 8, 8)
+    with torch.inference_mode():
+        plain = models.tokenizer().decode_map(maps)
+        exact, rounded = (
+            models.tokenizer().cast_decoder_(dtype).decode_map(maps) for dtype in (torch.float32, torch.bfloat16)
+        )
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            official = models.tokenizer().decode_map(maps)
+    assert apart(exact, plain) < 1e-5
+    assert not torch.equal(rounded, plain), "bfloat16 was not used"
+    assert apart(rounded, plain) < 1.2 * apart(official, plain), "worse than the official way of rounding"
+    assert all(made.dtype == torch.float32 and made.is_contiguous() for made in (exact, rounded))
+
+
+@pytest.mark.parametrize(("channels", "side"), [(64, 8), (64, 40), (320, 8)])
+def test_a_norm_is_torchs_in_every_layout(channels: int, side: int) -> None:
+    norm, x = Norm(channels).requires_grad_(False), numbers(2, channels, side, side).bfloat16()
+    made = norm(x.contiguous(memory_format=LAST))
+    assert made.is_contiguous(memory_format=LAST)
+    assert apart(made, F.group_norm(x.double(), 32, eps=1e-6)) < ROUNDING[torch.bfloat16]
+
+
+def test_what_encodes_stays_float32() -> None:
+    pipe = models.pipeline(dtype="bfloat16")
+    images = numbers(2, 3, pipe.model.image_side, pipe.model.image_side).clamp(-1, 1)
+    assert torch.equal(pipe.encode(images), models.pipeline().encode(images))
+
+
+def test_the_record_says_what_computed() -> None:
+    pipe = models.pipeline(dtype="bfloat16")
+    assert attention_kernel(lambda: pipe.generate(models.LABELS)).arithmetic == (
+        "products bfloat16 by oneDNN; convolutions bfloat16 channels last, float32 channels last"
+    )

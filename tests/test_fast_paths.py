@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import models
 import pytest
 import torch
@@ -108,3 +110,23 @@ def test_the_record_says_what_computed() -> None:
     assert attention_kernel(lambda: pipe.generate(models.LABELS)).arithmetic == (
         "products bfloat16 by oneDNN; convolutions bfloat16 channels last, float32 channels last"
     )
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+@TYPES
+def test_queries_and_keys_are_normalised_as_by_torch(dtype: torch.dtype) -> None:
+    attention = models.transformer(models.SPEC).cast_(dtype).block(1).attn
+    x = numbers(3, 7, models.SPEC.width).to(dtype)
+    x[0, 0] = 0  # whose values are the bias alone
+    with torch.inference_mode():
+        q, k, v = attention.qkv(x, dtype)
+        bias = torch.cat((attention.q_bias, torch.zeros_like(attention.q_bias), attention.v_bias))
+        plain = product(x, attention.mat_qkv.weight, bias.to(dtype)).view(3, 7, 3, models.SPEC.heads, -1)
+        plain_q, plain_k, plain_v = plain.permute(2, 0, 3, 1, 4).unbind(0)
+        scale = attention.scale_mul_1H11.clamp_max(math.log(100)).exp()
+    assert apart(q, F.normalize(plain_q.float(), dim=-1) * scale) < ROUNDING[dtype]
+    assert apart(k, F.normalize(plain_k.float(), dim=-1)) < 1e-6
+    assert (k.dtype, q.dtype) == (torch.float32, dtype)
+    assert torch.equal(v, plain_v)

@@ -18,7 +18,7 @@ class Conditioning:
     first_RLC: Tensor | None
     """The first scale's tokens, until they were taken."""
     blocks: dict[int, tuple[Tensor, ...]]
-    """By layer, six vectors a row."""
+    """By layer, six vectors a row, float32: what they scale is, and a type more in an operation costs a copy."""
     head: tuple[Tensor, Tensor]
 
     @property
@@ -48,8 +48,8 @@ def condition(
     def spread(tensor: Tensor) -> Tensor:
         # Copied also where there is nothing to repeat: these are parts of larger tensors, which would live on.
         if not unlabelled:
-            return tensor.clone()
-        return torch.cat((tensor[:batch], tensor[batch:].expand(batch, *tensor.shape[1:])))
+            return tensor.float().clone()
+        return torch.cat((tensor[:batch], tensor[batch:].expand(batch, *tensor.shape[1:]))).float()
 
     cond = backbone.condition(labels)
     shared = backbone.shared_modulation(cond, dtype)

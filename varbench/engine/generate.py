@@ -17,8 +17,9 @@ from varbench.engine.cache import State
 from varbench.engine.conditioning import Conditioning, condition
 from varbench.engine.sampler import draw, filtered, uniforms
 from varbench.engine.watch import Watch
+from varbench.model.products import true_float32
 from varbench.model.tokenizer import Tokenizer
-from varbench.model.transformer import Layer, Transformer, normed
+from varbench.model.transformer import Layer, Transformer, modulated
 from varbench.plan.owned import RowPolicies
 from varbench.plan.steps import CacheUse, LayerCall, Plan, Segment, SlotKey, Step, SubLayer
 from varbench.plan.trace import Trace
@@ -47,6 +48,7 @@ class Generated:
 
 
 @torch.inference_mode()
+@true_float32()
 def generate(
     plan: Plan,
     row: RowPolicies,
@@ -132,6 +134,7 @@ class _SubLayer:
     planned: SubLayer
     call: _Call
     compute: Callable[[Tensor], Tensor]
+    gate: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +189,7 @@ class _Run:
                 modulation=conditioning.blocks[layer],
                 mask=mask,
             )
-            x_RLC = self._call(x_RLC, call)
+            self._call(x_RLC, call)
         count = self.plan.model.tokens[step.samples]
         logits = backbone.logits(x_RLC[:, -count:], conditioning.head, self.dtype)
         if step.drops_backbone:
@@ -195,8 +198,9 @@ class _Run:
         self.watch.end(x_RLC, logits)
         if step.branches == 1:
             return logits
+        # (1 + t) x labelled - t x unlabelled.
         t = cfg * step.samples / (self.plan.model.scales - 1)
-        return (1 + t) * logits[: self.batch] - t * logits[self.batch :]
+        return logits[self.batch :].lerp(logits[: self.batch], 1 + t)
 
     def _conditioning(self, step: Step, backbone: Transformer) -> Conditioning:
         rows = self.batch * step.branches
@@ -233,36 +237,36 @@ class _Run:
         scale_of = torch.repeat_interleave(torch.arange(len(step.scales)), counts).to(self.labels_B.device)
         return scale_of[:, None] >= scale_of[None, :]
 
-    def _call(self, x_RLC: Tensor, call: _Call) -> Tensor:
+    def _call(self, x_RLC: Tensor, call: _Call) -> None:
+        """A layer, on the stream where it lies."""
         gamma1, gamma2, scale1, scale2, shift1, shift2 = call.modulation
         block, planned = call.block, call.planned
 
         def attention(chosen_RnC: Tensor) -> Tensor:
-            hidden = normed(chosen_RnC) * scale1 + shift1
-            return block.attn.out(self._attend(hidden, call), self.dtype) * gamma1
+            hidden = modulated(chosen_RnC, scale1, shift1)
+            return block.attn.out(self._attend(hidden, call), self.dtype)
 
         def ffn(chosen_RnC: Tensor) -> Tensor:
-            hidden = normed(chosen_RnC) * scale2 + shift2
+            hidden = modulated(chosen_RnC, scale2, shift2)
             self.watch.ffn(block, hidden)
             computed: Tensor = block.ffn(hidden, self.dtype)
-            return computed * gamma2
+            return computed
 
-        x_RLC = self._sub_layer(
-            x_RLC, _SubLayer(name="attention", planned=planned.attention, call=call, compute=attention)
+        self._sub_layer(
+            x_RLC, _SubLayer(name="attention", planned=planned.attention, call=call, compute=attention, gate=gamma1)
         )
-        return self._sub_layer(x_RLC, _SubLayer(name="ffn", planned=planned.ffn, call=call, compute=ffn))
+        self._sub_layer(x_RLC, _SubLayer(name="ffn", planned=planned.ffn, call=call, compute=ffn, gate=gamma2))
 
-    def _sub_layer(self, x_RLC: Tensor, sub: _SubLayer) -> Tensor:
-        """One residual branch on all tokens, or on those a policy picks with the others filled in."""
+    def _sub_layer(self, x_RLC: Tensor, sub: _SubLayer) -> None:
+        """Adds one residual branch to the stream: of all tokens, or of those a policy picks with the others filled in."""
         output = self._on_picked(x_RLC, sub) if sub.planned.picked else sub.compute(x_RLC)
         key, scale = sub.call.key, sub.call.step.samples
         if sub.planned.remembered:
-            sampled = output[:, -self.plan.model.tokens[scale] :].to(self.dtype)
-            self.state.remember(key, sub.name, sampled)
+            self.state.remember(key, sub.name, output[:, -self.plan.model.tokens[scale] :].to(self.dtype))
         elif self._last_fill.get((key, sub.name)) == scale:
             self.state.forget(key, sub.name)
         self.watch.remembers()
-        return x_RLC + output
+        x_RLC.addcmul_(output, sub.gate)
 
     def _on_picked(self, x_RLC: Tensor, sub: _SubLayer) -> Tensor:
         policy = self.tokens_policy

@@ -183,14 +183,12 @@ class Pipeline:
         return self.tokenizer.encode(images_given(images, self.model).to(self.device))
 
     @torch.inference_mode()
-    @true_float32()
     def decode(self, tokens: Tensor) -> Tensor:
         """Codes (B, L) to images (B, 3, S, S) in [0, 1]."""
         maps = self.tokenizer.quantize.running_maps(tokens_given(tokens, self.model).to(self.device))
         return self._decode_map(maps[-1])
 
     @torch.inference_mode()
-    @true_float32()
     def logits(self, tokens: Tensor, labels: Tensor | Sequence[int], *, method: str | Row = FULL) -> Tensor:
         """Teacher-forced logits (B, L, V) of a method that computes every scale, without guidance."""
         plan, _ = self.compile(method)
@@ -204,7 +202,8 @@ class Pipeline:
             if (method_name, name) not in self._passes:
                 self._passes[method_name, name] = TeacherPass(plan, name)
             run = self._passes[method_name, name]
-            logits = run.logits(backbones[name], features, labels, dtype=self.dtype, attend=fused_attention)
+            with true_float32():
+                logits = run.logits(backbones[name], features, labels, dtype=self.dtype, attend=fused_attention)
             counts = [self.model.tokens[scale] for scale in run.plan.sampled]
             parts.update(zip(run.plan.sampled, logits.split(counts, dim=1), strict=True))
         if plan.skipped:
@@ -213,7 +212,6 @@ class Pipeline:
             )
         return torch.cat([parts[scale] for scale in range(self.model.scales)], dim=1)
 
-    @true_float32()
     def generate(
         self,
         labels: Tensor | Sequence[int],
@@ -249,6 +247,7 @@ class Pipeline:
         return Output(images=images, tokens=made.tokens_BL, logits=made.logits_BLV, plan=plan, trace=made.trace)
 
     @torch.inference_mode()
+    @true_float32()
     def _decode_map(self, f_hat_BDhw: Tensor) -> Tensor:
         """On a GPU, the decoder runs under autocast in the compute type, as in the official script."""
         reduced = self.device.type == "cuda" and self.dtype != torch.float32

@@ -41,6 +41,11 @@ def embedding(rows: int, width: int) -> nn.Embedding:
     return nn.Embedding(rows, width, _weight=weight if weight.is_meta else weight.normal_())
 
 
+def modulated(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tensor:
+    """Normed, scaled and shifted; vectors in float32, and no gradients."""
+    return normed(x_BLC).mul_(scale_B1C).add_(shift_B1C)
+
+
 def normed(x_BLC: Tensor) -> Tensor:
     """LayerNorm without affine parameters, in float32."""
     return F.layer_norm(x_BLC.float(), (x_BLC.shape[-1],), eps=EPS)
@@ -79,11 +84,16 @@ class Attention(nn.Module):
         batch, length, width = x_BLC.shape
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         qkv = linear(x_BLC, self.mat_qkv, dtype, bias=bias)
-        q, k, v = qkv.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        parts_BL3Hc = qkv.view(batch, length, 3, self.heads, width // self.heads)
+        q, k, v = parts_BL3Hc.transpose(1, 3).unbind(2)
         if self.l2:
-            scale = self.scale_mul_1H11.float().clamp_max(MAX_LOG_SCALE).exp()
-            q = F.normalize(q.float(), dim=-1).mul(scale).to(dtype)
-            k = F.normalize(k.float(), dim=-1)
+            # Both at once. What is as short as nothing stays so, as in torch's `normalize`.
+            qk_BL2Hc = parts_BL3Hc[:, :, :2].float()
+            lengths_BL2H1 = torch.linalg.vector_norm(qk_BL2Hc, dim=-1, keepdim=True).clamp_min(1e-12)
+            scale_1H11 = self.scale_mul_1H11.float().clamp_max(MAX_LOG_SCALE).exp()
+            wanted_12H1 = torch.cat((scale_1H11, torch.ones_like(scale_1H11))).view(1, 2, self.heads, 1)
+            q, k = (qk_BL2Hc * (wanted_12H1 / lengths_BL2H1)).transpose(1, 3).unbind(2)
+            q = q.to(dtype)
         return q, k, v
 
     def out(self, mixed_BHLc: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from varbench.engine.kernel import attention_kernel
+from varbench.engine.sampler import _filtered_among_all, filtered
 from varbench.model.products import by_onednn, product
 from varbench.model.tokenizer import Norm
 
@@ -130,3 +131,33 @@ def test_queries_and_keys_are_normalised_as_by_torch(dtype: torch.dtype) -> None
     assert apart(k, F.normalize(plain_k.float(), dim=-1)) < 1e-6
     assert (k.dtype, q.dtype) == (torch.float32, dtype)
     assert torch.equal(v, plain_v)
+
+
+# --- the sampler ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [0.0, 0.05, 1.0])
+def test_filtering_among_the_likeliest_is_filtering_among_all(step: float) -> None:
+    """Also where logits come in steps, as those in bfloat16 do, and many tie with the k-th."""
+    logits, least_share = 2.5 * numbers(4, 50, 4096), 1 - 0.96
+    logits = (logits / step).round() * step if step else logits
+    ours = filtered(logits, top_k=900, top_p=0.96)
+    kept_of_900 = logits.masked_fill(logits < logits.sort(dim=-1).values[..., -900:][..., :1], -torch.inf)
+    likely = kept_of_900.double().softmax(dim=-1)
+    dropped = (ours == -torch.inf) & (likely > 0)
+    assert torch.equal(ours[~dropped], kept_of_900[~dropped])
+    assert float((likely * dropped).sum(dim=-1).max()) <= least_share + 1e-6, "too much was dropped"
+    least_kept = likely.masked_fill(ours == -torch.inf, 2).amin(dim=-1)
+    assert bool(((likely * dropped).sum(dim=-1) + least_kept > least_share - 1e-6).all()), "more could be dropped"
+    assert bool(((likely * dropped).amax(dim=-1) <= least_kept).all()), "something likelier was dropped"
+    share = float((ours == _filtered_among_all(logits, top_k=900, top_p=0.96)).float().mean())
+    assert share > (0.99999 if step == 0 else 0.99), "which of equally likely codes go is open, and nothing else"
+
+
+def test_a_token_is_filtered_alike_in_any_company() -> None:
+    logits = 2.5 * numbers(2, 3, 4096)
+    logits[0, 1] = logits[0, 1].round()  # whose ties are more than are looked at
+    whole = filtered(logits, top_k=900, top_p=0.96)
+    for image, token in ((0, 0), (0, 1), (1, 2)):
+        alone = filtered(logits[image : image + 1, token : token + 1], top_k=900, top_p=0.96)
+        assert torch.equal(alone[0, 0], whole[image, token])

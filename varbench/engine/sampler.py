@@ -43,17 +43,47 @@ def uniforms(images_B: Tensor, *, seed: int, scale: int, count: int) -> Tensor:
     return _shifted(words, 40).float() * 2.0**-24
 
 
+_TIES = 128
+"""Codes beyond the k likeliest that are looked at too, since some may tie with the k-th."""
+
+
 def filtered(logits_BlV: Tensor, *, top_k: int, top_p: float) -> Tensor:
     """Logits with everything that may not be drawn at -inf. 0 switches a filter off; ties with the k-th stay."""
+    vocabulary = logits_BlV.shape[-1]
+    if top_k and top_p and 2 * (top_k + _TIES) <= vocabulary and logits_BlV.device.type == "cpu":
+        return _filtered_among_likeliest(logits_BlV, top_k=top_k, top_p=top_p)
+    return _filtered_among_all(logits_BlV, top_k=top_k, top_p=top_p)
+
+
+def _filtered_among_all(logits_BlV: Tensor, *, top_k: int, top_p: float) -> Tensor:
     if 0 < top_k < logits_BlV.shape[-1]:
         least = logits_BlV.topk(top_k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
         logits_BlV = logits_BlV.masked_fill(logits_BlV < least, -torch.inf)
     if top_p > 0:
         ordered, places = logits_BlV.sort(dim=-1)
-        tail = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
-        tail[..., -1] = False
-        logits_BlV = logits_BlV.masked_fill(tail.scatter(-1, places, tail), -torch.inf)
+        logits_BlV = torch.full_like(logits_BlV, -torch.inf).scatter_(-1, places, _without_tail(ordered, top_p))
     return logits_BlV
+
+
+def _filtered_among_likeliest(logits_BlV: Tensor, *, top_k: int, top_p: float) -> Tensor:
+    """The same without a sort of all codes. A token whose ties with the k-th go on beyond those that are looked at is done
+    in full: token by token, so that none depends on the others."""
+    chosen, at = logits_BlV.topk(top_k + _TIES, dim=-1, sorted=False)
+    ordered, order = chosen.sort(dim=-1)
+    least = ordered[..., _TIES : _TIES + 1]
+    open_ended = ordered[..., 0] >= least.squeeze(-1)
+    kept = _without_tail(ordered.masked_fill_(ordered < least, -torch.inf), top_p)
+    made = torch.full_like(logits_BlV, -torch.inf).scatter_(-1, at.gather(-1, order), kept)
+    if open_ended.any():
+        made[open_ended] = _filtered_among_all(logits_BlV[open_ended], top_k=top_k, top_p=top_p)
+    return made
+
+
+def _without_tail(ordered: Tensor, top_p: float) -> Tensor:
+    """Of logits in rising order, the least likely at -inf, as long as together they are no likelier than 1 - p."""
+    tail = ordered.softmax(dim=-1).cumsum_(dim=-1) <= 1 - top_p
+    tail[..., -1] = False
+    return ordered.masked_fill(tail, -torch.inf)
 
 
 def draw(logits_BlV: Tensor, uniforms_Bl: Tensor) -> Tensor:

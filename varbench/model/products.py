@@ -24,7 +24,9 @@ _TYPES[torch.bfloat16] = _TYPES[torch.float32] and torch.ops.mkldnn._is_mkldnn_b
 def product(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None, *, gelu: bool = False) -> Tensor:
     """`x` (..., K) times the weights, plus the bias, of which the tanh form of GELU is taken where asked for."""
     if by_onednn(x):
-        return _onednn(x, weight_NK, bias_N, *(("gelu", [], "tanh") if gelu else ("none", [], "")))
+        after: tuple[str, list[Any], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
+        found: Tensor = _onednn(x, weight_NK, bias_N, *after)
+        return found
     made = F.linear(x, weight_NK, bias_N)
     return F.gelu(made, approximate="tanh") if gelu else made
 

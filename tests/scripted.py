@@ -108,12 +108,13 @@ class ScriptedChild:
             return replace(reply, outside=Outside(after_steps=self._live(request), left=0))
         alone = self.script.alone if self.job.rows == ("full_var",) else None
         took = (alone or self.script.seconds.get(request.row, 1.0)) * (1 + 0.001 * (len(self.script.requests) % 3))
+        began = self.script.clock
         self.script.clock += took
         return replace(
             reply,
             times=Times(
                 clock="perf_counter", transformer=0.8 * took, loop=0.9 * took, with_decoder=0.95 * took, end_to_end=took,
-                steps=(0.9 * took,), began=self.script.clock - took, ended=self.script.clock,
+                steps=(0.9 * took,), began=began, ended=self.script.clock,
             ),
         )  # fmt: skip
 

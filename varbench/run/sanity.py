@@ -97,11 +97,13 @@ def _elsewhere(pairs: Sequence[Pair]) -> Iterator[str]:
     """Time that a row's network does not take must not come back beside the network, in sampler and decoder."""
     gains, moved, full = [], [], []
     for pair in pairs:
-        if pair.full is None or pair.row.times.transformer is None or pair.full.times.transformer is None:
+        if pair.full is None:
             continue
         own, other = pair.row.times, pair.full.times
+        if own.transformer is None or other.transformer is None:
+            continue
         full.append(other.end_to_end)
-        gains.append(other.transformer - own.transformer)  # type: ignore[operator]
+        gains.append(other.transformer - own.transformer)
         moved.append(gains[-1] - (other.end_to_end - own.end_to_end))
     if len(moved) > 2 and stats.surely_above(moved, ASIDE * stats.median(full), chance=SURE):
         yield (

@@ -148,3 +148,12 @@ def test_an_overseer_asks_for_scored_images_once_and_not_first(tmp_path: Path) -
         assert len({request.keep for request in asked}) == 1
         places.add((public[0], asked[0].first))
     assert {place for place, _ in places} == {2, 3, 4} and {first for _, first in places} == {0, 4, 8}
+
+
+def test_a_peak_that_the_plan_cannot_have_was_lowered(run_and_found: tuple[Run, dict[str, Findings], Script]) -> None:
+    """On a GPU a block that lived before the call and is freed within it would lower the peak; a CPU's profiler ignores it."""
+    run, found, _ = run_and_found
+    looks = found["variant@d2"].looks
+    assert looks is not None and looks.peaks.allocated is not None
+    lower = replace(looks, peaks=replace(looks.peaks, allocated=looks.peaks.weights + 1000))
+    assert "its peak is 1,000 bytes" in reasons(run, replace(found["variant@d2"], looks=lower))

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from varbench.measure import speed
 from varbench.measure.calls import Outside, Peaks, Reply, Request, Times
 from varbench.measure.environment import environment
+from varbench.plan.cost import work
 from varbench.plan.state import state_over_time
 from varbench.plan.trace import foreseen
 from varbench.record import Status
@@ -51,6 +54,10 @@ class Script:
     requests: list[Request] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     """Of a call, by row; 1 for the others."""
+    alone: float | None = None
+    """Seconds of the full model in a process of its own, where they are others."""
+    clock: float = 0.0
+    """What children and judge take the time from."""
 
 
 class ScriptedChild:
@@ -60,7 +67,6 @@ class ScriptedChild:
     def __init__(self, job: Job, script: Script) -> None:
         self.job, self.script = job, script
         self.exit_code: int | None = None
-        self.clock = 0.0
         script.started.append((job.task, job.rows))
 
     def __enter__(self) -> ScriptedChild:
@@ -100,13 +106,15 @@ class ScriptedChild:
             return replace(reply, **self._memory(request))
         if request.look == "outside":
             return replace(reply, outside=Outside(after_steps=self._live(request), left=0))
-        took = self.script.seconds.get(request.row, 1.0) * (1 + 0.001 * (len(self.script.requests) % 3))
-        self.clock += took
+        alone = self.script.alone if self.job.rows == ("full_var",) else None
+        took = (alone or self.script.seconds.get(request.row, 1.0)) * (1 + 0.001 * (len(self.script.requests) % 3))
+        began = self.script.clock
+        self.script.clock += took
         return replace(
             reply,
             times=Times(
                 clock="perf_counter", transformer=0.8 * took, loop=0.9 * took, with_decoder=0.95 * took, end_to_end=took,
-                steps=(0.9 * took,), began=self.clock - took, ended=self.clock,
+                steps=(0.9 * took,), began=began, ended=self.script.clock,
             ),
         )  # fmt: skip
 
@@ -114,8 +122,10 @@ class ScriptedChild:
         (row,) = [one for one in resolved(_all(self.job), manager()).rows if one.name == request.row]
         assert row.plan is not None
         states = list(state_over_time(row.plan, batch=len(request.labels), dtype=self.job.options.dtype))
+        planned = work(row.plan, batch=len(request.labels), dtype=self.job.options.dtype)
+        needed = max(step.activations for step in planned.steps)
         peaks = Peaks(
-            weights=5, allocated=5 + max(p for p, _ in states) + 7, reserved=None, left=0, resident=9, nvml_process=None,
+            weights=5, allocated=5 + max(p for p, _ in states) + needed, reserved=None, left=0, resident=9, nvml_process=None,
             nvml_board=None,
         )  # fmt: skip
         trace = foreseen(row.plan, batch=len(request.labels), dtype=self.job.options.dtype)
@@ -134,6 +144,7 @@ def _all(job: Job) -> Job:
 def scripted(monkeypatch: Any, **how: Any) -> Iterator[Script]:
     """While this lasts, children are scripted."""
     script = Script(**how)
+    monkeypatch.setattr(speed, "time", SimpleNamespace(monotonic=lambda: script.clock))
     monkeypatch.setattr(children, "start", lambda job, **more: ScriptedChild(job, script))
     yield script
 

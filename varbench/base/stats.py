@@ -170,6 +170,23 @@ def holm(chances: Sequence[float], *, level: float = 0.05) -> list[bool]:
     return shown
 
 
+def surely_above(samples: Sequence[float], limit: float, *, chance: float) -> bool:
+    """Whether the mean of what samples were drawn from is above a limit, by Student's test, one-sided."""
+    from scipy.special import stdtrit
+
+    count = len(samples)
+    mean = math.fsum(samples) / count
+    error = math.sqrt(math.fsum((one - mean) ** 2 for one in samples) / (count - 1) / count)
+    return mean - float(stdtrit(count - 1, 1 - chance)) * error > limit
+
+
+def combined_chance(chances: Sequence[float]) -> float:
+    """Of independent tests of one thing, by Fisher's method: how likely so small chances are by chance."""
+    from scipy.special import chdtrc
+
+    return float(chdtrc(2 * len(chances), -2 * math.fsum(math.log(one) for one in chances)))
+
+
 @functools.cache
 def student(degrees: float) -> float:
     """The 97.5 % point of Student's distribution."""

@@ -13,7 +13,7 @@ Look = Literal["memory", "outside", "largest", "energy"]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One call, always timed. The process cannot tell what its answer is wanted for."""
+    """One call, always timed. Those that are scored and those whose time is kept are asked in the same words."""
 
     row: str
     labels: tuple[int, ...]
@@ -23,6 +23,11 @@ class Request:
     """File that images (uint8) and tokens go to; None drops them once they are on the host."""
     look: Look | None = None
     """Look at the call instead of timing it."""
+
+
+def balanced_labels(count: int, classes: int, *, first: int = 0) -> tuple[int, ...]:
+    """Every class as often as any other, to within one."""
+    return tuple(place % classes for place in range(first, first + count))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +76,15 @@ class Peaks:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CountedFlops:
+    """FLOPs of a call with its decoder."""
+
+    stated: float | None
+    """None where the row does not say."""
+    counted: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outside:
     """One call as the garbage collector sees it."""
 
@@ -78,6 +92,9 @@ class Outside:
     """Bytes of tensors that live at the end of each step beyond those before the call."""
     left: int
     """Bytes of all tensors once the call has ended and its result is gone."""
+    private: tuple[int, ...] | None = None
+    """Bytes of all private memory of the process at the end of each step beyond those before the call; None on a GPU, and
+    where the system does not tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +108,8 @@ class Reply:
     """With a look at memory."""
     work: Totals | None = None
     """What a row that replaces the loop says of its work, with a look at memory."""
+    products: CountedFlops | None = None
+    """Of a row that replaces the loop, with a look at memory."""
     kernel: str | None = None
     """Attention kernel that torch chose in such a call, with a look at memory; why it is not known is in `missing`."""
     arithmetic: str | None = None

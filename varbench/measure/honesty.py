@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from varbench.measure.calls import Outside, Reply
+from varbench.measure.calls import Reply
 from varbench.plan.state import beside_state, state_over_time
 from varbench.plan.steps import Plan
 from varbench.plan.trace import Trace, differences, foreseen
@@ -28,20 +28,26 @@ def across_calls(row: Sequence[Reply], plan: Plan | None, *, batch: int, dtype: 
     assert seen[0] and seen[1] and seen[2]
     if (leaked := min(seen[1].left, seen[2].left) - seen[0].left) > 0:
         found.append(f"{leaked:,} bytes more live after further calls: something is not given back")
-    if plan is not None and (hidden := undeclared(seen[1], plan, batch=batch, dtype=dtype)):
-        found.append(hidden)
+    if plan is not None:
+        tensors = undeclared(seen[1].after_steps, plan, batch=batch, dtype=dtype)
+        # A first call at a size sets things up; what a further call still adds is held.
+        private = [one.private for one in seen[1:] if one is not None and one.private is not None]
+        least = tuple(map(min, zip(*private, strict=True)))
+        hidden = tensors or (undeclared(least, plan, batch=batch, dtype=dtype) if private else None)
+        if hidden:
+            found.append(hidden)
     return found
 
 
-def undeclared(seen: Outside, plan: Plan, *, batch: int, dtype: str) -> str | None:
+def undeclared(after_steps: Sequence[int], plan: Plan, *, batch: int, dtype: str) -> str | None:
     """What lives between steps beyond what the plan has there: state, and what the loop needs beside it."""
     states = state_over_time(plan, batch=batch, dtype=dtype)
     beside = beside_state(plan, batch=batch, dtype=dtype)
     planned = [after + other for (_, after), other in zip(states, beside, strict=True)]
-    if len(planned) != len(seen.after_steps):
-        return f"{len(seen.after_steps)} steps were seen, and the plan has {len(planned)}"
+    if len(planned) != len(after_steps):
+        return f"{len(after_steps)} steps were seen, and the plan has {len(planned)}"
     worst, step = max(
-        (live - expected, step) for step, (live, expected) in enumerate(zip(seen.after_steps, planned, strict=True), 1)
+        (live - expected, step) for step, (live, expected) in enumerate(zip(after_steps, planned, strict=True), 1)
     )
     if worst <= SMALL:
         return None

@@ -19,6 +19,7 @@ from varbench.measure import nvml
 from varbench.measure.calls import Outside, Peaks
 from varbench.measure.environment import gpu_identity
 from varbench.measure.largest import bisect
+from varbench.measure.process_memory import private_bytes
 from varbench.record import LargestBatch
 
 Made = TypeVar("Made")
@@ -89,9 +90,12 @@ def seen_from_outside(subject: Subject, ask: Ask) -> tuple[Answer, Outside]:
     # Held, so that what a call puts in the place of what an earlier one hid is not taken for the same.
     before = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in live_tensors(device))}
     seen: list[int] = []
+    private: list[int | None] = []
+    started = private_bytes() if device.type == "cpu" else None
 
     def observe(moment: str, step: int) -> None:
         if moment == "end":
+            private.append(private_bytes())
             seen.append(
                 storage_bytes(
                     tensor for tensor in live_tensors(device) if tensor.untyped_storage().data_ptr() not in before
@@ -105,7 +109,8 @@ def seen_from_outside(subject: Subject, ask: Ask) -> tuple[Answer, Outside]:
     before.clear()
     gc.collect()
     mine = storage_bytes(tensor for tensor in (answer.images, answer.tokens) if tensor is not None)
-    return answer, Outside(after_steps=tuple(seen), left=live_bytes(device) - mine)
+    grown = None if started is None else tuple((now or 0) - started for now in private)
+    return answer, Outside(after_steps=tuple(seen), private=grown, left=live_bytes(device) - mine)
 
 
 def largest_by_trying(make: Callable[[int], object], *, device: torch.device) -> LargestBatch:

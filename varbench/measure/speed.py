@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
 from varbench.base import stats
 from varbench.measure.calls import Reply, Request, Times
+from varbench.measure.overseer import Overseer, Oversight
 from varbench.measure.strain import HELD_UP, STARVED, Reading, Strain
 from varbench.record.failure import RowError
 
@@ -62,6 +64,8 @@ class SpeedRound:
     """Seconds of a call that repeats an earlier one to the letter, as a share of the fastest fresh call's."""
     changed: tuple[str, ...] = ()
     """Global state that the row's calls changed."""
+    oversight: Oversight | None = None
+    """What was seen of the calls from outside, and how they were drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +73,6 @@ class Pace:
     """How much is timed: of every row and regime at least `pairs`, and more until they are precise or `budget` is spent."""
 
     batch: int
-    classes: int
     pairs: int
     error: float
     """Standard error of a row's log ratio within this process that is small enough; see `error_within`."""
@@ -118,16 +121,16 @@ def time_rows(
     *,
     full: str | None,
     pace: Pace,
-    seeds: Iterator[int],
+    overseer: Overseer,
     strain: ReadStrain,
     failed: Callable[[str, RowError], None],
     at: Callable[[str], None] = lambda row: None,
 ) -> dict[str, SpeedRound]:
     """One round of rows that share a process. A row that fails is told to `failed` and leaves; the others go on.
 
-    `at` hears whose turn it is.
+    The overseer draws what is asked, and `at` hears whose turn it is.
     """
-    session = _Session(ask=ask, full=full, pace=pace, seeds=seeds, strain=strain, failed=failed, at=at)
+    session = _Session(ask=ask, full=full, pace=pace, overseer=overseer, strain=strain, failed=failed, at=at)
     if full is not None:
         session.warm(full)
     first: dict[str, tuple[float, float]] = {}
@@ -150,7 +153,7 @@ class _Session:
     ask: AskOne
     full: str | None
     pace: Pace
-    seeds: Iterator[int]
+    overseer: Overseer
     strain: ReadStrain
     failed: Callable[[str, RowError], None]
     at: Callable[[str], None]
@@ -158,7 +161,8 @@ class _Session:
     taken: dict[tuple[str, str], _Taken] = field(default_factory=dict)
     changed: dict[str, set[str]] = field(default_factory=dict)
     quiet_share: dict[tuple[str, int], list[float]] = field(default_factory=dict)
-    last_seed: dict[str, int] = field(default_factory=dict)
+    last: dict[str, Request] = field(default_factory=dict)
+    """The latest call of the measured batch."""
 
     @contextlib.contextmanager
     def turn(self, row: str) -> Iterator[None]:
@@ -169,15 +173,19 @@ class _Session:
             self.alive.discard(row)
             self.failed(row, error)
 
-    def call(self, row: str, batch: int, *, seed: int | None = None) -> Call:
-        seed = next(self.seeds) if seed is None else seed
+    def call(self, row: str, batch: int) -> Call:
+        request = self.overseer.draw(row, batch)
         if batch == self.pace.batch:
-            self.last_seed[row] = seed
-        request = request_of(row, batch, self.pace.classes, seed=seed)
+            self.last[row] = request
+        return self.asked(request)
+
+    def asked(self, request: Request) -> Call:
+        row = request.row
         self.at(row)
-        before = self.strain()
+        before, asked = self.strain(), time.monotonic()
         reply = self.ask(request)
-        after = self.strain()
+        answered, after = time.monotonic(), self.strain()
+        self.overseer.heard(request, reply, asked=asked, answered=answered, before=before, after=after)
         self.changed.setdefault(row, set()).update(reply.changed)
         assert reply.times is not None
         known = None if before is None or after is None else before.until(after)
@@ -262,18 +270,9 @@ class _Session:
     def _identical(self, row: str, fresh: Sequence[Pair]) -> float | None:
         """Against the fastest fresh call: what holds a call up can only make a row look more honest than it is."""
         with self.turn(row):
-            same = self.call(row, self.pace.batch, seed=self.last_seed[row])
+            same = self.asked(self.last[row])
             return same.times.end_to_end / min(pair.row.times.end_to_end for pair in fresh)
         return None
-
-
-def request_of(row: str, batch: int, classes: int, *, seed: int, first: int = 0) -> Request:
-    return Request(row=row, labels=balanced_labels(batch, classes, first=first), seed=seed, first=first)
-
-
-def balanced_labels(count: int, classes: int, *, first: int = 0) -> tuple[int, ...]:
-    """Every class as often as any other, to within one."""
-    return tuple(place % classes for place in range(first, first + count))
 
 
 def _told(call: Call) -> float:

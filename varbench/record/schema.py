@@ -80,6 +80,27 @@ class LargestBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DrawnCalls:
+    """Of one process: what it was asked was not known before it ran, and can be asked again."""
+
+    secret: str = entry("what seeds and order were drawn from")
+    seeds: tuple[int, ...] = entry("of the timed calls of the measured batch, in their order")
+    answers: tuple[str, ...] = entry("hash of each one's tokens; of its images where there are none")
+    first_image: int = entry("number of their first image in the noise stream")
+    between_seconds: float | None = entry(
+        "processor time that the process used between calls, when nothing was asked of it",
+        absent="the system does not tell",
+    )
+    full_alone: tuple[tuple[float, float], ...] = entry(
+        "seconds of the full model beside the row, and of its neighbouring call in a process without the row's plugins",
+        default=(),
+    )
+    likeness: float | None = entry(
+        "how likely chance makes timed images differ from scored ones as these do", absent="no images were looked at"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Timing:
     columns: tuple[TimingColumn, ...] = entry("one entry per column and regime measured", default=())
     per_scale: PerScale | None = entry("the per-scale pass", absent="not measured")
@@ -92,6 +113,9 @@ class Timing:
     held_up: float | None = entry(
         "share of their time that the calls which count were kept from running: the largest of the rounds' medians",
         absent="the system does not tell",
+    )
+    drawn: tuple[DrawnCalls, ...] = entry(
+        "how the timed calls of each round were drawn, and what came of them", default=()
     )
 
 

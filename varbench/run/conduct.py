@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ from varbench.base.places import cache_folder
 from varbench.errors import UserError
 from varbench.measure import speed, strain
 from varbench.measure.environment import cores, environment
+from varbench.measure.overseer import Overseer, Oversight, ScoredImages
 from varbench.measure.speed import Pace, SpeedRound
 from varbench.record import Record, Score, write_record
 from varbench.record.failure import Failure, RowError
@@ -31,7 +31,7 @@ from varbench.run.findings import Findings, Looks, Seen, keep, kept
 from varbench.run.looking import look_at
 from varbench.run.messages import Job, Ready, Trained
 from varbench.run.prepare import OWN_WEIGHTS, Run, WeightSet
-from varbench.run.scorers import Scorers
+from varbench.run.scorers import Scorers, keep_path
 from varbench.run.side_by_side import side_by_side
 
 PARTS = ".parts"
@@ -69,10 +69,11 @@ class Conduct:
         with Scorers(self.run, folder=self.parts, log=self.out / "logs" / "score.log") as scorers:
             for weights in self.run.weight_sets:
                 self._see(weights, scorers)
-        for number in range(self.run.rounds_of(*self.run.rows)):
-            sets = [weights for weights in self.run.weight_sets if number < self.run.rounds_of(*weights.rows)]
-            for weights in sets[::-1] if number % 2 else sets:
-                self._time(weights, number)
+            for number in range(self.run.rounds_of(*self.run.rows)):
+                sets = [weights for weights in self.run.weight_sets if number < self.run.rounds_of(*weights.rows)]
+                with self._full_alone(number) as plain:
+                    for weights in sets[::-1] if number % 2 else sets:
+                        self._time(weights, number, plain, scorers)
 
     def _train(self) -> None:
         """Every recipe in a child of its own; on a CPU as many at once as there are cores, of one thread each.
@@ -135,7 +136,25 @@ class Conduct:
         with self.display.part("images and memory", weights.key):
             self._in_children(weights, "images", lacking, work)
 
-    def _time(self, weights: WeightSet, number: int) -> None:
+    @contextmanager
+    def _full_alone(self, number: int) -> Iterator[Child | None]:
+        """A process that holds the full model and no other plugin: what the denominators of a round are held against."""
+        wanted = any(number not in self.found[name].speed for name in self._alive(tuple(self.run.rows)))
+        if self.found[FULL].failure is not None or not wanted:
+            yield None
+            return
+        with contextlib.ExitStack() as stack:
+            try:
+                job = self.run.job(task="making", rows=(FULL,), full=FULL)
+                child = stack.enter_context(self._child(job, "full-alone"))
+                child.receive()
+            except (ChildEndedError, RowError) as error:
+                self.display.note(f"  the full model alone: {error.failure.reason}; no denominator is held against it")
+                yield None
+                return
+            yield child
+
+    def _time(self, weights: WeightSet, number: int, plain: Child | None, scorers: Scorers) -> None:
         """A round of speed: a fresh process, in which rows take turns beside the full model."""
         options = self.run.options
 
@@ -151,31 +170,55 @@ class Conduct:
             self.display.detail(name)
 
         def work(subject: Child, names: tuple[str, ...]) -> None:
+            full = FULL if self._has_full(weights) else None
+            overseer = Overseer(
+                # Drawn when the process is there already: nobody can have prepared for it.
+                secret=secrets.token_hex(16),
+                batch=options.batch,
+                classes=self.run.model.classes,
+                calls=options.count,
+                keep=keep_path(self.parts),
+                scored={
+                    name: ScoredImages(count=options.images, seed=options.seed)
+                    for name in names
+                    if self.found[name].seen is not None
+                },
+                full=full,
+                plain=plain.ask if plain else None,
+            )
             rounds = speed.time_rows(
                 subject.ask,
-                names[::-1] if number % 2 else names,
-                full=FULL if self._has_full(weights) else None,
+                overseer.order(names),
+                full=full,
                 pace=Pace(
                     batch=options.batch,
-                    classes=self.run.model.classes,
                     pairs=options.count,
                     error=speed.error_within(options.precision, rounds=options.rounds),
                     budget=options.budget,
                 ),
-                # Drawn after the process has started, so that no plugin can have prepared for these seeds.
-                seeds=count(secrets.randbelow(2**31)),
+                overseer=overseer,
                 strain=lambda: strain.read(subject.pid) if options.device == "cpu" else None,
                 failed=lambda name, error: self._fail((name,), error.failure),
                 at=at,
             )
             self._at = None
             for name, found in rounds.items():
+                found = replace(found, oversight=self._oversight(overseer, name, scorers))
                 keep(found, self._part_path(SpeedRound, name, number))
                 self._update((name,), speed={**self.found[name].speed, number: found})
             self._save(names)
 
         with self.display.part("speed", f"{weights.key}, round {number + 1}"):
             self._in_children(weights, "speed", lacking, work)
+
+    def _oversight(self, overseer: Overseer, name: str, scorers: Scorers) -> Oversight:
+        scored, timed = overseer.set_aside(name)
+        if not (scored.exists() and timed.exists()):
+            return overseer.oversight(name)
+        found = scorers.liken(scored, timed)
+        for path in (scored, timed):
+            path.unlink()
+        return overseer.oversight(name, sha256=found.images_sha256, chance=found.chance)
 
     # Processes
 

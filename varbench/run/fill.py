@@ -72,7 +72,7 @@ def fill(run: Run, row: RowInRun, found: Findings, *, floors: dict[str, Score]) 
         exit_code=found.exit_code,
         stderr_tail=found.stderr_tail or None,
         traceback=found.failure.traceback if found.failure else None,
-        validity=verdict.validity(run, row, found, complete=complete),
+        validity=verdict.validity(run, row, found, floors, complete=complete),
         plan=_plan(run, row, found),
         trace=_ran(row, found.looks),
         timing=times,

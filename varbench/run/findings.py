@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from varbench.base.whole_files import write_whole
-from varbench.measure.calls import Peaks
+from varbench.measure.calls import CountedFlops, Peaks
 from varbench.measure.speed import SpeedRound
 from varbench.plan.trace import Trace
 from varbench.record import Energy, LargestBatch, RecordError, Score, Totals, decode, encode
@@ -27,6 +27,8 @@ class Looks:
     trace: Trace | None
     work: Totals | None
     """What a row that replaces the loop says of itself."""
+    products: CountedFlops | None = None
+    """Of such a row: FLOPs as stated, and as torch counted them."""
     kernel: str | None
     """Attention kernel that torch chose."""
     arithmetic: str | None
@@ -48,6 +50,8 @@ class Seen:
     metrics: dict[str, Score] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     changed: tuple[str, ...] = ()
+    batches: tuple[str, ...] = ()
+    """Hashes of the images, by batch: the same images must come out where they are asked for among timed calls."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from varbench.measure import honesty
-from varbench.measure.calls import Request
-from varbench.measure.speed import balanced_labels
+from varbench.measure.calls import Request, balanced_labels
 from varbench.run.findings import Looks
 from varbench.run.prepare import Run
 
@@ -44,6 +43,7 @@ def look_at(ask: Ask, row: str, run: Run) -> Looks:
         peaks=memory.peaks,
         trace=memory.trace,
         work=memory.work,
+        products=memory.products,
         kernel=memory.kernel,
         arithmetic=memory.arithmetic,
         findings=tuple(dict.fromkeys(findings)),

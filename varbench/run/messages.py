@@ -166,8 +166,44 @@ class Take:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Taken:
+    """Images were taken."""
+
+    images_sha256: str
+    """Of their pixels, by who looks at them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Liken:
+    """Two files of images of the same labels: some that were scored, and some that were timed."""
+
+    scored: str
+    timed: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likened:
+    images_sha256: str
+    """Of the scored ones, as they lie there."""
+    chance: float | None
+    """How likely a difference like that of the two is by chance; None where no network looks at images."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finish:
     expected: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oddities:
+    """What images show that no honest method does."""
+
+    repeated: int
+    """Images that are another one's pixels."""
+    copied: float | None
+    """Share of images that are nearer to a reference image than reference images are to each other; None without any."""
+    undecoded: float | None
+    """Share of pixels that are not what the tokens decode to; None for a row without tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +212,7 @@ class Scored:
     distance: Distance | None
     samples: Samples
     weights: tuple[WeightFile, ...]
+    oddities: Oddities
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +249,9 @@ Message = (
     | Reply
     | Begin
     | Take
+    | Taken
+    | Liken
+    | Likened
     | Finish
     | Scored
     | Measured

@@ -6,18 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from varbench.measure.calls import Request
-from varbench.measure.speed import balanced_labels
+from varbench.measure.calls import Request, balanced_labels
 from varbench.record import Score
 from varbench.record.failure import RowError
 from varbench.rows import FULL
 from varbench.run import children
 from varbench.run.children import Child, ChildEndedError
 from varbench.run.findings import Seen
-from varbench.run.messages import Begin, Finish, Job, Measured, Scored, Take
+from varbench.run.messages import Begin, Finish, Job, Liken, Likened, Measured, Scored, Take, Taken
 from varbench.run.prepare import Run
 
 Ask = Callable[[Any], Any]
+
+
+def keep_path(folder: Path) -> Path:
+    """Where every call leaves its images, whatever they are wanted for."""
+    return folder / "images.npz"
 
 
 class Scorers:
@@ -43,7 +47,8 @@ class Scorers:
         better: dict[str, str] = {}
         missing: dict[str, str] = {}
         changed: set[str] = set()
-        chunk = self._folder / "images.npz"
+        batches: list[str] = []
+        chunk = keep_path(self._folder)
         try:
             for first in range(0, options.images, options.batch):
                 labels = balanced_labels(
@@ -52,7 +57,9 @@ class Scorers:
                 made = ask(Request(row=row, labels=labels, seed=options.seed, first=first, keep=str(chunk.resolve())))
                 changed |= set(made.changed)
                 taken = Take(chunk=made.chunk, labels=labels)
-                self._ask_scorer(scorer, taken)
+                seen = self._ask_scorer(scorer, taken)
+                assert isinstance(seen, Taken)
+                batches.append(seen.images_sha256)
                 if self._run.metrics:
                     self._measure(taken, values, better, missing)
                 progress(f"{row}, {first + len(labels):,} of {options.images:,} images")
@@ -67,7 +74,16 @@ class Scorers:
             metrics={name: _mean(name, found, better[name]) for name, found in whole.items()},
             missing={f"metrics.{name}": reason for name, reason in missing.items()},
             changed=tuple(sorted(changed)),
+            batches=tuple(batches),
         )
+
+    def liken(self, scored: Path, timed: Path) -> Likened:
+        """Images that were made among timed calls: some under the seed that is scored, and some that were only timed."""
+        found = self._ask_scorer(
+            self._child("scoring"), Liken(scored=str(scored.resolve()), timed=str(timed.resolve()))
+        )
+        assert isinstance(found, Likened)
+        return found
 
     def _ask_scorer(self, scorer: Child, message: Any) -> Any:
         try:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from varbench.base import stats
 from varbench.measure.calls import Times
 from varbench.measure.largest import largest_by_plan
+from varbench.measure.overseer import Oversight
 from varbench.measure.speed import Call, Pair, SpeedRound
-from varbench.record import LargestBatch, PerScale, Timing, TimingColumn
+from varbench.record import DrawnCalls, LargestBatch, PerScale, Timing, TimingColumn
 from varbench.run.findings import Findings
 from varbench.run.prepare import RowInRun, Run
 
@@ -34,6 +35,7 @@ def timing(run: Run, row: RowInRun, found: Findings, missing: dict[str, str]) ->
         first_call_seconds=rounds[0].first_call,
         discarded=sum(timed.discarded for timed in rounds),
         held_up=_held_up(rounds),
+        drawn=tuple(_drawn(one.oversight) for one in rounds if one.oversight is not None),
     )
 
 
@@ -84,6 +86,18 @@ def _per_scale(rounds: list[SpeedRound], *, batch: int) -> PerScale | None:
         return None
     seconds = tuple(stats.median(found) for found in zip(*(time.steps for time in times), strict=True))
     return PerScale(batch=batch, clock=times[0].clock, seconds=seconds)
+
+
+def _drawn(seen: Oversight) -> DrawnCalls:
+    return DrawnCalls(
+        secret=seen.secret,
+        seeds=tuple(lap.seed for lap in seen.laps),
+        answers=tuple(lap.answer for lap in seen.laps),
+        first_image=seen.first,
+        between_seconds=seen.busy_between,
+        full_alone=seen.plain,
+        likeness=seen.likeness.chance if seen.likeness else None,
+    )
 
 
 def _held_up(rounds: list[SpeedRound]) -> float | None:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import shlex
 
-from varbench.base import stats
-from varbench.plan.cost import work
-from varbench.record import Notice, Validity, Verdict
+from varbench.record import Notice, Score, Validity, Verdict
 from varbench.record.option_forms import as_arguments
-from varbench.record.options import FEWEST_ROUNDS
 from varbench.rows import FULL
+from varbench.run import sanity
 from varbench.run.findings import Findings
 from varbench.run.prepare import RowInRun, Run
 
 TOO_FAST = 0.7
 """An equal repeat that takes less than this share of a fresh call, in every round, has been remembered."""
-
-WITHOUT_CAUSE = 0.2
-"""A gain in speed beyond this needs less work as its cause."""
 
 CHECKED = (
     "ran as planned, step by step", "state equals the plan's to the byte", "equal calls gave equal tokens",
@@ -28,7 +23,7 @@ CHECKED_OUTSIDE = ("equal calls gave equal images", "no global state changed", "
 """Of a row that replaces the loop."""
 
 
-def validity(run: Run, row: RowInRun, found: Findings, *, complete: bool) -> Validity:
+def validity(run: Run, row: RowInRun, found: Findings, floors: dict[str, Score], *, complete: bool) -> Validity:
     if not complete:
         return Validity()
     reasons = [*found.mismatches, *(found.looks.findings if found.looks else ())]
@@ -40,8 +35,7 @@ def validity(run: Run, row: RowInRun, found: Findings, *, complete: bool) -> Val
         reasons.append(
             f"an equal call takes {max(repeats):.0%} of a fresh one's time: something is remembered between calls"
         )
-    if gain := _gain_without_cause(run, row, found):
-        reasons.append(gain)
+    reasons += sanity.reasons(run, row, found, floors)
     if reasons:
         return Validity(verdict=Verdict.INVALID, reasons=tuple(reasons))
     return Validity(verdict=Verdict.VALID, reasons=_checked(row, found))
@@ -51,34 +45,6 @@ def _checked(row: RowInRun, found: Findings) -> tuple[str, ...]:
     if found.looks is None:
         return CHECKED_QUICKLY
     return CHECKED_OUTSIDE if row.replaces_loop else CHECKED
-
-
-def _gain_without_cause(run: Run, row: RowInRun, found: Findings) -> str | None:
-    """A row that is faster than the full model and does no less work has done something that its plan does not say."""
-    full = run.rows[FULL]
-    if row.plan is None or full.plan is None or row.resolved.accounting != full.resolved.accounting:
-        return None
-    pairs = [one.throughput for one in found.speed.values()]
-    if len(pairs) < FEWEST_ROUNDS:
-        return None  # too few rounds to say so of anybody
-    times = [
-        [(pair.full.times.transformer, pair.row.times.transformer) for pair in some if pair.full is not None]
-        for some in pairs
-    ]
-    known = [[(one, other) for one, other in some if one and other] for some in times]
-    if not all(known):
-        return None
-    gain = stats.paired_ratio(
-        [[one for one, _ in some] for some in known], [[other for _, other in some] for some in known]
-    )
-    if gain.low < 1 + WITHOUT_CAUSE:
-        return None
-    sizes = [work(plan, batch=run.options.batch, dtype=run.options.dtype) for plan in (row.plan, full.plan)]
-    flops = [size.transformer_flops for size in sizes]
-    moved = [sum(step.bytes_moved for step in size.steps) for size in sizes]
-    if flops[0] < flops[1] or moved[0] < moved[1]:
-        return None
-    return f"{gain.value:.2f} times as fast as the full model at no less work: {flops[0]:,} FLOPs and {flops[1]:,}"
 
 
 def warnings(run: Run, row: RowInRun, found: Findings) -> tuple[Notice, ...]:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from varbench import rows
-from varbench.base.whole_files import whole_file
 from varbench.engine.kernel import attention_kernel
 from varbench.engine.loading import load_pipeline
 from varbench.engine.pipeline import Pipeline
 from varbench.engine.subjects import Answer, Ask, EngineSubject, GeneratorSubject, Subject, load_generator
 from varbench.measure import memory, nvml, powercap, process_state, timed_call
-from varbench.measure.calls import Chunk, Reply, Request
+from varbench.measure.calls import Chunk, CountedFlops, Reply, Request
 from varbench.measure.energy import energy
 from varbench.measure.environment import environment, gpu_identity
 from varbench.policies import Work
@@ -136,7 +137,7 @@ def _memory(subject: Subject, ask: Ask, request: Request) -> Reply:
     with subject.alone(ask.row):
         made, peaks = memory.peaks(lambda: subject.make(ask), weights=weights, device=subject.device)
     timed_call.check_images(made.images, batch=len(ask.labels), side=subject.model.image_side)
-    work = _stated(subject.generator.work(len(ask.labels))) if isinstance(subject, GeneratorSubject) else None
+    stated = subject.generator.work(len(ask.labels)) if isinstance(subject, GeneratorSubject) else None
     kernel = attention_kernel(lambda: subject.make(ask))
     return _reply(
         request,
@@ -144,11 +145,20 @@ def _memory(subject: Subject, ask: Ask, request: Request) -> Reply:
         to_uint8(made.images),
         peaks=peaks,
         trace=made.trace,
-        work=work,
+        work=None if stated is None else _stated(stated),
+        products=None if stated is None else _products(stated, lambda: subject.make(ask)),
         kernel=kernel.name,
         arithmetic=kernel.arithmetic,
         missing={} if kernel.missing is None else {"kernel": kernel.missing},
     )
+
+
+def _products(work: Work, call: Callable[[], object]) -> CountedFlops:
+    """By torch's own counter, which sees attention's products where they are written out."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        call()
+    stated = None if work.flops is None else work.flops + work.decoder_flops
+    return CountedFlops(stated=stated, counted=counter.get_total_flops())
 
 
 def _stated(work: Work) -> Totals:
@@ -206,7 +216,7 @@ def _kept(keep: str | None, made: Answer, images: Images) -> Chunk | None:
     if keep is None:
         return None
     tokens = _tokens(made)
-    with whole_file(Path(keep)) as file:
+    with open(keep, "wb") as file:
         np.savez(file, images=images, **({} if tokens is None else {"tokens": tokens}))  # type: ignore[arg-type]  # numpy's stubs take any keyword for `allow_pickle`
     with open(keep, "rb") as stored:
         return Chunk(path=keep, sha256=hashlib.file_digest(stored, "sha256").hexdigest(), count=len(images))

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import math
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,14 @@ from varbench.base.whole_files import whole_file
 from varbench.data.shapes import Shapes
 from varbench.errors import WrongOutputError
 from varbench.model.checkpoints import build_tokenizer, load_tokenizer
-from varbench.quality import Scoring, distance_to_full, to_uint8
+from varbench.model.tokenizer import Tokenizer
+from varbench.quality import Scoring, copies, distance_to_full, to_uint8
+from varbench.quality.extractors import extract
 from varbench.quality.images import Images
+from varbench.quality.likeness import chance
 from varbench.record import Distance, Quality, Samples, Score
 from varbench.run.channel import Channel
-from varbench.run.messages import Begin, Done, Finish, Job, Scored, Take
+from varbench.run.messages import Begin, Done, Finish, Job, Liken, Likened, Oddities, Scored, Take, Taken
 from varbench.run.scoring_networks import ScoringNetworks
 
 GRID = 40
@@ -35,6 +39,9 @@ GRID = 40
 
 COMPARED = 256
 """Images that are held against the full model's own under the same noise."""
+
+SAME_LEVEL = 16
+"""Levels of 255 that a pixel may be off what its tokens decode to: type and order of sums differ between processes."""
 
 Tokens = NDArray[np.int64]
 
@@ -46,8 +53,9 @@ def run(job: Job, channel: Channel) -> None:
             scorer.begin(message)
             channel.send(Done())
         elif isinstance(message, Take):
-            scorer.take(message)
-            channel.send(Done())
+            channel.send(scorer.take(message))
+        elif isinstance(message, Liken):
+            channel.send(scorer.liken(message))
         else:
             assert isinstance(message, Finish)
             channel.send(scorer.finish(message.expected))
@@ -67,6 +75,8 @@ class Scorer:
         self._images: list[Images] = []
         self._tokens: list[Tokens] = []
         self._labels: list[int] = []
+        self._thumbnails: list[copies.Thumbnails] = []
+        self._pixels: set[bytes] = set()
         self._scoring = self._new_scoring() if self._networks.scores and row.trained else None
 
     def _new_scoring(self, *, judge: bool = True, second_opinion: bool | None = None) -> Scoring:
@@ -80,7 +90,7 @@ class Scorer:
             device=self._job.options.device,
         )
 
-    def take(self, message: Take) -> None:
+    def take(self, message: Take) -> Taken:
         chunk = message.chunk
         if (found := file_hash(chunk.path)) != chunk.sha256:
             raise WrongOutputError(
@@ -103,6 +113,21 @@ class Scorer:
             if tokens is not None:
                 self._tokens.append(tokens[:room])
         self._count += len(images)
+        self._thumbnails.append(copies.thumbnails(images))
+        self._pixels.update(copies.pixel_hashes(images))
+        return Taken(images_sha256=_pixel_hash(images))
+
+    def liken(self, message: Liken) -> Likened:
+        """Whether images that were timed look like those that were scored."""
+        found = []
+        for path in (message.scored, message.timed):
+            with np.load(path, allow_pickle=False) as stored:
+                found.append(stored["images"])
+        scored, timed = found
+        told = None
+        if self._networks.scores:
+            told = chance(*(extract(self._networks.extractor, images).features_ND for images in (scored, timed)))
+        return Likened(images_sha256=_pixel_hash(scored), chance=told)
 
     def finish(self, expected: int) -> Scored:
         images = np.concatenate(self._images)
@@ -119,7 +144,32 @@ class Scorer:
             distance=None if self._row.full else self._distance(images, tokens),
             samples=grid(images, self._labels, tokens=tokens),
             weights=self._networks.files() if self._scoring is not None else (),
+            oddities=self._oddities(images, tokens),
         )
+
+    def _oddities(self, images: Images, tokens: Tokens | None) -> Oddities:
+        real = self._real if self._scoring is not None else None
+        few = slice(0, COMPARED if self._side <= 64 else 16)
+        undecoded = None
+        if tokens is not None and self._job.files is not None:
+            decoded = self._decoded(torch.from_numpy(tokens[few]))
+            undecoded = float((np.abs(decoded.astype(int) - images[few]) > SAME_LEVEL).mean())
+        return Oddities(
+            repeated=self._count - len(self._pixels),
+            copied=None
+            if real is None
+            else copies.share_copied(np.concatenate(self._thumbnails)[: copies.MOST], real[0], reach=real[1]),
+            undecoded=undecoded,
+        )
+
+    @cached_property
+    def _real(self) -> tuple[copies.Thumbnails, float] | None:
+        """Reference images in small, and how near they are to each other; None where the reference is only statistics."""
+        images = self._networks.reference.images
+        if images is None:
+            return None
+        small = copies.thumbnails(images)
+        return small, copies.within_real(small)
 
     def _distance(self, images: Images, tokens: Tokens | None) -> Distance | None:
         """To the full model's images of this run; of an earlier one with the same inputs, where they are not made again."""
@@ -182,15 +232,29 @@ class Scorer:
 
     @torch.inference_mode()
     def _rebuilt(self, real: Images) -> Images:
-        assert self._job.files is not None
-        vae, device = self._job.files["vae"], torch.device(self._job.options.device)
-        tokenizer = build_tokenizer(self._job.model, load_tokenizer(vae)[1], vae).to(device).eval()
+        device = torch.device(self._job.options.device)
         rebuilt = []
         for first in range(0, len(real), 200):
             pixels = torch.from_numpy(real[first : first + 200]).to(device).float() / 127.5 - 1
-            tokens = tokenizer.encode(pixels)
-            rebuilt.append(to_uint8(tokenizer.decode_map(tokenizer.quantize.running_maps(tokens)[-1])))
+            rebuilt.append(self._decoded(self._tokenizer.encode(pixels)))
         return np.concatenate(rebuilt)
+
+    @torch.inference_mode()
+    def _decoded(self, tokens: torch.Tensor) -> Images:
+        tokenizer = self._tokenizer
+        maps = tokenizer.quantize.running_maps(tokens.to(self._job.options.device))
+        return to_uint8(tokenizer.decode_map(maps[-1]))
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        assert self._job.files is not None
+        vae = self._job.files["vae"]
+        tokenizer = build_tokenizer(self._job.model, load_tokenizer(vae)[1], vae)
+        return tokenizer.to(self._job.options.device).eval()
+
+
+def _pixel_hash(images: Images) -> str:
+    return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
 
 
 def grid(images: Images, labels: list[int], *, tokens: Tokens | None) -> Samples:

@@ -1,0 +1,88 @@
+"""Every known cheat, run as anybody would run it: `varbench run` without the conformance kit finds each one out.
+
+What is not found out is named in docs/results.md under "What is not caught".
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cheating
+import pytest
+
+from varbench.record import Record, Status, Verdict, load_records
+
+CAUGHT = {
+    "by_purpose": "do not look like those that were scored",
+    "swapped": "not what its tokens decode to",
+    "equal": "all tokens equal the full model's",
+    "network_time": "the whole call only",
+    "channel": "passed between question and answer",
+    "own_judge": "the same call gave other tokens",
+    "in_ctypes": "bytes live after step",
+    "in_images": "bytes live after step",
+    "in_sqlite": "bytes live after step",
+    "frozen": "bytes live after step",
+    "given_back": "bytes live after step",
+    "served": "nearer to a reference image",
+    "repeating": "repeat another one's pixels",
+    "small_words": "were counted",
+    "slow_clock": "as it was seen from outside",
+    "guessing": "something is not given back",
+}
+"""Cheats that make their own row invalid, and words of the reason."""
+
+SOUND = ("full_var", "prefix_exit@e2", "figures", "forger")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cheating.install(tmp_path_factory.mktemp("site") / "site")
+
+
+def run(site: Path, out: Path, rows: str, *more: str) -> dict[str, Record]:
+    command = [
+        sys.executable, "-m", "varbench", "run", "--plugins", rows, "--out", str(out), "--dtype", "float32", "--rounds",
+        "1", "--budget", "0.01", "--fresh", *more,
+    ]  # fmt: skip
+    places = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    return {record.row.row: record for record in load_records([out]).records}
+
+
+@pytest.fixture(scope="module")
+def records(site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
+    """One run of all that cheat for their own row, beside sound ones."""
+    rows = ",".join((*CAUGHT, *SOUND))
+    return run(site, tmp_path_factory.mktemp("cheats") / "run", rows, "--images", "32", "--batch", "16", "--count", "3")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+class TestOneRunOfEveryCheat:
+    @pytest.mark.parametrize("row", CAUGHT)
+    def test_it_is_caught_and_the_reason_says_how(self, records: dict[str, Record], row: str) -> None:
+        record = records[row]
+        assert record.status is Status.COMPLETE, record.reason
+        assert record.validity.verdict is Verdict.INVALID
+        assert CAUGHT[row] in "; ".join(record.validity.reasons)
+
+    @pytest.mark.parametrize("row", SOUND)
+    def test_who_does_as_he_says_is_valid(self, records: dict[str, Record], row: str) -> None:
+        assert records[row].validity.verdict is Verdict.VALID, records[row].validity.reasons
+
+    def test_records_are_the_parents_whoever_writes_them(self, records: dict[str, Record]) -> None:
+        assert not any("forged" in (record.reason, *record.validity.reasons) for record in records.values())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("row", cheating.DENOMINATOR)
+def test_a_slowed_denominator_is_seen_beside_a_full_model_alone(site: Path, tmp_path: Path, row: str) -> None:
+    rows = run(site, tmp_path / "run", row, "--weights", "random", "--quick", "--batch", "8", "--count", "6")
+    assert rows[row].validity.verdict is Verdict.INVALID
+    assert "what the speedup is against was slowed" in "; ".join(rows[row].validity.reasons)

@@ -1,0 +1,232 @@
+"""Oversees timed calls from outside the process that makes them: draws what is asked, and keeps its own clock. No torch.
+
+Which images are timed is drawn from a secret of the run once the process is there, so nothing can have been prepared. Among
+them are images that were scored, under the scored seed: they must come out as they did then, and images that are timed must
+look like them. So what is timed is what is scored. Some calls of the full model are followed by the same call in a process
+that holds no other plugin, which shows whether the denominator was slowed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from varbench.base import stats
+from varbench.measure.calls import Reply, Request, Times, balanced_labels
+from varbench.measure.strain import Reading
+from varbench.record.failure import RowError
+
+WARM = 2
+"""Calls of a row's batch before the timed ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lap:
+    """One call of the measured batch, as its process says and as it was seen from outside."""
+
+    seed: int
+    answer: str
+    """Hash of its tokens; of its images where there are none."""
+    stated: float
+    """Seconds from labels to bytes, by the process."""
+    seen: float
+    """Seconds from the question to the answer, by the judge."""
+    sound: bool
+    """Whether what the process says fits together, and lies within what the judge saw."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likeness:
+    """Images that were timed, beside images that were scored, of the same labels."""
+
+    batch: int
+    """Which batch of the scored images."""
+    images_sha256: str
+    """Of the scored ones, as they were made among the timed calls."""
+    chance: float | None = None
+    """How likely a difference as large as theirs is by chance; None where nobody looks at images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oversight:
+    """What was seen of a row's timed calls in one process."""
+
+    secret: str
+    """What the calls were drawn from: told when nothing is asked any more."""
+    first: int
+    """Number of the first image of its calls in the noise stream."""
+    laps: tuple[Lap, ...]
+    beside: float | None
+    """Seconds of the full model's calls beside the row that lie outside of what its process states, their median."""
+    busy_between: float | None
+    """Processor seconds of the process between calls, when it has nothing to do; None where the system does not tell."""
+    busy_within: float | None
+    plain: tuple[tuple[float, float], ...]
+    """Seconds of the full model beside the row, and of its neighbouring call in a process without other plugins."""
+    likeness: Likeness | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredImages:
+    """How many were scored, and under which seed."""
+
+    count: int
+    seed: int
+
+
+@dataclass
+class _Row:
+    """What is known of one row so far."""
+
+    first: int
+    scored_call: int
+    """Which of its calls asks for images that were scored; -1 for none."""
+    calls: int = 0
+    laps: list[Lap] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Overseer:
+    secret: str
+    batch: int
+    classes: int
+    calls: int
+    """Calls of a row that are timed at least."""
+    keep: Path
+    """Where every call leaves its images, timed or not."""
+    scored: dict[str, ScoredImages] = field(default_factory=dict)
+    """By row; rows that are not there are not scored."""
+    full: str | None = None
+    plain: Callable[[Request], Reply] | None = None
+    """Asks a process that holds the full model alone."""
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.secret)
+        self._rows: dict[str, _Row] = {}
+        self._plain: list[tuple[float, float]] = []
+        self._last: Reading | None = None
+        self._between = self._within = 0.0
+        self._told = False
+
+    def order(self, rows: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(self._random.sample(rows, len(rows)))
+
+    def draw(self, row: str, batch: int) -> Request:
+        """What to ask next of a row. Nothing in it tells whether it is timed, or looked at, or both."""
+        known = self._known(row)
+        seed = self._seed()
+        if batch == self.batch:
+            if known.calls == known.scored_call:
+                seed = self.scored[row].seed
+            known.calls += 1
+        labels = balanced_labels(batch, self.classes, first=known.first)
+        return Request(row=row, labels=labels, seed=seed, first=known.first, keep=str(self.keep.resolve()))
+
+    def _known(self, row: str) -> _Row:
+        if row not in self._rows:
+            whole = self.scored[row].count // self.batch if row in self.scored else 0
+            self._rows[row] = _Row(
+                first=self.batch * self._random.randrange(max(1, whole)),
+                scored_call=WARM + self._random.randrange(self.calls) if whole else -1,
+            )
+        return self._rows[row]
+
+    def _seed(self) -> int:
+        """Independent of all earlier ones for whoever does not know the secret."""
+        drawn = hashlib.sha256(f"{self.secret} {self._random.random()}".encode()).digest()
+        return int.from_bytes(drawn[:4]) % 2**31
+
+    def heard(
+        self,
+        request: Request,
+        reply: Reply,
+        *,
+        asked: float,
+        answered: float,
+        before: Reading | None,
+        after: Reading | None,
+    ) -> None:
+        times = reply.times
+        assert times is not None
+        self._count(before, after)
+        if len(request.labels) != self.batch:
+            return
+        known = self._known(request.row)
+        if known.calls <= WARM:
+            return
+        known.laps.append(
+            Lap(
+                seed=request.seed,
+                answer=reply.tokens_sha256 or reply.images_sha256,
+                stated=times.end_to_end,
+                seen=answered - asked,
+                sound=_sound(times, asked=asked, answered=answered),
+            )
+        )
+        self._set_aside(request, known)
+        wanted = len(self._plain) < self.calls and self._random.random() < 0.7
+        if request.row == self.full and self.plain is not None and wanted:
+            self._beside(request, times)
+
+    def _beside(self, request: Request, times: Times) -> None:
+        assert self.plain is not None
+        try:
+            other = self.plain(request).times
+        except RowError:
+            self.plain = None
+            return
+        assert other is not None
+        self._plain.append((times.end_to_end, other.end_to_end))
+
+    def _count(self, before: Reading | None, after: Reading | None) -> None:
+        if before is None or after is None:
+            return
+        self._told = True
+        if self._last is not None:
+            self._between += self._last.until(before).cpu_seconds
+        self._within += before.until(after).cpu_seconds
+        self._last = after
+
+    def _set_aside(self, request: Request, known: _Row) -> None:
+        """Of every row that is scored, the images of one call under the scored seed, and of one that was only timed."""
+        if known.scored_call < 0:
+            return
+        scored, timed = self.set_aside(request.row)
+        place = scored if request.seed == self.scored[request.row].seed else timed
+        if not place.exists():
+            self.keep.replace(place)
+
+    def set_aside(self, row: str) -> tuple[Path, Path]:
+        """Files of images: scored ones, and timed ones of the same labels."""
+        name = hashlib.sha256(f"{self.secret} {row}".encode()).hexdigest()[:16]
+        return self.keep.with_name(f"{name}-1.npz"), self.keep.with_name(f"{name}-2.npz")
+
+    def oversight(self, row: str, *, sha256: str | None = None, chance: float | None = None) -> Oversight:
+        """What was seen of a row; with the hash of its scored images as they were made here, where they were."""
+        known = self._known(row)
+        others = [] if self.full in (None, row) else self._known(str(self.full)).laps
+        likeness = None
+        if sha256 is not None:
+            likeness = Likeness(batch=known.first // self.batch, images_sha256=sha256, chance=chance)
+        return Oversight(
+            secret=self.secret,
+            first=known.first,
+            laps=tuple(known.laps),
+            beside=None if not others else stats.median([lap.seen - lap.stated for lap in others]),
+            busy_between=self._between if self._told else None,
+            busy_within=self._within if self._told else None,
+            plain=tuple(self._plain),
+            likeness=likeness,
+        )
+
+
+def _sound(times: Times, *, asked: float, answered: float) -> bool:
+    """Columns hold each other, the whole is what lies between start and end, and both lie within the judge's call."""
+    close = 1e-3 + 0.02 * times.end_to_end  # events of a GPU keep another clock
+    columns = [one for one in (times.transformer, times.loop, times.with_decoder) if one is not None]
+    held = all(inner <= outer + close for inner, outer in zip(columns, [*columns[1:], times.end_to_end], strict=True))
+    whole = abs(times.ended - times.began - times.end_to_end) <= 1e-6
+    return held and whole and asked <= times.began <= times.ended <= answered and min(columns) > 0

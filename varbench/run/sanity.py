@@ -1,0 +1,243 @@
+"""What no honest row shows: every finding makes a row invalid, and says both numbers.
+
+The process that a plugin runs in may say anything. What is judged here is what others saw of it, and whether it fits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from varbench.base import stats
+from varbench.measure.overseer import Oversight
+from varbench.measure.speed import Pair, SpeedRound
+from varbench.plan.cost import PlanWork, work
+from varbench.plan.state import ITEM
+from varbench.record import Score
+from varbench.record.options import FEWEST_ROUNDS
+from varbench.rows import FULL
+from varbench.run.findings import Findings
+from varbench.run.prepare import RowInRun, Run
+
+SURE = 0.001
+"""Of a thousand honest rows one may look so by chance."""
+
+UNLIKE = 1e-4
+"""Images that were timed differ from those that were scored where chance makes such a difference less often."""
+
+SLOWER = 0.05
+"""The full model beside a row may take longer than alone by this share."""
+
+SLOWER_ONCE = 0.25
+"""And by this where processes were too few to know how much luck differs between them."""
+
+ASIDE = 0.1
+"""Share of a call's time that may lie outside of what the process states, beyond what the full model's calls have there."""
+
+AT_LEAST = 0.02
+"""Seconds of a call that need no explanation."""
+
+IDLE = 0.05
+"""A process that waits for a question may use this share of the processor time of its calls."""
+
+UNEXPLAINED = 1.2
+"""A gain may be larger than the largest saving of work by this factor: smaller things fit a cache better."""
+
+LOWER_TYPE = 16
+"""A product in a smaller type may be so many times as fast: an H100 states 14.8 for bfloat16 beside float32."""
+
+REPEATED, COPIED, UNDECODED = 0.01, 0.05, 0.05
+"""Shares of images, or of pixels, that may be so by chance."""
+
+COUNTED = 0.05
+"""Stated work and counted FLOPs may differ by this share."""
+
+NEEDED = 0.5
+"""Of the bytes that a plan needs at its peak, this share must have been seen: what is transient is estimated."""
+
+
+def reasons(run: Run, row: RowInRun, found: Findings, floors: dict[str, Score]) -> Iterator[str]:
+    """Why a row cannot be believed, of all that is known of it."""
+    rounds = [found.speed[number] for number in sorted(found.speed)]
+    seen = [one.oversight for one in rounds if one.oversight is not None]
+    yield from _clocks(rounds, seen)
+    yield from _denominator(seen)
+    yield from _likeness(found, seen, compiled=run.options.compile != "off")
+    yield from _images(run, row, found, floors)
+    yield from _gain(run, row, rounds)
+    yield from _memory(run, row, found)
+    yield from _stated_work(found)
+
+
+def _clocks(rounds: Sequence[SpeedRound], seen: Sequence[Oversight]) -> Iterator[str]:
+    laps = [lap for one in seen for lap in one.laps]
+    if unsound := sum(not lap.sound for lap in laps):
+        yield (
+            f"{unsound} of {len(laps)} timed calls state times that do not fit together, or do not lie within the call as it "
+            "was seen from outside"
+        )
+    if laps:
+        stated, actual = stats.median([lap.stated for lap in laps]), stats.median([lap.seen for lap in laps])
+        aside = stats.median([lap.seen - lap.stated for lap in laps])
+        usual = stats.median([one.beside for one in seen if one.beside is not None] or [0.0])
+        if aside - usual > max(ASIDE * actual, AT_LEAST) or aside > max(actual / 2, 10 * AT_LEAST):
+            yield f"its process states {stated:.3f} s a call, and {actual:.3f} s passed between question and answer"
+    told = [one for one in seen if one.busy_between is not None]
+    between = sum(one.busy_between or 0.0 for one in told)
+    within = sum(one.busy_within or 0.0 for one in told)
+    if between > IDLE * within and between > 0.5:
+        yield (
+            f"its process used {between:.1f} s of processor time between calls, when nothing was asked of it, and "
+            f"{within:.1f} s in them"
+        )
+    yield from _elsewhere([pair for one in rounds for pair in one.throughput])
+
+
+def _elsewhere(pairs: Sequence[Pair]) -> Iterator[str]:
+    """Time that a row's network does not take must not come back beside the network, in sampler and decoder."""
+    gains, moved, full = [], [], []
+    for pair in pairs:
+        if pair.full is None:
+            continue
+        own, other = pair.row.times, pair.full.times
+        if own.transformer is None or other.transformer is None:
+            continue
+        full.append(other.end_to_end)
+        gains.append(other.transformer - own.transformer)
+        moved.append(gains[-1] - (other.end_to_end - own.end_to_end))
+    if len(moved) > 2 and stats.surely_above(moved, ASIDE * stats.median(full), chance=SURE):
+        yield (
+            f"its network takes {stats.median(gains):.3f} s less than the full model's, and the whole call only "
+            f"{stats.median(gains) - stats.median(moved):.3f} s less"
+        )
+
+
+def _denominator(seen: Sequence[Oversight]) -> Iterator[str]:
+    """The full model beside the row, against one in a process that holds no other plugin."""
+    rounds = [[math.log(ours / alone) for ours, alone in one.plain] for one in seen if one.plain]
+    many = len(rounds) >= FEWEST_ROUNDS
+    logs = [stats.median(some) for some in rounds] if many else [log for some in rounds for log in some]
+    most = SLOWER if many else SLOWER_ONCE
+    if len(logs) > 2 and stats.median(logs) > math.log1p(most) and stats.surely_above(logs, 0.0, chance=SURE):
+        beside, alone = (stats.median([pair[place] for one in seen for pair in one.plain]) for place in (0, 1))
+        yield (
+            f"the full model takes {beside:.3f} s in the row's process, and {alone:.3f} s in one without the plugins: what the "
+            "speedup is against was slowed"
+        )
+
+
+def _likeness(found: Findings, seen: Sequence[Oversight], *, compiled: bool) -> Iterator[str]:
+    """Images among the timed calls are those that were scored, and the timed ones look like them."""
+    likenesses = [one.likeness for one in seen if one.likeness is not None]
+    batches = found.seen.batches if found.seen else ()
+    for one in likenesses:
+        scored = batches[one.batch] if one.batch < len(batches) else one.images_sha256
+        if scored != one.images_sha256 and not compiled:  # a compiler may choose other kernels in another process
+            yield (
+                f"images {scored[:12]} were scored, and {one.images_sha256[:12]} came out where the same ones were asked for "
+                "among timed calls"
+            )
+            break
+    chances = [one.chance for one in likenesses if one.chance is not None]
+    if chances and (together := stats.combined_chance(chances)) < UNLIKE:
+        yield (
+            "images that were timed do not look like those that were scored: chance makes such a difference once in "
+            f"{1 / together:,.0f} times"
+        )
+
+
+def _images(run: Run, row: RowInRun, found: Findings, floors: dict[str, Score]) -> Iterator[str]:
+    if found.seen is None:
+        return
+    scored = found.seen.scored
+    odd, count = scored.oddities, run.options.images
+    if odd.repeated > REPEATED * count:
+        yield f"{odd.repeated} of {count} images repeat another one's pixels"
+    if odd.copied is not None and odd.copied > COPIED:
+        yield f"{odd.copied:.0%} of its images lie nearer to a reference image than reference images lie to each other"
+    if odd.undecoded is not None and odd.undecoded > UNDECODED:
+        yield f"{odd.undecoded:.0%} of the pixels are not what its tokens decode to"
+    score, floor = scored.quality.scores[0] if scored.quality else None, floors.get("real")
+    if score is not None and floor is not None and beats_real_images(score, floor):
+        yield (
+            f"{score.name} is {score.value:.3g}, at most {score.high:.3g}, and other real images have {floor.value:.3g}, at "
+            f"least {floor.low:.3g}"
+        )
+    full = run.rows[FULL]
+    if scored.distance and scored.distance.equal_tokens == 1 and row.plan is not None and full.plan is not None:
+        own, other = _layer_tokens(row), _layer_tokens(full)
+        if own < other:
+            yield f"all tokens equal the full model's, though it computes {own:,} layers x tokens and the full model {other:,}"
+
+
+def beats_real_images(score: Score, floor: Score) -> bool:
+    """By the whole of both intervals."""
+    return score.high is not None and floor.low is not None and score.high < floor.low
+
+
+def _layer_tokens(row: RowInRun) -> int:
+    assert row.plan is not None
+    return sum(
+        step.branches * (call.attention.tokens + call.ffn.tokens) for step in row.plan.steps for call in step.calls
+    )
+
+
+def _gain(run: Run, row: RowInRun, rounds: Sequence[SpeedRound]) -> Iterator[str]:
+    """A row that is faster by more than it saves has done something that its plan does not say."""
+    full = run.rows[FULL]
+    if row.plan is None or full.plan is None or row.resolved.accounting != full.resolved.accounting:
+        return
+    if len(rounds) < FEWEST_ROUNDS:
+        return  # too few rounds to say so of anybody
+    for regime, batch in (("throughput", run.options.batch), ("latency", 1)):
+        pairs = [one.throughput if regime == "throughput" else one.latency for one in rounds]
+        times = [
+            [(pair.full.times.transformer, pair.row.times.transformer) for pair in some if pair.full is not None]
+            for some in pairs
+        ]
+        known = [[(one, other) for one, other in some if one and other] for some in times]
+        if not known or not all(known):
+            continue
+        gain = stats.paired_ratio(
+            [[one for one, _ in some] for some in known], [[other for _, other in some] for some in known]
+        )
+        own, other = (work(plan, batch=batch, dtype=run.options.dtype) for plan in (row.plan, full.plan))
+        calls = [sum(len(step.calls) for step in plan.steps) for plan in (row.plan, full.plan)]
+        saved = explained(own, other, calls=(calls[0], calls[1]))
+        if gain.low > saved * UNEXPLAINED:
+            yield (
+                f"{regime}: {gain.value:.2f} times as fast as the full model, at least {gain.low:.2f}, and it saves no more "
+                f"than {saved:.2f} times of FLOPs, bytes or layer calls"
+            )
+
+
+def explained(own: PlanWork, full: PlanWork, *, calls: tuple[int, int]) -> float:
+    """The largest saving: whatever a call's time is made of, it cannot have fallen by more."""
+    saved = max(
+        full.transformer_flops / own.transformer_flops,
+        sum(step.bytes_moved for step in full.steps) / sum(step.bytes_moved for step in own.steps),
+        calls[1] / calls[0],
+    )
+    kinds = {kind for step in own.steps for kind, _ in step.other_types}
+    return saved * (LOWER_TYPE if any(ITEM[kind] < ITEM[own.dtype] for kind in kinds) else 1)
+
+
+def _memory(run: Run, row: RowInRun, found: Findings) -> Iterator[str]:
+    looks = found.looks
+    if looks is None or row.plan is None or looks.peaks.allocated is None:
+        return
+    planned = work(row.plan, batch=looks.batch, dtype=run.options.dtype)
+    held = [0, *(step.state_after for step in planned.steps)]
+    needed = max(before + step.activations for before, step in zip(held, planned.steps, strict=False))
+    if (seen := looks.peaks.allocated - looks.peaks.weights) < NEEDED * needed:
+        yield f"its peak is {seen:,} bytes beside the weights, and its plan needs about {needed:,}: something was freed meanwhile"
+
+
+def _stated_work(found: Findings) -> Iterator[str]:
+    products = found.looks.products if found.looks else None
+    if products is None or products.stated is None:
+        return
+    if abs(products.counted - products.stated) > COUNTED * max(products.stated, 1.0):
+        yield (
+            f"it states {products.stated / 1e9:.3f} GFLOPs a call of this batch, and {products.counted / 1e9:.3f} were counted"
+        )

@@ -33,7 +33,7 @@ def test_a_run_against_itself_is_the_same_everywhere():
 
 
 def test_improved_and_regressed_are_told_apart():
-    old, new = [make_record(seconds=0.5, quality=5.0)], [make_record(seconds=0.4, quality=6.0)]
+    old, new = [make_record(seconds=0.5, quality=5.0)], [make_record(seconds=0.4, quality=6.0)]  # the same weights
     found = verdicts(compare(old, new))
     assert found["variant@d8", "speed"] == "improved"
     assert found["variant@d8", "FD-shapes"] == "regressed"
@@ -42,6 +42,16 @@ def test_improved_and_regressed_are_told_apart():
     back = verdicts(compare(new, old))
     assert back["variant@d8", "speed"] == "regressed"
     assert back["variant@d8", "FD-shapes"] == "improved"
+
+
+def test_weights_that_were_trained_anew_give_no_verdict_on_quality_from_one_seed():
+    old, new = make_record(quality=5.0), make_record(quality=9.0)
+    new = dataclasses.replace(new, training=dataclasses.replace(new.training, key="trained anew"))
+    assert verdicts(compare([old], [new]))["variant@d8", "FD-shapes"] == "same"
+    assert not compare([old], [new], fail_on="fid:0.2").failed
+    again = [changed(record, seed=1) for record in (old, new)]
+    found = verdicts(compare([old, again[0]], [new, again[1]]))
+    assert found["variant@d8", "FD-shapes"] == "regressed"
 
 
 def test_a_change_within_the_interval_or_below_the_floor_is_none():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import itertools
 import json
 import shutil
@@ -20,12 +21,12 @@ from varbench import quality
 from varbench.data.shapes import TEST, Shapes
 from varbench.errors import CheckpointError, UserError
 from varbench.plan.presets import asset_folder
-from varbench.quality import extractors, frechet, intervals, libraries, second_opinion
+from varbench.quality import extractors, frechet, halves, libraries, second_opinion
 from varbench.quality.extractors import extract
 from varbench.quality.folding import folded
 from varbench.quality.judging import CLOSE, Judging
-from varbench.quality.kernel_distance import kernel_distance
-from varbench.quality.manifold import density_coverage
+from varbench.quality.kernel_distance import kernel_distances
+from varbench.quality.manifold import density_coverage, reaches
 from varbench.quality.second_opinion import CleanFid
 from varbench.quality.train_networks import gaussian_blur, train_classifier
 
@@ -211,7 +212,7 @@ def test_kid_over_subsets_equals_torch_fidelity_subset_by_subset(count, size):
         rng_seed=3,
         verbose=False,
     )
-    found = kernel_distance(some, others, subsets=30, size=size, seed=3)
+    found = kernel_distances(some, others, subsets=30, size=size, seed=3).mean()
     assert found == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
 
 
@@ -276,19 +277,95 @@ def test_density_and_coverage_equal_their_definition():
     assert found.covered_N.mean() == pytest.approx(inside.any(axis=1).mean())
 
 
+def test_halves_hold_half_of_every_class_and_are_the_same_for_the_same_labels():
+    labels = np.arange(203) % 7
+    splits = halves.splits_of(labels, dimensions=64, seed=0)
+    for split in splits:
+        assert abs(split.sum() - (~split).sum()) <= 1
+        assert max(abs((labels[split] == one).sum() - (labels[~split] == one).sum()) for one in range(7)) <= 1
+    assert len({split.tobytes() for split in splits}) == len(splits)
+    np.testing.assert_array_equal(splits, halves.splits_of(labels, dimensions=64, seed=0))
+
+
+def test_figures_of_halves_are_those_of_the_halves_alone():
+    """Each is made for all halves at once; here one by one, by the formulas themselves."""
+    rng = np.random.RandomState(0)
+    samples, real = rng.standard_normal((60, 3)) + 0.2, rng.standard_normal((80, 3))
+    splits = halves.splits_of(np.arange(60) % 3, dimensions=3, seed=0)[:4]
+
+    def distance(part):
+        return frechet.frechet_distance(frechet.gaussian(part), frechet.gaussian(real))
+
+    def kernel(part):
+        inner = (part @ part.T / 3 + 1) ** 3
+        beside = (inner.sum() - np.trace(inner)) / (len(part) * (len(part) - 1))
+        return beside - 2 * ((part @ real.T / 3 + 1) ** 3).mean()
+
+    def covered(part):
+        return density_coverage(part, real).covered_N.mean()
+
+    def recall(part):
+        reach = np.sort(np.linalg.norm(part[:, None] - part, axis=-1), axis=1)[:, 3]
+        return (np.linalg.norm(real[:, None] - part, axis=-1) <= reach).any(axis=1).mean()
+
+    for found, of in (
+        (halves.of_distances(samples, frechet.gaussian(real), splits), distance),
+        (halves.of_kernel_distances(samples, real, splits), kernel),
+        (halves.of_coverages(samples, real, reaches(real), splits), covered),
+        (halves.of_recalls(samples, real, splits, neighbours=3), recall),
+    ):
+        np.testing.assert_allclose(found.first_S, [of(samples[split]) for split in splits])
+        np.testing.assert_allclose(found.second_S, [of(samples[~split]) for split in splits])
+
+
+def test_scores_say_their_bias_and_keep_what_rows_are_compared_by(features, real, samples):
+    images, labels = samples
+    reference = quality.reference_images(real, source="test")
+    found = quality.score(images, labels, reference=reference, network=features, second_opinion=False)
+    fewer = quality.score(images[:200], labels[:200], reference=reference, network=features, second_opinion=False)
+    assert 0 < found.distance.bias < fewer.distance.bias < fewer.distance.value
+    assert len(found.distance.swings) == 40
+    assert len(json.dumps(found.distance.swings)) < 1000, "records stay small"
+    assert found.recall.bias is None
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """The benchmark that draws sets whose truth is known."""
+    path = Path(__file__).parents[1] / "benchmarks" / "quality_coverage.py"
+    spec = importlib.util.spec_from_file_location("quality_coverage", path)
+    sys.modules["quality_coverage"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def known_truths(drawn):
+    return drawn.populations(600)
+
+
 @pytest.mark.slow
-def test_the_interval_of_the_distance_is_as_wide_as_repeats_are(features, real):
-    """Fifteen sets from one generator: their true spread, and the spread that each says it has."""
-    reference = gaussian_of(features, real)
-    extractor = quality.from_network(features)
-    values, claimed = [], []
-    for repeat in range(15):
-        wanted = np.array([index for index in TEST[2000 + 400 * repeat : 2400 + 400 * repeat] if index % 10 > 2])
-        seen = extract(extractor, SHAPES.images(wanted)).features_ND
-        values.append(frechet.frechet_distance(frechet.gaussian(seen), reference))
-        figure = frechet.distance_interval(values[-1], seen, reference, labels=wanted % 10, seed=0)
-        claimed.append((figure.high - figure.value) / intervals.NORMAL)
-    assert 0.5 < np.mean(claimed) / np.std(values, ddof=1) < 2
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("population", ["shapes", "noisy shapes"])
+def test_intervals_hold_the_truth_as_often_as_they_say(drawn, known_truths, population):
+    """95 % of 200, to within three deviations of a count; and neither much wider nor narrower than repeats stray."""
+    scores = ("distance", "KID", "recall", "coverage")
+    for score, found in drawn.coverage(population, known_truths, repeats=200, scores=scores).items():
+        assert 0.90 <= found.holds <= 0.995, (score, found)
+        assert 0.8 < found.says / found.strays < 1.35, (score, found)
+        if score == "distance":
+            true, said = found.bias
+            assert said == pytest.approx(true, rel=0.15)
+            assert found.difference_holds >= 0.90
+            assert found.width < 0.9, "rows that share noise are told apart by less"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_gaussian_far_from_the_reference_is_held_too(drawn, known_truths):
+    (found,) = drawn.coverage("Gaussian, moved", known_truths, repeats=200, scores=("distance",)).values()
+    assert 0.90 <= found.holds <= 0.995, found
+    assert found.bias[1] == pytest.approx(found.bias[0], rel=0.2)
 
 
 # Sensitivity
@@ -447,7 +524,7 @@ def test_fid_from_adm_statistics_with_inception_weights_by_path(inception_file, 
         quality.from_inception(inception_file)
     found_hash = hashlib.sha256(inception_file.read_bytes()).hexdigest()
     monkeypatch.setattr(extractors, "INCEPTION_SHA256_START", found_hash[:8])
-    monkeypatch.setattr(frechet, "_resampling", lambda _: (4, 2))  # eigenvalues at 2,048 take a second each
+    monkeypatch.setattr(halves, "_FEWER", 2)  # eigenvalues at 2,048 take a second each
     inception = quality.from_inception(inception_file)
     assert inception.sha256 == found_hash
     images = SHAPES.images(TEST[:20])

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 import math
+import random
 import re
 import shlex
 import textwrap
@@ -29,7 +30,7 @@ from varbench.rows.manager import PluginManager
 from varbench.show import Chart, Image, Section, Table, Text, figures_trade_off, labels
 from varbench.show.answer import answer
 from varbench.show.columns import table_of
-from varbench.show.entries import blocks_of, score_label
+from varbench.show.entries import blocks_of, judge_quality, score_difference, score_label
 from varbench.show.outputs import render
 from varbench.show.plugin_sections import plugin_panels
 from varbench.show.stills import still
@@ -44,11 +45,23 @@ def sentence(found):
 
 
 def against(variant, fixed, *, seconds=0.5):
+    """Of rows on the same weights."""
     rows = [
-        make_record(VARIANT, seconds=seconds, quality=variant),
-        make_record(FIXED, seconds=seconds, quality=fixed),
+        make_record(VARIANT, seconds=seconds, quality=variant, training=False),
+        make_record(FIXED, seconds=seconds, quality=fixed, training=False),
     ]
     return sentence([*full_records(quality=5.0), *rows])
+
+
+def seeded(record, seed):
+    return dataclasses.replace(record, protocol=dataclasses.replace(record.protocol, seed=seed))
+
+
+def with_swings(record, swings):
+    """The record with the halves of its images in the headline score."""
+    headline, *others = record.quality.scores
+    scores = (dataclasses.replace(headline, swings=swings, reference="same", weights_sha256="same"), *others)
+    return dataclasses.replace(record, quality=dataclasses.replace(record.quality, scores=scores))
 
 
 def cells(found, row):
@@ -75,6 +88,63 @@ def test_the_answer_where_both_tie_within_noise():
     said = against(5.05, 5.15)
     assert said.startswith(f"Deploy `{VARIANT}`")
     assert f"`{FIXED}` ties with it within noise" in said
+
+
+def test_one_training_tells_no_recipe_from_another_and_several_seeds_do():
+    rows = [*full_records(quality=5.0), make_record(VARIANT, quality=5.0), make_record(FIXED, quality=9.0)]
+    said = sentence(rows)
+    assert f"one seed of training does not tell its recipe from that of `{FIXED}`" in said
+    (block,) = blocks_of(rows)
+    by_name = {entry.name: entry for entry in block.entries}
+    assert judge_quality(by_name[VARIANT], by_name[FIXED]) == "same"
+    assert judge_quality(by_name[FIXED], block.full["lossless"]) == "worse", (
+        "beside the full model these weights are meant"
+    )
+    assert "marks are about these weights" in as_table(rows)
+    again = [seeded(record, 1) for record in rows]
+    assert f"it is better than `{FIXED}`" in sentence([*rows, *again])
+    assert "these weights" not in as_table([*rows, *again])
+
+
+def test_rows_of_one_seed_are_compared_image_by_image():
+    """Both rows' images stray together, so that their difference hardly strays: ± 0.2 each, ± 0.02 between them."""
+    rng = random.Random(0)
+    common = [rng.gauss(0, 0.1) for _ in range(40)]
+    full, upstream = full_records(quality=5.0)
+    row = make_record("scale_window@w1", quality=5.1, training=False)
+
+    def difference(*rows):
+        (block,) = blocks_of(rows)
+        (entry,) = [entry for entry in block.entries if not entry.is_full]
+        return score_difference(entry, block.full["lossless"], "FD-shapes")
+
+    theirs = with_swings(full, tuple(common))
+    mine = with_swings(row, tuple(swing + rng.gauss(0, 0.01) for swing in common))
+    paired, apart = difference(theirs, upstream, mine), difference(full, upstream, row)
+    assert paired.value == apart.value == pytest.approx(0.1)
+    assert paired.high - paired.low < (apart.high - apart.low) / 8
+    assert cells([theirs, upstream, mine], row.row.row)["quality"].mood == "worse"
+    assert cells([full, upstream, row], row.row.row)["quality"].mood == "same"
+    other_noise = difference(theirs, upstream, seeded(mine, 1))
+    assert other_noise == apart, "other noise shares nothing"
+    other_network = dataclasses.replace(mine.quality.scores[0], weights_sha256="other")
+    foreign = dataclasses.replace(mine, quality=dataclasses.replace(mine.quality, scores=(other_network,)))
+    assert difference(theirs, upstream, foreign) == apart
+
+
+def test_the_page_says_what_an_interval_of_a_score_leaves_out(tmp_path):
+    full, upstream = full_records(quality=5.0)
+    biased = dataclasses.replace(full.quality.scores[0], bias=0.06)
+    full = dataclasses.replace(full, quality=dataclasses.replace(full.quality, scores=(biased,)))
+    found = [full, upstream, make_record(quality=5.0)]
+    (block,) = blocks_of(found)
+    about, training = block.quality_notes
+    assert "from 2,000 images, so few that it is about 0.06 too high" in about
+    assert "the reference is taken as fixed" in about
+    render(r.Loaded(records=tuple(found), problems=(), paths=()), tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert about in page
+    assert training in page
 
 
 def test_the_answer_where_nothing_keeps_the_quality_or_is_faster():

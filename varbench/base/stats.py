@@ -203,6 +203,14 @@ def difference(first: Interval, second: Interval) -> Interval:
     return Interval(value=value, low=value - down, high=value + up)
 
 
+def paired_difference(first: Interval, second: Interval, swings: Sequence[tuple[float, float]]) -> Interval:
+    """`second - first` of two figures of images that share their noise: `swings` holds, for each of many splits of the
+    images, half of the difference between its halves, of the first figure and of the second."""
+    value = second.value - first.value
+    half = student(len(swings)) * math.sqrt(math.fsum((one - other) ** 2 for one, other in swings) / len(swings))
+    return Interval(value=value, low=value - half, high=value + half)
+
+
 def combine(repeats: Sequence[Interval]) -> Interval:
     """The mean of repeats (seeds, runs). One repeat is itself; of more, the interval is Student's over the repeats.
 

@@ -1,14 +1,17 @@
 """The scores of one set of samples against one reference.
 
-Inception Score, precision and recall come from torch-fidelity's own functions, distance and KID from ours, on features
-that are extracted once. The libraries' known faults do not reach the caller: KID is seeded (clean-fid's is not); Inception Score, which depends on the order
-of images, is taken after a fixed shuffle; nothing is cached by name (`varbench.quality.feature_cache`); means are summed in
-float64 (`varbench.quality.frechet`); `np.int`, gone from numpy, stands only in torch-fidelity's path for generative
-models, which is never taken; a distance that is not of the published Inception is not called FID.
+Values are those that others print: of torch-fidelity's own functions, or equal to them, on features that are extracted
+once. Their 95 % intervals are ours (`varbench.quality.halves`): where other images of the same generator would lead, as
+many, for the same labels, against the same reference. The libraries' known faults do not reach the caller: KID is seeded
+(clean-fid's is not); Inception Score, which depends on the order of images, is taken after a fixed shuffle; nothing is
+cached by name (`varbench.quality.feature_cache`); means are summed in float64 (`varbench.quality.frechet`); `np.int`, gone
+from numpy, stands only in torch-fidelity's path for generative models, which is never taken; a distance that is not of the
+published Inception is not called FID.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -18,13 +21,14 @@ from numpy.typing import NDArray
 
 from varbench.base.stats import Interval
 from varbench.errors import UserError
-from varbench.quality import intervals, libraries
+from varbench.quality import halves, intervals, libraries
 from varbench.quality.extractors import Extractor, Features, extract, from_network
 from varbench.quality.feature_cache import cached_arrays
-from varbench.quality.frechet import Gaussian, distance_interval, frechet_distance, gaussian
+from varbench.quality.frechet import Gaussian, frechet_distance, gaussian
+from varbench.quality.halves import Halves, Splits, splits_of
 from varbench.quality.images import Images, check_images
 from varbench.quality.judging import Judging
-from varbench.quality.kernel_distance import kernel_distance
+from varbench.quality.kernel_distance import kernel_distances
 from varbench.quality.manifold import density_coverage, reaches
 from varbench.quality.networks import Network
 from varbench.quality.reference import Reference, check_reference, reference_features, reference_statistics
@@ -154,6 +158,7 @@ class Scoring:
             extractor=self.extractor,
             reference=self.reference,
             labels=labels,
+            splits=splits_of(labels, dimensions=self.extractor.dimensions, seed=self.seed),
             seen=Features(
                 features_ND=np.concatenate([one.features_ND for one in self._seen]),
                 logits_NC=np.concatenate([one.logits_NC for one in self._seen]),
@@ -192,13 +197,26 @@ class _Seen:
     extractor: Extractor
     reference: Reference
     labels: NDArray[np.int64]
+    splits: Splits
     seen: Features
     real: Features | None
     real_statistics: Gaussian
     seed: int
 
-    def score(self, name: str, figure: Interval, implementation: str, *, better: Better = "higher") -> Score:
-        return self._score(name, implementation, better, value=figure.value, low=figure.low, high=figure.high)
+    def score(
+        self,
+        name: str,
+        figure: Interval,
+        implementation: str,
+        *,
+        of_halves: Halves | None = None,
+        better: Better = "higher",
+        bias: float | None = None,
+    ) -> Score:
+        return self._score(
+            name, implementation, better, value=figure.value, low=figure.low, high=figure.high, bias=bias,
+            swings=None if of_halves is None else tuple(float(f"{swing:.5g}") for swing in of_halves.swings_S),
+        )  # fmt: skip
 
     def missing(self, name: str, reason: str, implementation: str, *, better: Better = "higher") -> Score:
         return self._score(name, implementation, better, reason=reason)
@@ -217,36 +235,46 @@ class _Seen:
 
 
 def _distance(scoring: _Seen) -> Score:
-    """By torch-fidelity; where it is not installed, by our formula, which equals it."""
-    found, real = gaussian(scoring.seen.features_ND), scoring.real_statistics
+    """By torch-fidelity; where it is not installed, by our formula, which equals it.
+
+    It is too high on average, the more the fewer images, and printed as it is, since others print it so; by how much
+    stands beside it.
+    """
+    features, real = scoring.seen.features_ND, scoring.real_statistics
+    found = gaussian(features)
+    own = frechet_distance(found, real)
     try:
         library, implementation = libraries.torch_fidelity(), libraries.version(_FIDELITY)
     except libraries.UnavailableError:
-        value, implementation = frechet_distance(found, real), _OWN
+        value, implementation = own, _OWN
     else:
         (value,) = library.metric_fid.fid_statistics_to_metric(
             {"mu": found.mu, "sigma": found.sigma}, {"mu": real.mu, "sigma": real.sigma}, False
         ).values()
-    figure = distance_interval(value, scoring.seen.features_ND, real, labels=scoring.labels, seed=scoring.seed)
-    return scoring.score(scoring.extractor.distance_name, figure, implementation, better="lower")
+    found_halves = halves.of_distances(features, real, scoring.splits)
+    return scoring.score(
+        scoring.extractor.distance_name,
+        intervals.of_square(value, found_halves),
+        implementation,
+        of_halves=found_halves,
+        better="lower",
+        # What half of the images add is what as many images again would take away.
+        bias=float(found_halves.all.mean()) - own,
+    )
 
 
 def _kid(scoring: _Seen) -> Score:
-    """Mean over 100 seeded subsets. Subsets overlap, so the interval comes from ten blocks that do not."""
+    """Mean over 100 seeded subsets, whose drawing adds a little to what other images would change."""
     name = scoring.extractor.named("KID")
     if scoring.real is None:
         return scoring.missing(name, _no_images(scoring), _OWN, better="lower")
     seen, real = scoring.seen.features_ND, scoring.real.features_ND
-
-    def kid(some: NDArray[np.float32], others: NDArray[np.float32], subsets: int) -> float:
-        size = min(_KID_SUBSET, len(some), len(others))
-        return kernel_distance(some, others, subsets=subsets, size=size, seed=scoring.seed)
-
-    of_samples = intervals.balanced_blocks(scoring.labels, intervals.BLOCKS, seed=scoring.seed)
-    of_real = intervals.balanced_blocks(np.zeros(len(real), np.int64), intervals.BLOCKS, seed=scoring.seed)
-    by_block = [kid(seen[of_samples == block], real[of_real == block], 1) for block in range(intervals.BLOCKS)]
-    figure = intervals.around(kid(seen, real, _KID_SUBSETS), by_block)
-    return scoring.score(name, figure, _OWN, better="lower")
+    size = min(_KID_SUBSET, len(seen), len(real))
+    values = kernel_distances(seen, real, subsets=_KID_SUBSETS, size=size, seed=scoring.seed)
+    of_halves = halves.of_kernel_distances(seen, real, scoring.splits)
+    drawing = float(values.std()) / math.sqrt(_KID_SUBSETS)
+    figure = intervals.around(float(values.mean()), of_halves, besides=drawing)
+    return scoring.score(name, figure, _OWN, of_halves=of_halves, better="lower")
 
 
 def _inception_score(scoring: _Seen) -> Score:
@@ -264,7 +292,7 @@ def _inception_score(scoring: _Seen) -> Score:
 
 
 def _precision_recall(scoring: _Seen) -> tuple[Score, Score]:
-    """Shares of samples and of reference images, with the other set's neighbourhoods held fixed."""
+    """Shares of samples among the reference images, and of reference images among the samples."""
     if scoring.real is None:
         return _both_missing(scoring, ("precision", "recall"), _no_images(scoring), _FIDELITY)
     try:
@@ -279,8 +307,9 @@ def _precision_recall(scoring: _Seen) -> tuple[Score, Score]:
         save_cpu_ram=True,
         verbose=False,
     )
+    of_halves = halves.of_recalls(seen, real, scoring.splits, neighbours=_NEIGHBOURS)
     precision = intervals.share(found["precision"], len(seen))
-    recall = intervals.share(found["recall"], len(real))
+    recall = intervals.share_around(found["recall"], of_halves, len(real))
     version = libraries.version(_FIDELITY)
     return scoring.score("precision", precision, version), scoring.score("recall", recall, version)
 
@@ -288,15 +317,16 @@ def _precision_recall(scoring: _Seen) -> tuple[Score, Score]:
 def _density_coverage(scoring: _Seen) -> tuple[Score, Score]:
     if scoring.real is None:
         return _both_missing(scoring, ("density", "coverage"), _no_images(scoring), _OWN)
-    real = scoring.real.features_ND
+    seen, real = scoring.seen.features_ND, scoring.real.features_ND
     reaching = cached_arrays(
         "reaches 1",
         scoring.extractor.sha256,
         scoring.reference.sha256,
         compute=lambda: {"reaches": reaches(real)},
     )["reaches"]
-    found = density_coverage(scoring.seen.features_ND, real, reaches_N=reaching)
-    covered = intervals.share(float(found.covered_N.mean()), len(found.covered_N))
+    found = density_coverage(seen, real, reaches_N=reaching)
+    of_halves = halves.of_coverages(seen, real, reaching, scoring.splits)
+    covered = intervals.share_around(float(found.covered_N.mean()), of_halves, len(real))
     density = intervals.mean(found.density_M)
     return scoring.score("density", density, _OWN), scoring.score("coverage", covered, _OWN)
 

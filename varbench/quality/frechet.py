@@ -1,14 +1,12 @@
-"""Fréchet distance of two Gaussians in float64, and its interval by a bootstrap over blocks of images."""
+"""Fréchet distance of two Gaussians in float64."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from varbench.base.stats import Interval
-from varbench.quality.intervals import NORMAL, balanced_blocks
 
 Matrix = NDArray[np.float64]
 
@@ -36,45 +34,10 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     return _distance(_root(first.sigma), first, second)
 
 
-def distance_interval(
-    value: float,
-    features_ND: NDArray[np.floating],
-    reference: Gaussian,
-    *,
-    labels: NDArray[np.int64],
-    seed: int,
-) -> Interval:
-    """How far `value` may wander with other samples of the same generator; the reference is held fixed.
-
-    Blocks of images, each with all classes in their shares, are drawn with replacement. A resampled set holds images
-    twice, which moves the distance up, so only the spread of the draws is used and not their place. Near the floor, where the distance is all bias, it is half
-    as wide again as repeats are.
-    """
-    count, draws = _resampling(features_ND.shape[1])
-    count = min(count, len(features_ND) // 2)
-    blocks = balanced_blocks(labels, count, seed=seed)
-    centred = features_ND.astype(np.float64) - reference.mu
-    sizes = np.bincount(blocks, minlength=count).astype(np.float64)
-    sums = np.stack([centred[blocks == block].sum(axis=0) for block in range(count)])
-    products = np.stack([centred[blocks == block].T @ centred[blocks == block] for block in range(count)])
-
+def frechet_distances(several: Iterable[Gaussian], reference: Gaussian) -> NDArray[np.float64]:
+    """Of several sets to one reference, whose root is taken once."""
     root = _root(reference.sigma)
-    rng = np.random.RandomState(seed)
-    values = []
-    for _ in range(draws):
-        weights = np.bincount(rng.randint(count, size=count), minlength=count).astype(np.float64)
-        n = weights @ sizes
-        mean = weights @ sums / n
-        product = np.tensordot(weights, products, axes=1)
-        drawn = Gaussian(mu=mean + reference.mu, sigma=(product - n * np.outer(mean, mean)) / (n - 1))
-        values.append(_distance(root, reference, drawn))
-    half = NORMAL * float(np.std(values, ddof=1))
-    return Interval(value=value, low=min(value, max(0.0, value - half)), high=value + half)
-
-
-def _resampling(dimensions: int) -> tuple[int, int]:
-    """Blocks and draws. A block keeps D x D products and a draw costs an eigen-decomposition: 2,048 wants fewer."""
-    return (40, 200) if dimensions <= 256 else (16, 20)
+    return np.array([_distance(root, reference, one) for one in several])
 
 
 def _root(sigma: Matrix) -> Matrix:
@@ -87,4 +50,4 @@ def _distance(root: Matrix, first: Gaussian, second: Gaussian) -> float:
     between = np.linalg.eigvalsh(root @ second.sigma @ root)
     apart = first.mu - second.mu
     trace_of_root = np.sqrt(np.clip(between, 0, None)).sum()
-    return float(apart @ apart + np.trace(first.sigma) + np.trace(second.sigma) - 2 * trace_of_root)
+    return max(0.0, float(apart @ apart + np.trace(first.sigma) + np.trace(second.sigma) - 2 * trace_of_root))

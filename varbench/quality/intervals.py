@@ -1,4 +1,4 @@
-"""95 % intervals of figures that are means over images, shares of images, or means over blocks of images."""
+"""95 % intervals of figures that are means over images, shares of images, or known of halves of the images."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from varbench.base.stats import Interval
+from varbench.base.stats import Interval, student
+from varbench.quality.halves import Halves
 
 NORMAL = 1.96
 STUDENT_9 = 2.262
-"""97.5 % point at 9 degrees of freedom: intervals from the means of ten blocks."""
+"""97.5 % point at 9 degrees of freedom: the interval of the Inception Score, from ten blocks."""
 
 BLOCKS = 10
 
@@ -34,23 +35,27 @@ def mean(values: NDArray[np.floating]) -> Interval:
     return Interval(value=value, low=value - half, high=value + half)
 
 
-def around(value: float, by_block: list[float]) -> Interval:
-    """`value` plus and minus what ten disjoint blocks say of it. Only for figures without bias in n."""
-    if len(by_block) != BLOCKS:
-        raise AssertionError(f"{len(by_block)} blocks, and Student's factor is for {BLOCKS}")
-    return of_blocks(value, float(np.std(by_block)))
+def around(value: float, halves: Halves, *, besides: float = 0.0) -> Interval:
+    """`value` plus and minus what its halves say; `besides` is a further deviation of another cause."""
+    half = student(len(halves.first_S)) * math.hypot(float(np.std(halves.all)), besides)
+    return Interval(value=value, low=value - half, high=value + half)
+
+
+def share_around(part: float, halves: Halves, n: int) -> Interval:
+    """As `share`, where one image may bring in or cost many: of as many as would stray as the halves do."""
+    spread = float(np.var(halves.all))
+    return share(part, min(n, round(part * (1 - part) / spread)) if spread and 0 < part < 1 else n)
+
+
+def of_square(value: float, halves: Halves) -> Interval:
+    """Of a squared distance: on its root, which strays to either side alike, and never below 0."""
+    swings = (np.sqrt(halves.first_S) - np.sqrt(halves.second_S)) / 2
+    half = student(len(swings)) * math.sqrt(float(np.mean(np.square(swings))))
+    root = math.sqrt(max(value, 0.0))
+    return Interval(value=value, low=min(value, max(0.0, root - half) ** 2), high=(root + half) ** 2)
 
 
 def of_blocks(value: float, deviation: float) -> Interval:
     """From the deviation of ten blocks as numpy gives it, which divides by ten where an estimate divides by nine."""
     half = STUDENT_9 * deviation / math.sqrt(BLOCKS - 1)
     return Interval(value=value, low=value - half, high=value + half)
-
-
-def balanced_blocks(labels: NDArray[np.int64], count: int, *, seed: int) -> NDArray[np.int64]:
-    """A block for every image, so that each block holds each class equally often, as the whole does."""
-    shuffled = np.random.RandomState(seed).permutation(len(labels))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    blocks = np.empty(len(labels), np.int64)
-    blocks[by_class] = np.arange(len(labels)) % count
-    return blocks

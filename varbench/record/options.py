@@ -161,9 +161,18 @@ class Options:
         "the published Inception weights, without which nothing is called FID", absent="the preset's own network",
         metavar="FILE", path="file",
     )  # fmt: skip
+    features: str | None = option(
+        "feature network of `varbench train features`; the score is named after its data",
+        absent="the preset's own network", metavar="FILE", path="file",
+    )  # fmt: skip
+    judge: str | None = option(
+        "judge of `varbench train judge`, which has to know the classes of --data",
+        absent="the preset's own, where it knows the classes", metavar="FILE", path="file",
+    )  # fmt: skip
     data: str | None = option(
-        "class folders that recipes are trained on", absent="the preset's own data", metavar="FOLDER", path="folder"
-    )
+        "class folders that recipes are trained on and, without --reference, quality is measured against",
+        absent="the preset's own data", metavar="FOLDER", path="folder",
+    )  # fmt: skip
     device: str = option(
         "cpu, cuda or cuda:N", default=ByMachine("cpu, or for the large presets a GPU where there is one"), metavar="DEVICE",
         form=(r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:N"), compared=False,  # the record's environment says which it was

@@ -173,6 +173,15 @@ class Score:
     weights_sha256: str | None = entry("hash of the feature network's weights", absent="needs no feature network")
     reference: str | None = entry("what it was compared with, by content", absent="needs no reference")
     reason: str | None = entry("why the value is null", absent="the value is there")
+    bias: float | None = entry(
+        "how much the value is too high on average since it is of `n` images and not of very many; it is not taken off",
+        absent="the score has no such bias",
+    )
+    swings: tuple[float, ...] | None = entry(
+        "half of the difference between two halves of the images, for splits that are the same in every row of the same "
+        "labels: where these agree in two rows, the rows' difference is known better than either score",
+        absent="not made for this score",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

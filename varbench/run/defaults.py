@@ -20,7 +20,7 @@ def resolve(args: argparse.Namespace, *, kind: type[Options] = Options) -> Optio
     given |= given_in(args, kind=kind)
     preset = _preset(given)
     chosen = filled_in({**given, "model": preset.spec.name}, kind=kind)
-    if "images" not in given and not (preset.assets or "reference" in given):
+    if "images" not in given and not (preset.assets or "reference" in given or {"data", "features"} <= given.keys()):
         # Without a reference there are no scores, and images only where they were asked for: to look at, and to hold against
         # the full model's.
         chosen["images"] = 0
@@ -92,13 +92,19 @@ def _check(options: Options, preset: presets.Preset) -> None:
         raise UserError(
             f"--vae {options.vae}, but {given}; give both files, as in --weights var_d16.pth --vae {options.vae}"
         )
-    if options.reference is not None and options.images and options.inception is None and not preset.assets:
+    if options.inception is not None and options.features is not None:
+        raise UserError(
+            f"--inception {options.inception} and --features {options.features}: one of them looks; leave one out"
+        )
+    looks = options.inception or options.features
+    if options.reference is not None and options.images and looks is None and not preset.assets:
         raise UserError(
             f"--reference {options.reference}: scores against it need the published Inception weights, which are not "
             "downloaded for you: give their path, --inception FILE, or --images 0 to leave quality out"
         )
-    if options.inception is not None and options.reference is None and not preset.assets:
-        raise UserError(f"--inception {options.inception}: there is nothing to compare with; give --reference PATH too")
+    if looks is not None and options.reference is None and options.data is None and not preset.assets:
+        flag = "--features" if options.inception is None else "--inception"
+        raise UserError(f"{flag} {looks}: there is nothing to compare with; give --reference PATH too")
     if 0 < options.images < 20:
         raise UserError(
             f"{options.images} images are too few to score; give --images 20 or more, or 0 to leave quality out"

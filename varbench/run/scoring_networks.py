@@ -5,6 +5,11 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from varbench.data.folder import open_folder
+from varbench.data.image_set import ImageSet
 from varbench.data.shapes import Shapes
 from varbench.errors import UserError
 from varbench.plan import presets
@@ -19,6 +24,7 @@ from varbench.quality import (
     reference_images,
     reference_npz,
 )
+from varbench.quality.images import Images
 from varbench.record import WeightFile
 from varbench.record.options import Options
 
@@ -28,40 +34,74 @@ class ScoringNetworks:
 
     def __init__(self, options: Options, *, side: int, device: str) -> None:
         self._options, self._side, self._device = options, side, device
-        ships_data = presets.preset(options.model).assets
-        self.own = ships_data and options.inception is None
-        """Whether the networks are those that ship with the preset."""
-        self.scores = ships_data or options.reference is not None
+        self._assets = presets.preset(options.model).assets
+        self.sees = self._assets or options.features is not None or options.inception is not None
+        """Whether there is a network to look."""
+        self.scores = self.sees and (self._assets or options.reference is not None or options.data is not None)
+
+    @cached_property
+    def data(self) -> ImageSet:
+        """What the images are to look like, class by class."""
+        folder = self._options.data
+        return Shapes(side=self._side) if folder is None else open_folder(folder, side=self._side)
 
     @cached_property
     def judge(self) -> Network | None:
-        return self._network("judge") if self.own else None
+        """Who tells the classes. One that was trained on others would call everything wrong, and is not asked."""
+        given = self._options.judge
+        if given is None and (not self._assets or self._options.inception is not None):
+            return None
+        judge = self._shipped("judge") if given is None else load_network(given)
+        if judge.config.classes == self.data.classes:
+            return judge
+        if given is None:
+            return None
+        raise UserError(
+            f"--judge {given} knows the {len(judge.config.classes)} classes {_some(judge.config.classes)}, and "
+            f"{self.data.name} has the {len(self.data.classes)} classes {_some(self.data.classes)}; train one with "
+            "varbench train judge --data FOLDER, and give that FOLDER here too"
+        )
 
     @cached_property
     def extractor(self) -> Extractor:
-        if self.own:
-            return from_network(self._network("features"), device=self._device)
-        if self._options.inception is None:
-            raise UserError(
-                "scores against a reference need the published Inception weights, which are not downloaded for you: "
-                "give their path, --inception FILE"
-            )
-        weights = Path(self._options.inception)
-        return from_inception(weights, device=self._device, torchscript_folder=weights.parent)
+        options = self._options
+        if options.inception is not None:
+            weights = Path(options.inception)
+            return from_inception(weights, device=self._device, torchscript_folder=weights.parent)
+        if options.features is not None:
+            return from_network(load_network(options.features), device=self._device)
+        if self._assets:
+            return from_network(self._shipped("features"), device=self._device)
+        raise UserError(
+            "scores need a network that looks at the images: give the path of the published Inception weights, which are "
+            "not downloaded for you, by --inception FILE, or one of varbench train features by --features FILE"
+        )
 
     @cached_property
     def reference(self) -> Reference:
         path = self._options.reference
         if path is None:
-            data = Shapes(side=self._side)
-            return reference_images(data.images(data.test[: self._options.images]), source=f"{data.name}, held out")
+            held_out = self.data.test[: self._options.images]
+            return reference_images(self.data.images(held_out), source=f"{self.data.name}, held out")
         if path.endswith(".npz"):
             return reference_npz(path)
         return reference_folder(path, side=self._side)
+
+    def further_images(self) -> tuple[Images, NDArray[np.int64]] | None:
+        """Real images with their labels beside the reference's, as many as are scored; None where there are not so many."""
+        count = self._options.images
+        others = [*self.data.test[count : 2 * count], *self.data.validation[:count]][:count]
+        if self._options.reference is not None or len(others) < count:
+            return None
+        return self.data.images(others), self.data.labels(others)
 
     def files(self) -> tuple[WeightFile, ...]:
         networks = [("features", self.extractor.sha256)] + ([("judge", self.judge.sha256)] if self.judge else [])
         return tuple(WeightFile(role=role, name=role, sha256=sha256) for role, sha256 in networks)
 
-    def _network(self, kind: str) -> Network:
+    def _shipped(self, kind: str) -> Network:
         return load_network(presets.asset_folder(self._options.model) / f"{kind}.safetensors")
+
+
+def _some(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:3]) + (", …" if len(classes) > 3 else "")

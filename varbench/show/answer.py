@@ -11,7 +11,7 @@ from collections import Counter
 
 from varbench.base import stats
 from varbench.show import formatting
-from varbench.show.entries import Block, Entry, judge_quality, judge_speed, score_label
+from varbench.show.entries import Block, Entry, judge_quality, judge_speed, need_seeds, score_label
 
 
 def answer(block: Block | None) -> str:
@@ -85,6 +85,8 @@ def _against_rival(best: Entry, rows: list[Entry]) -> str:
     higher = best.headline is not None and best.headline.better == "higher"
     rival = sorted(rivals, key=lambda entry: entry.quality.value if entry.quality else 0.0, reverse=higher)[0]
     how = "at the same work" if _same_work(best, rival) else "at the same speed"
+    if need_seeds(best, rival):
+        return f"; {how} one seed of training does not tell its recipe from that of `{rival.name}` ({_number(rival)})"
     verdict = judge_quality(best, rival)
     if verdict == "same":
         return f"; {how} `{rival.name}` ties with it within noise ({_number(rival)})"

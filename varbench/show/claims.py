@@ -9,7 +9,7 @@ from varbench.base import stats
 from varbench.record import Record
 from varbench.record.sections import Section, Table, Text
 from varbench.show import formatting
-from varbench.show.entries import Block, Entry, blocks_of, score_label
+from varbench.show.entries import Block, Entry, blocks_of, need_seeds, score_difference, score_label
 
 HOLDS, DOES_NOT, NOT_SHOWN = "holds", "does not hold", "no difference shown"
 COLUMNS = ("claim", "measured", "here")
@@ -45,7 +45,7 @@ def _note(block: Block) -> str:
     seeds = max(len(entry.complete) for entry in block.entries)
     start = f"{block.title}. Differences are in {score_label(block.headline)}, "
     if seeds == 1:
-        return f"{start}from one seed: another may turn them around."
+        return f"{start}from one seed: another may turn them around, so rows of different trainings decide no claim."
     return (
         f"{start}of the same seed, data order and noise on both sides; their 95 % intervals are over {seeds} seeds. A claim "
         "holds, or does not, only where the whole interval is on one side."
@@ -55,12 +55,12 @@ def _note(block: Block) -> str:
 def _beside(better: Entry, worse: Entry, block: Block) -> tuple[str, str]:
     """What was measured of a pair, and whether the first is better."""
     assert block.headline is not None
-    mine, theirs = (entry.by_seed(block.headline.name) for entry in (better, worse))
-    found = [stats.difference(theirs[seed], mine[seed]) for seed in sorted(mine) if seed in theirs]
+    gap = score_difference(better, worse, block.headline.name) if better.seeds & worse.seeds else None
     both = [entry.score(block.headline.name) for entry in (better, worse)]
-    if not found or both[0] is None or both[1] is None:
+    if gap is None or both[0] is None or both[1] is None:
         return "-", NOT_SHOWN
-    gap = stats.combine(found)
     text = f"{better.name} {formatting.with_interval(both[0])}, {worse.name} {formatting.with_interval(both[1])}; difference {formatting.with_interval(gap)}"
+    if need_seeds(better, worse):
+        return text, NOT_SHOWN
     judgement = stats.judge_difference(gap, better=block.headline.better)
     return text, {"better": HOLDS, "worse": DOES_NOT, "same": NOT_SHOWN}[judgement]

@@ -41,7 +41,7 @@ def columns_of(block: Block) -> tuple[Column, ...]:
     else:
         quality, way = (
             score_label(headline),
-            f"{headline.better} is better, {headline.implementation}, n = {headline.n}",
+            f"{block.quality_notes[0]} By {headline.implementation}",
         )
     plugin_columns = sorted({name for entry in block.entries for record in entry.complete for name in record.metrics})
     extra = [

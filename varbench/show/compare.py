@@ -15,7 +15,7 @@ from varbench.errors import UserError
 from varbench.record import Record
 from varbench.show import formatting
 from varbench.show.compare_speed import SPEED_MINIMUM, Side, speed_changes
-from varbench.show.entries import Entry, blocks_of, conditions_of, score_label
+from varbench.show.entries import Entry, blocks_of, conditions_of, need_seeds, score_difference, score_label
 from varbench.show.limits import Change, Verdict, parse_limits, with_limits
 
 _MACHINE = ("machine", "device")
@@ -187,8 +187,10 @@ def _scores(name: str, old: Entry, new: Entry) -> list[Change]:
                 f"({score.weights_sha256} and {other.weights_sha256}, {score.reference} and {other.reference}); "
                 "score both with the same"
             )
-        gap = _gap(old, new, score.name) or stats.difference(before, after)
-        judged = stats.judge_difference(gap, better=score.better)
+        gap = score_difference(new, old, score.name)
+        assert gap is not None, "both have the score"
+        # Weights that were trained anew tell nothing of the code that trained them, but by several seeds.
+        judged = "same" if need_seeds(new, old) else stats.judge_difference(gap, better=score.better)
         worse = gap if score.better == "higher" else Interval(value=-gap.value, low=-gap.high, high=-gap.low)
         changes.append(
             Change(
@@ -197,13 +199,6 @@ def _scores(name: str, old: Entry, new: Entry) -> list[Change]:
             )
         )  # fmt: skip
     return changes
-
-
-def _gap(old: Entry, new: Entry, name: str) -> Interval | None:
-    """New less old by seed, so that what a seed does to both sides is in neither; None where no seed is on both."""
-    before, after = old.by_seed(name), new.by_seed(name)
-    gaps = [stats.difference(before[seed], after[seed]) for seed in before if seed in after]
-    return stats.combine(gaps) if gaps else None
 
 
 def _presence(name: str, verdict: Any) -> Change:

@@ -13,10 +13,15 @@ from varbench.base import stats
 from varbench.base.stats import Interval, Judgement
 from varbench.record import Record, Score, Status, Totals, Verdict
 from varbench.record.option_forms import compared, in_words
+from varbench.show import formatting
+from varbench.show.score_differences import interval_of, named_score, same_noise_difference
 from varbench.show.speedups import ALIKE, Speed, beside, kind_of_work, processes, speedup, timed_by, timing_column
 
 # The start of the SHA-256 of the two files in which the published Inception weights circulate.
 PUBLISHED_INCEPTION = ("6726825d", "f58cb9b6")
+
+
+ONE_TRAINING = "Trained rows stand for one seed of training: marks are about these weights, and no recipe is called better than another."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,16 +89,17 @@ class Entry:
 
     def score(self, name: str) -> Interval | None:
         """A score over the repeats; a score without an interval has one of no width."""
-        found = [score for record in self.complete if (score := _score(record, name)) is not None]
+        found = [interval_of(score) for record in self.complete if (score := named_score(record, name)) is not None]
         return stats.combine(found) if found else None
 
-    def by_seed(self, name: str) -> dict[int, Interval]:
-        """A score by the seed of noise and training; of repeats with one seed the first."""
-        found: dict[int, Interval] = {}
-        for record in self.complete:
-            if (score := _score(record, name)) is not None:
-                found.setdefault(record.protocol.seed, score)
-        return found
+    @cached_property
+    def training(self) -> str | None:
+        """What names the weights that a recipe made; null where they were there before."""
+        return self.first.training.key if self.first.training else None
+
+    @cached_property
+    def seeds(self) -> frozenset[int]:
+        return frozenset(record.protocol.seed for record in self.complete)
 
     @cached_property
     def quality(self) -> Interval | None:
@@ -158,6 +164,20 @@ class Block:
         return ", ".join([self.conditions["preset"], *random, *told, f"on {self.conditions['device']}"])
 
     @cached_property
+    def quality_notes(self) -> tuple[str, ...]:
+        """What the headline score's figures, intervals and marks mean."""
+        score = self.headline
+        if score is None:
+            return ()
+        told = f"{score_label(score)}: {score.better} is better, from {score.n:,} images"
+        if score.bias is not None:
+            told += f", so few that it is about {formatting.number(score.bias)} too high; floors are so too"
+        told += ". Its interval is that of other images from the same weights; the reference is taken as fixed."
+        # No second seed says how much hangs on the seed.
+        trained = any(entry.training is not None and len(entry.seeds) == 1 for entry in self.entries)
+        return (told, ONE_TRAINING) if trained else (told,)
+
+    @cached_property
     def headline(self) -> Score | None:
         """The score of table and pictures: that of the full model, else the first that any row has."""
         ordered = sorted(self.entries, key=lambda entry: not entry.is_full)
@@ -220,11 +240,39 @@ def blocks_of(records: Sequence[Record]) -> list[Block]:
 
 
 def judge_quality(entry: Entry, other: Entry, *, minimum: float = 0.0) -> Judgement | None:
-    """Is `entry` better than `other` by the headline score? `same` means that no difference was shown."""
-    headline, mine, theirs = other.headline, entry.quality, other.quality
-    if headline is None or mine is None or theirs is None:
+    """Is `entry` better than `other` by the headline score? `same` means that no difference was shown.
+
+    Beside the full model that is a word on these weights. No recipe is called better than another after one training.
+    """
+    headline = other.headline
+    gap = score_difference(entry, other, headline.name) if headline is not None else None
+    if headline is None or gap is None:
         return None
-    return stats.judge_difference(stats.difference(theirs, mine), better=headline.better, minimum=minimum)
+    if not other.is_full and need_seeds(entry, other):
+        return "same"
+    return stats.judge_difference(gap, better=headline.better, minimum=minimum)
+
+
+def score_difference(entry: Entry, other: Entry, name: str) -> Interval | None:
+    """`entry` less `other` in a score: seed by seed where they share seeds, and then image by image."""
+    found = [
+        same_noise_difference(theirs, mine)
+        for seed in sorted(entry.seeds & other.seeds)
+        if (mine := _of_seed(entry, seed, name)) is not None and (theirs := _of_seed(other, seed, name)) is not None
+    ]
+    if found:
+        return stats.combine(found)
+    ours, others = entry.score(name), other.score(name)
+    return None if ours is None or others is None else stats.difference(others, ours)
+
+
+def need_seeds(entry: Entry, other: Entry) -> bool:
+    """Whether two rows run on weights of different trainings, and further seeds would have to say which recipe is better."""
+    return entry.training != other.training and len(entry.seeds & other.seeds) < 2
+
+
+def _of_seed(entry: Entry, seed: int, name: str) -> Score | None:
+    return next((named_score(record, name) for record in entry.complete if record.protocol.seed == seed), None)
 
 
 def judge_speed(entry: Entry, accounting: str) -> Judgement | None:
@@ -281,14 +329,6 @@ def _marks(entries: Sequence[Entry]) -> dict[int, dict[str, Judgement]]:
         for entry, accounting in some:
             marks.setdefault(id(entry), {})[accounting] = judged
     return marks
-
-
-def _score(record: Record, name: str) -> Interval | None:
-    for score in record.quality.scores if record.quality else ():
-        if score.name == name and score.value is not None:
-            low, high = (score.value if end is None else end for end in (score.low, score.high))
-            return Interval(value=score.value, low=low, high=high)
-    return None
 
 
 def _bytes(records: Sequence[Record], name: str) -> list[int]:

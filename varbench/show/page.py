@@ -178,7 +178,7 @@ def _block(
         })  # fmt: skip
     return {
         "anchor": part.anchor, "title": block.title, "answer": answer(block), "rows": rows, "figures": shown,
-        "columns": part.headings, "grids": part.grids,
+        "columns": part.headings, "grids": part.grids, "quality_notes": block.quality_notes,
         "has_plans": any(figure.key == "plans" for _, figure in part.figures),
     }  # fmt: skip
 

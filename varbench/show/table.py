@@ -45,8 +45,7 @@ def _notes(block: Block) -> list[str]:
     headline = block.headline
     better, worse, same = (formatting.MARKS[judgement] for judgement in ("better", "worse", "same"))
     notes = [f"{better} {worse} better or worse than the full model beyond the noise, {same} no difference shown."]
-    if headline is not None:
-        notes.append(f"{score_label(headline)}: {headline.better} is better, from {headline.n:,} images.")
+    notes += block.quality_notes
     if any(entry.timed != "transformer" for entry in block.entries):
         notes.append(
             f"{formatting.WITH_DECODER} with the decoder, in the full model's time too: the row has no transformer to time alone."

@@ -21,7 +21,6 @@ from PIL import Image
 from varbench.base.hashing import file_hash
 from varbench.base.places import cache_folder
 from varbench.base.whole_files import whole_file
-from varbench.data.shapes import Shapes
 from varbench.errors import WrongOutputError
 from varbench.model.checkpoints import build_tokenizer, load_tokenizer
 from varbench.model.tokenizer import Tokenizer
@@ -178,11 +177,10 @@ class Scorer:
             return None
         theirs, their_tokens = full
         count = min(len(theirs), len(images))
-        seen = self._networks.own or self._job.options.inception is not None
         found = distance_to_full(
             images[:count],
             theirs[:count],
-            extractor=self._networks.extractor if seen else None,
+            extractor=self._networks.extractor if self._networks.sees else None,
             tokens=None if tokens is None else tokens[:count],
             full_tokens=None if their_tokens is None else their_tokens[:count],
         )
@@ -212,12 +210,10 @@ class Scorer:
 
     def _floors(self) -> dict[str, Score]:
         """What no method can beat: other real images, and real images through the tokenizer, as many as are scored."""
-        options = self._job.options
-        if options.reference is not None:
+        further = self._networks.further_images()
+        if further is None:
             return {}
-        data = Shapes(side=self._side)
-        others = data.test[options.images : 2 * options.images]
-        real, labels = data.images(others), data.labels(others)
+        real, labels = further
 
         def distance(name: str, images: Images) -> Score:
             scoring = self._new_scoring(judge=False, second_opinion=False)

@@ -1,0 +1,144 @@
+"""Figures of halves of a set of images: how far the halves lie apart says how far other images would lead.
+
+A set is split many times into two halves, each with half of every class: labels are given, not drawn, so what differs
+between classes is no luck. Half of the difference between the two halves of a split strays as the figure of the whole does,
+whether the figure is a mean, a distance, or a share of what is reached by anything at all. The splits are the same in every
+row that has the same labels, so that two rows can be compared split by split: what the noise of an image does in both rows
+is then no difference. `benchmarks/quality_coverage.py` tries all this on sets whose truth is known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from varbench.quality.frechet import Gaussian, frechet_distances
+
+Features = NDArray[np.floating]
+Splits = NDArray[np.bool_]
+"""(S, N): which images are in the first half of each split."""
+
+_SPLITS = 40
+_FEWER = 12
+"""Of wide features, where each half costs seconds."""
+_WIDE = 512
+_ROWS = 512
+_NEAREST = 32
+"""Neighbours that are looked through for some that are in the same half; that hardly any are happens in one of millions."""
+
+
+@dataclass(frozen=True)
+class Halves:
+    """A figure of the first and of the second half of every split."""
+
+    first_S: NDArray[np.float64]
+    second_S: NDArray[np.float64]
+
+    @property
+    def swings_S(self) -> NDArray[np.float64]:
+        """Half of the difference of the halves."""
+        return (self.first_S - self.second_S) / 2
+
+    @property
+    def all(self) -> NDArray[np.float64]:
+        return np.concatenate([self.first_S, self.second_S])
+
+
+def splits_of(labels: NDArray[np.int64], *, dimensions: int, seed: int) -> Splits:
+    rng = np.random.RandomState(seed)
+    found = np.empty((_SPLITS if dimensions <= _WIDE else _FEWER, len(labels)), bool)
+    for split in found:
+        shuffled = rng.permutation(len(labels))
+        split[shuffled[np.argsort(labels[shuffled], kind="stable")]] = np.arange(len(labels)) % 2 == 0
+    return found
+
+
+def of_means(values_N: NDArray[np.floating] | NDArray[np.bool_], splits: Splits) -> Halves:
+    """Of a mean over images."""
+    values = values_N.astype(np.float64)
+    return Halves((splits @ values) / splits.sum(1), (~splits @ values) / (~splits).sum(1))
+
+
+def of_distances(features_ND: Features, reference: Gaussian, splits: Splits) -> Halves:
+    """Of the Fréchet distance."""
+    centred = features_ND.astype(np.float64) - reference.mu
+    total, products = centred.sum(axis=0), centred.T @ centred
+
+    def half(n: int, sums: Features, squares: Features) -> Gaussian:
+        mean = sums / n
+        return Gaussian(mu=mean + reference.mu, sigma=(squares - n * np.outer(mean, mean)) / (n - 1))
+
+    first, second = [], []
+    for split in splits:
+        part = centred[split]
+        sums, squares = part.sum(axis=0), part.T @ part
+        values = frechet_distances(
+            [half(len(part), sums, squares), half(len(centred) - len(part), total - sums, products - squares)],
+            reference,
+        )
+        first.append(values[0])
+        second.append(values[1])
+    return Halves(np.array(first), np.array(second))
+
+
+def of_kernel_distances(features_ND: Features, real_ND: Features, splits: Splits) -> Halves:
+    """Of KID with the whole reference, less what that has with itself: the cubic kernel of Bińkowski et al."""
+    samples, real = _double(features_ND), _double(real_ND)
+    member = torch.from_numpy(np.concatenate([splits, ~splits])).double()
+    sizes = member.sum(dim=1)
+    pairs, with_real = torch.zeros(len(member)).double(), torch.zeros(len(member)).double()
+    for rows, inside in zip(torch.split(samples, _ROWS), torch.split(member, _ROWS, dim=1), strict=True):
+        kernel = _cubic(rows @ samples.T, samples)
+        pairs += ((inside @ kernel) * member).sum(dim=1)
+        # No image beside itself.
+        pairs -= inside @ _cubic(rows.square().sum(dim=1), samples)
+        with_real += inside @ _cubic(rows @ real.T, samples).mean(dim=1)
+    values = (pairs / (sizes * (sizes - 1)) - 2 * with_real / sizes).numpy()
+    return Halves(*np.split(values, 2))
+
+
+def of_coverages(samples_MD: Features, real_ND: Features, reaches_N: NDArray[np.float64], splits: Splits) -> Halves:
+    """Of the share of real images that have a sample within reach."""
+    samples, real = _double(samples_MD), _double(real_ND)
+    member = torch.from_numpy(np.concatenate([splits, ~splits])).double()
+    covered = torch.zeros(len(member)).double()
+    for rows, reach in zip(torch.split(real, _ROWS), torch.split(torch.from_numpy(reaches_N), _ROWS), strict=True):
+        inside = (torch.cdist(rows, samples) < reach[:, None]).double()
+        covered += (inside @ member.T > 0).sum(dim=0)
+    return Halves(*np.split((covered / len(real)).numpy(), 2))
+
+
+def of_recalls(samples_MD: Features, real_ND: Features, splits: Splits, *, neighbours: int) -> Halves:
+    """Of the share of real images within any sample's radius, which reaches to its nearest samples of the same half."""
+    samples, real = _double(samples_MD), _double(real_ND)
+    member = torch.from_numpy(np.concatenate([splits, ~splits]))
+    radii = torch.cat(
+        [_radii(torch.cdist(rows, samples), member, neighbours) for rows in torch.split(samples, _ROWS)], dim=1
+    )
+    # A sample of the other half covers nothing.
+    radii = torch.where(member, radii, -1.0)
+    covered = torch.zeros(len(member)).double()
+    for rows in torch.split(real, _ROWS):
+        apart = torch.cdist(rows, samples)
+        for half, reach in enumerate(radii):
+            covered[half] += (apart <= reach).any(dim=1).sum()
+    return Halves(*np.split((covered / len(real)).numpy(), 2))
+
+
+def _radii(apart: torch.Tensor, member: torch.Tensor, neighbours: int) -> torch.Tensor:
+    """(H, n) of distances (n, N): how far it is to the nearest that are members, beside the image itself."""
+    near, places = apart.topk(min(_NEAREST, apart.shape[1]), largest=False)
+    found = [(inside[places].cumsum(dim=1) > neighbours).long().argmax(dim=1) for inside in member]
+    return torch.stack([near.gather(1, place[:, None])[:, 0] for place in found])
+
+
+def _cubic(products: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+    return (products / of.shape[1] + 1) ** 3
+
+
+def _double(features: Features) -> torch.Tensor:
+    """In float64 the fast form of cdist, with its cancellation, is exact enough."""
+    return torch.from_numpy(np.asarray(features, dtype=np.float64)).flatten(1)

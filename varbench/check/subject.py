@@ -19,7 +19,7 @@ from varbench.check import stand_ins
 from varbench.check.allocations import Held, Watched, contents
 from varbench.check.bench import Bench
 from varbench.check.chosen import Look
-from varbench.check.products import Products
+from varbench.check.counted_products import Products
 from varbench.engine.generate import Observer
 from varbench.engine.pipeline import Output
 from varbench.engine.subjects import Answer, Ask, EngineSubject, Subject, load_generator

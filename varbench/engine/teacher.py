@@ -193,4 +193,5 @@ def _layer_of_modules(
     q, k, v = block.attn.qkv(normed(x_BnC) * scale1 + shift1, dtype)
     mixed = attend(q, k, v, mask, block.attn.softmax_scale)
     x_BnC = x_BnC + block.attn.out(mixed, dtype) * gamma1
-    return x_BnC + block.ffn(normed(x_BnC) * scale2 + shift2, dtype) * gamma2
+    out: Tensor = x_BnC + block.ffn(normed(x_BnC) * scale2 + shift2, dtype) * gamma2
+    return out

@@ -6,9 +6,6 @@ heads, masking, gelu and gates are some hundred passes a layer; here they are ab
 one. Letters as in `varbench.engine.teacher`; c is a head's size.
 """
 
-# torch leaves the functions of autograd untyped.
-# mypy: disable-error-code="no-untyped-call, no-any-return"
-
 from __future__ import annotations
 
 import math
@@ -46,7 +43,7 @@ def trained_layer(
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
     """The softmax written out: on a CPU in bfloat16 its backward is twice as fast as the fused kernel's."""
-    return _Attention.apply(q, k.to(q.dtype), v, mask, scale)
+    return _attention(q, k.to(q.dtype), v, mask, scale)
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
@@ -60,9 +57,12 @@ def _heads(attn: Attention, h_BnC: Tensor, dtype: torch.dtype) -> tuple[Tensor, 
     if not attn.l2:
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
-    return _UnitHeads.apply(qkv, attn.scale_mul_1H11.float().clamp_max(MAX_LOG_SCALE).exp())
+    return _unit_heads(qkv, attn.scale_mul_1H11.float().clamp_max(MAX_LOG_SCALE).exp())
 
 
+# torch leaves `Function.apply`, which these are, untyped.
+_attention: Attend
+_unit_heads: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 _modulated_norm: Callable[[Tensor, Tensor, Tensor, torch.dtype], Tensor]
 _gated_sum: Callable[[Tensor, Tensor, Tensor], Tensor]
 _gelu: Callable[[Tensor], Tensor]
@@ -191,8 +191,10 @@ class _Gelu(Function):
 
     @staticmethod
     def backward(ctx: Any, given: Tensor) -> Tensor:
+        slope: Tensor
         (slope,) = ctx.saved_tensors
         return given * slope
 
 
+_attention, _unit_heads = _Attention.apply, _UnitHeads.apply
 _modulated_norm, _gated_sum, _gelu = _ModulatedNorm.apply, _GatedSum.apply, _Gelu.apply

@@ -22,7 +22,8 @@ def folded(network: Module) -> Module:
             _fold(module, list(zip(module._modules, list(module._modules)[1:], strict=False)))
         elif isinstance(module, JudgeBlock):
             _fold(module, [("conv1", "norm2")])
-    return copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack `memory_format`
+    return copied
 
 
 def _fold(module: nn.Module, neighbours: list[tuple[str, str]]) -> None:

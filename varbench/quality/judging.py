@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from varbench.base.instructions import fast_bfloat16
-from varbench.quality.extractors import extract, from_network
+from varbench.quality.extractors import Features, extract, from_network
 from varbench.quality.images import Images
 from varbench.quality.networks import Network
 
@@ -25,10 +25,15 @@ class Judging:
 
     def classes(self, images: Images) -> NDArray[np.int64]:
         if self._quick is None:
-            return extract(self._exact, images).logits_NC.argmax(axis=1)
-        logits = extract(self._quick, images).logits_NC
-        found, best = logits.argmax(axis=1), np.sort(logits, axis=1)[:, -2:]
+            return _strongest(extract(self._exact, images))
+        quick = extract(self._quick, images)
+        found, best = _strongest(quick), np.sort(quick.logits_NC, axis=1)[:, -2:]
         close = best[:, -1] - best[:, 0] < CLOSE
         if close.any():
-            found[close] = extract(self._exact, images[close]).logits_NC.argmax(axis=1)
+            found[close] = _strongest(extract(self._exact, images[close]))
         return found
+
+
+def _strongest(seen: Features) -> NDArray[np.int64]:
+    found: NDArray[np.int64] = seen.logits_NC.argmax(axis=1)
+    return found

@@ -318,9 +318,9 @@ BURN = threading.Event()
 
 def burn():
     while BURN.wait():
-        for _ in range(20_000):
+        for _ in range(1_000_000):
             pass
-        time.sleep(0.002)
+        time.sleep(0.02)
 
 threading.Thread(target=burn, daemon=True).start()
 

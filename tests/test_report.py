@@ -123,8 +123,8 @@ def test_rows_of_one_seed_are_compared_image_by_image():
     paired, apart = difference(theirs, upstream, mine), difference(full, upstream, row)
     assert paired.value == apart.value == pytest.approx(0.1)
     assert paired.high - paired.low < (apart.high - apart.low) / 8
-    assert cells([theirs, upstream, mine], row.row.row)["quality"].mood == "worse"
-    assert cells([full, upstream, row], row.row.row)["quality"].mood == "same"
+    assert cells([theirs, upstream, mine], row.row.row)["quality"].tone == "worse"
+    assert cells([full, upstream, row], row.row.row)["quality"].tone == "same"
     other_noise = difference(theirs, upstream, seeded(mine, 1))
     assert other_noise == apart, "other noise shares nothing"
     other_network = dataclasses.replace(mine.quality.scores[0], weights_sha256="other")
@@ -141,8 +141,7 @@ def test_the_page_says_what_an_interval_of_a_score_leaves_out(tmp_path):
     about, training = block.quality_notes
     assert "from 2,000 images, so few that it is about 0.06 too high" in about
     assert "the reference is taken as fixed" in about
-    render(r.Loaded(records=tuple(found), problems=(), paths=()), tmp_path)
-    page = (tmp_path / "index.html").read_text()
+    page = render(found, tmp_path).read_text()
     assert about in page
     assert training in page
 

@@ -30,6 +30,12 @@ def run(job: Job, channel: Channel) -> None:
         files = dict(job.files)
         load_pipeline(options.model, vae=files.pop("vae"), var=files.pop("main"), companions=files)
         channel.alive()
+    if options.data is not None:
+        classes = open_folder(options.data, side=model.image_side).classes
+        if len(classes) > model.classes:
+            raise UserError(
+                f"--data {options.data} has {len(classes)} classes, and {model.name} knows {model.classes}."
+            )
     networks = ScoringNetworks(options, side=model.image_side, device="cpu")
     if options.images and networks.scores:
         if options.reference is not None and not options.reference.endswith(".npz"):
@@ -37,12 +43,7 @@ def run(job: Job, channel: Channel) -> None:
                 check_readable(path, side=model.image_side)
                 channel.alive()
         check_reference(networks.reference, networks.extractor, side=model.image_side)
-    if options.data is not None:
-        classes = open_folder(options.data, side=model.image_side).classes
-        if len(classes) > model.classes:
-            raise UserError(
-                f"--data {options.data} has {len(classes)} classes, and {model.name} knows {model.classes}."
-            )
+        _ = networks.judge  # one that does not know the classes is refused
 
 
 def main(vae: str, var: str) -> int:

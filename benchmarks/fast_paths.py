@@ -27,7 +27,7 @@ import varbench.model.transformer as transformer
 from varbench import load_pipeline
 from varbench.engine import sampler
 from varbench.engine.pipeline import Pipeline
-from varbench.model.products import product
+from varbench.model.weighted import product
 from varbench.plan.presets import shipped_files
 
 Part = Callable[[], object]

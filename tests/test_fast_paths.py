@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from varbench.engine.kernel import attention_kernel
 from varbench.engine.sampler import _filtered_among_all, filtered
-from varbench.model.products import by_onednn, product
 from varbench.model.tokenizer import Norm
+from varbench.model.weighted import by_onednn, product
 
 ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 4e-3}
 """Relative, in the norm; of bfloat16 half a unit in the last of its eight places."""

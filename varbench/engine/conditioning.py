@@ -18,7 +18,8 @@ class Conditioning:
     first_RLC: Tensor | None
     """The first scale's tokens, until they were taken."""
     blocks: dict[int, tuple[Tensor, ...]]
-    """By layer, six vectors a row, float32: what they scale is, and a type more in an operation costs a copy."""
+    """By layer, six vectors a row, each in the type of what it changes (a type more in an operation costs a copy): gammas in
+    the compute type, the others float32."""
     head: tuple[Tensor, Tensor]
 
     @property
@@ -48,16 +49,17 @@ def condition(
     def spread(tensor: Tensor) -> Tensor:
         # Copied also where there is nothing to repeat: these are parts of larger tensors, which would live on.
         if not unlabelled:
-            return tensor.float().clone()
-        return torch.cat((tensor[:batch], tensor[batch:].expand(batch, *tensor.shape[1:]))).float()
+            return tensor.clone()
+        return torch.cat((tensor[:batch], tensor[batch:].expand(batch, *tensor.shape[1:])))
+
+    def by_type(gamma1: Tensor, gamma2: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        return spread(gamma1), spread(gamma2), *(spread(tensor.float()) for tensor in others)
 
     cond = backbone.condition(labels)
     shared = backbone.shared_modulation(cond, dtype)
     head_scale, head_shift = backbone.head_nm.modulation(cond, dtype)
     return Conditioning(
         first_RLC=spread(backbone.first_tokens(cond)),
-        blocks={
-            layer: tuple(spread(t) for t in backbone.block(layer).modulation(cond, shared, dtype)) for layer in layers
-        },
+        blocks={layer: by_type(*backbone.block(layer).modulation(cond, shared, dtype)) for layer in layers},
         head=(spread(head_scale), spread(head_shift)),
     )

@@ -17,9 +17,9 @@ from varbench.engine.cache import State
 from varbench.engine.conditioning import Conditioning, condition
 from varbench.engine.sampler import draw, filtered, uniforms
 from varbench.engine.watch import Watch
-from varbench.model.products import true_float32
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Layer, Transformer, modulated
+from varbench.model.weighted import true_float32
 from varbench.plan.owned import RowPolicies
 from varbench.plan.steps import CacheUse, LayerCall, Plan, Segment, SlotKey, Step, SubLayer
 from varbench.plan.trace import Trace
@@ -134,7 +134,6 @@ class _SubLayer:
     planned: SubLayer
     call: _Call
     compute: Callable[[Tensor], Tensor]
-    gate: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,18 +243,16 @@ class _Run:
 
         def attention(chosen_RnC: Tensor) -> Tensor:
             hidden = modulated(chosen_RnC, scale1, shift1)
-            return block.attn.out(self._attend(hidden, call), self.dtype)
+            return block.attn.out(self._attend(hidden, call), self.dtype) * gamma1
 
         def ffn(chosen_RnC: Tensor) -> Tensor:
             hidden = modulated(chosen_RnC, scale2, shift2)
             self.watch.ffn(block, hidden)
             computed: Tensor = block.ffn(hidden, self.dtype)
-            return computed
+            return computed * gamma2
 
-        self._sub_layer(
-            x_RLC, _SubLayer(name="attention", planned=planned.attention, call=call, compute=attention, gate=gamma1)
-        )
-        self._sub_layer(x_RLC, _SubLayer(name="ffn", planned=planned.ffn, call=call, compute=ffn, gate=gamma2))
+        self._sub_layer(x_RLC, _SubLayer(name="attention", planned=planned.attention, call=call, compute=attention))
+        self._sub_layer(x_RLC, _SubLayer(name="ffn", planned=planned.ffn, call=call, compute=ffn))
 
     def _sub_layer(self, x_RLC: Tensor, sub: _SubLayer) -> None:
         """Adds one residual branch to the stream: of all tokens, or of those a policy picks with the others filled in."""
@@ -266,7 +263,7 @@ class _Run:
         elif self._last_fill.get((key, sub.name)) == scale:
             self.state.forget(key, sub.name)
         self.watch.remembers()
-        x_RLC.addcmul_(output, sub.gate)
+        x_RLC.add_(output)
 
     def _on_picked(self, x_RLC: Tensor, sub: _SubLayer) -> Tensor:
         policy = self.tokens_policy

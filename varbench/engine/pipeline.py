@@ -19,9 +19,9 @@ from varbench.engine.teacher import TeacherPass
 from varbench.engine.trained_layer import fused_attention
 from varbench.engine.transforms import transformed
 from varbench.errors import UserError
-from varbench.model.products import true_float32
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer
+from varbench.model.weighted import true_float32
 from varbench.plan.compiler import compile_plan
 from varbench.plan.owned import RowPolicies
 from varbench.plan.steps import Plan

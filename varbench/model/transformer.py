@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from varbench.model.products import product
+from varbench.model.weighted import product
 from varbench.spec import ModelSpec
 
 EPS = 1e-6

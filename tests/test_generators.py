@@ -19,8 +19,8 @@ from varbench.engine.loading import load_pipeline
 from varbench.engine.subjects import EngineSubject, GeneratorSubject, Subject
 from varbench.errors import PlanError, UserError, WrongOutputError
 from varbench.measure import honesty, process_state, speed
-from varbench.measure.calls import Reply, Request
-from varbench.measure.speed import balanced_labels
+from varbench.measure.calls import Reply, Request, balanced_labels
+from varbench.measure.overseer import Overseer
 from varbench.plan import presets
 from varbench.plan.compiler import compile_plan
 from varbench.policies import Generator, Work
@@ -102,14 +102,14 @@ def a_run(**options: Any) -> Run:
     )  # fmt: skip
 
 
-def test_speed_has_the_columns_that_can_be_seen_from_outside() -> None:
+def test_speed_has_the_columns_that_can_be_seen_from_outside(tmp_path: Path) -> None:
     failures: list[str] = []
     found = speed.time_rows(
         process(Grey()).ask,
         ["test"],
         full=None,
-        pace=speed.Pace(batch=4, classes=10, pairs=3, error=1.0, budget=0.0),
-        seeds=iter(range(1000)),
+        pace=speed.Pace(batch=4, pairs=3, error=1.0, budget=0.0),
+        overseer=Overseer(secret="drawn", batch=4, classes=10, calls=3, keep=tmp_path / "images.npz"),
         strain=lambda: None,
         failed=lambda row, error: failures.append(row),
     )

@@ -19,8 +19,8 @@ from varbench.engine.pipeline import Pipeline
 from varbench.engine.storage import storage_bytes
 from varbench.engine.subjects import Answer, Ask, EngineSubject, Subject
 from varbench.errors import WrongOutputError
-from varbench.measure import environment, honesty, memory, nvml, process_state, speed, timed_call
-from varbench.measure.calls import Reply, Request
+from varbench.measure import environment, honesty, memory, nvml, process_state, timed_call
+from varbench.measure.calls import Reply, Request, balanced_labels
 from varbench.measure.clock import CudaClock
 from varbench.measure.harness import Nothing, null_cost
 from varbench.measure.largest import bisect, largest_by_plan
@@ -103,7 +103,7 @@ def subject_of(pipe: Pipeline) -> EngineSubject:
 
 
 def ask(batch: int, *, row: str = rows.FULL, seed: int = 0) -> Ask:
-    return Ask(row=row, labels=speed.balanced_labels(batch, TINY.classes), seed=seed)
+    return Ask(row=row, labels=balanced_labels(batch, TINY.classes), seed=seed)
 
 
 def test_one_call_gives_columns_that_hold_each_other_and_steps_that_add_up(pipe: Pipeline) -> None:
@@ -118,7 +118,7 @@ def test_one_call_gives_columns_that_hold_each_other_and_steps_that_add_up(pipe:
 
 
 def test_labels_are_balanced_over_batches() -> None:
-    made = [label for first in range(0, 40, 8) for label in speed.balanced_labels(8, 10, first=first)]
+    made = [label for first in range(0, 40, 8) for label in balanced_labels(8, 10, first=first)]
     assert all(made.count(label) == 4 for label in range(10))
 
 
@@ -156,6 +156,7 @@ def test_memory_is_the_same_to_the_byte_and_holds_what_the_plan_keeps(pipe: Pipe
     peaks = {}
     for row in (rows.FULL, "variant@untrained/d8", "variant@untrained/d2"):
         make = functools.partial(subject.make, ask(4, row=row))
+        make()  # what is set up once
         found = [memory.peaks(make, weights=1000, device=subject.device) for _ in "ab"]
         assert found[0][1].allocated == found[1][1].allocated
         assert found[0][0].trace is not None and found[0][1].allocated is not None
@@ -170,9 +171,9 @@ def test_state_equals_the_plan_to_the_byte_and_is_seen_from_outside(pipe: Pipeli
     assert made.trace is not None
     assert honesty.against_plan(plan, made.trace, batch=2, dtype="float32") == []
     assert honesty.against_plan(plan, made.trace, batch=3, dtype="float32") != []
-    assert honesty.undeclared(seen, plan, batch=2, dtype="float32") is None
+    assert honesty.undeclared(seen.after_steps, plan, batch=2, dtype="float32") is None
     more = dataclasses.replace(seen, after_steps=tuple(live + (1 << 19) for live in seen.after_steps))
-    assert "that the plan does not have" in (honesty.undeclared(more, plan, batch=2, dtype="float32") or "")
+    assert "that the plan does not have" in (honesty.undeclared(more.after_steps, plan, batch=2, dtype="float32") or "")
 
 
 def replies(subject: Subject, row: str = rows.FULL) -> list[Reply]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from fractions import Fraction
 
@@ -13,7 +14,7 @@ from varbench.errors import UserError
 from varbench.plan import presets
 from varbench.plan.compiler import compile_plan
 from varbench.policies import Stage, TrainStep
-from varbench.record import Verdict
+from varbench.record import Record, Verdict
 from varbench.record.sections import Table
 from varbench.supernet import SupernetSchedule
 from varbench_plugins.variant import claims, probability
@@ -170,12 +171,16 @@ def test_the_pair_runs_two_models_and_passes_no_keys() -> None:
     assert plan.steps[7].drops_backbone
 
 
+def of_seed(record: Record, seed: int) -> Record:
+    return dataclasses.replace(record, protocol=dataclasses.replace(record.protocol, seed=seed))
+
+
 @pytest.mark.parametrize(("ours", "verdict"), [(3.0, "holds"), (5.0, "does not hold"), (4.0, "no difference shown")])
 def test_a_claim_holds_only_where_the_intervals_say_so(ours: float, verdict: str) -> None:
     given = {"variant@d8": ours, "fixed_ratio@p05/d8": 4.0}
     records = [
-        make_record("full_var", denominator="lossless"),
-        *(make_record(row, quality=value) for row, value in given.items()),
+        *(of_seed(make_record("full_var", denominator="lossless"), seed) for seed in range(3)),
+        *(of_seed(make_record(row, quality=value), seed) for row, value in given.items() for seed in range(3)),
     ]
     (section,) = claims.sections("variant", records)
     table = section.parts[1]

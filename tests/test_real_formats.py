@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -232,7 +233,8 @@ def test_a_wrong_file_is_one_line_before_anything_runs(
     run: Run, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     done = run("--plugins", "full_var", *arguments)
-    assert message in done.stderr
+    # Whole paths are told; which of them is meant is enough.
+    assert message in re.sub(r"/\S*/files\d*/", "", done.stderr)
     assert (done.returncode, len(done.stderr.strip().splitlines()), done.stdout) == (2, 1, "")
     assert not (tmp_path / "run").exists()
 

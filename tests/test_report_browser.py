@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from record_factory import full_records, make_record
+from record_factory import full_records, make_record, make_score
 from test_report import EVIL, crowd, demonstration
 
 from varbench import record as r
@@ -57,7 +57,9 @@ def browser(tmp_path_factory):
 def report(tmp_path_factory):
     """A page with everything on it: invalid rows, studies, a panel, a second block, hostile strings."""
     own_sampler = dataclasses.replace(make_record().protocol, sampler="top-k 600")
-    evil = make_record(f"{EVIL}@d4", seconds=0.45, quality=7.0, metrics={f"p.{EVIL}": EVIL}, command=EVIL)
+    evil = make_record(
+        f"{EVIL}@d4", seconds=0.45, quality=7.0, metrics={f"p.{EVIL}": make_score(EVIL, 1.0, 0.1, n=20)}, command=EVIL
+    )
     evil = dataclasses.replace(evil, warnings=(r.Notice(text=EVIL, next_command=EVIL),))
     found = [*demonstration(), evil, dataclasses.replace(make_record("code@n6"), protocol=own_sampler)]
     bars = {"data": {"values": [{"a": EVIL, "b": 1}]}, "mark": "bar"}

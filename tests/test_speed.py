@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count, pairwise
+from pathlib import Path
 
 import pytest
 
 from varbench.base import stats
 from varbench.measure import speed
 from varbench.measure.calls import Reply, Request, Times
+from varbench.measure.overseer import Overseer
 from varbench.measure.speed import Pace, Pair, SpeedRound
 from varbench.measure.strain import Reading
 from varbench.record import Status
@@ -78,13 +80,17 @@ class Machine:
         return Reading(cpu=int(self.cpu * 1e9), waited=int(self.waited * 1e9), stolen=0, involuntary=0)
 
 
+def overseer(batch: int, pairs: int) -> Overseer:
+    return Overseer(secret="drawn", batch=batch, classes=10, calls=pairs, keep=Path("unused.npz"))
+
+
 def timed(
     machine: Machine, *rows: str, pairs: int = 6, batch: int = 4, error: float = math.inf, budget: float = 0.0,
     full: str | None = FULL, failures: list[str] | None = None,
 ) -> dict[str, SpeedRound]:  # fmt: skip
     return speed.time_rows(
-        machine.ask, rows, full=full, pace=Pace(batch=batch, classes=10, pairs=pairs, error=error, budget=budget),
-        seeds=count(), strain=machine.strain, failed=lambda row, error: (failures if failures is not None else []).append(row),
+        machine.ask, rows, full=full, pace=Pace(batch=batch, pairs=pairs, error=error, budget=budget),
+        overseer=overseer(batch, pairs), strain=machine.strain, failed=lambda row, error: (failures if failures is not None else []).append(row),
     )  # fmt: skip
 
 
@@ -268,10 +274,9 @@ def test_a_neighbour_that_is_busy_one_second_in_two_costs_pairs_and_no_precision
 
 def test_seeds_of_calls_are_all_different_but_for_the_repeated_one() -> None:
     machine = Machine()
-    seeds: Iterator[int] = count(5)
     speed.time_rows(
-        machine.ask, [HALF], full=FULL, pace=Pace(batch=4, classes=10, pairs=6, error=math.inf, budget=0.0), seeds=seeds,
-        strain=machine.strain, failed=lambda row, error: None,
+        machine.ask, [HALF], full=FULL, pace=Pace(batch=4, pairs=6, error=math.inf, budget=0.0),
+        overseer=overseer(4, 6), strain=machine.strain, failed=lambda row, error: None,
     )  # fmt: skip
     asked = [request.seed for request in machine.asked]
     assert len(asked) - len(set(asked)) == 1

@@ -237,9 +237,11 @@ class Scorer:
 
     @torch.inference_mode()
     def _decoded(self, tokens: torch.Tensor) -> Images:
-        tokenizer = self._tokenizer
-        maps = tokenizer.quantize.running_maps(tokens.to(self._job.options.device))
-        return to_uint8(tokenizer.decode_map(maps[-1]))
+        """A scale that the row skipped has no codes, and adds nothing."""
+        quantizer = self._tokenizer.quantize
+        by_scale = tokens.to(self._job.options.device).split([side * side for side in quantizer.sides], dim=1)
+        maps = [quantizer.contribution(codes, scale) for scale, codes in enumerate(by_scale) if (codes >= 0).all()]
+        return to_uint8(self._tokenizer.decode_map(torch.stack(maps).sum(dim=0)))
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:

@@ -35,6 +35,8 @@ Draw = Callable[[np.random.RandomState], tuple[Features, Features]]
 
 CLASSES = 10
 REFERENCE, POOL = 2_000, 6_000
+PAIRED = ("distance", "KID")
+"""Scores whose halves are kept in records."""
 COLUMNS = ("population", "score", "mean", "strays", "says", "holds", "bias", "says", "difference holds", "width")
 
 
@@ -143,9 +145,9 @@ class Coverage:
     """Share of the intervals that hold the mean."""
     bias: tuple[float, float] | None
     """Of the distance: how it is, and what the halves say."""
-    difference_holds: float
-    width: float
-    """Of the difference's interval, over that of two rows which share nothing."""
+    difference_holds: float | None
+    width: float | None
+    """Of the difference's interval, over that of two rows which share nothing; of scores that rows are compared by so."""
 
 
 def coverage(
@@ -153,18 +155,20 @@ def coverage(
 ) -> dict[str, Coverage]:
     rng = np.random.RandomState(seed)
     sets = [given.draws[name](rng) for _ in range(repeats)]
-    pairs = [tuple(figures(one, given.reference, scores) for one in both) for both in sets]
+    compared = tuple(score for score in scores if score in PAIRED)
+    pairs = [(figures(one, given.reference, scores), figures(other, given.reference, compared)) for one, other in sets]
     found = {}
     for score in scores:
-        ours, others = ([pair[side][score] for pair in pairs] for side in (0, 1))
+        ours = [pair[0][score] for pair in pairs]
         values = np.array([one.interval.value for one in ours])
+        others = [pair[1][score] for pair in pairs if score in compared]
         gaps = [
             stats.paired_difference(
                 other.interval, one.interval, list(zip(other.halves.swings_S, one.halves.swings_S, strict=True))
             )
-            for one, other in zip(ours, others, strict=True)
+            for one, other in zip(ours, others, strict=False)
         ]
-        apart = [stats.difference(other.interval, one.interval) for one, other in zip(ours, others, strict=True)]
+        apart = [stats.difference(other.interval, one.interval) for one, other in zip(ours, others, strict=False)]
         bias = None
         if score == "distance":
             said = np.mean([one.halves.all.mean() - one.interval.value for one in ours])
@@ -175,14 +179,18 @@ def coverage(
             says=float(np.mean([one.interval.high - one.interval.low for one in ours])) / 2 / intervals.NORMAL,
             holds=_share([one.interval for one in ours], float(values.mean())),
             bias=bias,
-            difference_holds=_share(gaps, float(np.mean([gap.value for gap in gaps]))),
-            width=float(np.mean([gap.high - gap.low for gap in gaps]) / np.mean([gap.high - gap.low for gap in apart])),
+            difference_holds=_share(gaps, float(np.mean([gap.value for gap in gaps]))) if gaps else None,
+            width=_width(gaps) / _width(apart) if gaps else None,
         )
     return found
 
 
 def _share(found: list[Interval], truth: float) -> float:
     return float(np.mean([one.low <= truth <= one.high for one in found]))
+
+
+def _width(found: list[Interval]) -> float:
+    return float(np.mean([one.high - one.low for one in found]))
 
 
 def main() -> None:
@@ -200,7 +208,7 @@ def main() -> None:
             biases = ["", ""] if one.bias is None else [f"{part:.4f}" for part in one.bias]
             rows.append([
                 name, score, f"{one.mean:.4g}", f"{one.strays:.2g}", f"{one.says:.2g}", f"{one.holds:.3f}", *biases,
-                f"{one.difference_holds:.3f}", f"{one.width:.2f}",
+                *("" if figure is None else f"{figure:.3f}" for figure in (one.difference_holds, one.width)),
             ])  # fmt: skip
     print(tabulate(rows, headers=COLUMNS, disable_numparse=True))
 

@@ -13,13 +13,13 @@ outline is blended, which is the anti-aliasing. Shape letters: N images, S side.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from varbench.base.hashing import digest
 from varbench.data.image_set import Indices
 from varbench.errors import UserError
 
@@ -104,7 +104,7 @@ class Shapes:
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"{RECIPE}; side {self.side}, seed {self.seed}".encode()).hexdigest()
+        return digest([f"{RECIPE}; side {self.side}, seed {self.seed}"])
 
     def labels(self, indices: Indices) -> NDArray[np.int64]:
         """Labels, (N,): balanced by construction, since ten indices in a row hold every class once."""

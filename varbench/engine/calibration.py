@@ -9,7 +9,6 @@ depends on anything that the row does not say. `varbench calibrate` does the sam
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from varbench import rows
+from varbench.base.hashing import json_digest
 from varbench.errors import UserError
 from varbench.plan.compiler import compile_plan
 from varbench.plan.owned import Owned, RowPolicies
@@ -67,7 +67,7 @@ def calibrate(row: rows.Row, pipe: Pipeline, *, manager: PluginManager | None = 
     if not found:
         raise UserError(f"{row.name} has nothing to calibrate: none of its plugins gives varbench_calibrate")
     content = {"row": row.name, "weights": pipe.weights, "found": found}
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    digest = json_digest(content)
     given = {plugin: result.get("parameters", {}) for plugin, result in found.items()}
     try:
         filled = rows.with_parameters(row, given, manager=manager)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from varbench.base.hashing import digest
 from varbench.measure import nvml
 from varbench.record import Environment
 
@@ -38,7 +38,7 @@ def environment(device: str, *, threads: int | None = None) -> Environment:
         gpu = gpu_facts(device)
         facts["device"] = gpu.pop("device")
     named = "|".join(str(facts[key]) for key in ("system", "cpu", "cores", "memory_bytes", "device"))
-    machine = hashlib.sha256(f"{named}|{gpu.get('gpu_uuid')}".encode()).hexdigest()[:12]
+    machine = digest([f"{named}|{gpu.get('gpu_uuid')}"])[:12]
     return Environment(
         machine=machine, **facts, **gpu, versions=versions(),
         variables={name: os.environ[name] for name in VARIABLES if name in os.environ},

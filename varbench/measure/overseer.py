@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from varbench.base import stats
+from varbench.base.hashing import digest
 from varbench.measure.calls import Reply, Request, Times, balanced_labels
 from varbench.measure.strain import Reading
 from varbench.record.failure import RowError
@@ -201,7 +202,7 @@ class Overseer:
 
     def set_aside(self, row: str) -> tuple[Path, Path]:
         """Files of images: scored ones, and timed ones of the same labels."""
-        name = hashlib.sha256(f"{self.secret} {row}".encode()).hexdigest()[:16]
+        name = digest([f"{self.secret} {row}"])[:16]
         return self.keep.with_name(f"{name}-1.npz"), self.keep.with_name(f"{name}-2.npz")
 
     def oversight(self, row: str, *, sha256: str | None = None, chance: float | None = None) -> Oversight:

@@ -5,13 +5,12 @@ Counts are per image and guidance branch (tokens) or per head (cache entries), s
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
+from varbench.base.hashing import json_digest
 from varbench.policies import Part, PartChange
 from varbench.spec import ModelSpec
 
@@ -151,7 +150,7 @@ class Plan:
         """Hash of all that is run and kept; the name is not part of it, so equal plans have equal digests."""
         data = self.to_json()
         del data["name"]
-        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+        return json_digest(data)
 
     @property
     def picks(self) -> bool:

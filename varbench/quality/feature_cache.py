@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from varbench.base.hashing import digest
 from varbench.base.places import cache_folder
 from varbench.base.whole_files import whole_file
 
@@ -23,15 +24,15 @@ Arrays = dict[str, NDArray[Any]]
 
 def content_hash(images: NDArray[np.uint8]) -> str:
     """Hash of pixels and shape, in pieces, so that a large array is not copied."""
-    digest = hashlib.sha256(repr(images.shape).encode())
+    hashed = hashlib.sha256(repr(images.shape).encode())
     for start in range(0, len(images), 1024):
-        digest.update(np.ascontiguousarray(images[start : start + 1024]).data)
-    return digest.hexdigest()
+        hashed.update(np.ascontiguousarray(images[start : start + 1024]).data)
+    return hashed.hexdigest()
 
 
 def cached_arrays(*inputs: str, compute: Callable[[], Arrays]) -> Arrays:
     """What `compute` returns, from the cache where these inputs were seen before. A torn file is made again."""
-    key = hashlib.sha256("\n".join(inputs).encode()).hexdigest()
+    key = digest(inputs)
     path = cache_folder() / "features" / f"{key}.npz"
     with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile), np.load(path) as stored:
         return {name: stored[name] for name in stored.files}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from varbench.base.hashing import digest
 from varbench.base.whole_files import write_whole
 from varbench.record.coding import RecordError, decode, encode
 from varbench.record.option_forms import settings
@@ -61,7 +61,7 @@ def record_path(record: Record, folder: Path) -> Path:
     """Where the record of a row lies: its name in letters that every file system takes, and a hash of the exact row."""
     identity = json.dumps([record.row.row, record.row.study, settings(record.protocol)])
     slug = re.sub(r"[^A-Za-z0-9.-]+", "_", record.row.row).strip("_")[:60]
-    return folder / f"{slug}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}.json"
+    return folder / f"{slug}-{digest([identity])[:10]}.json"
 
 
 def write_record(record: Record, folder: Path, *, replace: bool = False) -> Path:

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import varbench
-from varbench.base.hashing import digest, file_hash
+from varbench.base.hashing import files_hash
 from varbench.run.messages import ResolvedPlugin
 
 SHOWING = ("show", "check", "commands")
@@ -30,7 +30,7 @@ def measuring_hash() -> str:
 def source_hash(place: Path, *, without: tuple[str, ...] = ()) -> str:
     """Hash of all modules below a package's folder."""
     files = [file for file in sorted(place.rglob("*.py")) if file.relative_to(place).parts[0] not in without]
-    return digest(f"{file.relative_to(place).as_posix()} {file_hash(file)}" for file in files)
+    return files_hash((file.relative_to(place).as_posix(), file) for file in files)
 
 
 def plugin_hash(plugin: ResolvedPlugin) -> str | None:
@@ -42,7 +42,7 @@ def plugin_hash(plugin: ResolvedPlugin) -> str | None:
         return None
     root = Path(plugin.files[0]) if Path(plugin.files[0]).is_dir() else Path(plugin.files[0]).parent
     named = sorted((_relative(file, root), file) for file in files)
-    return digest(f"{name} {file_hash(file)}" for name, file in named)
+    return files_hash(named)
 
 
 def _below(place: Path) -> list[Path]:

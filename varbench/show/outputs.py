@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import html
 import json
 import os
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from varbench.base.hashing import digest
 from varbench.base.whole_files import write_whole
 from varbench.errors import UserError
 from varbench.record import Record, record_path, sections, to_json
@@ -176,7 +176,7 @@ def _write_figures(folder: Path, drawn: Sequence[page.Drawn]) -> list[str]:
 def _fingerprint(encoded: Sequence[dict[str, Any]], changes: page.Changes | None) -> str:
     texts = sorted(json.dumps(data, sort_keys=True) for data in encoded)
     older = json.dumps(dataclasses.asdict(changes)) if changes is not None else ""
-    return hashlib.sha256("\n".join([*texts, older]).encode()).hexdigest()
+    return digest([*texts, older])
 
 
 def _run_name(records: Sequence[Record]) -> str:

@@ -6,7 +6,6 @@ budget, the tokens, the weights it starts from), so it depends neither on the ro
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 
 from varbench import rows
-from varbench.base.hashing import file_hash
+from varbench.base.hashing import file_hash, json_digest
 from varbench.base.places import cache_folder
 from varbench.base.turns import one_at_a_time
 from varbench.base.whole_files import whole_file
@@ -277,4 +276,4 @@ def _key(
         "from": {name: file_hash(path) for name, path in {"vae": vae, **used}.items()},
         "precision": torch.__version__.split("+")[0],
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    return json_digest(content)[:32]

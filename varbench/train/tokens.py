@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from varbench.base.hashing import digest
 from varbench.base.places import cache_folder
 from varbench.base.turns import one_at_a_time
 from varbench.base.whole_files import require_space, whole_file
@@ -44,7 +45,7 @@ def tokens_of(
     progress: Progress | None = None,
 ) -> TokenSet:
     """Tokens of the images at `indices`, from the cache folder where they were made before."""
-    key = hashlib.sha256(f"{data.fingerprint} {weights_hash(tokenizer)} {model.sides} {indices}".encode()).hexdigest()
+    key = digest([f"{data.fingerprint} {weights_hash(tokenizer)} {model.sides} {indices}"])
     path = cache_folder() / "tokens" / f"{key[:32]}.npy"
     if not path.exists():
         # Recipes that train side by side want the same ones.
@@ -70,11 +71,11 @@ def _write(
 
 def weights_hash(module: nn.Module) -> str:
     """Hash of all parameters, by name and value."""
-    digest = hashlib.sha256()
+    hashed = hashlib.sha256()
     for name, parameter in sorted(module.named_parameters()):
-        digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().float().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
+        hashed.update(f"{name} {tuple(parameter.shape)}".encode())
+        hashed.update(parameter.detach().float().cpu().contiguous().numpy().data)
+    return hashed.hexdigest()
 
 
 def _tokens(data: ImageSet, tokenizer: Tokenizer, wanted: range) -> NDArray[np.uint16]:

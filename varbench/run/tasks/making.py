@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from varbench import rows
+from varbench.base.hashing import array_hash, file_hash
 from varbench.engine.kernel import attention_kernel
 from varbench.engine.loading import load_pipeline
 from varbench.engine.pipeline import Pipeline
@@ -202,8 +202,8 @@ def _reply(request: Request, made: Answer, images: Images, **parts: Any) -> Repl
     tokens = _tokens(made)
     return Reply(
         row=request.row,
-        images_sha256=hashlib.sha256(np.ascontiguousarray(images).data).hexdigest(),
-        tokens_sha256=None if tokens is None else hashlib.sha256(np.ascontiguousarray(tokens).data).hexdigest(),
+        images_sha256=array_hash(images),
+        tokens_sha256=None if tokens is None else array_hash(tokens),
         **parts,
     )
 
@@ -218,8 +218,7 @@ def _kept(keep: str | None, made: Answer, images: Images) -> Chunk | None:
     tokens = _tokens(made)
     with open(keep, "wb") as file:
         np.savez(file, images=images, **({} if tokens is None else {"tokens": tokens}))  # type: ignore[arg-type]  # numpy's stubs take any keyword for `allow_pickle`
-    with open(keep, "rb") as stored:
-        return Chunk(path=keep, sha256=hashlib.file_digest(stored, "sha256").hexdigest(), count=len(images))
+    return Chunk(path=keep, sha256=file_hash(keep), count=len(images))
 
 
 def _disturbed(device: str) -> tuple[int, ...] | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import io
 import math
 from functools import cached_property
@@ -18,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from varbench.base.hashing import file_hash
+from varbench.base.hashing import array_hash, file_hash
 from varbench.base.places import cache_folder
 from varbench.base.whole_files import whole_file
 from varbench.errors import WrongOutputError
@@ -114,7 +113,7 @@ class Scorer:
         self._count += len(images)
         self._thumbnails.append(copies.thumbnails(images))
         self._pixels.update(copies.pixel_hashes(images))
-        return Taken(images_sha256=_pixel_hash(images))
+        return Taken(images_sha256=array_hash(images))
 
     def liken(self, message: Liken) -> Likened:
         """Whether images that were timed look like those that were scored."""
@@ -126,7 +125,7 @@ class Scorer:
         told = None
         if self._networks.scores:
             told = chance(*(extract(self._networks.extractor, images).features_ND for images in (scored, timed)))
-        return Likened(images_sha256=_pixel_hash(scored), chance=told)
+        return Likened(images_sha256=array_hash(scored), chance=told)
 
     def finish(self, expected: int) -> Scored:
         images = np.concatenate(self._images)
@@ -251,10 +250,6 @@ class Scorer:
         return tokenizer.to(self._job.options.device).eval()
 
 
-def _pixel_hash(images: Images) -> str:
-    return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
-
-
 def grid(images: Images, labels: list[int], *, tokens: Tokens | None) -> Samples:
     """The first images as one picture: the same labels and noise in every row."""
     count = min(GRID, len(images))
@@ -267,7 +262,7 @@ def grid(images: Images, labels: list[int], *, tokens: Tokens | None) -> Samples
         sheet[y * side : (y + 1) * side, x * side : (x + 1) * side] = images[place].transpose(1, 2, 0)
     buffer = io.BytesIO()
     Image.fromarray(sheet).save(buffer, "PNG", optimize=True)
-    named = None if tokens is None else hashlib.sha256(np.ascontiguousarray(tokens[:count]).tobytes()).hexdigest()
+    named = None if tokens is None else array_hash(tokens[:count])
     return Samples(
         png=base64.b64encode(buffer.getvalue()).decode(),
         columns=columns,

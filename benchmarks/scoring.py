@@ -8,53 +8,29 @@ but the first. Processes of both checkouts take turns; medians of one thread's p
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
+
+from checkouts import BEFORE, HERE, answers, table
 
 COUNT, BATCH = 2_000, 32
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--against", type=Path, metavar="CHECKOUT")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scores-here", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.scores_here:
-        print(json.dumps(scores()))
-        return
-    here = Path(__file__).resolve().parent.parent
-    checkouts = {"here": here} | ({"before": args.against.resolve()} if args.against else {})
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}
     with tempfile.TemporaryDirectory() as cache:
-        for number in range(args.rounds):
-            for name, checkout in list(checkouts.items())[:: 1 if number % 2 else -1]:
-                found[name].append(in_checkout(checkout, cache))
-    report(found)
-
-
-def in_checkout(checkout: Path, cache: str) -> dict[str, Any]:
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": cache}
-    done = subprocess.run(
-        [sys.executable, __file__, "--scores-here"], env=environment, cwd=checkout, stdout=subprocess.PIPE, check=True
-    )
-    answer: dict[str, Any] = json.loads(done.stdout)
-    assert Path(answer["package"]).is_relative_to(checkout), (answer["package"], checkout)
-    return answer
+        found = answers(__file__, scores, doc=__doc__, variables={"XDG_CACHE_HOME": cache})
+    table(found, {part: lambda answer, part=part: [answer[part]] for part in ("networks", "scores", "together")})
+    if BEFORE in found:
+        ours, theirs = (found[name][0]["values"] for name in (HERE, BEFORE))
+        for name, value in ours.items():
+            if value is not None:
+                print(f"\n{name}: {value:.7g}, before {theirs[name]:.7g}")
 
 
 def scores() -> dict[str, Any]:
     import numpy as np
 
-    import varbench
     from varbench.data.shapes import Shapes
     from varbench.plan import presets
     from varbench.quality import Scoring, load_network, reference_images
@@ -79,30 +55,11 @@ def scores() -> dict[str, Any]:
     found = looked.scores(expected=COUNT)
     ended = time.process_time()
     return {
-        "package": varbench.__file__,
         "networks": between - began,
         "scores": ended - between,
         "together": ended - began,
         "values": {score.name: score.value for score in found.all()},
     }
-
-
-def report(found: dict[str, list[dict[str, Any]]]) -> None:
-    def cost(name: str, part: str) -> float:
-        return statistics.median(answer[part] for answer in found[name])
-
-    against = "before" in found
-    print("| part | processor ms |" + (" before | before / now |" if against else ""))
-    print("|---|---|" + ("---|---|" if against else ""))
-    for part in ("networks", "scores", "together"):
-        now = cost("here", part)
-        before = f" {1e3 * cost('before', part):.0f} | {cost('before', part) / now:.2f} |" if against else ""
-        print(f"| {part} | {1e3 * now:.0f} |{before}")
-    if against:
-        ours, theirs = (found[name][0]["values"] for name in ("here", "before"))
-        for name, value in ours.items():
-            if value is not None:
-                print(f"\n{name}: {value:.7g}, before {theirs[name]:.7g}")
 
 
 if __name__ == "__main__":

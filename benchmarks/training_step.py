@@ -9,16 +9,13 @@ steps, since a step's wall time is the neighbours' affair on a shared machine. T
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from checkouts import BEFORE, HERE, answers, median, table
 
 POINTS = ("full", "d8", "d2")
 KEEP = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296"}
@@ -29,37 +26,28 @@ TURNS = 6
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--against", type=Path, metavar="CHECKOUT")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps-here", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.steps_here:
-        print(json.dumps(steps()))
-        return
-    here = Path(__file__).resolve().parent.parent
-    checkouts = {"here": here} | ({"against": args.against.resolve()} if args.against else {})
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}
-    for number in range(args.rounds):
-        for name, checkout in list(checkouts.items())[:: 1 if number % 2 else -1]:
-            found[name].append(in_checkout(checkout))
-    report(found)
+    found = answers(__file__, steps, doc=__doc__, variables={**KEEP, **os.environ})
 
+    def cost(point: str, clock: int) -> float:
+        return median(found[HERE], lambda answer: [one[clock] for one in answer["took"][point]])
 
-def in_checkout(checkout: Path) -> dict[str, Any]:
-    environment = {**KEEP, **os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__, "--steps-here"], env=environment, cwd=checkout, stdout=subprocess.PIPE, check=True
+    table(
+        found,
+        {point: lambda answer, point=point: [cpu for cpu, _ in answer["took"][point]] for point in POINTS},
+        **{
+            "wall ms": {point: f"{1e3 * cost(point, 1):.0f}" for point in POINTS},
+            "of full": {point: f"{cost(point, 0) / cost('full', 0):.3f}" for point in POINTS},
+        },
     )
-    answer: dict[str, Any] = json.loads(done.stdout)
-    assert Path(answer["package"]).is_relative_to(checkout), (answer["package"], checkout)
-    return answer
+    if BEFORE in found:
+        ours, theirs = (found[name][0]["losses"] for name in (HERE, BEFORE))
+        apart = max(abs(a - b) for point in ours for a, b in zip(ours[point], theirs[point], strict=True))
+        print(f"\nLosses of the same steps differ by at most {apart:.4f}.")
 
 
 def steps() -> dict[str, Any]:
     import torch
 
-    import varbench
     from varbench.data.shapes import Shapes
     from varbench.model.checkpoints import build_tokenizer, load_tokenizer, load_transformer
     from varbench.plan import presets
@@ -99,34 +87,9 @@ def steps() -> dict[str, Any]:
         (cpu, wall), (cpu_before, wall_before) = ends[step + 1], ends[step]
         took[POINTS[step % len(POINTS)]].append((cpu - cpu_before, wall - wall_before))
     return {
-        "package": varbench.__file__,
         "took": took,
         "losses": {point: [loss for _, loss in pairs] for point, pairs in trained["losses"].items()},
     }
-
-
-def report(found: dict[str, list[dict[str, Any]]]) -> None:
-    def cost(name: str, point: str, clock: int) -> float:
-        return statistics.median(one[clock] for answer in found[name] for one in answer["took"][point])
-
-    print(
-        "| step | processor ms | wall ms | of full |"
-        + (" before, processor ms | before / now |" if "against" in found else "")
-    )
-    print("|---|---|---|---|" + ("---|---|" if "against" in found else ""))
-    for point in POINTS:
-        now = cost("here", point, 0)
-        line = (
-            f"| {point} | {1e3 * now:.0f} | {1e3 * cost('here', point, 1):.0f} | {now / cost('here', 'full', 0):.3f} |"
-        )
-        if "against" in found:
-            before = cost("against", point, 0)
-            line += f" {1e3 * before:.0f} | {before / now:.2f} |"
-        print(line)
-    if "against" in found:
-        ours, theirs = (found[name][0]["losses"] for name in ("here", "against"))
-        apart = max(abs(a - b) for point in ours for a, b in zip(ours[point], theirs[point], strict=True))
-        print(f"\nLosses of the same steps differ by at most {apart:.4f}.")
 
 
 if __name__ == "__main__":

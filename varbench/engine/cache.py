@@ -6,7 +6,6 @@ branches), H heads of a group, n entries, c head size, l tokens, C width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -176,12 +175,6 @@ class State:
         memory = self._memories.pop((key, name), None)
         if memory is not None:
             self._storages.let_go(memory)
-
-    def tensors(self) -> Iterator[Tensor]:
-        """Every tensor that is held, for checks from outside."""
-        for buffer in self._buffers.values():
-            yield from buffer.tensors
-        yield from self._memories.values()
 
 
 def _replace(buffer: _Buffer, kept: tuple[Tensor, ...]) -> None:

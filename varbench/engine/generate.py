@@ -21,6 +21,7 @@ from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Layer, Transformer, modulated
 from varbench.model.weighted import true_float32
 from varbench.plan.owned import RowPolicies
+from varbench.plan.state import last_fills
 from varbench.plan.steps import CacheUse, LayerCall, Plan, Segment, SlotKey, Step, SubLayer
 from varbench.plan.trace import Trace
 from varbench.policies import SubLayerName
@@ -170,7 +171,7 @@ class _Run:
         )
         self.watch = Watch(backbones, self.state)
         self.conditioning: dict[str, Conditioning] = {}
-        self._last_fill = _last_fills(plan)
+        self._last_fill = last_fills(plan)
 
     def step(self, step: Step, features: Mapping[int, Tensor], cfg: float) -> Tensor:
         """Logits (B, l, V) of the sampled scale, after guidance."""
@@ -324,15 +325,3 @@ class _Run:
                 f"{type(strategy).__name__}.pick gave places of shape {tuple(places.shape)}, not {expected}"
             )
         return places
-
-
-def _last_fills(plan: Plan) -> dict[tuple[SlotKey, str], int]:
-    """The last scale at which each slot's sub-layer fills in from what it remembers."""
-    last: dict[tuple[SlotKey, str], int] = {}
-    for step in plan.steps:
-        for call in step.calls:
-            key = SlotKey(step.backbone, call.layer, call.slot)
-            for name, sub in (("attention", call.attention), ("ffn", call.ffn)):
-                if sub.picked:
-                    last[key, name] = step.samples
-    return last

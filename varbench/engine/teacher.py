@@ -35,7 +35,6 @@ class _Visit:
 class TeacherPlan:
     """What the teacher-forced pass of one backbone runs, derived from a plan once."""
 
-    backbone: str
     encoded: tuple[int, ...]
     sampled: tuple[int, ...]
     visits: tuple[_Visit, ...]
@@ -49,7 +48,7 @@ def teacher_plan(plan: Plan, backbone: str) -> TeacherPlan:
     for step in steps:
         before: SlotKey | None = None
         for call in step.calls:
-            if call.attention.picked or call.ffn.picked or any(use.picked for use in call.cache):
+            if call.picks:
                 raise PlanError(
                     f"{plan.name}: layer {call.layer} at {plan.model.scale_name(step.samples)} chooses tokens or cache "
                     "entries by content, which has no teacher-forced form; train and score it without that policy"
@@ -65,7 +64,6 @@ def teacher_plan(plan: Plan, backbone: str) -> TeacherPlan:
             f"{plan.name}: scales run the same layers in different orders, which has no one pass"
         ) from error
     return TeacherPlan(
-        backbone=backbone,
         encoded=tuple(scale for step in steps for scale in step.scales),
         sampled=tuple(step.samples for step in steps),
         visits=tuple(_visit(key, calls[key]) for key in keys),

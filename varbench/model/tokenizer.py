@@ -218,9 +218,7 @@ class Quantizer(nn.Module):
 
     def contribution(self, codes_Bl: Tensor, scale: int) -> Tensor:
         """What a scale's codes add to `f_hat`: look up, upsample to the last side, phi."""
-        return self.spread(self.embedding(codes_Bl), scale)
-
-    def spread(self, h_BlD: Tensor, scale: int) -> Tensor:
+        h_BlD = self.embedding(codes_Bl)
         side, last = self.sides[scale], self.sides[-1]
         h_BDhw = h_BlD.transpose(1, 2).reshape(h_BlD.shape[0], -1, side, side)
         if scale != len(self.sides) - 1:
@@ -237,6 +235,10 @@ class Quantizer(nn.Module):
             return map_BDhw
         return F.interpolate(map_BDhw, size=(self.sides[scale], self.sides[scale]), mode="area")
 
+    def places(self, map_BDhw: Tensor, scale: int) -> Tensor:
+        """What the map asks for at a scale, (N, D): a row a place, image by image."""
+        return self.shrink(map_BDhw, scale).permute(0, 2, 3, 1).reshape(-1, map_BDhw.shape[1])
+
     def nearest(self, z_ND: Tensor) -> Tensor:
         codes_VD = self.embedding.weight
         distance_NV = z_ND.square().sum(dim=1, keepdim=True) + codes_VD.square().sum(dim=1)
@@ -247,8 +249,7 @@ class Quantizer(nn.Module):
         rest = f_BDhw.clone()
         codes = []
         for scale, side in enumerate(self.sides):
-            z_ND = self.shrink(rest, scale).permute(0, 2, 3, 1).reshape(-1, rest.shape[1])
-            codes_Bl = self.nearest(z_ND).view(rest.shape[0], side * side)
+            codes_Bl = self.nearest(self.places(rest, scale)).view(rest.shape[0], side * side)
             rest = rest - self.contribution(codes_Bl, scale)
             codes.append(codes_Bl)
         return torch.cat(codes, dim=1)

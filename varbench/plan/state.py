@@ -25,7 +25,8 @@ def state_over_time(plan: Plan, *, batch: int, dtype: str) -> Iterator[tuple[int
     """Bytes per row."""
     memories: dict[tuple[SlotKey, str], int] = {}
     rows: dict[str, int] = {}
-    for number, step in enumerate(plan.steps):
+    fills = last_fills(plan)
+    for step in plan.steps:
         spec = plan.backbone(step.backbone)
         rows[step.backbone] = batch * step.branches
         entry = spec.head_dim * sum(key_value_bytes(plan, dtype))
@@ -42,7 +43,7 @@ def state_over_time(plan: Plan, *, batch: int, dtype: str) -> Iterator[tuple[int
             for name, sub in (("attention", call.attention), ("ffn", call.ffn)):
                 if sub.remembered:
                     memories[key, name] = plan.model.tokens[step.samples] * spec.width * int(ITEM[dtype])
-                elif not _fills_later(plan, key, name, number):
+                elif fills.get((key, name), -1) <= step.samples:
                     memories.pop((key, name), None)
                 peak = max(peak, _held(rows, buffers, memories))
         if step.drops_backbone:
@@ -58,14 +59,16 @@ def _held(
     return cached + sum(rows[key.backbone] * size for (key, _), size in memories.items())
 
 
-def _fills_later(plan: Plan, key: SlotKey, name: str, number: int) -> bool:
-    return any(
-        (call.attention if name == "attention" else call.ffn).picked
-        for step in plan.steps[number + 1 :]
-        if step.backbone == key.backbone
-        for call in step.calls
-        if (call.layer, call.slot) == (key.layer, key.slot)
-    )
+def last_fills(plan: Plan) -> dict[tuple[SlotKey, str], int]:
+    """The last scale at which each slot's sub-layer fills in from what it remembers."""
+    last: dict[tuple[SlotKey, str], int] = {}
+    for step in plan.steps:
+        for call in step.calls:
+            key = SlotKey(step.backbone, call.layer, call.slot)
+            for name, sub in (("attention", call.attention), ("ffn", call.ffn)):
+                if sub.picked:
+                    last[key, name] = step.samples
+    return last
 
 
 def beside_state(plan: Plan, *, batch: int, dtype: str) -> Iterator[int]:

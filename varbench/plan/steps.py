@@ -70,6 +70,11 @@ class LayerCall:
     cache: tuple[CacheUse, ...]
     """One for each group of heads."""
 
+    @property
+    def picks(self) -> bool:
+        """Whether anything is chosen by content."""
+        return self.attention.picked or self.ffn.picked or any(use.picked for use in self.cache)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -155,11 +160,7 @@ class Plan:
     @property
     def picks(self) -> bool:
         """Whether anything is chosen by content."""
-        return any(
-            call.attention.picked or call.ffn.picked or any(use.picked for use in call.cache)
-            for step in self.steps
-            for call in step.calls
-        )
+        return any(call.picks for step in self.steps for call in step.calls)
 
     def to_json(self) -> dict[str, Any]:
         """Compact JSON: a call is a list of numbers, a cache use `[heads, read, own, kept, capacity, picked]`."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from varbench.base.hashing import file_hash
 from varbench.errors import CheckpointError, UserError
-from varbench.quality.feature_cache import Arrays, cached_arrays, content_hash
+from varbench.quality.feature_cache import Arrays, cached_arrays
 from varbench.quality.folding import folded
 from varbench.quality.images import Images
 from varbench.quality.libraries import torch_fidelity
@@ -144,12 +144,12 @@ def extract(extractor: Extractor, images: Images) -> Features:
     return found
 
 
-def extract_cached(extractor: Extractor, images: Images) -> Features:
-    """As `extract`, kept by the content of images and weights: for references, which every row is compared with."""
+def extract_cached(extractor: Extractor, images: Images, *, content: str) -> Features:
+    """As `extract`, kept by the hash of the images' `content` and by the weights: for references, which every row is compared with."""
 
     def compute() -> Arrays:
         found = extract(extractor, images)
         return {"features": found.features_ND, "logits": found.logits_NC}
 
-    stored = cached_arrays("features 2", extractor.name, extractor.sha256, content_hash(images), compute=compute)
+    stored = cached_arrays("features 2", extractor.name, extractor.sha256, content, compute=compute)
     return Features(features_ND=stored["features"], logits_NC=stored["logits"])

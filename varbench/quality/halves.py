@@ -9,6 +9,7 @@ is then no difference. `benchmarks/quality_coverage.py` tries all this on sets w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from varbench.quality.frechet import Gaussian, frechet_distances
+from varbench.quality.manifold import Features, in_double
 
-Features = NDArray[np.floating]
 Splits = NDArray[np.bool_]
 """(S, N): which images are in the first half of each split."""
 
@@ -56,12 +57,6 @@ def splits_of(labels: NDArray[np.int64], *, dimensions: int, seed: int) -> Split
     return found
 
 
-def of_means(values_N: NDArray[np.floating] | NDArray[np.bool_], splits: Splits) -> Halves:
-    """Of a mean over images."""
-    values = values_N.astype(np.float64)
-    return Halves((splits @ values) / splits.sum(1), (~splits @ values) / (~splits).sum(1))
-
-
 def of_distances(features_ND: Features, reference: Gaussian, splits: Splits) -> Halves:
     """Of the Fréchet distance."""
     centred = features_ND.astype(np.float64) - reference.mu
@@ -71,22 +66,20 @@ def of_distances(features_ND: Features, reference: Gaussian, splits: Splits) -> 
         mean = sums / n
         return Gaussian(mu=mean + reference.mu, sigma=(squares - n * np.outer(mean, mean)) / (n - 1))
 
-    first, second = [], []
-    for split in splits:
-        part = centred[split]
-        sums, squares = part.sum(axis=0), part.T @ part
-        values = frechet_distances(
-            [half(len(part), sums, squares), half(len(centred) - len(part), total - sums, products - squares)],
-            reference,
-        )
-        first.append(values[0])
-        second.append(values[1])
-    return Halves(np.array(first), np.array(second))
+    def both() -> Iterator[Gaussian]:
+        for split in splits:
+            part = centred[split]
+            sums, squares = part.sum(axis=0), part.T @ part
+            yield half(len(part), sums, squares)
+            yield half(len(centred) - len(part), total - sums, products - squares)
+
+    values = frechet_distances(both(), reference)
+    return Halves(values[::2], values[1::2])
 
 
 def of_kernel_distances(features_ND: Features, real_ND: Features, splits: Splits) -> Halves:
     """Of KID with the whole reference, less what that has with itself: the cubic kernel of Bińkowski et al."""
-    samples, real = _double(features_ND), _double(real_ND)
+    samples, real = in_double(features_ND), in_double(real_ND)
     member = torch.from_numpy(np.concatenate([splits, ~splits])).double()
     sizes = member.sum(dim=1)
     pairs, with_real = torch.zeros(len(member)).double(), torch.zeros(len(member)).double()
@@ -102,7 +95,7 @@ def of_kernel_distances(features_ND: Features, real_ND: Features, splits: Splits
 
 def of_coverages(samples_MD: Features, real_ND: Features, reaches_N: NDArray[np.float64], splits: Splits) -> Halves:
     """Of the share of real images that have a sample within reach."""
-    samples, real = _double(samples_MD), _double(real_ND)
+    samples, real = in_double(samples_MD), in_double(real_ND)
     member = torch.from_numpy(np.concatenate([splits, ~splits])).double()
     covered = torch.zeros(len(member)).double()
     for rows, reach in zip(torch.split(real, _ROWS), torch.split(torch.from_numpy(reaches_N), _ROWS), strict=True):
@@ -113,7 +106,7 @@ def of_coverages(samples_MD: Features, real_ND: Features, reaches_N: NDArray[np.
 
 def of_recalls(samples_MD: Features, real_ND: Features, splits: Splits, *, neighbours: int) -> Halves:
     """Of the share of real images within any sample's radius, which reaches to its nearest samples of the same half."""
-    samples, real = _double(samples_MD), _double(real_ND)
+    samples, real = in_double(samples_MD), in_double(real_ND)
     member = torch.from_numpy(np.concatenate([splits, ~splits]))
     radii = torch.cat(
         [_radii(torch.cdist(rows, samples), member, neighbours) for rows in torch.split(samples, _ROWS)], dim=1
@@ -139,8 +132,3 @@ def _radii(apart: torch.Tensor, member: torch.Tensor, neighbours: int) -> torch.
 
 def _cubic(products: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
     return (products / of.shape[1] + 1) ** 3
-
-
-def _double(features: Features) -> torch.Tensor:
-    """In float64 the fast form of cdist, with its cancellation, is exact enough."""
-    return torch.from_numpy(np.asarray(features, dtype=np.float64)).flatten(1)

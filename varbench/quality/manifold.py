@@ -30,7 +30,7 @@ def reaches(real_ND: Features) -> NDArray[np.float64]:
     """How far each real image's neighbourhood reaches: to the 5th nearest other real image, as in the authors' paper."""
     if len(real_ND) <= _NEIGHBOURS:
         raise UserError(f"coverage needs more than {_NEIGHBOURS} reference images, and there are {len(real_ND)}.")
-    real = _double(real_ND)
+    real = in_double(real_ND)
     # The nearest is the image itself, at distance 0.
     radii = [torch.cdist(rows, real).kthvalue(_NEIGHBOURS + 1).values for rows in torch.split(real, _ROWS)]
     return torch.cat(radii).numpy()
@@ -41,7 +41,7 @@ def density_coverage(
 ) -> DensityCoverage:
     """`reaches_N` are the real images' `reaches`, where they are known already."""
     radii = torch.from_numpy(reaches(real_ND) if reaches_N is None else reaches_N)
-    samples, real = _double(samples_MD), _double(real_ND)
+    samples, real = in_double(samples_MD), in_double(real_ND)
     within = torch.zeros(len(samples), dtype=torch.float64)
     covered = []
     for rows, reach in zip(torch.split(real, _ROWS), torch.split(radii, _ROWS), strict=True):
@@ -51,6 +51,6 @@ def density_coverage(
     return DensityCoverage(density_M=(within / _NEIGHBOURS).numpy(), covered_N=torch.cat(covered).numpy())
 
 
-def _double(features: Features) -> torch.Tensor:
+def in_double(features: Features) -> torch.Tensor:
     """In float64 the fast form of cdist, with its cancellation, is exact enough."""
     return torch.from_numpy(np.asarray(features, dtype=np.float64)).flatten(1)

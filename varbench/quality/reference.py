@@ -108,4 +108,6 @@ def reference_statistics(reference: Reference, extractor: Extractor, seen: Featu
 
 def reference_features(reference: Reference, extractor: Extractor) -> Features | None:
     """Features of the reference images, from the cache where this content was seen before; None without images."""
-    return None if reference.images is None else extract_cached(extractor, reference.images)
+    if reference.images is None:
+        return None
+    return extract_cached(extractor, reference.images, content=reference.sha256)

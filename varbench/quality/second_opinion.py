@@ -10,6 +10,7 @@ import contextlib
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from types import ModuleType
 
 import numpy as np
@@ -25,6 +26,9 @@ from varbench.quality.reference import Reference
 
 TORCHSCRIPT_FILE = "inception-2015-12-05.pt"
 TORCHSCRIPT_SHA256_START = "f58cb9b6"
+
+Network = tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[Images], Images] | None]
+"""Of floats in [0, 255], and how images are resized for it (None: as clean-fid does)."""
 
 
 class CleanFid:
@@ -61,13 +65,34 @@ class CleanFid:
                 "pip install 'scipy<1.18'"
             ) from error
 
+    @cached_property
+    def _network(self) -> Network:
+        return _network(libraries.clean_fid(), self._extractor, legacy=self._legacy)
+
+    @property
+    def _legacy(self) -> bool:
+        """Stored Inception statistics were made with TensorFlow's resize, so samples must be resized in the same way."""
+        return self._reference.statistics is not None and not self._extractor.suffix
+
     def _features(self, images: Images) -> NDArray[np.float32]:
-        legacy = _legacy(self._reference, self._extractor)
-        return _features(libraries.clean_fid(), images, self._extractor, legacy=legacy)
+        with tempfile.TemporaryDirectory() as folder, full_precision():
+            model, resize = self._network
+            write_png(folder, images)
+            found: NDArray[np.float32] = libraries.clean_fid().fid.get_folder_features(
+                folder,
+                model,
+                num_workers=0,
+                batch_size=64,
+                device=torch.device(self._extractor.device),
+                mode="legacy_tensorflow" if self._legacy else "clean",
+                custom_fn_resize=resize,
+                verbose=False,
+            )
+        return found
 
     def _distance(self, found: NDArray[np.float32]) -> float:
         library, reference = libraries.clean_fid(), self._reference
-        if _legacy(reference, self._extractor):
+        if self._legacy:
             assert reference.statistics is not None
             mu, sigma = found.mean(axis=0, dtype=np.float64), np.cov(found, rowvar=False)
             statistics = reference.statistics
@@ -90,32 +115,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _legacy(reference: Reference, extractor: Extractor) -> bool:
-    """Stored Inception statistics were made with TensorFlow's resize, so samples must be resized in the same way."""
-    return reference.statistics is not None and not extractor.suffix
-
-
-def _features(library: ModuleType, images: Images, extractor: Extractor, *, legacy: bool) -> NDArray[np.float32]:
-    with tempfile.TemporaryDirectory() as folder, full_precision():
-        write_png(folder, images)
-        model, resize = _model(library, extractor, legacy=legacy)
-        found: NDArray[np.float32] = library.fid.get_folder_features(
-            folder,
-            model,
-            num_workers=0,
-            batch_size=64,
-            device=torch.device(extractor.device),
-            mode="legacy_tensorflow" if legacy else "clean",
-            custom_fn_resize=resize,
-            verbose=False,
-        )
-    return found
-
-
-def _model(
-    library: ModuleType, extractor: Extractor, *, legacy: bool
-) -> tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[Images], Images] | None]:
-    """A network of floats in [0, 255], and how images are resized for it (None: as clean-fid does)."""
+def _network(library: ModuleType, extractor: Extractor, *, legacy: bool) -> Network:
     if extractor.suffix:
         return lambda batch: extractor.forward(batch.round().to(torch.uint8))[0], lambda image: image
     folder = extractor.torchscript_folder

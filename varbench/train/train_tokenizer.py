@@ -162,8 +162,7 @@ def _quantised(quantizer: Quantizer, f_BDhw: Tensor) -> tuple[Tensor, Tensor]:
     loss = f_BDhw.new_zeros(())
     for scale, side in enumerate(quantizer.sides):
         with torch.no_grad():
-            z_ND = quantizer.shrink(rest, scale).permute(0, 2, 3, 1).reshape(-1, rest.shape[1])
-            codes_N = quantizer.nearest(z_ND)
+            codes_N = quantizer.nearest(quantizer.places(rest, scale))
             hits_V = torch.bincount(codes_N, minlength=quantizer.embedding.num_embeddings).float()
             quantizer.ema_vocab_hit_SV[scale].lerp_(hits_V, 1 - _USAGE_DECAY)
         added = quantizer.contribution(codes_N.view(-1, side * side), scale)
@@ -191,7 +190,7 @@ def _reseed(
         rest = module.latent(batch_B3hw).float()
     wanted = []
     for scale, side in enumerate(quantizer.sides):
-        z_ND = quantizer.shrink(rest, scale).permute(0, 2, 3, 1).reshape(-1, rest.shape[1])
+        z_ND = quantizer.places(rest, scale)
         wanted.append(z_ND[torch.from_numpy(stream.randint(len(z_ND), size=len(dead)))])
         if not first:
             rest = rest - quantizer.contribution(quantizer.nearest(z_ND).view(-1, side * side), scale)

@@ -77,7 +77,7 @@ class Machine:
     def strain(self) -> Reading | None:
         if not self.tells:
             return None
-        return Reading(cpu=int(self.cpu * 1e9), waited=int(self.waited * 1e9), stolen=0, involuntary=0)
+        return Reading(cpu=int(self.cpu * 1e9), waited=int(self.waited * 1e9), stolen=0)
 
 
 def overseer(batch: int, pairs: int) -> Overseer:

@@ -55,7 +55,6 @@ class Chunk:
 
     path: str
     sha256: str
-    count: int
 
 
 @dataclass(frozen=True, kw_only=True)

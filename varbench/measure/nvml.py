@@ -19,7 +19,6 @@ class NvmlError(Exception):
 class Board:
     """Stable facts and the present state of one board. A figure that the driver does not give is None."""
 
-    name: str
     uuid: str
     driver: str
     power_limit_watts: float | None
@@ -64,7 +63,6 @@ def board(*, uuid: str | None, pci: str | None) -> Board:
         }
         limit = _value(pynvml, lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle))
         return Board(
-            name=_text(pynvml.nvmlDeviceGetName(handle)),
             uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
             driver=_text(pynvml.nvmlSystemGetDriverVersion()),
             power_limit_watts=None if limit is None else limit / 1000,

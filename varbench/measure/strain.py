@@ -20,15 +20,13 @@ second of its time: who is throttled waits in no queue. A slow clock takes longe
 
 @dataclass(frozen=True, kw_only=True)
 class Strain:
-    """How long the threads of one call waited, and how often they were interrupted."""
+    """How long the threads of one call ran and waited."""
 
     cpu_seconds: float
     waited_seconds: float
     """Ready to run, and not running: the run-queue delay of all threads."""
     stolen_seconds: float
     """Taken from the whole machine by its host."""
-    involuntary: int
-    """Switches that the threads did not ask for."""
 
     def held_up(self, wall: float) -> float:
         """The share of a call's time that it was kept from running."""
@@ -42,31 +40,27 @@ class Reading:
     cpu: int
     waited: int
     stolen: int
-    involuntary: int
 
     def until(self, later: Reading) -> Strain:
         return Strain(
             cpu_seconds=(later.cpu - self.cpu) / 1e9,
             waited_seconds=max(0, later.waited - self.waited) / 1e9,
             stolen_seconds=(later.stolen - self.stolen) / _ticks(),
-            involuntary=max(0, later.involuntary - self.involuntary),
         )
 
 
 def read(pid: int) -> Reading | None:
     """The counters of all threads of a process; None where the system does not show them."""
-    cpu = waited = involuntary = 0
+    cpu = waited = 0
     try:
         for task in Path(f"/proc/{pid}/task").iterdir():
             on_cpu, in_queue, _ = task.joinpath("schedstat").read_text().split()
             cpu, waited = cpu + int(on_cpu), waited + int(in_queue)
-            status = task.joinpath("status").read_text()
-            involuntary += int(status.rpartition("nonvoluntary_ctxt_switches:")[2].split()[0])
         with open("/proc/stat") as file:
             stolen = int(file.readline().split()[8])
     except (OSError, ValueError, IndexError):
         return None
-    return Reading(cpu, waited, stolen, involuntary)
+    return Reading(cpu, waited, stolen)
 
 
 def _ticks() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from varbench.errors import UserError
 
 Images = NDArray[np.uint8]
 """(N, 3, S, S)."""
+
+Tokens = NDArray[np.int64]
+"""(N, L)."""
 
 
 def to_uint8(images: torch.Tensor) -> Images:
@@ -36,6 +40,17 @@ def check_images(images: NDArray[np.generic], *, what: str, expected: int | None
     if expected is not None and len(images) != expected:
         raise UserError(f"{what}: {len(images)} images, and {expected} were asked for. Generate them all, then score.")
     return images.astype(np.uint8, copy=False)
+
+
+def write_made(file: IO[bytes], images: Images, tokens: Tokens | None) -> None:
+    """Images as a row made them, with the tokens they came from where it has any."""
+    arrays = {"images": images} if tokens is None else {"images": images, "tokens": tokens}
+    np.savez(file, **arrays)
+
+
+def read_made(path: str | Path) -> tuple[Images, Tokens | None]:
+    with np.load(path, allow_pickle=False) as stored:
+        return stored["images"], stored["tokens"] if "tokens" in stored.files else None
 
 
 def write_png(folder: str | Path, images: Images) -> None:

@@ -3,6 +3,7 @@
 from varbench.rows.grammar import (
     FOLDER_VARIABLE,
     FULL,
+    UPSTREAM,
     Attempt,
     Refused,
     Row,
@@ -24,6 +25,7 @@ __all__ = [
     "ACCOUNTINGS",
     "FOLDER_VARIABLE",
     "FULL",
+    "UPSTREAM",
     "Attempt",
     "Refused",
     "Row",

@@ -42,6 +42,9 @@ FOLDER_VARIABLE = "VARBENCH_FOLDER"
 FULL = "full_var"
 """The row that all others are divided by."""
 
+UPSTREAM = f"{FULL}:accounting=upstream"
+"""It once more, as the official code accounts for its cache: the other denominator."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:

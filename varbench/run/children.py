@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from varbench.base.whole_files import write_whole
+from varbench.errors import UserError
 from varbench.record import Status, encode
 from varbench.record.failure import Failure, RowError
 from varbench.run.messages import Alive, Failed, Job, Message, from_line, to_line
@@ -224,6 +225,27 @@ def job_command(job: Path) -> Command:
     return lambda reading, writing: [
         sys.executable, "-P", "-m", "varbench.run.child", str(job.resolve()), str(reading), str(writing)
     ]  # fmt: skip
+
+
+def answer_of(job: Job, *, if_it_crashes: str = "") -> Any:
+    """The answer of a child that is started for this one question; `UserError` if the question was wrong.
+
+    A crash says nothing of what was asked: its reason begins with what the caller gives, and ends with the last line of stderr.
+    """
+    with tempfile.TemporaryDirectory(prefix="varbench-") as folder:
+        child = start(job, folder=Path(folder), log=Path(folder) / "log", patience=PATIENCE)
+        try:
+            with child:
+                return child.receive()
+        except ChildEndedError as error:
+            reason = error.failure.reason
+            if error.failure.traceback is None:  # no exception of its own
+                reason = if_it_crashes + with_last_line(reason, child.stderr_tail)
+            raise UserError(reason) from error
+
+
+def with_last_line(why: str, stderr: str) -> str:
+    return "; ".join([why, *stderr.strip().splitlines()[-1:]])
 
 
 def start(

@@ -29,8 +29,8 @@ from varbench.run.display import Display
 from varbench.run.fill import fill, now
 from varbench.run.findings import Findings, Looks, Seen, keep, kept
 from varbench.run.looking import look_at
-from varbench.run.messages import Job, Ready, Trained
-from varbench.run.prepare import OWN_WEIGHTS, Run, WeightSet
+from varbench.run.messages import OWN_WEIGHTS, Job, Ready, Trained
+from varbench.run.prepare import Run, WeightSet
 from varbench.run.scorers import Scorers, keep_path
 from varbench.run.side_by_side import side_by_side
 
@@ -89,7 +89,7 @@ class Conduct:
         def start(weights: WeightSet) -> Child:
             self._begin(self._alive(weights.rows))
             return self._child(
-                self.run.job(task="training", rows=(weights.trains,), full=None),
+                self.run.job(task="training", rows=(weights.trains,)),
                 "train",
                 on_line=lambda line: self.display.detail(f"{weights.key}: {line}"),
                 threads=places // at_once if places > 1 else None,
@@ -145,7 +145,7 @@ class Conduct:
             return
         with contextlib.ExitStack() as stack:
             try:
-                job = self.run.job(task="making", rows=(FULL,), full=FULL)
+                job = self.run.job(task="making", rows=(FULL,))
                 child = stack.enter_context(self._child(job, "full-alone"))
                 child.receive()
             except (ChildEndedError, RowError) as error:
@@ -255,7 +255,7 @@ class Conduct:
             files = {**(files or {}), **trained.files}
         full = FULL if self._has_full(weights) else None
         wanted = names if full is None or full in names else (*names, full)
-        return self.run.job(task="making", rows=wanted, files=files, full=full)
+        return self.run.job(task="making", rows=wanted, files=files)
 
     def _check(self, names: tuple[str, ...], loaded: Ready) -> None:
         for name in names:

@@ -26,9 +26,10 @@ from varbench.record import (
 )
 from varbench.record.option_forms import as_arguments
 from varbench.record.options import Options
+from varbench.rows import UPSTREAM
 from varbench.run import identity, verdict
 from varbench.run.findings import Findings, Looks
-from varbench.run.prepare import UPSTREAM, RowInRun, Run, hardware_like
+from varbench.run.prepare import RowInRun, Run, hardware_like
 from varbench.run.timing import timing
 
 
@@ -155,25 +156,13 @@ def _plan(run: Run, row: RowInRun, found: Findings) -> PlanSummary | None:
     if row.plan is None:
         return None
     where = _environment(run, found)
-    return _summary(run.options.batch, run.options.dtype, where.device, where.cores, _ByName(row))
-
-
-class _ByName:
-    """A row as a cache key: its record is written many times, and its plan need be summarised only once."""
-
-    def __init__(self, row: RowInRun) -> None:
-        self.row = row
-
-    def __hash__(self) -> int:
-        return hash((self.row.name, self.row.inputs))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByName) and (self.row.name, self.row.inputs) == (other.row.name, other.row.inputs)
+    return _summary(run.options.batch, run.options.dtype, where.device, where.cores, row)
 
 
 @functools.lru_cache(maxsize=4096)
-def _summary(batch: int, dtype: str, device: str, cores: int, key: _ByName) -> PlanSummary:
-    resolved = key.row.resolved
+def _summary(batch: int, dtype: str, device: str, cores: int, row: RowInRun) -> PlanSummary:
+    """A record is written many times, and its plan need be summarised only once."""
+    resolved = row.resolved
     assert resolved.plan is not None
     return plan_summary(
         resolved.plan,
@@ -231,8 +220,7 @@ def _quality(
     scored = found.seen.scored if found.seen else None
     if scored is not None and scored.quality is not None:
         return replace(scored.quality, floors=floors)
-    trained = run.files is not None if not row.replaces_loop else row.resolved.trained_generator
-    if not trained:
+    if not run.has_trained_weights(row.name):
         missing["quality"] = "the weights are random"
     elif row.name == UPSTREAM:
         missing["quality"] = "the same weights and arithmetic as the lossless row, where it is measured"

@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from varbench.errors import UserError
 from varbench.run import children
-from varbench.run.children import ChildEndedError
+from varbench.run.children import with_last_line
 from varbench.run.messages import Job
 from varbench.spec import ModelSpec
+
+_UNSEEN = "the files that were given could not be looked at: "
 
 
 def sizes_of(*, vae: Path, var: Path) -> ModelSpec:
@@ -25,7 +26,7 @@ def sizes_of(*, vae: Path, var: Path) -> ModelSpec:
     try:
         found = json.loads(ended.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        raise UserError(_unseen(f"exit code {ended.returncode}", ended.stderr)) from None
+        raise UserError(_UNSEEN + with_last_line(f"exit code {ended.returncode}", ended.stderr)) from None
     if "error" in found:
         raise UserError(found["error"])
     return ModelSpec.from_json(found["sizes"])
@@ -33,18 +34,4 @@ def sizes_of(*, vae: Path, var: Path) -> ModelSpec:
 
 def check(job: Job) -> None:
     """Raises `UserError` unless weights load as the model, the reference can be scored against, and data can be trained on."""
-    with tempfile.TemporaryDirectory(prefix="varbench-") as folder:
-        child = children.start(job, folder=Path(folder), log=Path(folder) / "log", patience=children.PATIENCE)
-        try:
-            with child:
-                child.receive()
-        except ChildEndedError as error:
-            explained = error.failure.traceback is not None  # an exception of its own, and no crash
-            raise UserError(
-                error.failure.reason if explained else _unseen(error.failure.reason, child.stderr_tail)
-            ) from error
-
-
-def _unseen(why: str, stderr: str) -> str:
-    last = stderr.strip().splitlines()[-1:]
-    return f"the files that were given could not be looked at: {'; '.join([why, *last])}"
+    children.answer_of(job, if_it_crashes=_UNSEEN)

@@ -21,7 +21,6 @@ from varbench.record import (
     PublishedLine,
     Quality,
     Samples,
-    Score,
     StudyWords,
     Training,
     WeightFile,
@@ -31,6 +30,9 @@ from varbench.record import (
 from varbench.record.failure import Failure
 from varbench.record.options import Options
 from varbench.spec import ModelSpec
+
+OWN_WEIGHTS = "own weights of "
+"""How the set of weights of a row begins whose plugin brings them."""
 
 Task = Literal["resolving", "calibrating", "inspecting", "training", "making", "scoring", "metering"]
 
@@ -47,8 +49,8 @@ class Job:
     rows: tuple[str, ...] = ()
     files: dict[str, str] | None = None
     """Weight files by part, `vae`, `main`, …; None draws random weights."""
-    full: str | None = None
-    """The full model's row, where it runs on these weights too."""
+    full_images: str | None = None
+    """Under what name the full model's images are kept for runs like this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +62,9 @@ class Alive:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """A row failed; with `row` None, all that the child was started for."""
+    """What was asked last failed, or all that the child was started for."""
 
     failure: Failure
-    row: str | None = None
     last: bool = False
     """The process cannot go on, and ends."""
 
@@ -83,7 +84,6 @@ class ResolvedRow:
 
     name: str
     plugins: tuple[ResolvedPlugin, ...] = ()
-    recipe_plugin: str | None = None
     recipe: str | None = None
     point: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -156,7 +156,6 @@ class Begin:
     row: str
     full: bool
     """It is the full model, whose images the other rows' are compared with."""
-    trained: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,15 +226,6 @@ class Measured:
 @dataclass(frozen=True, kw_only=True)
 class Done:
     """The child has finished, or has taken what it was sent."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kept:
-    """What is kept of a row's images between runs."""
-
-    scored: Scored
-    metrics: dict[str, Score] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
 
 
 Message = (

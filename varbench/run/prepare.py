@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from varbench.base.hashing import digest, file_hash, path_hash
 from varbench.errors import UserError
 from varbench.plan import presets
-from varbench.plan.cost import Prediction, predict, work
 from varbench.plan.hardware import KNOWN, Hardware
 from varbench.plan.steps import Plan
 from varbench.record import CalibrationRun, PluginVersion, RowIdentity
 from varbench.record.option_forms import absolute, deciding
 from varbench.record.options import FEWEST_PROCESSES, FEWEST_ROUNDS, Options
-from varbench.rows import FULL
+from varbench.rows import FULL, UPSTREAM
 from varbench.run import children, identity
-from varbench.run.children import ChildEndedError
-from varbench.run.messages import Calibrated, Job, Resolved, ResolvedRow
+from varbench.run.messages import OWN_WEIGHTS, Calibrated, Job, Resolved, ResolvedRow
 from varbench.spec import ModelSpec
 
-OWN_WEIGHTS = "own weights of "
 Answer = TypeVar("Answer")
 
-UPSTREAM = f"{FULL}:accounting=upstream"
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RowInRun:
-    """A row as the parent knows it, with what it is made from."""
+    """A row as the parent knows it, with what it is made from. It equals itself only, and is a key of what is worked out once."""
 
     resolved: ResolvedRow
     identity: RowIdentity
@@ -122,9 +115,12 @@ class Run:
 
     def is_scored(self, name: str) -> bool:
         """Whether images of the row are made and looked at."""
-        row = self.rows[name].resolved
-        trained = self.files is not None if row.trained_generator is None else row.trained_generator
-        return bool(self.options.images) and trained and name != UPSTREAM
+        return bool(self.options.images) and self.has_trained_weights(name) and name != UPSTREAM
+
+    def has_trained_weights(self, name: str) -> bool:
+        """Whether images of the row are worth a look."""
+        own = self.rows[name].resolved.trained_generator
+        return self.files is not None if own is None else own
 
     def job(self, **given: Any) -> Job:
         """A job under the run's options."""
@@ -186,16 +182,7 @@ def _calibrated(resolved: Resolved, options: Options, model: ModelSpec) -> Calib
 
 
 def _answer_of(job: Job, kind: type[Answer]) -> Answer:
-    """The answer of a child that is started for this one question; `UserError` if the question was wrong."""
-    with tempfile.TemporaryDirectory(prefix="varbench-") as folder:
-        child = children.start(job, folder=Path(folder), log=Path(folder) / "log", patience=children.PATIENCE)
-        try:
-            with child:
-                found = child.receive()
-        except ChildEndedError as error:
-            explained = error.failure.traceback is not None  # an exception of its own, and no crash
-            last = [] if explained else child.stderr_tail.splitlines()[-1:]
-            raise UserError("; ".join([error.failure.reason, *last])) from error
+    found = children.answer_of(job)
     assert isinstance(found, kind)
     return found
 
@@ -245,7 +232,3 @@ def hardware_like(device: str, cores: int) -> Hardware | None:
         return KNOWN.get(f"cpu-{cores}-cores")
     words = device.upper().replace("-", " ").split()
     return next((known for name, known in KNOWN.items() if name.upper().partition("-")[0] in words), None)
-
-
-def predicted(plan: Plan, *, batch: int, dtype: str, hardware: Hardware) -> Prediction:
-    return predict(work(plan, batch=batch, dtype=dtype), hardware)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 from varbench.base import stats
@@ -127,4 +128,11 @@ def _largest(run: Run, row: RowInRun, found: Findings, missing: dict[str, str]) 
     if run.available_memory is None:
         missing["timing.largest_batch"] = "the system does not say how much memory is free"
         return None
-    return largest_by_plan(row.plan, dtype=run.options.dtype, free=run.available_memory)
+    return _by_plan(row, run.options.dtype, run.available_memory)
+
+
+@functools.lru_cache(maxsize=4096)
+def _by_plan(row: RowInRun, dtype: str, free: int) -> LargestBatch:
+    """A record is written many times, and the bisection is long."""
+    assert row.plan is not None
+    return largest_by_plan(row.plan, dtype=dtype, free=free)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from varbench.measure.environment import environment
-from varbench.plan.cost import work
+from varbench.plan.cost import predict, work
 from varbench.record import Record
-from varbench.run.prepare import Run, hardware_like, predicted
+from varbench.run.prepare import Run, hardware_like
 from varbench.run.session import parts
 from varbench.show import formatting
 
@@ -48,11 +48,11 @@ def forecast(run: Run, out: Path, done: dict[str, Record]) -> Forecast:
         failure = row.resolved.failure
         share = call = None
         if row.plan is not None:
-            flops = work(row.plan, batch=options.batch, dtype=options.dtype).transformer_flops
-            full = full or flops
-            share = flops / full
+            counted = work(row.plan, batch=options.batch, dtype=options.dtype)
+            full = full or counted.transformer_flops
+            share = counted.transformer_flops / full
             if hardware is not None:
-                call = predicted(row.plan, batch=options.batch, dtype=options.dtype, hardware=hardware).total
+                call = predict(counted, hardware).total
         if call is not None and name not in done:
             images = options.images if run.is_scored(name) else 0
             timed = 1.5 * options.count * call + 4 * call  # the fewest pairs; a noisy machine takes more

@@ -24,7 +24,7 @@ from varbench.measure.calls import Chunk, CountedFlops, Reply, Request
 from varbench.measure.energy import energy
 from varbench.measure.environment import environment, gpu_identity
 from varbench.policies import Work
-from varbench.quality.images import Images, to_uint8
+from varbench.quality.images import Images, to_uint8, write_made
 from varbench.record import Status, Totals
 from varbench.rows.grammar import Row
 from varbench.rows.manager import manager
@@ -48,7 +48,7 @@ def run(job: Job, channel: Channel) -> None:
         except (Exception, SystemExit) as error:
             failure = of_exception(error)
             lost = failure.status in (Status.OUT_OF_MEMORY_HOST, Status.OUT_OF_MEMORY_DEVICE)
-            channel.send(Failed(failure=failure, row=request.row, last=lost))
+            channel.send(Failed(failure=failure, last=lost))
             if lost:  # the process is not fit for another row
                 return
             state.restore()
@@ -217,8 +217,8 @@ def _kept(keep: str | None, made: Answer, images: Images) -> Chunk | None:
         return None
     tokens = _tokens(made)
     with open(keep, "wb") as file:
-        np.savez(file, images=images, **({} if tokens is None else {"tokens": tokens}))  # type: ignore[arg-type]  # numpy's stubs take any keyword for `allow_pickle`
-    return Chunk(path=keep, sha256=file_hash(keep), count=len(images))
+        write_made(file, images, tokens)
+    return Chunk(path=keep, sha256=file_hash(keep))
 
 
 def _disturbed(device: str) -> tuple[int, ...] | None:

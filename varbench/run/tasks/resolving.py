@@ -17,12 +17,9 @@ from varbench.record import MethodSource, PublishedLine, StudyWords
 from varbench.rows.grammar import Row
 from varbench.rows.manager import PluginInfo, PluginManager, manager
 from varbench.run.channel import Channel
-from varbench.run.messages import Job, Resolved, ResolvedPlugin, ResolvedRow
+from varbench.run.messages import OWN_WEIGHTS, Job, Resolved, ResolvedPlugin, ResolvedRow
 from varbench.run.reasons import of_exception
 from varbench.run.weight_files import weight_files
-
-UPSTREAM = f"{rows.FULL}:accounting=upstream"
-OWN_WEIGHTS = "own weights of "
 
 
 def run(job: Job, channel: Channel) -> None:
@@ -34,7 +31,7 @@ def run(job: Job, channel: Channel) -> None:
 def resolved(job: Job, plugins: PluginManager) -> Resolved:
     """The denominators, then the rows that were asked for, then those of studies. A row that cannot be made fails alone."""
     options, model = job.options, job.model
-    denominators = [rows.resolve(name, model, manager=plugins) for name in (rows.FULL, UPSTREAM)]
+    denominators = [rows.resolve(name, model, manager=plugins) for name in (rows.FULL, rows.UPSTREAM)]
     attempts: list[tuple[str | None, rows.Attempt]] = [
         (None, rows.attempt(options.plugins, model, all_settings=options.all_settings, manager=plugins))
     ]
@@ -78,7 +75,6 @@ def _resolved(job: Job, row: Row, study: str | None, plugins: PluginManager) -> 
     return ResolvedRow(
         name=row.name,
         plugins=tuple(_plugin(info, plugins) for info in row.plugins),
-        recipe_plugin=owner,
         recipe=row.recipe if row.schedule is not None else None,
         point=points[0] if points else None,
         parameters=dict(row.parameters),

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from varbench.base.hashing import array_hash, file_hash
@@ -25,7 +24,7 @@ from varbench.model.checkpoints import build_tokenizer, load_tokenizer
 from varbench.model.tokenizer import Tokenizer
 from varbench.quality import Scoring, copies, distance_to_full, to_uint8
 from varbench.quality.extractors import extract
-from varbench.quality.images import Images
+from varbench.quality.images import Images, Tokens, read_made, write_made
 from varbench.quality.likeness import chance
 from varbench.record import Distance, Quality, Samples, Score
 from varbench.run.channel import Channel
@@ -40,8 +39,6 @@ COMPARED = 256
 
 SAME_LEVEL = 16
 """Levels of 255 that a pixel may be off what its tokens decode to: type and order of sums differ between processes."""
-
-Tokens = NDArray[np.int64]
 
 
 def run(job: Job, channel: Channel) -> None:
@@ -75,7 +72,7 @@ class Scorer:
         self._labels: list[int] = []
         self._thumbnails: list[copies.Thumbnails] = []
         self._pixels: set[bytes] = set()
-        self._scoring = self._new_scoring() if self._networks.scores and row.trained else None
+        self._scoring = self._new_scoring() if self._networks.scores else None
 
     def _new_scoring(self, *, judge: bool = True, second_opinion: bool | None = None) -> Scoring:
         wanted = self._job.options.second_opinion if second_opinion is None else second_opinion
@@ -94,9 +91,7 @@ class Scorer:
             raise WrongOutputError(
                 f"images that were handed over have the hash {found[:12]}, and {chunk.sha256[:12]} was said"
             )
-        with np.load(chunk.path, allow_pickle=False) as stored:
-            images: Images = stored["images"]
-            tokens: Tokens | None = stored["tokens"] if "tokens" in stored.files else None
+        images, tokens = read_made(chunk.path)
         wanted = (len(message.labels), 3, self._side, self._side)
         if images.dtype != np.uint8 or images.shape != wanted:
             raise WrongOutputError(
@@ -191,21 +186,21 @@ class Scorer:
         )
 
     def _place(self) -> Path | None:
-        return None if self._job.full is None else cache_folder() / "full-images" / f"{self._job.full}.npz"
+        name = self._job.full_images
+        return None if name is None else cache_folder() / "full-images" / f"{name}.npz"
 
     def _keep(self, images: Images, tokens: Tokens | None) -> None:
         self._full = (images, tokens)
         if (place := self._place()) is not None:
             # A full disk, or a cache that cannot be written, costs later runs the distance; not this one.
             with contextlib.suppress(OSError), whole_file(place) as file:
-                np.savez(file, images=images, **({} if tokens is None else {"tokens": tokens}))  # type: ignore[arg-type]  # numpy's stubs take any keyword for `allow_pickle`
+                write_made(file, images, tokens)
 
     def _stored(self) -> tuple[Images, Tokens | None] | None:
         place = self._place()
         if place is None or not place.is_file():
             return None
-        with np.load(place, allow_pickle=False) as stored:
-            return stored["images"], stored["tokens"] if "tokens" in stored.files else None
+        return read_made(place)
 
     def _floors(self) -> dict[str, Score]:
         """What no method can beat: other real images, and real images through the tokenizer, as many as are scored."""

@@ -12,7 +12,7 @@ from varbench.record.origin import (
     StudyWords,
     WeightFile,
 )
-from varbench.record.plan_summary import call_runs, plan_summary, totals_of, trace_totals
+from varbench.record.plan_summary import plan_summary, trace_totals
 from varbench.record.planned import CallRun, PlanStep, PlanSummary, Totals
 from varbench.record.schema import (
     SCHEMA_VERSION,
@@ -85,7 +85,6 @@ __all__ = [
     "Validity",
     "Verdict",
     "WeightFile",
-    "call_runs",
     "decode",
     "encode",
     "from_json",
@@ -94,7 +93,6 @@ __all__ = [
     "read_record",
     "record_path",
     "to_json",
-    "totals_of",
     "trace_totals",
     "write_record",
 ]

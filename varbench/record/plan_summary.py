@@ -46,10 +46,12 @@ def plan_summary(
         )
         for number, (step, work) in enumerate(zip(plan.steps, counted.steps, strict=True))
     )
-    totals = totals_of(plan, batch=batch, dtype=dtype)
+    totals = _totals(plan, counted)
     accountings: dict[str, Totals] = {plan.accounting: totals}
     if other_accounting is not None:
-        accountings[other_accounting.accounting] = totals_of(other_accounting, batch=batch, dtype=dtype)
+        accountings[other_accounting.accounting] = _totals(
+            other_accounting, cost.work(other_accounting, batch=batch, dtype=dtype)
+        )
     return PlanSummary(
         digest=plan.digest,
         picks=plan.picks,
@@ -68,9 +70,8 @@ def plan_summary(
     )
 
 
-def totals_of(plan: Plan, *, batch: int, dtype: str) -> Totals:
+def _totals(plan: Plan, counted: cost.PlanWork) -> Totals:
     """Work of the transformer for a batch, without the decoder, which every method shares."""
-    counted = cost.work(plan, batch=batch, dtype=dtype)
     return Totals(
         flops=counted.transformer_flops,
         steps=len(plan.steps),

@@ -235,20 +235,21 @@ def _row(chosen: Sequence[ChosenPart], model: ModelSpec, manager: PluginManager)
     for setting in settings:
         _refuse_no_row(setting.plugin, manager)
     name = name_of(chosen)
-    steps = _one(name, "varbench_step_policy", settings, model, manager)
+    asked = tuple(located(part.setting, part.settings) for part in chosen)
+    steps = _one(name, "varbench_step_policy", asked, model, manager)
     policies = RowPolicies(
         name=name,
-        depth=_one(name, "varbench_depth_policy", settings, model, manager),
+        depth=_one(name, "varbench_depth_policy", asked, model, manager),
         steps=steps,
-        guidance=_one(name, "varbench_guidance_policy", settings, model, manager),
-        tokens=_one(name, "varbench_token_policy", settings, model, manager),
-        caches=tuple(_given("varbench_cache_strategy", settings, model, manager)),
-        transforms=_transforms(chosen, {MAIN: model, **(steps.policy.backbones if steps else {})}, manager),
-        generator=_one(name, "varbench_generator", settings, model, manager),
+        guidance=_one(name, "varbench_guidance_policy", asked, model, manager),
+        tokens=_one(name, "varbench_token_policy", asked, model, manager),
+        caches=tuple(_given("varbench_cache_strategy", asked, model, manager)),
+        transforms=_transforms(chosen, asked, {MAIN: model, **(steps.policy.backbones if steps else {})}, manager),
+        generator=_one(name, "varbench_generator", asked, model, manager),
     )
     if policies.generator is not None and len(settings) > 1:
         raise UserError(f"{name}: {policies.generator.plugin} replaces the whole loop, so it must be alone in its row")
-    schedule = _one(name, "varbench_training_schedule", settings, model, manager)
+    schedule = _one(name, "varbench_training_schedule", asked, model, manager)
     recipe = _recipe(name, settings, schedule)
     return Row(
         name=name,
@@ -305,9 +306,9 @@ def without_transforms(row: Row, *, manager: PluginManager | None = None) -> Row
     return _row(parts, row.model, manager)
 
 
-def located(setting: Setting, model: ModelSpec, manager: PluginManager) -> Setting:
+def located(setting: Setting, settings: Settings) -> Setting:
     """With whole paths in place of those that are meant from where the user stands: processes run elsewhere."""
-    known = settings_of(setting.plugin, model, manager).parameters
+    known = settings.parameters
     folder = Path(os.environ.get(FOLDER_VARIABLE, ""))
     paths = {name: value for name, value in setting.parameters.items() if known[name].kind == "path" and value}
     return replace(setting, parameters={**setting.parameters, **{k: str(folder / str(v)) for k, v in paths.items()}})
@@ -315,7 +316,7 @@ def located(setting: Setting, model: ModelSpec, manager: PluginManager) -> Setti
 
 def _ask(hook: str, setting: Setting, model: ModelSpec, manager: PluginManager) -> Any:
     """What the plugin gives for a hook, looked at; None where it gives nothing."""
-    policy = manager.call(setting.plugin, hook, setting=located(setting, model, manager), model=model)
+    policy = manager.call(setting.plugin, hook, setting=setting, model=model)
     if policy is not None:
         check_policies.check(policy, hook, manager.info(setting.plugin))
     return policy
@@ -339,13 +340,13 @@ def _one(
 
 
 def _transforms(
-    chosen: Sequence[ChosenPart], backbones: Mapping[str, ModelSpec], manager: PluginManager
+    chosen: Sequence[ChosenPart], asked: Sequence[Setting], backbones: Mapping[str, ModelSpec], manager: PluginManager
 ) -> tuple[OwnedTransform, ...]:
     """In the row's order, for every backbone: each plugin is asked about each with that one's own sizes."""
     found = []
     for backbone, spec in backbones.items():
-        for part in chosen:
-            given = _ask("varbench_transform_model", part.setting, spec, manager)
+        for part, setting in zip(chosen, asked, strict=True):
+            given = _ask("varbench_transform_model", setting, spec, manager)
             if given is not None:
                 owner = {"plugin": part.setting.plugin, "part": part_name(part)}
                 found.append(OwnedTransform(**owner, policy=given, backbone=backbone))

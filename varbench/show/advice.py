@@ -133,5 +133,4 @@ def _again(entries: Sequence[Entry], *, rounds: int) -> str:
 
 
 def _some(texts: Iterable[str]) -> str:
-    texts = list(texts)
-    return ", ".join(texts[:_NAMED]) + (f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else "")
+    return formatting.some(texts, _NAMED)

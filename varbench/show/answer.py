@@ -11,7 +11,7 @@ from collections import Counter
 
 from varbench.base import stats
 from varbench.show import formatting
-from varbench.show.entries import Block, Entry, judge_quality, judge_speed, need_seeds, score_label
+from varbench.show.entries import Block, Entry, ended, judge_quality, judge_speed, need_seeds, score_label
 
 
 def answer(block: Block | None) -> str:
@@ -28,11 +28,7 @@ def _answer(block: Block) -> str:
     believable = [entry for entry in block.entries if entry.believable]
     if not believable:
         count = len(block.entries)
-        kinds = Counter(
-            record.status.replace("_", " ") if record.status != "complete" else record.validity.verdict.value
-            for entry in block.entries
-            for record in entry.records[:1]
-        )
+        kinds = Counter(ended(record) for entry in block.entries for record in entry.records[:1])
         what = ", ".join(
             f"{number} {kind}" for kind, number in sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
         )

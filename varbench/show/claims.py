@@ -28,8 +28,7 @@ def judged(title: str, claims: Sequence[Claim], records: Sequence[Record]) -> li
     """A section for each block of like conditions that has rows of any of the claims; the others' claims are left out."""
     found = []
     for block in blocks_of(records):
-        studied = [entry for entries in block.studies.values() for entry in entries]
-        by_name = {entry.name: entry for entry in (*block.entries, *studied) if entry.believable}
+        by_name = {entry.name: entry for entry in block.everything if entry.believable}
         rows = [
             (claim.text, *_beside(by_name[claim.better], by_name[claim.worse], block))
             for claim in claims

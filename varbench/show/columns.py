@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from varbench.base.stats import Interval
 from varbench.show import formatting
-from varbench.show.entries import Block, Entry, judge_quality, judge_speed, recipe_of, score_label
+from varbench.show.entries import Block, Entry, ended, judge_quality, judge_speed, recipe_of, score_label
 from varbench.show.published import figures_text, published_for, source_text
+from varbench.show.score_differences import interval_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,11 +260,7 @@ def _metric(name: str) -> Callable[[Entry, Block], Cell]:
             return Cell(text=None, note="the plugin gave no figure")
         if value.value is None:
             return Cell(text=None, note=value.reason or "no figure")
-        span = Interval(
-            value=value.value,
-            low=value.value if value.low is None else value.low,
-            high=value.value if value.high is None else value.high,
-        )
+        span = interval_of(value)
         note = f"mean over {value.n:,} images, {value.better} is better"
         return Cell(text=formatting.with_interval(span), note=note, sort=value.value, interval=span)
 
@@ -274,8 +271,7 @@ def _validity(entry: Entry, block: Block) -> Cell:
     if entry.believable:
         checked = "; ".join(entry.first.validity.reasons)
         return Cell(text="valid", note=checked, sort="0")
-    first = next((record for record in entry.records if record.status != "complete"), entry.first)
-    word = first.status.replace("_", " ") if first.status != "complete" else first.validity.verdict.value
+    word = ended(next((record for record in entry.records if record.status != "complete"), entry.first))
     return Cell(text=word, note=entry.trouble or "", sort=f"1{word}", tone="worse")
 
 

@@ -40,7 +40,7 @@ def compare(old: Sequence[Record], new: Sequence[Record], *, fail_on: str = "") 
     shared = [name for name in before if name in after]
     if not shared:
         raise UserError(
-            f"no row is in both: the first has {_some(before)}, the second {_some(after)}; compare runs of the same rows"
+            f"no row is in both: the first has {formatting.some(before) or 'no rows'}, the second {formatting.some(after) or 'no rows'}; compare runs of the same rows"
         )
     for name in shared:
         _refuse_unlike(name, before[name].entry, after[name].entry)
@@ -111,7 +111,7 @@ def _entries(records: Sequence[Record]) -> dict[str, Side]:
     found: dict[str, Side] = {}
     presets = {record.model.preset for record in records}
     for block in blocks_of(records):
-        for entry in (*block.entries, *(entry for study in block.studies.values() for entry in study)):
+        for entry in block.everything:
             record = entry.records[0]
             upstream = " (upstream)" if record.protocol.accounting == "upstream" else ""
             study = f" [{record.row.study}]" if record.row.study else ""
@@ -243,11 +243,6 @@ def _warnings(
     if doubted:
         warnings.append(f"valid in neither set, not compared: {', '.join(doubted)}")
     return warnings
-
-
-def _some(entries: dict[str, Side]) -> str:
-    names = list(entries)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "no rows"
 
 
 def _shown(value: float | None, unit: str) -> str:

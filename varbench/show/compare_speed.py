@@ -7,15 +7,13 @@ judged is the ratio to the full model, which met the same day. Seconds are shown
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from varbench.base import stats
 from varbench.base.stats import Interval, Ratio
-from varbench.record import Record
 from varbench.show.entries import Entry
 from varbench.show.limits import Change, Verdict
-from varbench.show.speedups import processes, speedup, timing_column
+from varbench.show.speedups import processes, rounds_of, speedup
 
 SPEED_MINIMUM = 0.01
 """A smaller change of speed or memory is nobody's concern, however sure it is."""
@@ -89,7 +87,7 @@ def _anchored(name: str, figure: str, old: Ratio, new: Ratio, *, shown: bool | N
 
 def _by_seconds(name: str, figure: str, sides: Pair) -> Change | None:
     column, regime = _column(sides[0].entry, figure)
-    before, after = (_rounds(side.entry.complete, column, regime) for side in sides)
+    before, after = (rounds_of(side.entry.complete, column, regime) for side in sides)
     if not before or not after:
         return None
     old, new = _middle(before), _middle(after)
@@ -97,11 +95,6 @@ def _by_seconds(name: str, figure: str, sides: Pair) -> Change | None:
         row=name, figure=figure, verdict="not judged", old=old, new=new, unit="s", relative=True, broken=None,
         change=_less_one(stats.unpaired_ratio(before, after)),
     )  # fmt: skip
-
-
-def _rounds(records: Iterable[Record], column: str, regime: str) -> list[tuple[float, ...]]:
-    timings = (timing_column(record, column, regime) for record in records)
-    return [samples for timing in timings if timing is not None for samples in timing.rounds]
 
 
 def _middle(rounds: list[tuple[float, ...]]) -> float:

@@ -146,6 +146,11 @@ class Block:
     studies: dict[str, tuple[Entry, ...]]  # rows made for a panel of their own
 
     @cached_property
+    def everything(self) -> tuple[Entry, ...]:
+        """The main table's entries, then those of the studies."""
+        return (*self.entries, *(entry for study in self.studies.values() for entry in study))
+
+    @cached_property
     def full(self) -> dict[str, Entry]:
         """The full model by accounting."""
         return _denominators(self.entries)
@@ -158,9 +163,8 @@ class Block:
 
     @cached_property
     def title(self) -> str:
-        entries = [*self.entries, *(entry for study in self.studies.values() for entry in study)]
         random = ["random weights"] if self.conditions["weights"] == "random" else []
-        told = in_words(entries[0].first.protocol)
+        told = in_words(self.everything[0].first.protocol)
         return ", ".join([self.conditions["preset"], *random, *told, f"on {self.conditions['device']}"])
 
     @cached_property
@@ -187,6 +191,13 @@ class Block:
 def recipe_of(record: Record) -> str | None:
     """How its weights came to be, also where that was to train nothing."""
     return record.row.recipe or record.row.named_recipe
+
+
+def ended(record: Record) -> str:
+    """How a row came out, in a word or two: what kept it from an end, else whether it is valid."""
+    if record.status is not Status.COMPLETE:
+        return record.status.replace("_", " ")
+    return record.validity.verdict.value
 
 
 def score_label(score: Score) -> str:

@@ -11,6 +11,7 @@ from varbench.show import formatting
 from varbench.show.charts import NEUTRAL, PALETTE, Figure, Plot, Spec, Swatch, axis, chart, colour, swatches
 from varbench.show.drawn_rows import MOST_ROWS, colours_of
 from varbench.show.entries import Block, Entry, score_label
+from varbench.show.score_differences import interval_of
 
 DASHES = (([1, 0], "━"), ([6, 3], "╍"), ([2, 2], "┅"), ([8, 3, 2, 3], "╌"))
 SHAPES = (("circle", "●"), ("square", "■"), ("triangle-up", "▲"), ("diamond", "◆"), ("triangle-down", "▼"))
@@ -22,14 +23,11 @@ def quality_over_steps(block: Block) -> Figure | None:
     score = None
     for training in _trainings(block):
         for evaluation in training.evaluations:
-            value = evaluation.score.value
-            if value is None or (score is not None and evaluation.score.name != score.name):
+            if evaluation.score.value is None or (score is not None and evaluation.score.name != score.name):
                 continue
             score = score or evaluation.score
-            low = value if evaluation.score.low is None else evaluation.score.low
-            high = value if evaluation.score.high is None else evaluation.score.high
             key = (training.recipe, evaluation.point, evaluation.step)
-            found.setdefault(key, []).append(Interval(value=value, low=low, high=high))
+            found.setdefault(key, []).append(interval_of(evaluation.score))
     if score is None:
         return None
     values: list[dict[str, Any]] = []
@@ -172,7 +170,7 @@ def loss_per_point(block: Block) -> Figure | None:
 def _trainings(block: Block) -> list[Training]:
     """Each training once, since rows share their weights; of the first recipes, in the order of the table."""
     found: dict[str, dict[tuple[str, int], Training]] = {}
-    for entry in (*block.entries, *(studied for entries in block.studies.values() for studied in entries)):
+    for entry in block.everything:
         for record in entry.complete if entry.believable else ():
             if record.training is not None:
                 repeats = found.setdefault(record.training.recipe, {})

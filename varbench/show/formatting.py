@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from varbench.base.stats import Interval
 
 MARKS = {"better": "▲", "worse": "▼", "same": "≈"}
@@ -9,6 +11,12 @@ MARKS = {"better": "▲", "worse": "▼", "same": "≈"}
 
 WITH_DECODER = "*"
 """Marks a time, and a ratio of times, with the decoder where the column is without."""
+
+
+def some(texts: Iterable[str], most: int = 3) -> str:
+    """The first of them, and how many more there are."""
+    texts = list(texts)
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
 def number(value: float) -> str:

@@ -13,8 +13,7 @@ from varbench.show.entries import Block
 
 def subtitle(records: Sequence[Record]) -> str:
     found = runs(records)
-    names = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-    return f"{'run' if len(found) == 1 else 'runs'} {names}" if found else "no records"
+    return f"{'run' if len(found) == 1 else 'runs'} {formatting.some(found)}" if found else "no records"
 
 
 def runs(records: Sequence[Record]) -> list[str]:

@@ -18,7 +18,7 @@ from varbench.base.whole_files import write_whole
 from varbench.errors import UserError
 from varbench.record import Record, record_path, sections, to_json
 from varbench.record.frames import frame_of, write_csv, write_parquet
-from varbench.show import charts, columns, page, samples, stills
+from varbench.show import charts, columns, header_footer, page, samples, stills
 from varbench.show.answer import answer
 from varbench.show.entries import Entry
 
@@ -180,7 +180,7 @@ def _fingerprint(encoded: Sequence[dict[str, Any]], changes: page.Changes | None
 
 
 def _run_name(records: Sequence[Record]) -> str:
-    runs = sorted({record.run for record in records})
+    runs = header_footer.runs(records)
     if not runs:
         return "no-records"
     return _safe_name(runs[-1] if len(runs) == 1 else f"{runs[-1]}-and-{len(runs) - 1}-more")

@@ -108,10 +108,10 @@ def speedup(
         return stats.quotient(mine, theirs)
     runs = {record.run for record in records}
     same = [record for record in full if record.run in runs]
-    above, below = _rounds(same or full, column, regime), _rounds(records, column, regime)
+    above, below = rounds_of(same or full, column, regime), rounds_of(records, column, regime)
     return stats.unpaired_ratio(above, below) if above and below else None
 
 
-def _rounds(records: Iterable[Record], column: str, regime: str) -> list[tuple[float, ...]]:
+def rounds_of(records: Iterable[Record], column: str, regime: str) -> list[tuple[float, ...]]:
     found = (timing_column(record, column, regime) for record in records)
     return [samples for timing in found if timing is not None for samples in timing.rounds]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from varbench.record import Record, Status
 from varbench.show import formatting
-from varbench.show.entries import Block, Entry, blocks_of, judge_quality, judge_speed, score_label
+from varbench.show.entries import Block, Entry, blocks_of, ended, judge_quality, judge_speed, score_label
 from varbench.show.header_footer import notices
 
 WIDTH = 150
@@ -32,8 +32,7 @@ def _block(block: Block) -> str:
     headings = [
         "row", score, "accuracy", "speedup", "vs upstream", "batch\ntime", "latency", "state\npeak", "end", "work", "",
     ]  # fmt: skip
-    studied = [entry for entries in block.studies.values() for entry in entries]
-    rows = [_row(entry, block) for entry in (*block.entries, *studied)]
+    rows = [_row(entry, block) for entry in block.everything]
     rest = sum(_width(heading, cells) for heading, *cells in list(zip(headings, *rows, strict=True))[1:])
     rows = [[_broken(name, max(_LEAST_NAME, WIDTH - rest)), *cells] for name, *cells in rows]
     table = tabulate(rows, headings, tablefmt="simple", disable_numparse=True, stralign="right", colalign=("left",))
@@ -79,7 +78,7 @@ def _row(entry: Entry, block: Block) -> list[str]:
         formatting.size(work.state_peak_bytes) if work and work.state_peak_bytes is not None else "-",
         formatting.size(work.state_end_bytes) if work and work.state_end_bytes is not None else "-",
         share,
-        _verdict(entry.first),
+        ended(entry.first),
     ]
 
 
@@ -108,12 +107,6 @@ def _mark(entry: Entry, judgement: str | None) -> str:
 
 def _with_decoder(entry: Entry) -> str:
     return "" if entry.timed == "transformer" else formatting.WITH_DECODER
-
-
-def _verdict(record: Record) -> str:
-    if record.status is not Status.COMPLETE:
-        return record.status.replace("_", " ")
-    return record.validity.verdict.value
 
 
 def _width(heading: str, cells: Sequence[str]) -> int:

@@ -133,8 +133,11 @@ def _files_named(row: Row, plugins: PluginManager) -> Iterator[tuple[str, str]]:
     """The files that parameters of the row name, by parameter."""
     for setting in row.settings:
         settings = plugins.call(setting.plugin, "varbench_settings", model=row.model)
-        for name, parameter in settings.parameters.items() if settings else ():
-            path = rows.located(setting, row.model, plugins).parameters.get(name)
+        if settings is None:
+            continue
+        given = rows.located(setting, settings).parameters
+        for name, parameter in settings.parameters.items():
+            path = given.get(name)
             if parameter.kind == "path" and path:
                 yield f"{setting.plugin}.{name}", str(path)
 

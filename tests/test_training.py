@@ -23,7 +23,7 @@ from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer, initialise_
 from varbench.policies import TrainStep
 from varbench.spec import ModelSpec, TokenizerSpec
-from varbench.train.budgets import RECIPE
+from varbench.train.budgets import recipe_budget
 from varbench.train.export import export
 from varbench.train.optimiser import adamw, rate_at
 from varbench.train.order import batch_rows, class_drops, uniforms
@@ -216,8 +216,8 @@ def test_a_trained_layer_is_its_modules(l2: bool, heads_differ: bool, monkeypatc
 
 
 def test_a_recipe_has_sixty_thousand_images_and_a_short_one_takes_those_it_sees() -> None:
-    assert replace(RECIPE, steps=60).images_seen == 60 * RECIPE.batch
-    assert replace(RECIPE, steps=8_000).images_seen == 60_000
+    assert recipe_budget(60).images_seen == 60 * 32
+    assert recipe_budget(8_000).images_seen == 60_000
     seen = np.concatenate([batch_rows(seed=0, step=step, batch=32, count=60 * 32) for step in range(60)])
     assert len(np.unique(seen)) == 60 * 32, "none of them twice"
 

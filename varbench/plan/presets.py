@@ -14,6 +14,8 @@ from varbench.spec import SIDES_256, SIDES_512, ModelSpec, TokenizerSpec
 DEFAULT = "tiny"
 SHIPPED = {"vae": "tokenizer.safetensors", MAIN: "base.safetensors"}
 """Files under `assets/<preset>/`, by the part of a pipeline that they fill."""
+SHORT_STEPS = 60
+"""Optimiser steps of a recipe, unless its trained weights ship or more are asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,8 @@ class Preset:
     companions: Mapping[str, ModelSpec] = field(default_factory=dict)
     """Further models whose weights are shipped, by file name: a method that runs two finds the one of its sizes."""
     summary: str = ""
+    shipped_steps: int | None = None
+    """Optimiser steps of the recipes whose trained weights ship; None where none do."""
 
 
 def _official(depth: int) -> Preset:
@@ -49,6 +53,7 @@ _PRESETS = {
             spec=_TINY,
             assets=True,
             companions={"narrow.safetensors": _TINY.narrower()},
+            shipped_steps=2_000,
             summary="procedural shapes 32 px; ships with the package, runs on a CPU",
         ),
         *(_official(depth) for depth in (16, 20, 24, 30)),

@@ -204,8 +204,12 @@ class Options:
         most=1, reads="top_p {:g}",
     )  # fmt: skip
     steps: int | None = option(
-        "optimiser steps of a recipe", absent="the preset's, for tiny 60", metavar="N", least=1,
-        reads="{} steps a recipe",
+        "optimiser steps of a recipe; default: for tiny 2,000, as what ships was trained for, else 60",
+        absent="a quick run: what ships, else 12 steps", metavar="N", least=1, reads="{:,} steps a recipe",
+    )  # fmt: skip
+    train: bool = option(
+        "train recipes here, although trained weights ship; 60 steps unless --steps says more", default=False,
+        compared=False,
     )  # fmt: skip
     images: int = option(
         "images scored a row; 0 leaves quality out", default=ByPreset(50_000, tiny=2_000, quick=2_000, quick_tiny=200),

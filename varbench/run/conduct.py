@@ -103,6 +103,8 @@ class Conduct:
                     self._fail(alive, replace(found, reason=f"its weights could not be trained: {found.reason}"))
                     continue
                 assert isinstance(found, Trained)
+                if found.note:
+                    self.display.note(f"{key}: {found.note}")
                 self.trained[key] = found
                 self._update(alive, trained=found)
 

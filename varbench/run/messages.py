@@ -133,6 +133,8 @@ class Trained:
     training: Training | None
     files: dict[str, str]
     hashes: dict[str, str]
+    note: str | None = None
+    """Why weights that ship were not used, where they should have been."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,7 @@ from varbench.run.messages import OWN_WEIGHTS, Job, Ready, Trained
 from varbench.run.prepare import Run, WeightSet
 from varbench.run.scorers import Scorers, keep_path
 from varbench.run.side_by_side import side_by_side
+from varbench.run.timing import finished, width
 
 PARTS = ".parts"
 """Sub-folder of the run for jobs and for the parts of rows that are measured already."""
@@ -169,7 +170,7 @@ class Conduct:
 
         def at(name: str) -> None:
             self._at = name
-            self.display.detail(name)
+            self.display.detail(" ".join(filter(None, (name, width(self.found[name])))))
 
         def work(subject: Child, names: tuple[str, ...]) -> None:
             full = FULL if self._has_full(weights) else None
@@ -208,6 +209,8 @@ class Conduct:
                 found = replace(found, oversight=self._oversight(overseer, name, scorers))
                 keep(found, self._part_path(SpeedRound, name, number))
                 self._update((name,), speed={**self.found[name].speed, number: found})
+                if len(self.found[name].speed) == self.run.rounds_of(name):
+                    self.display.note(finished(name, self.found[name]))
             self._save(names)
 
         with self.display.part("speed", f"{weights.key}, round {number + 1}"):

@@ -32,7 +32,7 @@ def weights(given: dict[str, Path], tmp_path: Path) -> Any:  # noqa: F811
 
     def ask(row: rows.Row, *, ready: bool = True, steps: int = 8) -> RecipeWeights:
         budget = replace(STEPS, steps=steps)
-        folder = Shipped(folder=tmp_path / "ships", budget=STEPS)
+        folder = Shipped(assets=tmp_path / "ships", budget=STEPS)
         return recipe_weights(
             row, vae=given["vae"], pretrained=pretrained, data=DATA, budget=budget, shipped=folder if ready else None
         )
@@ -48,7 +48,7 @@ def weights(given: dict[str, Path], tmp_path: Path) -> Any:  # noqa: F811
 def test_what_ships_is_loaded_and_not_trained(weights: Any, tmp_path: Path) -> None:
     found = weights(rows.resolve("fixed_ratio@p10/full", SPEC), steps=3)
     assert (found.origin, found.note) == ("shipped", None)
-    assert found.files["main"] == tmp_path / "ships" / "fixed_ratio-p10" / "main.safetensors"
+    assert found.files["main"] == tmp_path / "ships" / "recipes" / "fixed_ratio-p10" / "main.safetensors"
     assert found.record["stages"]["train"]["steps"] == 8, "as long as what ships was trained, whatever is asked else"
     assert weights(rows.resolve("variant@d1", SPEC)).origin == "here", "nothing ships for it"
 
@@ -67,7 +67,7 @@ def test_weights_of_another_schedule_are_named_and_not_used(weights: Any, monkey
 
 @pytest.mark.parametrize("harm", ["changed", "gone"])
 def test_a_file_that_is_not_the_one_that_shipped_is_named_and_not_used(weights: Any, tmp_path: Path, harm: str) -> None:
-    path = tmp_path / "ships" / "fixed_ratio-p10" / "main.safetensors"
+    path = tmp_path / "ships" / "recipes" / "fixed_ratio-p10" / "main.safetensors"
     if harm == "gone":
         path.unlink()
     else:
@@ -93,7 +93,7 @@ def test_other_seeds_and_steps_have_nothing_that_ships() -> None:
     assert shipped_with("var-d30", seed=0, steps=None) is None
 
 
-TINY = presets.asset_folder("tiny") / shipped.FOLDER
+TINY = presets.asset_folder("tiny") / "recipes"
 
 
 @pytest.mark.parametrize("folder", sorted(path.parent.name for path in TINY.glob("*/record.json")))

@@ -91,6 +91,16 @@ def asset_folder(name: str) -> Path:
     return Path(str(resources.files("varbench"))) / "assets" / preset(name).spec.name
 
 
+def recipe_folder(assets: Path, recipe: str) -> Path:
+    """Where trained weights of a recipe lie, of those that ship in this folder."""
+    return assets / "recipes" / recipe.replace("@", "-")
+
+
+def recipe_files(name: str, recipe: str) -> dict[str, Path]:
+    """Trained weights that a preset ships for a recipe, by backbone; empty where it ships none."""
+    return {path.stem: path for path in sorted(recipe_folder(asset_folder(name), recipe).glob("*.safetensors"))}
+
+
 def shipped_files(name: str, further: Mapping[str, ModelSpec] | None = None) -> dict[str, Path]:
     """Weight files of a preset, `vae` and `main`; empty where none are shipped.
 

@@ -15,19 +15,19 @@ from varbench.plan import presets
 from varbench.train.budgets import recipe_budget
 from varbench.train.trainer import Budget
 
-FOLDER, RECORD = "recipes", "record.json"
+RECORD = "record.json"
 SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shipped:
-    """Where trained weights lie ready, and the budget that they had."""
+    """The folder of a preset in which trained weights lie ready, and the budget that they had."""
 
-    folder: Path
+    assets: Path
     budget: Budget
 
     def folder_of(self, recipe: str) -> Path:
-        return self.folder / recipe.replace("@", "-")
+        return presets.recipe_folder(self.assets, recipe)
 
     def record_of(self, recipe: str) -> dict[str, Any] | None:
         """What is told of the recipe's weights; None where none ship."""
@@ -56,12 +56,12 @@ def shipped_with(preset: str, *, seed: int, steps: int | None) -> Shipped | None
     had = presets.preset(preset).shipped_steps
     if had is None or seed != SEED or steps not in (None, had):
         return None
-    return Shipped(folder=presets.asset_folder(preset) / FOLDER, budget=recipe_budget(had, seed=SEED))
+    return Shipped(assets=presets.asset_folder(preset), budget=recipe_budget(had, seed=SEED))
 
 
-def put(shipped: Path, recipe: str, *, files: Mapping[str, Path], record: Mapping[str, Any]) -> Path:
-    """Copies trained weights to where they ship, with their record and hashes; the folder."""
-    folder = shipped / recipe.replace("@", "-")
+def put(assets: Path, recipe: str, *, files: Mapping[str, Path], record: Mapping[str, Any]) -> Path:
+    """Copies trained weights, with their record and hashes, as they ship in this folder; where they lie then."""
+    folder = presets.recipe_folder(assets, recipe)
     for backbone, path in files.items():
         with whole_file(folder / f"{backbone}.safetensors") as file:
             file.write(path.read_bytes())

@@ -145,7 +145,7 @@ def _tokenizer(args: argparse.Namespace, data: ImageSet) -> int:
     budget = TokenizerBudget(seed=args.seed, **_given(args, steps="steps", rate="peak_rate", batch="batch"))
     out = _out(args)
     state = out.with_suffix(".state")
-    with shown("tokenizer", steps=budget.steps, events=args.tensorboard) as progress:
+    with shown("tokenizer", steps=budget.steps, batch=budget.batch, events=args.tensorboard) as progress:
         module, record = train_tokenizer(
             spec, data=data, budget=budget, checkpoints=Checkpoints(state), progress=progress, device=args.device
         )
@@ -203,7 +203,9 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
     def keep(step: int) -> None:
         export(transformer, out, spec=spec, record={**origin, "unfinished": f"{step} of {budget.steps} steps"})
 
-    with shown(args.what, steps=budget.steps, events=args.tensorboard, quiet=ranks.rank > 0) as progress:
+    with shown(
+        args.what, steps=budget.steps, batch=budget.batch, events=args.tensorboard, quiet=ranks.rank > 0
+    ) as progress:
         record = train(
             transformer,
             tokenizer=tokenizer,

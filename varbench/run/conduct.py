@@ -368,7 +368,7 @@ class Conduct:
         options = self.run.options
         if options.device != "cpu" or options.fresh:
             return None
-        return cache_folder() / "runs" / self._machine / self._part_path(kind, name).name
+        return cache_folder("runs") / self._machine / self._part_path(kind, name).name
 
     @cached_property
     def _machine(self) -> str:

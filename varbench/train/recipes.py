@@ -97,7 +97,7 @@ def recipe_weights(
     stages = _stages(row.schedule, budget)
     _check_backbones(row, stages, pretrained)
     key = _key(row, budget, vae=vae, pretrained=pretrained, data=data)
-    folder = cache_folder() / "weights" / key
+    folder = cache_folder("weights") / key
     names = {stage.backbone for stage, _ in stages}
     files = {**pretrained, **{name: folder / f"{name}.safetensors" for name in names}}
     record_path = folder / "record.json"
@@ -120,7 +120,9 @@ def recipe_weights(
         record: dict[str, Any] = {"row": row.recipe_name, "key": key, "data": data.fingerprint, "stages": {}}
         for stage, stage_budget in stages:
             title = f"{row.recipe_name} {stage.name}" if len(stages) > 1 else row.recipe_name
-            with shown(title, steps=stage_budget.steps, events=events and events / stage.name) as progress:
+            with shown(
+                title, steps=stage_budget.steps, batch=budget.batch, events=events and events / stage.name
+            ) as progress:
                 record["stages"][stage.name] = _train_stage(
                     row,
                     stage,

@@ -187,7 +187,7 @@ class Scorer:
 
     def _place(self) -> Path | None:
         name = self._job.full_images
-        return None if name is None else cache_folder() / "full-images" / f"{name}.npz"
+        return None if name is None else cache_folder("full-images") / f"{name}.npz"
 
     def _keep(self, images: Images, tokens: Tokens | None) -> None:
         self._full = (images, tokens)

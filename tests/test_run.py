@@ -26,11 +26,11 @@ from varbench.record import Status, Verdict, read_record
 from varbench.rows import UPSTREAM
 from varbench.run import identity, session
 from varbench.run.children import Child, ChildEndedError
-from varbench.run.conduct import locked
 from varbench.run.display import Display
 from varbench.run.messages import Done, ResolvedPlugin
 from varbench.run.prepare import prepare
 from varbench.run.resume import complete_records, other_settings, set_aside_outdated
+from varbench.run.session import locked
 from varbench.run.side_by_side import side_by_side
 from varbench.show.entries import blocks_of
 

@@ -219,6 +219,10 @@ class Options:
         "the distance by clean-fid too; for FID, inception-2015-12-05.pt must lie beside the --inception file",
         default=False, compared=False,
     )  # fmt: skip
+    keep_images: str | None = option(
+        "keep all scored images of every row in the run's folder: `npz`, as the ADM suite reads them, or `png`",
+        absent="a few are kept, to look at", metavar="FORM", choices=("npz", "png"), decides=False,
+    )  # fmt: skip
     rounds: int = option(
         "rounds of fresh processes", default=ByPreset(FEWEST_ROUNDS, tiny=FEWEST_ROUNDS, quick=1, quick_tiny=1),
         metavar="N", least=1, compared=False,

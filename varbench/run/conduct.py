@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,12 +14,11 @@ from typing import Any, TypeVar
 
 from varbench.base.hashing import digest
 from varbench.base.places import cache_folder
-from varbench.errors import UserError
 from varbench.measure import speed, strain
 from varbench.measure.environment import cores, environment
 from varbench.measure.overseer import Overseer, Oversight, ScoredImages
 from varbench.measure.speed import Pace, SpeedRound
-from varbench.record import Record, Score, write_record
+from varbench.record import Record, Score, row_slug, write_record
 from varbench.record.failure import Failure, RowError
 from varbench.rows import FULL
 from varbench.run import children, verify
@@ -114,7 +112,8 @@ class Conduct:
 
         def lacking(name: str) -> bool:
             found = self.found[name]
-            if found.seen is None and self.run.is_scored(name) and (seen := self._earlier(Seen, name)):
+            scored = self.run.is_scored(name) and self._are_kept(name)
+            if found.seen is None and scored and (seen := self._earlier(Seen, name)):
                 self._update((name,), seen=seen)
             if found.looks is None and self._looks_wanted and (looks := self._earlier(Looks, name)):
                 self._update((name,), looks=looks)
@@ -126,7 +125,7 @@ class Conduct:
                 with self._turn(name):
                     if self.found[name].seen is None and self.run.is_scored(name):
                         self.display.detail(f"images of {name}")
-                        seen = scorers.score(name, subject.ask, self.display.detail)
+                        seen = scorers.score(name, subject.ask, self.display.detail, keep=self._images_path(name))
                         self._remember(seen, name)
                         self._update((name,), seen=seen)
                     if self.found[name].looks is None and self._looks_wanted:
@@ -355,6 +354,15 @@ class Conduct:
         self._update((name,), earlier=self.found[name].earlier | {kind.__name__})
         return part
 
+    def _images_path(self, name: str) -> Path | None:
+        """Where all scored images of a row are kept, if that was asked for."""
+        kind = self.run.options.keep_images
+        return self.out / "images" / f"{row_slug(name)}{'.npz' if kind == 'npz' else ''}" if kind else None
+
+    def _are_kept(self, name: str) -> bool:
+        path = self._images_path(name)
+        return path is None or path.exists()
+
     def _remember(self, part: object, name: str) -> None:
         path = self._part_path(type(part), name)
         keep(part, path)
@@ -373,18 +381,3 @@ class Conduct:
     @cached_property
     def _machine(self) -> str:
         return environment("cpu").machine
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Two runs in one folder would overwrite each other's records."""
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w") as file:
-        if os.name == "posix":
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(f"another run is working in {out}; wait for it, or choose another --out") from error
-        yield

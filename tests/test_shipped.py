@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from record_factory import make_record
+from scripted import a_run, conduct, options
 from test_training import DATA, SPEC
 from test_training_recipes import STEPS, given  # noqa: F401  the fixture
 
@@ -16,9 +17,12 @@ from varbench import rows
 from varbench.data.shapes import Shapes
 from varbench.plan import presets
 from varbench.policies import TrainStep
+from varbench.run.findings import Seen
+from varbench.run.messages import Trained
+from varbench.run.prepare import prepare
 from varbench.show.entries import blocks_of
 from varbench.show.training_notes import training_notes
-from varbench.train import recipes, shipped
+from varbench.train import recipes
 from varbench.train.recipes import RecipeWeights, recipe_weights
 from varbench.train.shipped import Shipped, put, shipped_with
 
@@ -99,7 +103,7 @@ TINY = presets.asset_folder("tiny") / "recipes"
 @pytest.mark.parametrize("folder", sorted(path.parent.name for path in TINY.glob("*/record.json")))
 def test_what_ships_for_tiny_is_what_todays_code_would_train(folder: str) -> None:
     """Fails where a schedule, a base model, the data or the budget was changed and the weights were not trained again."""
-    recipe = json.loads((TINY / folder / shipped.RECORD).read_text())["row"]
+    recipe = json.loads((TINY / folder / presets.RECORD).read_text())["row"]
     (row, *_) = rows.expand(recipe, presets.preset("tiny").spec)
     further = dict(row.policies.backbones)
     files = presets.shipped_files("tiny", further)
@@ -131,3 +135,35 @@ def test_the_page_says_where_weights_come_from_and_which_had_fewer_steps() -> No
     }
     assert "not to be compared in quality: variant@other. --steps 200 trains all alike" in training_notes(block)[-1]
     assert len(training_notes(blocks_of(records[:1])[0])) == 1
+
+
+def test_other_weights_of_the_same_recipe_make_its_rows_another_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores of an earlier run hold for the weights that it had."""
+    real = presets.asset_folder("tiny")
+    for path in real.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).symlink_to(path)
+    told = presets.recipe_folder(tmp_path, "variant@progressive") / presets.RECORD
+    monkeypatch.setattr(presets, "asset_folder", lambda name: tmp_path)
+
+    def inputs() -> dict[str, str]:
+        found = prepare(options(plugins="variant@d8,fixed_ratio@p05/d8", model="tiny"), name="a")
+        return {name: row.inputs for name, row in found.rows.items()}
+
+    without = inputs()
+    told.parent.mkdir(parents=True)
+    told.write_text("{}")
+    shipped_now = inputs()
+    assert {name for name in without if without[name] != shipped_now[name]} == {"variant@d8"}
+
+
+def test_parts_of_a_run_belong_to_the_weights_that_made_them(tmp_path: Path) -> None:
+    running = conduct(a_run(tmp_path, plugins="variant@d8"), tmp_path)
+    before = running._part_path(Seen, "variant@d8")
+    for sha256 in ("one", "other"):
+        running._update(("variant@d8",), trained=Trained(training=None, files={}, hashes={"main": sha256}))
+        after = running._part_path(Seen, "variant@d8")
+        assert after != before
+        before = after

@@ -14,6 +14,8 @@ from varbench.spec import SIDES_256, SIDES_512, ModelSpec, TokenizerSpec
 DEFAULT = "tiny"
 SHIPPED = {"vae": "tokenizer.safetensors", MAIN: "base.safetensors"}
 """Files under `assets/<preset>/`, by the part of a pipeline that they fill."""
+RECORD = "record.json"
+"""What is told of a recipe's trained weights, beside them."""
 SHORT_STEPS = 60
 """Optimiser steps of a recipe, unless its trained weights ship or more are asked for."""
 

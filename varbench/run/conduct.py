@@ -338,7 +338,9 @@ class Conduct:
         return records
 
     def _part_path(self, kind: type, name: str, number: int = 0) -> Path:
-        key = digest([kind.__name__, self.run.rows[name].inputs, str(number)])
+        trained = self.found[name].trained
+        weights = sorted(trained.hashes.items()) if trained else []
+        key = digest([kind.__name__, self.run.rows[name].inputs, str(number), *map(" ".join, weights)])
         return self.parts / f"{kind.__name__}-{key[:24]}.done.json"
 
     def _part(self, kind: type[Part], name: str, number: int = 0) -> Part | None:

@@ -158,7 +158,8 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
             *deciding(options),
         ]
     )
-    rows = {row.name: _in_run(row, shared, hashes) for row in resolved.rows}
+    ships = {} if options.weights else {row.name: _ships(options.model, row) for row in resolved.rows}
+    rows = {row.name: _in_run(row, [shared, ships.get(row.name, "")], hashes) for row in resolved.rows}
     for asked, filled in calibrated.rows.items():
         rows[filled] = replace(rows[filled], calibration=calibrated.runs[asked])
     for asked, failure in calibrated.failures.items():
@@ -187,7 +188,13 @@ def _answer_of(job: Job, kind: type[Answer]) -> Answer:
     return found
 
 
-def _in_run(row: ResolvedRow, shared: str, hashes: dict[str, str]) -> RowInRun:
+def _ships(model: str, row: ResolvedRow) -> str:
+    """Of what trained weights ship for the row, the hash of what is told of them."""
+    told = presets.recipe_folder(presets.asset_folder(model), row.weight_set) / presets.RECORD
+    return file_hash(told) if told.is_file() else ""
+
+
+def _in_run(row: ResolvedRow, shared: list[str], hashes: dict[str, str]) -> RowInRun:
     plugins = tuple(
         PluginVersion(
             name=plugin.name,
@@ -214,7 +221,7 @@ def _in_run(row: ResolvedRow, shared: str, hashes: dict[str, str]) -> RowInRun:
         ),
         inputs=digest(
             [
-                shared,
+                *shared,
                 meant,
                 *(f"{p.name} {p.version} {p.code_hash}" for p in plugins),
                 *(f"{k} {v}" for k, v in read.items()),

@@ -15,7 +15,6 @@ from varbench.plan import presets
 from varbench.train.budgets import recipe_budget
 from varbench.train.trainer import Budget
 
-RECORD = "record.json"
 SEED = 0
 
 
@@ -31,7 +30,7 @@ class Shipped:
 
     def record_of(self, recipe: str) -> dict[str, Any] | None:
         """What is told of the recipe's weights; None where none ship."""
-        path = self.folder_of(recipe) / RECORD
+        path = self.folder_of(recipe) / presets.RECORD
         return json.loads(path.read_text()) if path.is_file() else None
 
     def files_of(self, recipe: str) -> dict[str, Path]:
@@ -66,6 +65,6 @@ def put(assets: Path, recipe: str, *, files: Mapping[str, Path], record: Mapping
         with whole_file(folder / f"{backbone}.safetensors") as file:
             file.write(path.read_bytes())
     told = {**record, "files": {backbone: file_hash(path) for backbone, path in files.items()}}
-    with whole_file(folder / RECORD) as file:
+    with whole_file(folder / presets.RECORD) as file:
         file.write((json.dumps(told) + "\n").encode())
     return folder

@@ -124,6 +124,22 @@ class KeptImages:
             self._open.__exit__(InterruptedError, InterruptedError(), None)
 
 
+def kept_images(path: Path, *, at_once: int) -> Iterator[Images]:
+    """What `KeptImages` kept, piece by piece."""
+    if path.is_dir():
+        names = sorted(path.glob("*.png"))
+        for start in range(0, len(names), at_once):
+            yield np.stack([np.asarray(Image.open(name)).transpose(2, 0, 1) for name in names[start : start + at_once]])
+        return
+    with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+        np.lib.format.read_magic(file)
+        (count, *shape), _, _ = np.lib.format.read_array_header_1_0(file)
+        for start in range(0, count, at_once):
+            size = min(at_once, count - start)
+            content = np.frombuffer(file.read(size * int(np.prod(shape))), np.uint8)
+            yield content.reshape(size, *shape).transpose(0, 3, 1, 2)
+
+
 def read_npz(path: str | Path) -> dict[str, NDArray[np.generic]]:
     """All arrays of an `.npz`; nothing in it is ever unpickled."""
     try:

@@ -9,7 +9,6 @@ import torch
 
 from varbench.check.untouched import Originals
 from varbench.engine.pipeline import Pipeline
-from varbench.engine.subjects import Answer
 from varbench.measure.process_state import Globals, global_state, stir
 from varbench.rows.grammar import Row
 

@@ -261,9 +261,9 @@ def plan_stable(subject: PlannedRow) -> Iterator[str]:
             if digest != subject.plan.digest:
                 yield f"compiled again, the plan is {digest[:12]} and not {subject.plan.digest[:12]}"
                 break
-    _, digest = subject.anew
-    if digest != subject.plan.digest:
-        yield f"imported again, the plan is {str(digest)[:12]} and not {subject.plan.digest[:12]}"
+    _, again = subject.anew
+    if again != subject.plan.digest:
+        yield f"imported again, the plan is {str(again)[:12]} and not {subject.plan.digest[:12]}"
 
 
 SCHEDULED = 60

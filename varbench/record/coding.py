@@ -43,7 +43,8 @@ def encode(value: Any, path: str) -> Any:
 
 def decode(kind: type[Kind], value: Any, path: str) -> Kind:
     """The value of this type that `encode` made JSON of; `RecordError` names the first key that does not fit."""
-    found: Kind = _named(_decoder(kind), value, path)
+    reader: Decoder = _decoder(kind)  # type: ignore[arg-type]  # a class of any kind can be a key
+    found: Kind = _named(reader, value, path)
     return found
 
 
@@ -128,6 +129,7 @@ def _decoder(kind: Any) -> Decoder:
     if origin is dict:
         return _mapping(int if inner[0] is int else str, _decoder(inner[1]))
     if dataclasses.is_dataclass(kind):
+        assert isinstance(kind, type)
         return functools.partial(_decode_fields, kind)
     if issubclass(kind, tuple):  # with named places
         return _few(kind._make, tuple(map(_decoder, typing.get_type_hints(kind).values())), kind._fields)

@@ -211,6 +211,7 @@ def _in_run(row: ResolvedRow, shared: str, hashes: dict[str, str]) -> RowInRun:
             params=row.parameters,
             denominator={FULL: "lossless", UPSTREAM: "upstream"}.get(row.name),
             study=row.study,
+            also_in=row.also_in,
         ),
         inputs=digest(
             [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from varbench import rows
+from varbench.engine.loading import load_pipeline
+from varbench.engine.subjects import EngineSubject
 from varbench.errors import PlanError, UserError
 from varbench.plan import cost, presets
 from varbench.plan.compiler import compile_plan
@@ -100,6 +103,30 @@ def test_official_sizes() -> None:
     """2.0 billion numbers in d30, as its authors say."""
     assert sum(cost.parameters(presets.preset("var-d30").spec).values()) / 1e9 == pytest.approx(2.0, abs=0.05)
     assert sum(cost.parameters(presets.preset("var-d16").spec).values()) / 1e6 == pytest.approx(310, abs=5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_planned_weights_are_those_that_are_loaded(dtype: str) -> None:
+    pipe = load_pipeline("tiny", random=True, dtype=dtype)
+    plan, _ = pipe.compile(rows.FULL)
+    subject = EngineSubject(pipe=pipe, cfg=1.5, top_k=0, top_p=0.0)
+    assert cost.weight_bytes(plan, dtype, "cpu") == pytest.approx(subject.weight_bytes(rows.FULL), rel=1e-4)
+    # On a GPU the tokenizer stays in float32 whatever the compute type.
+    numbers = sum(tensor.numel() for tensor in pipe.tokenizer.state_dict().values())
+    assert cost.weight_bytes(plan, dtype, "cuda") == 4 * numbers + cost.backbone_bytes(plan, "main", dtype)
+
+
+def test_upstream_accounting_is_never_predicted_to_be_faster() -> None:
+    for name in ("tiny", "var-d16", "var-d30", "var-d36"):
+        for batch, dtype in itertools.product((1, 4, 64), ("float32", "bfloat16")):
+            both = (
+                counted(row, name, batch=batch, dtype=dtype) for row in ("full_var", "full_var:accounting=upstream")
+            )
+            lossless, upstream = both
+            for device in KNOWN.values():
+                assert cost.predict(lossless, device).transformer <= cost.predict(upstream, device).transformer, (
+                    f"{name}, batch {batch}, {dtype}, {device.name}"
+                )
 
 
 def test_every_preset_is_planned_on_every_device() -> None:

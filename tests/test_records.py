@@ -123,6 +123,13 @@ def test_newer_schema_is_refused_with_a_hint_and_an_older_one_is_read(tmp_path, 
     assert records.read_record(path).command == data["command"]
 
 
+def test_a_record_that_named_a_sampler_is_read(tmp_path):
+    data = records.to_json(make_record())
+    old = {**data, "schema": 3, "protocol": {**data["protocol"], "sampler": None}}
+    (tmp_path / "a.json").write_text(json.dumps(old))
+    assert records.read_record(tmp_path / "a.json") == make_record()
+
+
 def test_a_kill_during_writing_leaves_the_old_file(tmp_path):
     path = records.write_record(make_record(), tmp_path)
     before = path.read_bytes()

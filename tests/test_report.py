@@ -195,12 +195,20 @@ def test_an_invalid_row_never_answers_and_is_shown_with_its_reason():
 
 def test_quick_looks_and_other_conditions_stand_apart():
     quick = dataclasses.replace(make_record(), protocol=dataclasses.replace(make_record().protocol, quick=True))
-    own = dataclasses.replace(
-        make_record("code"), protocol=dataclasses.replace(make_record().protocol, sampler="top-k 600")
-    )
+    own = dataclasses.replace(make_record("code"), protocol=dataclasses.replace(make_record().protocol, top_k=600))
     blocks = blocks_of([*full_records(), make_record(), quick, own])
     assert [len(block.entries) for block in blocks] == [3, 1, 1]
     assert any(answer(block).startswith("Quick look, not a result: the full model") for block in blocks)
+
+
+def test_a_row_of_the_table_and_of_a_study_stands_in_both_and_counts_once():
+    both = make_record("zones@a", quality=6.0, training=False)
+    both = dataclasses.replace(both, row=dataclasses.replace(both.row, also_in="zones"))
+    other = make_record("zones@b", quality=7.0, study="zones", training=False)
+    (block,) = blocks_of([*full_records(), both, other])
+    assert "zones@a" in [entry.name for entry in block.entries]
+    assert [entry.name for entry in block.studies["zones"]] == ["zones@a", "zones@b"]
+    assert [entry.name for entry in block.everything].count("zones@a") == 1
 
 
 def test_repeats_become_one_row_with_a_wider_interval():

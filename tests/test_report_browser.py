@@ -56,7 +56,7 @@ def browser(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """A page with everything on it: invalid rows, studies, a panel, a second block, hostile strings."""
-    own_sampler = dataclasses.replace(make_record().protocol, sampler="top-k 600")
+    own_sampler = dataclasses.replace(make_record().protocol, top_k=600)
     evil = make_record(
         f"{EVIL}@d4", seconds=0.45, quality=7.0, metrics={f"p.{EVIL}": make_score(EVIL, 1.0, 0.1, n=20)}, command=EVIL
     )

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import entry_points
+from typing import Any
 
 import pytest
 
 from varbench import rows
+from varbench.check.bench import GivenPoint
 from varbench.errors import UserError
 from varbench.plan import presets
+from varbench.policies import MAIN, Setting, Settings, StepPolicy, StepSpec, Study
+from varbench.record.options import Options
+from varbench.rows.manager import PluginManager
+from varbench.run.defaults import filled_in
+from varbench.run.messages import Job, ResolvedRow
+from varbench.run.tasks.resolving import resolved
+from varbench.spec import ModelSpec
 
 TINY = presets.preset("tiny").spec
 D30 = presets.preset("var-d30").spec
@@ -123,3 +134,53 @@ def test_presets_have_what_they_are_known_for() -> None:
     assert presets.preset("var-d36").spec.image_side == 512
     with pytest.raises(UserError, match=r"no model preset 'vard30'\. Did you mean 'var-d30'\?"):
         presets.preset("vard30")
+
+
+class OnTwoModels(StepPolicy):
+    def __init__(self, model: ModelSpec, depth: int) -> None:
+        self.model, self.depth = model, depth
+
+    @property
+    def backbones(self) -> Mapping[str, ModelSpec]:
+        return {"draft": replace(self.model, depth=self.depth)}
+
+    def steps(self) -> Sequence[StepSpec]:
+        last = self.model.scales - 1
+        return [StepSpec(scales=(scale,), backbone="draft" if scale == last else MAIN) for scale in range(last + 1)]
+
+
+class DraftPlugin:
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
+
+    def varbench_settings(self, model: ModelSpec) -> Settings:
+        study = Study(title="One or two", settings=("@two", "@one"))
+        return Settings(points=("one", "two"), studies={"one_or_two": study})
+
+    def varbench_step_policy(self, setting: Setting, model: ModelSpec) -> OnTwoModels:
+        return OnTwoModels(model, self.depth)
+
+
+def resolved_rows(**asked: Any) -> dict[str, ResolvedRow]:
+    points = [GivenPoint(name, DraftPlugin(depth)) for name, depth in (("thin", 2), ("deep", 3))]
+    manager = PluginManager((*entry_points(group="varbench"), *points))
+    options = Options(**filled_in({"model": "tiny", "weights": "random", **asked}))
+    return {row.name: row for row in resolved(Job(task="resolving", options=options, model=TINY), manager).rows}
+
+
+def test_second_models_of_one_name_and_other_sizes_are_told_apart() -> None:
+    found = resolved_rows(plugins="thin@one,thin@two,deep@one")
+    assert found["thin@one"].failure is None and found["thin@two"].failure is None
+    failure = found["deep@one"].failure
+    assert failure is not None
+    assert "second model 'draft' of 3 layers" in failure.reason
+    assert "that of thin@one has the same name and 2 of width" in failure.reason
+    assert resolved_rows(plugins="deep@one")["deep@one"].failure is None
+
+
+def test_a_row_of_the_table_stands_in_its_study_too() -> None:
+    found = resolved_rows(plugins="thin@one", study=("one_or_two",))
+    one, two = found["thin@one"], found["thin@two"]
+    assert (one.study, one.also_in, two.study, two.also_in) == (None, "one_or_two", "one_or_two", None)
+    assert one.study_words is not None and two.study_words is not None
+    assert one.study_words.place == two.study_words.place + 1

@@ -72,26 +72,33 @@ class Allocations(TorchDispatchMode):
     def written(self) -> int:
         return sum(_bytes(self._older[place]) for place in self._written if place in self._older)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as for products: torch's compiler would be loaded for nothing
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         # What `torch.tensor` just made comes in through this operation.
         fresh = func is torch.ops.aten.lift_fresh.default
         for tensor in _tensors((*args, *kwargs.values())):
-            place, ref = _reference(tensor)
-            if place not in self._made and place not in self._older:
-                (self._made if fresh else self._older)[place] = ref
+            self._note(tensor, self._made if fresh else self._older)
         for tensor in _written_arguments(func, args, kwargs):
-            place, _ = _reference(tensor)
+            place = tensor.untyped_storage()._cdata
             if place in self._older:
                 self._written.add(place)
         result = func(*args, **kwargs)
         for tensor in _tensors((result,)):
-            place, ref = _reference(tensor)
-            if place not in self._older:
-                self._made.setdefault(place, ref)
+            self._note(tensor, self._made)
         if isinstance(result, Tensor) and result.layout != torch.strided:
             self._opaque.add(result)
         return result
+
+    def _note(self, tensor: Tensor, table: dict[int, StorageWeakRef]) -> None:
+        """By its storage's address, which no other takes while a weak reference lives."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._made and storage._cdata not in self._older:
+            ref = StorageWeakRef(storage)
+            table[ref.cdata] = ref
 
 
 def _tensors(things: Iterable[Any]) -> Iterator[Tensor]:
@@ -102,12 +109,6 @@ def _tensors(things: Iterable[Any]) -> Iterator[Tensor]:
                 yield thing
         elif isinstance(thing, (list, tuple)):
             yield from _tensors(thing)
-
-
-def _reference(tensor: Tensor) -> tuple[int, StorageWeakRef]:
-    """A storage's address, which no other takes while the weak reference lives."""
-    ref = StorageWeakRef(tensor.untyped_storage())
-    return ref.cdata, ref
 
 
 def _bytes(ref: StorageWeakRef) -> int:

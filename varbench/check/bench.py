@@ -13,7 +13,7 @@ from typing import Any
 
 from varbench import hookspecs, rows
 from varbench.check.small_model import lively_pipeline
-from varbench.engine.pipeline import Pipeline
+from varbench.engine.pipeline import Output, Pipeline
 from varbench.measure.process_state import global_state
 from varbench.rows.grammar import Row
 from varbench.rows.manager import PluginManager
@@ -42,6 +42,10 @@ class Bench:
         self.warm = False
         self.before = global_state()
         self._pipelines: dict[tuple[tuple[str, ModelSpec], ...], Pipeline] = {}
+        self.as_made: dict[int, dict[str, str]] = {}
+        """By pipeline: hashes of its modules as they were made. So are the next two: answers that rows have in common."""
+        self.full: dict[int, Output] = {}
+        self.neutral: dict[tuple[str, int], list[str]] = {}
 
     def pipeline(self, row: Row) -> Pipeline:
         """Random weights for every model that the row runs on."""

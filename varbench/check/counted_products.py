@@ -17,14 +17,25 @@ class Products(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
         self.flops = 0
         self.types: Counter[torch.dtype] = Counter()
+        self._whole: set[Any] = set()
+        """Operators that are not made of others."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing is compiled here, and to keep torch's compiler off it is loaded first: seconds, and a million objects.
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         formula = flop_registry.get(func.overloadpacket)
         if formula is None:
-            with self:
-                result = func.decompose(*args, **kwargs)
-            return func(*args, **kwargs) if result is NotImplemented else result
+            if func not in self._whole:
+                with self:
+                    result = func.decompose(*args, **kwargs)
+                if result is not NotImplemented:
+                    return result
+                self._whole.add(func)
+            return func(*args, **kwargs)
         # Truth values mask, and are no factors.
         self.types.update(t.dtype for t in args if isinstance(t, torch.Tensor) and t.dtype != torch.bool)
         result = func(*args, **kwargs)

@@ -14,7 +14,7 @@ from varbench.check import sameness, tampering, weights, work
 from varbench.check.bench import Bench, given, installed
 from varbench.check.small_model import SPEC
 from varbench.check.subject import PlannedRow, UnderTest, under_test
-from varbench.check.untouched import Originals, read_sources
+from varbench.check.untouched import Originals
 from varbench.errors import UserError, did_you_mean
 from varbench.measure.process_state import global_state, restored
 from varbench.spec import ModelSpec
@@ -35,6 +35,7 @@ OF_PLANNED: tuple[OfPlanned, ...] = (
     sameness.kept_is_what_is_read,
     sameness.picked_is_what_is_computed,
     weights.weights_equal_plan,
+    sameness.tokens_are_drawn_from_logits,
     sameness.neutral_equals_full,
     sameness.teacher_equals_cached,
     tampering.weights_untouched,
@@ -61,9 +62,7 @@ came between."""
 OF_METHOD: tuple[OfMethod, ...] = (
     work.work_falls_as_knob_tightens,
     sameness.schedule_repeats,
-    tampering.sampler_untouched,
-    tampering.evaluator_untouched,
-    tampering.engine_untouched,
+    tampering.nothing_replaced,
 )
 """Asked once, after all rows ran."""
 
@@ -114,7 +113,6 @@ def check(
     for unknown in {*without, *(only or ())} - invariants().keys():
         raise UserError(f"no invariant {unknown!r}.{did_you_mean(unknown, invariants())}")
     left_out = frozenset(without) | (invariants().keys() - set(only) if only is not None else set())
-    read_sources()
     originals = Originals()
     with restored():
         # Threads beyond one only get in each other's way on a model this small.
@@ -146,13 +144,10 @@ class _Check:
 
     def findings(self) -> Iterator[Finding]:
         yield from self._of_all()
-        name = tampering.engine_untouched.__name__
+        name = tampering.nothing_replaced.__name__
         if name not in self._without:
             for change in self._originals.changes():
-                if not change.startswith("varbench."):  # whose sources are compared, whenever it was replaced
-                    yield Finding(
-                        invariant=name, row=self._text, message=f"{change} was replaced since the check began"
-                    )
+                yield Finding(invariant=name, row=self._text, message=f"{change} was replaced since the check began")
 
     def _of_all(self) -> Iterator[Finding]:
         subjects: list[UnderTest] = []

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import replace
 from functools import cached_property
 from operator import sub
@@ -20,6 +19,7 @@ from varbench.check.allocations import Held, Watched, contents
 from varbench.check.bench import Bench
 from varbench.check.chosen import Look
 from varbench.check.counted_products import Products
+from varbench.check.observed import Observed, modules
 from varbench.engine.generate import Observer
 from varbench.engine.pipeline import Output
 from varbench.engine.subjects import Answer, Ask, EngineSubject, Subject, load_generator
@@ -63,6 +63,45 @@ class UnderTest(ABC):
         return self.make()
 
     @cached_property
+    def otherwise(self) -> Answer:
+        """With another seed."""
+        return self.make(seed=SEED + 5)
+
+    @cached_property
+    def anew(self) -> tuple[Answer, str | None]:
+        """The same of plugins that are imported again, as a new process would have it; and the plan's digest."""
+        with self.bench.afresh({setting.plugin for setting in self.row.settings}) as bench:
+            fresh = type(self)(bench, replace(bench.again(self.row), name=f"{self.row.name} (imported again)"))
+            return fresh.make(seed=SEED + 5), fresh.digest
+
+    @property
+    def digest(self) -> str | None:
+        """Of its plan."""
+        return None
+
+    @cached_property
+    def observed(self) -> Observed:
+        """What changed in one generation of that which is not the row's."""
+        _ = self.first
+        if isinstance(self, PlannedRow):
+            self.compile()
+        found = Observed(
+            pipe=self.pipe if isinstance(self, PlannedRow) else None, row=self.row, state=self.bench.before
+        )
+        found.compare("it ran for the first time")
+        try:
+            # The engine takes no gradients, so that it would seem to switch them off between its steps.
+            with torch.inference_mode():
+                found.begin()
+                self.make(observer=found.look)
+                found.compare("generating")
+                _ = self.anew
+                found.compare("importing it again")
+        finally:
+            self.bench.before.restore()
+        return found
+
+    @cached_property
     def products(self) -> Products:
         """The products that one generation computes."""
         _ = self.first
@@ -87,15 +126,14 @@ class UnderTest(ABC):
         """Types that the row says it computes in, beside what is asked for."""
         return ()
 
-    @contextmanager
-    def afresh(self) -> Iterator[UnderTest]:
-        """The same row of plugins that are imported again."""
-        with self.bench.afresh({setting.plugin for setting in self.row.settings}) as bench:
-            yield type(self)(bench, replace(bench.again(self.row), name=f"{self.row.name} (imported again)"))
-
 
 def under_test(bench: Bench, row: Row) -> UnderTest:
-    return PlannedRow(bench, row) if row.policies.generator is None else GeneratorRow(bench, row)
+    if row.policies.generator is not None:
+        return GeneratorRow(bench, row)
+    planned = PlannedRow(bench, row)
+    if id(planned.pipe) not in bench.as_made:
+        bench.as_made[id(planned.pipe)] = modules(planned.pipe)
+    return planned
 
 
 class PlannedRow(UnderTest):
@@ -110,6 +148,10 @@ class PlannedRow(UnderTest):
     @cached_property
     def subject(self) -> Subject:
         return EngineSubject(pipe=self.pipe, **SAMPLING)
+
+    @property
+    def digest(self) -> str | None:
+        return self.plan.digest
 
     def compile(self, row: Row | None = None) -> Plan:
         """The plan, asked for anew."""
@@ -135,6 +177,14 @@ class PlannedRow(UnderTest):
     def with_logits(self) -> Output:
         return self.generate(return_logits=True)
 
+    @property
+    def full(self) -> Output:
+        """The full model's, on the same weights."""
+        known = self.bench.full
+        if id(self.pipe) not in known:
+            known[id(self.pipe)] = self.generate(stand_ins.full_model(self.row), return_logits=True)
+        return known[id(self.pipe)]
+
     @cached_property
     def plain(self) -> Row:
         return stand_ins.plain(self.row)
@@ -143,6 +193,8 @@ class PlannedRow(UnderTest):
     def watched(self) -> stand_ins.Notes:
         """What its policies answered in one generation; a generation that fails for it has still been noted."""
         notes = stand_ins.Notes()
+        if not stand_ins.picks(self.row):
+            return notes
         try:
             self.generate(stand_ins.watched(self.row, notes))
         except Exception:
@@ -168,8 +220,10 @@ class PlannedRow(UnderTest):
     @cached_property
     def held_plainly(self) -> Held:
         """The same of its plan, executed with picks that cost nothing."""
+        if not stand_ins.picks(self.row):
+            return self.held
         self._warm()
-        self.generate(self.plain)
+        self.pipe.compile(self.plain)
         return self._watched(self.plain)
 
     def _warm(self) -> None:

@@ -128,14 +128,14 @@ def count(
     from varbench.plan.cost import predict, work
 
     plan = compile_plan(model, row.policies, accounting=accounting)
-    counted = work(plan, batch=batch, dtype=dtype)
+    counted = {kind: work(plan, batch=batch, dtype=dtype, device=kind) for kind in {one.device for one in devices}}
     suffix = "" if accounting == row.accounting else f":accounting={accounting}"
     return Counted(
         name=row.name + suffix,
         row=row,
         plan=plan,
-        work=counted,
-        predictions=tuple(predict(counted, device) for device in devices),
+        work=counted[devices[0].device],
+        predictions=tuple(predict(counted[one.device], one) for one in devices),
     )
 
 

@@ -23,7 +23,7 @@ def largest_by_plan(plan: Plan, *, dtype: str, free: int) -> LargestBatch:
     limit = round(free * SHARE)
 
     def fits(batch: int) -> bool:
-        counted = work(plan, batch=batch, dtype=dtype)
+        counted = work(plan, batch=batch, dtype=dtype, device="cpu")
         steps = max(step.state_peak + step.activations for step in counted.steps)
         decoder = batch * plan.model.tokenizer.channels * plan.model.image_side**2 * 4 * _DECODER_MAPS
         return counted.weight_bytes + max(steps, decoder) <= limit

@@ -1,7 +1,8 @@
 """What a plan costs: FLOPs, bytes and state over time, counted from the plan; and a roofline's prediction. No torch.
 
 FLOPs are those of matrix products, convolutions and attention, two per multiply-add, as torch's own counter has them.
-Bytes moved are what eager code moves: weights and caches once a call, element-wise passes one by one.
+Bytes moved are what the engine moves: weights once a call, element-wise passes one by one, caches as its accounting
+stores and reads them.
 """
 
 from __future__ import annotations
@@ -94,12 +95,12 @@ class Prediction:
         return self.transformer + self.decoder
 
 
-def work(plan: Plan, *, batch: int, dtype: str) -> PlanWork:
-    """Counts a plan's work for a batch of images in a compute type."""
+def work(plan: Plan, *, batch: int, dtype: str, device: str = "cuda") -> PlanWork:
+    """Counts a plan's work for a batch of images in a compute type; `device` is "cpu", or "cuda" with or without a number."""
     seen = foreseen(plan, batch=batch, dtype=dtype).steps
     steps = []
     for step, known, counted in zip(plan.steps, seen, flops_of(seen, plan, batch=batch), strict=True):
-        moved, transient = _bytes(plan, plan.backbone(step.backbone), step, batch, dtype)
+        moved, transient = _bytes(plan, plan.backbone(step.backbone), step, batch, dtype, device)
         steps.append(
             StepWork(
                 scale=step.samples,
@@ -112,12 +113,13 @@ def work(plan: Plan, *, batch: int, dtype: str) -> PlanWork:
                 activations=transient,
             )
         )
-    flops, moved = _decoder(plan.model.tokenizer, plan.model.sides[-1], batch)
+    tokenizer, side = plan.model.tokenizer, plan.model.sides[-1]
+    flops, moved = _decoder(tokenizer, side, batch, int(ITEM[decoder_type(dtype, device)]))
     return PlanWork(
         steps=tuple(steps),
         decoder_flops=flops,
         decoder_bytes=moved,
-        weight_bytes=weight_bytes(plan, dtype),
+        weight_bytes=weight_bytes(plan, dtype, device),
         batch=batch,
         dtype=dtype,
     )
@@ -223,9 +225,17 @@ def parameters(spec: ModelSpec) -> dict[str, int]:
     return {"matrices": sum(map(sum, matrices(spec).values())), "others": spec.depth * layer + embeddings}
 
 
-def weight_bytes(plan: Plan, dtype: str) -> int:
-    """Bytes of every transformer that the row runs on, and of the tokenizer in float32."""
-    tokenizer = 4 * tokenizer_parameters(plan.model.tokenizer, plan.model.scales)
+def decoder_type(dtype: str, device: str) -> str:
+    """What the decoder's convolutions are stored in: on a GPU, autocast makes the compute type of float32 as it goes."""
+    return "bfloat16" if dtype == "bfloat16" and device == "cpu" else "float32"
+
+
+def weight_bytes(plan: Plan, dtype: str, device: str) -> int:
+    """Bytes of every transformer that the row runs on, and of the tokenizer: float32, but for the decoder's convolutions."""
+    spec = plan.model.tokenizer
+    in_decoder = sum((inputs * kernel**2 + 1) * outputs for inputs, outputs, kernel, _ in _convolutions(spec, 1))
+    spared = round((4 - ITEM[decoder_type(dtype, device)]) * in_decoder)
+    tokenizer = 4 * tokenizer_parameters(spec, plan.model.scales) - spared
     return tokenizer + sum(backbone_bytes(plan, name, dtype) for name, _ in plan.backbones)
 
 
@@ -245,25 +255,25 @@ def _matrix_bytes(plan: Plan, name: str, part: Part, dtype: str) -> float:
     return change.weights * numbers * ITEM[change.weight_type or dtype] + change.extra_bytes
 
 
-def _bytes(plan: Plan, spec: ModelSpec, step: Step, batch: int, dtype: str) -> tuple[int, int]:
-    """Bytes moved in a step by eager code, and the largest transient."""
+def _bytes(plan: Plan, spec: ModelSpec, step: Step, batch: int, dtype: str, device: str) -> tuple[int, int]:
+    """Bytes moved in a step, and the largest transient."""
     item, width = int(ITEM[dtype]), spec.width
     rows = batch * step.branches
     moved, transient = 0.0, 0
     sub_layers: tuple[Part, Part] = ("attention", "ffn")
     weights = sum(_matrix_bytes(plan, step.backbone, part, dtype) for part in sub_layers) / spec.depth
+    cast = item + 4 if item != 4 else 0
+    # The stream to float32, normalised, scaled and shifted there, and back; a gate, and the addition to the stream.
+    passes = 2 * cast + 3 * 8 + 2 * item + 3 * item
+    # q k v from the stream, then mixed, laid out anew and projected. Lengths of q and k are had and applied in float32.
+    projected = (4 + 2 + 2 + 2) * item + ((2 * cast + 3 * 8 + 2 * cast) if spec.l2_attention else 0)
+    # On a CPU, GELU is part of the product before it.
+    hidden_passes = 2 if device == "cpu" else 4
     for call in step.calls:
         attended = max(use.attended for use in call.cache)
         a, f = rows * call.attention.tokens * width, rows * call.ffn.tokens * width
-        # Normalise and modulate in float32 (three passes that read and write), cast, gate, add to the stream.
-        passes = 3 * 8 + 4 + item + 3 * item + 4 + item + 4
-        moved += weights + (a + f) * passes
-        # q k v written, q and k normalised in float32, then what is attended to, mixed, projected.
-        moved += a * (8 * item + 2 * 12) + rows * sum(
-            use.attended * len(use.heads) * spec.head_dim * sum(key_value_bytes(plan, dtype)) for use in call.cache
-        )
-        moved += sum(_workspace(use, spec, rows, item) for use in call.cache) * 2
-        moved += a * 4 * item + f * (2 + 4 * spec.mlp_ratio) * item
+        moved += weights + (a + f) * passes + a * projected + f * (2 + hidden_passes * spec.mlp_ratio) * item
+        moved += rows * sum(len(use.heads) * spec.head_dim * _cache_bytes(plan, use, dtype) for use in call.cache)
         attention = a * (4 + 4 + 3 * item + 8) + 2 * rows * attended * width * item
         hidden = f * (4 + 4 + item) + round(f * spec.mlp_ratio) * 2 * item
         transient = max(transient, round(attention), round(hidden))
@@ -276,11 +286,21 @@ def _bytes(plan: Plan, spec: ModelSpec, step: Step, batch: int, dtype: str) -> t
     return round(moved), transient
 
 
-def _workspace(use: CacheUse, spec: ModelSpec, rows: int, item: int) -> int:
-    """Bytes put together for one call, where what is read is not all stored."""
-    if use.capacity >= use.attended or not total(use.read):
-        return 0
-    return rows * use.attended * len(use.heads) * spec.head_dim * item * 2
+def _cache_bytes(plan: Plan, use: CacheUse, dtype: str) -> int:
+    """Moved for each number of a head's entry: what is put in its place, then what is attended to."""
+    item = int(ITEM[dtype])
+    moved = 0
+    for stored in key_value_bytes(plan, dtype):
+        if plan.accounting == "upstream":
+            moved += (use.attended + total(use.read)) * stored + use.own * item  # as a new, longer tensor
+        elif use.capacity >= use.attended:
+            moved += use.own * (item + stored)
+        elif use.read:
+            moved += total(use.read) * stored + use.attended * item + use.own * item  # put together for this call alone
+            stored = item
+        # Attention wants all in the compute type.
+        moved += use.attended * (stored if stored == item else stored + 2 * item)
+    return moved
 
 
 def _convolutions(spec: TokenizerSpec, side: int) -> Iterator[tuple[int, int, int, int]]:
@@ -317,13 +337,13 @@ def _attention_convolutions(channels: int, side: int) -> Iterator[tuple[int, int
     yield channels, channels, 1, side
 
 
-def _decoder(spec: TokenizerSpec, side: int, batch: int) -> tuple[int, int]:
+def _decoder(spec: TokenizerSpec, side: int, batch: int, item: int) -> tuple[int, int]:
     """FLOPs and bytes moved by decoding."""
     flops, moved = 0, 0
     for inputs, outputs, kernel, at in _convolutions(spec, side):
         flops += 2 * inputs * outputs * kernel**2 * at * at
         # The convolution, and the norm and activation before it.
-        moved += (inputs * 5 + outputs) * at * at * 4
+        moved += (inputs * 5 + outputs) * at * at * item
     places = side * side
     channels = spec.channels * spec.multipliers[-1]
     attentions = spec.blocks + 2

@@ -22,6 +22,8 @@ class Hardware:
     bandwidth_gbs: float
     memory_gb: float
     source: str
+    device: str = "cuda"
+    """Or "cpu", where the engine stores and fuses otherwise."""
     efficiency: Mapping[str, float] = field(default_factory=dict)
     """Share of the roofline that was reached, by type, where someone measured it; 1 elsewhere. Never per method."""
 
@@ -65,6 +67,7 @@ KNOWN = {
         Hardware(
             name="cpu-2-cores",
             tflops={"float32": 0.17, "bfloat16": 0.8, "float16": 0.17},
+            device="cpu",
             bandwidth_gbs=20,
             memory_gb=24,
             source="matrix products measured on a two-core AVX512 machine; bandwidth assumed",
@@ -89,12 +92,14 @@ _EXAMPLE = {
     "tflops": "[tflops] float32 = 59.8, bfloat16 = 119.5, float16 = 119.5",
     "efficiency": "[efficiency] bfloat16 = 0.6",
     "source": 'source = "data sheet"',
+    "device": 'device = "cpu"',
 }
-_OPTIONAL = ("efficiency", "source")
+_OPTIONAL = ("efficiency", "source", "device")
 
 
 def from_file(path: str | Path) -> Hardware:
-    """A device from a TOML file: name, bandwidth_gbs, memory_gb, [tflops] by type, and perhaps [efficiency] and source."""
+    """A device from a TOML file: name, bandwidth_gbs, memory_gb, [tflops] by type, and perhaps [efficiency], source
+    and device."""
     path = Path(path)
     try:
         data = tomllib.loads(path.read_text())
@@ -118,6 +123,8 @@ def _fault(key: str, value: Any) -> str | None:
     """What is wrong with the value of a key, and what to give."""
     if key in ("name", "source"):
         return None if isinstance(value, str) and value else f"{key} is {value!r}; give a text"
+    if key == "device":
+        return None if value in ("cpu", "cuda") else f"{key} is {value!r}; give cpu or cuda"
     if key in ("bandwidth_gbs", "memory_gb"):
         return None if _above_zero(value) else f"{key} is {value!r}; give a number above 0"
     if not isinstance(value, dict) or (key == "tflops" and not value):

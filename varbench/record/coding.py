@@ -9,115 +9,205 @@ import math
 import sys
 import types
 import typing
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, TypeVar
 
 from varbench.errors import UserError
 
 Kind = TypeVar("Kind")
+Decoder = Callable[[Any], Any]
 
 
 class RecordError(UserError):
     """A file is not a record, or holds something that no record can; the message says where."""
 
 
+class _Misfit(Exception):
+    """What is wrong with a value. Where it lies is put together on the way out: values that fit, nearly all, pay nothing for
+    it."""
+
+    def __init__(self, wrong: str) -> None:
+        super().__init__(wrong)
+        self.wrong, self.path = wrong, ""
+
+    def within(self, step: str) -> _Misfit:
+        self.path = step + self.path
+        return self
+
+
 def encode(value: Any, path: str) -> Any:
     """What JSON can hold of a value; `path` names it in messages."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return {field.name: encode(getattr(value, field.name), f"{path}.{field.name}") for field in fields}
-    if isinstance(value, dict):
-        return {str(name): encode(item, f"{path}.{name}") for name, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [encode(item, f"{path}[{index}]") for index, item in enumerate(value)]
-    if isinstance(value, StrEnum):
-        return value.value
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, float) and not math.isfinite(value):
-        raise RecordError(f"{path} is {value}: a number that is not there is null, with its reason in `missing`")
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise RecordError(f"{path} holds a {type(value).__name__}, which JSON cannot hold")
+    return _named(_encoded, value, path)
 
 
 def decode(kind: type[Kind], value: Any, path: str) -> Kind:
     """The value of this type that `encode` made JSON of; `RecordError` names the first key that does not fit."""
-    found: Kind = _decode(kind, value, path)
+    reader: Decoder = _decoder(kind)  # type: ignore[arg-type]  # a class of any kind can be a key
+    found: Kind = _named(reader, value, path)
+    return found
+
+
+def _named(made: Decoder, value: Any, path: str) -> Any:
+    try:
+        return made(value)
+    except _Misfit as misfit:
+        raise RecordError(f"{path}{misfit.path} {misfit.wrong}") from None
+
+
+def _encoded(value: Any) -> Any:
+    kind = type(value)
+    if kind in (str, int, bool, types.NoneType):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise _Misfit(f"is {value}: a number that is not there is null, with its reason in `missing`")
+        return value
+    if isinstance(value, (tuple, list)):
+        return _each(_encoded, value)
+    if isinstance(value, dict):
+        return _by_name(_encoded, {str(name): item for name, item in value.items()})
+    if dataclasses.is_dataclass(kind):
+        return _by_name(_encoded, {name: getattr(value, name) for name in _fields_of(kind)})
+    if isinstance(value, StrEnum):
+        return value.value
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, (int, str)):
+        return value
+    raise _Misfit(f"holds a {kind.__name__}, which JSON cannot hold")
+
+
+def _each(made: Decoder, values: Any) -> list[Any]:
+    found: list[Any] = []
+    try:
+        for value in values:
+            found.append(made(value))
+    except _Misfit as misfit:
+        raise misfit.within(f"[{len(found)}]") from None
+    return found
+
+
+def _by_name(made: Decoder, values: dict[Any, Any]) -> dict[Any, Any]:
+    found = {}
+    name: Any = None
+    try:
+        for name, value in values.items():
+            found[name] = made(value)
+    except _Misfit as misfit:
+        raise misfit.within(f".{name}") from None
     return found
 
 
 @functools.cache
-def _fields_of(kind: type) -> dict[str, tuple[Any, bool]]:
-    """Type of each key, and whether a file may lack it."""
+def _fields_of(kind: type) -> dict[str, tuple[Decoder, bool]]:
+    """How each key is read, and whether a file may lack it."""
     hints = typing.get_type_hints(kind, vars(sys.modules[kind.__module__]))
     missing = dataclasses.MISSING
     return {
-        field.name: (hints[field.name], field.default is not missing or field.default_factory is not missing)
+        field.name: (
+            _decoder(hints[field.name]), field.default is not missing or field.default_factory is not missing
+        )
         for field in dataclasses.fields(kind)
-    }
+    }  # fmt: skip
 
 
-def _decode(kind: Any, value: Any, path: str) -> Any:
+@functools.cache
+def _decoder(kind: Any) -> Decoder:
+    """How values of a type are read. What a class holds is looked up when the first one is, since types may hold themselves."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         wanted = [item for item in inner if item is not type(None)]
-        if value is None and len(wanted) < len(inner):
-            return None
-        return _decode(wanted[0], value, path) if len(wanted) == 1 else _plain(value, tuple(wanted), path)
+        one = _decoder(wanted[0]) if len(wanted) == 1 else _plain(tuple(wanted))
+        return one if len(wanted) == len(inner) else lambda value: None if value is None else one(value)
     if kind is Any:
-        return value
+        return lambda value: value
     if origin is typing.Literal:
-        _expect(value in inner, f"one of {', '.join(map(str, inner))}", value, path)
-        return value
+        return _one_of(inner)
     if origin is tuple:
-        _expect(isinstance(value, list), "a list", value, path)
-        kinds = (inner[0],) * len(value) if inner[1:] == (...,) else inner
-        _expect(len(kinds) == len(value), f"a list of {len(kinds)}", value, path)
-        return tuple(
-            _decode(one, item, f"{path}[{index}]") for index, (one, item) in enumerate(zip(kinds, value, strict=True))
-        )
+        return _many(_decoder(inner[0])) if inner[1:] == (...,) else _few(tuple, tuple(map(_decoder, inner)))
     if origin is dict:
-        _expect(isinstance(value, dict), "an object", value, path)
-        key = int if inner[0] is int else str
-        return {key(name): _decode(inner[1], item, f"{path}.{name}") for name, item in value.items()}
+        return _mapping(int if inner[0] is int else str, _decoder(inner[1]))
     if dataclasses.is_dataclass(kind):
         assert isinstance(kind, type)
-        return _decode_fields(kind, value, path)
+        return functools.partial(_decode_fields, kind)
     if issubclass(kind, tuple):  # with named places
-        hints = typing.get_type_hints(kind)
-        _expect(isinstance(value, list) and len(value) == len(hints), f"a list of {len(hints)}", value, path)
-        return kind(
-            *(_decode(hint, item, f"{path}.{name}") for (name, hint), item in zip(hints.items(), value, strict=True))
-        )
+        return _few(kind._make, tuple(map(_decoder, typing.get_type_hints(kind).values())), kind._fields)
     if issubclass(kind, StrEnum):
-        _expect(value in list(kind), f"one of {', '.join(kind)}", value, path)
-        return kind(value)
+        one_of = _one_of(tuple(kind))
+        return lambda value: kind(one_of(value))
     if kind is bytes:
-        _expect(isinstance(value, str), "base64", value, path)
-        return base64.b64decode(value)
-    if kind is float:
-        _expect(isinstance(value, (int, float)) and not isinstance(value, bool), "a number", value, path)
-        return float(value)
-    return _plain(value, (kind,), path)
+        return lambda value: base64.b64decode(_expect(isinstance(value, str), "base64", value))
+    return _number if kind is float else _plain((kind,))
 
 
-def _decode_fields(kind: type, value: Any, path: str) -> Any:
-    _expect(isinstance(value, dict), "an object", value, path)
+def _one_of(known: tuple[Any, ...]) -> Decoder:
+    what = f"one of {', '.join(map(str, known))}"
+    return lambda value: _expect(value in known, what, value)
+
+
+def _many(one: Decoder) -> Decoder:
+    return lambda value: tuple(_each(one, _expect(isinstance(value, list), "a list", value)))
+
+
+def _few(make: Decoder, kinds: tuple[Decoder, ...], names: tuple[str, ...] = ()) -> Decoder:
+    """So many values, each of a type of its own."""
+
+    def decode_few(value: Any) -> Any:
+        _expect(isinstance(value, list) and len(value) == len(kinds), f"a list of {len(kinds)}", value)
+        found: list[Any] = []
+        try:
+            for one, item in zip(kinds, value, strict=True):
+                found.append(one(item))
+        except _Misfit as misfit:
+            raise misfit.within(f".{names[len(found)]}" if names else f"[{len(found)}]") from None
+        return make(found)
+
+    return decode_few
+
+
+def _mapping(key: Callable[[str], Any], one: Decoder) -> Decoder:
+    def decode_mapping(value: Any) -> dict[Any, Any]:
+        found = _by_name(one, _expect(isinstance(value, dict), "an object", value))
+        return {key(name): item for name, item in found.items()}
+
+    return decode_mapping
+
+
+def _decode_fields(kind: type, value: Any) -> Any:
+    _expect(isinstance(value, dict), "an object", value)
     known = _fields_of(kind)
-    if unknown := value.keys() - known.keys():
-        raise RecordError(f"{path} has unknown keys: {', '.join(sorted(unknown))}")
-    if lost := {name for name, (_, optional) in known.items() if not optional} - value.keys():
-        raise RecordError(f"{path} lacks keys: {', '.join(sorted(lost))}")
-    return kind(**{name: _decode(known[name][0], item, f"{path}.{name}") for name, item in value.items()})
+    if not value.keys() <= known.keys():
+        raise _Misfit(f"has unknown keys: {', '.join(sorted(value.keys() - known.keys()))}")
+    if lost := [name for name, (_, optional) in known.items() if not optional and name not in value]:
+        raise _Misfit(f"lacks keys: {', '.join(sorted(lost))}")
+    found = {}
+    name = ""
+    try:
+        for name, item in value.items():
+            found[name] = known[name][0](item)
+    except _Misfit as misfit:
+        raise misfit.within(f".{name}") from None
+    return kind(**found)
 
 
-def _plain(value: Any, kinds: tuple[type, ...], path: str) -> Any:
-    fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-    _expect(fits, " or ".join(kind.__name__ for kind in kinds), value, path)
-    return value
+def _number(value: Any) -> float:
+    if type(value) is float:
+        return value
+    return float(_expect(isinstance(value, (int, float)) and not isinstance(value, bool), "a number", value))
 
 
-def _expect(holds: bool, what: str, value: Any, path: str) -> None:
+def _plain(kinds: tuple[type, ...]) -> Decoder:
+    def decode_plain(value: Any) -> Any:
+        if type(value) in kinds:
+            return value
+        fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+        return _expect(fits, " or ".join(kind.__name__ for kind in kinds), value)
+
+    return decode_plain
+
+
+def _expect(holds: bool, what: str, value: Any) -> Any:
     if not holds:
-        raise RecordError(f"{path} should be {what}, and is {str(value)[:60]!r}")
+        raise _Misfit(f"should be {what}, and is {str(value)[:60]!r}")
+    return value

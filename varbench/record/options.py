@@ -259,9 +259,6 @@ class Options:
         "types of products and convolutions (the decoder's are these), their library and layout, as seen in that call",
         absent="see `missing`",
     )
-    sampler: str | None = found(
-        "a sampler of the method's own, named", absent="the shared sampler was used", compared=True, reads="sampler {}"
-    )
     labels: str = found("how labels were drawn, e.g. `balanced, 200 a class`", default="balanced", compared=True)
     seed_scheme: str = found("how noise is keyed", default="seed, image, scale, position", compared=True)
     accounting: str = found("`lossless` or `upstream`", default="lossless")

@@ -35,6 +35,9 @@ class RowIdentity:
         "panel this row was made for, outside the main table, by its name",
         absent="the row belongs to the main table",
     )
+    also_in: str | None = entry(
+        "panel that a row of the main table stands in too, by its name", absent="it was asked for in no panel as well"
+    )
 
     @property
     def named_recipe(self) -> str | None:

@@ -22,12 +22,13 @@ def plan_summary(
     *,
     batch: int,
     dtype: str,
+    device: str = "cuda",
     hardware: Hardware | None = None,
     other_accounting: Plan | None = None,
 ) -> PlanSummary:
     """The plan with its work for a batch. `other_accounting` is the same row compiled under the accounting that this plan does
     not have."""
-    counted = cost.work(plan, batch=batch, dtype=dtype)
+    counted = cost.work(plan, batch=batch, dtype=dtype, device=device)
     predicted = cost.predict(counted, hardware) if hardware is not None else None
     steps = tuple(
         PlanStep(
@@ -50,7 +51,7 @@ def plan_summary(
     accountings: dict[str, Totals] = {plan.accounting: totals}
     if other_accounting is not None:
         accountings[other_accounting.accounting] = _totals(
-            other_accounting, cost.work(other_accounting, batch=batch, dtype=dtype)
+            other_accounting, cost.work(other_accounting, batch=batch, dtype=dtype, device=device)
         )
     return PlanSummary(
         digest=plan.digest,

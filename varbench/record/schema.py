@@ -19,7 +19,7 @@ from varbench.record.options import Options
 from varbench.record.origin import Environment, MethodSource, Model, PublishedLine, RowIdentity, StudyWords, WeightFile
 from varbench.record.planned import PlanSummary, Totals
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 class Status(StrEnum):
@@ -298,7 +298,7 @@ class Record:
     )
     provenance: MethodSource | None = entry("where the method comes from", absent="the plugin does not say")
     published: tuple[PublishedLine, ...] = entry("what others printed of the row's setting", default=())
-    study: StudyWords | None = entry("words of its study", absent="the row belongs to the main table")
+    study: StudyWords | None = entry("words of its study", absent="the row belongs to the main table alone")
     samples: Samples | None = entry("a few images", absent="no images were kept")
     weights: tuple[WeightFile, ...] = entry("files the numbers rest on", default=())
     metrics: dict[str, Score] = entry("figures of plugins: means over images, by `plugin.metric`", default={})

@@ -56,9 +56,15 @@ def _without_minimum(old: dict[str, Any]) -> dict[str, Any]:
     return {**old, "plan": {key: value for key, value in old["plan"].items() if key != "minimum"}}
 
 
+def _without_sampler(old: dict[str, Any]) -> dict[str, Any]:
+    """Version 3 had `protocol.sampler` for a method's own sampler, which none can have."""
+    return {**old, "protocol": {key: value for key, value in old["protocol"].items() if key != "sampler"}}
+
+
 # From schema version to a function that turns a file of that version into one of the next. Keys that are merely
 # new need none: a missing key that may be null reads as null.
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: _options_in_full,
     2: lambda old: _neighbours_beside(_without_minimum(old)),
+    3: _without_sampler,
 }

@@ -88,6 +88,8 @@ class ResolvedRow:
     point: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     study: str | None = None
+    also_in: str | None = None
+    """The study that a row of the main table was asked for in too."""
     published: tuple[PublishedLine, ...] = ()
     study_words: StudyWords | None = None
     accounting: Accounting = "lossless"

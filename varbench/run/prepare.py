@@ -218,6 +218,7 @@ def _in_run(row: ResolvedRow, shared: list[str], hashes: dict[str, str]) -> RowI
             params=row.parameters,
             denominator={FULL: "lossless", UPSTREAM: "upstream"}.get(row.name),
             study=row.study,
+            also_in=row.also_in,
         ),
         inputs=digest(
             [

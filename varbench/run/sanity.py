@@ -201,7 +201,10 @@ def _gain(run: Run, row: RowInRun, rounds: Sequence[SpeedRound]) -> Iterator[str
         gain = stats.paired_ratio(
             [[one for one, _ in some] for some in known], [[other for _, other in some] for some in known]
         )
-        own, other = (work(plan, batch=batch, dtype=run.options.dtype) for plan in (row.plan, full.plan))
+        own, other = (
+            work(plan, batch=batch, dtype=run.options.dtype, device=run.options.device)
+            for plan in (row.plan, full.plan)
+        )
         calls = [sum(len(step.calls) for step in plan.steps) for plan in (row.plan, full.plan)]
         saved = explained(own, other, calls=(calls[0], calls[1]))
         if gain.low > saved * UNEXPLAINED:
@@ -226,7 +229,7 @@ def _memory(run: Run, row: RowInRun, found: Findings) -> Iterator[str]:
     looks = found.looks
     if looks is None or row.plan is None or looks.peaks.allocated is None:
         return
-    planned = work(row.plan, batch=looks.batch, dtype=run.options.dtype)
+    planned = work(row.plan, batch=looks.batch, dtype=run.options.dtype, device=run.options.device)
     held = [0, *(step.state_after for step in planned.steps)]
     needed = max(before + step.activations for before, step in zip(held, planned.steps, strict=False))
     if (seen := looks.peaks.allocated - looks.peaks.weights) < NEEDED * needed:

@@ -115,8 +115,7 @@ def _entries(records: Sequence[Record]) -> dict[str, Side]:
             record = entry.records[0]
             upstream = " (upstream)" if record.protocol.accounting == "upstream" else ""
             study = f" [{record.row.study}]" if record.row.study else ""
-            sampler = f" (sampler {record.protocol.sampler})" if record.protocol.sampler else ""
-            name = f"{record.row.row}{upstream}{sampler}{study}"
+            name = f"{record.row.row}{upstream}{study}"
             name = name if len(presets) == 1 else f"{name} on {record.model.preset}"
             if name in found:
                 unlike = _unlike(found[name].entry.records[0], record)

@@ -143,12 +143,12 @@ class Block:
 
     conditions: dict[str, Any]
     entries: tuple[Entry, ...]  # the main table
-    studies: dict[str, tuple[Entry, ...]]  # rows made for a panel of their own
+    studies: dict[str, tuple[Entry, ...]]  # rows of a panel of their own, some of which are in the table too
 
     @cached_property
     def everything(self) -> tuple[Entry, ...]:
         """The main table's entries, then those of the studies."""
-        return (*self.entries, *(entry for study in self.studies.values() for entry in study))
+        return (*self.entries, *(e for study in self.studies.values() for e in study if e.first.row.study))
 
     @cached_property
     def full(self) -> dict[str, Entry]:
@@ -238,8 +238,8 @@ def blocks_of(records: Sequence[Record]) -> list[Block]:
         entries = [dataclasses.replace(entry, marks=marks.get(id(entry), {})) for entry in bare]
         studies: dict[str, list[Entry]] = {}
         for entry in entries:
-            if entry.first.row.study:
-                studies.setdefault(entry.first.row.study, []).append(entry)
+            if study := entry.first.row.study or entry.first.row.also_in:
+                studies.setdefault(study, []).append(entry)
         blocks.append(
             Block(
                 conditions=dict(conditions),

@@ -48,7 +48,7 @@ def forecast(run: Run, out: Path, done: dict[str, Record]) -> Forecast:
         failure = row.resolved.failure
         share = call = None
         if row.plan is not None:
-            counted = work(row.plan, batch=options.batch, dtype=options.dtype)
+            counted = work(row.plan, batch=options.batch, dtype=options.dtype, device=options.device)
             full = full or counted.transformer_flops
             share = counted.transformer_flops / full
             if hardware is not None:

@@ -54,8 +54,7 @@ def conditions_facts(block: Block) -> dict[str, Any]:
     environment, protocol = records[0].environment, records[0].protocol
     versions = {name: sorted({r.environment.versions.get(name, "–") for r in records}) for name in environment.versions}
     facts = {
-        "sampling": f"cfg {protocol.cfg:g}, top-k {protocol.top_k}, top-p {protocol.top_p:g}"
-        + (f", sampler {protocol.sampler}" if protocol.sampler else ""),
+        "sampling": f"cfg {protocol.cfg:g}, top-k {protocol.top_k}, top-p {protocol.top_p:g}",
         "batch and precision": f"batch {protocol.batch}, {protocol.dtype}, compile {protocol.compile}",
         "attention kernel": ", ".join(sorted({r.protocol.kernel or "not observed" for r in records})),
         "arithmetic": " | ".join(sorted({r.protocol.arithmetic or "not observed" for r in records})),

@@ -20,6 +20,7 @@ from varbench.run.channel import Channel
 from varbench.run.messages import OWN_WEIGHTS, Job, Resolved, ResolvedPlugin, ResolvedRow
 from varbench.run.reasons import of_exception
 from varbench.run.weight_files import weight_files
+from varbench.spec import ModelSpec
 
 
 def run(job: Job, channel: Channel) -> None:
@@ -38,12 +39,15 @@ def resolved(job: Job, plugins: PluginManager) -> Resolved:
     attempts += [(study, rows.of_study(study, model, manager=plugins)) for study in options.study]
     made: list[tuple[str | None, Row]] = [(None, row) for row in denominators]
     made += [(study, row) for study, attempt in attempts for row in attempt.rows]
-    further = {part: spec for _, row in made for part, spec in row.policies.backbones.items()}
+    further, clashes = _second_models([row for _, row in made])
     job = replace(job, files=weight_files(options, further))
     found: dict[str, ResolvedRow] = {}
     for study, row in made:
-        if row.name not in found:
-            found[row.name] = _resolved(job, row, study, plugins)
+        known = found.get(row.name)
+        if known is None:
+            found[row.name] = _resolved(job, row, study, plugins, clash=clashes.get(row.name))
+        elif study is not None and known.study is None and known.also_in is None:
+            found[row.name] = replace(known, also_in=study, study_words=_words(row))
     for study, attempt in attempts:
         for refused in attempt.refused:
             failed = ResolvedRow(
@@ -62,9 +66,32 @@ def resolved(job: Job, plugins: PluginManager) -> Resolved:
     )
 
 
-def _resolved(job: Job, row: Row, study: str | None, plugins: PluginManager) -> ResolvedRow:
+def _second_models(made: list[Row]) -> tuple[dict[str, ModelSpec], dict[str, str]]:
+    """The second models of all rows by name, and for the rows that give a name to another one, what is wrong."""
+    first: dict[str, tuple[str, ModelSpec]] = {}
+    clashes = {}
+    for row in made:
+        for name, spec in row.policies.backbones.items():
+            owner, known = first.setdefault(name, (row.name, spec))
+            if known != spec:
+                clashes[row.name] = (
+                    f"{row.name} runs on a second model {name!r} of {spec.depth} layers of width {spec.width}, and that of "
+                    f"{owner} has the same name and {known.depth} of width {known.width}; run them apart, or let a plugin "
+                    "give its own model a name of its own"
+                )
+    return {name: spec for name, (_, spec) in first.items()}, clashes
+
+
+def _words(row: Row) -> StudyWords | None:
+    study = row.study
+    return None if study is None else StudyWords(title=study.title, caption=study.caption, place=row.place)
+
+
+def _resolved(job: Job, row: Row, study: str | None, plugins: PluginManager, *, clash: str | None) -> ResolvedRow:
     plan, other, failure = None, None, None
     try:
+        if clash is not None:
+            raise PlanError(clash)
         if row.policies.generator is None:
             plan, other = _plans(row, job)
     except PlanError as error:
@@ -83,9 +110,7 @@ def _resolved(job: Job, row: Row, study: str | None, plugins: PluginManager) -> 
             PublishedLine(figures=dict(line.figures), grade=line.grade, source=line.source, conditions=line.conditions)
             for line in row.published
         ),
-        study_words=None
-        if row.study is None
-        else StudyWords(title=row.study.title, caption=row.study.caption, place=row.place),
+        study_words=_words(row),
         accounting=row.accounting,
         plan=plan,
         other_plan=other,

@@ -2,18 +2,20 @@
 
     python benchmarks/quality_coverage.py
 
-A truth is the mean of a score over all sets that are drawn: what a set of as many other images gives on average. Sets are
-drawn from Gaussians, and from a pool of what tiny's feature network sees in images of shapes, as they are and with noise;
-the reference stays. `bias` is by how much the score of so many images exceeds that of the whole population, beside what the
-halves say. `difference` is between two rows of the same labels and noise: how often its interval holds the truth, and how
-wide it is beside that of rows which share nothing. About ten minutes on one core.
+A truth is the mean of a score over all sets that are drawn: what a set of as many other images gives on average. Sets come
+two by two, as rows of the same labels and noise do: of what tiny's feature network sees in images of shapes and in the same
+images with noise, and of Gaussians, one like the reference and one far from it. The reference stays. `strays` is the score's
+deviation over the sets, and `says` what its interval takes it for. `bias` is by how much the score of so many images exceeds
+that of the whole population, beside what the halves say. `difference` is that of the two rows of a set: how often its interval
+holds the truth, and how wide it is beside that of rows which share nothing. About three minutes on one idle core.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 
 import numpy as np
 import torch
@@ -25,164 +27,182 @@ from varbench.data.shapes import TEST, Shapes
 from varbench.plan.presets import asset_folder
 from varbench.quality import from_network, halves, intervals, load_network
 from varbench.quality.extractors import extract
-from varbench.quality.frechet import frechet_distance, gaussian
+from varbench.quality.frechet import Gaussian, frechet_distance, gaussian
 from varbench.quality.halves import Halves
-from varbench.quality.manifold import density_coverage, reaches
+from varbench.quality.manifold import density_coverage, in_double, reaches
 
 Features = NDArray[np.float64]
 Draw = Callable[[np.random.RandomState], tuple[Features, Features]]
-"""A set of one row, and the set that another row makes of the same labels and noise."""
+"""Sets of two rows, of the same labels and noise."""
 
 CLASSES = 10
 REFERENCE, POOL = 2_000, 6_000
-PAIRED = ("distance", "KID")
-"""Scores whose halves are kept in records."""
+SCORES = ("distance", "KID", "recall", "precision", "coverage", "density")
 COLUMNS = ("population", "score", "mean", "strays", "says", "holds", "bias", "says", "difference holds", "width")
 
 
 @dataclass(frozen=True)
 class Figure:
     interval: Interval
-    halves: Halves
+    halves: Halves | None = None
+    """Of scores that rows are compared by."""
 
 
 @dataclass(frozen=True)
-class Populations:
-    reference: Features
-    draws: dict[str, Draw]
-    distances: dict[str, float]
-    """Of the whole population to the reference."""
+class Reference:
+    features: Features
+    statistics: Gaussian
+    reaches: NDArray[np.float64]
+    radii: torch.Tensor
+    """To the third nearest."""
 
 
-def populations(count: int) -> Populations:
-    """Sets of `count` features each."""
+@dataclass(frozen=True)
+class Couple:
+    names: tuple[str, str]
+    draw: Draw
+    distances: tuple[float, float]
+    """Of the whole populations to the reference."""
+
+
+def populations(count: int) -> tuple[Reference, Couple, Couple]:
+    """Shapes and Gaussians, in sets of `count`."""
     shapes, network = Shapes(), from_network(load_network(asset_folder("tiny") / "features.safetensors"))
     grain = np.random.RandomState(0)
-    seen: dict[str, list[Features]] = {"reference": [], "shapes": [], "noisy shapes": []}
+    seen: tuple[list[Features], list[Features], list[Features]] = ([], [], [])
     for first in range(0, REFERENCE + POOL, 1000):
         images = shapes.images(TEST[first : first + 1000])
         found = extract(network, images).features_ND.astype(np.float64)
         if first < REFERENCE:
-            seen["reference"].append(found)
+            seen[0].append(found)
             continue
         noisy = np.clip(np.rint(images + grain.standard_normal(images.shape) * 6), 0, 255).astype(np.uint8)
-        seen["shapes"].append(found)
-        seen["noisy shapes"].append(extract(network, noisy).features_ND.astype(np.float64))
-    pool = {name: np.concatenate(parts) for name, parts in seen.items()}
-    reference = pool.pop("reference")
-    real = gaussian(reference)
+        seen[1].append(found)
+        seen[2].append(extract(network, noisy).features_ND.astype(np.float64))
+    real, *pools = (np.concatenate(parts) for parts in seen)
+    reference = Reference(real, gaussian(real), reaches(real), _radii(in_double(real)))
     labels = shapes.labels(TEST[REFERENCE : REFERENCE + POOL])
     by_class = [np.flatnonzero(labels == one) for one in range(CLASSES)]
 
-    def picked(name: str, other: str) -> Draw:
-        def draw(rng: np.random.RandomState) -> tuple[Features, Features]:
-            places = np.stack([rng.choice(places, count // CLASSES) for places in by_class], axis=1).ravel()
-            return pool[name][places], pool[other][places]
+    def picked(rng: np.random.RandomState) -> tuple[Features, Features]:
+        places = np.stack([rng.choice(places, count // CLASSES) for places in by_class], axis=1).ravel()
+        return pools[0][places], pools[1][places]
 
-        return draw
+    sigma, mu = reference.statistics.sigma, reference.statistics.mu
+    root = np.linalg.cholesky(sigma + 1e-9 * np.eye(len(mu)))
+    far = 0.2 * float(np.sqrt(np.diag(sigma)).mean())
 
-    def drawn(shift: float, scale: float) -> Draw:
-        root = np.linalg.cholesky(real.sigma + 1e-9 * np.eye(len(real.mu)))
+    def drawn(rng: np.random.RandomState) -> tuple[Features, Features]:
+        noise = rng.standard_normal((count, len(mu))) @ root.T
+        return mu + noise, mu + far + 0.9 * noise
 
-        def draw(rng: np.random.RandomState) -> tuple[Features, Features]:
-            noise = rng.standard_normal((count, len(real.mu))) @ root.T
-            return real.mu + shift + scale * noise, real.mu + scale * noise
+    def couple(names: tuple[str, str], draw: Draw, whole: Sequence[Features]) -> Couple:
+        first, second = (frechet_distance(gaussian(one), reference.statistics) for one in whole)
+        return Couple(names, draw, (first, second))
 
-        return draw
-
-    draws = {"shapes": picked("shapes", "noisy shapes"), "noisy shapes": picked("noisy shapes", "shapes")}
-    far = 0.2 * float(np.sqrt(np.diag(real.sigma)).mean())
-    draws |= {"Gaussian": drawn(0.0, 1.0), "Gaussian, moved": drawn(far, 0.9)}
     rng = np.random.RandomState(1)
-    whole = {name: gaussian(pool[name]) for name in ("shapes", "noisy shapes")}
-    whole |= {name: gaussian(np.concatenate([draws[name](rng)[0] for _ in range(200)])) for name in list(draws)[2:]}
-    return Populations(reference, draws, {name: frechet_distance(found, real) for name, found in whole.items()})
+    many = [np.concatenate(parts) for parts in zip(*(drawn(rng) for _ in range(200)), strict=True)]
+    return (
+        reference,
+        couple(("shapes", "noisy shapes"), picked, pools),
+        couple(("Gaussian", "Gaussian, moved"), drawn, many),
+    )
 
 
-def figures(features: Features, reference: Features, scores: tuple[str, ...]) -> dict[str, Figure]:
+def figures(features: Features, reference: Reference, scores: Sequence[str]) -> dict[str, Figure]:
     """Scores with their intervals, as they are printed."""
-    labels = np.arange(len(features)) % CLASSES
+    labels, real = np.arange(len(features)) % CLASSES, reference.features
     splits = halves.splits_of(labels, dimensions=features.shape[1], seed=0)
+    parts = halves.thirds_left_out(labels, dimensions=features.shape[1], seed=0)
     found: dict[str, Figure] = {}
     if "distance" in scores:
-        real = gaussian(reference)
-        of_halves = halves.of_distances(features, real, splits)
-        value = frechet_distance(gaussian(features), real)
-        found["distance"] = Figure(intervals.of_square(value, of_halves), of_halves)
+        of_halves = halves.of_distances(features, reference.statistics, splits)
+        found["distance"] = Figure(intervals.of_distance(of_halves.whole, of_halves), of_halves)
     if "KID" in scores:
-        of_halves = halves.of_kernel_distances(features, reference, splits)
-        # Without bias in n, so that the halves' mean is the whole's.
-        found["KID"] = Figure(intervals.around(float(of_halves.all.mean()), of_halves), of_halves)
+        of_halves = halves.of_kernel_distances(features, real, splits)
+        # Less what each image has with itself, which does not stray: the score but for a constant.
+        found["KID"] = Figure(intervals.of_halves(of_halves.whole - of_halves.bias, of_halves), of_halves)
+    samples = in_double(features)
+    apart = torch.cdist(in_double(real), samples) if {"recall", "precision"} & set(scores) else torch.empty(0)
     if "recall" in scores:
-        of_halves = halves.of_recalls(features, reference, splits, neighbours=3)
-        found["recall"] = Figure(
-            intervals.share_around(_recall(features, reference), of_halves, len(reference)), of_halves
-        )
-    if "coverage" in scores:
-        reaching = reaches(reference)
-        of_halves = halves.of_coverages(features, reference, reaching, splits)
-        covered = float(density_coverage(features, reference, reaches_N=reaching).covered_N.mean())
-        found["coverage"] = Figure(intervals.share_around(covered, of_halves, len(reference)), of_halves)
+        spread = halves.variance(halves.of_recalls(features, real, parts, neighbours=3))
+        reached = (apart <= _radii(samples)).any(dim=1).double().mean()
+        found["recall"] = Figure(intervals.share_around(float(reached), spread, len(real)))
+    if "precision" in scores:
+        inside = (apart <= reference.radii[:, None]).any(dim=0).double().mean()
+        found["precision"] = Figure(intervals.share(float(inside), len(features)))
+    if {"coverage", "density"} & set(scores):
+        covered = density_coverage(features, real, reaches_N=reference.reaches)
+        spread = halves.variance(halves.of_coverages(features, real, reference.reaches, parts))
+        share = float(covered.covered_N.mean())
+        found["coverage"] = Figure(intervals.share_around(share, spread, len(real)))
+        found["density"] = Figure(intervals.mean(covered.density_M))
     return found
 
 
-def _recall(features: Features, reference: Features) -> float:
-    samples, real = torch.from_numpy(features), torch.from_numpy(reference)
-    reach = torch.cdist(samples, samples).kthvalue(4).values
-    return float((torch.cdist(real, samples) <= reach).any(dim=1).double().mean())
+def _radii(samples: torch.Tensor) -> torch.Tensor:
+    return torch.cdist(samples, samples).kthvalue(4).values
 
 
 @dataclass(frozen=True)
 class Coverage:
     """Of one score on one population."""
 
+    population: str
+    score: str
     mean: float
     strays: float
-    """Deviation over the sets."""
     says: float
     """Deviation that the intervals say, on average."""
     holds: float
     """Share of the intervals that hold the mean."""
     bias: tuple[float, float] | None
     """Of the distance: how it is, and what the halves say."""
-    difference_holds: float | None
-    width: float | None
-    """Of the difference's interval, over that of two rows which share nothing; of scores that rows are compared by so."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of one score of the two rows of a couple."""
+
+    score: str
+    holds: float
+    width: float
+    """Of the interval, over that of two rows which share nothing."""
 
 
 def coverage(
-    name: str, given: Populations, *, repeats: int, scores: tuple[str, ...], seed: int = 0
-) -> dict[str, Coverage]:
+    couple: Couple, reference: Reference, *, repeats: int, scores: Sequence[str], seed: int = 0
+) -> tuple[list[Coverage], list[Difference]]:
     rng = np.random.RandomState(seed)
-    sets = [given.draws[name](rng) for _ in range(repeats)]
-    compared = tuple(score for score in scores if score in PAIRED)
-    pairs = [(figures(one, given.reference, scores), figures(other, given.reference, compared)) for one, other in sets]
-    found = {}
+    sets = [[figures(row, reference, scores) for row in couple.draw(rng)] for _ in range(repeats)]
+    found = []
+    for place, (name, distance) in enumerate(zip(couple.names, couple.distances, strict=True)):
+        for score in scores:
+            rows = [one[place][score] for one in sets]
+            every = [row.interval for row in rows]
+            values = np.array([one.value for one in every])
+            bias = None
+            if score == "distance":
+                said = np.mean([row.halves.bias for row in rows if row.halves])
+                bias = (float(values.mean() - distance), float(said))
+            says = float(np.mean([one.high - one.low for one in every])) / 2 / intervals.NORMAL
+            holds = _share(every, float(values.mean()))
+            found.append(Coverage(name, score, float(values.mean()), float(values.std(ddof=1)), says, holds, bias))
+    differences = []
     for score in scores:
-        ours = [pair[0][score] for pair in pairs]
-        values = np.array([one.interval.value for one in ours])
-        others = [pair[1][score] for pair in pairs if score in compared]
+        pairs = [(one[score], other[score]) for one, other in sets]
         gaps = [
             stats.paired_difference(
-                other.interval, one.interval, list(zip(other.halves.swings_S, one.halves.swings_S, strict=True))
+                one.interval, other.interval, list(zip(one.halves.swings_S, other.halves.swings_S, strict=True))
             )
-            for one, other in zip(ours, others, strict=False)
+            for one, other in pairs
+            if one.halves and other.halves
         ]
-        apart = [stats.difference(other.interval, one.interval) for one, other in zip(ours, others, strict=False)]
-        bias = None
-        if score == "distance":
-            said = np.mean([one.halves.all.mean() - one.interval.value for one in ours])
-            bias = (float(values.mean() - given.distances[name]), float(said))
-        found[score] = Coverage(
-            mean=float(values.mean()),
-            strays=float(values.std(ddof=1)),
-            says=float(np.mean([one.interval.high - one.interval.low for one in ours])) / 2 / intervals.NORMAL,
-            holds=_share([one.interval for one in ours], float(values.mean())),
-            bias=bias,
-            difference_holds=_share(gaps, float(np.mean([gap.value for gap in gaps]))) if gaps else None,
-            width=_width(gaps) / _width(apart) if gaps else None,
-        )
-    return found
+        if gaps:
+            apart = list(starmap(stats.difference, ((one.interval, other.interval) for one, other in pairs)))
+            truth = float(np.mean([gap.value for gap in gaps]))
+            differences.append(Difference(score, _share(gaps, truth), _width(gaps) / _width(apart)))
+    return found, differences
 
 
 def _share(found: list[Interval], truth: float) -> float:
@@ -195,22 +215,22 @@ def _width(found: list[Interval]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--images", type=int, default=1000, help="in a set; default: 1000")
-    parser.add_argument("--repeats", type=int, default=200, help="sets drawn of each population; default: 200")
+    parser.add_argument("--images", type=int, default=600, help="in a set; default: 600")
+    parser.add_argument("--repeats", type=int, default=400, help="sets drawn of each population; default: 400")
     args = parser.parse_args()
     from tabulate import tabulate
 
-    given = populations(args.images)
+    reference, shapes, gaussians = populations(args.images)
     rows = []
-    for name in given.draws:
-        scores = ("distance", "KID", "recall", "coverage") if "shapes" in name else ("distance", "KID")
-        for score, one in coverage(name, given, repeats=args.repeats, scores=scores).items():
-            biases = ["", ""] if one.bias is None else [f"{part:.4f}" for part in one.bias]
-            rows.append([
-                name, score, f"{one.mean:.4g}", f"{one.strays:.2g}", f"{one.says:.2g}", f"{one.holds:.3f}", *biases,
-                *("" if figure is None else f"{figure:.3f}" for figure in (one.difference_holds, one.width)),
-            ])  # fmt: skip
-    print(tabulate(rows, headers=COLUMNS, disable_numparse=True))
+    for couple, scores in ((shapes, SCORES), (gaussians, SCORES[:2])):
+        found, differences = coverage(couple, reference, repeats=args.repeats, scores=scores)
+        between = {one.score: (f"{one.holds:.3f}", f"{one.width:.3f}") for one in differences}
+        for one in found:
+            biases = ("", "") if one.bias is None else (f"{part:.4f}" for part in one.bias)
+            beside = between.get(one.score, ("", "")) if one.population == couple.names[0] else ("", "")
+            figures_of = (f"{one.mean:.4g}", f"{one.strays:.2g}", f"{one.says:.2g}", f"{one.holds:.3f}")
+            rows.append([one.population, one.score, *figures_of, *biases, *beside])
+    print(tabulate(rows, headers=COLUMNS, disable_numparse=True, tablefmt="pipe"))
 
 
 if __name__ == "__main__":

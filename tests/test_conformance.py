@@ -1066,11 +1066,10 @@ BURNER = "while True: pass"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("burners", [0, os.cpu_count() or 1], ids=["quiet", "busy"])
-def test_heavy_imports_and_a_busy_machine_break_no_promise(burners: int, tmp_path: Path) -> None:
+def test_heavy_imports_and_a_busy_machine_break_no_promise(tmp_path: Path) -> None:
     (tmp_path / "largest.py").write_text(HONEST_MODULE)
     script = "import sys; assert 'pandas' not in sys.modules; import largest; from varbench.check import check; print(check(largest))"
-    others = [subprocess.Popen([sys.executable, "-c", BURNER]) for _ in range(burners)]
+    others = [subprocess.Popen([sys.executable, "-c", BURNER]) for _ in range(os.cpu_count() or 1)]
     try:
         done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     finally:

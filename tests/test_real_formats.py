@@ -25,6 +25,7 @@ import varbench
 from varbench.data.folder import open_folder
 from varbench.quality import extractors, libraries
 from varbench.quality.images import to_uint8
+from varbench.quality.second_opinion import TORCHSCRIPT_FILE
 from varbench.record import Record, load_records
 from varbench.train.budgets import QUICK_STEPS
 
@@ -34,7 +35,7 @@ needs_fidelity = pytest.mark.skipif(
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SIDE = models.SPEC.image_side
-LOOK = ("--images", "20", "--batch", "10", "--dtype", "float32", "--quick")
+LOOK = ("--images", "20", "--batch", "10", "--dtype", "float32", "--quick", "--budget", "0.01")
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_fid_of_official_checkpoints_against_adm_statistics(
     folder: Path, inception: Path, run: Run, tmp_path: Path
 ) -> None:
     files = ("--weights", "var.pth", "--vae", "vae.pth", "--reference", "statistics.npz", "--inception", inception.name)
-    done = run("--plugins", "full_var", *files, *LOOK, published=inception)
+    done = run("--plugins", "full_var", *files, *LOOK, "--second-opinion", published=inception)
     assert done.returncode == 0, done.stderr
     full = records(tmp_path)["full_var"]
     assert full.quality is not None
@@ -138,6 +139,7 @@ def test_fid_of_official_checkpoints_against_adm_statistics(
     assert scores["FID"].reference == hashlib.sha256((folder / "statistics.npz").read_bytes()).hexdigest()
     assert scores["IS"].value is not None
     assert "holds only mu and sigma" in (scores["KID"].reason or "")
+    assert TORCHSCRIPT_FILE in (scores["FID (clean-fid)"].reason or "")
     # The report knows the published hash by itself, so even now it does not say FID.
     assert "Fréchet distance" in done.stdout
     assert "FID" not in done.stdout
@@ -160,25 +162,23 @@ def test_fid_of_official_checkpoints_against_adm_statistics(
 
 @pytest.mark.slow
 @needs_fidelity
-def test_scores_of_a_trainers_file_against_adm_samples(inception: Path, run: Run, tmp_path: Path) -> None:
-    files = ("--weights", "trainer.pth", "--vae", "trainer.pth", "--companion", "refiner=refiner.pth")
+def test_a_trainers_file_is_scored_against_adm_samples_and_recipes_are_trained_on_a_users_folder(
+    folder: Path, inception: Path, run: Run, tmp_path: Path
+) -> None:
+    files = ("--weights", "trainer.pth", "--vae", "trainer.pth", "--companion", "refiner=refiner.pth", "--data", "ten")
     against = ("--reference", "samples.npz", "--inception", inception.name)
-    done = run("--plugins", "code@training_free/n4", *files, *against, *LOOK, published=inception)
+    arguments = ("--plugins", "variant@d3,code@n4", *files, *against, *LOOK)
+    done = run(*arguments, published=inception)
     assert done.returncode == 0, done.stderr
-    code = records(tmp_path)["code@training_free/n4"]
+    found = records(tmp_path)
+    code = found["code@n4"]
     assert code.quality is not None
     scores = {score.name: score.value for score in code.quality.scores}
     assert all(scores[name] is not None for name in ("FID", "KID", "IS", "precision", "recall"))
     assert code.distance is not None
     assert {weight.role for weight in code.weights} >= {"vae", "main", "refiner"}
 
-
-@pytest.mark.slow
-def test_recipes_are_trained_on_a_users_folder_of_classes(folder: Path, run: Run, tmp_path: Path) -> None:
-    files = ("--weights", "var.pth", "--vae", "vae.pth", "--companion", "refiner=refiner.pth")
-    done = run("--plugins", "variant@d3,code@n4", *files, "--data", "ten", *LOOK)
-    assert done.returncode == 0, done.stderr
-    trained = {name: record.training for name, record in records(tmp_path).items()}
+    trained = {name: record.training for name, record in found.items()}
     assert trained.pop("full_var") is None
     assert trained.pop("full_var:accounting=upstream") is None
     data = open_folder(folder / "ten", side=SIDE).fingerprint
@@ -187,7 +187,7 @@ def test_recipes_are_trained_on_a_users_folder_of_classes(folder: Path, run: Run
         kept = json.loads((tmp_path / "cache" / "varbench" / "weights" / training.key / "record.json").read_text())
         assert (kept["data"], training.steps) == (data, QUICK_STEPS)
     assert len(trained) == 2
-    again = run("--plugins", "variant@d3,code@n4", *files, "--data", "ten", *LOOK, "--resume")
+    again = run(*arguments, "--resume", published=inception)
     assert again.returncode == 0
     assert "4 of 4 rows are complete and unchanged" in again.stderr
 

@@ -25,7 +25,7 @@ from varbench.quality import halves, intervals, libraries
 from varbench.quality.extractors import Extractor, Features, extract, from_network
 from varbench.quality.feature_cache import cached_arrays
 from varbench.quality.frechet import Gaussian, frechet_distance, gaussian
-from varbench.quality.halves import Halves, Splits, splits_of
+from varbench.quality.halves import Halves, Parts, splits_of, thirds_left_out
 from varbench.quality.images import Images, check_images
 from varbench.quality.judging import Judging
 from varbench.quality.kernel_distance import kernel_distances
@@ -159,6 +159,7 @@ class Scoring:
             reference=self.reference,
             labels=labels,
             splits=splits_of(labels, dimensions=self.extractor.dimensions, seed=self.seed),
+            parts=thirds_left_out(labels, dimensions=self.extractor.dimensions, seed=self.seed),
             seen=Features(
                 features_ND=np.concatenate([one.features_ND for one in self._seen]),
                 logits_NC=np.concatenate([one.logits_NC for one in self._seen]),
@@ -197,7 +198,8 @@ class _Seen:
     extractor: Extractor
     reference: Reference
     labels: NDArray[np.int64]
-    splits: Splits
+    splits: Parts
+    parts: Parts
     seen: Features
     real: Features | None
     real_statistics: Gaussian
@@ -242,11 +244,10 @@ def _distance(scoring: _Seen) -> Score:
     """
     features, real = scoring.seen.features_ND, scoring.real_statistics
     found = gaussian(features)
-    own = frechet_distance(found, real)
     try:
         library, implementation = libraries.torch_fidelity(), libraries.version(_FIDELITY)
     except libraries.UnavailableError:
-        value, implementation = own, _OWN
+        value, implementation = frechet_distance(found, real), _OWN
     else:
         (value,) = library.metric_fid.fid_statistics_to_metric(
             {"mu": found.mu, "sigma": found.sigma}, {"mu": real.mu, "sigma": real.sigma}, False
@@ -254,12 +255,11 @@ def _distance(scoring: _Seen) -> Score:
     found_halves = halves.of_distances(features, real, scoring.splits)
     return scoring.score(
         scoring.extractor.distance_name,
-        intervals.of_square(value, found_halves),
+        intervals.of_distance(value, found_halves),
         implementation,
         of_halves=found_halves,
         better="lower",
-        # What half of the images add is what as many images again would take away.
-        bias=float(found_halves.all.mean()) - own,
+        bias=found_halves.bias,
     )
 
 
@@ -273,7 +273,7 @@ def _kid(scoring: _Seen) -> Score:
     values = kernel_distances(seen, real, subsets=_KID_SUBSETS, size=size, seed=scoring.seed)
     of_halves = halves.of_kernel_distances(seen, real, scoring.splits)
     drawing = float(values.std()) / math.sqrt(_KID_SUBSETS)
-    figure = intervals.around(float(values.mean()), of_halves, besides=drawing)
+    figure = intervals.of_halves(float(values.mean()), of_halves, besides=drawing)
     return scoring.score(name, figure, _OWN, of_halves=of_halves, better="lower")
 
 
@@ -307,9 +307,9 @@ def _precision_recall(scoring: _Seen) -> tuple[Score, Score]:
         save_cpu_ram=True,
         verbose=False,
     )
-    of_halves = halves.of_recalls(seen, real, scoring.splits, neighbours=_NEIGHBOURS)
+    of_parts = halves.of_recalls(seen, real, scoring.parts, neighbours=_NEIGHBOURS)
     precision = intervals.share(found["precision"], len(seen))
-    recall = intervals.share_around(found["recall"], of_halves, len(real))
+    recall = intervals.share_around(found["recall"], halves.variance(of_parts), len(real))
     version = libraries.version(_FIDELITY)
     return scoring.score("precision", precision, version), scoring.score("recall", recall, version)
 
@@ -325,8 +325,8 @@ def _density_coverage(scoring: _Seen) -> tuple[Score, Score]:
         compute=lambda: {"reaches": reaches(real)},
     )["reaches"]
     found = density_coverage(seen, real, reaches_N=reaching)
-    of_halves = halves.of_coverages(seen, real, reaching, scoring.splits)
-    covered = intervals.share_around(float(found.covered_N.mean()), of_halves, len(real))
+    of_parts = halves.of_coverages(seen, real, reaching, scoring.parts)
+    covered = intervals.share_around(float(found.covered_N.mean()), halves.variance(of_parts), len(real))
     density = intervals.mean(found.density_M)
     return scoring.score("density", density, _OWN), scoring.score("coverage", covered, _OWN)
 

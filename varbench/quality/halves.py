@@ -1,10 +1,13 @@
-"""Figures of halves of a set of images: how far the halves lie apart says how far other images would lead.
+"""Figures of parts of a set of images: how far the parts lie apart says how far other images would lead.
 
 A set is split many times into two halves, each with half of every class: labels are given, not drawn, so what differs
 between classes is no luck. Half of the difference between the two halves of a split strays as the figure of the whole does,
-whether the figure is a mean, a distance, or a share of what is reached by anything at all. The splits are the same in every
-row that has the same labels, so that two rows can be compared split by split: what the noise of an image does in both rows
-is then no difference. `benchmarks/quality_coverage.py` tries all this on sets whose truth is known.
+but for what noise adds to a distance, which says itself by how far the halves' mean lies above the whole
+(`varbench.quality.intervals`). The splits are the same in every row that has the same labels, so that two rows can be
+compared split by split: what the noise of an image does in both rows is then no difference.
+
+A share of what is reached by anything at all, coverage or recall, grows less and less with the images, and halves of them
+stray too little. Parts that hold two thirds come near. `benchmarks/quality_coverage.py` tries all this on known truth.
 """
 
 from __future__ import annotations
@@ -19,8 +22,8 @@ from numpy.typing import NDArray
 from varbench.quality.frechet import Gaussian, frechet_distances
 from varbench.quality.manifold import Features, in_double
 
-Splits = NDArray[np.bool_]
-"""(S, N): which images are in the first half of each split."""
+Parts = NDArray[np.bool_]
+"""(S, N): which images are in each part; of a split, which are in the first half."""
 
 _SPLITS = 40
 _FEWER = 12
@@ -28,15 +31,18 @@ _FEWER = 12
 _WIDE = 512
 _ROWS = 512
 _NEAREST = 32
-"""Neighbours that are looked through for some that are in the same half; that hardly any are happens in one of millions."""
+"""Neighbours that are looked through for some that are in the same part; that hardly any are happens in one of millions."""
+
+Shares = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Halves:
-    """A figure of the first and of the second half of every split."""
+    """A figure of the first and of the second half of every split, and of the whole."""
 
     first_S: NDArray[np.float64]
     second_S: NDArray[np.float64]
+    whole: float
 
     @property
     def swings_S(self) -> NDArray[np.float64]:
@@ -44,20 +50,45 @@ class Halves:
         return (self.first_S - self.second_S) / 2
 
     @property
-    def all(self) -> NDArray[np.float64]:
-        return np.concatenate([self.first_S, self.second_S])
+    def means_S(self) -> NDArray[np.float64]:
+        """Of the two halves of each split."""
+        return (self.first_S + self.second_S) / 2
+
+    @property
+    def bias(self) -> float:
+        """What half of the images add, and so what as many images again would take away."""
+        return float(self.means_S.mean()) - self.whole
 
 
-def splits_of(labels: NDArray[np.int64], *, dimensions: int, seed: int) -> Splits:
+def splits_of(labels: NDArray[np.int64], *, dimensions: int, seed: int) -> Parts:
+    return _drawn(labels, _splits(dimensions), np.arange(len(labels)) % 2 == 0, seed=seed)
+
+
+def thirds_left_out(labels: NDArray[np.int64], *, dimensions: int, seed: int) -> Parts:
+    """Parts with two thirds of every class."""
+    return _drawn(labels, 2 * _splits(dimensions), np.arange(len(labels)) % 3 < 2, seed=seed)
+
+
+def variance(shares_S: NDArray[np.float64]) -> float:
+    """Of the whole's share, by those of parts with two thirds: they hold two thirds in common, and so stray by half of it."""
+    return 2 * float(np.var(shares_S, ddof=1))
+
+
+def _splits(dimensions: int) -> int:
+    return _SPLITS if dimensions <= _WIDE else _FEWER
+
+
+def _drawn(labels: NDArray[np.int64], count: int, taken: NDArray[np.bool_], *, seed: int) -> Parts:
+    """`taken` says which places are, when the images of a class stand together in an order that is drawn."""
     rng = np.random.RandomState(seed)
-    found = np.empty((_SPLITS if dimensions <= _WIDE else _FEWER, len(labels)), bool)
-    for split in found:
+    found = np.empty((count, len(labels)), bool)
+    for part in found:
         shuffled = rng.permutation(len(labels))
-        split[shuffled[np.argsort(labels[shuffled], kind="stable")]] = np.arange(len(labels)) % 2 == 0
+        part[shuffled[np.argsort(labels[shuffled], kind="stable")]] = taken
     return found
 
 
-def of_distances(features_ND: Features, reference: Gaussian, splits: Splits) -> Halves:
+def of_distances(features_ND: Features, reference: Gaussian, splits: Parts) -> Halves:
     """Of the Fréchet distance."""
     centred = features_ND.astype(np.float64) - reference.mu
     total, products = centred.sum(axis=0), centred.T @ centred
@@ -66,61 +97,64 @@ def of_distances(features_ND: Features, reference: Gaussian, splits: Splits) -> 
         mean = sums / n
         return Gaussian(mu=mean + reference.mu, sigma=(squares - n * np.outer(mean, mean)) / (n - 1))
 
-    def both() -> Iterator[Gaussian]:
+    def all_of_them() -> Iterator[Gaussian]:
+        yield half(len(centred), total, products)
         for split in splits:
             part = centred[split]
             sums, squares = part.sum(axis=0), part.T @ part
             yield half(len(part), sums, squares)
             yield half(len(centred) - len(part), total - sums, products - squares)
 
-    values = frechet_distances(both(), reference)
-    return Halves(values[::2], values[1::2])
+    whole, *values = frechet_distances(all_of_them(), reference)
+    return Halves(np.array(values[::2]), np.array(values[1::2]), float(whole))
 
 
-def of_kernel_distances(features_ND: Features, real_ND: Features, splits: Splits) -> Halves:
-    """Of KID with the whole reference, less what that has with itself: the cubic kernel of Bińkowski et al."""
+def of_kernel_distances(features_ND: Features, real_ND: Features, splits: Parts) -> Halves:
+    """Of the squared distance that KID estimates, by the cubic kernel of Bińkowski et al., less what the reference has with
+    itself. Each image is also held against itself, which KID leaves out: so noise adds to it as to the Fréchet distance.
+    """
     samples, real = in_double(features_ND), in_double(real_ND)
-    member = torch.from_numpy(np.concatenate([splits, ~splits])).double()
+    member = torch.from_numpy(np.concatenate([splits, ~splits, np.ones_like(splits[:1])])).double()
     sizes = member.sum(dim=1)
     pairs, with_real = torch.zeros(len(member)).double(), torch.zeros(len(member)).double()
     for rows, inside in zip(torch.split(samples, _ROWS), torch.split(member, _ROWS, dim=1), strict=True):
         kernel = _cubic(rows @ samples.T, samples)
         pairs += ((inside @ kernel) * member).sum(dim=1)
-        # No image beside itself.
-        pairs -= inside @ _cubic(rows.square().sum(dim=1), samples)
         with_real += inside @ _cubic(rows @ real.T, samples).mean(dim=1)
-    values = (pairs / (sizes * (sizes - 1)) - 2 * with_real / sizes).numpy()
-    return Halves(*np.split(values, 2))
+    values = (pairs / sizes.square() - 2 * with_real / sizes).numpy()
+    return Halves(*np.split(values[:-1], 2), float(values[-1]))
 
 
-def of_coverages(samples_MD: Features, real_ND: Features, reaches_N: NDArray[np.float64], splits: Splits) -> Halves:
-    """Of the share of real images that have a sample within reach."""
+def of_coverages(samples_MD: Features, real_ND: Features, reaches_N: NDArray[np.float64], parts: Parts) -> Shares:
+    """The share of real images that have a sample of each part within reach."""
     samples, real = in_double(samples_MD), in_double(real_ND)
-    member = torch.from_numpy(np.concatenate([splits, ~splits])).double()
+    member = torch.from_numpy(parts).double()
     covered = torch.zeros(len(member)).double()
     for rows, reach in zip(torch.split(real, _ROWS), torch.split(torch.from_numpy(reaches_N), _ROWS), strict=True):
         inside = (torch.cdist(rows, samples) < reach[:, None]).double()
         covered += (inside @ member.T > 0).sum(dim=0)
-    return Halves(*np.split((covered / len(real)).numpy(), 2))
+    found: Shares = (covered / len(real)).numpy()
+    return found
 
 
-def of_recalls(samples_MD: Features, real_ND: Features, splits: Splits, *, neighbours: int) -> Halves:
-    """Of the share of real images within any sample's radius, which reaches to its nearest samples of the same half."""
+def of_recalls(samples_MD: Features, real_ND: Features, parts: Parts, *, neighbours: int) -> Shares:
+    """The share of real images within any sample's radius, which reaches to its nearest samples of the same part."""
     samples, real = in_double(samples_MD), in_double(real_ND)
-    member = torch.from_numpy(np.concatenate([splits, ~splits]))
+    member = torch.from_numpy(parts)
     radii = torch.cat(
         [_radii(torch.cdist(rows, samples), member, neighbours) for rows in torch.split(samples, _ROWS)], dim=1
     )
-    # A sample of the other half covers nothing.
+    # A sample that is not in the part covers nothing.
     radii = torch.where(member, radii, -1.0)
     covered = torch.zeros(len(member)).double()
     for rows in torch.split(real, _ROWS):
         apart = torch.cdist(rows, samples)
-        # Few pairs are near enough in any of the halves; only they are looked at in each.
+        # Few pairs are near enough in any of the parts; only they are looked at in each.
         image, sample = (apart <= radii.amax(dim=0)).nonzero(as_tuple=True)
         reached = (apart[image, sample] <= radii[:, sample]).double()
         covered += (torch.zeros(len(member), len(rows)).double().index_add_(1, image, reached) > 0).sum(dim=1)
-    return Halves(*np.split((covered / len(real)).numpy(), 2))
+    found: Shares = (covered / len(real)).numpy()
+    return found
 
 
 def _radii(apart: torch.Tensor, member: torch.Tensor, neighbours: int) -> torch.Tensor:

@@ -35,24 +35,33 @@ def mean(values: NDArray[np.floating]) -> Interval:
     return Interval(value=value, low=value - half, high=value + half)
 
 
-def around(value: float, halves: Halves, *, besides: float = 0.0) -> Interval:
-    """`value` plus and minus what its halves say; `besides` is a further deviation of another cause."""
-    half = student(len(halves.first_S)) * math.hypot(float(np.std(halves.all)), besides)
-    return Interval(value=value, low=value - half, high=value + half)
+def of_halves(value: float, halves: Halves, *, besides: float = 0.0) -> Interval:
+    """Of a squared distance, as Wilson's of a share: every figure that would hardly have strayed to `value`.
+
+    The means of the halves lie above the whole by what noise adds to the figure, and stray as much as that does. It is in
+    the halves' difference twice, so that once is taken away. The less a set strays by chance, the less its halves do: one
+    that is too low by luck knows of a small error only. So the error of a larger figure is taken to be larger, as if the
+    noise were the same in so many directions as fit its mean and its variance. `besides` is a further deviation of another
+    cause.
+    """
+    twice, noise = float(np.mean(np.square(halves.swings_S))), float(np.var(halves.means_S, ddof=1))
+    variance = max(twice - noise, twice / 2) + besides**2
+    growth = 2 * noise / halves.bias if halves.bias > 0 else 0.0
+    wide = student(len(halves.first_S))
+    lean = wide**2 * growth / 2
+    half = math.hypot(wide * math.sqrt(variance), lean)
+    return Interval(value=value, low=value + lean - half, high=value + lean + half)
 
 
-def share_around(part: float, halves: Halves, n: int) -> Interval:
-    """As `share`, where one image may bring in or cost many: of as many as would stray as the halves do."""
-    spread = float(np.var(halves.all))
-    return share(part, min(n, round(part * (1 - part) / spread)) if spread and 0 < part < 1 else n)
+def of_distance(value: float, halves: Halves) -> Interval:
+    """As `of_halves`, of what cannot be below 0."""
+    found = of_halves(value, halves)
+    return Interval(value=value, low=max(0.0, found.low), high=found.high)
 
 
-def of_square(value: float, halves: Halves) -> Interval:
-    """Of a squared distance: on its root, which strays to either side alike, and never below 0."""
-    swings = (np.sqrt(halves.first_S) - np.sqrt(halves.second_S)) / 2
-    half = student(len(swings)) * math.sqrt(float(np.mean(np.square(swings))))
-    root = math.sqrt(max(value, 0.0))
-    return Interval(value=value, low=min(value, max(0.0, root - half) ** 2), high=(root + half) ** 2)
+def share_around(part: float, variance: float, n: int) -> Interval:
+    """As `share`, where one image may bring in or cost many: of as many as would stray so much."""
+    return share(part, min(n, round(part * (1 - part) / variance)) if variance and 0 < part < 1 else n)
 
 
 def of_blocks(value: float, deviation: float) -> Interval:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from varbench.base import stats
-from varbench.base.stats import Interval, Judgement
+from varbench.base.stats import Interval, Judgement, Ratio
 from varbench.record import Record, Score, Status, Totals, Verdict
 from varbench.record.option_forms import compared, in_words
 from varbench.show import formatting
@@ -36,38 +36,38 @@ class Entry:
     marks: dict[str, Judgement] = field(default_factory=dict)
     """Whether these are differences, with all others of the page in mind."""
 
-    @cached_property
+    @functools.cached_property
     def first(self) -> Record:
         """The repeat that stands for all where repeats agree by construction: plan, provenance, command."""
         return self.complete[0] if self.complete else self.records[0]
 
-    @cached_property
+    @functools.cached_property
     def name(self) -> str:
         return self.first.row.row
 
-    @cached_property
+    @functools.cached_property
     def family(self) -> str:
         """What is drawn in one colour: the plugins and the recipe, whatever the point."""
         plugins = "+".join(plugin.name for plugin in self.first.row.plugins)
         recipe = recipe_of(self.first)
         return f"{plugins}@{recipe}" if recipe else plugins
 
-    @cached_property
+    @functools.cached_property
     def complete(self) -> tuple[Record, ...]:
         return tuple(record for record in self.records if record.status is Status.COMPLETE)
 
-    @cached_property
+    @functools.cached_property
     def is_full(self) -> bool:
         return self.first.row.denominator is not None
 
-    @cached_property
+    @functools.cached_property
     def believable(self) -> bool:
         """Every repeat is complete and valid: only such entries answer anything."""
         return all(
             record.status is Status.COMPLETE and record.validity.verdict is Verdict.VALID for record in self.records
         )
 
-    @cached_property
+    @functools.cached_property
     def trouble(self) -> str | None:
         """Why the entry is not believable, in one line; null when it is."""
         if self.believable:
@@ -82,7 +82,7 @@ class Entry:
         share = f"{len(texts)} of {len(self.records)} repeats, " if len(self.records) > 1 else ""
         return share + " | ".join(unique)
 
-    @cached_property
+    @functools.cached_property
     def headline(self) -> Score | None:
         quality = self.first.quality
         return quality.scores[0] if quality and quality.scores else None
@@ -92,16 +92,16 @@ class Entry:
         found = [interval_of(score) for record in self.complete if (score := named_score(record, name)) is not None]
         return stats.combine(found) if found else None
 
-    @cached_property
+    @functools.cached_property
     def training(self) -> str | None:
         """What names the weights that a recipe made; null where they were there before."""
         return self.first.training.key if self.first.training else None
 
-    @cached_property
+    @functools.cached_property
     def seeds(self) -> frozenset[int]:
         return frozenset(record.protocol.seed for record in self.complete)
 
-    @cached_property
+    @functools.cached_property
     def quality(self) -> Interval | None:
         """The headline score; all entries of a block are asked for the block's by `score`."""
         return self.score(self.headline.name) if self.headline else None
@@ -114,11 +114,11 @@ class Entry:
         ]
         return stats.combine(found) if found else None
 
-    @cached_property
+    @functools.cached_property
     def timed(self) -> str:
         return timed_by(self.complete)
 
-    @cached_property
+    @functools.cached_property
     def speedups(self) -> dict[str, Interval]:
         return {accounting: speed.ratio for accounting, speed in self.speeds.items()}
 
@@ -131,7 +131,7 @@ class Entry:
         """The same of its own repeats: the largest."""
         return max(_bytes(self.complete, name), default=None)
 
-    @cached_property
+    @functools.cached_property
     def work(self) -> Totals | None:
         """What really ran; of a row that did not run, what was planned."""
         return self.first.trace or (self.first.plan.totals if self.first.plan else None)
@@ -145,29 +145,29 @@ class Block:
     entries: tuple[Entry, ...]  # the main table
     studies: dict[str, tuple[Entry, ...]]  # rows of a panel of their own, some of which are in the table too
 
-    @cached_property
+    @functools.cached_property
     def everything(self) -> tuple[Entry, ...]:
         """The main table's entries, then those of the studies."""
         return (*self.entries, *(e for study in self.studies.values() for e in study if e.first.row.study))
 
-    @cached_property
+    @functools.cached_property
     def full(self) -> dict[str, Entry]:
         """The full model by accounting."""
         return _denominators(self.entries)
 
-    @cached_property
+    @functools.cached_property
     def itself(self) -> Interval | None:
         """Rows of the full model's plan beside the full model: what a ratio of equal plans comes to here."""
         full = self.full.get("lossless")
         return None if full is None else beside(full.alike, full.timed, "throughput")
 
-    @cached_property
+    @functools.cached_property
     def title(self) -> str:
         random = ["random weights"] if self.conditions["weights"] == "random" else []
         told = in_words(self.everything[0].first.protocol)
         return ", ".join([self.conditions["preset"], *random, *told, f"on {self.conditions['device']}"])
 
-    @cached_property
+    @functools.cached_property
     def quality_notes(self) -> tuple[str, ...]:
         """What the headline score's figures, intervals and marks mean."""
         score = self.headline
@@ -181,7 +181,7 @@ class Block:
         trained = any(entry.training is not None and len(entry.seeds) == 1 for entry in self.entries)
         return (told, ONE_TRAINING) if trained else (told,)
 
-    @cached_property
+    @functools.cached_property
     def headline(self) -> Score | None:
         """The score of table and pictures: that of the full model, else the first that any row has."""
         ordered = sorted(self.entries, key=lambda entry: not entry.is_full)
@@ -302,24 +302,30 @@ def _with_speeds(entries: list[Entry]) -> list[Entry]:
         if entry.believable and (kind := kind_of_work(entry.first)) is not None:
             pools.setdefault(kind, []).extend(entry.complete)
     full = _denominators(entries)
+
+    def measured(records: Sequence[Record], accounting: str, column: str) -> tuple[Ratio | None, int]:
+        ratio = speedup(records, full[accounting].complete, accounting=accounting, column=column, regime="throughput")
+        return ratio, processes(records, column, "throughput")
+
+    @functools.cache  # every row of a plan asks for the same
+    def of_plan(kind: tuple[object, ...], accounting: str, column: str) -> tuple[Ratio | None, int]:
+        return measured(pools[kind], accounting, column)
+
     found = []
     for entry in entries:
         kind = kind_of_work(entry.first) if entry.believable else None
         alike = entry.complete if kind is None else tuple(pools[kind])
         speeds = {}
         for accounting, denominator in full.items():
-            column = entry.timed
-            about = {"accounting": accounting, "column": column, "regime": "throughput"}
-            theirs = denominator.complete
-            ratio, own = (speedup(records, theirs, **about) for records in (alike, entry.complete))
+            own, own_count = measured(entry.complete, accounting, entry.timed)
+            ratio, count = (own, own_count) if kind is None else of_plan(kind, accounting, entry.timed)
             if ratio is not None and own is not None:
-                counts = [processes(records, column, "throughput") for records in (alike, entry.complete)]
                 is_itself = entry is denominator
                 speeds[accounting] = Speed(
                     ratio=ALIKE if is_itself else ratio,
                     own=ALIKE if is_itself else own,
-                    processes=counts[0],
-                    own_processes=counts[1],
+                    processes=count,
+                    own_processes=own_count,
                 )
         found.append(dataclasses.replace(entry, alike=alike, speeds=speeds))
     return found

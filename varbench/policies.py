@@ -143,9 +143,16 @@ class StepPolicy(Protocol):
 
 
 class GuidancePolicy(Protocol):
-    """Which guidance branches run."""
+    """Which guidance branches run, and how far labelled logits are drawn away from the unlabelled ones."""
 
-    def branches(self, scale: int) -> Literal["both", "labelled"]: ...
+    def branches(self, scale: int) -> Literal["both", "labelled"]:
+        """From the scale on at which the labelled branch is alone, the other's work and cache are saved."""
+        ...
+
+    def strength(self, scale: int) -> float | None:
+        """Share of the run's guidance (`--cfg`) at a scale with both branches. None is the official ramp: 0 at the first
+        scale, 1 at the last, evenly between. Where it is 0 to the end, the unlabelled branch does not run."""
+        return None
 
 
 class CacheStrategy(Protocol):

@@ -37,6 +37,7 @@ OF_PLANNED: tuple[OfPlanned, ...] = (
     weights.weights_equal_plan,
     sameness.neutral_equals_full,
     sameness.teacher_equals_cached,
+    sameness.guided_as_planned,
     tampering.weights_untouched,
     work.no_speedup_without_less_work,
 )

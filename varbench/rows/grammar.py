@@ -18,7 +18,7 @@ from typing import Any
 from varbench.errors import UserError, did_you_mean
 from varbench.plan.owned import Owned, OwnedTransform, RowPolicies
 from varbench.plan.steps import Accounting
-from varbench.policies import MAIN, Provenance, Published, Setting, Settings, Study, TrainingSchedule
+from varbench.policies import MAIN, Paper, Provenance, Published, Setting, Settings, Study, TrainingSchedule
 from varbench.rows import check_policies
 from varbench.rows.manager import PluginError, PluginInfo, PluginManager
 from varbench.rows.manager import manager as default_manager
@@ -66,6 +66,8 @@ class Row:
     """Where the first of its methods comes from, as the plugin says."""
     published: tuple[Published, ...] = ()
     """What others printed of this very setting on this model; of rows of several plugins nothing is."""
+    paper: Paper | None = None
+    """The table of the first method's paper, as its plugin says."""
     study: Study | None = None
     """The study that the row is asked for in, and its place there."""
     place: int = 0
@@ -262,6 +264,7 @@ def _row(chosen: Sequence[ChosenPart], model: ModelSpec, manager: PluginManager)
         recipe_plugin=recipe.plugin if recipe else None,
         provenance=chosen[0].settings.provenance,
         published=_published(chosen, model, manager),
+        paper=chosen[0].settings.paper,
         policies=policies,
         schedule=schedule.policy if schedule else None,
     )

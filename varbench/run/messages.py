@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from varbench.measure.calls import Chunk, Reply, Request
 from varbench.plan.steps import Accounting, Plan
+from varbench.policies import Paper
 from varbench.record import (
     CalibrationRun,
     Distance,
@@ -89,6 +90,8 @@ class ResolvedRow:
     parameters: dict[str, Any] = field(default_factory=dict)
     study: str | None = None
     published: tuple[PublishedLine, ...] = ()
+    paper: Paper | None = None
+    """The table of its method's paper."""
     study_words: StudyWords | None = None
     accounting: Accounting = "lossless"
     plan: Plan | None = None

@@ -83,6 +83,7 @@ def _resolved(job: Job, row: Row, study: str | None, plugins: PluginManager) -> 
             PublishedLine(figures=dict(line.figures), grade=line.grade, source=line.source, conditions=line.conditions)
             for line in row.published
         ),
+        paper=row.paper,
         study_words=None
         if row.study is None
         else StudyWords(title=row.study.title, caption=row.study.caption, place=row.place),

@@ -37,10 +37,13 @@ def add_parser(subparsers: Any) -> None:
         epilog="examples:\n"
         "  varbench plan variant@d8 --model var-d30\n"
         "  varbench plan variant,code --model var-d30 --hardware H100-SXM,L20\n"
-        "  varbench plan variant@d2:bridge=7 --model var-d30 --accounting upstream",
+        "  varbench plan variant@d2:bridge=7 --model var-d30 --accounting upstream\n"
+        "  varbench plan all --model var-d30 --hardware L20,H100-SXM",
     )
     parser.add_argument(
-        "method", metavar="METHOD", help="rows, by comma; a method without a point stands for its default ones"
+        "method",
+        metavar="METHOD",
+        help="rows, by comma; a method without a point stands for its default ones, and `all` for every method",
     )
     add_arguments(
         parser, *SHARED,
@@ -89,6 +92,11 @@ def run(args: argparse.Namespace) -> int:
     beside: list[str] = []
     failed = {refused.name: refused.reason for refused in asked.refused}
     for row in asked.rows:
+        if row.policies.generator is not None and row.name not in args.method:
+            print(
+                f"{row.name} replaces the generation loop and has no plan; `varbench run` measures it", file=sys.stderr
+            )
+            continue
         try:
             counted = count(row, accounting=args.accounting or row.accounting, **settings)
             beside += _beside(counted, denominators, manager=manager, **settings)
@@ -213,7 +221,9 @@ def _beside(
     published = _published(counted.row, manager)
     if not published:
         return
-    works = {accounting: count(counted.row, accounting=accounting, **settings).work for accounting in rows.ACCOUNTINGS}
+    works = {counted.plan.accounting: counted.work}
+    for accounting in set(rows.ACCOUNTINGS) - works.keys():
+        works[accounting] = count(counted.row, accounting=accounting, **settings).work
     full = {one.plan.accounting: one.work for one in denominators}
     for line in published:
         yield f"  {counted.name}: {figures_text(line.figures)} [{line.grade}; {source_text(line)}]"

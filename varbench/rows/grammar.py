@@ -42,6 +42,9 @@ FOLDER_VARIABLE = "VARBENCH_FOLDER"
 FULL = "full_var"
 """The row that all others are divided by."""
 
+ALL = "all"
+"""What stands for every method that is installed."""
+
 UPSTREAM = f"{FULL}:accounting=upstream"
 """It once more, as the official code accounts for its cache: the other denominator."""
 
@@ -130,11 +133,20 @@ def attempt(
     text: str, model: ModelSpec, *, all_settings: bool = False, manager: PluginManager | None = None
 ) -> Attempt:
     """As `expand`, where a plugin's fault costs its own rows only; a text that names nothing is still an error."""
-    pieces = filter(None, (piece.strip() for piece in text.split(",")))
-    found = [_attempt(piece, model, manager or default_manager(), all_settings=all_settings) for piece in pieces]
+    manager = manager or default_manager()
+    pieces = [piece for part in text.split(",") if part.strip() for piece in _pieces(part.strip(), model, manager)]
+    found = [_attempt(piece, model, manager, all_settings=all_settings) for piece in pieces]
     made = {row.name: row for one in found for row in one.rows}
     refused = {one.name: one for some in found for one in some.refused}
     return Attempt(rows=tuple(made.values()), refused=tuple(refused.values()))
+
+
+def _pieces(part: str, model: ModelSpec, manager: PluginManager) -> list[str]:
+    """`all` is every usable plugin that makes rows."""
+    if part != ALL or ALL in manager.names():
+        return [part]
+    known = [info.name for info, _ in every_settings(model, manager=manager)]
+    return [name for name in known if manager.hooks(name) & check_policies.GIVES.keys()]
 
 
 def _attempt(

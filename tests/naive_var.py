@@ -31,6 +31,7 @@ def logits(
     labels: Sequence[int],
     *,
     cfg: float,
+    share: Callable[[int], float] | None = None,
     layers: Sequence[int] | None = None,
     chosen: Chosen = lambda layer, scale, x: None,
     remembered_scale: int | None = None,
@@ -88,7 +89,7 @@ def logits(
                         memory[row, layer, name] = output
                     x = x + output
             by_row.append(net.logits(x[None], net.head_nm.modulation(cond, torch.float32), torch.float32)[0])
-        t = cfg * scale / (model.scales - 1)
+        t = cfg * (share(scale) if share is not None else scale / (model.scales - 1))
         halves = torch.stack(by_row).split(len(labels))
         found.append((1 + t) * halves[0] - t * halves[1])
         f_hat = f_hat + quantizer.contribution(tokens[:, start:end], scale)

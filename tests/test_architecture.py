@@ -139,8 +139,10 @@ def _may_import(name: str, folder: str, own: str) -> bool:
     return not package.startswith("varbench_") or name.startswith(f"varbench_{folder}.{own}.")
 
 
-ENGLISH = {"code", "dit"}
+ENGLISH = {"code", "dit", "guidance", "smaller"}
 """Names that are words too: looked for as rows and strings only."""
+KINDS = {"guidance"}
+"""Those of them that are a kind of policy as well: looked for as rows only."""
 EXAMPLE = re.compile(r"^ *[(\"f]*  varbench |^  variant   variant@d8 ")
 """Lines of help that show a command as it is typed, or how rows are written."""
 
@@ -150,8 +152,8 @@ def test_the_core_names_no_method() -> None:
     names = {point.name for point in entry_points(group="varbench") if point.value.startswith("varbench_")}
     assert {"full_var", "variant", "code"} <= names
     words = "|".join(sorted(names - ENGLISH | {"progressive", "p05"}))
-    strings = "|".join(sorted(ENGLISH))
-    method = re.compile(rf"(?<![-\w])(?i:{words})(?![-\w])|\brefiner\b|\b({strings})@|\"({strings})\"|`({strings})`")
+    selected, strings = "|".join(sorted(ENGLISH)), "|".join(sorted(ENGLISH - KINDS))
+    method = re.compile(rf"(?<![-\w])(?i:{words})(?![-\w])|\brefiner\b|\b({selected})@|\"({strings})\"|`({strings})`")
     allowed = {'FULL = "full_var"', '"code": ", ".join(sorted({r.code_hash[:12] for r in records})),'}
     found = []
     for path in PACKAGE.rglob("*"):

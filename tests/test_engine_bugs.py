@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from varbench.policies import CacheStrategy, GuidancePolicy, TokenPolicy
 
 PROMISES = (
     "trace_equals_plan", "state_bytes_reachable", "kept_is_what_is_read", "picked_is_what_is_computed",
-    "measured_flops_equal_plan", "plan_stable",
+    "measured_flops_equal_plan", "plan_stable", "guided_as_planned",
 )  # fmt: skip
 """About work, memory and content. Left out: that the engine's code is its source's, which is not so here."""
 
@@ -57,6 +58,9 @@ class Remembers(TokenPolicy):
 class EndsEarly(GuidancePolicy):
     def branches(self, scale: int) -> Any:
         return "both" if scale < 3 else "labelled"
+
+    def strength(self, scale: int) -> float:
+        return 0.7
 
 
 class Plugin:
@@ -205,6 +209,15 @@ def runs_both_branches_to_the_end(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(engine_pipeline, "compile_plan", _with(compiler, "_branches", lambda *given: [2] * len(real(*given))))
 
 
+def guides_by_the_official_ramp(patch: pytest.MonkeyPatch) -> None:
+    real = generate._Run.step
+
+    def step(self: Any, step: Any, *given: Any) -> Tensor:
+        return real(self, replace(step, strength=step.samples / 5), *given)
+
+    patch.setattr(generate._Run, "step", step)
+
+
 def _with(module: Any, name: str, other: Any) -> Any:
     """`compile_plan` while another function stands in its module."""
 
@@ -249,6 +262,7 @@ def stores_in_the_compute_type(patch: pytest.MonkeyPatch) -> None:
         (an_ended_branch_stays_behind_a_view, "trace_equals_plan", Plugin()),
         (vectors_of_an_ended_branch_stay_behind_a_view, "state_bytes_reachable", Plugin()),
         (runs_both_branches_to_the_end, "plan_stable", Plugin()),
+        (guides_by_the_official_ramp, "guided_as_planned", Plugin()),
         (keeps_the_first_entries_instead_of_the_picked, "kept_is_what_is_read", Plugin()),
         (keeps_other_scales_than_planned, "kept_is_what_is_read", "scale_window@w1"),
         (computes_the_first_tokens_instead_of_the_picked, "picked_is_what_is_computed", Plugin()),

@@ -20,7 +20,15 @@ from varbench.plan import cost, presets
 from varbench.plan.compiler import compile_plan
 from varbench.plan.hardware import KNOWN, from_file, hardware
 from varbench.plan.owned import Owned, RowPolicies
-from varbench.policies import CacheStrategy, DepthPolicy, GuidancePolicy, StepPolicy, StepSpec, TokenPolicy
+from varbench.policies import (
+    BothBranches,
+    CacheStrategy,
+    DepthPolicy,
+    GuidancePolicy,
+    StepPolicy,
+    StepSpec,
+    TokenPolicy,
+)
 
 MIB = 2**20
 
@@ -258,6 +266,14 @@ class Return(GuidancePolicy):
         return "labelled" if scale == 2 else "both"
 
 
+class Strength(BothBranches):
+    def __init__(self, share: object) -> None:
+        self.share = share
+
+    def strength(self, scale: int):  # type: ignore[no-untyped-def]
+        return self.share if scale == 2 else None
+
+
 def own(policy: object) -> Owned:  # type: ignore[type-arg]
     return Owned(plugin="acme", policy=policy)
 
@@ -276,6 +292,9 @@ def own(policy: object) -> Owned:  # type: ignore[type-arg]
         ({"tokens": own(Tokens(7))}, "acme: attention of layer 0 at scale 1 of 6 .* computes 7 tokens of 1"),
         ({"tokens": own(Tokens(0))}, "computes 0 tokens"),
         ({"guidance": own(Return())}, r"acme: the unlabelled branch comes back at scale 4 of 6"),
+        ({"guidance": own(Strength(-0.5))}, r"acme: a guidance strength of -0.5 at scale 3 of 6 .*; give a share"),
+        ({"guidance": own(Strength(float("nan")))}, "acme: a guidance strength of nan"),
+        ({"guidance": own(Strength("ramp"))}, "acme: a guidance strength of 'ramp'"),
         (
             {"caches": (own(Back()),)},
             r"acme: scale 5 of 6 \(6x6\) reads what layer 0 stored at scale 1 of 6 .* released",

@@ -66,6 +66,14 @@ def test_a_method_stands_for_its_default_recipes_and_points() -> None:
     assert rows.expand(" , ", TINY) == ()
 
 
+def test_all_is_every_method() -> None:
+    names = [row.name for row in rows.expand("all", TINY)]
+    assert names == [
+        row.name for name in sorted({name.partition("@")[0] for name in names}) for row in rows.expand(name, TINY)
+    ]
+    assert {"full_var", "variant@d8", "smaller@narrow", "dit@s20"} <= set(names)
+
+
 def test_all_settings_are_every_recipe_and_point() -> None:
     assert [row.name for row in rows.expand("variant", D30, all_settings=True)] == [
         *(f"variant@{point}" for point in ("full", "d16", "d8", "d4", "d2")),

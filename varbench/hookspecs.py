@@ -197,7 +197,7 @@ def varbench_step_policy(setting: Setting, model: ModelSpec) -> StepPolicy | Non
 
 @hookspec
 def varbench_guidance_policy(setting: Setting, model: ModelSpec) -> GuidancePolicy | None:
-    """Gives which guidance branches run at each scale.
+    """Gives which guidance branches run at each scale, and how strong guidance is there.
 
     Parameters:
         setting: recipe, point and parameters of the row.
@@ -207,16 +207,19 @@ def varbench_guidance_policy(setting: Setting, model: ModelSpec) -> GuidancePoli
         from varbench import hookimpl
         from varbench.policies import GuidancePolicy
 
-        class OffAtTheEnd(GuidancePolicy):
+        class EvenThenOff(GuidancePolicy):
             def __init__(self, scales):
                 self.scales = scales
 
             def branches(self, scale):
                 return "both" if scale < self.scales - 1 else "labelled"
 
+            def strength(self, scale):
+                return 0.5
+
         @hookimpl
         def varbench_guidance_policy(setting, model):
-            return OffAtTheEnd(model.scales)
+            return EvenThenOff(model.scales)
     """
 
 

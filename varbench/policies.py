@@ -61,6 +61,21 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Paper:
+    """A table that others printed, as rows of the plugins that are installed: `varbench report --paper` puts ours beside it."""
+
+    title: str
+    rows: tuple[str, ...]
+    """In the table's order, as on the command line, of any plugins. What was printed of each is its plugin's `published`; of
+    plugins that are not installed, rows are left out."""
+    model: str
+    """The model preset, the batch, the compute type and the card, as `varbench plan` knows it, of the printed times."""
+    batch: int
+    dtype: str
+    hardware: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """A question of its own, as rows outside the table: each setting's score is drawn side by side, by `run --study`."""
 
@@ -90,6 +105,8 @@ class Settings:
     """By the name that `run --study` takes."""
     published: tuple[Published, ...] = ()
     """What others printed of the plugin's settings, on any model."""
+    paper: Paper | None = None
+    """The table of the method's own paper."""
     neutral: tuple[str, ...] = ()
     """Settings, as written after the plugin's name (`@full`, `:ratio=0`), that must give the full model's images bit for
     bit; `varbench check` holds the plugin to it."""
@@ -143,9 +160,16 @@ class StepPolicy(Protocol):
 
 
 class GuidancePolicy(Protocol):
-    """Which guidance branches run."""
+    """Which guidance branches run, and how far labelled logits are drawn away from the unlabelled ones."""
 
-    def branches(self, scale: int) -> Literal["both", "labelled"]: ...
+    def branches(self, scale: int) -> Literal["both", "labelled"]:
+        """From the scale on at which the labelled branch is alone, the other's work and cache are saved."""
+        ...
+
+    def strength(self, scale: int) -> float | None:
+        """Share of the run's guidance (`--cfg`) at a scale with both branches. None is the official ramp: 0 at the first
+        scale, 1 at the last, evenly between. Where it is 0 to the end, the unlabelled branch does not run."""
+        return None
 
 
 class CacheStrategy(Protocol):

@@ -38,6 +38,7 @@ def varbench_settings(model: ModelSpec) -> Settings:
         parameters={**supernet.parameters(model), **supernet.DRAW},
         studies={"scale_depth_asymmetry": story.where_depth_matters(model)},
         published=story.PUBLISHED,
+        paper=story.PAPER,
         summary="one weight-shared network, depth chosen at run time",
         provenance=Provenance(
             kind="from paper",

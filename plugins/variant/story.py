@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from varbench import supernet
-from varbench.policies import Published, Study
+from varbench.policies import Paper, Published, Study
 from varbench.spec import ModelSpec
 
 ABSTRACT, NOTE = "abstract of arXiv 2511.16546", "note on arXiv 2511.16546"
@@ -53,6 +53,14 @@ PUBLISHED = (
         for zone, fid in ZONES.items()
     ),
 )
+
+PAPER = Paper(
+    title="The table of arXiv 2511.16546",
+    rows=("full_var", "dit@s50", "smaller@d24", "smaller@d20", "code@n9", "code@n8", "code@n7", "code@n6", "variant@d16",
+          "variant@d8", "variant@d4", "variant@d2", "fixed_ratio@p01/full", "fixed_ratio@p01/d16", "fixed_ratio@p10/full",
+          "fixed_ratio@p10/d16"),
+    model=PRINTED_ON, batch=64, dtype="float16", hardware="L20",
+)  # fmt: skip
 
 
 def where_depth_matters(model: ModelSpec) -> Study:

@@ -38,6 +38,7 @@ OF_PLANNED: tuple[OfPlanned, ...] = (
     sameness.tokens_are_drawn_from_logits,
     sameness.neutral_equals_full,
     sameness.teacher_equals_cached,
+    sameness.guided_as_planned,
     tampering.weights_untouched,
     work.no_speedup_without_less_work,
 )

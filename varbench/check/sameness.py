@@ -176,6 +176,28 @@ def teacher_equals_cached(subject: PlannedRow) -> Iterator[str]:
         )
 
 
+def guided_as_planned(subject: PlannedRow) -> Iterator[str]:
+    """Logits are drawn away from the unlabelled branch's as far as the plan says, at every scale."""
+    if subject.row.policies.guidance is None:
+        return
+    tokens = subject.with_logits.tokens.clamp(min=0)
+
+    def drawn_away(row: Row) -> Tensor:
+        guided, plain = (subject.generate(row, tokens=tokens, return_logits=True, cfg=cfg).logits for cfg in (1.0, 0.0))
+        assert guided is not None and plain is not None
+        return guided - plain
+
+    own, whole, model = drawn_away(subject.row), drawn_away(stand_ins.fully_guided(subject.row)), subject.row.model
+    for step in subject.plan.steps:
+        span = slice(model.starts[step.samples], model.starts[step.samples + 1])
+        distance = _distance(own[:, span], step.strength * whole[:, span])
+        if not distance <= tolerance(subject.plan.cache_dtype) * max(1.0, step.strength):
+            yield (
+                f"at {model.scale_name(step.samples)} guidance moves logits otherwise than the planned share of "
+                f"{step.strength:.3g} does, by up to {distance:.3g}"
+            )
+
+
 def tolerance(dtype: str | None) -> float:
     """Largest difference of logits between two ways of computing the same, when keys and values are stored in `dtype`."""
     return {None: 1e-3, "float32": 1e-3, "float16": 0.1}.get(dtype, 1.0)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from varbench.plan.owned import Owned, RowPolicies
-from varbench.policies import CacheStrategy, SubLayerName, TokenPolicy
+from varbench.policies import BothBranches, CacheStrategy, GuidancePolicy, SubLayerName, TokenPolicy
 from varbench.rows.grammar import Row
 from varbench.spec import ModelSpec
 
@@ -52,6 +52,12 @@ def forced(row: Row) -> Row:
 def without_content(row: Row) -> Row:
     """The row's layers, steps and guidance alone."""
     return _renamed(row, "all tokens and entries", replace(row.policies, tokens=None, caches=()))
+
+
+def fully_guided(row: Row) -> Row:
+    """The row with both branches, and all of the run's guidance, at every scale."""
+    guidance: Owned[GuidancePolicy] = Owned(plugin="the kit", policy=_FullGuidance())
+    return _renamed(row, "fully guided", replace(row.policies, guidance=guidance))
 
 
 def full_model(row: Row) -> Row:
@@ -91,6 +97,11 @@ def _has_budget(cache: CacheStrategy, model: ModelSpec) -> bool:
         for scale in range(model.scales)
         for group in range(len(cache.head_groups(layer) or ((),)))
     )
+
+
+class _FullGuidance(BothBranches):
+    def strength(self, scale: int) -> float | None:
+        return 1.0
 
 
 class AskedTokens(TokenPolicy):

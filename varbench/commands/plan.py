@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 MIB = 2**20
 SOME_FAILED, NOTHING_SELECTED, ALL_FAILED = 3, 4, 5
 SHARED = ("model", "batch", "dtype", "all_settings")
-CACHE_FIT, SAVING_FIT, SPEED_FIT = 0.01, 0.02, 0.10
-"""How far ours may be from a published figure, and still be said to fit it."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -39,10 +37,13 @@ def add_parser(subparsers: Any) -> None:
         epilog="examples:\n"
         "  varbench plan variant@d8 --model var-d30\n"
         "  varbench plan variant,code --model var-d30 --hardware H100-SXM,L20\n"
-        "  varbench plan variant@d2:bridge=7 --model var-d30 --accounting upstream",
+        "  varbench plan variant@d2:bridge=7 --model var-d30 --accounting upstream\n"
+        "  varbench plan all --model var-d30 --hardware L20,H100-SXM",
     )
     parser.add_argument(
-        "method", metavar="METHOD", help="rows, by comma; a method without a point stands for its default ones"
+        "method",
+        metavar="METHOD",
+        help="rows, by comma; a method without a point stands for its default ones, and `all` for every method",
     )
     add_arguments(
         parser, *SHARED,
@@ -91,6 +92,11 @@ def run(args: argparse.Namespace) -> int:
     beside: list[str] = []
     failed = {refused.name: refused.reason for refused in asked.refused}
     for row in asked.rows:
+        if row.policies.generator is not None and row.name not in args.method:
+            print(
+                f"{row.name} replaces the generation loop and has no plan; `varbench run` measures it", file=sys.stderr
+            )
+            continue
         try:
             counted = count(row, accounting=args.accounting or row.accounting, **settings)
             beside += _beside(counted, denominators, manager=manager, **settings)
@@ -209,47 +215,22 @@ def _published(row: Row, manager: PluginManager) -> tuple[Published, ...]:
 def _beside(
     counted: Counted, denominators: Sequence[Counted], *, manager: PluginManager, **settings: Any
 ) -> Iterator[str]:
-    from varbench.show.published import figures_text, source_text
+    from varbench import rows
+    from varbench.show.published import Works, by_plan, figures_text, fits_text, source_text
 
     published = _published(counted.row, manager)
     if not published:
         return
-    upstream = count(counted.row, accounting="upstream", **settings)
-    lossless = count(counted.row, accounting="lossless", **settings)
+    works = {counted.plan.accounting: counted.work}
+    for accounting in set(rows.ACCOUNTINGS) - works.keys():
+        works[accounting] = count(counted.row, accounting=accounting, **settings).work
+    full = {one.plan.accounting: one.work for one in denominators}
     for line in published:
         yield f"  {counted.name}: {figures_text(line.figures)} [{line.grade}; {source_text(line)}]"
-        yield from (f"    {verdict}" for verdict in _verdicts(line, lossless, upstream, denominators))
+        for beside in by_plan(line.figures, Works(ours=works, full=full)):
+            yield f"    {beside.printed} {fits_text(beside.fits)} ours; {beside.ours}"
     if counted.row.provenance and counted.row.provenance.note:
         yield f"    our choices: {counted.row.provenance.note}"
-
-
-def _verdicts(
-    published: Published, lossless: Counted, upstream: Counted, denominators: Sequence[Counted]
-) -> Iterator[str]:
-    """Ours beside each published figure that the plan says something about, and whether it fits."""
-    full_lossless, full_upstream = denominators
-    figures = published.figures
-    if (megabytes := figures.get("kv_mb")) is not None:
-        ours = {
-            "upstream": upstream.work.state_end / MIB,
-            "lossless": lossless.work.state_end / MIB,
-            "lossless at its peak": lossless.work.state_peak / MIB,
-        }
-        name, nearest = min(ours.items(), key=lambda item: abs(item[1] - megabytes))
-        ratio = nearest / megabytes - 1
-        yield f"cache {megabytes:,.0f} MB {_fits(abs(ratio) <= CACHE_FIT)} ours; nearest {name}, {nearest:,.1f} MiB ({ratio:+.1%})"
-    if (saving := figures.get("kv_saving")) is not None:
-        ours_saved = 1 - upstream.work.state_end / full_upstream.work.state_end
-        fits = abs(ours_saved - saving) <= SAVING_FIT
-        yield f"cache saving {saving:.0%} {_fits(fits)} ours; {ours_saved:.1%}, upstream against upstream"
-    if (speedup := figures.get("speedup")) is not None and lossless.name != full_lossless.name:
-        work = full_lossless.work.transformer_flops / lossless.work.transformer_flops
-        fits = abs(work / speedup - 1) <= SPEED_FIT
-        yield f"speedup {speedup:g}x {_fits(fits)} ours; {work:.2f}x less work in the transformer"
-
-
-def _fits(fits: bool) -> str:
-    return "fits" if fits else "does not fit"
 
 
 def _as_json(counted: Counted, manager: PluginManager) -> dict[str, Any]:

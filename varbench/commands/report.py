@@ -33,28 +33,48 @@ def add_parser(subparsers: Any) -> None:
         metavar="DIR",
         help=f"run folders or records; default: the newest run under {RUNS}/",
     )
+    parser.add_argument(
+        "--paper",
+        metavar="PLUGIN",
+        help="the table of a plugin's paper, row by row beside what was measured and what the plan foresees",
+    )
     parser.add_argument("--compare", type=Path, metavar="OLD", help="an older report or run to stand beside")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     from varbench.record import load_records, to_json
+    from varbench.record.sections import Panel
+    from varbench.show import paper
     from varbench.show.outputs import render
     from varbench.show.plugin_sections import plugin_panels
 
-    places = args.records or [newest_run(RUNS)]
+    table = paper.asked(args.paper) if args.paper else None
+    try:
+        places = args.records or [newest_run(RUNS)]
+    except UserError:
+        if table is None:
+            raise
+        places = []  # a paper can be read without a run
     loaded = load_records(places)
     for problem in loaded.problems:
         print(f"warning: {problem}", file=sys.stderr)
+    ours = () if table is None else (paper.section(table, loaded.records),)
+    for section in ours:
+        print(paper.as_text(section), end="\n\n")
     if not loaded.records:
+        if ours:
+            print("no records, so no page; name run folders with --records", file=sys.stderr)
+            return 0
         raise UserError(f"no records in {', '.join(map(str, places))}: nothing to report; run `varbench run` first")
     changes = _changes(args.compare, loaded.records) if args.compare else None
     given = plugin_panels([to_json(record) for record in loaded.records])
     for reason in given.silent:
         print(f"warning: {reason}", file=sys.stderr)
+    panels = (*(Panel(source=f"--paper {args.paper}", section=section) for section in ours), *given.panels)
     page = render(
-        loaded.records, args.out, problems=loaded.problems, panels=given.panels, silent=given.silent, changes=changes
-    )  # fmt: skip
+        loaded.records, args.out, problems=loaded.problems, panels=panels, silent=given.silent, changes=changes
+    )
     print(page)
     return 0
 

@@ -199,7 +199,7 @@ class _Run:
         if step.branches == 1:
             return logits
         # (1 + t) x labelled - t x unlabelled.
-        t = cfg * step.samples / (self.plan.model.scales - 1)
+        t = cfg * step.strength
         return logits[self.batch :].lerp(logits[: self.batch], 1 + t)
 
     def _conditioning(self, step: Step, backbone: Transformer) -> Conditioning:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -51,12 +52,15 @@ def compile_plan(
     backbones.update((name, spec) for name, spec in (loaded or {}).items() if name in backbones)
     specs = _checked_steps(model, step_policy.every(step_policy.policy.steps), backbones, step_policy.plugin)
     branches = _branches(model, specs, row.guidance)
+    strengths = _strengths(model, specs, branches, row.guidance)
+    branches = _live_branches(specs, branches, strengths)
     layers = _layers(model, specs, backbones, row.depth)
     work = _token_work(model, specs, layers, row.tokens)
     caches = Caches(
         model=model, backbones=backbones, specs=specs, layers=layers, work=work, row=row, accounting=accounting
     )
     uses = caches.uses()
+    used = {spec.backbone for spec in specs}
     work = _live_memories(specs, layers, work)
     steps = []
     for index, spec in enumerate(specs):
@@ -77,6 +81,7 @@ def compile_plan(
                 samples=spec.scales[-1],
                 backbone=spec.backbone,
                 branches=branches[index],
+                strength=strengths[index],
                 mask="full" if len(spec.scales) == 1 else "block_causal",
                 calls=calls,
                 drops_backbone=bool(later) and spec.backbone not in later,
@@ -85,12 +90,13 @@ def compile_plan(
     return Plan(
         name=row.name,
         model=model,
-        backbones=tuple(backbones.items()),
+        backbones=tuple((name, spec) for name, spec in backbones.items() if name in used),
         accounting=accounting,
         cache_dtype=caches.dtype,
         transforms=tuple(
             Transform(part=owned.part, backbone=owned.backbone, changes=tuple(owned.policy.changes.items()))
             for owned in row.transforms
+            if owned.backbone in used
         ),
         steps=tuple(steps),
     )
@@ -165,6 +171,42 @@ def _branches(
         last[spec.backbone] = count
         counts.append(count)
     return counts
+
+
+def _strengths(
+    model: ModelSpec,
+    specs: tuple[StepSpec, ...],
+    branches: list[Literal[1, 2]],
+    guidance: Owned[GuidancePolicy] | None,
+) -> list[float]:
+    owner = guidance or _full(BothBranches())
+    found = []
+    for spec, count in zip(specs, branches, strict=True):
+        scale = spec.scales[-1]
+        given = owner.ask(owner.policy.strength, scale) if count == 2 else 0.0
+        if given is None:
+            given = scale / (model.scales - 1)
+        if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < math.inf:
+            raise PlanError(
+                f"{owner.plugin}: a guidance strength of {given!r} at {model.scale_name(scale)}; give a share of the run's "
+                "guidance, 0 or more, or None for the official ramp"
+            )
+        found.append(float(given))
+    return found
+
+
+def _live_branches(
+    specs: tuple[StepSpec, ...], branches: list[Literal[1, 2]], strengths: list[float]
+) -> list[Literal[1, 2]]:
+    """The unlabelled branch runs for as long as its logits, or later ones of its backbone, are used."""
+    live: list[Literal[1, 2]] = [1] * len(specs)
+    wanted: set[str] = set()
+    for index in reversed(range(len(specs))):
+        if strengths[index]:
+            wanted.add(specs[index].backbone)
+        if specs[index].backbone in wanted:
+            live[index] = branches[index]
+    return live
 
 
 def _layers(

@@ -85,6 +85,8 @@ class Step:
     backbone: str
     branches: Literal[1, 2]
     """2 with the unlabelled branch of guidance, 1 without."""
+    strength: float
+    """Share of the run's guidance that logits are drawn with; 0 without the unlabelled branch."""
     mask: Literal["full", "block_causal"]
     calls: tuple[LayerCall, ...]
     drops_backbone: bool = False
@@ -106,7 +108,7 @@ class Plan:
     name: str
     model: ModelSpec
     backbones: tuple[tuple[str, ModelSpec], ...]
-    """Every model that is loaded, `main` first."""
+    """Every model that a step runs on, `main` first."""
     accounting: Accounting
     cache_dtype: str | None
     """Type of stored keys and values where a method sets it."""
@@ -199,6 +201,7 @@ def _step_json(step: Step) -> dict[str, Any]:
         "samples": step.samples,
         "backbone": step.backbone,
         "branches": step.branches,
+        "strength": step.strength,
         "mask": step.mask,
         "drops_backbone": step.drops_backbone,
         "calls": [
@@ -234,7 +237,7 @@ def describe(plan: Plan) -> Iterator[str]:
         tokens = sum(spec.tokens[s] for s in step.scales)
         yield (
             f"  {encoded:>9} -> scale {step.samples + 1:<2} {step.backbone}, {step.branches} branch"
-            f"{'es' if step.branches == 2 else ''}, {len(layers)} layers ({_ranges(layers)}), {tokens} tokens{_partial(step, tokens)}"
+            f"{f'es at {step.strength:.2g}' if step.branches == 2 else ''}, {len(layers)} layers ({_ranges(layers)}), {tokens} tokens{_partial(step, tokens)}"
             f", reads {_spread([total(u.read) for c in step.calls for u in c.cache])}"
             f", keeps {_spread([total(u.kept) for c in step.calls for u in c.cache])}"
         )

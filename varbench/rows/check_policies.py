@@ -20,6 +20,7 @@ from varbench.policies import (
     DepthPolicy,
     Generator,
     GuidancePolicy,
+    Paper,
     Parameter,
     PartChange,
     Provenance,
@@ -181,6 +182,8 @@ def _wrong_settings(given: Settings) -> Iterator[str]:
             yield f"Settings.studies[{name!r}] is {study!r}; give a Study(title=..., settings=(...))"
     if not isinstance(given.published, (tuple, list)) or not all(isinstance(one, Published) for one in given.published):
         yield f"Settings.published is {given.published!r}; give a tuple of Published(...)"
+    if not isinstance(given.paper, Paper | None):
+        yield f"Settings.paper is {given.paper!r}; give a Paper(title=..., rows=(...), ...)"
     if not isinstance(given.provenance, Provenance | None):
         yield f"Settings.provenance is {given.provenance!r}; give a Provenance(kind=...)"
     try:

@@ -18,7 +18,7 @@ from typing import Any
 from varbench.errors import UserError, did_you_mean
 from varbench.plan.owned import Owned, OwnedTransform, RowPolicies
 from varbench.plan.steps import Accounting
-from varbench.policies import MAIN, Provenance, Published, Setting, Settings, Study, TrainingSchedule
+from varbench.policies import MAIN, Paper, Provenance, Published, Setting, Settings, Study, TrainingSchedule
 from varbench.rows import check_policies
 from varbench.rows.manager import PluginError, PluginInfo, PluginManager
 from varbench.rows.manager import manager as default_manager
@@ -41,6 +41,9 @@ FOLDER_VARIABLE = "VARBENCH_FOLDER"
 
 FULL = "full_var"
 """The row that all others are divided by."""
+
+ALL = "all"
+"""What stands for every method that is installed."""
 
 UPSTREAM = f"{FULL}:accounting=upstream"
 """It once more, as the official code accounts for its cache: the other denominator."""
@@ -66,6 +69,8 @@ class Row:
     """Where the first of its methods comes from, as the plugin says."""
     published: tuple[Published, ...] = ()
     """What others printed of this very setting on this model; of rows of several plugins nothing is."""
+    paper: Paper | None = None
+    """The table of the first method's paper, as its plugin says."""
     study: Study | None = None
     """The study that the row is asked for in, and its place there."""
     place: int = 0
@@ -128,11 +133,20 @@ def attempt(
     text: str, model: ModelSpec, *, all_settings: bool = False, manager: PluginManager | None = None
 ) -> Attempt:
     """As `expand`, where a plugin's fault costs its own rows only; a text that names nothing is still an error."""
-    pieces = filter(None, (piece.strip() for piece in text.split(",")))
-    found = [_attempt(piece, model, manager or default_manager(), all_settings=all_settings) for piece in pieces]
+    manager = manager or default_manager()
+    pieces = [piece for part in text.split(",") if part.strip() for piece in _pieces(part.strip(), model, manager)]
+    found = [_attempt(piece, model, manager, all_settings=all_settings) for piece in pieces]
     made = {row.name: row for one in found for row in one.rows}
     refused = {one.name: one for some in found for one in some.refused}
     return Attempt(rows=tuple(made.values()), refused=tuple(refused.values()))
+
+
+def _pieces(part: str, model: ModelSpec, manager: PluginManager) -> list[str]:
+    """`all` is every usable plugin that makes rows."""
+    if part != ALL or ALL in manager.names():
+        return [part]
+    known = [info.name for info, _ in every_settings(model, manager=manager)]
+    return [name for name in known if manager.hooks(name) & check_policies.GIVES.keys()]
 
 
 def _attempt(
@@ -262,6 +276,7 @@ def _row(chosen: Sequence[ChosenPart], model: ModelSpec, manager: PluginManager)
         recipe_plugin=recipe.plugin if recipe else None,
         provenance=chosen[0].settings.provenance,
         published=_published(chosen, model, manager),
+        paper=chosen[0].settings.paper,
         policies=policies,
         schedule=schedule.policy if schedule else None,
     )

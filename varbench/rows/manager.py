@@ -77,6 +77,7 @@ class PluginManager:
         self._unusable: dict[str, Problem] = {}
         self._failed_calls: dict[tuple[str, str], Problem] = {}
         self._points: dict[str, EntryPoint] = {}
+        self._infos: dict[str, PluginInfo] = {}
         found: dict[str, list[EntryPoint]] = {}
         for point in points:
             found.setdefault(point.name, []).append(point)
@@ -99,9 +100,10 @@ class PluginManager:
         if name in self._unusable and name not in self._points:
             return PluginInfo(name=name, distribution=" and ".join(self._unusable[name].distributions), version="?")
         point = self._point(name)
-        return PluginInfo(
-            name=name, distribution=_distribution(point), version=point.dist.version if point.dist else "?"
-        )
+        if name not in self._infos:  # a distribution parses its metadata at every look
+            version = point.dist.version if point.dist else "?"
+            self._infos[name] = PluginInfo(name=name, distribution=_distribution(point), version=version)
+        return self._infos[name]
 
     def load_all(self) -> tuple[str, ...]:
         """Import every plugin; the names of those that can be used. The others have become problems."""

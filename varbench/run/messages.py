@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from varbench.measure.calls import Chunk, Reply, Request
 from varbench.plan.steps import Accounting, Plan
+from varbench.policies import Paper
 from varbench.record import (
     CalibrationRun,
     Distance,
@@ -91,6 +92,8 @@ class ResolvedRow:
     also_in: str | None = None
     """The study that a row of the main table was asked for in too."""
     published: tuple[PublishedLine, ...] = ()
+    paper: Paper | None = None
+    """The table of its method's paper."""
     study_words: StudyWords | None = None
     accounting: Accounting = "lossless"
     plan: Plan | None = None

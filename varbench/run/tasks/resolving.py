@@ -110,6 +110,7 @@ def _resolved(job: Job, row: Row, study: str | None, plugins: PluginManager, *, 
             PublishedLine(figures=dict(line.figures), grade=line.grade, source=line.source, conditions=line.conditions)
             for line in row.published
         ),
+        paper=row.paper,
         study_words=_words(row),
         accounting=row.accounting,
         plan=plan,

@@ -40,7 +40,7 @@ def least_alike(pipe: Pipeline, *, share: float) -> dict[str, Any]:
 
     def look(layer: int, scale: int, keys_BHnc: Tensor, queries_BHlc: Tensor) -> None:
         own = keys_BHnc[:, :, -model.tokens[scale] :]
-        if scale >= 2:
+        if 2 <= scale < model.scales - 1:
             found[layer].append(likeness(previous[layer], own))
         previous[layer] = own.clone()
 

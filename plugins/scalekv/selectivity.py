@@ -35,7 +35,7 @@ def least_selective(pipe: Pipeline) -> dict[str, Any]:
     found: dict[int, list[float]] = defaultdict(list)
 
     def look(layer: int, scale: int, keys_BHnc: Tensor, queries_BHLc: Tensor) -> None:
-        if scale >= 2:
+        if 2 <= scale < model.scales - 1:
             attention: Any = pipe.backbones["main"].blocks[layer].attn
             found[layer].append(own_share(keys_BHnc, queries_BHLc, attention.softmax_scale))
 

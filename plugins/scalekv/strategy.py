@@ -42,7 +42,15 @@ class ScaleKV(CacheStrategy):
         return None if self._model.starts[scale + 1] <= max(entries, self._base) else entries
 
     def pick(
-        self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, *, layer: int, scale: int, group: int
+        self,
+        keys_BHnc: Tensor,
+        queries_BHLc: Tensor,
+        count: int,
+        *,
+        attention_BHn: Tensor | None,
+        layer: int,
+        scale: int,
+        group: int,
     ) -> Tensor:
         from .selection import best_entries, observers
 

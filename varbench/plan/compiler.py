@@ -19,6 +19,7 @@ from varbench.policies import (
     FullDepth,
     GuidancePolicy,
     StepSpec,
+    StoredForm,
     SubLayerName,
     TokenPolicy,
 )
@@ -82,12 +83,14 @@ def compile_plan(
                 drops_backbone=bool(later) and spec.backbone not in later,
             )
         )
+    form = caches.stored if isinstance(caches.stored, StoredForm) else None
     return Plan(
         name=row.name,
         model=model,
         backbones=tuple(backbones.items()),
         accounting=accounting,
-        cache_dtype=caches.dtype,
+        cache_dtype=caches.stored if isinstance(caches.stored, str) else None,
+        cache_form=None if form is None else (form.bits, form.extra_bytes),
         transforms=tuple(
             Transform(part=owned.part, backbone=owned.backbone, changes=tuple(owned.policy.changes.items()))
             for owned in row.transforms

@@ -12,9 +12,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 from varbench.plan.hardware import Hardware
-from varbench.plan.state import ITEM, key_value_bytes
+from varbench.plan.state import ITEM, entry_bytes
 from varbench.plan.steps import CacheUse, Plan, Step, total
-from varbench.plan.trace import CallSeen, StepSeen, foreseen
+from varbench.plan.trace import CacheSeen, CallSeen, StepSeen, foreseen
 from varbench.policies import Part
 from varbench.spec import ModelSpec, TokenizerSpec
 
@@ -143,7 +143,7 @@ def predict(counted: PlanWork, hardware: Hardware) -> Prediction:
 
 class StepFlops(NamedTuple):
     attention: int
-    """Queries with keys, and weights with values."""
+    """Queries with keys, and weights with values; and what choosing and merging cache entries takes."""
     products: dict[Part, int]
     """Products with matrices, by part, as transforms leave them."""
     phi: int
@@ -176,7 +176,16 @@ def flops_of(steps: Sequence[StepSeen], plan: Plan, *, batch: int) -> Iterator[S
 
 
 def _attention_flops(spec: ModelSpec, call: CallSeen) -> int:
-    return sum(4 * call.attention * (use.read + use.own) * use.heads * spec.head_dim for use in call.caches)
+    return sum(
+        2 * (use.read + use.own) * _products_of_an_entry(call, use) * use.heads * spec.head_dim for use in call.caches
+    )
+
+
+def _products_of_an_entry(call: CallSeen, use: CacheSeen) -> int:
+    """Vectors that each entry attended to is multiplied with: queries and weights of its attention, those observed, and to
+    merge, the keys that stay and the weights of both averages."""
+    merging = 3 * (use.read + use.own - use.merged) if use.merged else 0
+    return 2 * call.attention + use.observed + merging
 
 
 def _product_flops(
@@ -260,13 +269,15 @@ def _bytes(plan: Plan, spec: ModelSpec, step: Step, batch: int, dtype: str) -> t
         moved += weights + (a + f) * passes
         # q k v written, q and k normalised in float32, then what is attended to, mixed, projected.
         moved += a * (8 * item + 2 * 12) + rows * sum(
-            use.attended * len(use.heads) * spec.head_dim * sum(key_value_bytes(plan, dtype)) for use in call.cache
+            use.attended * len(use.heads) * entry_bytes(plan, spec, dtype) for use in call.cache
         )
-        moved += sum(_workspace(use, spec, rows, item) for use in call.cache) * 2
+        moved += sum(_workspace(plan, use, spec, rows, item) for use in call.cache) * 2
+        choosing = [rows * len(use.heads) * _choosing(use, spec, item) for use in call.cache]
+        moved += 3 * sum(choosing)
         moved += a * 4 * item + f * (2 + 4 * spec.mlp_ratio) * item
         attention = a * (4 + 4 + 3 * item + 8) + 2 * rows * attended * width * item
         hidden = f * (4 + 4 + item) + round(f * spec.mlp_ratio) * 2 * item
-        transient = max(transient, round(attention), round(hidden))
+        transient = max(transient, round(attention), round(hidden), *choosing)
     logits = rows * plan.model.tokens[step.samples] * plan.model.tokenizer.vocabulary
     # Logits in the compute type and in float32, guidance, two filters with a sort, softmax, sum, search.
     moved += round(logits * (2 * item + 8)) + logits // step.branches * 4 * 20
@@ -276,11 +287,19 @@ def _bytes(plan: Plan, spec: ModelSpec, step: Step, batch: int, dtype: str) -> t
     return round(moved), transient
 
 
-def _workspace(use: CacheUse, spec: ModelSpec, rows: int, item: int) -> int:
-    """Bytes put together for one call, where what is read is not all stored."""
-    if use.capacity >= use.attended or not total(use.read):
+def _workspace(plan: Plan, use: CacheUse, spec: ModelSpec, rows: int, item: int) -> int:
+    """Bytes put together for one call, where what is read is not all stored, or in another form."""
+    if not total(use.read) or (plan.cache_form is None and use.capacity >= use.attended):
         return 0
     return rows * use.attended * len(use.heads) * spec.head_dim * item * 2
+
+
+def _choosing(use: CacheUse, spec: ModelSpec, item: int) -> int:
+    """Bytes of a head's that choosing and merging make: attention in two types, likeness of keys and weights, and keys and
+    values in float32. Keys are read once more for each."""
+    attention = use.attended * (len(use.observed) * (item + 4) + spec.head_dim * item) if use.observed else 0
+    merging = use.attended * (total(use.kept) * 8 + spec.head_dim * 8) if use.merged else 0
+    return attention + merging
 
 
 def _convolutions(spec: TokenizerSpec, side: int) -> Iterator[tuple[int, int, int, int]]:

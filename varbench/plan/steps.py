@@ -158,6 +158,15 @@ class Plan:
         encoded = {scale for step in self.steps for scale in step.scales}
         return tuple(scale for scale in range(self.model.scales) if scale not in encoded)
 
+    @property
+    def entries_read(self) -> tuple[float, int, int]:
+        """Cache entries that a head reads in the last step, on average over all layers and heads; those that the full model
+        reads then; and all tokens, which papers count that store the last scale too."""
+        last = self.steps[-1]
+        spec = self.backbone(last.backbone)
+        read = sum(len(use.heads) * total(use.read) for call in last.calls for use in call.cache)
+        return read / (spec.depth * spec.heads), self.model.starts[last.samples], self.model.length
+
     @cached_property
     def digest(self) -> str:
         """Hash of all that is run and kept; the name is not part of it, so equal plans have equal digests."""
@@ -253,6 +262,9 @@ def describe(plan: Plan) -> Iterator[str]:
         )
     for scale in plan.skipped:
         yield f"  {spec.scale_name(scale)}: skipped"
+    read, readable, everything = plan.entries_read
+    if read < readable:
+        yield f"  at last a head reads {read:.0f} of {readable} entries, {read / readable:.0%}; of all tokens {read / everything:.0%}"
     for transform in plan.transforms:
         changes = "; ".join(f"{part} {_changed(change)}" for part, change in transform.changes)
         yield f"  {transform.part} replaces modules of {transform.backbone}: {changes or 'nothing that costs'}"

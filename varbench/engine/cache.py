@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from varbench.engine.entries import EncodedForm, PlainForm
+from varbench.engine.cache_entries import EncodedForm, PlainForm
 from varbench.engine.storages import Storages
 from varbench.plan.steps import MIXED, Accounting, CacheUse, Segment, SlotKey, total
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from varbench.engine.cache import State
 from varbench.engine.conditioning import Conditioning, condition
-from varbench.engine.entries import EncodedForm, PlainForm, attention_paid, merged
+from varbench.engine.cache_entries import EncodedForm, PlainForm, attention_paid, merged
 from varbench.engine.sampler import draw, filtered, uniforms
 from varbench.engine.watch import Watch
 from varbench.model.tokenizer import Tokenizer

@@ -13,8 +13,8 @@ from varbench.check import check
 from varbench.engine import cache, generate
 from varbench.engine import pipeline as engine_pipeline
 from varbench.engine.cache import State
-from varbench.engine.conditioning import Conditioning
 from varbench.engine.cache_entries import EncodedForm, PlainForm
+from varbench.engine.conditioning import Conditioning
 from varbench.plan import compiler
 from varbench.policies import CacheStrategy, GuidancePolicy, StoredForm, TokenPolicy
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from varbench.engine.cache import State
-from varbench.engine.conditioning import Conditioning, condition
 from varbench.engine.cache_entries import EncodedForm, PlainForm, attention_paid, merged
+from varbench.engine.conditioning import Conditioning, condition
 from varbench.engine.sampler import draw, filtered, uniforms
 from varbench.engine.watch import Watch
 from varbench.model.tokenizer import Tokenizer

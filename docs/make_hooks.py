@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ def reference() -> str:
 
 
 def _section(hook: FunctionType) -> Iterator[str]:
-    text, _, example = inspect.cleandoc(hook.__doc__ or "").partition("Example:\n")
+    text, *examples = re.split(r"^Example(.*):\n", inspect.cleandoc(hook.__doc__ or ""), flags=re.MULTILINE)
     sentence, _, parameters = text.partition("Parameters:\n")
     yield f"## {hook.__name__}"
     yield f"`{hook.__name__}{inspect.signature(hook)}`".replace("'", "")
@@ -38,7 +39,10 @@ def _section(hook: FunctionType) -> Iterator[str]:
         yield f"- `{name}`: {meaning}" if colon and not line.startswith(" ") else f"  {line.strip()}"
     if parameters.strip():
         yield ""
-    yield f"```python\n{textwrap.dedent(example).strip()}\n```\n"
+    for of_what, example in zip(examples[::2], examples[1::2], strict=True):
+        if of_what:
+            yield f"An example{of_what}:\n"
+        yield f"```python\n{textwrap.dedent(example).strip()}\n```\n"
 
 
 if __name__ == "__main__":

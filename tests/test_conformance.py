@@ -39,6 +39,7 @@ from varbench.policies import (
     Generator,
     PartChange,
     Settings,
+    StoredForm,
     TokenPolicy,
     TrainingSchedule,
     TrainStep,
@@ -60,8 +61,25 @@ class KeepsHalf(CacheStrategy):
     def budget(self, layer: int, scale: int, group: int) -> int | None:
         return (self.model.starts[scale + 1] + 1) // 2
 
-    def pick(self, keys_BHnc: Any, queries_BHLc: Any, count: int, *, layer: int, scale: int, group: int) -> Any:
+    def pick(self, keys_BHnc: Any, queries_BHLc: Any, count: int, **where: Any) -> Any:
         return keys_BHnc.sum(dim=-1).topk(count).indices.sort().values
+
+
+class KeepsHeaviest(KeepsHalf):
+    """Honest: each head keeps the half of the entries that were paid most attention so far, by all queries, and merges the
+    others into them at the end."""
+
+    def observes(self, layer: int, scale: int, group: int, count: int) -> Sequence[int] | None:
+        return range(count)
+
+    def accumulates(self, layer: int, group: int) -> bool:
+        return True
+
+    def merges(self, layer: int, scale: int, group: int) -> bool:
+        return bool(scale == self.model.scales - 2)
+
+    def pick(self, keys_BHnc: Any, queries_BHLc: Any, count: int, **where: Any) -> Any:
+        return where["attention_BHn"].topk(count).indices.sort().values
 
 
 class ComputesHalf(TokenPolicy):
@@ -86,6 +104,10 @@ class CachePlugin:
 
     def varbench_cache_strategy(self, setting: Any, model: Any) -> Any:
         return self.policy(model)  # type: ignore[call-arg]
+
+
+class Heaviest(CachePlugin):
+    policy = KeepsHeaviest
 
 
 class TokenPlugin:
@@ -246,6 +268,20 @@ def has_the_engine_keep_the_oldest() -> Any:
 
     State.settle = settle
     return cache_liar()
+
+
+@breaks("attention_told_was_paid")
+def has_the_engine_tell_of_even_attention() -> Any:
+    real = varbench.engine.generate.attention_paid
+    varbench.engine.generate.attention_paid = lambda *given, **named: torch.full_like(real(*given, **named), 0.1)
+    return Heaviest()
+
+
+@breaks("trace_equals_plan")
+def says_four_bits_and_stores_a_type_of_eight() -> Any:
+    form = StoredForm(encode=lambda x: (x.to(torch.float8_e4m3fn),), decode=lambda parts: parts[0].float(), bits=4)
+    policy = type("Form", (CacheStrategy,), {"form": form})
+    return type("Plugin", (), {"varbench_cache_strategy": lambda self, setting, model: policy()})()
 
 
 @breaks("picked_is_what_is_computed")
@@ -1004,7 +1040,9 @@ def test_a_lying_generator_is_caught(liar: type[Blobs], invariants: set[str]) ->
     assert {finding.invariant for finding in check(generator_plugin(liar), name="blobs")} == invariants
 
 
-@pytest.mark.parametrize("plugin", [CachePlugin(), TokenPlugin(), DepthPlugin()], ids=["cache", "tokens", "depth"])
+@pytest.mark.parametrize(
+    "plugin", [CachePlugin(), Heaviest(), TokenPlugin(), DepthPlugin()], ids=["cache", "attention", "tokens", "depth"]
+)
 def test_an_honest_plugin_passes(plugin: Any) -> None:
     assert not check(plugin)
 
@@ -1049,7 +1087,7 @@ class Largest(CacheStrategy):
     def budget(self, layer, scale, group):
         return 5
 
-    def pick(self, keys_BHnc, queries_BHLc, count, *, layer, scale, group):
+    def pick(self, keys_BHnc, queries_BHLc, count, *, attention_BHn, layer, scale, group):
         import pandas  # loaded while images are made
         import torch
 
@@ -1108,7 +1146,7 @@ def test_each_promise_is_a_test_of_its_own(pytester: pytest.Pytester) -> None:
             def budget(self, layer, scale, group):
                 return 3
 
-            def pick(self, keys_BHnc, queries_BHLc, count, *, layer, scale, group):
+            def pick(self, keys_BHnc, queries_BHLc, count, *, attention_BHn, layer, scale, group):
                 torch.rand(1)
                 return torch.arange(count).expand(*keys_BHnc.shape[:2], -1)
 

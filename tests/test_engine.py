@@ -24,7 +24,7 @@ from varbench.plan.owned import Owned, RowPolicies
 from varbench.plan.state import beside_state
 from varbench.plan.steps import Plan
 from varbench.plan.trace import Trace, differences, foreseen
-from varbench.policies import CacheStrategy, DepthPolicy, GuidancePolicy, StepPolicy, StepSpec, TokenPolicy
+from varbench.policies import CacheStrategy, DepthPolicy, GuidancePolicy, StepPolicy, StepSpec, StoredForm, TokenPolicy
 
 STATIC = [
     "full_var", "full_var:accounting=upstream", "variant@full", "variant@d3", "variant@d2:bridge=2", "variant@d1",
@@ -81,6 +81,45 @@ class FewEntries(EveryEntry):
     most = 9
 
 
+class Heaviest(EveryEntry):
+    """The entries that were paid most attention, by every third query, over all scales; the others merged into them."""
+
+    most = 9
+
+    def observes(self, layer: int, scale: int, group: int, count: int) -> Sequence[int] | None:
+        return range(0, count, 3)
+
+    def accumulates(self, layer: int, group: int) -> bool:
+        return layer % 2 == 0
+
+    def merges(self, layer: int, scale: int, group: int) -> bool:
+        return scale == models.SPEC.scales - 2
+
+    def pick(self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, **where: object) -> Tensor:
+        paid = where["attention_BHn"]
+        assert isinstance(paid, Tensor)
+        return paid.topk(count).indices.sort().values
+
+
+class HeaviestOfTwoGroups(Heaviest):
+    def head_groups(self, layer: int) -> Sequence[Sequence[int]] | None:
+        return ((1, 3), (0, 2))
+
+    def budget(self, layer: int, scale: int, group: int) -> int | None:
+        return 20 if group else 7
+
+
+class EightBits(CacheStrategy):
+    @property
+    def form(self) -> StoredForm:
+        return StoredForm(encode=eight_bits, decode=lambda parts: parts[0] * parts[1], bits=8, extra_bytes=4)
+
+
+def eight_bits(x_BHnc: Tensor) -> tuple[Tensor, Tensor]:
+    scale = x_BHnc.float().abs().amax(dim=-1, keepdim=True).clamp_min(1e-12) / 127
+    return (x_BHnc / scale).round().to(torch.int8), scale
+
+
 class TwoGroups(CacheStrategy):
     def head_groups(self, layer: int) -> Sequence[Sequence[int]] | None:
         return ((1, 3), (0, 2))
@@ -130,6 +169,13 @@ CUSTOM = {
     "half the tokens": RowPolicies(name="half", tokens=own(HalfTheTokens())),
     "every entry": RowPolicies(name="entries", caches=(own(EveryEntry()),)),
     "few entries": RowPolicies(name="few", caches=(own(FewEntries()),)),
+    "heaviest entries": RowPolicies(name="heaviest", caches=(own(Heaviest()),)),
+    "heaviest of two groups": RowPolicies(
+        name="heavy groups", guidance=own(LateGuidanceOff()), caches=(own(HeaviestOfTwoGroups()),)
+    ),
+    "eight bits": RowPolicies(name="eight", caches=(own(EightBits()),)),
+    "heaviest in eight bits": RowPolicies(name="both", caches=(own(EightBits()), own(Heaviest()))),
+    "recent scales in eight bits": RowPolicies(name="both", caches=(own(EightBits()), own(RecentScales()))),
     "two groups": RowPolicies(name="groups", caches=(own(TwoGroups()),)),
     "recent scales": RowPolicies(name="recent", caches=(own(RecentScales()),)),
     "guidance off": RowPolicies(name="guidance", guidance=own(LateGuidanceOff())),

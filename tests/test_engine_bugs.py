@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,13 +14,14 @@ from varbench.check import check
 from varbench.engine import cache, generate
 from varbench.engine import pipeline as engine_pipeline
 from varbench.engine.cache import State
+from varbench.engine.cache_entries import EncodedForm, PlainForm
 from varbench.engine.conditioning import Conditioning
 from varbench.plan import compiler
-from varbench.policies import CacheStrategy, GuidancePolicy, TokenPolicy
+from varbench.policies import CacheStrategy, GuidancePolicy, StoredForm, TokenPolicy
 
 PROMISES = (
     "trace_equals_plan", "state_bytes_reachable", "kept_is_what_is_read", "picked_is_what_is_computed",
-    "measured_flops_equal_plan", "plan_stable", "guided_as_planned",
+    "measured_flops_equal_plan", "plan_stable", "guided_as_planned", "attention_told_was_paid",
 )  # fmt: skip
 """About work, memory and content. Left out: that the engine's code is its source's, which is not so here."""
 
@@ -74,6 +75,43 @@ class Plugin:
 
     def varbench_guidance_policy(self, setting: Any, model: Any) -> GuidancePolicy:
         return EndsEarly()
+
+
+class Heaviest(Half):
+    """Keeps what all queries so far paid most attention to, and merges at last."""
+
+    def observes(self, layer: int, scale: int, group: int, count: int) -> Sequence[int] | None:
+        return range(0, count, 2)
+
+    def accumulates(self, layer: int, group: int) -> bool:
+        return True
+
+    def merges(self, layer: int, scale: int, group: int) -> bool:
+        return scale == 4
+
+    def pick(self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, **where: Any) -> Tensor:
+        places: Tensor = where["attention_BHn"].topk(count).indices.sort().values
+        return places
+
+
+class Looks:
+    """Chooses by attention."""
+
+    def varbench_cache_strategy(self, setting: Any, model: Any) -> CacheStrategy:
+        return Heaviest()
+
+
+def eight_bits(x_BHnc: Tensor) -> tuple[Tensor, Tensor]:
+    scale = x_BHnc.abs().amax(dim=-1, keepdim=True).clamp_min(1e-12) / 127
+    return (x_BHnc / scale).round().to(torch.int8), scale
+
+
+class EightBits:
+    """Stores keys and values in eight bits, with scales."""
+
+    def varbench_cache_strategy(self, setting: Any, model: Any) -> CacheStrategy:
+        form = StoredForm(encode=eight_bits, decode=lambda parts: parts[0] * parts[1], bits=8, extra_bytes=4)
+        return type("EightBits", (CacheStrategy,), {"form": form})()
 
 
 class Narrow:
@@ -246,10 +284,51 @@ def compiles_upstream_as_lossless(patch: pytest.MonkeyPatch) -> None:
 def stores_in_the_compute_type(patch: pytest.MonkeyPatch) -> None:
     real = State.__init__
 
-    def init(self: Any, *, accounting: Any, **types: Any) -> None:
-        real(self, accounting=accounting, key_dtype=torch.float32, value_dtype=torch.float32)
+    def init(self: Any, *, accounting: Any, form: Any) -> None:
+        real(self, accounting=accounting, form=PlainForm(torch.float32, torch.float32))
 
     patch.setattr(State, "__init__", init)
+
+
+def tells_of_twice_the_attention(patch: pytest.MonkeyPatch) -> None:
+    real = generate.attention_paid
+    patch.setattr(generate, "attention_paid", lambda *given, **named: 2 * real(*given, **named))
+
+
+def observes_the_first_queries(patch: pytest.MonkeyPatch) -> None:
+    real = generate.attention_paid
+
+    def paid(queries: Tensor, keys: Tensor, **named: Any) -> Tensor:
+        return real(queries[:, :, :1].expand_as(queries), keys, **named)
+
+    patch.setattr(generate, "attention_paid", paid)
+
+
+def forgets_what_was_paid_before(patch: pytest.MonkeyPatch) -> None:
+    real = State.recall
+
+    def recall(self: Any, key: Any, name: str) -> Tensor | None:
+        found = real(self, key, name)
+        return None if found is None or "paid" in name else found
+
+    patch.setattr(State, "recall", recall)
+
+
+def drops_what_should_be_merged(patch: pytest.MonkeyPatch) -> None:
+    def gathered(keys: Tensor, values: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        index = places.unsqueeze(-1).expand(-1, -1, -1, keys.shape[-1])
+        return keys.gather(2, index), values.gather(2, index)
+
+    patch.setattr(generate, "merged", gathered)
+
+
+def stores_codes_as_floats(patch: pytest.MonkeyPatch) -> None:
+    real = EncodedForm.stored
+    patch.setattr(EncodedForm, "stored", lambda self, keys, values: tuple(p.float() for p in real(self, keys, values)))
+
+
+def reads_codes_without_their_scales(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(EncodedForm, "read", lambda self, parts: (parts[0].float() / 127, parts[2].float() / 127))
 
 
 @pytest.mark.parametrize(
@@ -274,6 +353,12 @@ def stores_in_the_compute_type(patch: pytest.MonkeyPatch) -> None:
         (stores_as_upstream_does, "trace_equals_plan", "full_var"),
         (compiles_upstream_as_lossless, "plan_stable", "full_var:accounting=upstream"),
         (stores_in_the_compute_type, "trace_equals_plan", Narrow()),
+        (tells_of_twice_the_attention, "attention_told_was_paid", Looks()),
+        (observes_the_first_queries, "attention_told_was_paid", Looks()),
+        (forgets_what_was_paid_before, "attention_told_was_paid", Looks()),
+        (drops_what_should_be_merged, "kept_is_what_is_read", Looks()),
+        (stores_codes_as_floats, "trace_equals_plan", EightBits()),
+        (reads_codes_without_their_scales, "kept_is_what_is_read", EightBits()),
     ],
     ids=lambda value: getattr(value, "__name__", value if isinstance(value, str) else type(value).__name__),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 import textwrap
 import types
@@ -27,10 +28,10 @@ HOOKS = [name for name in dir(hookspecs) if name.startswith("varbench_")]
 ROW_HOOKS = {"setting", "model"}
 
 
-def example(hook: str) -> str:
+def examples(hook: str) -> list[str]:
     documentation = inspect.getdoc(getattr(hookspecs, hook))
     assert documentation is not None
-    return textwrap.dedent(documentation.split("Example:\n", 1)[1])
+    return [textwrap.dedent(part) for part in re.split(r"^Example.*:\n", documentation, flags=re.MULTILINE)[1:]]
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -46,11 +47,11 @@ def test_each_hook_says_what_it_gives_and_names_its_parameters(hook: str) -> Non
     assert set(function.__annotations__) == {*parameters, "return"}, "typed"
 
 
-@pytest.mark.parametrize("hook", HOOKS)
-def test_the_example_of_each_hook_is_a_plugin_that_runs(hook: str) -> None:
+@pytest.mark.parametrize(("hook", "code"), [(hook, code) for hook in HOOKS for code in examples(hook)])
+def test_each_example_of_a_hook_is_a_plugin_that_runs(hook: str, code: str) -> None:
     """Its signature is the hook's, it registers as it stands, and it gives what the hook is for."""
     module = types.ModuleType(f"example_of_{hook}")
-    exec(compile(example(hook), hook, "exec"), module.__dict__)
+    exec(compile(code, hook, "exec"), module.__dict__)
     spec, given = inspect.signature(getattr(hookspecs, hook)), inspect.signature(getattr(module, hook))
     assert list(given.parameters) == list(spec.parameters)
     manager = PluginManager([_entry("example", module)])
@@ -99,14 +100,25 @@ def _use(hook: str, result: Any, manager: PluginManager) -> None:
         from varbench.check import check
 
         assert not check(manager.plugin("example"), name="example", only={"runs", "weights_equal_plan"})
+    elif hook == "varbench_cache_strategy":
+        from varbench.check import check
+
+        promises = {"runs", "trace_equals_plan", "kept_is_what_is_read", "attention_told_was_paid", "measured_flops_equal_plan",
+                    "state_bytes_reachable", "picks_are_places", "neutral_equals_full"}  # fmt: skip
+        assert not check(manager.plugin("example"), name="example", only=promises)
+        _differs_from_full(manager)
     elif hook == "varbench_training_schedule":
         assert {result.at(None, 0, 10, lambda k, u=u: u).point for u in (0.1, 0.9)} == {"short", None}
     elif hook == "varbench_settings":
         names = [row.name for row in rows.expand("example", TINY, manager=manager)]
         assert names == ["example@half", "example@third"]
     else:
-        row = rows.resolve("example", TINY, manager=manager)
-        assert compile_plan(TINY, row.policies).digest != compile_plan(TINY, RowPolicies(name="full")).digest
+        _differs_from_full(manager)
+
+
+def _differs_from_full(manager: PluginManager) -> None:
+    row = rows.resolve("example", TINY, manager=manager)
+    assert compile_plan(TINY, row.policies).digest != compile_plan(TINY, RowPolicies(name="full")).digest
 
 
 @pytest.fixture

@@ -757,3 +757,19 @@ def test_plans_of_real_rows_are_summarised_as_the_cost_model_counts_them():
         < plan_summary(plans["full_var"], batch=64, dtype="bfloat16", hardware=KNOWN["L20"]).predicted_seconds
     )
     assert full.predicted_seconds is None
+
+
+def test_entries_kept_are_told_of_what_is_read_and_of_all_tokens():
+    """A paper's "50 %" is 80 % of what any step reads; where every row reads all, there is no such column."""
+    from varbench.plan.compiler import compile_plan
+    from varbench.plan.presets import preset
+    from varbench.rows.grammar import resolve
+
+    spec = preset("var-d30").spec
+    plan = compile_plan(spec, resolve("hack@r50", spec).policies)
+    assert "at last a head reads 340 of 424 entries, 80%; of all tokens 50%" in str(plan)
+    record = make_record("hack@r50")
+    record = dataclasses.replace(record, plan=plan_summary(plan, batch=64, dtype="bfloat16"))
+    cell = cells([*full_records(), record], "hack@r50")["kept"]
+    assert (cell.text, cell.note[:17]) == ("80%", "50% of all tokens")
+    assert "kept" not in cells(full_records(), "full_var")

@@ -134,6 +134,52 @@ def varbench_cache_strategy(setting: Setting, model: ModelSpec) -> CacheStrategy
         @hookimpl
         def varbench_cache_strategy(setting, model):
             return LastThree()
+
+    Example of single entries that are chosen by the attention paid to them so far, the others merged into them at last:
+        from varbench import hookimpl
+        from varbench.policies import CacheStrategy
+
+        class Heaviest(CacheStrategy):
+            def __init__(self, model):
+                self.model = model
+
+            def budget(self, layer, scale, group):
+                return 8 if self.model.starts[scale + 1] > 8 else None
+
+            def observes(self, layer, scale, group, count):
+                return range(count)
+
+            def accumulates(self, layer, group):
+                return True
+
+            def merges(self, layer, scale, group):
+                return scale == self.model.scales - 2
+
+            def pick(self, keys_BHnc, queries_BHLc, count, *, attention_BHn, layer, scale, group):
+                return attention_BHn.topk(count).indices.sort().values
+
+        @hookimpl
+        def varbench_cache_strategy(setting, model):
+            return Heaviest(model)
+
+    Example of a stored form, eight bits with a scale for each token and head:
+        from varbench import hookimpl
+        from varbench.policies import CacheStrategy, StoredForm
+
+        def encode(x_BHnc):
+            scale = x_BHnc.float().abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127
+            return (x_BHnc / scale).round().char(), scale
+
+        def decode(parts):
+            stored, scale = parts
+            return stored * scale
+
+        class EightBits(CacheStrategy):
+            form = StoredForm(encode=encode, decode=decode, bits=8, extra_bytes=4)
+
+        @hookimpl
+        def varbench_cache_strategy(setting, model):
+            return EightBits()
     """
 
 

@@ -172,12 +172,32 @@ class GuidancePolicy(Protocol):
         return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredForm:
+    """How keys and values lie in the cache where a type does not say it all, as eight bits with scales; what runs now is
+    attended to as it is. `varbench check` holds the bytes that are declared against those that are stored."""
+
+    encode: Callable[[Tensor], tuple[Tensor, ...]]
+    """Takes keys, or values, (B, H, n, c); gives what is stored of them, each (B, H, n, ·)."""
+    decode: Callable[[tuple[Tensor, ...]], Tensor]
+    """Takes some entries of what `encode` gave; gives (B, H, n, c), in any type."""
+    bits: int
+    """Of each number."""
+    extra_bytes: int = 0
+    """Beside, for each token's key in each head, and as many for its value: scales."""
+
+
 class CacheStrategy(Protocol):
     """What keys and values are kept. Several may join in a row: what all of them keep is kept."""
 
     @property
     def dtype(self) -> str | None:
-        """Type that keys and values are stored in; None leaves the compute type. One owner in a row."""
+        """Type that keys and values are stored in; None leaves the compute type. It or `form` has one owner in a row."""
+        return None
+
+    @property
+    def form(self) -> StoredForm | None:
+        """What they are stored as, in place of a type."""
         return None
 
     def head_groups(self, layer: int) -> Sequence[Sequence[int]] | None:
@@ -192,10 +212,31 @@ class CacheStrategy(Protocol):
         """Most entries a head holds after this scale, chosen by `pick`; None picks nothing. One owner in a row."""
         return None
 
+    def observes(self, layer: int, scale: int, group: int, count: int) -> Sequence[int] | None:
+        """Places among the `count` queries of those whose attention `pick` is to be told; the engine computes it again."""
+        return None
+
+    def accumulates(self, layer: int, group: int) -> bool:
+        """Whether attention is added up over scales, in a float32 that is kept beside each entry: state."""
+        return False
+
+    def merges(self, layer: int, scale: int, group: int) -> bool:
+        """Whether each entry that goes is averaged into the one with the nearest key, by cosine, of those that stay."""
+        return False
+
     def pick(
-        self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, *, layer: int, scale: int, group: int
+        self,
+        keys_BHnc: Tensor,
+        queries_BHLc: Tensor,
+        count: int,
+        *,
+        attention_BHn: Tensor | None,
+        layer: int,
+        scale: int,
+        group: int,
     ) -> Tensor:
-        """Places (B, H, count), ascending, of the entries to keep. Called after the attention of `scale`."""
+        """Places (B, H, count), ascending, of the entries to keep. Called after the attention of `scale`. `attention_BHn` is
+        what each entry was paid by the queries that the strategy observes, all together."""
         needed = f"{type(self).__name__} gives a budget, so it must give pick() too"
         raise NotImplementedError(needed)
 

@@ -1,4 +1,4 @@
-"""How alike a layer's keys are from one scale to the next. Letters: B rows, H heads, l tokens of a scale, c head size."""
+"""How far a layer's keys move from one scale to the next. Letters: B rows, H heads, l tokens of a scale, c head size."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 IMAGES, SEED = 8, 20_251
 
 
-def likeness(earlier_BHlc: Tensor, later_BHlc: Tensor) -> float:
-    """Mean cosine between the keys of a scale and those of the one before at the same place of the image."""
+def distance(earlier_BHlc: Tensor, later_BHlc: Tensor) -> float:
+    """Mean L2 distance of a scale's keys from those of the one before, interpolated to the same places of the image."""
     batch, heads, count, size = earlier_BHlc.shape
     before, after = math.isqrt(count), math.isqrt(later_BHlc.shape[2])
     map_Nchw = earlier_BHlc.float().transpose(2, 3).reshape(batch * heads, size, before, before)
-    resized = F.interpolate(map_Nchw, size=(after, after), mode="area").flatten(2).transpose(1, 2)
-    return F.cosine_similarity(resized.view_as(later_BHlc), later_BHlc.float(), dim=-1).mean().item()
+    resized = F.interpolate(map_Nchw, size=(after, after), mode="bilinear").flatten(2).transpose(1, 2)
+    return float((resized.view_as(later_BHlc) - later_BHlc.float()).norm(dim=-1).mean())
 
 
-def least_alike(pipe: Pipeline, *, share: float) -> dict[str, Any]:
-    """Similarity of each layer, and the share of layers, at least one, in which it is weakest.
+def farthest(pipe: Pipeline, *, share: float) -> dict[str, Any]:
+    """Distance of each layer, and the share of layers, at least one, in which it is largest.
 
     The first two scales are left out: one and four tokens say little. The last one's keys are never stored.
     """
@@ -40,19 +40,19 @@ def least_alike(pipe: Pipeline, *, share: float) -> dict[str, Any]:
 
     def look(layer: int, scale: int, keys_BHnc: Tensor, queries_BHlc: Tensor) -> None:
         own = keys_BHnc[:, :, -model.tokens[scale] :]
-        if scale >= 2:
-            found[layer].append(likeness(previous[layer], own))
+        if 2 <= scale < model.scales - 1:
+            found[layer].append(distance(previous[layer], own))
         previous[layer] = own.clone()
 
     labels = [image * model.classes // IMAGES for image in range(IMAGES)]
     observe(pipe, labels, seed=SEED, look=look)
-    similarity = [sum(found[layer]) / len(found[layer]) for layer in range(model.depth)]
+    distances = [sum(found[layer]) / len(found[layer]) for layer in range(model.depth)]
     count = max(1, round(share * model.depth))
-    demanding = sorted(sorted(range(model.depth), key=lambda layer: similarity[layer])[:count])
+    demanding = sorted(sorted(range(model.depth), key=lambda layer: -distances[layer])[:count])
     return {
         "parameters": {"demanding": written_layers(demanding)},
-        "similarity": [round(value, 6) for value in similarity],
-        "measure": "mean cosine of keys at the same place in neighbouring scales, area-resized; from the third scale on",
+        "distance": [round(value, 6) for value in distances],
+        "measure": "mean L2 distance of keys from those of the scale before, interpolated bilinearly; from the third scale on",
         "images": IMAGES,
         "seed": SEED,
     }

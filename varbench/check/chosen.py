@@ -10,6 +10,7 @@ Letters: R rows (images x branches), L l tokens, n count, H heads, C c widths.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -19,12 +20,16 @@ from torch.overrides import TorchFunctionMode
 
 from varbench.check import stand_ins
 from varbench.plan.steps import CacheUse, LayerCall, Plan, Segment, SlotKey, Step, SubLayer
-from varbench.policies import CacheStrategy, SubLayerName, TokenPolicy
+from varbench.policies import CacheStrategy, StoredForm, SubLayerName, TokenPolicy
 from varbench.rows.grammar import Row
 
 _ATTENTION, _NORM = F.scaled_dot_product_attention, F.layer_norm
 NEAR = 1e-3
 """A sub-layer's output that is had by subtraction may differ by this from the one that was added."""
+
+
+Place = tuple[SlotKey, int]
+"""A slot, and which group of its heads."""
 
 
 class Look(TorchFunctionMode):
@@ -36,6 +41,7 @@ class Look(TorchFunctionMode):
         self._looks = False
 
     def row(self, row: Row) -> Row:
+        self.caches.form = next((owned.policy.form for owned in row.policies.caches if owned.policy.form), None)
         return stand_ins.replaced(
             row, "read again", lambda own: _ToldTokens(own, self), lambda own: _ToldCache(own, self)
         )
@@ -49,7 +55,7 @@ class Look(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._looks and func is _ATTENTION:
-            self.caches.attend(args[1], args[2])
+            self.caches.attend(*args[:3], **kwargs)
         elif self._looks and func is _NORM:
             self.tokens.enter(args[0])
         return func(*args, **(kwargs or {}))
@@ -66,11 +72,20 @@ class _Caches:
             for call in step.calls
             for group, use in enumerate(call.cache)
         )
-        self._stays: dict[tuple[SlotKey, int], tuple[Tensor, ...]] = {}
-        self._unpicked: tuple[tuple[SlotKey, int], Tensor, Tensor] | None = None
+        self._stays: dict[Place, tuple[Tensor, ...]] = {}
+        self._paid: dict[Place, Tensor] = {}
+        """What each entry that stays was paid, where that is to add up."""
+        self._merged_near: dict[Place, float] = {}
+        """How near averages that were added up in another order must be, where entries were merged."""
+        self._unpicked: tuple[Place, CacheUse, tuple[Tensor, Tensor], Tensor | None] | None = None
+        self.form: StoredForm | None = None
         self.wrong: list[str] = []
+        self.misled: list[str] = []
+        """Where what a policy was told of attention is not so."""
 
-    def attend(self, keys_RHnc: Tensor, values_RHnc: Tensor) -> None:
+    def attend(
+        self, queries_RHLc: Tensor, keys_RHnc: Tensor, values_RHnc: Tensor, *, attn_mask: Tensor | None, scale: float
+    ) -> None:
         planned = next(self._coming, None)
         if planned is None:
             self.wrong.append("more attentions ran than the plan has")
@@ -78,35 +93,96 @@ class _Caches:
         step, call, group, use = planned
         place = (SlotKey(step.backbone, call.layer, call.slot), group)
         labels = _labels(self._plan, step, use)
-        where = f"layer {call.layer} at {self._plan.model.scale_name(step.samples)}"
+        self._where = f"layer {call.layer} at {self._plan.model.scale_name(step.samples)}"
         if keys_RHnc.shape[2] != len(labels):
-            self.wrong.append(f"{where} attended to {keys_RHnc.shape[2]} entries, and the plan has {len(labels)}")
+            self.wrong.append(f"{self._where} attended to {keys_RHnc.shape[2]} entries, and the plan has {len(labels)}")
             return
         stayed = self._stays.pop(place, None)
         for what, tensor, before in zip(("keys", "values"), (keys_RHnc, values_RHnc), stayed or (), strict=False):
             read = tensor[:, :, : before.shape[2]]
-            if not torch.equal(read, before[: len(tensor)]):
-                self.wrong.append(f"the {what} that {where} read are not those that were to stay before it")
+            if not torch.allclose(read, before[: len(tensor)], rtol=0, atol=self._merged_near.get(place, 0.0)):
+                self.wrong.append(f"the {what} that {self._where} read are not those that were to stay before it")
         if use.read and stayed is None:
-            self.wrong.append(f"{where} read entries of which none was picked")
+            self.wrong.append(f"{self._where} read entries of which none was picked")
+        earlier, paid = self._paid.pop(place, None), None
+        if use.observed:
+            paid = _paid(queries_RHLc, keys_RHnc, attn_mask, scale, use.observed)
+            if earlier is not None:
+                paid[:, :, : earlier.shape[2]] += earlier[: len(paid)]
         if use.picked:
-            self._unpicked = (place, keys_RHnc, values_RHnc)
+            self._unpicked = (place, use, (keys_RHnc, values_RHnc), paid)
         elif use.kept:
             kept = {segment.scale for segment in use.kept}
-            at = [number for number, scale in enumerate(labels) if scale in kept]
-            self._stay(place, keys_RHnc[:, :, at], values_RHnc[:, :, at])
+            at = [number for number, label in enumerate(labels) if label in kept]
+            self._stays[place] = tuple(tensor[:, :, at] for tensor in self._stored(use, keys_RHnc, values_RHnc))
+            if use.accumulated and paid is not None:
+                self._paid[place] = paid
 
-    def picked(self, places_RHn: Tensor) -> None:
+    def picked(self, places_RHn: Tensor, told_RHn: Tensor | None) -> None:
         if self._unpicked is None:
             return
-        place, keys, values = self._unpicked
-        index = places_RHn.unsqueeze(-1).expand(*places_RHn.shape, keys.shape[-1])
-        self._stay(place, keys.gather(2, index), values.gather(2, index))
+        place, use, attended, paid = self._unpicked
+        if (paid is None) != (told_RHn is None) or (
+            paid is not None
+            and told_RHn is not None
+            and not torch.allclose(told_RHn.double(), paid, rtol=NEAR, atol=NEAR)
+        ):
+            self.misled.append(f"{self._where}: attention as it was told is not what {len(use.observed)} queries paid")
+        self._merged_near.pop(place, None)
+        if use.merged:
+            self._merged_near[place] = NEAR if self.form is None else 50 * NEAR
+            self._stays[place] = tuple(map(self._kept, _merged(*attended, places_RHn)))
+        else:
+            index = _index(places_RHn, attended[0])
+            self._stays[place] = tuple(tensor.gather(2, index) for tensor in self._stored(use, *attended))
+        if use.accumulated and paid is not None:
+            self._paid[place] = paid.gather(2, places_RHn)
         self._unpicked = None
 
-    def _stay(self, place: tuple[SlotKey, int], *tensors: Tensor) -> None:
-        kind = getattr(torch, self._plan.cache_dtype or "float32")
-        self._stays[place] = tuple(tensor.to(kind).to(tensor.dtype) for tensor in tensors)
+    def _stored(self, use: CacheUse, *attended: Tensor) -> Iterator[Tensor]:
+        """All entries as they are read when they are read again: what is held was stored before."""
+        for tensor in attended:
+            held = tensor.shape[2] - use.own
+            yield torch.cat((tensor[:, :, :held], self._kept(tensor[:, :, held:])), dim=2)
+
+    def _kept(self, tensor: Tensor) -> Tensor:
+        if self.form is not None:
+            return self.form.decode(self.form.encode(tensor)).to(tensor.dtype)
+        return tensor.to(getattr(torch, self._plan.cache_dtype or "float32")).to(tensor.dtype)
+
+
+def _paid(
+    queries_RHLc: Tensor, keys_RHnc: Tensor, mask: Tensor | None, scale: float, observed: tuple[int, ...]
+) -> Tensor:
+    """What each entry is paid, query by query, in double precision."""
+    keys = keys_RHnc.double()
+    paid_RHn = torch.zeros(keys.shape[:3], dtype=torch.float64)
+    for place in observed:
+        scores_RHn = (keys * queries_RHLc[:, :, place, None].double()).sum(dim=-1) * scale
+        if mask is not None:
+            scores_RHn[:, :, ~mask[place]] = -torch.inf
+        shares_RHn = (scores_RHn - scores_RHn.amax(dim=-1, keepdim=True)).exp()
+        paid_RHn += shares_RHn / shares_RHn.sum(dim=-1, keepdim=True)
+    return paid_RHn
+
+
+def _merged(keys_RHnc: Tensor, values_RHnc: Tensor, places_RHn: Tensor) -> tuple[Tensor, Tensor]:
+    """Entries that stay, averaged with those that go, one after another."""
+    keys, values = (tensor.gather(2, _index(places_RHn, tensor)) for tensor in (keys_RHnc, values_RHnc))
+    for row, head in product(range(keys.shape[0]), range(keys.shape[1])):
+        stay = places_RHn[row, head].tolist()
+        groups = {place: [place] for place in stay}
+        for gone in sorted({*range(keys_RHnc.shape[2])} - set(stay)):
+            likeness = F.cosine_similarity(keys_RHnc[row, head, gone], keys_RHnc[row, head, stay], dim=-1)
+            groups[stay[int(likeness.argmax())]].append(gone)
+        for number, place in enumerate(stay):
+            keys[row, head, number] = keys_RHnc[row, head, groups[place]].mean(dim=0)
+            values[row, head, number] = values_RHnc[row, head, groups[place]].mean(dim=0)
+    return keys, values
+
+
+def _index(places_RHn: Tensor, of_RHnc: Tensor) -> Tensor:
+    return places_RHn.unsqueeze(-1).expand(*places_RHn.shape, of_RHnc.shape[-1])
 
 
 def _labels(plan: Plan, step: Step, use: CacheUse) -> list[int]:
@@ -218,11 +294,9 @@ class _ToldCache(stand_ins.AskedCache):
         super().__init__(own)
         self._look = look
 
-    def pick(
-        self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, *, layer: int, scale: int, group: int
-    ) -> Tensor:
+    def pick(self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, **where: Any) -> Tensor:
         self._look.asks(True)
-        places = super().pick(keys_BHnc, queries_BHLc, count, layer=layer, scale=scale, group=group)
-        self._look.caches.picked(places)
+        places = super().pick(keys_BHnc, queries_BHLc, count, **where)
+        self._look.caches.picked(places, where["attention_BHn"])
         self._look.asks(False)
         return places

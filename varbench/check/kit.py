@@ -33,6 +33,7 @@ OF_PLANNED: tuple[OfPlanned, ...] = (
     sameness.plan_stable,
     work.trace_equals_plan,
     sameness.kept_is_what_is_read,
+    sameness.attention_told_was_paid,
     sameness.picked_is_what_is_computed,
     weights.weights_equal_plan,
     sameness.tokens_are_drawn_from_logits,

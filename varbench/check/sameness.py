@@ -40,6 +40,11 @@ def kept_is_what_is_read(subject: PlannedRow) -> Iterator[str]:
     yield from _few(subject.looked_into.caches.wrong)
 
 
+def attention_told_was_paid(subject: PlannedRow) -> Iterator[str]:
+    """The attention that `pick` is told is what the observed queries paid to each entry, by a computation of its own."""
+    yield from _few(subject.looked_into.caches.misled)
+
+
 def picked_is_what_is_computed(subject: PlannedRow) -> Iterator[str]:
     """The tokens that were picked are those that are computed, and what is filled in, from what was remembered, goes on."""
     yield from _few(subject.looked_into.tokens.wrong)
@@ -169,10 +174,11 @@ def teacher_equals_cached(subject: PlannedRow) -> Iterator[str]:
     teacher = subject.pipe.logits(tokens, LABELS, method=subject.row.name)
     assert cached is not None
     distance = _distance(cached, teacher)
-    if not distance <= tolerance(plan.cache_dtype):
+    most = tolerance("form" if plan.cache_form else plan.cache_dtype)
+    if not distance <= most:
         yield (
             f"teacher-forced logits differ from those of the cached generation by up to {distance:.3g}; "
-            f"at most {tolerance(plan.cache_dtype):.3g} comes from rounding"
+            f"at most {most:.3g} comes from rounding"
         )
 
 

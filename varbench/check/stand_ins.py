@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from varbench.plan.owned import Owned, RowPolicies
-from varbench.policies import BothBranches, CacheStrategy, GuidancePolicy, SubLayerName, TokenPolicy
+from varbench.policies import BothBranches, CacheStrategy, GuidancePolicy, StoredForm, SubLayerName, TokenPolicy
 from varbench.rows.grammar import Row
 from varbench.spec import ModelSpec
 
@@ -135,6 +136,10 @@ class AskedCache(CacheStrategy):
     def dtype(self) -> str | None:
         return self.own.dtype
 
+    @property
+    def form(self) -> StoredForm | None:
+        return self.own.form
+
     def head_groups(self, layer: int) -> Sequence[Sequence[int]] | None:
         return self.own.head_groups(layer)
 
@@ -144,10 +149,17 @@ class AskedCache(CacheStrategy):
     def budget(self, layer: int, scale: int, group: int) -> int | None:
         return self.own.budget(layer, scale, group)
 
-    def pick(
-        self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, *, layer: int, scale: int, group: int
-    ) -> Tensor:
-        return self.own.pick(keys_BHnc, queries_BHLc, count, layer=layer, scale=scale, group=group)
+    def observes(self, layer: int, scale: int, group: int, count: int) -> Sequence[int] | None:
+        return self.own.observes(layer, scale, group, count)
+
+    def accumulates(self, layer: int, group: int) -> bool:
+        return self.own.accumulates(layer, group)
+
+    def merges(self, layer: int, scale: int, group: int) -> bool:
+        return self.own.merges(layer, scale, group)
+
+    def pick(self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, **where: Any) -> Tensor:
+        return self.own.pick(keys_BHnc, queries_BHLc, count, **where)
 
 
 class PlainTokens(AskedTokens):
@@ -162,9 +174,7 @@ class PlainTokens(AskedTokens):
 
 
 class PlainCache(AskedCache):
-    def pick(
-        self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, *, layer: int, scale: int, group: int
-    ) -> Tensor:
+    def pick(self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, **where: Any) -> Tensor:
         return torch.arange(count, device=keys_BHnc.device).expand(*keys_BHnc.shape[:2], -1)
 
 
@@ -184,6 +194,10 @@ class ForcedCache(AskedCache):
 
     @property
     def dtype(self) -> str | None:
+        return None
+
+    @property
+    def form(self) -> StoredForm | None:
         return None
 
     def keeps(self, layer: int, written: int, reader: int, group: int) -> bool:
@@ -230,16 +244,15 @@ class WatchedCache(AskedCache):
         super().__init__(own)
         self._notes, self._model = notes, model
 
-    def pick(
-        self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, *, layer: int, scale: int, group: int
-    ) -> Tensor:
-        where = f"pick for the cache of layer {layer} after {self._model.scale_name(scale)}"
-        before = keys_BHnc.clone(), queries_BHLc.clone()
-        places = self.own.pick(keys_BHnc, queries_BHLc, count, layer=layer, scale=scale, group=group)
-        if not (torch.equal(before[0], keys_BHnc) and torch.equal(before[1], queries_BHLc)):
-            self._notes.inputs.append(f"{where} changed the keys or queries that it was shown")
+    def pick(self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, **where: Any) -> Tensor:
+        here = f"pick for the cache of layer {where['layer']} after {self._model.scale_name(where['scale'])}"
+        given = [t for t in (keys_BHnc, queries_BHLc, where["attention_BHn"]) if t is not None]
+        before = [tensor.clone() for tensor in given]
+        places = self.own.pick(keys_BHnc, queries_BHLc, count, **where)
+        if not all(map(torch.equal, before, given)):
+            self._notes.inputs.append(f"{here} changed the keys, queries or attention that it was shown")
         self._notes.places += _wrong_places(
-            where, places, (*keys_BHnc.shape[:2], count), keys_BHnc.shape[2], ascending=True
+            here, places, (*keys_BHnc.shape[:2], count), keys_BHnc.shape[2], ascending=True
         )
         return places
 

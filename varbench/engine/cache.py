@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from varbench.engine.cache_entries import EncodedForm, PlainForm
 from varbench.engine.storages import Storages
 from varbench.plan.steps import MIXED, Accounting, CacheUse, Segment, SlotKey, total
 
@@ -20,27 +21,27 @@ Place = tuple[SlotKey, int]
 
 @dataclass
 class _Buffer:
-    keys_RHnc: Tensor
-    values_RHnc: Tensor
+    tensors: tuple[Tensor, ...]
+    """What is stored of keys, then of values, each (R, H, n, ·): the two themselves, or what a form makes of them."""
     held: tuple[Segment, ...]
     """What lies in it, from its first entry on; the rest is room."""
 
     @property
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        return self.keys_RHnc, self.values_RHnc
-
-    @property
     def room(self) -> int:
-        return self.keys_RHnc.shape[2]
+        return self.tensors[0].shape[2]
+
+    def upto(self, count: int) -> tuple[Tensor, ...]:
+        return tuple(tensor[:, :, :count] for tensor in self.tensors)
 
 
 class State:
     """What a generation holds between steps."""
 
-    def __init__(self, *, accounting: Accounting, key_dtype: torch.dtype, value_dtype: torch.dtype) -> None:
-        self._upstream = accounting == "upstream"
-        self._key_dtype, self._value_dtype = key_dtype, value_dtype
+    def __init__(self, *, accounting: Accounting, form: PlainForm | EncodedForm) -> None:
+        self._upstream, self._form = accounting == "upstream", form
         self._buffers: dict[Place, _Buffer] = {}
+        self._stored: dict[Place, tuple[Tensor, ...]] = {}
+        """All entries of a call in a form that is not what is attended to, until it settles."""
         self._memories: dict[tuple[SlotKey, str], Tensor] = {}
         self._storages = Storages()
 
@@ -59,21 +60,29 @@ class State:
         if self._upstream:
             return self._concatenate(place, keys_RHLc, values_RHLc)
         if use.capacity > self.entries(place)[1]:
-            self._grow(place, use.capacity, keys_RHLc)
+            self._grow(place, use.capacity, self._form.stored(keys_RHLc, values_RHLc))
         buffer = self._buffers.get(place)
         if buffer is None:
             return keys_RHLc, values_RHLc
         before = total(buffer.held)
-        after = before + keys_RHLc.shape[2]
+        after, held = before + keys_RHLc.shape[2], buffer.upto(before)
         if after <= buffer.room:
-            buffer.keys_RHnc[:, :, before:after] = keys_RHLc
-            buffer.values_RHnc[:, :, before:after] = values_RHLc
-            return buffer.keys_RHnc[:, :, :after], buffer.values_RHnc[:, :, :after]
+            for tensor, part in zip(buffer.tensors, self._form.stored(keys_RHLc, values_RHLc), strict=True):
+                tensor[:, :, before:after] = part
+            if self._form.plain:
+                return self._form.read(buffer.upto(after))
+            self._stored[place] = buffer.upto(after)
+        elif use.kept and not self._form.plain:
+            self._stored[place] = _joined(held, self._form.stored(keys_RHLc, values_RHLc))
         # What is read only now is not stored, so it has no room in the buffer: put both together for this call alone.
-        held = buffer.keys_RHnc[:, :, :before], buffer.values_RHnc[:, :, :before]
+        return self._attended(held, keys_RHLc, values_RHLc)
+
+    def _attended(self, held: tuple[Tensor, ...], keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What is stored, and the call's own as it is."""
+        earlier = self._form.read(held)
         return (
-            torch.cat((held[0].to(keys_RHLc.dtype), keys_RHLc), dim=2),
-            torch.cat((held[1].to(values_RHLc.dtype), values_RHLc), dim=2),
+            torch.cat((earlier[0].to(keys.dtype), keys), dim=2),
+            torch.cat((earlier[1].to(values.dtype), values), dim=2),
         )
 
     def settle(
@@ -84,21 +93,25 @@ class State:
         attended: tuple[Tensor, Tensor],
         picked_RHn: Tensor | None,
     ) -> None:
-        """Leaves what the plan keeps: nothing, whole scales, or the entries a policy picked."""
+        """Leaves what the plan keeps: nothing, whole scales, or the entries a policy picked; of merged ones `attended` has
+        no others any more."""
+        stored = self._stored.pop(place, attended)
         if not use.kept:
             self._free(place)
             return
         buffer = self._buffers[place]
         entries = (*buffer.held, *own)
         if picked_RHn is not None:
-            places = picked_RHn.unsqueeze(-1).expand(-1, -1, -1, attended[0].shape[-1])
-            _replace(buffer, tuple(tensor.gather(2, places) for tensor in attended))
+            if use.merged:
+                _replace(buffer, self._form.stored(*attended))
+            else:
+                _replace(buffer, tuple(_gathered(tensor, picked_RHn) for tensor in stored))
             buffer.held = (Segment(MIXED, picked_RHn.shape[-1]),)
         elif use.kept != entries:
             spans = _spans(entries, use.kept)
-            _replace(buffer, tuple(torch.cat([tensor[:, :, a:b] for a, b in spans], dim=2) for tensor in attended))
+            _replace(buffer, tuple(torch.cat([tensor[:, :, a:b] for a, b in spans], dim=2) for tensor in stored))
             buffer.held = tuple(spans.values())
-        elif total(own) and attended[0].data_ptr() != buffer.keys_RHnc.data_ptr():
+        elif total(own) and stored[0].data_ptr() != buffer.tensors[0].data_ptr():
             raise AssertionError("entries that stay were given no room")
         else:
             buffer.held = entries
@@ -114,34 +127,30 @@ class State:
             self._buffers[place] = buffer
             self._storages.take(*buffer.tensors)
 
-    def _grow(self, place: Place, room: int, like_RHLc: Tensor) -> None:
-        rows, heads, _, size = like_RHLc.shape
-        shape, device, old = (rows, heads, room, size), like_RHLc.device, self._buffers.get(place)
-        new = _Buffer(
-            torch.empty(shape, dtype=self._key_dtype, device=device),
-            torch.empty(shape, dtype=self._value_dtype, device=device),
-            old.held if old else (),
-        )
+    def _grow(self, place: Place, room: int, like: tuple[Tensor, ...]) -> None:
+        old = self._buffers.get(place)
+        tensors = tuple(part.new_empty((*part.shape[:2], room, *part.shape[3:])) for part in like)
+        new = _Buffer(tensors, old.held if old else ())
         if old:
-            count = total(old.held)
-            _replace(new, tuple(tensor[:, :, :count] for tensor in old.tensors))
+            _replace(new, old.upto(total(old.held)))
         self._put(place, new)
 
     def _concatenate(self, place: Place, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """What the official code does: the cache is a new, longer tensor at every scale."""
-        keys, values = keys.to(self._key_dtype), values.to(self._value_dtype)
-        old = self._buffers.get(place)
-        earlier = old.tensors if old else (keys[:, :, :0], values[:, :, :0])
-        keys, values = torch.cat((earlier[0], keys), dim=2), torch.cat((earlier[1], values), dim=2)
-        self._put(place, _Buffer(keys, values, old.held if old else ()))
-        return keys, values
+        own, old = self._form.stored(keys, values), self._buffers.get(place)
+        held = old.tensors if old else tuple(part[:, :, :0] for part in own)
+        new = _Buffer(_joined(held, own), old.held if old else ())
+        self._put(place, new)
+        if self._form.plain:
+            return self._form.read(new.tensors)
+        self._stored[place] = new.tensors
+        return self._attended(held, keys, values)
 
     def _trim(self, place: Place) -> None:
         buffer = self._buffers[place]
         count = total(buffer.held)
         if count < buffer.room:
-            keys, values = (tensor[:, :, :count].clone() for tensor in buffer.tensors)
-            self._put(place, _Buffer(keys, values, buffer.held))
+            self._put(place, _Buffer(tuple(tensor.clone() for tensor in buffer.upto(count)), buffer.held))
 
     def _free(self, place: Place) -> None:
         self._put(place, None)
@@ -155,9 +164,8 @@ class State:
     def keep_rows(self, backbone: str, rows: int) -> None:
         """Frees what belongs to a guidance branch that has ended: rows beyond the first `rows`."""
         for place, buffer in list(self._buffers.items()):
-            if place[0].backbone == backbone and buffer.keys_RHnc.shape[0] > rows:
-                keys, values = (tensor[:rows].clone() for tensor in buffer.tensors)
-                self._put(place, _Buffer(keys, values, buffer.held))
+            if place[0].backbone == backbone and buffer.tensors[0].shape[0] > rows:
+                self._put(place, _Buffer(tuple(tensor[:rows].clone() for tensor in buffer.tensors), buffer.held))
         for (key, name), memory in list(self._memories.items()):
             if key.backbone == backbone and memory.shape[0] > rows:
                 self.remember(key, name, memory[:rows])
@@ -179,9 +187,16 @@ class State:
 
 def _replace(buffer: _Buffer, kept: tuple[Tensor, ...]) -> None:
     """Puts these entries at the buffer's beginning."""
-    count = kept[0].shape[2]
-    buffer.keys_RHnc[:, :, :count] = kept[0]
-    buffer.values_RHnc[:, :, :count] = kept[1]
+    for tensor, part in zip(buffer.tensors, kept, strict=True):
+        tensor[:, :, : part.shape[2]] = part
+
+
+def _joined(earlier: tuple[Tensor, ...], later: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(torch.cat(parts, dim=2) for parts in zip(earlier, later, strict=True))
+
+
+def _gathered(tensor_RHnx: Tensor, places_RHk: Tensor) -> Tensor:
+    return tensor_RHnx.gather(2, places_RHk.unsqueeze(-1).expand(*places_RHk.shape, tensor_RHnx.shape[-1]))
 
 
 def _spans(entries: tuple[Segment, ...], kept: tuple[Segment, ...]) -> dict[tuple[int, int], Segment]:

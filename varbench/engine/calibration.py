@@ -20,8 +20,7 @@ from varbench import rows
 from varbench.base.hashing import json_digest
 from varbench.errors import UserError
 from varbench.plan.compiler import compile_plan
-from varbench.plan.owned import Owned, RowPolicies
-from varbench.policies import CacheStrategy
+from varbench.plan.owned import RowPolicies
 from varbench.rows.manager import PluginError, PluginInfo, PluginManager
 from varbench.rows.manager import manager as default_manager
 from varbench.spec import ModelSpec
@@ -108,42 +107,34 @@ def _kept(content: dict[str, Any], digest: str, seconds: float) -> Path:
     return path
 
 
-class _Watched(CacheStrategy):
-    """Keeps every entry, and shows keys and queries to `look` on the way."""
-
-    def __init__(self, model: ModelSpec, look: Look) -> None:
-        self._everything, self._look = model.length, look
-
-    def budget(self, layer: int, scale: int, group: int) -> int | None:
-        return self._everything
-
-    def pick(
-        self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, *, layer: int, scale: int, group: int
-    ) -> Tensor:
-        import torch
-
-        self._look(layer, scale, keys_BHnc, queries_BHLc)
-        return torch.arange(count, device=keys_BHnc.device).expand(*keys_BHnc.shape[:2], -1)
-
-
 def observe(pipe: Pipeline, labels: Sequence[int], *, seed: int, look: Look) -> None:
-    """Generates with the full model, and calls `look` after each attention whose keys a later scale reads again."""
+    """Generates with the full model, and calls `look` with what enters each attention, that of the last scale too."""
     import torch
+    from torch.overrides import TorchFunctionMode
 
     from varbench.engine.generate import Sampling, generate
 
-    watched = Owned[CacheStrategy](plugin="calibration", policy=_Watched(pipe.model, look))
-    row = RowPolicies(name="calibration", caches=(watched,))
-    generate(
-        compile_plan(pipe.model, row),
-        row,
-        backbones=pipe.backbones,
-        tokenizer=pipe.tokenizer,
-        labels_B=torch.as_tensor(labels, device=pipe.device),
-        images_B=torch.arange(len(labels), device=pipe.device),
-        sampling=Sampling(seed=seed),
-        dtype=pipe.dtype,
-    )
+    row = RowPolicies(name="calibration")
+    plan = compile_plan(pipe.model, row)
+    calls = ((call.layer, step.samples) for step in plan.steps for call in step.calls)
+
+    class Looking(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.nn.functional.scaled_dot_product_attention:
+                look(*next(calls), args[1], args[0])
+            return func(*args, **(kwargs or {}))
+
+    with Looking():
+        generate(
+            plan,
+            row,
+            backbones=pipe.backbones,
+            tokenizer=pipe.tokenizer,
+            labels_B=torch.as_tensor(labels, device=pipe.device),
+            images_B=torch.arange(len(labels), device=pipe.device),
+            sampling=Sampling(seed=seed),
+            dtype=pipe.dtype,
+        )
 
 
 def read_layers(text: str, model: ModelSpec, *, what: str) -> tuple[int, ...]:

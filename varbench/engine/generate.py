@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from varbench.engine.cache import State
+from varbench.engine.cache_entries import EncodedForm, PlainForm, attention_paid, merged
 from varbench.engine.conditioning import Conditioning, condition
 from varbench.engine.sampler import draw, filtered, uniforms
 from varbench.engine.watch import Watch
@@ -21,7 +22,7 @@ from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Layer, Transformer, modulated
 from varbench.model.weighted import true_float32
 from varbench.plan.owned import RowPolicies
-from varbench.plan.state import last_fills
+from varbench.plan.state import last_fills, paid_name
 from varbench.plan.steps import CacheUse, LayerCall, Plan, Segment, SlotKey, Step, SubLayer
 from varbench.plan.trace import Trace
 from varbench.policies import SubLayerName
@@ -163,12 +164,7 @@ class _Run:
         self.batch = labels_B.shape[0]
         self.tokens_policy = row.tokens.policy if row.tokens else None
         self.pickers = [owned.policy for owned in row.caches]
-        store = getattr(torch, plan.cache_dtype) if plan.cache_dtype else dtype
-        self.state = State(
-            accounting=plan.accounting,
-            key_dtype=torch.float32 if plan.float32_keys else store,
-            value_dtype=store,
-        )
+        self.state = State(accounting=plan.accounting, form=_form(plan, row, dtype))
         self.watch = Watch(backbones, self.state)
         self.conditioning: dict[str, Conditioning] = {}
         self._last_fill = last_fills(plan)
@@ -301,10 +297,31 @@ class _Run:
         mixed = F.scaled_dot_product_attention(
             q, keys.to(q.dtype), values.to(q.dtype), attn_mask=seen, scale=call.block.attn.softmax_scale
         )
-        picked = self._pick(keys, heads, use, call) if use.picked else None
+        paid = self._paid(keys, seen, heads, use, call) if use.observed else None
+        picked = self._pick(keys, paid, heads, use, call) if use.picked else None
+        if picked is not None and use.merged:
+            keys, values = merged(keys, values, picked)
+            self.watch.merged(keys)
         self.state.settle(place, use, self._own(k, call.step), (keys, values), picked)
         self.watch.settled(place)
+        if paid is not None and use.accumulated:
+            self.state.remember(call.key, paid_name(heads.group), paid if picked is None else paid.gather(2, picked))
+        else:
+            self.state.forget(call.key, paid_name(heads.group))
         return mixed
+
+    def _paid(self, keys: Tensor, seen: Tensor | None, heads: _Heads, use: CacheUse, call: _Call) -> Tensor:
+        """What every entry was paid by the queries observed, now and where it adds up before."""
+        places = list(use.observed)
+        queries = heads.q_RHLc if len(places) == use.own else heads.q_RHLc[:, :, places]
+        self.watch.observed(queries)
+        paid = attention_paid(
+            queries, keys, softmax_scale=call.block.attn.softmax_scale, seen_mn=None if seen is None else seen[places]
+        )
+        before = self.state.recall(call.key, paid_name(heads.group))
+        if before is not None:
+            paid[:, :, : before.shape[2]] += before
+        return paid
 
     def _own(self, k_RHLc: Tensor, step: Step) -> tuple[Segment, ...]:
         """The call's own entries by scale; picked tokens are of one scale."""
@@ -312,16 +329,24 @@ class _Run:
             return (Segment(step.samples, k_RHLc.shape[2]),)
         return tuple(Segment(scale, self.plan.model.tokens[scale]) for scale in step.scales)
 
-    def _pick(self, keys: Tensor, heads: _Heads, use: CacheUse, call: _Call) -> Tensor:
+    def _pick(self, keys: Tensor, paid: Tensor | None, heads: _Heads, use: CacheUse, call: _Call) -> Tensor:
         """Places of the entries that stay, from the one strategy that gave a budget."""
-        (strategy,) = self.pickers
+        layer, scale, group = call.planned.layer, call.step.samples, heads.group
+        strategy = next(policy for policy in self.pickers if policy.budget(layer, scale, group) is not None)
         count = use.kept[0].count
-        places = strategy.pick(
-            keys, heads.q_RHLc, count, layer=call.planned.layer, scale=call.step.samples, group=heads.group
-        )
+        places = strategy.pick(keys, heads.q_RHLc, count, attention_BHn=paid, layer=layer, scale=scale, group=group)
         expected = (keys.shape[0], keys.shape[1], count)
         if tuple(places.shape) != expected:
             raise ValueError(
                 f"{type(strategy).__name__}.pick gave places of shape {tuple(places.shape)}, not {expected}"
             )
         return places
+
+
+def _form(plan: Plan, row: RowPolicies, dtype: torch.dtype) -> PlainForm | EncodedForm:
+    """How keys and values are stored."""
+    for owned in row.caches:
+        if owned.policy.form is not None:
+            return EncodedForm(owned.policy.form)
+    store = getattr(torch, plan.cache_dtype) if plan.cache_dtype else dtype
+    return PlainForm(torch.float32 if plan.float32_keys else store, store)

@@ -44,6 +44,15 @@ class Watch:
         self._caches.append(CacheSeen(queries_RHLc.shape[1], read=keys_RHnc.shape[2] - own, own=own, kept=0, room=0))
         self.remembers()
 
+    def observed(self, queries_RHmc: Tensor) -> None:
+        """Queries whose attention is computed once more."""
+        self._caches[-1] = self._caches[-1]._replace(observed=queries_RHmc.shape[2])
+
+    def merged(self, kept_RHnc: Tensor) -> None:
+        """The keys that come out of a merge."""
+        before = self._caches[-1]
+        self._caches[-1] = before._replace(merged=before.read + before.own - kept_RHnc.shape[2])
+
     def settled(self, place: Place) -> None:
         """What the group's cache holds after it."""
         kept, room = self._state.entries(place)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from varbench.errors import PlanError
 from varbench.plan.owned import Owned, RowPolicies
 from varbench.plan.steps import MIXED, Accounting, CacheUse, Segment, SlotKey, SubLayer, total
-from varbench.policies import CacheStrategy, StepSpec
+from varbench.policies import CacheStrategy, StepSpec, StoredForm
 from varbench.spec import ModelSpec
 
 Value = TypeVar("Value")
@@ -32,7 +32,8 @@ class Caches:
     ) -> None:
         self.model, self.backbones, self.specs, self.layers, self.work = model, backbones, specs, layers, work
         self.depth, self.strategies, self.accounting = row.depth, row.caches, accounting
-        self.dtype = self._one("a cache type", [(o, o.policy.dtype) for o in self.strategies])
+        ways: list[tuple[Owned[CacheStrategy], Any]] = [(o, o.policy.form or o.policy.dtype) for o in self.strategies]
+        self.stored: StoredForm | str | None = self._one("how keys and values are stored", ways)
 
     def _one(self, what: str, claims: list[tuple[Owned[CacheStrategy], Value | None]]) -> Value | None:
         """The one claim that is made; two are refused by name."""
@@ -82,11 +83,32 @@ class Caches:
             else:
                 own = tuple(Segment(scale, self.model.tokens[scale]) for scale in spec.scales)
             kept, picked = self._kept(key, (*held, *own), readers[number:], group)
-            uses.append(
-                CacheUse(heads=heads, read=held, own=total(own), kept=kept, capacity=total(kept), picked=picked)
-            )
+            use = CacheUse(heads=heads, read=held, own=total(own), kept=kept, capacity=total(kept), picked=picked)
+            uses.append(self._looked_at(use, key.layer, spec.scales[-1], group))
             held = kept
+        uses = _without_idle_looks(uses)
+        if any(use.accumulated and not use.picked and total(use.kept) < use.attended for use in uses):
+            raise PlanError(
+                f"attention adds up over scales in layer {key.layer}, which drops whole scales beside; drop by `pick`"
+            )
         return uses
+
+    def _looked_at(self, use: CacheUse, layer: int, scale: int, group: int) -> CacheUse:
+        """With the queries that a strategy observes, and with what it does beside choosing."""
+        for owned in self.strategies:
+            observes, policy = owned.policy.observes, owned.policy
+            places = owned.ask(observes, layer, scale, group, use.own)
+            if places is not None:
+                observed = tuple(owned.whole(place, observes, layer, scale, group, use.own) for place in places)
+                if not observed or sorted({*observed} & {*range(use.own)}) != list(observed):
+                    raise PlanError(
+                        f"{owned.plugin}: observes queries {observed} of {use.own} of layer {layer} at "
+                        f"{self.model.scale_name(scale)}; give places from 0 to {use.own - 1}, ascending"
+                    )
+                use = replace(use, observed=observed, accumulated=owned.agrees(policy.accumulates, layer, group))
+            if use.picked and total(use.kept) < use.attended and owned.agrees(policy.merges, layer, scale, group):
+                use = replace(use, merged=True)
+        return use
 
     def _kept(
         self, key: SlotKey, entries: tuple[Segment, ...], readers: list[int], group: int
@@ -133,16 +155,24 @@ class Caches:
         if budget is None:
             return None
         owner = next(owned.plugin for owned, claimed in claims if claimed is not None)
-        if len(self.strategies) > 1:
-            others = " and ".join(owned.plugin for owned in self.strategies if owned.plugin != owner)
+        others = [
+            owned for owned, claimed in claims if claimed is None and self._drops_scales(owned, layer, scale, group)
+        ]
+        if others:
             raise PlanError(
-                f"{owner} picks single entries by content and cannot be joined with {others}, which drops whole scales"
+                f"{owner} picks single entries by content and cannot be joined with "
+                f"{' and '.join(owned.plugin for owned in others)}, which drops whole scales"
             )
         if budget < 1:
             raise PlanError(
                 f"{owner}: a budget of {budget} entries after {self.model.scale_name(scale)}; give 1 or more"
             )
         return budget
+
+    def _drops_scales(self, owned: Owned[CacheStrategy], layer: int, scale: int, group: int) -> bool:
+        later = range(scale + 1, self.model.scales)
+        keeps = owned.policy.keeps
+        return not all(owned.agrees(keeps, layer, old, new, group) for old in range(scale + 1) for new in later)
 
     def _with_room(
         self, calls: dict[SlotKey, list[tuple[int, int]]], uses: dict[tuple[int, int], list[CacheUse]]
@@ -165,6 +195,17 @@ class Caches:
                             if total(uses[at][group].kept):
                                 uses[at][group] = replace(uses[at][group], capacity=room)
         return {at: tuple(groups) for at, groups in uses.items()}
+
+
+def _without_idle_looks(uses: list[CacheUse]) -> list[CacheUse]:
+    """One slot's uses without attention that no choice is made by, then or later."""
+    found, chooses_later = [], False
+    for use in reversed(uses):
+        accumulated = use.accumulated and chooses_later
+        observed = use.observed if use.picked or accumulated else ()
+        found.append(replace(use, observed=observed, accumulated=accumulated))
+        chooses_later |= use.picked
+    return found[::-1]
 
 
 def _groups_of(owned: Owned[CacheStrategy], layer: int) -> tuple[tuple[int, ...], ...] | None:

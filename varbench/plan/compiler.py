@@ -20,6 +20,7 @@ from varbench.policies import (
     FullDepth,
     GuidancePolicy,
     StepSpec,
+    StoredForm,
     SubLayerName,
     TokenPolicy,
 )
@@ -87,12 +88,14 @@ def compile_plan(
                 drops_backbone=bool(later) and spec.backbone not in later,
             )
         )
+    form = caches.stored if isinstance(caches.stored, StoredForm) else None
     return Plan(
         name=row.name,
         model=model,
         backbones=tuple((name, spec) for name, spec in backbones.items() if name in used),
         accounting=accounting,
-        cache_dtype=caches.dtype,
+        cache_dtype=caches.stored if isinstance(caches.stored, str) else None,
+        cache_form=None if form is None else (form.bits, form.extra_bytes),
         transforms=tuple(
             Transform(part=owned.part, backbone=owned.backbone, changes=tuple(owned.policy.changes.items()))
             for owned in row.transforms

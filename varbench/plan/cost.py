@@ -13,9 +13,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 from varbench.plan.hardware import Hardware
-from varbench.plan.state import ITEM, key_value_bytes
+from varbench.plan.state import ITEM, key_and_value_bytes
 from varbench.plan.steps import CacheUse, Plan, Step, total
-from varbench.plan.trace import CallSeen, StepSeen, foreseen
+from varbench.plan.trace import CacheSeen, CallSeen, StepSeen, foreseen
 from varbench.policies import Part
 from varbench.spec import ModelSpec, TokenizerSpec
 
@@ -145,7 +145,7 @@ def predict(counted: PlanWork, hardware: Hardware) -> Prediction:
 
 class StepFlops(NamedTuple):
     attention: int
-    """Queries with keys, and weights with values."""
+    """Queries with keys, and weights with values; and what choosing and merging cache entries takes."""
     products: dict[Part, int]
     """Products with matrices, by part, as transforms leave them."""
     phi: int
@@ -178,7 +178,16 @@ def flops_of(steps: Sequence[StepSeen], plan: Plan, *, batch: int) -> Iterator[S
 
 
 def _attention_flops(spec: ModelSpec, call: CallSeen) -> int:
-    return sum(4 * call.attention * (use.read + use.own) * use.heads * spec.head_dim for use in call.caches)
+    return sum(
+        2 * (use.read + use.own) * _products_of_an_entry(call, use) * use.heads * spec.head_dim for use in call.caches
+    )
+
+
+def _products_of_an_entry(call: CallSeen, use: CacheSeen) -> int:
+    """Vectors that each entry attended to is multiplied with: queries and weights of its attention, those observed, and to
+    merge, the keys that stay and the weights of both averages."""
+    merging = 3 * (use.read + use.own - use.merged) if use.merged else 0
+    return 2 * call.attention + use.observed + merging
 
 
 def _product_flops(
@@ -273,10 +282,12 @@ def _bytes(plan: Plan, spec: ModelSpec, step: Step, batch: int, dtype: str, devi
         attended = max(use.attended for use in call.cache)
         a, f = rows * call.attention.tokens * width, rows * call.ffn.tokens * width
         moved += weights + (a + f) * passes + a * projected + f * (2 + hidden_passes * spec.mlp_ratio) * item
-        moved += rows * sum(len(use.heads) * spec.head_dim * _cache_bytes(plan, use, dtype) for use in call.cache)
+        moved += rows * sum(len(use.heads) * _cache_bytes(plan, use, spec, dtype) for use in call.cache)
+        choosing = [rows * len(use.heads) * _choosing(use, spec, item) for use in call.cache]
+        moved += 3 * sum(choosing)
         attention = a * (4 + 4 + 3 * item + 8) + 2 * rows * attended * width * item
         hidden = f * (4 + 4 + item) + round(f * spec.mlp_ratio) * 2 * item
-        transient = max(transient, round(attention), round(hidden))
+        transient = max(transient, round(attention), round(hidden), *choosing)
     logits = rows * plan.model.tokens[step.samples] * plan.model.tokenizer.vocabulary
     # Logits in the compute type and in float32, guidance, two filters with a sort, softmax, sum, search.
     moved += round(logits * (2 * item + 8)) + logits // step.branches * 4 * 20
@@ -286,14 +297,13 @@ def _bytes(plan: Plan, spec: ModelSpec, step: Step, batch: int, dtype: str, devi
     return round(moved), transient
 
 
-def _cache_bytes(plan: Plan, use: CacheUse, dtype: str) -> int:
-    """Moved for each number of a head's entry: what is put in its place, then what is attended to."""
-    item = int(ITEM[dtype])
-    moved = 0
-    for stored in key_value_bytes(plan, dtype):
+def _cache_bytes(plan: Plan, use: CacheUse, spec: ModelSpec, dtype: str) -> int:
+    """Moved for each head: what is put in its place, then what is attended to."""
+    item, moved = int(ITEM[dtype]) * spec.head_dim, 0
+    for stored in key_and_value_bytes(plan, spec, dtype):
         if plan.accounting == "upstream":
             moved += (use.attended + total(use.read)) * stored + use.own * item  # as a new, longer tensor
-        elif use.capacity >= use.attended:
+        elif plan.cache_form is None and use.capacity >= use.attended:
             moved += use.own * (item + stored)
         elif use.read:
             moved += total(use.read) * stored + use.attended * item + use.own * item  # put together for this call alone
@@ -301,6 +311,14 @@ def _cache_bytes(plan: Plan, use: CacheUse, dtype: str) -> int:
         # Attention wants all in the compute type.
         moved += use.attended * (stored if stored == item else stored + 2 * item)
     return moved
+
+
+def _choosing(use: CacheUse, spec: ModelSpec, item: int) -> int:
+    """Bytes of a head's that choosing and merging make: attention in two types, likeness of keys and weights, and keys and
+    values in float32. Keys are read once more for each."""
+    attention = use.attended * (len(use.observed) * (item + 4) + spec.head_dim * item) if use.observed else 0
+    merging = use.attended * (total(use.kept) * 8 + spec.head_dim * 8) if use.merged else 0
+    return attention + merging
 
 
 def _convolutions(spec: TokenizerSpec, side: int) -> Iterator[tuple[int, int, int, int]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from varbench.plan.steps import Plan, SlotKey, Step
+from varbench.plan.steps import Plan, SlotKey, Step, total
+from varbench.spec import ModelSpec
 
 ITEM: dict[str, float] = {
     "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1, "int8": 1, "uint8": 1, "int4": 0.5,
@@ -13,10 +14,19 @@ ITEM: dict[str, float] = {
 CACHE_TYPES = tuple(dtype for dtype in ITEM if dtype.startswith(("float", "bfloat")))
 
 
-def key_value_bytes(plan: Plan, dtype: str) -> tuple[int, int]:
-    """Bytes of one number of a stored key, and of a value."""
+def entry_bytes(plan: Plan, spec: ModelSpec, dtype: str) -> int:
+    """Bytes of a stored key and its value, of one head."""
+    return sum(key_and_value_bytes(plan, spec, dtype))
+
+
+def key_and_value_bytes(plan: Plan, spec: ModelSpec, dtype: str) -> tuple[int, int]:
+    """Of one head."""
+    if plan.cache_form is not None:
+        bits, beside = plan.cache_form
+        one = spec.head_dim * bits // 8 + beside
+        return one, one
     item = int(ITEM[plan.cache_dtype or dtype])
-    return (4 if plan.float32_keys else item), item
+    return spec.head_dim * (4 if plan.float32_keys else item), spec.head_dim * item
 
 
 def state_over_time(plan: Plan, *, batch: int, dtype: str) -> Iterator[tuple[int, int]]:
@@ -29,7 +39,7 @@ def state_over_time(plan: Plan, *, batch: int, dtype: str) -> Iterator[tuple[int
     for step in plan.steps:
         spec = plan.backbone(step.backbone)
         rows[step.backbone] = batch * step.branches
-        entry = spec.head_dim * sum(key_value_bytes(plan, dtype))
+        entry = entry_bytes(plan, spec, dtype)
 
         peak = _held(rows, buffers, memories)
         for call in step.calls:
@@ -40,6 +50,10 @@ def state_over_time(plan: Plan, *, batch: int, dtype: str) -> Iterator[tuple[int
                 buffers[key, group] = max(before, during * len(use.heads) * entry)
                 peak = max(peak, _held(rows, buffers, memories))
                 buffers[key, group] = use.capacity * len(use.heads) * entry
+                if use.accumulated:
+                    memories[key, paid_name(group)] = total(use.kept) * len(use.heads) * 4
+                else:
+                    memories.pop((key, paid_name(group)), None)
             for name, sub in (("attention", call.attention), ("ffn", call.ffn)):
                 if sub.remembered:
                     memories[key, name] = plan.model.tokens[step.samples] * spec.width * int(ITEM[dtype])
@@ -50,6 +64,11 @@ def state_over_time(plan: Plan, *, batch: int, dtype: str) -> Iterator[tuple[int
             buffers = {place: size for place, size in buffers.items() if place[0].backbone != step.backbone}
             memories = {place: size for place, size in memories.items() if place[0].backbone != step.backbone}
         yield peak, _held(rows, buffers, memories)
+
+
+def paid_name(group: int) -> str:
+    """What the attention that was added up for a group's entries is remembered under."""
+    return f"attention paid, group {group}"
 
 
 def _held(

@@ -43,6 +43,12 @@ class CacheUse:
     """Entries the buffer has room for after the call; 0 when nothing is kept, and the buffer is freed."""
     picked: bool
     """Whether a policy chooses, by content, which entries stay."""
+    observed: tuple[int, ...] = ()
+    """Places of the call's queries whose attention is computed again, for choosing now or later."""
+    accumulated: bool = False
+    """Whether what was paid to each entry that stays is kept beside it."""
+    merged: bool = False
+    """Whether entries that go are averaged into those that stay."""
 
     @property
     def attended(self) -> int:
@@ -112,6 +118,8 @@ class Plan:
     accounting: Accounting
     cache_dtype: str | None
     """Type of stored keys and values where a method sets it."""
+    cache_form: tuple[int, int] | None
+    """Where a method stores them in a form of its own: bits of a number, and bytes beside for each key and each value."""
     steps: tuple[Step, ...]
     transforms: tuple[Transform, ...] = ()
     """In the order in which they are applied."""
@@ -144,13 +152,22 @@ class Plan:
     @property
     def float32_keys(self) -> bool:
         """Whether keys are stored as the official normalisation leaves them, in float32 beside 16-bit values."""
-        return self.accounting == "upstream" and self.model.l2_attention and not self.cache_dtype
+        return self.accounting == "upstream" and self.model.l2_attention and not (self.cache_dtype or self.cache_form)
 
     @property
     def skipped(self) -> tuple[int, ...]:
         """Scales that no step samples or encodes."""
         encoded = {scale for step in self.steps for scale in step.scales}
         return tuple(scale for scale in range(self.model.scales) if scale not in encoded)
+
+    @property
+    def entries_read(self) -> tuple[float, int, int]:
+        """Cache entries that a head reads in the last step, on average over all layers and heads; those that the full model
+        reads then; and all tokens, which papers count that store the last scale too."""
+        last = self.steps[-1]
+        spec = self.backbone(last.backbone)
+        read = sum(len(use.heads) * total(use.read) for call in last.calls for use in call.cache)
+        return read / (spec.depth * spec.heads), self.model.starts[last.samples], self.model.length
 
     @cached_property
     def digest(self) -> str:
@@ -165,13 +182,15 @@ class Plan:
         return any(call.picks for step in self.steps for call in step.calls)
 
     def to_json(self) -> dict[str, Any]:
-        """Compact JSON: a call is a list of numbers, a cache use `[heads, read, own, kept, capacity, picked]`."""
+        """Compact JSON: a call is a list of numbers, a cache use `[heads, read, own, kept, capacity, picked,
+        observed, accumulated, merged]`."""
         return {
             "name": self.name,
             "model": self.model.to_json(),
             "backbones": [[name, spec.to_json()] for name, spec in self.backbones],
             "accounting": self.accounting,
             "cache_dtype": self.cache_dtype,
+            "cache_form": self.cache_form,
             "transforms": [
                 [one.part, one.backbone, {part: asdict(change) for part, change in one.changes}]
                 for one in self.transforms
@@ -218,6 +237,9 @@ def _step_json(step: Step) -> dict[str, Any]:
                         [[s.scale, s.count] for s in use.kept],
                         use.capacity,
                         int(use.picked),
+                        list(use.observed),
+                        int(use.accumulated),
+                        int(use.merged),
                     ]
                     for use in call.cache
                 ],
@@ -239,10 +261,13 @@ def describe(plan: Plan) -> Iterator[str]:
             f"  {encoded:>9} -> scale {step.samples + 1:<2} {step.backbone}, {step.branches} branch"
             f"{f'es at {step.strength:.2g}' if step.branches == 2 else ''}, {len(layers)} layers ({_ranges(layers)}), {tokens} tokens{_partial(step, tokens)}"
             f", reads {_spread([total(u.read) for c in step.calls for u in c.cache])}"
-            f", keeps {_spread([total(u.kept) for c in step.calls for u in c.cache])}"
+            f", keeps {_spread([total(u.kept) for c in step.calls for u in c.cache])}{_looks(step)}"
         )
     for scale in plan.skipped:
         yield f"  {spec.scale_name(scale)}: skipped"
+    read, readable, everything = plan.entries_read
+    if read < readable:
+        yield f"  at last a head reads {read:.0f} of {readable} entries, {read / readable:.0%}; of all tokens {read / everything:.0%}"
     for transform in plan.transforms:
         changes = "; ".join(f"{part} {_changed(change)}" for part, change in transform.changes)
         yield f"  {transform.part} replaces modules of {transform.backbone}: {changes or 'nothing that costs'}"
@@ -252,6 +277,13 @@ def _changed(change: PartChange) -> str:
     """What is not as it was, as `weight_type int8, extra_bytes 640`."""
     default = asdict(PartChange())
     return ", ".join(f"{key} {value}" for key, value in asdict(change).items() if value != default[key])
+
+
+def _looks(step: Step) -> str:
+    """How many queries are observed, and whether what goes is merged."""
+    uses = [use for call in step.calls for use in call.cache]
+    observed = f", observes {_spread([len(use.observed) for use in uses])}" if any(u.observed for u in uses) else ""
+    return observed + (", merges" if any(use.merged for use in uses) else "")
 
 
 def _partial(step: Step, tokens: int) -> str:

@@ -25,6 +25,10 @@ class CacheSeen(NamedTuple):
     """Entries that stayed in its cache."""
     room: int
     """Entries that the cache had room for then."""
+    observed: int = 0
+    """Queries whose attention was computed again, to choose by."""
+    merged: int = 0
+    """Entries that were averaged into those that stayed."""
 
 
 class CallSeen(NamedTuple):
@@ -83,7 +87,15 @@ def foreseen(plan: Plan, *, batch: int, dtype: str) -> Trace:
 
 def _call(step: Step, call: LayerCall) -> CallSeen:
     caches = (
-        CacheSeen(len(use.heads), read=total(use.read), own=use.own, kept=total(use.kept), room=use.capacity)
+        CacheSeen(
+            len(use.heads),
+            read=total(use.read),
+            own=use.own,
+            kept=total(use.kept),
+            room=use.capacity,
+            observed=len(use.observed),
+            merged=use.attended - total(use.kept) if use.merged else 0,
+        )
         for use in call.cache
     )
     return CallSeen(
@@ -123,7 +135,8 @@ _WORDS = {
 
 def _described(call: CallSeen) -> str:
     caches = " and ".join(
-        f"{use.heads} heads that read {use.read} and {use.own} of their own, and keep {use.kept} in room for {use.room}"
+        f"{use.heads} heads that read {use.read} and {use.own} of their own, and keep {use.kept} in room for {use.room}, with "
+        f"{use.observed} queries observed and {use.merged} entries merged"
         for use in call.caches
     )
     mask = ", masked" if call.masked else ""

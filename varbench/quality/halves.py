@@ -122,7 +122,8 @@ def of_kernel_distances(features_ND: Features, real_ND: Features, splits: Parts)
         pairs += ((inside @ kernel) * member).sum(dim=1)
         with_real += inside @ _cubic(rows @ real.T, samples).mean(dim=1)
     values = (pairs / sizes.square() - 2 * with_real / sizes).numpy()
-    return Halves(*np.split(values[:-1], 2), float(values[-1]))
+    one, other = np.split(values[:-1], 2)
+    return Halves(one, other, float(values[-1]))
 
 
 def of_coverages(samples_MD: Features, real_ND: Features, reaches_N: NDArray[np.float64], parts: Parts) -> Shares:

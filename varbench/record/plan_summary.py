@@ -53,6 +53,7 @@ def plan_summary(
         accountings[other_accounting.accounting] = _totals(
             other_accounting, cost.work(other_accounting, batch=batch, dtype=dtype, device=device)
         )
+    read, readable, everything = plan.entries_read
     return PlanSummary(
         digest=plan.digest,
         picks=plan.picks,
@@ -65,6 +66,8 @@ def plan_summary(
             for transform in plan.transforms
             for part, change in transform.changes
         ),
+        read_share=read / readable if readable else None,
+        token_share=read / everything,
         weights_bytes=counted.weight_bytes,
         hardware=predicted.hardware if predicted else None,
         predicted_seconds=predicted.transformer if predicted else None,

@@ -77,6 +77,14 @@ class PlanSummary:
         "policies choose by content within the loop, so that time hangs on more than the plan",
         absent="an older varbench did not say",
     )
+    read_share: float | None = entry(
+        "cache entries that a head reads in the last step, over all layers, as a share of what the full model reads then",
+        absent="the first step is the last, or an older varbench did not say",
+    )
+    token_share: float | None = entry(
+        "the same as a share of all tokens, as papers count that store the last scale",
+        absent="an older varbench did not say",
+    )
     weights_bytes: int | None = entry("weights of all backbones the row runs on", absent="no cost model for this row")
     hardware: str | None = entry("device the prediction is for", absent="no roofline is known for this device")
     predicted_seconds: float | None = entry("predicted transformer time", absent="hardware not known")

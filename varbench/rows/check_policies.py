@@ -27,6 +27,7 @@ from varbench.policies import (
     Published,
     Settings,
     StepPolicy,
+    StoredForm,
     Study,
     TokenPolicy,
     TrainingSchedule,
@@ -153,11 +154,21 @@ def _parameters(member: Any) -> str:
 
 
 def _wrong_cache_type(given: object) -> Iterator[str]:
-    dtype = getattr(given, "dtype", None)
+    dtype, form = getattr(given, "dtype", None), getattr(given, "form", None)
+    if isinstance(form, StoredForm):
+        if dtype is not None:
+            yield f"gave both a form and dtype {dtype!r}; a form says how numbers are stored"
+        elif not callable(form.encode) or not callable(form.decode) or form.bits < 1 or form.extra_bytes < 0:
+            yield f"form is {form!r}; give functions, bits of 1 or more and extra_bytes of 0 or more"
+    elif form is not None:
+        yield f"form is a {type(form).__name__}; give a varbench.policies.StoredForm(...)"
     if dtype is None or dtype in CACHE_TYPES:
         return
     if isinstance(dtype, str) and re.match("u?int", dtype):
-        yield f"keys and values in {dtype}: an integer type needs scales, and a bare cast has none; give {_either(CACHE_TYPES)}"
+        yield (
+            f"keys and values in {dtype}: an integer type needs scales, and a bare cast has none; give a form, or "
+            f"{_either(CACHE_TYPES)}"
+        )
     else:
         yield f"keys and values in {dtype!r}: give the name of a type.{did_you_mean(str(dtype), CACHE_TYPES)}"
 

@@ -84,6 +84,12 @@ def columns_of(block: Block) -> tuple[Column, ...]:
             note="largest state across scales, measured; that of the last step on hover",
             cell=_state,
         ),
+        Column(
+            key="kept",
+            heading="entries kept",
+            note="cache entries that the last step reads, as a share of what the full model reads; of all tokens on hover",
+            cell=_kept,
+        ),
         Column(key="parameters", heading="params", note="all backbones that stay loaded", cell=_parameters),
         Column(
             key="work",
@@ -111,12 +117,12 @@ def columns_of(block: Block) -> tuple[Column, ...]:
 
 
 def table_of(block: Block) -> tuple[tuple[Column, ...], list[list[Cell]]]:
-    """The columns and the cells. A column of published figures appears where at least one row has any."""
+    """The columns and the cells. One of published figures, or of entries kept, appears where a row has any to tell."""
     columns = columns_of(block)
     rows = [[_doubted(column.cell(entry, block), entry) for column in columns] for entry in block.entries]
-    if all(row[-1].text is None for row in rows):
-        return columns[:-1], [row[:-1] for row in rows]
-    return columns, rows
+    idle: dict[str, set[str | None]] = {"published": {None}, "kept": {None, "100%"}}
+    shown = [at for at, column in enumerate(columns) if {row[at].text for row in rows} - idle.get(column.key, set())]
+    return tuple(columns[at] for at in shown), [[row[at] for at in shown] for row in rows]
 
 
 def _doubted(cell: Cell, entry: Entry) -> Cell:
@@ -229,6 +235,14 @@ def _state(entry: Entry, block: Block) -> Cell:
     if value is None or end is None:
         return Cell(text=None, note=why(entry, "memory", "memory.state_peak_bytes"))
     return Cell(text=formatting.size(value), note=f"{formatting.size(end)} in the last step", sort=value)
+
+
+def _kept(entry: Entry, block: Block) -> Cell:
+    plan = entry.first.plan
+    if plan is None or plan.read_share is None or plan.token_share is None:
+        return Cell(text=None, note=why(entry, "plan", "plan.read_share"))
+    note = f"{plan.token_share:.0%} of all tokens, as papers count that store the last scale"
+    return Cell(text=f"{plan.read_share:.0%}", note=note, sort=plan.read_share)
 
 
 def _parameters(entry: Entry, block: Block) -> Cell:

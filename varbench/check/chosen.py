@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from varbench.check import stand_ins
+from varbench.experts import Own, WidthPolicy
 from varbench.plan.steps import CacheUse, LayerCall, Plan, Segment, SlotKey, Step, SubLayer
 from varbench.policies import CacheStrategy, SubLayerName, TokenPolicy
 from varbench.rows.grammar import Row
@@ -37,7 +38,11 @@ class Look(TorchFunctionMode):
 
     def row(self, row: Row) -> Row:
         return stand_ins.replaced(
-            row, "read again", lambda own: _ToldTokens(own, self), lambda own: _ToldCache(own, self)
+            row,
+            "read again",
+            lambda own: _ToldTokens(own, self),
+            lambda own: _ToldCache(own, self),
+            lambda own: _UnseenWidth(own, self),
         )
 
     def observe(self, moment: str, step: int) -> None:
@@ -189,6 +194,18 @@ def _sub_layers(plan: Plan) -> Iterator[tuple[Step, LayerCall, SubLayerName, Sub
             yield step, call, "attention", call.attention
             yield step, call, "ffn", call.ffn
         yield None
+
+
+class _UnseenWidth(stand_ins.AskedWidth):
+    def __init__(self, own: WidthPolicy, look: Look) -> None:
+        super().__init__(own)
+        self._look = look
+
+    def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
+        self._look.asks(True)
+        chosen = super().route(hidden_RLC, count, layer=layer, scale=scale, own=own)
+        self._look.asks(False)
+        return chosen
 
 
 class _ToldTokens(stand_ins.AskedTokens):

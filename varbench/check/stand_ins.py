@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from varbench.experts import Own, WidthPolicy
 from varbench.plan.owned import Owned, RowPolicies
 from varbench.policies import CacheStrategy, SubLayerName, TokenPolicy
 from varbench.rows.grammar import Row
@@ -35,11 +36,12 @@ def watched(row: Row, notes: Notes) -> Row:
         "watched",
         lambda tokens: WatchedTokens(tokens, notes, row.model),
         lambda cache: WatchedCache(cache, notes, row.model),
+        lambda width: WatchedWidth(width, notes, row.model),
     )
 
 
 def plain(row: Row) -> Row:
-    return replaced(row, "plain", PlainTokens, PlainCache)
+    return replaced(row, "plain", PlainTokens, PlainCache, PlainWidth)
 
 
 def forced(row: Row) -> Row:
@@ -69,12 +71,14 @@ def replaced(
     what: str,
     tokens: Callable[[TokenPolicy], TokenPolicy],
     cache: Callable[[CacheStrategy], CacheStrategy],
+    width: Callable[[WidthPolicy], WidthPolicy] = lambda own: own,
 ) -> Row:
     own = row.policies
     policies = replace(
         own,
         tokens=Owned(plugin=own.tokens.plugin, policy=tokens(own.tokens.policy)) if own.tokens else None,
         caches=tuple(Owned(plugin=owned.plugin, policy=cache(owned.policy)) for owned in own.caches),
+        width=Owned(plugin=own.width.plugin, policy=width(own.width.policy)) if own.width else None,
     )
     return _renamed(row, what, policies)
 
@@ -137,6 +141,28 @@ class AskedCache(CacheStrategy):
         self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, *, layer: int, scale: int, group: int
     ) -> Tensor:
         return self.own.pick(keys_BHnc, queries_BHLc, count, layer=layer, scale=scale, group=group)
+
+
+class AskedWidth(WidthPolicy):
+    """Asks the plugin everything."""
+
+    def __init__(self, own: WidthPolicy) -> None:
+        self.plugin, self.own = own, own.own
+        self.experts, self.routed, self.routing_flops = own.experts, own.routed, own.routing_flops
+
+    def count(self, layer: int, scale: int) -> int | None:
+        return self.plugin.count(layer, scale)
+
+    def split(self, layer: int, *, own: Own) -> Tensor | None:
+        return self.plugin.split(layer, own=own)
+
+    def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
+        return self.plugin.route(hidden_RLC, count, layer=layer, scale=scale, own=own)
+
+
+class PlainWidth(AskedWidth):
+    def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
+        return torch.arange(count, device=hidden_RLC.device).expand(*hidden_RLC.shape[:2], -1)
 
 
 class PlainTokens(AskedTokens):
@@ -231,6 +257,23 @@ class WatchedCache(AskedCache):
             where, places, (*keys_BHnc.shape[:2], count), keys_BHnc.shape[2], ascending=True
         )
         return places
+
+
+class WatchedWidth(AskedWidth):
+    def __init__(self, own: WidthPolicy, notes: Notes, model: ModelSpec) -> None:
+        super().__init__(own)
+        self._notes, self._model = notes, model
+
+    def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
+        where = f"route for layer {layer} at {self._model.scale_name(scale)}"
+        given = [hidden_RLC, *own.values()]
+        before = [tensor.clone() for tensor in given]
+        chosen = super().route(hidden_RLC, count, layer=layer, scale=scale, own=own)
+        if not all(map(torch.equal, before, given)):
+            self._notes.inputs.append(f"{where} changed what it was shown")
+        shape = (*hidden_RLC.shape[:2], count)
+        self._notes.places += _wrong_places(where, chosen, shape, self.experts, ascending=False)
+        return chosen
 
 
 def _wrong_places(where: str, places: Tensor, shape: tuple[int, ...], available: int, *, ascending: bool) -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from varbench.engine.cache import State
 from varbench.engine.conditioning import Conditioning, condition
+from varbench.engine.expert_ffn import chosen_experts, first_experts
 from varbench.engine.sampler import draw, filtered, uniforms
 from varbench.engine.watch import Watch
 from varbench.model.tokenizer import Tokenizer
@@ -163,6 +164,7 @@ class _Run:
         self.batch = labels_B.shape[0]
         self.tokens_policy = row.tokens.policy if row.tokens else None
         self.pickers = [owned.policy for owned in row.caches]
+        self.width = row.width
         store = getattr(torch, plan.cache_dtype) if plan.cache_dtype else dtype
         self.state = State(
             accounting=plan.accounting,
@@ -248,12 +250,30 @@ class _Run:
 
         def ffn(chosen_RnC: Tensor) -> Tensor:
             hidden = modulated(chosen_RnC, scale2, shift2)
-            self.watch.ffn(block, hidden)
-            computed: Tensor = block.ffn(hidden, self.dtype)
+            whole = planned.ffn.width is None
+            self.watch.ffn(block, hidden, whole=whole)
+            computed: Tensor = block.ffn(hidden, self.dtype) if whole else self._part_of_ffn(hidden, call)
             return computed * gamma2
 
         self._sub_layer(x_RLC, _SubLayer(name="attention", planned=planned.attention, call=call, compute=attention))
         self._sub_layer(x_RLC, _SubLayer(name="ffn", planned=planned.ffn, call=call, compute=ffn))
+
+    def _part_of_ffn(self, hidden_RnC: Tensor, call: _Call) -> Tensor:
+        """The experts of each token; the weights lie expert by expert."""
+        width, owner = call.planned.ffn.width, self.width
+        assert width is not None and owner is not None
+        key, ffn = call.key, call.block.ffn
+        if not width.routed:
+            return first_experts(hidden_RnC, ffn, width, dtype=self.dtype, seen=self.watch.part)
+        chosen_RnM = owner.policy.route(
+            hidden_RnC,
+            width.chosen,
+            layer=key.layer,
+            scale=call.step.samples,
+            own=self.backbones[key.backbone].own.tensors(),
+        )
+        self.watch.routed(chosen_RnM)
+        return chosen_experts(hidden_RnC, ffn, width, chosen_RnM, dtype=self.dtype, seen=self.watch.part)
 
     def _sub_layer(self, x_RLC: Tensor, sub: _SubLayer) -> None:
         """Adds one residual branch to the stream: of all tokens, or of those a policy picks with the others filled in."""

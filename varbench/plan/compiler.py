@@ -11,6 +11,7 @@ from varbench.errors import PlanError
 from varbench.plan.cache_uses import Caches, Work
 from varbench.plan.owned import Owned, Policy, RowPolicies
 from varbench.plan.steps import Accounting, LayerCall, Plan, SlotKey, Step, SubLayer, Transform
+from varbench.plan.widths import own_stored, routing_flops, with_widths
 from varbench.policies import (
     MAIN,
     BothBranches,
@@ -40,7 +41,7 @@ def compile_plan(
         raise PlanError(
             f"{row.generator.plugin} replaces the generation loop, so {row.name} has no plan; `varbench run` measures it"
         )
-    for owned in (row.depth, row.steps, row.guidance, row.tokens, *row.caches):
+    for owned in (row.depth, row.steps, row.guidance, row.tokens, row.width, *row.caches):
         if owned is not None and getattr(owned.policy, "dynamic", False):
             raise PlanError(
                 f"{owned.plugin}: dynamic policies (work that depends on content) are not executed by this version; "
@@ -53,6 +54,7 @@ def compile_plan(
     branches = _branches(model, specs, row.guidance)
     layers = _layers(model, specs, backbones, row.depth)
     work = _token_work(model, specs, layers, row.tokens)
+    work = with_widths(model, specs, layers, work, row.width)
     caches = Caches(
         model=model, backbones=backbones, specs=specs, layers=layers, work=work, row=row, accounting=accounting
     )
@@ -93,6 +95,8 @@ def compile_plan(
             for owned in row.transforms
         ),
         steps=tuple(steps),
+        routing_flops=routing_flops(work, row.width),
+        own=own_stored(row.width),
     )
 
 

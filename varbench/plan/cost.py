@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from varbench.plan.hardware import Hardware
 from varbench.plan.state import ITEM, key_value_bytes
-from varbench.plan.steps import CacheUse, Plan, Step, total
+from varbench.plan.steps import CacheUse, Plan, Step, SubLayer, total
 from varbench.plan.trace import CallSeen, StepSeen, foreseen
-from varbench.policies import Part
+from varbench.policies import MAIN, Part
 from varbench.spec import ModelSpec, TokenizerSpec
 
 
@@ -148,10 +148,12 @@ class StepFlops(NamedTuple):
     """Products with matrices, by part, as transforms leave them."""
     phi: int
     """The quantiser's convolution."""
+    routing: int
+    """Choosing the experts of tokens, as the plugin that chooses declares it."""
 
     @property
     def blocks(self) -> int:
-        return self.attention + self.products["attention"] + self.products["ffn"]
+        return self.attention + self.products["attention"] + self.products["ffn"] + self.routing
 
     @property
     def others(self) -> int:
@@ -172,6 +174,7 @@ def flops_of(steps: Sequence[StepSeen], plan: Plan, *, batch: int) -> Iterator[S
             attention=step.rows * sum(_attention_flops(spec, call) for call in step.calls),
             products={part: round(flops * plan.change(backbone, part).flops) for part, flops in products.items()},
             phi=2 * batch * plan.model.tokens[-1] * plan.model.tokenizer.code_dim**2 * 9,
+            routing=plan.routing_flops * sum(call.routed for call in step.calls),
         )
 
 
@@ -188,7 +191,7 @@ def _product_flops(
     sixes = 1 if spec.shared_adaln else vectors_of
     return {
         "attention": sum(rows * 2 * call.attention * width * 4 * width for call in step.calls),
-        "ffn": sum(rows * 4 * call.ffn * width * spec.hidden for call in step.calls),
+        "ffn": sum(4 * call.hidden * width for call in step.calls),
         "conditioning": 2 * vectors * width * width * (6 * sixes + 2) if vectors_of else 0,
         "ends": 2 * batch * step.embedded * tokenizer.code_dim * width
         + 2 * rows * step.drawn * width * tokenizer.vocabulary,
@@ -235,6 +238,8 @@ def backbone_bytes(plan: Plan, name: str, dtype: str) -> int:
     bytes_ = 4.0 * parameters(spec)["others"]
     for part, (_, biases) in matrices(spec).items():
         bytes_ += _matrix_bytes(plan, name, part, dtype) + biases * ITEM[plan.change(name, part).bias_type or dtype]
+    if name == MAIN and plan.own is not None:
+        bytes_ += plan.own.trained * ITEM[dtype] + plan.own.whole * 8
     return round(bytes_)
 
 
@@ -250,23 +255,29 @@ def _bytes(plan: Plan, spec: ModelSpec, step: Step, batch: int, dtype: str) -> t
     item, width = int(ITEM[dtype]), spec.width
     rows = batch * step.branches
     moved, transient = 0.0, 0
-    sub_layers: tuple[Part, Part] = ("attention", "ffn")
-    weights = sum(_matrix_bytes(plan, step.backbone, part, dtype) for part in sub_layers) / spec.depth
+    weights, ffn_weights = (
+        _matrix_bytes(plan, step.backbone, part, dtype) / spec.depth for part in ("attention", "ffn")
+    )
+    routers = plan.own.trained * ITEM[dtype] / spec.depth if plan.own else 0
     for call in step.calls:
         attended = max(use.attended for use in call.cache)
         a, f = rows * call.attention.tokens * width, rows * call.ffn.tokens * width
         # Normalise and modulate in float32 (three passes that read and write), cast, gate, add to the stream.
         passes = 3 * 8 + 4 + item + 3 * item + 4 + item + 4
-        moved += weights + (a + f) * passes
+        read, hidden, gathered = _ffn_part(call.ffn, spec, rows)
+        moved += weights + read * ffn_weights + (a + f) * passes
         # q k v written, q and k normalised in float32, then what is attended to, mixed, projected.
         moved += a * (8 * item + 2 * 12) + rows * sum(
             use.attended * len(use.heads) * spec.head_dim * sum(key_value_bytes(plan, dtype)) for use in call.cache
         )
         moved += sum(_workspace(use, spec, rows, item) for use in call.cache) * 2
-        moved += a * 4 * item + f * (2 + 4 * spec.mlp_ratio) * item
+        moved += a * 4 * item + f * 2 * item + hidden * 4 * item
+        # Each expert's tokens are gathered, and what it makes of them is added up in float32.
+        moved += gathered * width * (2 * item + 3 * 4) + (routers if gathered else 0)
         attention = a * (4 + 4 + 3 * item + 8) + 2 * rows * attended * width * item
-        hidden = f * (4 + 4 + item) + round(f * spec.mlp_ratio) * 2 * item
-        transient = max(transient, round(attention), round(hidden))
+        together = hidden / call.ffn.width.chosen if gathered and call.ffn.width else hidden
+        inner = f * (4 + 4 + item + (4 if gathered else 0)) + round(together) * 2 * item
+        transient = max(transient, round(attention), round(inner))
     logits = rows * plan.model.tokens[step.samples] * plan.model.tokenizer.vocabulary
     # Logits in the compute type and in float32, guidance, two filters with a sort, softmax, sum, search.
     moved += round(logits * (2 * item + 8)) + logits // step.branches * 4 * 20
@@ -274,6 +285,18 @@ def _bytes(plan: Plan, spec: ModelSpec, step: Step, batch: int, dtype: str) -> t
     stream = rows * plan.model.tokens[step.samples] * width * item
     transient = max(transient, stream + logits * (4 if item == 4 else item + 4) + logits // step.branches * 4 * 5)
     return round(moved), transient
+
+
+def _ffn_part(ffn: SubLayer, spec: ModelSpec, rows: int) -> tuple[float, int, int]:
+    """Share of an FFN's weights that is read, hidden numbers that are made, and tokens that experts gather, each by each."""
+    tokens = rows * ffn.tokens
+    if ffn.width is None:
+        return 1.0, tokens * spec.hidden, 0
+    chosen, experts = ffn.width.chosen, ffn.width.experts
+    made = tokens * spec.hidden // experts * chosen
+    if not ffn.width.routed:
+        return chosen / experts, made, 0
+    return min(1.0, tokens * chosen / experts), made, tokens * chosen
 
 
 def _workspace(use: CacheUse, spec: ModelSpec, rows: int, item: int) -> int:

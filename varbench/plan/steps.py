@@ -50,6 +50,18 @@ class CacheUse:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Width:
+    """A part of an FFN."""
+
+    experts: int
+    """Into how many of equal size the hidden units are split."""
+    chosen: int
+    """How many of them each token computes."""
+    routed: bool
+    """Whether a policy chooses, by content, which; else they are the first ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SubLayer:
     """Tokens that an attention or FFN computes."""
 
@@ -58,6 +70,8 @@ class SubLayer:
     """Whether a policy chooses, by content, which tokens; the others are filled in."""
     remembered: bool = False
     """Whether the output is kept as state for filling in later."""
+    width: Width | None = None
+    """Of an FFN, the part of its hidden units that each token computes; None is all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +87,8 @@ class LayerCall:
     @property
     def picks(self) -> bool:
         """Whether anything is chosen by content."""
-        return self.attention.picked or self.ffn.picked or any(use.picked for use in self.cache)
+        routed = self.ffn.width is not None and self.ffn.width.routed
+        return self.attention.picked or self.ffn.picked or routed or any(use.picked for use in self.cache)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +117,17 @@ class Transform:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnStored:
+    """Numbers that a plugin keeps beside the main model's."""
+
+    plugin: str
+    trained: int
+    """Of the compute type."""
+    whole: int
+    """Whole numbers of eight bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     name: str
     model: ModelSpec
@@ -113,6 +139,9 @@ class Plan:
     steps: tuple[Step, ...]
     transforms: tuple[Transform, ...] = ()
     """In the order in which they are applied."""
+    routing_flops: int = 0
+    """FLOPs for each token whose experts are chosen by content."""
+    own: OwnStored | None = None
 
     def change(self, backbone: str, part: Part) -> PartChange:
         """All that the transforms make of a part together: shares multiply, bytes beside add up, the last type stands."""
@@ -175,6 +204,8 @@ class Plan:
                 for one in self.transforms
             ],
             "steps": [_step_json(step) for step in self.steps],
+            **({"routing_flops": self.routing_flops} if self.routing_flops else {}),
+            **({"own": asdict(self.own)} if self.own else {}),
         }
 
     def __str__(self) -> str:
@@ -206,7 +237,7 @@ def _step_json(step: Step) -> dict[str, Any]:
                 "layer": call.layer,
                 "slot": call.slot,
                 "attention": [call.attention.tokens, int(call.attention.picked), int(call.attention.remembered)],
-                "ffn": [call.ffn.tokens, int(call.ffn.picked), int(call.ffn.remembered)],
+                "ffn": [call.ffn.tokens, int(call.ffn.picked), int(call.ffn.remembered), *_width_json(call.ffn.width)],
                 "cache": [
                     [
                         list(use.heads),
@@ -222,6 +253,10 @@ def _step_json(step: Step) -> dict[str, Any]:
             for call in step.calls
         ],
     }
+
+
+def _width_json(width: Width | None) -> list[int]:
+    return [] if width is None else [width.experts, width.chosen, int(width.routed)]
 
 
 def describe(plan: Plan) -> Iterator[str]:
@@ -254,9 +289,12 @@ def _changed(change: PartChange) -> str:
 def _partial(step: Step, tokens: int) -> str:
     attention = [call.attention.tokens for call in step.calls]
     ffn = [call.ffn.tokens for call in step.calls]
-    if min(attention + ffn) == tokens:
-        return ""
-    return f" (attention on {_spread(attention)}, FFN on {_spread(ffn)})"
+    counts = f"attention on {_spread(attention)}, FFN on {_spread(ffn)}" if min(attention + ffn) < tokens else ""
+    widths = [call.ffn.width for call in step.calls if call.ffn.width is not None]
+    if widths:
+        of = f"{_spread([width.chosen for width in widths])} of {widths[0].experts} experts"
+        counts += f"{', ' if counts else ''}{of} in {len(widths)} layers"
+    return f" ({counts})" if counts else ""
 
 
 def _spread(counts: list[int]) -> str:

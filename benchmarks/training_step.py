@@ -54,10 +54,9 @@ def steps() -> dict[str, Any]:
     from varbench.plan.compiler import compile_plan
     from varbench.policies import MAIN, TrainStep
     from varbench.rows.grammar import resolve
-    from varbench.train.budgets import RECIPE
     from varbench.train.states import Checkpoints
     from varbench.train.tokens import TokenSet
-    from varbench.train.trainer import Curriculum, train
+    from varbench.train.trainer import Budget, Curriculum, train
 
     spec, files, data = presets.preset("tiny").spec, presets.shipped_files("tiny"), Shapes(side=32)
     tokenizer = build_tokenizer(spec, load_tokenizer(files["vae"])[1], files["vae"])
@@ -78,7 +77,7 @@ def steps() -> dict[str, Any]:
                 plan_of=lambda point: (plans[point or "full"], MAIN),
                 name="benchmark",
             ),
-            budget=type(RECIPE)(steps=count, peak_rate=3e-4, batch=32, looks=0),
+            budget=Budget(steps=count, peak_rate=3e-4, batch=32, looks=0),
             checkpoints=Checkpoints(Path(folder) / "state", every_seconds=1e9),
             progress=lambda step, figures: ends.append((time.process_time(), time.perf_counter())),
         )

@@ -26,7 +26,7 @@ from varbench.data.folder import open_folder
 from varbench.quality import extractors, libraries
 from varbench.quality.images import to_uint8
 from varbench.record import Record, load_records
-from varbench.train.budgets import QUICK_RECIPE
+from varbench.train.budgets import QUICK_STEPS
 
 needs_fidelity = pytest.mark.skipif(
     importlib.util.find_spec("torch_fidelity") is None, reason="torch-fidelity is not installed"
@@ -185,7 +185,7 @@ def test_recipes_are_trained_on_a_users_folder_of_classes(folder: Path, run: Run
     for name, training in trained.items():
         assert training is not None, name
         kept = json.loads((tmp_path / "cache" / "varbench" / "weights" / training.key / "record.json").read_text())
-        assert (kept["data"], training.steps) == (data, QUICK_RECIPE.steps)
+        assert (kept["data"], training.steps) == (data, QUICK_STEPS)
     assert len(trained) == 2
     again = run("--plugins", "variant@d3,code@n4", *files, "--data", "ten", *LOOK, "--resume")
     assert again.returncode == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,11 +26,11 @@ from varbench.record import Status, Verdict, read_record
 from varbench.rows import UPSTREAM
 from varbench.run import identity, session
 from varbench.run.children import Child, ChildEndedError
-from varbench.run.conduct import locked
 from varbench.run.display import Display
 from varbench.run.messages import Done, ResolvedPlugin
 from varbench.run.prepare import prepare
 from varbench.run.resume import complete_records, other_settings, set_aside_outdated
+from varbench.run.session import locked
 from varbench.run.side_by_side import side_by_side
 from varbench.show.entries import blocks_of
 
@@ -159,6 +160,22 @@ def test_a_row_whose_plan_no_other_has_takes_five_rounds(tmp_path: Path, script:
     found = {record.row.row: record for record in execution.save_all()}
     assert {record.status for record in found.values()} == {Status.COMPLETE}
     assert {len(record.timing.columns[0].rounds) for record in found.values() if record.timing} == {5}
+
+
+def test_a_row_is_told_when_it_is_finished_and_its_interval_while_it_is_measured(
+    tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    details: list[str] = []
+    monkeypatch.setattr(Display, "detail", lambda self, text: details.append(text))
+    execution = conduct(a_run(tmp_path, plugins="variant@untrained/d8", rounds=2), tmp_path)
+    script.seconds = {"variant@untrained/d8": 0.5}
+    execution.everything()
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  variant@untrained/d8: ")]
+    (line,) = told
+    assert re.fullmatch(r"  variant@untrained/d8: 2\.00x ± 0\.\d\d over 2 processes", line)
+    after_one = next(text for text in details if text.startswith("variant@untrained/d8 2.00x"))
+    assert after_one.endswith("over 1 process")
+    assert details.index("variant@untrained/d8") < details.index(after_one)
 
 
 def test_rows_of_one_recipe_share_weights_whatever_their_point(tmp_path: Path, script: Script) -> None:

@@ -23,7 +23,8 @@ from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer, initialise_
 from varbench.policies import TrainStep
 from varbench.spec import ModelSpec, TokenizerSpec
-from varbench.train.budgets import RECIPE
+from varbench.train import progress
+from varbench.train.budgets import recipe_budget
 from varbench.train.export import export
 from varbench.train.optimiser import adamw, rate_at
 from varbench.train.order import batch_rows, class_drops, uniforms
@@ -216,8 +217,8 @@ def test_a_trained_layer_is_its_modules(l2: bool, heads_differ: bool, monkeypatc
 
 
 def test_a_recipe_has_sixty_thousand_images_and_a_short_one_takes_those_it_sees() -> None:
-    assert replace(RECIPE, steps=60).images_seen == 60 * RECIPE.batch
-    assert replace(RECIPE, steps=8_000).images_seen == 60_000
+    assert recipe_budget(60).images_seen == 60 * 32
+    assert recipe_budget(8_000).images_seen == 60_000
     seen = np.concatenate([batch_rows(seed=0, step=step, batch=32, count=60 * 32) for step in range(60)])
     assert len(np.unique(seen)) == 60 * 32, "none of them twice"
 
@@ -441,3 +442,16 @@ def test_two_processes_train_what_one_does(tokenizer: Tokenizer, tokens: TokenSe
     # Adam turns the rounding of a sum into steps of some size where gradients are near zero.
     moved = (weights(alone) - weights(fresh())).norm()
     assert (weights(alone) - first).norm() < 0.02 * moved
+
+
+def test_progress_says_losses_and_images_a_second(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr("varbench.train.progress.time.monotonic", lambda: float(next(clock)))
+    with progress.shown("mine", steps=2, batch=32) as told:
+        told(1, {"loss full": 2.5})
+        told(2, {"loss full": 2.5})
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "mine: step 1 of 2, time left unknown  loss full 2.5"
+    assert last == "mine: step 2 of 2, 0 s left  loss full 2.5  images/s 16"

@@ -92,14 +92,14 @@ def test_layers_that_the_plan_leaves_out_are_not_trained(
 def test_points_of_a_recipe_share_weights_and_a_second_time_trains_nothing(given: dict[str, Path]) -> None:
     full, other = rows.expand("full_var@continued,fixed_ratio@p10/full", SPEC)
     first = trained(full, given)
-    assert not first.cached and not torch.equal(of(first.files["main"]), of(given["main"]))
+    assert first.origin == "here" and not torch.equal(of(first.files["main"]), of(given["main"]))
     again = trained(full, given)
-    assert again.cached and again.files == first.files and again.record == first.record
+    assert again.origin == "cache" and again.files == first.files and again.record == first.record
     # Another schedule, or another number of steps, is another training.
     assert trained(other, given).files["main"] != first.files["main"]
     assert trained(full, given, steps=9).files["main"] != first.files["main"]
     shallow = rows.resolve("fixed_ratio@p10/d1", SPEC)
-    assert trained(shallow, given).cached
+    assert trained(shallow, given).origin == "cache"
 
 
 def test_pretrained_recipes_train_nothing(given: dict[str, Path]) -> None:
@@ -178,7 +178,7 @@ sys.path.insert(0, {tests!r})
 import test_training_recipes as t
 given = {{name: Path({folder!r}) / f"{{name}}.safetensors" for name in ("vae", "main", "refiner")}}
 done = t.trained(t.rows.resolve("full_var@continued", t.SPEC), given)
-print("cached" if done.cached else "trained", flush=True)
+print(done.origin, flush=True)
 """
 
 
@@ -204,7 +204,7 @@ def test_two_that_want_one_recipe_train_it_once(
     first = trained(rows.resolve("full_var@continued", SPEC), given)
     answer, errors = others[0].communicate(timeout=120)
     assert said == "full_var@continued is being trained by another process; waiting for it\n", errors
-    assert not first.cached and answer == "cached\n"
+    assert first.origin == "here" and answer == "cache\n"
 
 
 def test_a_recipe_that_is_interrupted_goes_on_from_that_step(
@@ -230,7 +230,7 @@ def test_a_recipe_that_is_interrupted_goes_on_from_that_step(
     row = rows.resolve("full_var@continued", SPEC)
     with pytest.raises(KeyboardInterrupt):
         trained(row, given)
-    assert not trained(row, given).cached
+    assert trained(row, given).origin == "here"
     assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
 
 

@@ -261,12 +261,12 @@ def test_every_backbone_is_asked_about_with_its_own_sizes() -> None:
 
 def test_the_trainer_refuses_it_by_name(tmp_path: Path) -> None:
     from varbench.data.shapes import Shapes
-    from varbench.train.budgets import QUICK_RECIPE
+    from varbench.train.budgets import recipe_budget
     from varbench.train.recipes import recipe_weights
 
     row = row_of(Int8(), "variant@d2+acme@on")
     with pytest.raises(
         UserError, match=r"variant@d2\+acme@on: acme@on replaces modules .*only plain weights are trained"
     ):
-        recipe_weights(row, vae=tmp_path, pretrained={"main": tmp_path}, data=Shapes(side=32), budget=QUICK_RECIPE)
+        recipe_weights(row, vae=tmp_path, pretrained={"main": tmp_path}, data=Shapes(side=32), budget=recipe_budget(12))
     assert rows.without_transforms(row).name == "variant@d2"

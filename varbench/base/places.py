@@ -2,9 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
+KINDS = {
+    "weights": "recipes that were trained here",
+    "calibrations": "what offline passes of methods found",
+    "tokens": "training images as tokens",
+    "images": "training images",
+    "features": "features of reference images",
+    "full-images": "images of the full model, to hold others against",
+    "runs": "measured parts of earlier runs",
+}
 
-def cache_folder() -> Path:
+
+def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "varbench"
+
+
+def cache_folder(kind: str) -> Path:
+    """The folder of one of `KINDS`; it need not be there."""
+    assert kind in KINDS, kind
+    return cache_root() / kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A file or folder of the cache, which goes as a whole."""
+
+    path: Path
+    size: int
+    changed: float
+    """When anything of it was last written, in seconds since 1970."""
+
+
+def kept(kind: str) -> list[Kept]:
+    """What lies in a kind's folder."""
+    folder = cache_folder(kind)
+    return [_looked_at(path) for path in sorted(folder.iterdir())] if folder.is_dir() else []
+
+
+def _looked_at(path: Path) -> Kept:
+    """Files that go meanwhile, as partial ones do, are not there."""
+    size, changed = 0, 0.0
+    for file in (path, *path.rglob("*")):
+        with contextlib.suppress(OSError):
+            found = file.stat()
+            size += found.st_size if file.is_file() else 0
+            changed = max(changed, found.st_mtime)
+    return Kept(path=path, size=size, changed=changed)

@@ -43,13 +43,13 @@ def machine() -> dict[str, str]:
     """Facts by name, each as text; what is missing says so."""
     import torch
 
-    from varbench.base.places import cache_folder
+    from varbench.base.places import cache_root
     from varbench.measure.environment import available_memory, environment
     from varbench.measure.harness import null_cost
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found, harness = environment(device), null_cost(device)
-    folder = cache_folder()
+    folder = cache_root()
     variables = {**found.variables, **{name: os.environ[name] for name in VARIABLES if name in os.environ}}
     return {
         "machine": found.machine,

@@ -15,6 +15,7 @@ from varbench.record.option_forms import add_arguments, given_in
 
 if TYPE_CHECKING:
     from varbench.engine.pipeline import Pipeline
+    from varbench.rows.grammar import Row
 
 NOTHING_SELECTED = 4
 OF_MODEL = ("model", "weights", "vae", "companion", "device", "dtype", "seed")
@@ -28,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
         "sample",
         help="images of one or more rows, same classes and noise, in one PNG",
         description="Draws images with the weights that are given, or the preset's own, and puts them into one PNG: a line for "
-        "each row, a column for each image. Weights of a training recipe are not looked for.",
+        "each row, a column for each image. Of a preset, rows run on the trained weights that it ships for their recipe.",
         epilog="examples:\n"
         "  varbench sample full_var,variant@d8,variant@d2\n"
         "  varbench sample variant@d16 --model var-d30 --weights var_d30.pth --vae vae_ch160v4096z32.pth --labels 207,88\n"
@@ -57,12 +58,16 @@ def run(args: argparse.Namespace) -> int:
         print(f"varbench sample: error: {args.methods!r} names no row; give NAME or NAME@POINT", file=sys.stderr)
         return NOTHING_SELECTED
     labels = _labels(args.labels, pipe.model.classes)
-    lines = []
+    lines: list[Any] = []
+    pipes: dict[str | None, Pipeline] = {None: pipe}
     for row in asked:
+        recipe = _shipped_recipe(row, given, pipe.model.name)
+        if recipe not in pipes:
+            pipes[recipe], _ = open_pipeline(given, heads=args.heads, recipe=recipe)
         start = time.perf_counter()
         with warnings.catch_warnings(record=True) as noted:
             warnings.simplefilter("always")
-            output = pipe.generate(labels, **options, method=row)
+            output = pipes[recipe].generate(labels, **options, method=row)
         lines.append(output.images)
         print(f"{row.name}: {len(labels)} images in {time.perf_counter() - start:.2f} s", file=sys.stderr)
         for warning in noted:
@@ -70,6 +75,13 @@ def run(args: argparse.Namespace) -> int:
     _write_grid(lines, args.out)
     print(args.out)
     return 0
+
+
+def _shipped_recipe(row: Row, given: dict[str, Any], model: str) -> str | None:
+    from varbench.plan.presets import recipe_files
+
+    own = row.schedule is None or "weights" in given or not recipe_files(model, row.recipe_name)
+    return None if own else row.recipe_name
 
 
 def _labels(text: str | None, classes: int) -> list[int]:
@@ -81,7 +93,9 @@ def _labels(text: str | None, classes: int) -> list[int]:
         raise UserError(f"--labels is {text!r}; give class numbers by comma, 0 to {classes - 1}") from None
 
 
-def open_pipeline(given: dict[str, Any], *, heads: int | None) -> tuple[Pipeline, dict[str, Any]]:
+def open_pipeline(
+    given: dict[str, Any], *, heads: int | None, recipe: str | None = None
+) -> tuple[Pipeline, dict[str, Any]]:
     """The pipeline, and how its images are drawn."""
     from varbench.plan.presets import DEFAULT, shipped_files
     from varbench.run.defaults import companions, filled_in
@@ -105,7 +119,7 @@ def open_pipeline(given: dict[str, Any], *, heads: int | None) -> tuple[Pipeline
     if files:
         pipe = load_pipeline(given.get("model"), vae=given["vae"], var=given["weights"], num_heads=heads, **common)
     else:
-        pipe = load_pipeline(model, random="weights" in given, **common)
+        pipe = load_pipeline(model, random="weights" in given, recipe=recipe, **common)
     if "top_k" not in given:
         chosen["top_k"] = min(chosen["top_k"], pipe.model.tokenizer.vocabulary)
     return pipe, {name: chosen[name] for name in ("seed", "cfg", "top_k", "top_p")}

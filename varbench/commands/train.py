@@ -45,7 +45,10 @@ def add_parser(subparsers: Any) -> None:
         data="a folder with one sub-folder per class; default: the preset's own data",
     )  # fmt: skip
     parser.add_argument("--rate", type=float, help="peak learning rate")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where the weights go; a recipe's go to the cache")
+    parser.add_argument(
+        "--out", type=Path, metavar="PATH",
+        help="file for the weights; of a recipe, whose weights are kept in the cache, a folder for a copy with its record",
+    )  # fmt: skip
     parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="also write event files for TensorBoard")
     parser.set_defaults(run=run)
 
@@ -142,7 +145,7 @@ def _tokenizer(args: argparse.Namespace, data: ImageSet) -> int:
     budget = TokenizerBudget(seed=args.seed, **_given(args, steps="steps", rate="peak_rate", batch="batch"))
     out = _out(args)
     state = out.with_suffix(".state")
-    with shown("tokenizer", steps=budget.steps, events=args.tensorboard) as progress:
+    with shown("tokenizer", steps=budget.steps, batch=budget.batch, events=args.tensorboard) as progress:
         module, record = train_tokenizer(
             spec, data=data, budget=budget, checkpoints=Checkpoints(state), progress=progress, device=args.device
         )
@@ -200,7 +203,9 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
     def keep(step: int) -> None:
         export(transformer, out, spec=spec, record={**origin, "unfinished": f"{step} of {budget.steps} steps"})
 
-    with shown(args.what, steps=budget.steps, events=args.tensorboard, quiet=ranks.rank > 0) as progress:
+    with shown(
+        args.what, steps=budget.steps, batch=budget.batch, events=args.tensorboard, quiet=ranks.rank > 0
+    ) as progress:
         record = train(
             transformer,
             tokenizer=tokenizer,
@@ -224,11 +229,10 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
 def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench import rows
     from varbench.policies import MAIN
-    from varbench.train.budgets import RECIPE
+    from varbench.train.budgets import recipe_budget
     from varbench.train.recipes import recipe_weights
+    from varbench.train.shipped import put
 
-    if args.out is not None:
-        raise UserError("a recipe's weights go to the cache, keyed by what they were trained from. Leave --out away.")
     found = rows.expand(args.what, presets.preset(args.model).spec)
     by_recipe = {(row.recipe_plugin, row.recipe): row for row in found if row.schedule is not None}
     if not by_recipe:
@@ -240,18 +244,23 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
         pretrained[MAIN] = Path(args.weights)
     if MAIN not in pretrained:
         raise UserError(f"{args.model} ships no weights to start from. Give them by --weights and --vae.")
+    steps = args.steps or presets.preset(args.model).shipped_steps or presets.SHORT_STEPS
     for row in by_recipe.values():
         done = recipe_weights(
             row,
             vae=_vae(args),
             pretrained=pretrained,
             data=data,
-            budget=_budget(args, RECIPE),
+            budget=_budget(args, recipe_budget(steps)),
             device=args.device,
             events=args.tensorboard,
         )
+        if args.out is not None and done.record is not None:
+            own = {name: path for name, path in done.files.items() if path != pretrained[name]}
+            print(f"{row.recipe_name}  {put(args.out, row.recipe_name, files=own, record=done.record)}")
+            continue
         for name, path in done.files.items():
-            print(f"{row.recipe_plugin}@{row.recipe}  {name}  {path}{'  (cached)' if done.cached else ''}")
+            print(f"{row.recipe_name}  {name}  {path}{'  (cached)' if done.origin == 'cache' else ''}")
     return 0
 
 

@@ -102,7 +102,7 @@ def _kept(content: dict[str, Any], digest: str, seconds: float) -> Path:
     from varbench.base.places import cache_folder
     from varbench.base.whole_files import whole_file
 
-    path = cache_folder() / "calibrations" / f"{digest[:32]}.json"
+    path = cache_folder("calibrations") / f"{digest[:32]}.json"
     with whole_file(path) as file:
         file.write(json.dumps({**content, "digest": digest, "seconds": seconds}, indent=1).encode())
     return path

@@ -32,11 +32,12 @@ def load_pipeline(
     num_heads: int | None = None,
     random: bool = False,
     seed: int = 0,
+    recipe: str | None = None,
 ) -> Pipeline:
     """A pipeline from checkpoint files, or of a preset.
 
     With `vae` and `var`, sizes are read off the files. With a preset alone, its shipped weights are loaded, or with
-    `random` random ones drawn from `seed`. `companions` are further models by name, for methods that run on two; of a
+    `random` random ones drawn from `seed`, or those that it ships for a `recipe`, as in `method@recipe`. `companions` are further models by name, for methods that run on two; of a
     preset, those that are not given are found as its own weights are.
     """
     if dtype not in DTYPES:
@@ -51,9 +52,11 @@ def load_pipeline(
         )
     if random and vae is not None:
         raise UserError("random=True draws weights, and vae= and var= give them; leave one of the two out")
+    if recipe is not None and (random or vae is not None):
+        raise UserError("recipe= loads weights that a preset ships; leave vae= and var=, or random=True, out")
     if vae is None or var is None:
         return _preset_pipeline(
-            preset or "tiny", companions=companions, device=device, dtype=dtype, random=random, seed=seed
+            preset or "tiny", companions, device=device, dtype=dtype, random=random, seed=seed, recipe=recipe
         )
     tokenizer_spec, tokenizer_state = load_tokenizer(vae)
     backbones = {MAIN: load_transformer(var, tokenizer_spec, num_heads=num_heads)}
@@ -93,10 +96,25 @@ def _renamed(backbones: dict[str, Transformer], preset: str, path: str | Path) -
 
 
 def _preset_pipeline(
-    name: str, *, companions: Mapping[str, str | Path] | None, device: str, dtype: str, random: bool, seed: int
+    name: str,
+    companions: Mapping[str, str | Path] | None,
+    *,
+    device: str,
+    dtype: str,
+    random: bool,
+    seed: int,
+    recipe: str | None,
 ) -> Pipeline:
     preset = presets.preset(name)
     shipped = presets.shipped_files(name)
+    if recipe is not None:
+        trained = presets.recipe_files(name, recipe)
+        if not trained:
+            raise UserError(
+                f"{name} ships no trained weights of {recipe!r}; `varbench train {recipe}` trains them and says where they lie"
+            )
+        shipped |= trained
+        companions = {**{part: path for part, path in trained.items() if part != MAIN}, **(companions or {})}
     if shipped and not random:
         vae, var = shipped["vae"], shipped[MAIN]
         pipe = load_pipeline(name, vae=vae, var=var, companions=companions, device=device, dtype=dtype)

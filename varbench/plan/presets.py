@@ -14,6 +14,8 @@ from varbench.spec import SIDES_256, SIDES_512, ModelSpec, TokenizerSpec
 DEFAULT = "tiny"
 SHIPPED = {"vae": "tokenizer.safetensors", MAIN: "base.safetensors"}
 """Files under `assets/<preset>/`, by the part of a pipeline that they fill."""
+SHORT_STEPS = 60
+"""Optimiser steps of a recipe, unless its trained weights ship or more are asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,8 @@ class Preset:
     companions: Mapping[str, ModelSpec] = field(default_factory=dict)
     """Further models whose weights are shipped, by file name: a method that runs two finds the one of its sizes."""
     summary: str = ""
+    shipped_steps: int | None = None
+    """Optimiser steps of the recipes whose trained weights ship; None where none do."""
 
 
 def _official(depth: int) -> Preset:
@@ -49,6 +53,7 @@ _PRESETS = {
             spec=_TINY,
             assets=True,
             companions={"narrow.safetensors": _TINY.narrower()},
+            shipped_steps=2_000,
             summary="procedural shapes 32 px; ships with the package, runs on a CPU",
         ),
         *(_official(depth) for depth in (16, 20, 24, 30)),
@@ -84,6 +89,16 @@ def of_sizes(spec: ModelSpec) -> Preset:
 def asset_folder(name: str) -> Path:
     """Where the weights that the package ships for a preset lie; it need not be there."""
     return Path(str(resources.files("varbench"))) / "assets" / preset(name).spec.name
+
+
+def recipe_folder(assets: Path, recipe: str) -> Path:
+    """Where trained weights of a recipe lie, of those that ship in this folder."""
+    return assets / "recipes" / recipe.replace("@", "-")
+
+
+def recipe_files(name: str, recipe: str) -> dict[str, Path]:
+    """Trained weights that a preset ships for a recipe, by backbone; empty where it ships none."""
+    return {path.stem: path for path in sorted(recipe_folder(asset_folder(name), recipe).glob("*.safetensors"))}
 
 
 def shipped_files(name: str, further: Mapping[str, ModelSpec] | None = None) -> dict[str, Path]:

@@ -33,7 +33,7 @@ def content_hash(images: NDArray[np.uint8]) -> str:
 def cached_arrays(*inputs: str, compute: Callable[[], Arrays]) -> Arrays:
     """What `compute` returns, from the cache where these inputs were seen before. A torn file is made again."""
     key = digest(inputs)
-    path = cache_folder() / "features" / f"{key}.npz"
+    path = cache_folder("features") / f"{key}.npz"
     with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile), np.load(path) as stored:
         return {name: stored[name] for name in stored.files}
     arrays = compute()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -53,28 +56,72 @@ def read_made(path: str | Path) -> tuple[Images, Tokens | None]:
         return stored["images"], stored["tokens"] if "tokens" in stored.files else None
 
 
-def write_png(folder: str | Path, images: Images) -> None:
-    """One `000000.png` per image."""
+def write_png(folder: str | Path, images: Images, *, first: int = 0) -> None:
+    """One `000000.png` per image, numbered from `first`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for place, image in enumerate(images):
+    for place, image in enumerate(images, first):
         Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(
             folder / f"{place:06d}.png", compress_level=1
         )
 
 
-def write_samples_npz(path: str | Path, images: Images) -> None:
-    """Samples as the ADM suite takes them: `arr_0`, uint8 (N, S, S, 3). Written in pieces, and whole or not at all."""
-    path = Path(path)
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(images), *images.shape[2:], 3)}
+@contextlib.contextmanager
+def samples_npz(path: str | Path, *, count: int, side: int) -> Iterator[Callable[[Images], None]]:
+    """Takes samples piece by piece, for the ADM suite: `arr_0`, uint8 (N, S, S, 3). The file is there once it is whole."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, side, side, 3)}
     with (
-        whole_file(path) as whole,
+        whole_file(Path(path)) as whole,
         zipfile.ZipFile(whole, "w") as archive,
         archive.open("arr_0.npy", "w", force_zip64=True) as file,
     ):
         np.lib.format.write_array_header_1_0(file, header)
+
+        def take(images: Images) -> None:
+            file.write(np.ascontiguousarray(images.transpose(0, 2, 3, 1)).data)
+
+        yield take
+
+
+def write_samples_npz(path: str | Path, images: Images) -> None:
+    """All samples at once, in pieces."""
+    with samples_npz(path, count=len(images), side=images.shape[-1]) as take:
         for start in range(0, len(images), 256):
-            file.write(np.ascontiguousarray(images[start : start + 256].transpose(0, 2, 3, 1)).data)
+            take(images[start : start + 256])
+
+
+class KeptImages:
+    """All images of a row, kept for whoever wants them: an `.npz` for the ADM suite, or a folder of PNG files."""
+
+    def __init__(self, path: Path, *, count: int, side: int) -> None:
+        self._path, self._taken, self._open = path, 0, contextlib.ExitStack()
+        self._npz: Callable[[Images], None] | None = None
+        if path.suffix == ".npz":
+            self._npz = self._open.enter_context(samples_npz(path, count=count, side=side))
+        else:
+            self._partial = path.with_name(f".{path.name}.partial")
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+    def take(self, images: Images) -> None:
+        if self._npz is not None:
+            self._npz(images)
+        else:
+            write_png(self._partial, images, first=self._taken)
+        self._taken += len(images)
+
+    def end(self) -> None:
+        """All were taken, and they get their name."""
+        self._open.close()
+        if self._npz is None:
+            shutil.rmtree(self._path, ignore_errors=True)
+            self._partial.replace(self._path)
+
+    def give_up(self) -> None:
+        """The row did not come to its end, and nothing stays."""
+        if self._npz is None:
+            shutil.rmtree(self._partial, ignore_errors=True)
+        with contextlib.suppress(InterruptedError):
+            self._open.__exit__(InterruptedError, InterruptedError(), None)
 
 
 def read_npz(path: str | Path) -> dict[str, NDArray[np.generic]]:

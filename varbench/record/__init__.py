@@ -44,6 +44,7 @@ from varbench.record.store import (
     load_records,
     read_record,
     record_path,
+    row_slug,
     to_json,
     write_record,
 )
@@ -92,6 +93,7 @@ __all__ = [
     "plan_summary",
     "read_record",
     "record_path",
+    "row_slug",
     "to_json",
     "trace_totals",
     "write_record",

@@ -204,8 +204,12 @@ class Options:
         most=1, reads="top_p {:g}",
     )  # fmt: skip
     steps: int | None = option(
-        "optimiser steps of a recipe", absent="the preset's, for tiny 60", metavar="N", least=1,
-        reads="{} steps a recipe",
+        "optimiser steps of a recipe; default: for tiny 2,000, as what ships was trained for, else 60",
+        absent="a quick run: what ships, else 12 steps", metavar="N", least=1, reads="{:,} steps a recipe",
+    )  # fmt: skip
+    train: bool = option(
+        "train recipes here, although trained weights ship; 60 steps unless --steps says more", default=False,
+        compared=False,
     )  # fmt: skip
     images: int = option(
         "images scored a row; 0 leaves quality out", default=ByPreset(50_000, tiny=2_000, quick=2_000, quick_tiny=200),
@@ -214,6 +218,10 @@ class Options:
     second_opinion: bool = option(
         "the distance by clean-fid too; for FID, inception-2015-12-05.pt must lie beside the --inception file",
         default=False, compared=False,
+    )  # fmt: skip
+    keep_images: str | None = option(
+        "keep all scored images of every row in the run's folder: `npz`, as the ADM suite reads them, or `png`",
+        absent="a few are kept, to look at", metavar="FORM", choices=("npz", "png"), decides=False,
     )  # fmt: skip
     rounds: int = option(
         "rounds of fresh processes", default=ByPreset(FEWEST_ROUNDS, tiny=FEWEST_ROUNDS, quick=1, quick_tiny=1),

@@ -222,6 +222,11 @@ class Training:
     seconds: float = entry("time they took")
     seed: int = entry("seed of data order and draws")
     command: str = entry("command line that trains the same weights")
+    origin: str | None = entry(
+        "`shipped` with the package, trained `here` in this run, or taken from the `cache` of earlier trainings",
+        absent="the record is of before weights shipped",
+    )
+    device: str | None = entry("what it was trained on", absent="the record is of before this was noted")
     losses: tuple[LossCurve, ...] = entry("loss over steps, one curve per depth", default=())
     evaluations: tuple[Evaluation, ...] = entry("quality over steps", default=())
 

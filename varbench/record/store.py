@@ -60,8 +60,16 @@ def from_json(data: dict[str, Any]) -> Record:
 def record_path(record: Record, folder: Path) -> Path:
     """Where the record of a row lies: its name in letters that every file system takes, and a hash of the exact row."""
     identity = json.dumps([record.row.row, record.row.study, settings(record.protocol)])
-    slug = re.sub(r"[^A-Za-z0-9.-]+", "_", record.row.row).strip("_")[:60]
-    return folder / f"{slug}-{digest([identity])[:10]}.json"
+    return folder / f"{_letters(record.row.row)}-{digest([identity])[:10]}.json"
+
+
+def row_slug(row: str) -> str:
+    """A row's name for a file or folder of its own."""
+    return f"{_letters(row)}-{digest([row])[:6]}"
+
+
+def _letters(row: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", row).strip("_")[:60]
 
 
 def write_record(record: Record, folder: Path, *, replace: bool = False) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,12 +14,11 @@ from typing import Any, TypeVar
 
 from varbench.base.hashing import digest
 from varbench.base.places import cache_folder
-from varbench.errors import UserError
 from varbench.measure import speed, strain
 from varbench.measure.environment import cores, environment
 from varbench.measure.overseer import Overseer, Oversight, ScoredImages
 from varbench.measure.speed import Pace, SpeedRound
-from varbench.record import Record, Score, write_record
+from varbench.record import Record, Score, row_slug, write_record
 from varbench.record.failure import Failure, RowError
 from varbench.rows import FULL
 from varbench.run import children, verify
@@ -33,6 +31,7 @@ from varbench.run.messages import OWN_WEIGHTS, Job, Ready, Trained
 from varbench.run.prepare import Run, WeightSet
 from varbench.run.scorers import Scorers, keep_path
 from varbench.run.side_by_side import side_by_side
+from varbench.run.timing import finished, width
 
 PARTS = ".parts"
 """Sub-folder of the run for jobs and for the parts of rows that are measured already."""
@@ -103,6 +102,8 @@ class Conduct:
                     self._fail(alive, replace(found, reason=f"its weights could not be trained: {found.reason}"))
                     continue
                 assert isinstance(found, Trained)
+                if found.note:
+                    self.display.note(f"{key}: {found.note}")
                 self.trained[key] = found
                 self._update(alive, trained=found)
 
@@ -111,7 +112,8 @@ class Conduct:
 
         def lacking(name: str) -> bool:
             found = self.found[name]
-            if found.seen is None and self.run.is_scored(name) and (seen := self._earlier(Seen, name)):
+            scored = self.run.is_scored(name) and self._are_kept(name)
+            if found.seen is None and scored and (seen := self._earlier(Seen, name)):
                 self._update((name,), seen=seen)
             if found.looks is None and self._looks_wanted and (looks := self._earlier(Looks, name)):
                 self._update((name,), looks=looks)
@@ -123,7 +125,7 @@ class Conduct:
                 with self._turn(name):
                     if self.found[name].seen is None and self.run.is_scored(name):
                         self.display.detail(f"images of {name}")
-                        seen = scorers.score(name, subject.ask, self.display.detail)
+                        seen = scorers.score(name, subject.ask, self.display.detail, keep=self._images_path(name))
                         self._remember(seen, name)
                         self._update((name,), seen=seen)
                     if self.found[name].looks is None and self._looks_wanted:
@@ -167,7 +169,7 @@ class Conduct:
 
         def at(name: str) -> None:
             self._at = name
-            self.display.detail(name)
+            self.display.detail(" ".join(filter(None, (name, width(self.found[name])))))
 
         def work(subject: Child, names: tuple[str, ...]) -> None:
             full = FULL if self._has_full(weights) else None
@@ -206,6 +208,8 @@ class Conduct:
                 found = replace(found, oversight=self._oversight(overseer, name, scorers))
                 keep(found, self._part_path(SpeedRound, name, number))
                 self._update((name,), speed={**self.found[name].speed, number: found})
+                if len(self.found[name].speed) == self.run.rounds_of(name):
+                    self.display.note(finished(name, self.found[name]))
             self._save(names)
 
         with self.display.part("speed", f"{weights.key}, round {number + 1}"):
@@ -350,6 +354,15 @@ class Conduct:
         self._update((name,), earlier=self.found[name].earlier | {kind.__name__})
         return part
 
+    def _images_path(self, name: str) -> Path | None:
+        """Where all scored images of a row are kept, if that was asked for."""
+        kind = self.run.options.keep_images
+        return self.out / "images" / f"{row_slug(name)}{'.npz' if kind == 'npz' else ''}" if kind else None
+
+    def _are_kept(self, name: str) -> bool:
+        path = self._images_path(name)
+        return path is None or path.exists()
+
     def _remember(self, part: object, name: str) -> None:
         path = self._part_path(type(part), name)
         keep(part, path)
@@ -363,23 +376,8 @@ class Conduct:
         options = self.run.options
         if options.device != "cpu" or options.fresh:
             return None
-        return cache_folder() / "runs" / self._machine / self._part_path(kind, name).name
+        return cache_folder("runs") / self._machine / self._part_path(kind, name).name
 
     @cached_property
     def _machine(self) -> str:
         return environment("cpu").machine
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Two runs in one folder would overwrite each other's records."""
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w") as file:
-        if os.name == "posix":
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(f"another run is working in {out}; wait for it, or choose another --out") from error
-        yield

@@ -28,6 +28,10 @@ def resolve(args: argparse.Namespace, *, kind: type[Options] = Options) -> Optio
         chosen["images"] = 0  # random weights make images that say nothing of quality
     if "top_k" not in given:
         chosen["top_k"] = min(chosen["top_k"], preset.spec.tokenizer.vocabulary)
+    if chosen["steps"] is None and not chosen["quick"]:
+        # Of what ships, if it can be used: rows of one table shall have been trained for equally long.
+        own = chosen["train"] or chosen["seed"] or any(chosen[given] for given in ("weights", "vae", "data"))
+        chosen["steps"] = (None if own else preset.shipped_steps) or presets.SHORT_STEPS
     options = kind(**chosen)
     _check(options, preset)
     return options

@@ -133,6 +133,8 @@ class Trained:
     training: Training | None
     files: dict[str, str]
     hashes: dict[str, str]
+    note: str | None = None
+    """Why weights that ship were not used, where they should have been."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +158,8 @@ class Begin:
     row: str
     full: bool
     """It is the full model, whose images the other rows' are compared with."""
+    keep: str | None = None
+    """Where all of them are kept: an `.npz`, or a folder of PNG files."""
 
 
 @dataclass(frozen=True, kw_only=True)

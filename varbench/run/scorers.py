@@ -38,11 +38,11 @@ class Scorers:
         for child in self._started.values():
             child.end()
 
-    def score(self, row: str, ask: Ask, progress: Callable[[str], None]) -> Seen:
+    def score(self, row: str, ask: Ask, progress: Callable[[str], None], *, keep: Path | None = None) -> Seen:
         """Has all images of a row made and scored. Only one batch of them exists at a time."""
         options = self._run.options
         scorer = self._child("scoring")
-        scorer.ask(Begin(row=row, full=row == FULL))
+        scorer.ask(Begin(row=row, full=row == FULL, keep=str(keep.resolve()) if keep else None))
         values: dict[str, list[float]] = {}
         better: dict[str, str] = {}
         missing: dict[str, str] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from varbench.errors import UserError
 from varbench.record import Record, Status
-from varbench.run.conduct import Conduct, locked
+from varbench.run.conduct import Conduct
 from varbench.run.display import shown
 from varbench.run.prepare import Run
 from varbench.run.resume import complete_records, other_settings, set_aside_outdated
@@ -48,6 +49,21 @@ def carry_out(run: Run, out: Path, *, resume: bool, again: str) -> tuple[list[Re
                 lost = (replace(record, status=Status.INTERRUPTED) for record in unwritten)
                 return [], exit_code([*written.values(), *lost])
     return records, exit_code(records)
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Two runs in one folder would overwrite each other's records."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w") as file:
+        if os.name == "posix":
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"another run is working in {out}; wait for it, or choose another --out") from error
+        yield
 
 
 def parts(run: Run) -> dict[str, int]:

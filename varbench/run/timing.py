@@ -40,6 +40,29 @@ def timing(run: Run, row: RowInRun, found: Findings, missing: dict[str, str]) ->
     )
 
 
+def finished(name: str, found: Findings) -> str:
+    """A row in a line, once it is measured."""
+    told = [width(found)]
+    if found.seen is not None and found.seen.scored.quality is not None:
+        score = next(iter(found.seen.scored.quality.scores), None)
+        if score is not None and score.value is not None:
+            told.append(f"{score.name} {score.value:.3g}")
+    return f"  {name}: {', '.join(filter(None, told)) or 'measured'}"
+
+
+def width(found: Findings) -> str | None:
+    """The speedup over the full model as far as it is known, from the row's own processes; the page pools rows of one plan."""
+    rounds = [found.speed[number] for number in sorted(found.speed)]
+    pairs = [timed.throughput for timed in rounds]
+    for column in ("transformer", "with_decoder"):
+        own = _samples(pairs, COLUMNS[column], lambda pair: pair.row)
+        beside = _samples(pairs, COLUMNS[column], lambda pair: pair.full)
+        if own and beside:
+            ratio = stats.paired_ratio(beside, own)
+            return f"{ratio.value:.2f}x ± {(ratio.high - ratio.low) / 2:.2f} over {len(rounds)} process{'es' if len(rounds) > 1 else ''}"
+    return None
+
+
 def _columns(rounds: list[SpeedRound], *, batch: int) -> Iterator[TimingColumn]:
     for regime, size in (("throughput", batch), ("latency", 1)):
         pairs = [timed.throughput if regime == "throughput" else timed.latency for timed in rounds]

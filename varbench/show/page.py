@@ -30,6 +30,7 @@ from varbench.show.charts import Figure
 from varbench.show.drawn_rows import label
 from varbench.show.entries import Block, blocks_of
 from varbench.show.payload import packed
+from varbench.show.training_notes import training_notes
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -178,7 +179,7 @@ def _block(
         })  # fmt: skip
     return {
         "anchor": part.anchor, "title": block.title, "answer": answer(block), "rows": rows, "figures": shown,
-        "columns": part.headings, "grids": part.grids, "quality_notes": block.quality_notes,
+        "columns": part.headings, "grids": part.grids, "quality_notes": (*block.quality_notes, *training_notes(block)),
         "has_plans": any(figure.key == "plans" for _, figure in part.figures),
     }  # fmt: skip
 

@@ -12,6 +12,7 @@ from varbench.record import Record, Status
 from varbench.show import formatting
 from varbench.show.entries import Block, Entry, blocks_of, ended, judge_quality, judge_speed, score_label
 from varbench.show.header_footer import notices
+from varbench.show.training_notes import training_notes
 
 WIDTH = 150
 """Columns of a line at most. A command to copy is never broken."""
@@ -44,7 +45,7 @@ def _notes(block: Block) -> list[str]:
     headline = block.headline
     better, worse, same = (formatting.MARKS[judgement] for judgement in ("better", "worse", "same"))
     notes = [f"{better} {worse} better or worse than the full model beyond the noise, {same} no difference shown."]
-    notes += block.quality_notes
+    notes += (*block.quality_notes, *training_notes(block))
     if any(entry.timed != "transformer" for entry in block.entries):
         notes.append(
             f"{formatting.WITH_DECODER} with the decoder, in the full model's time too: the row has no transformer to time alone."

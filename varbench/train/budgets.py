@@ -6,5 +6,19 @@ from varbench.train.trainer import Budget
 
 BASE = Budget(steps=2_000, peak_rate=3e-3, batch=32, images=32_000, mean_decay=0.995)
 NARROW = Budget(steps=1_500, peak_rate=3e-3, batch=32, images=32_000, mean_decay=0.995)
-RECIPE = Budget(steps=60, peak_rate=3e-4, batch=32, images=60_000, mean_decay=0.95, looks=2)
-QUICK_RECIPE = Budget(steps=12, peak_rate=3e-4, batch=32, images=60_000, mean_decay=0.9, looks=0)
+QUICK_STEPS = 12
+"""Of a recipe that is trained in a run that shall be quick."""
+_RATE = 2e-3
+_STEPS_A_LOOK, _MOST_LOOKS = 30, 8
+
+
+def recipe_budget(steps: int, *, seed: int = 0) -> Budget:
+    """Equal for every recipe of as many steps, so that whoever trains it comes to the same weights."""
+    return Budget(
+        steps=steps,
+        seed=seed,
+        peak_rate=_RATE,
+        batch=32,
+        mean_decay=1 - 1 / max(10, steps / 10),
+        looks=min(_MOST_LOOKS, steps // _STEPS_A_LOOK),
+    )

@@ -17,7 +17,7 @@ _CHUNK = 1024
 def training_images(data: ImageSet, *, count: int) -> NDArray[np.uint8]:
     """The first `count` training images (or all there are), (N, 3, side, side), mapped from the cache folder."""
     wanted = data.training[:count]
-    path = cache_folder() / "images" / f"{data.fingerprint[:16]}-{len(wanted)}.npy"
+    path = cache_folder("images") / f"{data.fingerprint[:16]}-{len(wanted)}.npy"
     if not path.exists():
         _write(path, data, wanted)
     images: NDArray[np.uint8] = np.load(path, mmap_mode="r")

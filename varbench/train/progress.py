@@ -20,8 +20,12 @@ class Progress(Protocol):
 
 
 @contextlib.contextmanager
-def shown(title: str, *, steps: int, events: Path | None = None, quiet: bool = False) -> Iterator[Progress]:
+def shown(
+    title: str, *, steps: int, batch: int | None = None, events: Path | None = None, quiet: bool = False
+) -> Iterator[Progress]:
     """Show a training of `steps` steps while the block runs; write scalars to the folder `events` if given.
+
+    Of steps of a `batch`, how many images a second they take is shown too.
 
     `quiet` shows and writes nothing: all but one of several processes that train together.
     """
@@ -33,10 +37,16 @@ def shown(title: str, *, steps: int, events: Path | None = None, quiet: bool = F
         if events is not None:
             outlets.append(_events(stack, events))
         smooth: dict[str, float] = {}
+        first: tuple[int, float] | None = None
 
         def progress(step: int, figures: dict[str, float]) -> None:
+            nonlocal first
+            now = time.monotonic()
+            first = first or (step, now)
             for name, value in figures.items():
                 smooth[name] = _TRACE * smooth[name] + (1 - _TRACE) * value if name in smooth else value
+            if batch is not None and step > first[0]:
+                smooth["images/s"] = batch * (step - first[0]) / (now - first[1])
             for outlet in outlets:
                 outlet(step, smooth)
 

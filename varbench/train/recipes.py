@@ -1,7 +1,8 @@
-"""Trained weights of a row's recipe: from the cache where the same training was done before, else trained now.
+"""Trained weights of a row's recipe: those that ship, or from the cache where the same training was done before, else trained
+now.
 
-The key of the cache is what a training is made of (every answer of the schedule, the plans of the points it names, the
-budget, the tokens, the weights it starts from), so it depends neither on the row's point nor on any version number.
+Both are found by what a training is made of (every answer of the schedule, what each point it names computes, the budget, the
+data, the weights it starts from), so neither the row's point nor any version number matters.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,7 +23,7 @@ from varbench.base.places import cache_folder
 from varbench.base.turns import one_at_a_time
 from varbench.base.whole_files import whole_file
 from varbench.data.image_set import ImageSet
-from varbench.engine.teacher import TeacherPass
+from varbench.engine.teacher import TeacherPass, teacher_plan
 from varbench.errors import CheckpointError, UserError
 from varbench.model.checkpoints import build_tokenizer, load_tokenizer, load_transformer
 from varbench.model.tokenizer import Tokenizer
@@ -37,9 +38,12 @@ from varbench.train import evaluation
 from varbench.train.export import export
 from varbench.train.order import uniforms
 from varbench.train.progress import Progress, said_now_and_then, shown
+from varbench.train.shipped import Shipped
 from varbench.train.states import Checkpoints
 from varbench.train.tokens import TokenSet, tokens_of
 from varbench.train.trainer import DTYPES, Budget, Curriculum, HeldOut, Teacher, attention_of, train
+
+Origin = Literal["shipped", "cache", "here"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +54,9 @@ class RecipeWeights:
     """By backbone; those that the recipe does not train are the pretrained ones."""
     record: Mapping[str, Any] | None
     """How they were trained; None where the pretrained weights are used as they are."""
-    cached: bool
-    """Whether nothing had to be trained now."""
+    origin: Origin | None
+    note: str | None = None
+    """Why weights that ship for the recipe were not used, where they should have been."""
 
 
 def recipe_weights(
@@ -61,21 +66,29 @@ def recipe_weights(
     pretrained: Mapping[str, Path],
     data: ImageSet,
     budget: Budget,
+    shipped: Shipped | None = None,
     device: str = "cpu",
     events: Path | None = None,
 ) -> RecipeWeights:
-    """The weights of the row's recipe, trained from `pretrained` (by backbone) if they are not in the cache.
+    """The weights of the row's recipe, trained from `pretrained` (by backbone) if they neither ship nor are in the cache.
 
     `budget.steps` are the optimiser steps of all stages together.
     """
     if row.schedule is None:
-        return RecipeWeights(files=dict(pretrained), record=None, cached=True)
+        return RecipeWeights(files=dict(pretrained), record=None, origin=None)
     if row.policies.transforms:
         replacing = " and ".join(dict.fromkeys(owned.part for owned in row.policies.transforms))
         raise UserError(
             f"{row.name}: {replacing} replaces modules once weights are loaded, and only plain weights are trained; train "
             "the row without it, whose weights it then runs on"
         )
+    note = None
+    if shipped is not None and (told := shipped.record_of(row.recipe_name)) is not None:
+        key = _key(row, shipped.budget, vae=vae, pretrained=pretrained, data=data)
+        note = shipped.wrong(row.recipe_name, key=key)
+        if note is None:
+            ready = {**pretrained, **shipped.files_of(row.recipe_name)}
+            return RecipeWeights(files=ready, record=told, origin="shipped")
     row.schedule.check(budget.steps)
     tokenizer_spec, state = load_tokenizer(vae)
     if tokenizer_spec != row.model.tokenizer:
@@ -83,8 +96,8 @@ def recipe_weights(
     tokenizer = build_tokenizer(row.model, state, vae).to(device)
     stages = _stages(row.schedule, budget)
     _check_backbones(row, stages, pretrained)
-    key = _key(row, stages, vae=vae, pretrained=pretrained, data=data, budget=budget)
-    folder = cache_folder() / "weights" / key
+    key = _key(row, budget, vae=vae, pretrained=pretrained, data=data)
+    folder = cache_folder("weights") / key
     names = {stage.backbone for stage, _ in stages}
     files = {**pretrained, **{name: folder / f"{name}.safetensors" for name in names}}
     record_path = folder / "record.json"
@@ -92,7 +105,7 @@ def recipe_weights(
     def in_cache() -> RecipeWeights | None:
         if not (record_path.is_file() and all(files[name].is_file() for name in names)):
             return None
-        return RecipeWeights(files=files, record=json.loads(record_path.read_text()), cached=True)
+        return RecipeWeights(files=files, record=json.loads(record_path.read_text()), origin="cache", note=note)
 
     if found := in_cache():
         return found
@@ -107,7 +120,9 @@ def recipe_weights(
         record: dict[str, Any] = {"row": row.recipe_name, "key": key, "data": data.fingerprint, "stages": {}}
         for stage, stage_budget in stages:
             title = f"{row.recipe_name} {stage.name}" if len(stages) > 1 else row.recipe_name
-            with shown(title, steps=stage_budget.steps, events=events and events / stage.name) as progress:
+            with shown(
+                title, steps=stage_budget.steps, batch=budget.batch, events=events and events / stage.name
+            ) as progress:
                 record["stages"][stage.name] = _train_stage(
                     row,
                     stage,
@@ -127,7 +142,7 @@ def recipe_weights(
             file.write(json.dumps(record, indent=1).encode())
         for stage, _ in stages:
             (folder / f"{stage.name}.state").unlink(missing_ok=True)
-    return RecipeWeights(files=files, record=record, cached=False)
+    return RecipeWeights(files=files, record=record, origin="here", note=note)
 
 
 def full_plan(model: ModelSpec) -> Plan:
@@ -244,36 +259,37 @@ def _check_backbones(row: Row, stages: list[tuple[Stage, Budget]], pretrained: M
                 )
 
 
-def _key(
-    row: Row,
-    stages: list[tuple[Stage, Budget]],
-    *,
-    vae: Path,
-    pretrained: Mapping[str, Path],
-    data: ImageSet,
-    budget: Budget,
-) -> str:
+def _key(row: Row, budget: Budget, *, vae: Path, pretrained: Mapping[str, Path], data: ImageSet) -> str:
     assert row.schedule is not None
-    points: set[str] = set()
+    points: dict[str, set[str]] = {}
     answers = []
-    for stage, part in stages:
+    names = set[str]()
+    for stage, part in _stages(row.schedule, budget):
         steps = [
             row.schedule.at(stage, step, part.steps, uniforms(seed=budget.seed, step=step))
             for step in range(part.steps)
         ]
-        points |= {step.point for step in steps if step.point is not None}
-        answers.append([asdict(stage), [asdict(step) for step in steps]])
-    names = {name for stage, _ in stages for name in (stage.backbone, stage.teacher)}
-    used = {name: path for name, path in pretrained.items() if name in names}
+        points.setdefault(stage.backbone, set()).update(step.point for step in steps if step.point is not None)
+        answers.append([_said(stage), [_said(step) for step in steps]])
+        names |= {stage.backbone, *([stage.teacher] if stage.teacher else [])}
     content = {
         "answers": answers,
-        "plans": {
-            point: compile_plan(row.model, rows.at_point(row, point).policies).digest for point in sorted(points)
+        "computes": {
+            backbone: {
+                point: asdict(teacher_plan(compile_plan(row.model, rows.at_point(row, point).policies), backbone))
+                for point in sorted(named)
+            }
+            for backbone, named in points.items()
         },
-        "budget": asdict(budget),
+        "budget": {name: value for name, value in asdict(budget).items() if name != "looks"},
         "data": data.fingerprint,
         "model": row.model.to_json(),
-        "from": {name: file_hash(path) for name, path in {"vae": vae, **used}.items()},
-        "precision": torch.__version__.split("+")[0],
+        "from": {name: file_hash(path) for name, path in {"vae": vae, **pretrained}.items() if name in {"vae", *names}},
     }
     return json_digest(content)[:32]
+
+
+def _said(answer: Stage | TrainStep) -> dict[str, Any]:
+    """What differs from the neutral values, so that a further field does not make another training of every old one."""
+    said = {field.name: (getattr(answer, field.name), field.default) for field in fields(answer)}
+    return {name: value for name, (value, neutral) in said.items() if value != neutral}

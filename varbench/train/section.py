@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from varbench.record import Evaluation, LossCurve, Score, Training
+from varbench.train.recipes import RecipeWeights
 
 
-def section(record: Mapping[str, Any], *, recipe: str, model: str) -> Training:
+def section(weights: RecipeWeights, *, recipe: str, model: str) -> Training:
     """A recipe may have stages; their steps and seconds add up."""
+    record = weights.record
+    assert record is not None
     stages: dict[str, dict[str, Any]] = record["stages"]
     first, steps = next(iter(stages.values())), sum(stage["steps"] for stage in stages.values())
     curves: list[LossCurve] = []
@@ -28,6 +30,8 @@ def section(record: Mapping[str, Any], *, recipe: str, model: str) -> Training:
         steps=steps,
         seconds=sum(stage["seconds"] for stage in stages.values()),
         seed=first["seed"],
+        origin=weights.origin,
+        device=first["device"],
         command=f"varbench train {recipe} --model {model} --steps {steps} --seed {first['seed']}",
         losses=tuple(curves),
         evaluations=tuple(evaluations),

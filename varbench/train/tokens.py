@@ -46,7 +46,7 @@ def tokens_of(
 ) -> TokenSet:
     """Tokens of the images at `indices`, from the cache folder where they were made before."""
     key = digest([f"{data.fingerprint} {weights_hash(tokenizer)} {model.sides} {indices}"])
-    path = cache_folder() / "tokens" / f"{key[:32]}.npy"
+    path = cache_folder("tokens") / f"{key[:32]}.npy"
     if not path.exists():
         # Recipes that train side by side want the same ones.
         waiting = said_now_and_then(f"tokens of {data.name} are being made by another process; waiting for them")

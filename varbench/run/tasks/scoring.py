@@ -24,7 +24,7 @@ from varbench.model.checkpoints import build_tokenizer, load_tokenizer
 from varbench.model.tokenizer import Tokenizer
 from varbench.quality import Scoring, copies, distance_to_full, to_uint8
 from varbench.quality.extractors import extract
-from varbench.quality.images import Images, Tokens, read_made, write_made
+from varbench.quality.images import Images, KeptImages, Tokens, read_made, write_made
 from varbench.quality.likeness import chance
 from varbench.record import Distance, Quality, Samples, Score
 from varbench.run.channel import Channel
@@ -64,8 +64,13 @@ class Scorer:
         self._side = job.model.image_side
         self._networks = ScoringNetworks(job.options, side=self._side, device=job.options.device)
         self._full: tuple[Images, Tokens | None] | None = None
+        self._kept: KeptImages | None = None
 
     def begin(self, row: Begin) -> None:
+        if self._kept is not None:
+            self._kept.give_up()
+        count = self._job.options.images
+        self._kept = KeptImages(Path(row.keep), count=count, side=self._side) if row.keep else None
         self._row, self._count = row, 0
         self._images: list[Images] = []
         self._tokens: list[Tokens] = []
@@ -99,6 +104,8 @@ class Scorer:
             )
         if self._scoring is not None:
             self._scoring.take(images, np.asarray(message.labels))
+        if self._kept is not None:
+            self._kept.take(images)
         room = COMPARED - self._count
         if room > 0:
             self._images.append(images[:room])
@@ -123,6 +130,9 @@ class Scorer:
         return Likened(images_sha256=array_hash(scored), chance=told)
 
     def finish(self, expected: int) -> Scored:
+        if self._kept is not None:
+            self._kept.end()
+            self._kept = None
         images = np.concatenate(self._images)
         tokens = np.concatenate(self._tokens) if self._tokens else None
         quality = None
@@ -187,7 +197,7 @@ class Scorer:
 
     def _place(self) -> Path | None:
         name = self._job.full_images
-        return None if name is None else cache_folder() / "full-images" / f"{name}.npz"
+        return None if name is None else cache_folder("full-images") / f"{name}.npz"
 
     def _keep(self, images: Images, tokens: Tokens | None) -> None:
         self._full = (images, tokens)

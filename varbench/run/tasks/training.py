@@ -1,8 +1,7 @@
-"""Trains a recipe, or takes it from the cache."""
+"""Weights of a recipe: those that ship, or from the cache, or trained here."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from varbench import rows
@@ -11,9 +10,10 @@ from varbench.data.folder import open_folder
 from varbench.data.shapes import Shapes
 from varbench.run.channel import Channel
 from varbench.run.messages import Job, Trained
-from varbench.train.budgets import QUICK_RECIPE, RECIPE
+from varbench.train.budgets import QUICK_STEPS, recipe_budget
 from varbench.train.recipes import recipe_weights
 from varbench.train.section import section
+from varbench.train.shipped import shipped_with
 
 
 def run(job: Job, channel: Channel) -> None:
@@ -21,16 +21,23 @@ def run(job: Job, channel: Channel) -> None:
     options, (name,) = job.options, job.rows
     row = rows.without_transforms(rows.resolve(name, job.model))  # plain weights, whatever replaces modules later
     files = {part: Path(path) for part, path in job.files.items()}
-    budget = replace(QUICK_RECIPE if options.quick else RECIPE, seed=options.seed)
-    if options.steps is not None:
-        budget = replace(budget, steps=options.steps)
+    budget = recipe_budget(QUICK_STEPS if options.steps is None else options.steps, seed=options.seed)
+    own = options.train or options.weights is not None or options.data is not None
     side = job.model.image_side
     data = open_folder(options.data, side=side) if options.data else Shapes(side=side)
-    done = recipe_weights(row, vae=files.pop("vae"), pretrained=files, data=data, budget=budget, device=options.device)
-    recipe = f"{row.recipe_plugin}@{row.recipe}"
+    done = recipe_weights(
+        row,
+        vae=files.pop("vae"),
+        pretrained=files,
+        data=data,
+        budget=budget,
+        shipped=None if own else shipped_with(options.model, seed=options.seed, steps=options.steps),
+        device=options.device,
+    )
     channel.send(
         Trained(
-            training=None if done.record is None else section(done.record, recipe=recipe, model=job.model.name),
+            training=None if done.record is None else section(done, recipe=row.recipe_name, model=job.model.name),
+            note=done.note,
             files={part: str(path) for part, path in done.files.items()},
             hashes={part: file_hash(path) for part, path in done.files.items()},
         )

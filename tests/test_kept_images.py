@@ -1,0 +1,72 @@
+"""All images of a row, kept on request: whole or not at all, and made again where an earlier run's scores would do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from scripted import a_run, conduct
+from test_generators import OPTIONS, TINY
+
+from varbench.base.hashing import file_hash
+from varbench.measure.calls import Chunk, balanced_labels
+from varbench.quality.images import write_made
+from varbench.run.messages import Begin, Job, Take
+from varbench.run.tasks.scoring import Scorer
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (40, 3, 32, 32), dtype=np.uint8)
+
+
+def scorer() -> Scorer:
+    job = Job(task="scoring", options=replace(OPTIONS, images=40), model=TINY)
+    return Scorer(job, SimpleNamespace(alive=lambda text="": None))  # type: ignore[arg-type]
+
+
+def give(to: Scorer, folder: Path, first: int) -> None:
+    path = folder / "chunk.npz"
+    with open(path, "wb") as file:
+        write_made(file, IMAGES[first : first + 20], None)
+    labels = balanced_labels(20, 10, first=first)
+    to.take(Take(chunk=Chunk(path=str(path), sha256=file_hash(path)), labels=labels))
+
+
+@pytest.mark.parametrize("form", ["npz", "png"])
+def test_they_lie_there_in_order_once_the_row_has_come_to_its_end(tmp_path: Path, form: str) -> None:
+    kept = tmp_path / "images" / ("row.npz" if form == "npz" else "row")
+    mine = scorer()
+    mine.begin(Begin(row="a", full=False, keep=str(kept)))
+    give(mine, tmp_path, 0)
+    assert not kept.exists(), "half of them could pass for all"
+    give(mine, tmp_path, 20)
+    mine.finish(40)
+    if form == "npz":
+        with np.load(kept) as stored:
+            found = stored["arr_0"]
+    else:
+        found = np.stack([np.asarray(Image.open(path)) for path in sorted(kept.iterdir())])
+    np.testing.assert_array_equal(found, IMAGES.transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("name", ["row.npz", "row"])
+def test_of_a_row_that_breaks_off_nothing_stays(tmp_path: Path, name: str) -> None:
+    mine = scorer()
+    mine.begin(Begin(row="a", full=False, keep=str(tmp_path / "images" / name)))
+    give(mine, tmp_path, 0)
+    mine.begin(Begin(row="b", full=False))
+    assert list((tmp_path / "images").iterdir()) == []
+
+
+def test_scores_of_an_earlier_run_do_not_stand_for_images_that_are_wanted(tmp_path: Path) -> None:
+    run = a_run(tmp_path, plugins="variant@untrained/d8")
+    kept = conduct(replace(run, options=replace(run.options, keep_images="npz")), tmp_path)
+    path = kept._images_path("variant@untrained/d8")
+    assert path is not None and path.parent == tmp_path / "images" and path.suffix == ".npz"
+    assert not kept._are_kept("variant@untrained/d8")
+    path.parent.mkdir()
+    path.touch()
+    assert kept._are_kept("variant@untrained/d8")
+    assert conduct(run, tmp_path)._are_kept("variant@untrained/d8"), "where none are wanted, none are missed"

@@ -1,0 +1,133 @@
+"""Trained recipes that come with the package: found by what they were trained from, and never used for another training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from record_factory import make_record
+from test_training import DATA, SPEC
+from test_training_recipes import STEPS, given  # noqa: F401  the fixture
+
+from varbench import rows
+from varbench.data.shapes import Shapes
+from varbench.plan import presets
+from varbench.policies import TrainStep
+from varbench.show.entries import blocks_of
+from varbench.show.training_notes import training_notes
+from varbench.train import recipes, shipped
+from varbench.train.recipes import RecipeWeights, recipe_weights
+from varbench.train.shipped import Shipped, put, shipped_with
+
+ROW = "fixed_ratio@p10/d1"
+
+
+@pytest.fixture
+def weights(given: dict[str, Path], tmp_path: Path) -> Any:  # noqa: F811
+    """Asks for the weights of a row, of which some ship."""
+    pretrained = {name: path for name, path in given.items() if name != "vae"}
+
+    def ask(row: rows.Row, *, ready: bool = True, steps: int = 8) -> RecipeWeights:
+        budget = replace(STEPS, steps=steps)
+        folder = Shipped(assets=tmp_path / "ships", budget=STEPS)
+        return recipe_weights(
+            row, vae=given["vae"], pretrained=pretrained, data=DATA, budget=budget, shipped=folder if ready else None
+        )
+
+    row = rows.resolve(ROW, SPEC)
+    made = ask(row, ready=False)
+    own = {name: path for name, path in made.files.items() if path != pretrained[name]}
+    assert made.record is not None
+    put(tmp_path / "ships", row.recipe_name, files=own, record=made.record)
+    return ask
+
+
+def test_what_ships_is_loaded_and_not_trained(weights: Any, tmp_path: Path) -> None:
+    found = weights(rows.resolve("fixed_ratio@p10/full", SPEC), steps=3)
+    assert (found.origin, found.note) == ("shipped", None)
+    assert found.files["main"] == tmp_path / "ships" / "recipes" / "fixed_ratio-p10" / "main.safetensors"
+    assert found.record["stages"]["train"]["steps"] == 8, "as long as what ships was trained, whatever is asked else"
+    assert weights(rows.resolve("variant@d1", SPEC)).origin == "here", "nothing ships for it"
+
+
+def test_weights_of_another_schedule_are_named_and_not_used(weights: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Later(type(rows.resolve(ROW, SPEC).schedule)):  # type: ignore[misc]
+        def at(self, stage: Any, step: int, total: int, uniform: Any) -> TrainStep:
+            return TrainStep() if step == total - 1 else super().at(stage, step, total, uniform)
+
+    row = rows.resolve(ROW, SPEC)
+    schedule = object.__new__(Later)
+    vars(schedule).update(vars(row.schedule))
+    found = weights(replace(row, schedule=schedule))
+    assert found.origin == "here" and "fixed_ratio@p10 are of another schedule" in found.note
+
+
+@pytest.mark.parametrize("harm", ["changed", "gone"])
+def test_a_file_that_is_not_the_one_that_shipped_is_named_and_not_used(weights: Any, tmp_path: Path, harm: str) -> None:
+    path = tmp_path / "ships" / "recipes" / "fixed_ratio-p10" / "main.safetensors"
+    if harm == "gone":
+        path.unlink()
+    else:
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    found = weights(rows.resolve(ROW, SPEC))
+    assert found.origin == "cache" and str(path) in found.note
+
+
+def test_another_torch_or_a_further_neutral_field_keeps_the_weights(
+    weights: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.__version__", "99.0")
+    assert recipes._said(TrainStep()) == {} and recipes._said(TrainStep(point="d2")) == {"point": "d2"}
+    assert weights(rows.resolve(ROW, SPEC)).origin == "shipped"
+
+
+def test_other_seeds_and_steps_have_nothing_that_ships() -> None:
+    had = presets.preset("tiny").shipped_steps
+    assert shipped_with("tiny", seed=0, steps=None) and shipped_with("tiny", seed=0, steps=had)
+    assert shipped_with("tiny", seed=1, steps=None) is None and shipped_with("tiny", seed=0, steps=240) is None
+    assert shipped_with("var-d30", seed=0, steps=None) is None
+
+
+TINY = presets.asset_folder("tiny") / "recipes"
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent.name for path in TINY.glob("*/record.json")))
+def test_what_ships_for_tiny_is_what_todays_code_would_train(folder: str) -> None:
+    """Fails where a schedule, a base model, the data or the budget was changed and the weights were not trained again."""
+    recipe = json.loads((TINY / folder / shipped.RECORD).read_text())["row"]
+    (row, *_) = rows.expand(recipe, presets.preset("tiny").spec)
+    further = dict(row.policies.backbones)
+    files = presets.shipped_files("tiny", further)
+    ready = shipped_with("tiny", seed=0, steps=None)
+    assert ready is not None
+    found = recipe_weights(
+        row,
+        vae=files.pop("vae"),
+        pretrained=files,
+        data=Shapes(side=32),
+        budget=replace(ready.budget, steps=1),
+        shipped=ready,
+    )
+    assert (found.origin, found.note) == ("shipped", None)
+
+
+def test_the_page_says_where_weights_come_from_and_which_had_fewer_steps() -> None:
+    records = [make_record(name) for name in ("variant@progressive/d8", "variant@other/d8")]
+    for place, changes in enumerate(
+        ({"origin": "shipped", "device": "cpu"}, {"origin": "here", "steps": 60, "seconds": 20.0})
+    ):
+        training = records[place].training
+        assert training is not None
+        records[place] = replace(records[place], training=replace(training, **changes))
+    (block,) = blocks_of(records)
+    assert set(training_notes(block)[:-1]) == {
+        "Weights of variant@progressive: ship with varbench, trained for 200 steps on cpu, in 60 s at most.",
+        "Weights of variant@other: trained in this run for 60 steps, in 20 s at most.",
+    }
+    assert "not to be compared in quality: variant@other. --steps 200 trains all alike" in training_notes(block)[-1]
+    assert len(training_notes(blocks_of(records[:1])[0])) == 1

@@ -1,0 +1,71 @@
+"""Weights of recipes that come with the package: found by what they were trained from, not by their name, and looked at again
+before they are used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from varbench.base.hashing import file_hash
+from varbench.base.whole_files import whole_file
+from varbench.plan import presets
+from varbench.train.budgets import recipe_budget
+from varbench.train.trainer import Budget
+
+RECORD = "record.json"
+SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shipped:
+    """The folder of a preset in which trained weights lie ready, and the budget that they had."""
+
+    assets: Path
+    budget: Budget
+
+    def folder_of(self, recipe: str) -> Path:
+        return presets.recipe_folder(self.assets, recipe)
+
+    def record_of(self, recipe: str) -> dict[str, Any] | None:
+        """What is told of the recipe's weights; None where none ship."""
+        path = self.folder_of(recipe) / RECORD
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def files_of(self, recipe: str) -> dict[str, Path]:
+        """The recipe's weights by backbone, whose record is there."""
+        record = self.record_of(recipe) or {"files": {}}
+        return {backbone: self.folder_of(recipe) / f"{backbone}.safetensors" for backbone in record["files"]}
+
+    def wrong(self, recipe: str, *, key: str) -> str | None:
+        """Why the recipe's weights, whose record is there, may not be used; None where they may."""
+        record = self.record_of(recipe)
+        assert record is not None
+        if record["key"] != key:
+            return f"the shipped weights of {recipe} are of another schedule, start, data or budget, and are not used"
+        for backbone, path in self.files_of(recipe).items():
+            if not path.is_file() or file_hash(path) != record["files"][backbone]:
+                return f"{path} is not the file that was shipped, and is not used"
+        return None
+
+
+def shipped_with(preset: str, *, seed: int, steps: int | None) -> Shipped | None:
+    """What ships for a preset, if it had this seed and so many steps; None is whatever number of them."""
+    had = presets.preset(preset).shipped_steps
+    if had is None or seed != SEED or steps not in (None, had):
+        return None
+    return Shipped(assets=presets.asset_folder(preset), budget=recipe_budget(had, seed=SEED))
+
+
+def put(assets: Path, recipe: str, *, files: Mapping[str, Path], record: Mapping[str, Any]) -> Path:
+    """Copies trained weights, with their record and hashes, as they ship in this folder; where they lie then."""
+    folder = presets.recipe_folder(assets, recipe)
+    for backbone, path in files.items():
+        with whole_file(folder / f"{backbone}.safetensors") as file:
+            file.write(path.read_bytes())
+    told = {**record, "files": {backbone: file_hash(path) for backbone, path in files.items()}}
+    with whole_file(folder / RECORD) as file:
+        file.write((json.dumps(told) + "\n").encode())
+    return folder

@@ -196,7 +196,7 @@ class Pipeline:
     @torch.inference_mode()
     def logits(self, tokens: Tensor, labels: Tensor | Sequence[int], *, method: str | Row = FULL) -> Tensor:
         """Teacher-forced logits (B, L, V) of a method that computes every scale, without guidance."""
-        plan, _ = self.compile(method)
+        plan, row = self.compile(method)
         method_name = method if isinstance(method, str) else method.name
         tokens = tokens_given(tokens, self.model).to(self.device)
         labels = labels_given(labels, self.model).to(self.device)
@@ -205,7 +205,7 @@ class Pipeline:
         backbones = self.backbones_of(method)
         for name in dict.fromkeys(step.backbone for step in plan.steps):
             if (method_name, name) not in self._passes:
-                self._passes[method_name, name] = TeacherPass(plan, name)
+                self._passes[method_name, name] = TeacherPass(plan, name, row.width, side_by_side=True)
             run = self._passes[method_name, name]
             with true_float32():
                 logits = run.logits(backbones[name], features, labels, dtype=self.dtype, attend=fused_attention)

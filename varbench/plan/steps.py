@@ -87,8 +87,12 @@ class LayerCall:
     @property
     def picks(self) -> bool:
         """Whether anything is chosen by content."""
-        routed = self.ffn.width is not None and self.ffn.width.routed
-        return self.attention.picked or self.ffn.picked or routed or any(use.picked for use in self.cache)
+        return self.picks_between_tokens or (self.ffn.width is not None and self.ffn.width.routed)
+
+    @property
+    def picks_between_tokens(self) -> bool:
+        """Whether what is computed of one token depends on others by more than attention."""
+        return self.attention.picked or self.ffn.picked or any(use.picked for use in self.cache)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,19 @@ class OwnParameters:
     """Names of those that are whole numbers (int64), such as places; they are not trained."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class FfnSeen:
+    """An FFN of the full model at work, with nothing to differentiate in it."""
+
+    layer: int
+    hidden_RLC: Tensor
+    """What enters it, normed and modulated: the tokens of all scales, as `route` is given those of one."""
+    output_RLC: Tensor
+    """What leaves it, before it is gated."""
+    weights: Mapping[str, Tensor]
+    """`fc1.weight`, `fc1.bias`, `fc2.weight` and `fc2.bias`."""
+
+
 class WidthPolicy(Protocol):
     """How many experts of an FFN a token computes, of the main model's layers. It holds no tensors: its own numbers come with
     each question."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import varbench.engine.generate
+import varbench.engine.expert_ffn
 from varbench import hookimpl, rows
 from varbench.check import check
 from varbench.check.small_model import SPEC
@@ -190,19 +190,19 @@ def half(policy: type[WidthPolicy] = Half) -> types.ModuleType:
 def test_the_kit_sees_experts_that_were_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     only = {"runs", "chosen_experts_are_computed", "trace_equals_plan", "picks_are_places"}
     assert check(half(), name="half", only=only) == []
-    right = varbench.engine.generate.chosen_experts
+    right = varbench.engine.expert_ffn.chosen_experts
 
-    def others(x: Tensor, ffn: Any, width: Any, chosen: Tensor, **rest: Any) -> Tensor:
-        return right(x, ffn, width, (chosen + 1) % 4, **rest)
+    def others(x: Tensor, chosen: Tensor, experts: Any) -> Tensor:
+        return right(x, (chosen + 1) % 4, experts)
 
-    monkeypatch.setattr(varbench.engine.generate, "chosen_experts", others)
+    monkeypatch.setattr(varbench.engine.expert_ffn, "chosen_experts", others)
     assert {finding.invariant for finding in check(half(), name="half", only=only)} == {"chosen_experts_are_computed"}
 
-    def more(x: Tensor, ffn: Any, width: Any, chosen: Tensor, **rest: Any) -> Tensor:
-        rest["seen"](x)
-        return right(x, ffn, width, chosen, **rest)
+    def more(x: Tensor, chosen: Tensor, experts: Any) -> Tensor:
+        experts.seen.part(x)
+        return right(x, chosen, experts)
 
-    monkeypatch.setattr(varbench.engine.generate, "chosen_experts", more)
+    monkeypatch.setattr(varbench.engine.expert_ffn, "chosen_experts", more)
     assert {finding.invariant for finding in check(half(), name="half", only=only)} == {"trace_equals_plan"}
 
 

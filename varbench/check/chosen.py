@@ -207,6 +207,18 @@ class _UnseenWidth(stand_ins.AskedWidth):
         self._look.asks(False)
         return chosen
 
+    def gate(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
+        self._look.asks(True)
+        places = super().gate(hidden_RLC, count, layer=layer, scale=scale, own=own)
+        self._look.asks(False)
+        return places
+
+    def estimate(self, hidden_RLC: Tensor, *, layer: int, scale: int, own: Own) -> Tensor:
+        self._look.asks(True)
+        output = super().estimate(hidden_RLC, layer=layer, scale=scale, own=own)
+        self._look.asks(False)
+        return output
+
 
 class _ToldTokens(stand_ins.AskedTokens):
     def __init__(self, own: TokenPolicy, look: Look) -> None:

@@ -8,6 +8,7 @@ Letters: R rows, n tokens, N tokens of all rows, C width, u hidden units of a to
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from varbench.check import stand_ins
 from varbench.check.sameness import tolerance
 from varbench.check.subject import PlannedRow
 from varbench.experts import Own, WidthPolicy
@@ -25,7 +27,8 @@ from varbench.rows.grammar import Row
 
 
 def chosen_experts_are_computed(subject: PlannedRow) -> Iterator[str]:
-    """The FFN gives the sum of the experts that were chosen, as a plain sum over each token's hidden units has it."""
+    """The FFN gives the sum of the experts that were chosen, as a plain sum over each token's hidden units has it, and what was
+    estimated for tokens that were left out."""
     plan = subject.plan
     if plan.skipped or not any(call.ffn.width is not None for step in plan.steps for call in step.calls):
         return
@@ -35,7 +38,10 @@ def chosen_experts_are_computed(subject: PlannedRow) -> Iterator[str]:
         moment.scale = plan.steps[step].samples
 
     tokens = subject.with_logits.tokens
-    made = subject.generate(tokens=tokens, return_logits=True).logits
+    noted = stand_ins.replaced(
+        subject.row, "noted", lambda own: own, lambda own: own, lambda own: _Noted(own, moment.choices)
+    )
+    made = subject.generate(noted, tokens=tokens, return_logits=True).logits
     summed = subject.generate(_written_out(subject.row, moment), tokens=tokens, return_logits=True, observer=observe)
     assert made is not None and summed.logits is not None
     distance = float((made - summed.logits).abs().max())
@@ -47,9 +53,27 @@ def chosen_experts_are_computed(subject: PlannedRow) -> Iterator[str]:
 
 
 class _Moment:
-    """Which scale runs."""
+    """Which scale runs, and what was chosen where nothing was written out, in order: a near tie could fall either way."""
 
-    scale = 0
+    def __init__(self) -> None:
+        self.scale = 0
+        self.choices: deque[Tensor] = deque()
+
+
+class _Noted(stand_ins.AskedWidth):
+    def __init__(self, own: WidthPolicy, choices: deque[Tensor]) -> None:
+        super().__init__(own)
+        self._choices = choices
+
+    def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
+        chosen = super().route(hidden_RLC, count, layer=layer, scale=scale, own=own)
+        self._choices.append(chosen)
+        return chosen
+
+    def gate(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
+        places = super().gate(hidden_RLC, count, layer=layer, scale=scale, own=own)
+        self._choices.append(places)
+        return places
 
 
 def _written_out(row: Row, moment: _Moment) -> Row:
@@ -76,6 +100,18 @@ class _UnitByUnit(nn.Module):
         self.mine = [dict(own)]
 
     def forward(self, x_RnC: Tensor, dtype: torch.dtype) -> Tensor:
+        policy, scale, own, layer = self.policy, self.moment.scale, self.mine[0], self.layer
+        kept = policy.tokens(layer, scale)
+        if kept is None or kept == x_RnC.shape[1]:
+            return self._computed(x_RnC, dtype)
+        places_Rm = self.moment.choices.popleft().tolist()
+        computed_RmC = self._computed(torch.stack([x[at] for x, at in zip(x_RnC, places_Rm, strict=True)]), dtype)
+        estimated_RnC = policy.estimate(x_RnC, layer=layer, scale=scale, own=own)
+        for row, places in enumerate(places_Rm):
+            estimated_RnC[row, places] = computed_RmC[row]
+        return estimated_RnC
+
+    def _computed(self, x_RnC: Tensor, dtype: torch.dtype) -> Tensor:
         policy, scale, own, fc1, fc2 = self.policy, self.moment.scale, self.mine[0], self.ffn.fc1, self.ffn.fc2
         count = policy.count(self.layer, scale)
         if count is None or count == policy.experts:
@@ -86,7 +122,7 @@ class _UnitByUnit(nn.Module):
             split_EU = torch.arange(fc1.out_features).view(policy.experts, -1)
         chosen = torch.arange(count).expand(*x_RnC.shape[:2], -1)
         if policy.routed:
-            chosen = policy.route(x_RnC, count, layer=self.layer, scale=scale, own=own)
+            chosen = self.moment.choices.popleft()
         units_Nu, x_NC = split_EU[chosen.flatten(0, 1)].flatten(1), x_RnC.flatten(0, 1)
         sums = [
             fc2.weight[:, units] @ F.gelu(fc1.weight[units] @ x + fc1.bias[units], approximate="tanh") + fc2.bias

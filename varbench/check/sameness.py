@@ -26,13 +26,13 @@ SAME_PIXEL = 1 / 255
 
 
 def picks_are_places(subject: PlannedRow) -> Iterator[str]:
-    """`pick` and `route` give as many places or experts as were asked for, each once and within range; `fill` gives every
-    token."""
+    """`pick`, `gate` and `route` give as many places or experts as were asked for, each once and within range; `fill` and
+    `estimate` give every token."""
     yield from _few(subject.watched.places)
 
 
 def inputs_untouched(subject: PlannedRow) -> Iterator[str]:
-    """`pick`, `fill` and `route` only look at what they are given."""
+    """`pick`, `fill`, `route`, `gate` and `estimate` only look at what they are given."""
     yield from _few(subject.watched.inputs)
 
 

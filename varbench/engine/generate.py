@@ -15,7 +15,7 @@ from torch import Tensor
 
 from varbench.engine.cache import State
 from varbench.engine.conditioning import Conditioning, condition
-from varbench.engine.expert_ffn import chosen_experts, first_experts
+from varbench.engine.expert_ffn import Experts, part_of_ffn
 from varbench.engine.sampler import draw, filtered, uniforms
 from varbench.engine.watch import Watch
 from varbench.model.tokenizer import Tokenizer
@@ -259,21 +259,21 @@ class _Run:
         self._sub_layer(x_RLC, _SubLayer(name="ffn", planned=planned.ffn, call=call, compute=ffn))
 
     def _part_of_ffn(self, hidden_RnC: Tensor, call: _Call) -> Tensor:
-        """The experts of each token; the weights lie expert by expert."""
-        width, owner = call.planned.ffn.width, self.width
-        assert width is not None and owner is not None
-        key, ffn = call.key, call.block.ffn
-        if not width.routed:
-            return first_experts(hidden_RnC, ffn, width, dtype=self.dtype, seen=self.watch.part)
-        chosen_RnM = owner.policy.route(
-            hidden_RnC,
-            width.chosen,
+        """What the plan has of the FFN; its units lie expert by expert."""
+        width, key = call.planned.ffn.width, call.key
+        assert width is not None and self.width is not None
+        experts = Experts(
+            ffn=call.block.ffn,
+            width=width,
+            policy=self.width.policy,
+            own=self.backbones[key.backbone].own.tensors(),
             layer=key.layer,
             scale=call.step.samples,
-            own=self.backbones[key.backbone].own.tensors(),
+            split=None,
+            dtype=self.dtype,
+            seen=self.watch,
         )
-        self.watch.routed(chosen_RnM)
-        return chosen_experts(hidden_RnC, ffn, width, chosen_RnM, dtype=self.dtype, seen=self.watch.part)
+        return part_of_ffn(hidden_RnC, experts)
 
     def _sub_layer(self, x_RLC: Tensor, sub: _SubLayer) -> None:
         """Adds one residual branch to the stream: of all tokens, or of those a policy picks with the others filled in."""

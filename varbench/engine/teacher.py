@@ -14,7 +14,7 @@ from graphlib import CycleError, TopologicalSorter
 import torch
 from torch import Tensor
 
-from varbench.engine.expert_ffn import Experts, by_scale
+from varbench.engine.expert_ffn import Experts, Unseen, part_of_ffn
 from varbench.engine.trained_layer import Attend, fused_attention, trained_layer
 from varbench.errors import PlanError
 from varbench.experts import FfnSeen, WidthPolicy
@@ -190,14 +190,31 @@ class TeacherPass:
 
     def _ffn(self, visit: _Visit, transformer: Transformer, dtype: torch.dtype) -> Ffn | None:
         """The FFN of a layer that computes a part of it at some of its scales; None where it is whole."""
-        layer, parts = visit.key.layer, self._parts[visit.key]
-        widths = [(scale, self.model.tokens[scale], parts[scale]) for scale in visit.scales]
-        if self._width is None or not any(width for _, _, width in widths):
+        parts = [self._parts[visit.key][scale] for scale in visit.scales]
+        if self._width is None or not any(parts):
             return None
-        policy, own = self._width.policy, transformer.own.tensors()
+        policy, own, layer = self._width.policy, transformer.own.tensors(), visit.key.layer
+        ffn = transformer.block(layer).ffn
         split = None if self._side_by_side else policy.split(layer, own=own)
-        experts = Experts(policy=policy, own=own, layer=layer, split=split)
-        return lambda hidden: by_scale(hidden, transformer.block(layer).ffn, widths, experts, dtype=dtype)
+        counts = [self.model.tokens[scale] for scale in visit.scales]
+
+        def by_scale(hidden_BnC: Tensor) -> Tensor:
+            made = []
+            for scale, width, hidden in zip(visit.scales, parts, hidden_BnC.split(counts, dim=1), strict=True):
+                made.append(
+                    ffn(hidden, dtype)
+                    if width is None
+                    else part_of_ffn(
+                        hidden,
+                        Experts(
+                            ffn=ffn, width=width, policy=policy, own=own, layer=layer, scale=scale, split=split,
+                            dtype=dtype, seen=Unseen(),
+                        ),
+                    )
+                )  # fmt: skip
+            return torch.cat(made, dim=1)
+
+        return by_scale
 
     def _regroup(self, x: dict[tuple[int, ...], Tensor], scales: tuple[int, ...]) -> None:
         """Splits and joins the stream so that the scales of the next layer lie in one tensor, the rest in another."""

@@ -66,6 +66,7 @@ class Watch:
                 ffn=tokens,
                 hidden=rows * tokens * self._hidden[backbone] if whole else 0,
                 routed=0,
+                estimated=0,
                 masked=self._masked,
                 caches=tuple(self._caches),
             )
@@ -75,6 +76,11 @@ class Watch:
         """The experts that tokens were sent to."""
         call = self._calls[-1]
         self._calls[-1] = call._replace(routed=call.routed + chosen_RnM.shape[:-1].numel())
+
+    def estimated(self, output_RnC: Tensor) -> None:
+        """What stands in for the output of tokens that are left out."""
+        call = self._calls[-1]
+        self._calls[-1] = call._replace(estimated=call.estimated + output_RnC.shape[:-1].numel())
 
     def part(self, made: Tensor) -> None:
         """Hidden numbers that a part of the FFN made."""

@@ -50,8 +50,8 @@ class FfnSeen:
 
 
 class WidthPolicy(Protocol):
-    """How many experts of an FFN a token computes, of the main model's layers. It holds no tensors: its own numbers come with
-    each question."""
+    """How much of an FFN is computed, of the main model's layers: how many experts each token computes, and how many tokens
+    compute any. It holds no tensors: its own numbers come with each question."""
 
     experts: int = 1
     """Into how many experts of equal size the hidden units are split, in every layer."""
@@ -59,11 +59,15 @@ class WidthPolicy(Protocol):
     """Whether `route` chooses the experts of each token by content; else they are the first ones, for all tokens."""
     routing_flops: int = 0
     """FLOPs for each token of a `route`, two a multiply-add; `varbench check` counts them."""
+    gating_flops: int = 0
+    """The same for each token that a `gate` chooses from."""
+    estimating_flops: int = 0
+    """The same for each token of an `estimate`."""
     own: OwnParameters | None = None
     """Numbers that it keeps beside the weights."""
 
     def count(self, layer: int, scale: int) -> int | None:
-        """How many experts each token computes; None, or all of them, computes the FFN as it is, without asking."""
+        """How many experts each token computes; None, or all of them, computes the FFN as it is, without asking `route`."""
         return None
 
     def split(self, layer: int, *, own: Own) -> Tensor | None:
@@ -73,4 +77,18 @@ class WidthPolicy(Protocol):
     def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
         """Experts (R, L, count) of each token, each once in any order, given what enters the FFN: normed and modulated."""
         needed = f"{type(self).__name__} chooses experts by content, so it must give route() too"
+        raise NotImplementedError(needed)
+
+    def tokens(self, layer: int, scale: int) -> int | None:
+        """How many of a scale's tokens compute their experts; None, or all of them, asks neither `gate` nor `estimate`."""
+        return None
+
+    def gate(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
+        """Places (R, count) of the tokens that compute, each once in any order."""
+        needed = f"{type(self).__name__} leaves tokens out, so it must give gate() too"
+        raise NotImplementedError(needed)
+
+    def estimate(self, hidden_RLC: Tensor, *, layer: int, scale: int, own: Own) -> Tensor:
+        """The FFN's output (R, L, C) of the tokens that are left out, from what would enter it."""
+        needed = f"{type(self).__name__} leaves tokens out, so it must give estimate() too"
         raise NotImplementedError(needed)

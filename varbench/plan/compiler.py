@@ -11,7 +11,7 @@ from varbench.errors import PlanError
 from varbench.plan.cache_uses import Caches, Work
 from varbench.plan.owned import Owned, Policy, RowPolicies
 from varbench.plan.steps import Accounting, LayerCall, Plan, SlotKey, Step, SubLayer, Transform
-from varbench.plan.widths import own_stored, routing_flops, with_widths
+from varbench.plan.widths import choosing, own_stored, with_widths
 from varbench.policies import (
     MAIN,
     BothBranches,
@@ -95,7 +95,7 @@ def compile_plan(
             for owned in row.transforms
         ),
         steps=tuple(steps),
-        routing_flops=routing_flops(work, row.width),
+        choosing=choosing(work, row.width),
         own=own_stored(row.width),
     )
 

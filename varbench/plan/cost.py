@@ -148,12 +148,12 @@ class StepFlops(NamedTuple):
     """Products with matrices, by part, as transforms leave them."""
     phi: int
     """The quantiser's convolution."""
-    routing: int
-    """Choosing the experts of tokens, as the plugin that chooses declares it."""
+    choosing: int
+    """Choosing parts of FFNs and estimating the rest, as the plugin declares it."""
 
     @property
     def blocks(self) -> int:
-        return self.attention + self.products["attention"] + self.products["ffn"] + self.routing
+        return self.attention + self.products["attention"] + self.products["ffn"] + self.choosing
 
     @property
     def others(self) -> int:
@@ -174,8 +174,17 @@ def flops_of(steps: Sequence[StepSeen], plan: Plan, *, batch: int) -> Iterator[S
             attention=step.rows * sum(_attention_flops(spec, call) for call in step.calls),
             products={part: round(flops * plan.change(backbone, part).flops) for part, flops in products.items()},
             phi=2 * batch * plan.model.tokens[-1] * plan.model.tokenizer.code_dim**2 * 9,
-            routing=plan.routing_flops * sum(call.routed for call in step.calls),
+            choosing=sum(_choosing(plan, step, call) for call in step.calls),
         )
+
+
+def _choosing(plan: Plan, step: StepSeen, call: CallSeen) -> int:
+    if plan.choosing is None:
+        return 0
+    gated = step.rows * call.ffn if call.estimated else 0
+    return (
+        plan.choosing.routing * call.routed + plan.choosing.gating * gated + plan.choosing.estimating * call.estimated
+    )
 
 
 def _attention_flops(spec: ModelSpec, call: CallSeen) -> int:
@@ -292,10 +301,11 @@ def _ffn_part(ffn: SubLayer, spec: ModelSpec, rows: int) -> tuple[float, int, in
     tokens = rows * ffn.tokens
     if ffn.width is None:
         return 1.0, tokens * spec.hidden, 0
+    tokens = tokens if ffn.width.tokens is None else rows * ffn.width.tokens
     chosen, experts = ffn.width.chosen, ffn.width.experts
     made = tokens * spec.hidden // experts * chosen
     if not ffn.width.routed:
-        return chosen / experts, made, 0
+        return chosen / experts, made, 0 if ffn.width.tokens is None else tokens
     return min(1.0, tokens * chosen / experts), made, tokens * chosen
 
 

@@ -58,7 +58,13 @@ class Width:
     chosen: int
     """How many of them each token computes."""
     routed: bool
-    """Whether a policy chooses, by content, which; else they are the first ones."""
+    """Whether a policy chooses, by content, which; else they are the first ones, or all."""
+    tokens: int | None = None
+    """Of the tokens that enter, how many compute their experts, by content; the others' output is estimated. None is all."""
+
+    @property
+    def chooses(self) -> bool:
+        return self.routed or self.tokens is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +93,11 @@ class LayerCall:
     @property
     def picks(self) -> bool:
         """Whether anything is chosen by content."""
-        return self.picks_between_tokens or (self.ffn.width is not None and self.ffn.width.routed)
+        return self.picks_between_tokens or (self.ffn.width is not None and self.ffn.width.chooses)
 
     @property
     def picks_between_tokens(self) -> bool:
-        """Whether what is computed of one token depends on others by more than attention."""
+        """Whether anything is chosen that only the cached generation can choose."""
         return self.attention.picked or self.ffn.picked or any(use.picked for use in self.cache)
 
 
@@ -121,6 +127,18 @@ class Transform:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Choosing:
+    """FLOPs for each token, as a plugin declares them."""
+
+    routing: int
+    """Whose experts are chosen."""
+    gating: int
+    """Among those from which some are left out."""
+    estimating: int
+    """Which is left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OwnStored:
     """Numbers that a plugin keeps beside the main model's."""
 
@@ -143,8 +161,8 @@ class Plan:
     steps: tuple[Step, ...]
     transforms: tuple[Transform, ...] = ()
     """In the order in which they are applied."""
-    routing_flops: int = 0
-    """FLOPs for each token whose experts are chosen by content."""
+    choosing: Choosing | None = None
+    """Where parts of FFNs are chosen by content."""
     own: OwnStored | None = None
 
     def change(self, backbone: str, part: Part) -> PartChange:
@@ -208,7 +226,7 @@ class Plan:
                 for one in self.transforms
             ],
             "steps": [_step_json(step) for step in self.steps],
-            **({"routing_flops": self.routing_flops} if self.routing_flops else {}),
+            **({"choosing": asdict(self.choosing)} if self.choosing else {}),
             **({"own": asdict(self.own)} if self.own else {}),
         }
 
@@ -260,7 +278,9 @@ def _step_json(step: Step) -> dict[str, Any]:
 
 
 def _width_json(width: Width | None) -> list[int]:
-    return [] if width is None else [width.experts, width.chosen, int(width.routed)]
+    if width is None:
+        return []
+    return [width.experts, width.chosen, int(width.routed), *([] if width.tokens is None else [width.tokens])]
 
 
 def describe(plan: Plan) -> Iterator[str]:
@@ -298,6 +318,8 @@ def _partial(step: Step, tokens: int) -> str:
     if widths:
         of = f"{_spread([width.chosen for width in widths])} of {widths[0].experts} experts"
         counts += f"{', ' if counts else ''}{of} in {len(widths)} layers"
+        kept = [width.tokens for width in widths if width.tokens is not None]
+        counts += f" on {_spread(kept)} tokens" if kept else ""
     return f" ({counts})" if counts else ""
 
 

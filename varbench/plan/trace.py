@@ -37,6 +37,8 @@ class CallSeen(NamedTuple):
     """Hidden numbers that the FFN made, of all rows and tokens."""
     routed: int
     """Tokens, of all rows, whose experts were chosen by content."""
+    estimated: int
+    """Tokens, of all rows, whose output was estimated and not computed."""
     masked: bool
     caches: tuple[CacheSeen, ...]
 
@@ -93,7 +95,8 @@ def _call(step: Step, call: LayerCall, *, rows: int, hidden: int) -> CallSeen:
         CacheSeen(len(use.heads), read=total(use.read), own=use.own, kept=total(use.kept), room=use.capacity)
         for use in call.cache
     )
-    width, tokens = call.ffn.width, rows * call.ffn.tokens
+    width, entering = call.ffn.width, rows * call.ffn.tokens
+    tokens = entering if width is None or width.tokens is None else rows * width.tokens
     return CallSeen(
         backbone=step.backbone,
         layer=call.layer,
@@ -101,6 +104,7 @@ def _call(step: Step, call: LayerCall, *, rows: int, hidden: int) -> CallSeen:
         ffn=call.ffn.tokens,
         hidden=tokens * (hidden if width is None else hidden // width.experts * width.chosen),
         routed=tokens if width is not None and width.routed else 0,
+        estimated=entering - tokens,
         masked=step.mask != "full",
         caches=tuple(caches),
     )
@@ -138,6 +142,7 @@ def _described(call: CallSeen) -> str:
     )
     mask = ", masked" if call.masked else ""
     routed = f" ({call.routed} chose experts)" if call.routed else ""
+    routed += f" ({call.estimated} tokens estimated)" if call.estimated else ""
     return (
         f"layer {call.layer} of {call.backbone}{mask}, attention on {call.attention} and FFN on {call.ffn} tokens, "
         f"{call.hidden} hidden numbers{routed}, {caches}"

@@ -10,7 +10,7 @@ from varbench.errors import PlanError
 from varbench.experts import WidthPolicy
 from varbench.plan.cache_uses import Work
 from varbench.plan.owned import Owned
-from varbench.plan.steps import OwnStored, Width
+from varbench.plan.steps import Choosing, OwnStored, Width
 from varbench.policies import MAIN, StepSpec
 from varbench.spec import ModelSpec
 
@@ -38,27 +38,42 @@ def with_widths(
         if spec.backbone != MAIN:
             continue
         scale = spec.scales[-1]
+        available = sum(model.tokens[one] for one in spec.scales)
         for place, (layer, _) in enumerate(layers[index]):
+            where = f"{width.plugin}: the FFN of layer {layer} at {model.scale_name(scale)}"
             chosen = width.count(policy.count, layer, scale)
             if chosen is not None and not 1 <= chosen <= experts:
-                where = f"{width.plugin}: the FFN of layer {layer} at {model.scale_name(scale)}"
                 raise PlanError(f"{where} computes {chosen} experts of {experts}; give 1 to {experts}")
-            if chosen is not None and chosen < experts:
-                attention, ffn = work[index, place]
-                part = Width(experts=experts, chosen=chosen, routed=routed)
+            kept = width.count(policy.tokens, layer, scale)
+            if kept is not None and not 1 <= kept <= available:
+                raise PlanError(f"{where} computes {kept} tokens of {available}; give 1 to {available}")
+            attention, ffn = work[index, place]
+            if kept is not None and (len(spec.scales) > 1 or ffn.picked):
+                why = "a token policy picks tokens too" if ffn.picked else f"the step encodes {len(spec.scales)} scales"
+                raise PlanError(f"{where} leaves tokens out, and {why}; that is not supported")
+            partly = chosen is not None and chosen < experts
+            left_out = kept is not None and kept < available
+            if partly or left_out:
+                part = Width(
+                    experts=experts,
+                    chosen=chosen if partly and chosen is not None else experts,
+                    routed=routed and partly,
+                    tokens=kept if left_out else None,
+                )
                 found[index, place] = (attention, replace(ffn, width=part))
     return found
 
 
-def routing_flops(work: Work, width: Owned[WidthPolicy] | None) -> int:
+def choosing(work: Work, width: Owned[WidthPolicy] | None) -> Choosing | None:
     """FLOPs for each token of a choice, where any is made."""
-    if width is None or not any(ffn.width is not None and ffn.width.routed for _, ffn in work.values()):
-        return 0
+    if width is None or not any(ffn.width is not None and ffn.width.chooses for _, ffn in work.values()):
+        return None
     policy = width.policy
-    flops = width.whole(policy.routing_flops, policy.route)
-    if flops < 0:
-        raise PlanError(f"{width.plugin}: routing_flops is {flops}; give FLOPs for each token, 0 or more")
-    return flops
+    given = {"routing": policy.routing_flops, "gating": policy.gating_flops, "estimating": policy.estimating_flops}
+    for what, flops in given.items():
+        if not isinstance(flops, int) or flops < 0:
+            raise PlanError(f"{width.plugin}: {what}_flops is {flops!r}; give FLOPs for each token, 0 or more")
+    return Choosing(**given)
 
 
 def own_stored(width: Owned[WidthPolicy] | None) -> OwnStored | None:

@@ -186,6 +186,7 @@ def _train_stage(
             at=_answers(row.schedule, stage, budget),
             plan_of=partial(_plan_of, row, stage, transformer.spec),
             name=f"{row.recipe_name} {stage.name}",
+            width_of=lambda point: None if point is None else rows.at_point(row, point).policies.width,
             trains=stage.trains,
             own_loss=partial(row.schedule.own_loss, own=transformer.own.tensors()),
         ),

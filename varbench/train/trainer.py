@@ -21,9 +21,10 @@ from varbench.base.whole_files import require_space
 from varbench.engine.teacher import TeacherPass
 from varbench.engine.trained_layer import Attend, explicit_attention, fused_attention
 from varbench.errors import UserError
-from varbench.experts import FfnSeen
+from varbench.experts import FfnSeen, WidthPolicy
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer
+from varbench.plan.owned import Owned
 from varbench.plan.steps import Plan
 from varbench.policies import MAIN, TrainStep
 from varbench.spec import ModelSpec
@@ -87,6 +88,8 @@ class Curriculum:
     plan_of: Callable[[str | None], tuple[Plan, str]]
     """The plan of a point, and which of its backbones is trained; None is the full model."""
     name: str
+    width_of: Callable[[str | None], Owned[WidthPolicy] | None] = lambda point: None
+    """What chooses parts of FFNs at a point."""
     trains: Literal["model", "own", "both"] = "model"
     own_loss: Callable[[FfnSeen], Tensor] | None = None
     """Of a layer's FFN, for steps whose loss is a plugin's own."""
@@ -302,7 +305,8 @@ class _Passes:
         if key not in self._known:
             plan, backbone = self._curriculum.plan_of(point)
             steps = tuple(step for step in plan.steps if step.samples < scales)
-            self._known[key] = TeacherPass(replace(plan, steps=steps), backbone)
+            width = self._curriculum.width_of(point)
+            self._known[key] = TeacherPass(replace(plan, steps=steps), backbone, width)
         return self._known[key]
 
     @torch.no_grad()

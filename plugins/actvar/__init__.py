@@ -2,7 +2,7 @@
 estimated (arXiv 2511.12893).
 
 Points: `mNrM` computes N percent of the experts, of M percent of the tokens; `mN` computes every token, `rM` every expert, and
-`m100r100` is the full model. Recipe `distilled` has both stages, `frozen` the first alone, `untrained` none.
+`m100r100` is the full model. Recipe `distilled` has both stages, `frozen` the first alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 LAST = 3
 """Scales that compute a part."""
-POINTS = ("m75r90", "m75r75", "m50r75", "m50r50", "m25r25")
+POINTS = ("m75r90", "m75r75", "m50r50", "m25r25")
 _PERCENT = "([1-9][0-9]?|100)"
 
 
@@ -31,9 +31,9 @@ _PERCENT = "([1-9][0-9]?|100)"
 def varbench_settings(model: ModelSpec) -> Settings:
     return Settings(
         points=POINTS,
-        default_points=POINTS[:4],
+        default_points=POINTS[:3],
         point_pattern=f"m{_PERCENT}(r{_PERCENT})?|r{_PERCENT}",
-        recipes=("distilled", "frozen", "untrained"),
+        recipes=("distilled", "frozen"),
         parameters={
             "experts": Parameter(
                 default=experts_of(model), help="experts of equal size that hidden units are split into"
@@ -118,5 +118,5 @@ class TwoStages(TrainingSchedule):
 
 
 @hookimpl
-def varbench_training_schedule(setting: Setting, model: ModelSpec) -> TrainingSchedule | None:
-    return None if setting.recipe == "untrained" else TwoStages(frozen_only=setting.recipe == "frozen")
+def varbench_training_schedule(setting: Setting, model: ModelSpec) -> TrainingSchedule:
+    return TwoStages(frozen_only=setting.recipe == "frozen")

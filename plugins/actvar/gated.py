@@ -79,7 +79,8 @@ def estimated(hidden_RLC: Tensor, own: Own, layer: int) -> Tensor:
     import torch.nn.functional as F
 
     lower = own["lower"][layer]
-    return F.linear(F.linear(hidden_RLC.to(lower.dtype), lower), own["lift"][layer], own["mean"][layer])
+    output: Tensor = F.linear(F.linear(hidden_RLC.to(lower.dtype), lower), own["lift"][layer], own["mean"][layer])
+    return output
 
 
 def frozen_loss(seen: FfnSeen, own: Own) -> Tensor:

@@ -41,8 +41,7 @@ _SAVED = {"saved_flops": 0.2, "fid_change": 0.01, "speedup": 1.11}
 @hookimpl
 def varbench_settings(model: ModelSpec) -> Settings:
     return Settings(
-        points=("m75", "m60", "m50", "m25"),
-        default_points=("m75", "m50", "m25"),
+        points=("m75", "m50", "m25"),
         point_pattern=r"m[1-9][0-9]?|m100",
         recipes=("routers", "untrained"),
         parameters={

@@ -16,14 +16,14 @@ PACKAGE = Path(str(varbench.__file__)).parent
 
 # From the ground up: a room may import from those that stand before it, and from itself.
 ROOMS = (
-    "errors", "base", "spec", "policies", "supernet", "plan", "record", "hookspecs", "rows", "model", "data", "engine", "quality",
+    "errors", "base", "spec", "experts", "policies", "supernet", "plan", "record", "hookspecs", "rows", "model", "data", "engine", "quality",
     "train", "measure", "run", "show", "check", "commands", "__main__",
 )  # fmt: skip
 
 
 # What a plugin may import of varbench; everything else may change under it. Beside these, what `varbench` itself hands on.
 PUBLIC = {
-    "errors", "spec", "policies", "supernet", "record", "record.sections", "engine.calibration",
+    "errors", "spec", "experts", "experts.routers", "policies", "supernet", "record", "record.sections", "engine.calibration",
     "quality.torchvision_shim", "show.claims",
 }  # fmt: skip
 SHIPPED = (PACKAGE.parent / "plugins", PACKAGE.parent / "baselines")

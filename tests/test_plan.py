@@ -16,7 +16,7 @@ from varbench import rows
 from varbench.engine.loading import load_pipeline
 from varbench.engine.subjects import EngineSubject
 from varbench.errors import PlanError, UserError
-from varbench.plan import cost, presets
+from varbench.plan import cost, presets, sizes
 from varbench.plan.compiler import compile_plan
 from varbench.plan.hardware import KNOWN, from_file, hardware
 from varbench.plan.owned import Owned, RowPolicies
@@ -102,15 +102,15 @@ def test_parameters_are_counted(shared: bool, l2: bool) -> None:
     from varbench.model.tokenizer import Tokenizer
     from varbench.model.transformer import Transformer
 
-    assert sum(p.numel() for p in Transformer(spec).parameters()) == sum(cost.parameters(spec).values())
+    assert sum(p.numel() for p in Transformer(spec).parameters()) == sum(sizes.parameters(spec).values())
     stored = sum(t.numel() for t in Tokenizer.for_model(spec).state_dict().values())
-    assert stored == cost.tokenizer_parameters(spec.tokenizer, spec.scales)
+    assert stored == sizes.tokenizer_parameters(spec.tokenizer, spec.scales)
 
 
 def test_official_sizes() -> None:
     """2.0 billion numbers in d30, as its authors say."""
-    assert sum(cost.parameters(presets.preset("var-d30").spec).values()) / 1e9 == pytest.approx(2.0, abs=0.05)
-    assert sum(cost.parameters(presets.preset("var-d16").spec).values()) / 1e6 == pytest.approx(310, abs=5)
+    assert sum(sizes.parameters(presets.preset("var-d30").spec).values()) / 1e9 == pytest.approx(2.0, abs=0.05)
+    assert sum(sizes.parameters(presets.preset("var-d16").spec).values()) / 1e6 == pytest.approx(310, abs=5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -118,10 +118,10 @@ def test_planned_weights_are_those_that_are_loaded(dtype: str) -> None:
     pipe = load_pipeline("tiny", random=True, dtype=dtype)
     plan, _ = pipe.compile(rows.FULL)
     subject = EngineSubject(pipe=pipe, cfg=1.5, top_k=0, top_p=0.0)
-    assert cost.weight_bytes(plan, dtype, "cpu") == pytest.approx(subject.weight_bytes(rows.FULL), rel=1e-4)
+    assert sizes.weight_bytes(plan, dtype, "cpu") == pytest.approx(subject.weight_bytes(rows.FULL), rel=1e-4)
     # On a GPU the tokenizer stays in float32 whatever the compute type.
     numbers = sum(tensor.numel() for tensor in pipe.tokenizer.state_dict().values())
-    assert cost.weight_bytes(plan, dtype, "cuda") == 4 * numbers + cost.backbone_bytes(plan, "main", dtype)
+    assert sizes.weight_bytes(plan, dtype, "cuda") == 4 * numbers + sizes.backbone_bytes(plan, "main", dtype)
 
 
 def test_upstream_accounting_is_never_predicted_to_be_faster() -> None:

@@ -19,7 +19,7 @@ from varbench.engine.storage import storage_bytes
 from varbench.engine.subjects import EngineSubject
 from varbench.engine.transforms import stored
 from varbench.errors import PlanError, UserError
-from varbench.plan import cost
+from varbench.plan import cost, sizes
 from varbench.plan.compiler import compile_plan
 from varbench.plan.hardware import Hardware
 from varbench.plan.owned import OwnedTransform, RowPolicies
@@ -142,7 +142,7 @@ def test_bytes_are_those_that_are_stored(pipe: Pipeline) -> None:
     row = row_of(Int8(), "acme@on")
     plan = pipe.compile(row)[0]
     held = storage_bytes(stored(pipe.backbones_of(row)["main"]))
-    assert cost.backbone_bytes(plan, "main", "float32") == pytest.approx(held, rel=0.003)
+    assert sizes.backbone_bytes(plan, "main", "float32") == pytest.approx(held, rel=0.003)
     subject = EngineSubject(pipe=pipe, cfg=1.5, top_k=0, top_p=0.0)
     assert subject.weight_bytes(row.name) < subject.weight_bytes(rows.FULL), "a memory figure is the row's own"
     shared = {tensor.data_ptr() for tensor in stored(pipe.backbones["main"])}

@@ -18,6 +18,7 @@ import pluggy
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from varbench.experts import WidthPolicy
     from varbench.policies import (
         CacheStrategy,
         DepthPolicy,
@@ -213,6 +214,46 @@ def varbench_token_policy(setting: Setting, model: ModelSpec) -> TokenPolicy | N
         @hookimpl
         def varbench_token_policy(setting, model):
             return LongestHalf(model)
+    """
+
+
+@hookspec
+def varbench_width_policy(setting: Setting, model: ModelSpec) -> WidthPolicy | None:
+    """Gives how many experts of equal size, into which hidden units are split, an FFN computes, and which for each token.
+
+    It is asked for the main model's layers. It may keep numbers of its own beside the weights, which a recipe can train.
+
+    Parameters:
+        setting: recipe, point and parameters of the row.
+        model: the geometry that it runs on.
+
+    Example:
+        from varbench import hookimpl
+        from varbench.experts import OwnParameters, WidthPolicy
+
+        def means(weights, seed):
+            import torch
+
+            rows = [rows for name, rows in weights.items() if name.endswith("ffn.fc1.weight")]
+            return {"table": torch.stack([one.unflatten(0, (8, -1)).mean(dim=1) for one in rows])}
+
+        class HalfAtTheEnd(WidthPolicy):
+            experts = 8
+
+            def __init__(self, model):
+                self.model = model
+                self.own = OwnParameters(shapes={"table": (model.depth, 8, model.width)}, initial=means)
+                self.routing_flops = 2 * model.width * 8
+
+            def count(self, layer, scale):
+                return 4 if scale == self.model.scales - 1 else None
+
+            def route(self, hidden_RLC, count, *, layer, scale, own):
+                return (hidden_RLC @ own["table"][layer].float().T).topk(count).indices
+
+        @hookimpl
+        def varbench_width_policy(setting, model):
+            return HalfAtTheEnd(model)
     """
 
 

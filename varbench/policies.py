@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from varbench.experts import FfnSeen, Own
 from varbench.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -368,6 +369,8 @@ class Stage:
     """Share of the recipe's optimiser steps."""
     teacher: str | None = None
     """Backbone, as pretrained, that gives the soft targets of a `kl` loss."""
+    trains: Literal["model", "own", "both"] = "model"
+    """What is not frozen: the backbone's weights, or the numbers that the plugin keeps beside them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,7 +379,8 @@ class TrainStep:
 
     point: str | None = None
     """A point of the plugin, whose plan runs; None runs the full model."""
-    loss: Literal["ce", "kl"] = "ce"
+    loss: Literal["ce", "kl", "own"] = "ce"
+    """Cross-entropy, distance from the teacher, or the mean over layers of the schedule's `own_loss`."""
     scale_weights: tuple[float, ...] | None = None
     """Weight of each scale's tokens; a scale of weight 0 at the end is not run. None weighs all tokens alike."""
 
@@ -394,6 +398,11 @@ class TrainingSchedule(Protocol):
     def at(self, stage: Stage, step: int, total: int, uniform: Callable[[int], float]) -> TrainStep:
         """Step `step` of the stage's `total`; `uniform(k)` is the step's k-th random number in [0, 1)."""
         ...
+
+    def own_loss(self, seen: FfnSeen, *, own: Own) -> Tensor:
+        """What a step of loss `own` minimises, of one layer's FFN as the frozen full model runs it on the step's images."""
+        needed = f"{type(self).__name__} names the loss 'own', so it must give own_loss() too"
+        raise NotImplementedError(needed)
 
 
 class FullDepth(DepthPolicy):

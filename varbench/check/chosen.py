@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from varbench.check import stand_ins
+from varbench.experts import Own, WidthPolicy
 from varbench.plan.steps import CacheUse, LayerCall, Plan, Segment, SlotKey, Step, SubLayer
 from varbench.policies import CacheStrategy, StoredForm, SubLayerName, TokenPolicy
 from varbench.rows.grammar import Row
@@ -43,7 +44,11 @@ class Look(TorchFunctionMode):
     def row(self, row: Row) -> Row:
         self.caches.form = next((owned.policy.form for owned in row.policies.caches if owned.policy.form), None)
         return stand_ins.replaced(
-            row, "read again", lambda own: _ToldTokens(own, self), lambda own: _ToldCache(own, self)
+            row,
+            "read again",
+            lambda own: _ToldTokens(own, self),
+            lambda own: _ToldCache(own, self),
+            lambda own: _UnseenWidth(own, self),
         )
 
     def observe(self, moment: str, step: int) -> None:
@@ -265,6 +270,30 @@ def _sub_layers(plan: Plan) -> Iterator[tuple[Step, LayerCall, SubLayerName, Sub
             yield step, call, "attention", call.attention
             yield step, call, "ffn", call.ffn
         yield None
+
+
+class _UnseenWidth(stand_ins.AskedWidth):
+    def __init__(self, own: WidthPolicy, look: Look) -> None:
+        super().__init__(own)
+        self._look = look
+
+    def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
+        self._look.asks(True)
+        chosen = super().route(hidden_RLC, count, layer=layer, scale=scale, own=own)
+        self._look.asks(False)
+        return chosen
+
+    def gate(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
+        self._look.asks(True)
+        places = super().gate(hidden_RLC, count, layer=layer, scale=scale, own=own)
+        self._look.asks(False)
+        return places
+
+    def estimate(self, hidden_RLC: Tensor, *, layer: int, scale: int, own: Own) -> Tensor:
+        self._look.asks(True)
+        output = super().estimate(hidden_RLC, layer=layer, scale=scale, own=own)
+        self._look.asks(False)
+        return output
 
 
 class _ToldTokens(stand_ins.AskedTokens):

@@ -26,12 +26,13 @@ SAME_PIXEL = 1 / 255
 
 
 def picks_are_places(subject: PlannedRow) -> Iterator[str]:
-    """`pick` gives as many places as were asked for, each once and within range; `fill` gives every token."""
+    """`pick`, `gate` and `route` give as many places or experts as were asked for, each once and within range; `fill` and
+    `estimate` give every token."""
     yield from _few(subject.watched.places)
 
 
 def inputs_untouched(subject: PlannedRow) -> Iterator[str]:
-    """`pick` and `fill` only look at what they are given."""
+    """`pick`, `fill`, `route`, `gate` and `estimate` only look at what they are given."""
     yield from _few(subject.watched.inputs)
 
 
@@ -161,7 +162,7 @@ def _share_alone(subject: UnderTest, together: Answer, seed: int) -> float:
 def teacher_equals_cached(subject: PlannedRow) -> Iterator[str]:
     """Logits of the teacher-forced pass equal those of cached generation of the same tokens, before guidance."""
     plan = subject.plan
-    if plan.picks or plan.skipped:
+    if plan.skipped:
         return
     try:
         for name in dict.fromkeys(step.backbone for step in plan.steps):

@@ -9,13 +9,15 @@ Letters: R rows (images x branches), L l tokens, n count, H heads, C c widths.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from varbench.experts import Own, WidthPolicy
 from varbench.plan.owned import Owned, RowPolicies
 from varbench.policies import BothBranches, CacheStrategy, GuidancePolicy, StoredForm, SubLayerName, TokenPolicy
 from varbench.rows.grammar import Row
@@ -36,11 +38,12 @@ def watched(row: Row, notes: Notes) -> Row:
         "watched",
         lambda tokens: WatchedTokens(tokens, notes, row.model),
         lambda cache: WatchedCache(cache, notes, row.model),
+        lambda width: WatchedWidth(width, notes, row.model),
     )
 
 
 def plain(row: Row) -> Row:
-    return replaced(row, "plain", PlainTokens, PlainCache)
+    return replaced(row, "plain", PlainTokens, PlainCache, PlainWidth)
 
 
 def forced(row: Row) -> Row:
@@ -76,12 +79,14 @@ def replaced(
     what: str,
     tokens: Callable[[TokenPolicy], TokenPolicy],
     cache: Callable[[CacheStrategy], CacheStrategy],
+    width: Callable[[WidthPolicy], WidthPolicy] = lambda own: own,
 ) -> Row:
     own = row.policies
     policies = replace(
         own,
         tokens=Owned(plugin=own.tokens.plugin, policy=tokens(own.tokens.policy)) if own.tokens else None,
         caches=tuple(Owned(plugin=owned.plugin, policy=cache(owned.policy)) for owned in own.caches),
+        width=Owned(plugin=own.width.plugin, policy=width(own.width.policy)) if own.width else None,
     )
     return _renamed(row, what, policies)
 
@@ -160,6 +165,41 @@ class AskedCache(CacheStrategy):
 
     def pick(self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, **where: Any) -> Tensor:
         return self.own.pick(keys_BHnc, queries_BHLc, count, **where)
+
+
+class AskedWidth(WidthPolicy):
+    """Asks the plugin everything."""
+
+    def __init__(self, own: WidthPolicy) -> None:
+        self.plugin, self.own = own, own.own
+        self.experts, self.routed, self.routing_flops = own.experts, own.routed, own.routing_flops
+        self.gating_flops, self.estimating_flops = own.gating_flops, own.estimating_flops
+
+    def count(self, layer: int, scale: int) -> int | None:
+        return self.plugin.count(layer, scale)
+
+    def split(self, layer: int, *, own: Own) -> Tensor | None:
+        return self.plugin.split(layer, own=own)
+
+    def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
+        return self.plugin.route(hidden_RLC, count, layer=layer, scale=scale, own=own)
+
+    def tokens(self, layer: int, scale: int) -> int | None:
+        return self.plugin.tokens(layer, scale)
+
+    def gate(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
+        return self.plugin.gate(hidden_RLC, count, layer=layer, scale=scale, own=own)
+
+    def estimate(self, hidden_RLC: Tensor, *, layer: int, scale: int, own: Own) -> Tensor:
+        return self.plugin.estimate(hidden_RLC, layer=layer, scale=scale, own=own)
+
+
+class PlainWidth(AskedWidth):
+    def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
+        return torch.arange(count, device=hidden_RLC.device).expand(*hidden_RLC.shape[:2], -1)
+
+    def gate(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
+        return torch.arange(count, device=hidden_RLC.device).expand(len(hidden_RLC), -1)
 
 
 class PlainTokens(AskedTokens):
@@ -255,6 +295,43 @@ class WatchedCache(AskedCache):
             here, places, (*keys_BHnc.shape[:2], count), keys_BHnc.shape[2], ascending=True
         )
         return places
+
+
+class WatchedWidth(AskedWidth):
+    def __init__(self, own: WidthPolicy, notes: Notes, model: ModelSpec) -> None:
+        super().__init__(own)
+        self._notes, self._model = notes, model
+
+    def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
+        with self._looking_only("route", layer, scale, hidden_RLC, own) as where:
+            chosen = super().route(hidden_RLC, count, layer=layer, scale=scale, own=own)
+        shape = (*hidden_RLC.shape[:2], count)
+        self._notes.places += _wrong_places(where, chosen, shape, self.experts, ascending=False)
+        return chosen
+
+    def gate(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
+        with self._looking_only("gate", layer, scale, hidden_RLC, own) as where:
+            places = super().gate(hidden_RLC, count, layer=layer, scale=scale, own=own)
+        shape = (len(hidden_RLC), count)
+        self._notes.places += _wrong_places(where, places, shape, hidden_RLC.shape[1], ascending=False)
+        return places
+
+    def estimate(self, hidden_RLC: Tensor, *, layer: int, scale: int, own: Own) -> Tensor:
+        with self._looking_only("estimate", layer, scale, hidden_RLC, own) as where:
+            output = super().estimate(hidden_RLC, layer=layer, scale=scale, own=own)
+        self._notes.places += _not_plain(where, output)
+        if output.shape != hidden_RLC.shape:
+            self._notes.places.append(f"{where} gave {tuple(output.shape)}, not {tuple(hidden_RLC.shape)}")
+        return output
+
+    @contextmanager
+    def _looking_only(self, what: str, layer: int, scale: int, hidden_RLC: Tensor, own: Own) -> Iterator[str]:
+        where = f"{what} for layer {layer} at {self._model.scale_name(scale)}"
+        given = [hidden_RLC, *own.values()]
+        before = [tensor.clone() for tensor in given]
+        yield where
+        if not all(map(torch.equal, before, given)):
+            self._notes.inputs.append(f"{where} changed what it was shown")
 
 
 def _wrong_places(where: str, places: Tensor, shape: tuple[int, ...], available: int, *, ascending: bool) -> list[str]:

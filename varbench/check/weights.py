@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from varbench.check.subject import PlannedRow
 from varbench.engine.storage import storage_bytes
 from varbench.engine.transforms import stored
-from varbench.plan.cost import backbone_bytes
+from varbench.plan.sizes import backbone_bytes
 
 BYTES_AGREE = 0.01
 

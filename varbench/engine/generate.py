@@ -16,6 +16,7 @@ from torch import Tensor
 from varbench.engine.cache import State
 from varbench.engine.cache_entries import EncodedForm, PlainForm, attention_paid, merged
 from varbench.engine.conditioning import Conditioning, condition
+from varbench.engine.expert_ffn import Experts, part_of_ffn
 from varbench.engine.sampler import draw, filtered, uniforms
 from varbench.engine.watch import Watch
 from varbench.model.tokenizer import Tokenizer
@@ -164,6 +165,7 @@ class _Run:
         self.batch = labels_B.shape[0]
         self.tokens_policy = row.tokens.policy if row.tokens else None
         self.pickers = [owned.policy for owned in row.caches]
+        self.width = row.width
         self.state = State(accounting=plan.accounting, form=_form(plan, row, dtype))
         self.watch = Watch(backbones, self.state)
         self.conditioning: dict[str, Conditioning] = {}
@@ -244,12 +246,30 @@ class _Run:
 
         def ffn(chosen_RnC: Tensor) -> Tensor:
             hidden = modulated(chosen_RnC, scale2, shift2)
-            self.watch.ffn(block, hidden)
-            computed: Tensor = block.ffn(hidden, self.dtype)
+            whole = planned.ffn.width is None
+            self.watch.ffn(block, hidden, whole=whole)
+            computed: Tensor = block.ffn(hidden, self.dtype) if whole else self._part_of_ffn(hidden, call)
             return computed * gamma2
 
         self._sub_layer(x_RLC, _SubLayer(name="attention", planned=planned.attention, call=call, compute=attention))
         self._sub_layer(x_RLC, _SubLayer(name="ffn", planned=planned.ffn, call=call, compute=ffn))
+
+    def _part_of_ffn(self, hidden_RnC: Tensor, call: _Call) -> Tensor:
+        """What the plan has of the FFN; its units lie expert by expert."""
+        width, key = call.planned.ffn.width, call.key
+        assert width is not None and self.width is not None
+        experts = Experts(
+            ffn=call.block.ffn,
+            width=width,
+            policy=self.width.policy,
+            own=self.backbones[key.backbone].own.tensors(),
+            layer=key.layer,
+            scale=call.step.samples,
+            split=None,
+            dtype=self.dtype,
+            seen=self.watch,
+        )
+        return part_of_ffn(hidden_RnC, experts)
 
     def _sub_layer(self, x_RLC: Tensor, sub: _SubLayer) -> None:
         """Adds one residual branch to the stream: of all tokens, or of those a policy picks with the others filled in."""

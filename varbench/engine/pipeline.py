@@ -15,6 +15,7 @@ from torch import Tensor
 
 from varbench.engine.arguments import check_filters, images_given, labels_given, tokens_given
 from varbench.engine.generate import Observer, Sampling, generate
+from varbench.engine.own_weights import OwnOfWeights
 from varbench.engine.teacher import TeacherPass
 from varbench.engine.trained_layer import fused_attention
 from varbench.engine.transforms import transformed
@@ -84,6 +85,8 @@ class Pipeline:
         self.find = find
         self.recipes = recipes
         """By backbone, the recipe that its file says it was trained by; None where weights come from no file."""
+        # What rows do not share with the model does not stay in it.
+        self._own = OwnOfWeights(self.backbones[MAIN])
         self._plans: dict[str, tuple[Plan, RowPolicies]] = {}
         self._transformed: dict[tuple[str, ...], Transformer] = {}
         self._compiled: str | None = None
@@ -125,11 +128,13 @@ class Pipeline:
         found = {}
         for name, _ in plan.backbones:
             transforms = [owned for owned in row.transforms if owned.backbone == name]
-            key = (name, *(owned.part for owned in transforms))
-            if transforms and key not in self._transformed:
-                self._transformed[key] = transformed(self.backbones[name], transforms)
+            own = self._own.of_row(row, plan) if name == MAIN else None
+            changed = bool(transforms) or own is not None
+            key = (name, *(owned.part for owned in transforms), *([own.key] if own is not None else []))
+            if changed and key not in self._transformed:
+                self._transformed[key] = transformed(self.backbones[name], transforms, own)
                 self._compile_layers(self._transformed[key])
-            found[name] = self._transformed[key] if transforms else self.backbones[name]
+            found[name] = self._transformed[key] if changed else self.backbones[name]
         return found
 
     def compile_layers(self, *, mode: str) -> None:
@@ -191,7 +196,7 @@ class Pipeline:
     @torch.inference_mode()
     def logits(self, tokens: Tensor, labels: Tensor | Sequence[int], *, method: str | Row = FULL) -> Tensor:
         """Teacher-forced logits (B, L, V) of a method that computes every scale, without guidance."""
-        plan, _ = self.compile(method)
+        plan, row = self.compile(method)
         method_name = method if isinstance(method, str) else method.name
         tokens = tokens_given(tokens, self.model).to(self.device)
         labels = labels_given(labels, self.model).to(self.device)
@@ -200,7 +205,7 @@ class Pipeline:
         backbones = self.backbones_of(method)
         for name in dict.fromkeys(step.backbone for step in plan.steps):
             if (method_name, name) not in self._passes:
-                self._passes[method_name, name] = TeacherPass(plan, name)
+                self._passes[method_name, name] = TeacherPass(plan, name, row.width, side_by_side=True)
             run = self._passes[method_name, name]
             with true_float32():
                 logits = run.logits(backbones[name], features, labels, dtype=self.dtype, attend=fused_attention)

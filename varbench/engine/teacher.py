@@ -7,17 +7,23 @@ C width, D code_dim, V codes, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
 import torch
 from torch import Tensor
 
+from varbench.engine.expert_ffn import Experts, Unseen, part_of_ffn
 from varbench.engine.trained_layer import Attend, fused_attention, trained_layer
 from varbench.errors import PlanError
+from varbench.experts import FfnSeen, WidthPolicy
 from varbench.model.transformer import Layer, Transformer, normed
-from varbench.plan.steps import LayerCall, Plan, SlotKey, Step
+from varbench.plan.owned import Owned
+from varbench.plan.steps import LayerCall, Plan, SlotKey, Step, Width
+
+Ffn = Callable[[Tensor], Tensor]
+"""What stands in an FFN's place: given what enters it, normed and modulated."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ def teacher_plan(plan: Plan, backbone: str) -> TeacherPlan:
     for step in steps:
         before: SlotKey | None = None
         for call in step.calls:
-            if call.picks:
+            if call.picks_between_tokens:
                 raise PlanError(
                     f"{plan.name}: layer {call.layer} at {plan.model.scale_name(step.samples)} chooses tokens or cache "
                     "entries by content, which has no teacher-forced form; train and score it without that policy"
@@ -85,9 +91,21 @@ def _visit(key: SlotKey, calls: list[tuple[Step, LayerCall]]) -> _Visit:
 class TeacherPass:
     """A compiled pass of one backbone; masks are made once for each device."""
 
-    def __init__(self, plan: Plan, backbone: str) -> None:
+    def __init__(
+        self, plan: Plan, backbone: str, width: Owned[WidthPolicy] | None = None, *, side_by_side: bool = False
+    ) -> None:
+        """`width` is asked where the plan computes a part of an FFN; `side_by_side` says that the transformer's hidden units
+        lie expert by expert."""
         self.plan = teacher_plan(plan, backbone)
         self.model = plan.model
+        self._width, self._side_by_side = width, side_by_side
+        self._parts: dict[SlotKey, dict[int, Width | None]] = {}
+        for step in plan.steps:
+            for call in step.calls if step.backbone == backbone else ():
+                key = SlotKey(backbone, call.layer, call.slot)
+                self._parts.setdefault(key, {}).update(dict.fromkeys(step.scales, call.ffn.width))
+        if width is None and any(part for parts in self._parts.values() for part in parts.values()):
+            raise PlanError(f"{plan.name}: parts of FFNs are computed, and the policy that chooses them was not given")
         self._masks: dict[tuple[tuple[int, ...], object, torch.device], Tensor] = {}
 
     def logits(
@@ -108,6 +126,31 @@ class TeacherPass:
             self._layer(x, visit, transformer, cond, shared, dtype, attend)
         wanted = self.plan.sampled if sampled is None else sampled
         return transformer.logits(self._joined(x, wanted), transformer.head_nm.modulation(cond, dtype), dtype)
+
+    def show_ffns(
+        self,
+        transformer: Transformer,
+        features_BLD: Tensor,
+        labels_B: Tensor,
+        *,
+        dtype: torch.dtype,
+        attend: Attend,
+        look: Callable[[FfnSeen], None],
+    ) -> None:
+        """Runs every layer without gradients, and shows each FFN at work."""
+        cond = transformer.condition(labels_B)
+        shared = transformer.shared_modulation(cond, dtype)
+        x = self._embed(transformer, cond, features_BLD, dtype)
+        for visit in self.plan.visits:
+            block = transformer.block(visit.key.layer)
+
+            def shown(hidden: Tensor, block: Layer = block, layer: int = visit.key.layer) -> Tensor:
+                output: Tensor = block.ffn(hidden, dtype)
+                weights = {name: weight.detach() for name, weight in block.ffn.named_parameters()}
+                look(FfnSeen(layer=layer, hidden_RLC=hidden, output_RLC=output, weights=weights))
+                return output
+
+            self._layer(x, visit, transformer, cond, shared, dtype, attend, shown)
 
     def _embed(
         self, transformer: Transformer, cond: Tensor, features_BLD: Tensor, dtype: torch.dtype
@@ -134,6 +177,7 @@ class TeacherPass:
         shared: Tensor | None,
         dtype: torch.dtype,
         attend: Attend,
+        ffn: Ffn | None = None,
     ) -> None:
         if visit.scales not in x:
             self._regroup(x, visit.scales)
@@ -141,7 +185,36 @@ class TeacherPass:
         modulation = block.modulation(cond, shared, dtype)
         x_BnC = x[visit.scales]
         run = trained_layer if torch.is_grad_enabled() else _layer_of_modules
-        x[visit.scales] = run(x_BnC, block, modulation, self._mask(visit, x_BnC.device), dtype, attend)
+        ffn = ffn or self._ffn(visit, transformer, dtype)
+        x[visit.scales] = run(x_BnC, block, modulation, self._mask(visit, x_BnC.device), dtype, attend, ffn)
+
+    def _ffn(self, visit: _Visit, transformer: Transformer, dtype: torch.dtype) -> Ffn | None:
+        """The FFN of a layer that computes a part of it at some of its scales; None where it is whole."""
+        parts = [self._parts[visit.key][scale] for scale in visit.scales]
+        if self._width is None or not any(parts):
+            return None
+        policy, own, layer = self._width.policy, transformer.own.tensors(), visit.key.layer
+        ffn = transformer.block(layer).ffn
+        split = None if self._side_by_side else policy.split(layer, own=own)
+        counts = [self.model.tokens[scale] for scale in visit.scales]
+
+        def by_scale(hidden_BnC: Tensor) -> Tensor:
+            made = []
+            for scale, width, hidden in zip(visit.scales, parts, hidden_BnC.split(counts, dim=1), strict=True):
+                made.append(
+                    ffn(hidden, dtype)
+                    if width is None
+                    else part_of_ffn(
+                        hidden,
+                        Experts(
+                            ffn=ffn, width=width, policy=policy, own=own, layer=layer, scale=scale, split=split,
+                            dtype=dtype, seen=Unseen(),
+                        ),
+                    )
+                )  # fmt: skip
+            return torch.cat(made, dim=1)
+
+        return by_scale
 
     def _regroup(self, x: dict[tuple[int, ...], Tensor], scales: tuple[int, ...]) -> None:
         """Splits and joins the stream so that the scales of the next layer lie in one tensor, the rest in another."""
@@ -184,12 +257,19 @@ class TeacherPass:
 
 
 def _layer_of_modules(
-    x_BnC: Tensor, block: Layer, modulation: tuple[Tensor, ...], mask: Tensor, dtype: torch.dtype, attend: Attend
+    x_BnC: Tensor,
+    block: Layer,
+    modulation: tuple[Tensor, ...],
+    mask: Tensor,
+    dtype: torch.dtype,
+    attend: Attend,
+    ffn: Ffn | None,
 ) -> Tensor:
     """As generation runs it, whatever a transform has put in a module's place."""
     gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
     q, k, v = block.attn.qkv(normed(x_BnC) * scale1 + shift1, dtype)
     mixed = attend(q, k, v, mask, block.attn.softmax_scale)
     x_BnC = x_BnC + block.attn.out(mixed, dtype) * gamma1
-    out: Tensor = x_BnC + block.ffn(normed(x_BnC) * scale2 + shift2, dtype) * gamma2
+    hidden = normed(x_BnC) * scale2 + shift2
+    out: Tensor = x_BnC + (block.ffn(hidden, dtype) if ffn is None else ffn(hidden)) * gamma2
     return out

@@ -30,13 +30,22 @@ _GELU_PIECE = 2**16
 
 
 def trained_layer(
-    x_BnC: Tensor, block: Layer, modulation: tuple[Tensor, ...], mask: Tensor, dtype: torch.dtype, attend: Attend
+    x_BnC: Tensor,
+    block: Layer,
+    modulation: tuple[Tensor, ...],
+    mask: Tensor,
+    dtype: torch.dtype,
+    attend: Attend,
+    parts: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
+    """`parts` stands in the FFN's place, where a part of it is computed."""
     gamma1, gamma2, gain1, gain2, shift1, shift2 = modulation
     attn, ffn = block.attn, block.ffn
     q, k, v = _heads(attn, _modulated_norm(x_BnC, gain1, shift1, dtype), dtype)
     mixed = attend(q, k, v, mask, attn.softmax_scale)
     x_BnC = _gated_sum(x_BnC, attn.out(mixed, dtype), gamma1)
+    if parts is not None:
+        return _gated_sum(x_BnC, parts(_modulated_norm(x_BnC, gain2, shift2, torch.float32)), gamma2)
     hidden = _gelu(linear(_modulated_norm(x_BnC, gain2, shift2, dtype), ffn.fc1, dtype))
     return _gated_sum(x_BnC, linear(hidden, ffn.fc2, dtype), gamma2)
 

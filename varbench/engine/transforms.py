@@ -1,4 +1,5 @@
-"""Replaced modules: a copy of a backbone, changed by a row's transforms. The backbone itself is left as it is.
+"""Replaced modules: a copy of a backbone, changed by a row's transforms or with experts side by side. The backbone itself is
+left as it is.
 
 What the copy leaves unchanged shares the backbone's memory, so a row costs the bytes that its transform declares.
 """
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from varbench.engine.own_weights import OwnOfRow
 from varbench.errors import PlanError
 from varbench.model.transformer import Transformer
 from varbench.plan.owned import OwnedTransform
@@ -17,9 +19,14 @@ from varbench.plan.owned import OwnedTransform
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def transformed(backbone: Transformer, transforms: Sequence[OwnedTransform]) -> Transformer:
-    """The backbone as the transforms leave it, each applied to what the one before it gave."""
+def transformed(
+    backbone: Transformer, transforms: Sequence[OwnedTransform], own: OwnOfRow | None = None
+) -> Transformer:
+    """The backbone as the transforms leave it, each applied to what the one before it gave; the first is given FFNs whose
+    units lie expert by expert, and a row's own numbers, where it has any."""
     model = _copy(backbone)
+    if own is not None:
+        own.put_into(model)
     for owned in transforms:
         changed = owned.ask(owned.policy.apply, model)
         if not isinstance(changed, Transformer):
@@ -28,6 +35,8 @@ def transformed(backbone: Transformer, transforms: Sequence[OwnedTransform]) -> 
                 "given, and return it"
             )
         model = changed
+    if own is not None:
+        own.check(model)
     model = model.to(backbone.pos_1LC.device).requires_grad_(False).eval()
     _share(model, backbone)
     return model

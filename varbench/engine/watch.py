@@ -22,6 +22,7 @@ class Watch:
             for name, backbone in backbones.items()
             for layer in range(len(backbone.blocks))
         }
+        self._hidden = {name: backbone.spec.hidden for name, backbone in backbones.items()}
         self._steps: list[StepSeen] = []
 
     def begin(self) -> None:
@@ -62,12 +63,38 @@ class Watch:
         """At every moment when the state may be larger than before."""
         self._peak = max(self._peak, self._state.nbytes)
 
-    def ffn(self, block: Layer, hidden_RnC: Tensor) -> None:
-        """What enters the FFN, with which a layer ends."""
+    def ffn(self, block: Layer, hidden_RnC: Tensor, *, whole: bool) -> None:
+        """What enters the FFN, with which a layer ends; of one that is not run whole, each part is seen by itself."""
         backbone, layer = self._layers[id(block)]
+        rows, tokens = hidden_RnC.shape[:2]
         self._calls.append(
-            CallSeen(backbone, layer, self._tokens, hidden_RnC.shape[1], self._masked, tuple(self._caches))
+            CallSeen(
+                backbone=backbone,
+                layer=layer,
+                attention=self._tokens,
+                ffn=tokens,
+                hidden=rows * tokens * self._hidden[backbone] if whole else 0,
+                routed=0,
+                estimated=0,
+                masked=self._masked,
+                caches=tuple(self._caches),
+            )
         )
+
+    def routed(self, chosen_RnM: Tensor) -> None:
+        """The experts that tokens were sent to."""
+        call = self._calls[-1]
+        self._calls[-1] = call._replace(routed=call.routed + chosen_RnM.shape[:-1].numel())
+
+    def estimated(self, output_RnC: Tensor) -> None:
+        """What stands in for the output of tokens that are left out."""
+        call = self._calls[-1]
+        self._calls[-1] = call._replace(estimated=call.estimated + output_RnC.shape[:-1].numel())
+
+    def part(self, made: Tensor) -> None:
+        """Hidden numbers that a part of the FFN made."""
+        call = self._calls[-1]
+        self._calls[-1] = call._replace(hidden=call.hidden + made.numel())
 
     def end(self, stream_RLC: Tensor, logits_RlV: Tensor) -> None:
         self._steps.append(

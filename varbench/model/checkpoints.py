@@ -12,13 +12,15 @@ from torch import nn
 from varbench.errors import CheckpointError
 from varbench.model.state_files import State, listed, not_finite, read_state
 from varbench.model.tokenizer import Tokenizer
-from varbench.model.transformer import Transformer
+from varbench.model.transformer import OwnNumbers, Transformer
 from varbench.spec import SIDES_256, SIDES_512, ModelSpec, TokenizerSpec
 
 Module = TypeVar("Module", bound=nn.Module)
 
 _KNOWN_SIDES = {sum(side * side for side in sides): sides for sides in (SIDES_256, SIDES_512)}
 # Kept in official files, but derived here: the mask, and the bias of k that is always zero.
+_OWN = re.compile(r"^own\.([^/]+)/(\w+)$")
+"""Numbers that a method keeps beside the weights."""
 _DERIVED = re.compile(r"^(lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias)$")
 
 
@@ -147,4 +149,8 @@ def load_transformer(path: str | Path, tokenizer: TokenizerSpec, *, num_heads: i
     spec = model_spec(state, tokenizer, path, num_heads=num_heads)
     with torch.device("meta"):
         module = Transformer(spec)
+        own = {match[2]: (match[1], tensor) for name, tensor in state.items() if (match := _OWN.match(name))}
+        for plugin in {plugin for plugin, _ in own.values()}:
+            empty = {name: torch.empty_like(tensor, device="meta") for name, (_, tensor) in own.items()}
+            module.own = OwnNumbers(plugin.replace(":", "."), empty)
     return fill(module, state, path)

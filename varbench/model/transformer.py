@@ -10,6 +10,7 @@ Letters: B rows (images x guidance branches), L tokens, C width, H heads, c head
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -146,6 +147,25 @@ class HeadNorm(nn.Module):
         return scale + 1, shift
 
 
+class OwnNumbers(nn.Module):
+    """What a method keeps beside the weights: what is trained as parameters, whole numbers as buffers. Their names are
+    `plugin/name`, which no member of a module is called."""
+
+    def __init__(self, plugin: str = "", tensors: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.plugin = plugin
+        place = plugin.replace(".", ":")  # torch takes no dots
+        for name, tensor in (tensors or {}).items():
+            if tensor.is_floating_point():
+                self.register_parameter(f"{place}/{name}", nn.Parameter(tensor, requires_grad=False))
+            else:
+                self.register_buffer(f"{place}/{name}", tensor)
+
+    def tensors(self) -> dict[str, Tensor]:
+        held = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        return {name.rpartition("/")[2]: tensor for name, tensor in held.items()}
+
+
 class Transformer(nn.Module):
     """All weights of one backbone. Which blocks run on which tokens is the plan's business, not this module's."""
 
@@ -164,6 +184,8 @@ class Transformer(nn.Module):
         self.head_nm = HeadNorm(spec)
         self._scale_of_L: Tensor | None = None
         self.head = nn.Linear(width, spec.tokenizer.vocabulary)
+        self.own = OwnNumbers()
+        """Of a method, where a row or a training has any."""
 
     def block(self, layer: int) -> Layer:
         found = self.blocks[layer]

@@ -12,6 +12,7 @@ from varbench.errors import PlanError
 from varbench.plan.cache_uses import Caches, Work
 from varbench.plan.owned import Owned, Policy, RowPolicies
 from varbench.plan.steps import Accounting, LayerCall, Plan, SlotKey, Step, SubLayer, Transform
+from varbench.plan.widths import choosing, own_stored, with_widths
 from varbench.policies import (
     MAIN,
     BothBranches,
@@ -42,7 +43,7 @@ def compile_plan(
         raise PlanError(
             f"{row.generator.plugin} replaces the generation loop, so {row.name} has no plan; `varbench run` measures it"
         )
-    for owned in (row.depth, row.steps, row.guidance, row.tokens, *row.caches):
+    for owned in (row.depth, row.steps, row.guidance, row.tokens, row.width, *row.caches):
         if owned is not None and getattr(owned.policy, "dynamic", False):
             raise PlanError(
                 f"{owned.plugin}: dynamic policies (work that depends on content) are not executed by this version; "
@@ -57,6 +58,7 @@ def compile_plan(
     branches = _live_branches(specs, branches, strengths)
     layers = _layers(model, specs, backbones, row.depth)
     work = _token_work(model, specs, layers, row.tokens)
+    work = with_widths(model, specs, layers, work, row.width)
     caches = Caches(
         model=model, backbones=backbones, specs=specs, layers=layers, work=work, row=row, accounting=accounting
     )
@@ -102,6 +104,8 @@ def compile_plan(
             if owned.backbone in used
         ),
         steps=tuple(steps),
+        choosing=choosing(work, row.width),
+        own=own_stored(row.width),
     )
 
 

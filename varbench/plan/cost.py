@@ -13,9 +13,15 @@ from functools import cached_property
 from typing import NamedTuple
 
 from varbench.plan.hardware import Hardware
-from varbench.plan.state import ITEM, key_and_value_bytes
-from varbench.plan.steps import CacheUse, Plan, Step, total
+from varbench.plan.sizes import (
+    convolutions,
+    decoder_type,
+    weight_bytes,
+)
+from varbench.plan.state import ITEM
+from varbench.plan.steps import Plan
 from varbench.plan.trace import CacheSeen, CallSeen, StepSeen, foreseen
+from varbench.plan.traffic import traffic
 from varbench.policies import Part
 from varbench.spec import ModelSpec, TokenizerSpec
 
@@ -100,7 +106,7 @@ def work(plan: Plan, *, batch: int, dtype: str, device: str = "cuda") -> PlanWor
     seen = foreseen(plan, batch=batch, dtype=dtype).steps
     steps = []
     for step, known, counted in zip(plan.steps, seen, flops_of(seen, plan, batch=batch), strict=True):
-        moved, transient = _bytes(plan, plan.backbone(step.backbone), step, batch, dtype, device)
+        moved, transient = traffic(plan, plan.backbone(step.backbone), step, batch, dtype, device)
         steps.append(
             StepWork(
                 scale=step.samples,
@@ -150,10 +156,12 @@ class StepFlops(NamedTuple):
     """Products with matrices, by part, as transforms leave them."""
     phi: int
     """The quantiser's convolution."""
+    choosing: int
+    """Choosing parts of FFNs and estimating the rest, as the plugin declares it."""
 
     @property
     def blocks(self) -> int:
-        return self.attention + self.products["attention"] + self.products["ffn"]
+        return self.attention + self.products["attention"] + self.products["ffn"] + self.choosing
 
     @property
     def others(self) -> int:
@@ -174,7 +182,17 @@ def flops_of(steps: Sequence[StepSeen], plan: Plan, *, batch: int) -> Iterator[S
             attention=step.rows * sum(_attention_flops(spec, call) for call in step.calls),
             products={part: round(flops * plan.change(backbone, part).flops) for part, flops in products.items()},
             phi=2 * batch * plan.model.tokens[-1] * plan.model.tokenizer.code_dim**2 * 9,
+            choosing=sum(_choosing(plan, step, call) for call in step.calls),
         )
+
+
+def _choosing(plan: Plan, step: StepSeen, call: CallSeen) -> int:
+    if plan.choosing is None:
+        return 0
+    gated = step.rows * call.ffn if call.estimated else 0
+    return (
+        plan.choosing.routing * call.routed + plan.choosing.gating * gated + plan.choosing.estimating * call.estimated
+    )
 
 
 def _attention_flops(spec: ModelSpec, call: CallSeen) -> int:
@@ -199,7 +217,7 @@ def _product_flops(
     sixes = 1 if spec.shared_adaln else vectors_of
     return {
         "attention": sum(rows * 2 * call.attention * width * 4 * width for call in step.calls),
-        "ffn": sum(rows * 4 * call.ffn * width * spec.hidden for call in step.calls),
+        "ffn": sum(4 * call.hidden * width for call in step.calls),
         "conditioning": 2 * vectors * width * width * (6 * sixes + 2) if vectors_of else 0,
         "ends": 2 * batch * step.embedded * tokenizer.code_dim * width
         + 2 * rows * step.drawn * width * tokenizer.vocabulary,
@@ -215,150 +233,10 @@ def _other_types(plan: Plan, backbone: str, products: dict[Part, int], dtype: st
     return tuple(found.items())
 
 
-def matrices(spec: ModelSpec) -> dict[Part, tuple[int, int]]:
-    """Numbers in the matrices of each part, and in their biases."""
-    width, hidden, depth, tokenizer = spec.width, spec.hidden, spec.depth, spec.tokenizer
-    sixes = 1 if spec.shared_adaln else depth
-    return {
-        "attention": (depth * 4 * width * width, depth * width),
-        "ffn": (depth * 2 * width * hidden, depth * (hidden + width)),
-        "conditioning": ((6 * sixes + 2) * width * width, (6 * sixes + 2) * width),
-        "ends": ((tokenizer.code_dim + tokenizer.vocabulary) * width, width + tokenizer.vocabulary),
-    }
-
-
-def parameters(spec: ModelSpec) -> dict[str, int]:
-    """Numbers stored by a transformer, by how they are stored: `matrices` in the compute type, the rest in float32."""
-    layer = 2 * spec.width + (6 * spec.width if spec.shared_adaln else 0) + (spec.heads if spec.l2_attention else 0)
-    embeddings = (spec.classes + 1 + spec.scales + spec.length + spec.tokens[0]) * spec.width
-    return {"matrices": sum(map(sum, matrices(spec).values())), "others": spec.depth * layer + embeddings}
-
-
-def decoder_type(dtype: str, device: str) -> str:
-    """What the decoder's convolutions are stored in: on a GPU, autocast makes the compute type of float32 as it goes."""
-    return "bfloat16" if dtype == "bfloat16" and device == "cpu" else "float32"
-
-
-def weight_bytes(plan: Plan, dtype: str, device: str) -> int:
-    """Bytes of every transformer that the row runs on, and of the tokenizer: float32, but for the decoder's convolutions."""
-    spec = plan.model.tokenizer
-    in_decoder = sum((inputs * kernel**2 + 1) * outputs for inputs, outputs, kernel, _ in _convolutions(spec, 1))
-    spared = round((4 - ITEM[decoder_type(dtype, device)]) * in_decoder)
-    tokenizer = 4 * tokenizer_parameters(spec, plan.model.scales) - spared
-    return tokenizer + sum(backbone_bytes(plan, name, dtype) for name, _ in plan.backbones)
-
-
-def backbone_bytes(plan: Plan, name: str, dtype: str) -> int:
-    """Bytes of one transformer as transforms leave it."""
-    spec = plan.backbone(name)
-    bytes_ = 4.0 * parameters(spec)["others"]
-    for part, (_, biases) in matrices(spec).items():
-        bytes_ += _matrix_bytes(plan, name, part, dtype) + biases * ITEM[plan.change(name, part).bias_type or dtype]
-    return round(bytes_)
-
-
-def _matrix_bytes(plan: Plan, name: str, part: Part, dtype: str) -> float:
-    """Of all layers, with what is stored beside."""
-    change = plan.change(name, part)
-    numbers, _ = matrices(plan.backbone(name))[part]
-    return change.weights * numbers * ITEM[change.weight_type or dtype] + change.extra_bytes
-
-
-def _bytes(plan: Plan, spec: ModelSpec, step: Step, batch: int, dtype: str, device: str) -> tuple[int, int]:
-    """Bytes moved in a step, and the largest transient."""
-    item, width = int(ITEM[dtype]), spec.width
-    rows = batch * step.branches
-    moved, transient = 0.0, 0
-    sub_layers: tuple[Part, Part] = ("attention", "ffn")
-    weights = sum(_matrix_bytes(plan, step.backbone, part, dtype) for part in sub_layers) / spec.depth
-    cast = item + 4 if item != 4 else 0
-    # The stream to float32, normalised, scaled and shifted there, and back; a gate, and the addition to the stream.
-    passes = 2 * cast + 3 * 8 + 2 * item + 3 * item
-    # q k v from the stream, then mixed, laid out anew and projected. Lengths of q and k are had and applied in float32.
-    projected = (4 + 2 + 2 + 2) * item + ((2 * cast + 3 * 8 + 2 * cast) if spec.l2_attention else 0)
-    # On a CPU, GELU is part of the product before it.
-    hidden_passes = 2 if device == "cpu" else 4
-    for call in step.calls:
-        attended = max(use.attended for use in call.cache)
-        a, f = rows * call.attention.tokens * width, rows * call.ffn.tokens * width
-        moved += weights + (a + f) * passes + a * projected + f * (2 + hidden_passes * spec.mlp_ratio) * item
-        moved += rows * sum(len(use.heads) * _cache_bytes(plan, use, spec, dtype) for use in call.cache)
-        choosing = [rows * len(use.heads) * _choosing(use, spec, item) for use in call.cache]
-        moved += 3 * sum(choosing)
-        attention = a * (4 + 4 + 3 * item + 8) + 2 * rows * attended * width * item
-        hidden = f * (4 + 4 + item) + round(f * spec.mlp_ratio) * 2 * item
-        transient = max(transient, round(attention), round(hidden), *choosing)
-    logits = rows * plan.model.tokens[step.samples] * plan.model.tokenizer.vocabulary
-    # Logits in the compute type and in float32, guidance, two filters with a sort, softmax, sum, search.
-    moved += round(logits * (2 * item + 8)) + logits // step.branches * 4 * 20
-    # The stream stays meanwhile. Float32 logits are not copied.
-    stream = rows * plan.model.tokens[step.samples] * width * item
-    transient = max(transient, stream + logits * (4 if item == 4 else item + 4) + logits // step.branches * 4 * 5)
-    return round(moved), transient
-
-
-def _cache_bytes(plan: Plan, use: CacheUse, spec: ModelSpec, dtype: str) -> int:
-    """Moved for each head: what is put in its place, then what is attended to."""
-    item, moved = int(ITEM[dtype]) * spec.head_dim, 0
-    for stored in key_and_value_bytes(plan, spec, dtype):
-        if plan.accounting == "upstream":
-            moved += (use.attended + total(use.read)) * stored + use.own * item  # as a new, longer tensor
-        elif plan.cache_form is None and use.capacity >= use.attended:
-            moved += use.own * (item + stored)
-        elif use.read:
-            moved += total(use.read) * stored + use.attended * item + use.own * item  # put together for this call alone
-            stored = item
-        # Attention wants all in the compute type.
-        moved += use.attended * (stored if stored == item else stored + 2 * item)
-    return moved
-
-
-def _choosing(use: CacheUse, spec: ModelSpec, item: int) -> int:
-    """Bytes of a head's that choosing and merging make: attention in two types, likeness of keys and weights, and keys and
-    values in float32. Keys are read once more for each."""
-    attention = use.attended * (len(use.observed) * (item + 4) + spec.head_dim * item) if use.observed else 0
-    merging = use.attended * (total(use.kept) * 8 + spec.head_dim * 8) if use.merged else 0
-    return attention + merging
-
-
-def _convolutions(spec: TokenizerSpec, side: int) -> Iterator[tuple[int, int, int, int]]:
-    """The decoder's convolutions as (inputs, outputs, kernel, side), attention's products aside."""
-    widths = [spec.channels * m for m in spec.multipliers]
-    deepest = len(widths) - 1
-    yield spec.code_dim, spec.code_dim, 3, side
-    yield spec.code_dim, widths[-1], 3, side
-    for _ in range(2):
-        yield from _residual(widths[-1], widths[-1], side)
-    yield from _attention_convolutions(widths[-1], side)
-    before = widths[-1]
-    for level in range(deepest, -1, -1):
-        for _ in range(spec.blocks + 1):
-            yield from _residual(before, widths[level], side)
-            before = widths[level]
-            if level == deepest:
-                yield from _attention_convolutions(before, side)
-        if level:
-            side *= 2
-            yield before, before, 3, side
-    yield before, 3, 3, side
-
-
-def _residual(before: int, after: int, side: int) -> Iterator[tuple[int, int, int, int]]:
-    yield before, after, 3, side
-    yield after, after, 3, side
-    if before != after:
-        yield before, after, 1, side
-
-
-def _attention_convolutions(channels: int, side: int) -> Iterator[tuple[int, int, int, int]]:
-    yield channels, 3 * channels, 1, side
-    yield channels, channels, 1, side
-
-
 def _decoder(spec: TokenizerSpec, side: int, batch: int, item: int) -> tuple[int, int]:
     """FLOPs and bytes moved by decoding."""
     flops, moved = 0, 0
-    for inputs, outputs, kernel, at in _convolutions(spec, side):
+    for inputs, outputs, kernel, at in convolutions(spec, side):
         flops += 2 * inputs * outputs * kernel**2 * at * at
         # The convolution, and the norm and activation before it.
         moved += (inputs * 5 + outputs) * at * at * item
@@ -367,37 +245,3 @@ def _decoder(spec: TokenizerSpec, side: int, batch: int, item: int) -> tuple[int
     attentions = spec.blocks + 2
     flops += attentions * 4 * places * places * channels
     return batch * flops, batch * moved
-
-
-def tokenizer_parameters(spec: TokenizerSpec, scales: int) -> int:
-    """Numbers stored by encoder, decoder, codebook and phis, and the usage counts of the official files."""
-    widths = [spec.channels * m for m in spec.multipliers]
-    deepest = len(widths) - 1
-
-    def conv(inputs: int, outputs: int, kernel: int = 3) -> int:
-        return (inputs * kernel**2 + 1) * outputs
-
-    def residual(before: int, after: int) -> int:
-        shortcut = conv(before, after, 1) if before != after else 0
-        return 2 * before + 2 * after + conv(before, after) + conv(after, after) + shortcut
-
-    def attention(channels: int) -> int:
-        return 2 * channels + conv(channels, 3 * channels, 1) + conv(channels, channels, 1)
-
-    middle = 2 * residual(widths[-1], widths[-1]) + attention(widths[-1])
-    encoder = conv(3, spec.channels) + middle + 2 * widths[-1] + conv(widths[-1], spec.code_dim)
-    before = spec.channels
-    for level, width in enumerate(widths):
-        for _ in range(spec.blocks):
-            encoder += residual(before, width) + (attention(width) if level == deepest else 0)
-            before = width
-        encoder += conv(width, width) if level != deepest else 0
-    decoder = conv(spec.code_dim, widths[-1]) + middle + 2 * widths[0] + conv(widths[0], 3)
-    before = widths[-1]
-    for level in range(deepest, -1, -1):
-        for _ in range(spec.blocks + 1):
-            decoder += residual(before, widths[level]) + (attention(widths[level]) if level == deepest else 0)
-            before = widths[level]
-        decoder += conv(before, before) if level else 0
-    code = spec.code_dim
-    return encoder + decoder + (2 + spec.phis) * conv(code, code) + spec.vocabulary * (code + scales)

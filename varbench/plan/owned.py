@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from varbench.errors import PlanError, UserError
+from varbench.experts import WidthPolicy
 from varbench.policies import (
     MAIN,
     CacheStrategy,
@@ -101,6 +102,7 @@ class RowPolicies:
     steps: Owned[StepPolicy] | None = None
     guidance: Owned[GuidancePolicy] | None = None
     tokens: Owned[TokenPolicy] | None = None
+    width: Owned[WidthPolicy] | None = None
     caches: tuple[Owned[CacheStrategy], ...] = ()
     transforms: tuple[OwnedTransform, ...] = ()
     """In the order in which they are applied."""

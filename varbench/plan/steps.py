@@ -56,6 +56,24 @@ class CacheUse:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Width:
+    """A part of an FFN."""
+
+    experts: int
+    """Into how many of equal size the hidden units are split."""
+    chosen: int
+    """How many of them each token computes."""
+    routed: bool
+    """Whether a policy chooses, by content, which; else they are the first ones, or all."""
+    tokens: int | None = None
+    """Of the tokens that enter, how many compute their experts, by content; the others' output is estimated. None is all."""
+
+    @property
+    def chooses(self) -> bool:
+        return self.routed or self.tokens is not None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SubLayer:
     """Tokens that an attention or FFN computes."""
 
@@ -64,6 +82,8 @@ class SubLayer:
     """Whether a policy chooses, by content, which tokens; the others are filled in."""
     remembered: bool = False
     """Whether the output is kept as state for filling in later."""
+    width: Width | None = None
+    """Of an FFN, the part of its hidden units that each token computes; None is all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +99,11 @@ class LayerCall:
     @property
     def picks(self) -> bool:
         """Whether anything is chosen by content."""
+        return self.picks_between_tokens or (self.ffn.width is not None and self.ffn.width.chooses)
+
+    @property
+    def picks_between_tokens(self) -> bool:
+        """Whether anything is chosen that only the cached generation can choose."""
         return self.attention.picked or self.ffn.picked or any(use.picked for use in self.cache)
 
 
@@ -110,6 +135,29 @@ class Transform:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Choosing:
+    """FLOPs for each token, as a plugin declares them."""
+
+    routing: int
+    """Whose experts are chosen."""
+    gating: int
+    """Among those from which some are left out."""
+    estimating: int
+    """Which is left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnStored:
+    """Numbers that a plugin keeps beside the main model's."""
+
+    plugin: str
+    trained: int
+    """Of the compute type."""
+    whole: int
+    """Whole numbers of eight bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     name: str
     model: ModelSpec
@@ -123,6 +171,9 @@ class Plan:
     steps: tuple[Step, ...]
     transforms: tuple[Transform, ...] = ()
     """In the order in which they are applied."""
+    choosing: Choosing | None = None
+    """Where parts of FFNs are chosen by content."""
+    own: OwnStored | None = None
 
     def change(self, backbone: str, part: Part) -> PartChange:
         """All that the transforms make of a part together: shares multiply, bytes beside add up, the last type stands."""
@@ -196,6 +247,8 @@ class Plan:
                 for one in self.transforms
             ],
             "steps": [_step_json(step) for step in self.steps],
+            **({"choosing": asdict(self.choosing)} if self.choosing else {}),
+            **({"own": asdict(self.own)} if self.own else {}),
         }
 
     def __str__(self) -> str:
@@ -228,7 +281,7 @@ def _step_json(step: Step) -> dict[str, Any]:
                 "layer": call.layer,
                 "slot": call.slot,
                 "attention": [call.attention.tokens, int(call.attention.picked), int(call.attention.remembered)],
-                "ffn": [call.ffn.tokens, int(call.ffn.picked), int(call.ffn.remembered)],
+                "ffn": [call.ffn.tokens, int(call.ffn.picked), int(call.ffn.remembered), *_width_json(call.ffn.width)],
                 "cache": [
                     [
                         list(use.heads),
@@ -247,6 +300,12 @@ def _step_json(step: Step) -> dict[str, Any]:
             for call in step.calls
         ],
     }
+
+
+def _width_json(width: Width | None) -> list[int]:
+    if width is None:
+        return []
+    return [width.experts, width.chosen, int(width.routed), *([] if width.tokens is None else [width.tokens])]
 
 
 def describe(plan: Plan) -> Iterator[str]:
@@ -289,9 +348,14 @@ def _looks(step: Step) -> str:
 def _partial(step: Step, tokens: int) -> str:
     attention = [call.attention.tokens for call in step.calls]
     ffn = [call.ffn.tokens for call in step.calls]
-    if min(attention + ffn) == tokens:
-        return ""
-    return f" (attention on {_spread(attention)}, FFN on {_spread(ffn)})"
+    counts = f"attention on {_spread(attention)}, FFN on {_spread(ffn)}" if min(attention + ffn) < tokens else ""
+    widths = [call.ffn.width for call in step.calls if call.ffn.width is not None]
+    if widths:
+        of = f"{_spread([width.chosen for width in widths])} of {widths[0].experts} experts"
+        counts += f"{', ' if counts else ''}{of} in {len(widths)} layers"
+        kept = [width.tokens for width in widths if width.tokens is not None]
+        counts += f" on {_spread(kept)} tokens" if kept else ""
+    return f" ({counts})" if counts else ""
 
 
 def _spread(counts: list[int]) -> str:

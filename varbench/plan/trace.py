@@ -37,6 +37,12 @@ class CallSeen(NamedTuple):
     attention: int
     """Tokens of each row that entered the attention."""
     ffn: int
+    hidden: int
+    """Hidden numbers that the FFN made, of all rows and tokens."""
+    routed: int
+    """Tokens, of all rows, whose experts were chosen by content."""
+    estimated: int
+    """Tokens, of all rows, whose output was estimated and not computed."""
     masked: bool
     caches: tuple[CacheSeen, ...]
 
@@ -76,7 +82,10 @@ def foreseen(plan: Plan, *, batch: int, dtype: str) -> Trace:
                 rows=batch * step.branches,
                 embedded=sum(plan.model.tokens[scale] for scale in step.scales if scale),
                 drawn=plan.model.tokens[step.samples],
-                calls=tuple(_call(step, call) for call in step.calls),
+                calls=tuple(
+                    _call(step, call, rows=batch * step.branches, hidden=plan.backbone(step.backbone).hidden)
+                    for call in step.calls
+                ),
                 state_peak=peak,
                 state_after=after,
             )
@@ -85,7 +94,7 @@ def foreseen(plan: Plan, *, batch: int, dtype: str) -> Trace:
     )
 
 
-def _call(step: Step, call: LayerCall) -> CallSeen:
+def _call(step: Step, call: LayerCall, *, rows: int, hidden: int) -> CallSeen:
     caches = (
         CacheSeen(
             len(use.heads),
@@ -98,11 +107,16 @@ def _call(step: Step, call: LayerCall) -> CallSeen:
         )
         for use in call.cache
     )
+    width, entering = call.ffn.width, rows * call.ffn.tokens
+    tokens = entering if width is None or width.tokens is None else rows * width.tokens
     return CallSeen(
         backbone=step.backbone,
         layer=call.layer,
         attention=call.attention.tokens,
         ffn=call.ffn.tokens,
+        hidden=tokens * (hidden if width is None else hidden // width.experts * width.chosen),
+        routed=tokens if width is not None and width.routed else 0,
+        estimated=entering - tokens,
         masked=step.mask != "full",
         caches=tuple(caches),
     )
@@ -140,4 +154,9 @@ def _described(call: CallSeen) -> str:
         for use in call.caches
     )
     mask = ", masked" if call.masked else ""
-    return f"layer {call.layer} of {call.backbone}{mask}, attention on {call.attention} and FFN on {call.ffn} tokens, {caches}"
+    routed = f" ({call.routed} chose experts)" if call.routed else ""
+    routed += f" ({call.estimated} tokens estimated)" if call.estimated else ""
+    return (
+        f"layer {call.layer} of {call.backbone}{mask}, attention on {call.attention} and FFN on {call.ffn} tokens, "
+        f"{call.hidden} hidden numbers{routed}, {caches}"
+    )

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from varbench.errors import did_you_mean
+from varbench.experts import OwnParameters, WidthPolicy
 from varbench.plan.state import CACHE_TYPES, ITEM
 from varbench.policies import (
     PARTS,
@@ -41,6 +42,7 @@ GIVES: Mapping[str, type] = {
     "varbench_step_policy": StepPolicy,
     "varbench_guidance_policy": GuidancePolicy,
     "varbench_token_policy": TokenPolicy,
+    "varbench_width_policy": WidthPolicy,
     "varbench_cache_strategy": CacheStrategy,
     "varbench_transform_model": Transformed,
     "varbench_generator": Generator,
@@ -54,6 +56,7 @@ WITHOUT_DEFAULT: Mapping[type, tuple[str, ...]] = {
     GuidancePolicy: ("branches",),
     Generator: ("load", "generate", "work"),
     TrainingSchedule: ("at",),
+    WidthPolicy: ("count",),
 }
 """Members whose default does nothing: a policy that leaves them out says nothing."""
 
@@ -73,13 +76,15 @@ def _complaints(given: object, wanted: type) -> Iterator[str]:
         yield f"gave the class {given.__name__} and not an instance of it; return {given.__name__}(...)"
     elif wanted is Settings or wanted is Transformed:
         if not isinstance(given, wanted):
-            yield f"gave a {type(given).__name__}, not a {wanted.__name__}; return varbench.policies.{wanted.__name__}(...)"
+            yield f"gave a {type(given).__name__}, not a {wanted.__name__}; return {wanted.__module__}.{wanted.__name__}(...)"
         yield from _wrong_settings(given) if isinstance(given, Settings) else ()
         yield from _wrong_transform(given) if isinstance(given, Transformed) else ()
     else:
         yield from _wrong_members(given, wanted)
         if wanted is CacheStrategy:
             yield from _wrong_cache_type(given)
+        elif wanted is WidthPolicy:
+            yield from _wrong_own(getattr(given, "own", None))
         elif wanted is StepPolicy:
             backbones = getattr(given, "backbones", {})
             if not isinstance(backbones, Mapping):
@@ -100,13 +105,13 @@ def _wrong_members(given: object, protocol: type) -> Iterator[str]:
             found = getattr(given, name)
         except AttributeError:
             yield (
-                f"gave a {kind}, which has no {name}; subclass varbench.policies.{protocol.__name__}, which has defaults"
+                f"gave a {kind}, which has no {name}; subclass {protocol.__module__}.{protocol.__name__}, which has defaults"
             )
             continue
         except Exception as error:
             yield f"{kind}.{name} failed with {type(error).__name__}: {' '.join(str(error).split())}"
             continue
-        if isinstance(member, property):
+        if not inspect.isroutine(member):
             if inspect.isroutine(found):
                 yield f"{kind}.{name} is a method; write @property above it, or set a value"
         elif not callable(found):
@@ -223,6 +228,23 @@ def _wrong_transform(given: Transformed) -> Iterator[str]:
             yield f"Transformed.changes[{part!r}] is {change!r}; give a PartChange(...)"
         else:
             yield from _wrong_change(part, change)
+
+
+def _wrong_own(given: object) -> Iterator[str]:
+    if given is None:
+        return
+    if not isinstance(given, OwnParameters):
+        yield f"own is a {type(given).__name__}; give OwnParameters(shapes=..., initial=...)"
+        return
+    for name, shape in given.shapes.items():
+        sizes = isinstance(shape, tuple) and all(isinstance(size, int) and size > 0 for size in shape)
+        if not name.isidentifier() or not sizes:
+            yield f"OwnParameters.shapes[{name!r}] is {shape!r}; give a tuple of sizes under a name without dots"
+    for name in given.whole:
+        if name not in given.shapes:
+            yield f"OwnParameters.whole names {name!r}.{did_you_mean(name, given.shapes)}"
+    if not callable(given.initial):
+        yield f"OwnParameters.initial is {given.initial!r}; give a function of the weights and a seed"
 
 
 def _wrong_change(part: str, change: PartChange) -> Iterator[str]:

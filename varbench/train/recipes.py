@@ -37,6 +37,7 @@ from varbench.spec import ModelSpec
 from varbench.train import evaluation
 from varbench.train.export import export
 from varbench.train.order import uniforms
+from varbench.train.own_numbers import own_content, put_own
 from varbench.train.progress import Progress, said_now_and_then, shown
 from varbench.train.shipped import Shipped
 from varbench.train.states import Checkpoints
@@ -117,6 +118,8 @@ def recipe_weights(
         with shown(f"tokens of {data.name}", steps=len(indices)) as progress:
             tokens = tokens_of(data, tokenizer, model=row.model, indices=indices, progress=progress)
         trained = {name: load_transformer(path, tokenizer_spec).to(device) for name, path in pretrained.items()}
+        if row.policies.width is not None:
+            put_own(row.policies.width, trained[MAIN])
         record: dict[str, Any] = {"row": row.recipe_name, "key": key, "data": data.fingerprint, "stages": {}}
         for stage, stage_budget in stages:
             title = f"{row.recipe_name} {stage.name}" if len(stages) > 1 else row.recipe_name
@@ -183,6 +186,9 @@ def _train_stage(
             at=_answers(row.schedule, stage, budget),
             plan_of=partial(_plan_of, row, stage, transformer.spec),
             name=f"{row.recipe_name} {stage.name}",
+            width_of=lambda point: None if point is None else rows.at_point(row, point).policies.width,
+            trains=stage.trains,
+            own_loss=partial(row.schedule.own_loss, own=transformer.own.tensors()),
         ),
         budget=budget,
         checkpoints=checkpoints,
@@ -202,16 +208,16 @@ def _evaluation(
     images = data.validation[: evaluation.IMAGES]
     if stage.backbone != MAIN or not images or not budget.looks:
         return None
-    plans = {"full": full_plan(row.model)}
+    passes = {"full": TeacherPass(full := full_plan(row.model), MAIN)}
     for point, other in rows.at_default_points(row).items():
         plan = compile_plan(row.model, other.policies)
-        if [name for name, _ in plan.backbones] == [MAIN] and plan.steps != plans["full"].steps:
-            plans[point] = plan
+        if [name for name, _ in plan.backbones] == [MAIN] and plan.steps != full.steps:
+            passes[point] = TeacherPass(plan, MAIN, other.policies.width)
     return HeldOut(
         steps=frozenset(round(budget.steps * look / budget.looks) for look in range(budget.looks + 1)),
         figures=partial(
             evaluation.held_out_losses,
-            passes={point: TeacherPass(plan, MAIN) for point, plan in plans.items()},
+            passes=passes,
             tokenizer=tokenizer,
             tokens=tokens_of(data, tokenizer, model=row.model, indices=images),
             dtype=DTYPES[budget.dtype],
@@ -284,6 +290,7 @@ def _key(row: Row, budget: Budget, *, vae: Path, pretrained: Mapping[str, Path],
         "budget": {name: value for name, value in asdict(budget).items() if name != "looks"},
         "data": data.fingerprint,
         "model": row.model.to_json(),
+        **own_content(row),
         "from": {name: file_hash(path) for name, path in {"vae": vae, **pretrained}.items() if name in {"vae", *names}},
     }
     return json_digest(content)[:32]

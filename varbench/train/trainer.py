@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,8 +21,10 @@ from varbench.base.whole_files import require_space
 from varbench.engine.teacher import TeacherPass
 from varbench.engine.trained_layer import Attend, explicit_attention, fused_attention
 from varbench.errors import UserError
+from varbench.experts import FfnSeen, WidthPolicy
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer
+from varbench.plan.owned import Owned
 from varbench.plan.steps import Plan
 from varbench.policies import MAIN, TrainStep
 from varbench.spec import ModelSpec
@@ -86,6 +88,11 @@ class Curriculum:
     plan_of: Callable[[str | None], tuple[Plan, str]]
     """The plan of a point, and which of its backbones is trained; None is the full model."""
     name: str
+    width_of: Callable[[str | None], Owned[WidthPolicy] | None] = lambda point: None
+    """What chooses parts of FFNs at a point."""
+    trains: Literal["model", "own", "both"] = "model"
+    own_loss: Callable[[FfnSeen], Tensor] | None = None
+    """Of a layer's FFN, for steps whose loss is a plugin's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +127,8 @@ def train(
     training. Of several `ranks`, the first alone writes; all of them end with the same weights. A training that diverges
     is ended, and leaves no checkpoint, which would only lead there again.
     """
-    transformer.requires_grad_(True).train()
+    transformer.requires_grad_(curriculum.trains != "own").train()
+    transformer.own.requires_grad_(curriculum.trains != "model")
     ranks = ranks or Ranks()
     device = transformer.pos_1LC.device
     optimizer = adamw(transformer, weight_decay=budget.weight_decay)
@@ -251,6 +259,8 @@ class _Passes:
     def loss(
         self, transformer: Transformer, wanted: TrainStep, features_BLD: Tensor, tokens_BL: Tensor, labels_B: Tensor
     ) -> Tensor:
+        if wanted.loss == "own":
+            return self._own_loss(transformer, features_BLD, labels_B)
         weights = wanted.scale_weights or (1.0,) * transformer.spec.scales
         scales = _run_to(weights)
         forward = self._pass(wanted.point, scales)
@@ -266,6 +276,21 @@ class _Passes:
             each_Bn = F.cross_entropy(logits_BnV.flatten(0, 1), wanted_N, reduction="none").view(len(tokens_BL), -1)
         return (each_Bn * weight_n).sum() / (weight_n.sum() * len(each_Bn))
 
+    def _own_loss(self, transformer: Transformer, features_BLD: Tensor, labels_B: Tensor) -> Tensor:
+        """The mean over layers, each of which is asked as the full model runs it."""
+        given = self._curriculum.own_loss
+        assert given is not None
+        losses: list[Tensor] = []
+
+        def look(seen: FfnSeen) -> None:
+            with torch.enable_grad():
+                losses.append(given(seen))
+
+        forward = self._pass(None, transformer.spec.scales)
+        with torch.no_grad():
+            forward.show_ffns(transformer, features_BLD, labels_B, dtype=self._dtype, attend=self._attend, look=look)
+        return torch.stack(losses).mean()
+
     @staticmethod
     def _places(
         spec: ModelSpec, run: tuple[int, ...], weights: tuple[float, ...], device: torch.device
@@ -280,7 +305,8 @@ class _Passes:
         if key not in self._known:
             plan, backbone = self._curriculum.plan_of(point)
             steps = tuple(step for step in plan.steps if step.samples < scales)
-            self._known[key] = TeacherPass(replace(plan, steps=steps), backbone)
+            width = self._curriculum.width_of(point)
+            self._known[key] = TeacherPass(replace(plan, steps=steps), backbone, width)
         return self._known[key]
 
     @torch.no_grad()

@@ -1,0 +1,116 @@
+"""DMoE-VAR: at the last scales each token computes the FFN's experts of the largest expected norm (arXiv 2510.08629).
+
+Points: `mN` computes N percent of the experts at the last scales; the scales before compute the whole FFN. `m100` is the full
+model. Recipe `routers` trains the routers with the model frozen; `untrained` has random ones, for comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from varbench import hookimpl
+from varbench.errors import UserError
+from varbench.experts import FfnSeen, Own, WidthPolicy
+from varbench.experts.routers import RoutedExperts, experts_of, router_loss, router_width
+from varbench.policies import (
+    Parameter,
+    Provenance,
+    Published,
+    Setting,
+    Settings,
+    Stage,
+    TrainingSchedule,
+    TrainStep,
+)
+from varbench.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LAST = 3
+"""Scales that compute a part, as in the published result."""
+
+_SOURCE, _CONDITIONS = (
+    "arXiv 2510.08629, abstract",
+    "ReLU in GELU's place, thresholds per scale, 10,000 images, own kernel",
+)
+_SAVED = {"saved_flops": 0.2, "fid_change": 0.01, "speedup": 1.11}
+
+
+@hookimpl
+def varbench_settings(model: ModelSpec) -> Settings:
+    return Settings(
+        points=("m75", "m50", "m25"),
+        point_pattern=r"m[1-9][0-9]?|m100",
+        recipes=("routers", "untrained"),
+        parameters={
+            "experts": Parameter(
+                default=experts_of(model), help="experts of equal size that hidden units are split into"
+            ),
+            "router": Parameter(default=router_width(model), help="units of each layer's router"),
+            "dense": Parameter(default=model.scales - LAST, help="the first N scales compute the whole FFN"),
+        },
+        neutral=("@m100", f"@m25:dense={model.scales}"),
+        published=tuple(
+            Published(
+                setting="@routers/m60",
+                model=preset,
+                figures=_SAVED,
+                grade="primary",
+                source=_SOURCE,
+                conditions=_CONDITIONS,
+            )
+            for preset in ("var-d16", "var-d20")
+        ),
+        summary="each token computes the FFN's experts of the largest expected norm",
+        provenance=Provenance(
+            kind="port",
+            note=(
+                "experts, routers, their loss and where the FFN stays whole are those of the authors' code; ours are: as many "
+                "experts for every token in place of those within a threshold of the largest norm, whose number no plan can "
+                "say beforehand (m60 saves about their share of FLOPs); GELU kept, where they first fine-tune to ReLU; "
+                "clusters by k-means with a stable matching, where they solve a flow; on models narrower than d16 more and "
+                "smaller experts and narrower routers; AdamW and rate of this package's recipes"
+            ),
+            url="https://github.com/JortVincenti/DMoE-VAR",
+        ),
+    )
+
+
+@hookimpl
+def varbench_width_policy(setting: Setting, model: ModelSpec) -> WidthPolicy | None:
+    assert setting.point is not None
+    experts, router, dense = (int(setting.parameters[name]) for name in ("experts", "router", "dense"))
+    if not 0 <= dense <= model.scales:
+        raise UserError(f"dense is {dense}; {model.name} has {model.scales} scales, so give 0 to {model.scales}")
+    if router < 1:
+        raise UserError(f"router is {router}; give its units, 1 or more")
+    percent = int(setting.point[1:])
+    if percent == 100 or dense == model.scales:
+        return None
+    chosen = max(1, round(experts * percent / 100))
+    return RoutedExperts(
+        model,
+        experts=experts,
+        router=router,
+        chosen=[experts if scale < dense else chosen for scale in range(model.scales)],
+    )
+
+
+class RouterSchedule(TrainingSchedule):
+    """The routers alone, on norms that the frozen model shows."""
+
+    def stages(self) -> tuple[Stage, ...]:
+        return (Stage(name="routers", trains="own"),)
+
+    def at(self, stage: Stage, step: int, total: int, uniform: Callable[[int], float]) -> TrainStep:
+        return TrainStep(loss="own")
+
+    def own_loss(self, seen: FfnSeen, *, own: Own) -> Tensor:
+        return router_loss(seen, own)
+
+
+@hookimpl
+def varbench_training_schedule(setting: Setting, model: ModelSpec) -> TrainingSchedule | None:
+    return RouterSchedule() if setting.recipe == "routers" else None

@@ -1,0 +1,215 @@
+"""Parts of FFNs: what the plan says of them, that the engine computes just these, and that the kit would see it otherwise."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import models
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import varbench.engine.expert_ffn
+from varbench import hookimpl, rows
+from varbench.check import check
+from varbench.check.small_model import SPEC
+from varbench.engine.pipeline import Pipeline
+from varbench.errors import PlanError, UserError
+from varbench.experts import Own, OwnParameters, WidthPolicy
+from varbench.model.transformer import OwnNumbers
+from varbench.plan import cost
+from varbench.plan.compiler import compile_plan
+from varbench.plan.owned import Owned, RowPolicies
+from varbench.plan.trace import differences, foreseen
+from varbench.rows.grammar import Row
+
+EXPERTS, LABELS = 8, [3, 7]
+
+
+class Parts(WidthPolicy):
+    """From scale 3 on: experts of every eighth unit, of which a table says how much each channel wants which."""
+
+    routing_flops = 2 * models.SPEC.width * EXPERTS
+
+    def __init__(self, *, chosen: int, routed: bool = True, experts: int = EXPERTS) -> None:
+        self.chosen, self.routed, self.experts, self.own = chosen, routed, experts, OWN
+
+    def count(self, layer: int, scale: int) -> int | None:
+        return self.chosen if scale >= 3 else None
+
+    def split(self, layer: int, *, own: Own) -> Tensor | None:
+        return own["units"][layer]
+
+    def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
+        return (hidden_RLC @ own["table"][layer].float().T).topk(count).indices
+
+
+def initial(weights: Any, seed: int) -> dict[str, Tensor]:
+    depth, (hidden, width) = models.SPEC.depth, weights["blocks.0.ffn.fc1.weight"].shape
+    table = torch.randn(depth, EXPERTS, width, generator=torch.Generator().manual_seed(seed))
+    return {"table": table, "units": torch.arange(hidden).view(-1, EXPERTS).T.expand(depth, -1, -1).contiguous()}
+
+
+OWN = OwnParameters(
+    shapes={"table": (models.SPEC.depth, EXPERTS, models.SPEC.width), "units": (models.SPEC.depth, EXPERTS, 32)},
+    whole=("units",),
+    initial=initial,
+)
+
+
+def row_of(pipe: Pipeline, name: str = "parts", **policy: Any) -> Row:
+    policies = RowPolicies(name=name, width=Owned(plugin="parts", policy=Parts(**policy)))
+    return replace(rows.resolve("full_var", pipe.model), name=name, policies=policies)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Pipeline:
+    return models.pipeline()
+
+
+class Masked(nn.Module):
+    """The dense FFN with a mask on its hidden units: token by token, as slowly and plainly as can be."""
+
+    def __init__(self, ffn: Any, layer: int, chosen: int, routed: bool) -> None:
+        super().__init__()
+        self.ffn, self.layer, self.chosen, self.routed = ffn, layer, chosen, routed
+
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        hidden = F.gelu(F.linear(x, self.ffn.fc1.weight, self.ffn.fc1.bias), approximate="tanh")
+        if x.shape[1] >= 16:
+            table = initial({"blocks.0.ffn.fc1.weight": self.ffn.fc1.weight}, 0)["table"][self.layer]
+            for row in range(x.shape[0]):
+                for token in range(x.shape[1]):
+                    wanted = [float(x[row, token] @ table[expert]) for expert in range(EXPERTS)]
+                    order = sorted(range(EXPERTS), key=lambda expert: -wanted[expert])
+                    kept = order[: self.chosen] if self.routed else range(self.chosen)
+                    hidden[row, token] *= torch.tensor([unit % EXPERTS in kept for unit in range(hidden.shape[-1])])
+        return F.linear(hidden, self.ffn.fc2.weight, self.ffn.fc2.bias)
+
+
+@pytest.mark.parametrize("routed", [True, False])
+def test_the_engine_computes_the_chosen_experts(pipe: Pipeline, routed: bool) -> None:
+    ours = pipe.generate(
+        LABELS, seed=2, method=row_of(pipe, f"routed {routed}", chosen=3, routed=routed), return_logits=True
+    )
+    other = models.pipeline()
+    for layer, block in enumerate(other.backbones["main"].blocks):
+        block.ffn = Masked(block.ffn, layer, 3, routed)
+    theirs = other.generate(LABELS, tokens=ours.tokens, return_logits=True).logits
+    full = pipe.generate(LABELS, tokens=ours.tokens, return_logits=True).logits
+    assert ours.logits is not None and theirs is not None and full is not None
+    assert (ours.logits - theirs).abs().max() < 1e-4
+    assert (full - theirs).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("routed", [True, False])
+def test_what_is_computed_is_what_is_planned(pipe: Pipeline, routed: bool) -> None:
+    row = row_of(pipe, f"counted {routed}", chosen=2, routed=routed)
+    made = pipe.generate(LABELS, method=row)
+    assert list(differences(foreseen(made.plan, batch=2, dtype="float32"), made.trace)) == []
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        pipe.generate(LABELS, method=row)
+    said = cost.work(made.plan, batch=2, dtype="float32").flops
+    assert counter.get_total_flops() == pytest.approx(said, rel=1e-3)
+    full = cost.work(pipe.compile("full_var")[0], batch=2, dtype="float32")
+    spared = (
+        4 * 4 * (16 + 36 + 64) * 6 * 64 * (256 - 2 * 32)
+    )  # rows, tokens from scale 3 on, layers, width, units left out
+    routing = 4 * (16 + 36 + 64) * 6 * 2 * 64 * EXPERTS if routed else 0
+    assert full.flops - said == spared - routing
+    ours = cost.work(made.plan, batch=2, dtype="float32").weight_bytes
+    assert ours - full.weight_bytes == 6 * EXPERTS * 64 * 4 + 6 * 256 * 8
+
+
+def test_all_experts_are_the_full_model_bit_for_bit(pipe: Pipeline) -> None:
+    made = pipe.generate(LABELS, method=row_of(pipe, "all of them", chosen=EXPERTS), return_logits=True)
+    full = pipe.generate(LABELS, return_logits=True)
+    assert made.logits is not None and full.logits is not None
+    assert torch.equal(made.logits, full.logits)
+    assert made.plan.steps == full.plan.steps
+
+
+def test_rows_of_one_split_share_their_weights_and_leave_the_model_as_it_was(pipe: Pipeline) -> None:
+    before = {name: tensor.clone() for name, tensor in pipe.backbones["main"].state_dict().items()}
+    two, three = (pipe.backbones_of(row_of(pipe, f"shares {chosen}", chosen=chosen))["main"] for chosen in (2, 3))
+    assert two is three
+    assert all(torch.equal(before[name], tensor) for name, tensor in pipe.backbones["main"].state_dict().items())
+    assert two.block(0).attn.proj.weight.data_ptr() == pipe.backbones["main"].block(0).attn.proj.weight.data_ptr()
+
+
+def test_own_numbers_of_a_file_are_used_and_misfits_are_named(pipe: Pipeline) -> None:
+    held = initial({"blocks.0.ffn.fc1.weight": pipe.backbones["main"].block(0).ffn.fc1.weight}, 99)
+    other = models.pipeline()
+    net = other.backbones["main"]
+    net.own = OwnNumbers("parts", held)
+    again = Pipeline(tokenizer=other.tokenizer, backbones={"main": net}, device="cpu", dtype="float32", weights={})
+    assert torch.equal(again.backbones_of(row_of(again, chosen=2))["main"].own.tensors()["table"], held["table"])
+    assert not net.own.tensors(), "rows without the plugin do not carry its numbers"
+    net.own = OwnNumbers("parts", {**held, "table": held["table"][:, :4]})
+    again = Pipeline(tokenizer=other.tokenizer, backbones={"main": net}, device="cpu", dtype="float32", weights={})
+    with pytest.raises(UserError, match=r"table is \(6, 4, 64\) of float32, not \(6, 8, 64\)"):
+        again.generate(LABELS, method=row_of(again, chosen=2))
+
+
+@pytest.mark.parametrize(
+    ("experts", "chosen", "message"),
+    [(7, 2, "7 experts of small's 256 hidden units are not of equal size"), (8, 9, "computes 9 experts of 8"), (8, 0, "0 experts of 8")],
+)  # fmt: skip
+def test_widths_that_cannot_be_are_refused(experts: int, chosen: int, message: str) -> None:
+    policy = Parts(chosen=chosen, experts=experts)
+    with pytest.raises(PlanError, match=message):
+        compile_plan(models.SPEC, RowPolicies(name="x", width=Owned(plugin="parts", policy=policy)))
+
+
+def plugin(**hooks: Callable[..., Any]) -> types.ModuleType:
+    module = types.ModuleType("parts")
+    for name, hook in hooks.items():
+        setattr(module, name, hookimpl(hook))
+    return module
+
+
+class Half(WidthPolicy):
+    experts = 4
+
+    def count(self, layer: int, scale: int) -> int | None:
+        return 2 if scale == SPEC.scales - 1 else None
+
+    def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
+        return hidden_RLC[..., :4].topk(count).indices
+
+
+def half(policy: type[WidthPolicy] = Half) -> types.ModuleType:
+    return plugin(varbench_width_policy=lambda setting, model: policy())
+
+
+def test_the_kit_sees_experts_that_were_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    only = {"runs", "chosen_experts_are_computed", "trace_equals_plan", "picks_are_places"}
+    assert check(half(), name="half", only=only) == []
+    right = varbench.engine.expert_ffn.chosen_experts
+
+    def others(x: Tensor, chosen: Tensor, experts: Any) -> Tensor:
+        return right(x, (chosen + 1) % 4, experts)
+
+    monkeypatch.setattr(varbench.engine.expert_ffn, "chosen_experts", others)
+    assert {finding.invariant for finding in check(half(), name="half", only=only)} == {"chosen_experts_are_computed"}
+
+    def more(x: Tensor, chosen: Tensor, experts: Any) -> Tensor:
+        experts.seen.part(x)
+        return right(x, chosen, experts)
+
+    monkeypatch.setattr(varbench.engine.expert_ffn, "chosen_experts", more)
+    assert {finding.invariant for finding in check(half(), name="half", only=only)} == {"trace_equals_plan"}
+
+
+def test_the_kit_sees_an_expert_that_is_chosen_twice() -> None:
+    class Twice(Half):
+        def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
+            return super().route(hidden_RLC, count, layer=layer, scale=scale, own=own)[..., :1].repeat(1, 1, count)
+
+    findings = check(half(Twice), name="half", only={"runs", "picks_are_places"})
+    assert "2 places of which 1 are different" in findings[0].message

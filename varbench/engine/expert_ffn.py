@@ -1,0 +1,124 @@
+"""A part of an FFN: the experts that each token chose, or the first ones for all, of the tokens that a gate keeps.
+
+Always gathered, expert by expert: a product of all experts that is masked afterwards would be faster where experts are small
+and tokens few, and would compute what the plan says is not computed.
+
+Letters: R rows, n tokens, N tokens of all rows, C width, E experts, U hidden units of an expert, M experts of a token,
+m tokens that are kept, o others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from varbench.experts import Own, WidthPolicy
+from varbench.model.transformer import FeedForward
+from varbench.model.weighted import product
+from varbench.plan.steps import Width
+
+
+class Seen(Protocol):
+    """Is shown what is computed."""
+
+    def routed(self, chosen_RnM: Tensor) -> None: ...
+
+    def part(self, made: Tensor) -> None:
+        """Hidden numbers."""
+
+    def estimated(self, output_RnC: Tensor) -> None: ...
+
+
+class Unseen(Seen):
+    def routed(self, chosen_RnM: Tensor) -> None:
+        pass
+
+    def part(self, made: Tensor) -> None:
+        pass
+
+    def estimated(self, output_RnC: Tensor) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experts:
+    """A layer's FFN at a scale, and what chooses the part of it that is computed."""
+
+    ffn: FeedForward
+    width: Width
+    policy: WidthPolicy
+    own: Own
+    layer: int
+    scale: int
+    split: Tensor | None
+    """Units (E, U) of each expert; None where the layer's units lie expert by expert."""
+    dtype: torch.dtype
+    seen: Seen
+
+
+def part_of_ffn(x_RnC: Tensor, experts: Experts) -> Tensor:
+    """The output for all tokens: computed by the experts of those that the gate keeps, estimated for the others."""
+    kept = experts.width.tokens
+    if kept is None:
+        return _of_experts(x_RnC, experts)
+    policy, asked = experts.policy, {"layer": experts.layer, "scale": experts.scale}
+    with torch.no_grad():
+        places_Rm = policy.gate(x_RnC, kept, own=experts.own, **asked)
+    left_out = torch.ones(x_RnC.shape[:2], dtype=torch.bool, device=x_RnC.device).scatter_(1, places_Rm, False)
+    others_Ro = left_out.nonzero()[:, 1].view(len(x_RnC), -1)
+    kept_RmC, others_RoC = (at.unsqueeze(-1).expand(-1, -1, x_RnC.shape[-1]) for at in (places_Rm, others_Ro))
+    made = _of_experts(x_RnC.gather(1, kept_RmC), experts)
+    estimate = policy.estimate(x_RnC.gather(1, others_RoC), own=experts.own, **asked)
+    experts.seen.estimated(estimate)
+    out = torch.zeros(x_RnC.shape, dtype=made.dtype, device=made.device)
+    return out.scatter(1, kept_RmC, made).scatter(1, others_RoC, estimate.to(made.dtype))
+
+
+def _of_experts(x_RnC: Tensor, experts: Experts) -> Tensor:
+    width = experts.width
+    if not width.routed:
+        return first_experts(x_RnC, experts)
+    with torch.no_grad():
+        chosen_RnM = experts.policy.route(
+            x_RnC, width.chosen, layer=experts.layer, scale=experts.scale, own=experts.own
+        )
+    experts.seen.routed(chosen_RnM)
+    return chosen_experts(x_RnC, chosen_RnM, experts)
+
+
+def first_experts(x_RnC: Tensor, experts: Experts) -> Tensor:
+    """The first experts' output, or that of all, in one product."""
+    ffn, width, split_EU = experts.ffn, experts.width, experts.split
+    part: slice | Tensor = slice(0, ffn.fc1.out_features // width.experts * width.chosen)
+    if split_EU is not None and width.chosen < width.experts:
+        part = split_EU[: width.chosen].flatten()
+    hidden = _linear(x_RnC.to(experts.dtype), ffn.fc1.weight[part], ffn.fc1.bias[part], gelu=True)
+    experts.seen.part(hidden)
+    return _linear(hidden, ffn.fc2.weight[:, part], ffn.fc2.bias)
+
+
+def chosen_experts(x_RnC: Tensor, chosen_RnM: Tensor, experts: Experts) -> Tensor:
+    """The sum of each token's experts, in float32 until it is whole."""
+    ffn, width, split_EU = experts.ffn, experts.width, experts.split
+    x_NC = x_RnC.to(experts.dtype).flatten(0, 1)
+    units = ffn.fc1.out_features // width.experts
+    chosen = chosen_RnM.flatten()
+    order = chosen.argsort(stable=True)
+    token = order // chosen_RnM.shape[-1]
+    counts = torch.bincount(chosen, minlength=width.experts).tolist()
+    out_NC = ffn.fc2.bias.float().repeat(len(x_NC), 1)
+    for expert, tokens in enumerate(token.split(counts)):
+        if not len(tokens):
+            continue
+        part = slice(expert * units, (expert + 1) * units) if split_EU is None else split_EU[expert]
+        hidden = _linear(x_NC[tokens], ffn.fc1.weight[part], ffn.fc1.bias[part], gelu=True)
+        experts.seen.part(hidden)
+        out_NC.index_add_(0, tokens, _linear(hidden, ffn.fc2.weight[:, part], None).float())
+    return out_NC.to(experts.dtype).view(x_RnC.shape)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
+    return product(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), gelu=gelu)

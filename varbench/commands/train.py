@@ -224,13 +224,24 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
 def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench import rows
     from varbench.policies import MAIN
-    from varbench.train.budgets import RECIPE
+    from varbench.train.budgets import GENERATOR, RECIPE
+    from varbench.train.generators import generator_weights, trained_generator
     from varbench.train.recipes import recipe_weights
 
     if args.out is not None:
         raise UserError("a recipe's weights go to the cache, keyed by what they were trained from. Leave --out away.")
     found = rows.expand(args.what, presets.preset(args.model).spec)
     by_recipe = {(row.recipe_plugin, row.recipe): row for row in found if row.schedule is not None}
+    generators = [row for row in found if trained_generator(row)]
+    for row in generators:
+        budget = _budget(args, GENERATOR)
+        trained = generator_weights(
+            row, vae=_vae(args), data=data, budget=budget, device=args.device, events=args.tensorboard
+        )
+        for path in trained.files.values():
+            print(f"{row.name}  {path}{'  (cached)' if trained.cached else ''}")
+    if generators and not by_recipe:
+        return 0
     if not by_recipe:
         raise UserError(f"{args.what} trains nothing: its recipe uses the pretrained weights as they are.")
     further = {part: spec for row in found for part, spec in row.policies.backbones.items()}

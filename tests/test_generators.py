@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from varbench import rows
+from varbench.__main__ import main
 from varbench.data.shapes import Shapes
 from varbench.engine.loading import load_pipeline
 from varbench.engine.subjects import EngineSubject, GeneratorSubject, Subject, load_generator
@@ -333,3 +336,18 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(row: rows.Row, monk
 def _weights(file: bytes) -> bytes:
     """Without the header, which says how long it took."""
     return file[8 + int.from_bytes(file[:8], "little") :]
+
+
+def test_plan_shows_what_it_states(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "llamagen@XXL384", "--model", "var-d30", "--json"]) == 0
+    stated = json.loads(capsys.readouterr().out)[-1]
+    assert stated["row"] == "llamagen@XXL384" and stated["stated"]["steps"] == 576
+    assert stated["stated"]["flops"] == pytest.approx(64 * 2 * 2 * 821.8e9, rel=0.001)
+    assert main(["plan", "llamagen@XXL384,full_var", "--model", "var-d30"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"llamagen@XXL384 +210\.4\d* +1\.15x +36\.4\d* +576 +1,410.97", shown), shown
+    assert "FID 2.34 [primary" in shown and "full_var" in shown
+
+
+def test_weights_to_start_from_are_refused_where_a_training_begins_from_nothing() -> None:
+    assert main(["train", "llamagen", "--weights", "x.pth"]) == 2

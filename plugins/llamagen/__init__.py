@@ -51,7 +51,10 @@ def _published(model: ModelSpec) -> tuple[Published, ...]:
     }  # fmt: skip
     scores = {"B384": 182.5, "L384": 256.1, "XL384": 244.1, "XXL384": 253.9, "3B384": 263.3}
     asked = "{cfg} cfg, no top-k or top-p, 50,000 random labels, bicubic to 256 px, bfloat16"
-    told = {point: asked.format(cfg=GUIDANCE[point[:-3]]) for point in fid}
+    told = {
+        point: asked.format(cfg=GUIDANCE[point[:-3]]) if point.endswith("384") else "cfg is not printed beside it"
+        for point in fid
+    }
     timed = Published(
         setting="@XXL384",
         model=model.name,

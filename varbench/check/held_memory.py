@@ -34,10 +34,10 @@ def state_bytes_reachable(subject: UnderTest) -> Iterator[str]:
 
 
 def _beyond_statement(subject: GeneratorRow) -> Iterator[str]:
-    work = subject.said
+    images, work = subject.first.images.nbytes, subject.said
     if work.steps:
         held = held_through_a_step(lambda: subject.make(seed=SEED + 3), steps=work.steps)
-        yield from against_statement(work.cache_peak_bytes, held=held, images=subject.first.images.nbytes)
+        yield from against_statement(work.cache_peak_bytes, held=held, images=images)
 
 
 def _beyond_plan(subject: PlannedRow, own: Held) -> Iterator[str]:

@@ -233,6 +233,10 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
     found = rows.expand(args.what, presets.preset(args.model).spec)
     by_recipe = {(row.recipe_plugin, row.recipe): row for row in found if row.schedule is not None}
     generators = [row for row in found if trained_generator(row)]
+    if generators and not by_recipe and args.weights is not None:
+        raise UserError(
+            f"--weights has no effect on the training of {args.what}, which begins from nothing; leave it out"
+        )
     for row in generators:
         budget = _budget(args, GENERATOR)
         trained = generator_weights(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +17,10 @@ import torch
 from torch import Tensor
 
 from varbench import rows
+from varbench.__main__ import main
+from varbench.data.shapes import Shapes
 from varbench.engine.loading import load_pipeline
-from varbench.engine.subjects import EngineSubject, GeneratorSubject, Subject
+from varbench.engine.subjects import EngineSubject, GeneratorSubject, Subject, load_generator
 from varbench.errors import PlanError, UserError, WrongOutputError
 from varbench.measure import honesty, process_state, speed
 from varbench.measure.calls import Reply, Request, balanced_labels
@@ -36,6 +40,10 @@ from varbench.run.prepare import RowInRun, Run, prepare
 from varbench.run.reasons import of_exception
 from varbench.run.tasks import making, scoring
 from varbench.run.timing import timing
+from varbench.train import generators
+from varbench.train.recipes import RecipeWeights
+from varbench.train.states import Checkpoints
+from varbench.train.trainer import Budget
 
 TINY = presets.preset("tiny").spec
 
@@ -131,8 +139,57 @@ def test_memory_and_the_statement_of_work() -> None:
     assert record.memory.weights_bytes == 4000
     assert record.memory.torch_allocated_bytes is not None and record.memory.torch_allocated_bytes > 4000
     assert "written out" in record.why("protocol.kernel")
-    for key in ("state_peak_bytes", "state_after_bytes", "activations_peak_bytes"):
-        assert getattr(record.memory, key) is None and record.why(f"memory.{key}")
+    assert record.memory.state_peak_bytes is not None and record.memory.activations_peak_bytes is not None
+    assert record.memory.state_after_bytes is None and record.why("memory.state_after_bytes")
+
+
+class Remembering(Grey):
+    """Fills a cache in ten steps, with passing tensors that are larger than it."""
+
+    said = 0
+
+    def generate(self, labels: Sequence[int], *, seed: int, first_image: int) -> Tensor:
+        cache = torch.zeros(10, 100_000)
+        for step in range(10):
+            cache[step] += torch.ones(1_000_000).mul(2).add(1).sum() + torch.ones(2_000_000).sum()
+        return super().generate(labels, seed=seed, first_image=first_image)
+
+    def work(self, batch: int) -> Work:
+        return Work(flops=0.0, steps=10, cache_peak_bytes=self.said)
+
+
+@pytest.mark.parametrize(("said", "found"), [(0, True), (4_000_000, False), (None, False)])
+def test_state_is_counted_from_outside_and_held_against_what_is_said(said: int | None, found: bool) -> None:
+    generator, run = Remembering(), a_run()
+    generator.said = said  # type: ignore[assignment]
+    looks = look_at(process(generator).ask, "test", run)
+    assert looks.held == pytest.approx(4_000_000, rel=0.01)
+    assert [finding.startswith("it states 0 bytes of state, and 4,0") for finding in looks.findings] == [True] * found
+    record = fill(run, run.rows["test"], Findings(looks=looks), floors={})
+    assert record.memory is not None and record.memory.state_peak_bytes == (looks.held,)
+
+
+def test_the_full_model_is_its_neighbour_in_time(tmp_path: Path) -> None:
+    """In its own process, on the full model's weights."""
+    options = dataclasses.replace(OPTIONS, weights="random")
+    subject, ready = making.load(Job(task="making", options=options, model=TINY, rows=("llamagen", rows.FULL)))
+    assert set(ready.plans) == {rows.FULL} and set(ready.parameters) == {"llamagen"}
+    found = speed.time_rows(
+        Process(subject).ask,
+        ["llamagen"],
+        full=rows.FULL,
+        pace=speed.Pace(batch=2, pairs=1, error=1.0, budget=0.0),
+        overseer=Overseer(secret="drawn", batch=2, classes=10, calls=1, keep=tmp_path / "images.npz", full=rows.FULL),
+        strain=lambda: None,
+        failed=lambda row, error: pytest.fail(str(error)),
+    )
+    run = a_run()
+    times = timing(run, run.rows["test"], Findings(speed={0: found["llamagen"]}), {})
+    assert times is not None
+    beside = {column.column for column in times.columns if column.beside is not None}
+    assert beside == {"with_decoder", "end_to_end"}
+    alone, _ = making.load(Job(task="making", options=options, model=TINY, rows=("llamagen",)))
+    assert subject.weight_bytes("llamagen") == alone.weight_bytes("llamagen") < subject.weight_bytes(rows.FULL)
 
 
 def test_a_look_at_a_row_that_has_a_plan_sees_its_kernel() -> None:
@@ -213,3 +270,84 @@ def test_a_generator_is_alone_and_has_no_plan() -> None:
         rows.resolve("dit@s20+scale_window@w1", TINY)
     with pytest.raises(PlanError, match="dit replaces the generation loop, so dit@s20 has no plan"):
         compile_plan(TINY, rows.resolve("dit@s20", TINY).policies)
+
+
+BUDGET = Budget(steps=6, peak_rate=1e-3, batch=4, images=16, looks=1, dtype="float32")
+
+
+@pytest.fixture
+def row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> rows.Row:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(generators, "LOOKED_AT", 32)
+    return rows.resolve("llamagen", TINY)
+
+
+def weights_of(row: rows.Row, **changes: Any) -> RecipeWeights:
+    shipped = presets.shipped_files("tiny")["vae"]
+    budget = dataclasses.replace(BUDGET, **changes)
+    return generators.generator_weights(row, vae=shipped, data=Shapes(side=32), budget=budget)
+
+
+def test_its_network_is_trained_once_and_then_used(row: rows.Row) -> None:
+    first = weights_of(row)
+    again = weights_of(rows.resolve("llamagen:cfg=2", TINY))
+    assert (first.cached, again.cached) == (False, True) and first.files == again.files
+    assert weights_of(row, seed=1).files != first.files
+    assert first.record is not None
+    stage = first.record["stages"]["train"]
+    assert [look["step"] for look in stage["evaluations"]] == [0, 6]
+    assert stage["evaluations"][1]["value"] < stage["evaluations"][0]["value"]
+    made = []
+    vae, path = presets.shipped_files("tiny")["vae"], first.files[generators.PART]
+    for weights in (path, None):
+        owned = rows.resolve("llamagen", TINY).policies.generator
+        assert owned is not None
+        subject = load_generator(
+            owned.policy, model=TINY, device=torch.device("cpu"), dtype="float32", seed=0, vae=vae, weights=weights
+        )
+        made.append(subject.generator.generate([1], seed=0, first_image=0))
+    assert not torch.equal(*made)
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(row: rows.Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = weights_of(row).files[generators.PART].read_bytes()
+    (weights_of(row).files[generators.PART].parent / "record.json").unlink()
+    seen: list[int] = []
+    policy = type(generators.trained_generator(row))
+    losses = policy.losses  # type: ignore[union-attr]
+
+    def killed(self: Any, network: Any, examples: Tensor, labels: Tensor) -> Tensor:
+        seen.append(len(labels))
+        if len(seen) == 5:
+            raise MemoryError
+        return losses(self, network, examples, labels)
+
+    monkeypatch.setattr(Checkpoints, "due", lambda self: True)
+    monkeypatch.setattr(policy, "losses", killed)
+    with pytest.raises(MemoryError):
+        weights_of(row)
+    steps = len(seen)
+    monkeypatch.setattr(policy, "losses", lambda self, *given: seen.append(0) or losses(self, *given))
+    again = weights_of(row)
+    assert len(seen) < 2 * steps, "it began again"
+    assert not again.cached and _weights(again.files[generators.PART].read_bytes()) == _weights(whole)
+
+
+def _weights(file: bytes) -> bytes:
+    """Without the header, which says how long it took."""
+    return file[8 + int.from_bytes(file[:8], "little") :]
+
+
+def test_plan_shows_what_it_states(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "llamagen@XXL384", "--model", "var-d30", "--json"]) == 0
+    stated = json.loads(capsys.readouterr().out)[-1]
+    assert stated["row"] == "llamagen@XXL384" and stated["stated"]["steps"] == 576
+    assert stated["stated"]["flops"] == pytest.approx(64 * 2 * 2 * 821.8e9, rel=0.001)
+    assert main(["plan", "llamagen@XXL384,full_var", "--model", "var-d30"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"llamagen@XXL384 +210\.4\d* +1\.15x +36\.4\d* +576 +1,410.97", shown), shown
+    assert "FID 2.34 [primary" in shown and "full_var" in shown
+
+
+def test_weights_to_start_from_are_refused_where_a_training_begins_from_nothing() -> None:
+    assert main(["train", "llamagen", "--weights", "x.pth"]) == 2

@@ -343,6 +343,9 @@ def varbench_transform_model(setting: Setting, model: ModelSpec) -> Transformed 
 def varbench_generator(setting: Setting, model: ModelSpec) -> Generator | None:
     """Gives a generator that replaces the whole loop, for models of another family; it is alone in its row.
 
+    A `TrainedGenerator` gets the preset's tokenizer, says what its network learns of images, and is trained by `varbench train`
+    and by a run, as recipes are, with weights that are kept and a training that can be interrupted.
+
     Parameters:
         setting: recipe, point and parameters of the row.
         model: the geometry whose image size and classes the row is compared under.

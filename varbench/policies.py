@@ -349,6 +349,46 @@ class Generator(Protocol):
     def work(self, batch: int) -> Work: ...
 
 
+class LoadedTokenizer(Protocol):
+    """The preset's tokenizer as a torch module on its device, for a generator that builds on it."""
+
+    def latent(self, images_B3hw: Tensor) -> Tensor:
+        """Images in [-1, 1] to the map that is quantised."""
+        ...
+
+    def decode_map(self, f_hat_BDhw: Tensor) -> Tensor:
+        """Such a map, quantised somehow, to images in [0, 1]."""
+        ...
+
+
+class TrainedGenerator(Generator):
+    """A generator on the preset's tokenizer, whose network is trained here: once, from images, and kept as recipes are.
+
+    Where a run has random weights, so has the generator, and `trained` is not asked.
+    """
+
+    @property
+    def training(self) -> Mapping[str, Any]:
+        """All that decides the trained weights beside data, tokenizer and budget, as JSON: they are kept under it."""
+        raise NotImplementedError
+
+    def take(self, *, tokenizer: LoadedTokenizer, weights: Mapping[str, Tensor] | None) -> None:
+        """What `load` shall use, told right before it: the trained network's tensors, or None to draw random ones."""
+        raise NotImplementedError
+
+    def network_for(self, tokenizer: LoadedTokenizer, images_B3hw: Tensor, *, seed: int) -> Any:
+        """The network to train, a torch module with its first weights. It may look at some images for what is no weight."""
+        raise NotImplementedError
+
+    def examples(self, network: Any, tokenizer: LoadedTokenizer, images_B3hw: Tensor) -> Tensor:
+        """What the network learns of each image, whole numbers (B, n)."""
+        raise NotImplementedError
+
+    def losses(self, network: Any, examples_Bn: Tensor, labels_B: Tensor) -> Tensor:
+        """Of each image (B); a label that was dropped, for guidance, is the number of classes."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """One more column: the mean, over a row's images, of a number that each image has."""

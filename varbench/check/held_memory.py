@@ -5,18 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from varbench.check.allocations import Held
-from varbench.check.subject import LABELS, PYTHON_SLACK, TENSORS_SLACK, PlannedRow, UnderTest, growth
+from varbench.check.subject import (
+    LABELS,
+    PYTHON_SLACK,
+    SEED,
+    TENSORS_SLACK,
+    GeneratorRow,
+    PlannedRow,
+    UnderTest,
+    growth,
+)
+from varbench.measure.honesty import against_statement
+from varbench.measure.made_storages import held_through_a_step
 from varbench.plan.state import beside_state, state_over_time
 
 
 def state_bytes_reachable(subject: UnderTest) -> Iterator[str]:
-    """Bytes of tensors that live at each step's end, whoever holds them, are those of the plan; and nothing is kept elsewhere."""
+    """Bytes of tensors that live at each step's end, whoever holds them, are those of the plan; and nothing is kept elsewhere.
+    A generator holds no more for longer than a step than it says."""
     if isinstance(subject, PlannedRow):
         yield from _beyond_plan(subject, subject.held)
+    if isinstance(subject, GeneratorRow):
+        yield from _beyond_statement(subject)
     for what in sorted(set(subject.held.reached_out)):
         yield f"while images were made, it {what}: what is kept there is seen by nobody"
     if subject.held.sent:
         yield f"while images were made, it wrote {subject.held.sent} bytes to a file, a pipe or the like"
+
+
+def _beyond_statement(subject: GeneratorRow) -> Iterator[str]:
+    images, work = subject.first.images.nbytes, subject.said
+    if work.steps:
+        held = held_through_a_step(lambda: subject.make(seed=SEED + 3), steps=work.steps)
+        yield from against_statement(work.cache_peak_bytes, held=held, images=images)
 
 
 def _beyond_plan(subject: PlannedRow, own: Held) -> Iterator[str]:

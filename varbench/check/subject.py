@@ -26,6 +26,7 @@ from varbench.engine.subjects import Answer, Ask, EngineSubject, Subject, load_g
 from varbench.plan import cost
 from varbench.plan.compiler import compile_plan
 from varbench.plan.steps import Plan
+from varbench.policies import Work
 from varbench.rows.grammar import Row
 
 LABELS = (3, 7, 1, 3)
@@ -270,9 +271,13 @@ class GeneratorRow(UnderTest):
         return load_generator(owned.policy, model=self.bench.model, device=torch.device("cpu"), dtype="float32", seed=0)
 
     @property
-    def said_flops(self) -> float | None:
+    def said(self) -> Work:
         assert self.row.policies.generator is not None
-        work = self.row.policies.generator.policy.work(len(LABELS))
+        return self.row.policies.generator.policy.work(len(LABELS))
+
+    @property
+    def said_flops(self) -> float | None:
+        work = self.said
         return None if work.flops is None else work.flops + work.decoder_flops
 
     @cached_property

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from varbench.plan.cost import PlanWork, Prediction
     from varbench.plan.hardware import Hardware
     from varbench.plan.steps import Accounting, Plan
-    from varbench.policies import Published
+    from varbench.policies import Published, Work
     from varbench.rows.grammar import Row
     from varbench.rows.manager import PluginManager
     from varbench.spec import ModelSpec
@@ -91,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
     found: list[Counted] = []
     beside: list[str] = []
     failed = {refused.name: refused.reason for refused in asked.refused}
+    works: dict[str, Work] = {}
     for row in asked.rows:
         if row.policies.generator is not None and row.name not in args.method:
             print(
@@ -98,6 +99,10 @@ def run(args: argparse.Namespace) -> int:
             )
             continue
         try:
+            if (owned := row.policies.generator) is not None:
+                works[row.name] = owned.ask(owned.policy.work, batch)
+                beside += _printed(row, row.name, manager)
+                continue
             counted = count(row, accounting=args.accounting or row.accounting, **settings)
             beside += _beside(counted, denominators, manager=manager, **settings)
             found.append(counted)
@@ -105,15 +110,18 @@ def run(args: argparse.Namespace) -> int:
             failed[row.name] = str(error)
     for name, reason in failed.items():
         print(f"varbench plan: {name} failed: {reason}", file=sys.stderr)
-    code = ALL_FAILED if not found else SOME_FAILED if failed else 0
+    code = ALL_FAILED if not (found or works) else SOME_FAILED if failed else 0
     if args.json:
         counts = [_as_json(counted, manager) for counted in (*denominators, *_others(found, denominators))]
+        counts += [{"row": name, "stated": dataclasses.asdict(work)} for name, work in works.items()]
         print(json.dumps([*counts, *({"row": name, "failed": reason} for name, reason in failed.items())], indent=1))
         return code
     if len(found) == 1:
         print(found[0].plan, _steps_table(found[0]), sep="\n\n", end="\n\n")
     if found:
         print(_summary(denominators, found, batch=batch, dtype=dtype))
+    if works:
+        print("\n" * bool(found) + _stated(denominators[0], works, batch=batch))
     if beside:
         print("\npublished figures beside", *beside, sep="\n")
     return code
@@ -216,21 +224,57 @@ def _beside(
     counted: Counted, denominators: Sequence[Counted], *, manager: PluginManager, **settings: Any
 ) -> Iterator[str]:
     from varbench import rows
-    from varbench.show.published import Works, by_plan, figures_text, fits_text, source_text
+    from varbench.show.published import Works, by_plan, fits_text
 
-    published = _published(counted.row, manager)
-    if not published:
+    if not _published(counted.row, manager):
         return
     works = {counted.plan.accounting: counted.work}
     for accounting in set(rows.ACCOUNTINGS) - works.keys():
         works[accounting] = count(counted.row, accounting=accounting, **settings).work
-    full = {one.plan.accounting: one.work for one in denominators}
+    both = Works(ours=works, full={one.plan.accounting: one.work for one in denominators})
+    yield from _printed(
+        counted.row,
+        counted.name,
+        manager,
+        lambda line: (
+            f"{beside.printed} {fits_text(beside.fits)} ours; {beside.ours}" for beside in by_plan(line.figures, both)
+        ),
+    )
+
+
+def _printed(
+    row: Row, name: str, manager: PluginManager, verdicts: Callable[[Published], Iterable[str]] = lambda line: ()
+) -> Iterator[str]:
+    """What others printed of the row, each line with what ours says to it."""
+    from varbench.show.published import figures_text, source_text
+
+    published = _published(row, manager)
     for line in published:
-        yield f"  {counted.name}: {figures_text(line.figures)} [{line.grade}; {source_text(line)}]"
-        for beside in by_plan(line.figures, Works(ours=works, full=full)):
-            yield f"    {beside.printed} {fits_text(beside.fits)} ours; {beside.ours}"
-    if counted.row.provenance and counted.row.provenance.note:
-        yield f"    our choices: {counted.row.provenance.note}"
+        yield f"  {name}: {figures_text(line.figures)} [{line.grade}; {source_text(line)}]"
+        yield from (f"    {verdict}" for verdict in verdicts(line))
+    if published and row.provenance and row.provenance.note:
+        yield f"    our choices: {row.provenance.note}"
+
+
+def _stated(lossless: Counted, works: Mapping[str, Work], *, batch: int) -> str:
+    """Rows that replace the loop, by what they say of themselves; what they keep is known once they are loaded."""
+    from tabulate import tabulate
+
+    full = lossless.work.transformer_flops
+    lines = [
+        (
+            name,
+            work.flops and work.flops / 1e12,
+            work.flops and f"{full / work.flops:.2f}x",
+            work.decoder_flops / 1e12,
+            work.steps,
+            work.parameters and work.parameters / 1e6,
+        )
+        for name, work in works.items()
+    ]
+    headers = ["row", "TFLOPs", "less work", "decoder TFLOPs", "steps", "M parameters"]
+    table = tabulate(lines, headers=headers, floatfmt=",.3f", intfmt=",", missingval="-", tablefmt="simple")
+    return f"rows that replace the loop, as they state it, batch {batch}\n{table}"
 
 
 def _as_json(counted: Counted, manager: PluginManager) -> dict[str, Any]:

@@ -229,12 +229,27 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
 def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench import rows
     from varbench.policies import MAIN
-    from varbench.train.budgets import recipe_budget
+    from varbench.train.budgets import GENERATOR, recipe_budget
+    from varbench.train.generators import generator_weights, trained_generator
     from varbench.train.recipes import recipe_weights
     from varbench.train.shipped import put
 
     found = rows.expand(args.what, presets.preset(args.model).spec)
     by_recipe = {(row.recipe_plugin, row.recipe): row for row in found if row.schedule is not None}
+    generators = [row for row in found if trained_generator(row)]
+    if generators and not by_recipe and args.weights is not None:
+        raise UserError(
+            f"--weights has no effect on the training of {args.what}, which begins from nothing; leave it out"
+        )
+    for row in generators:
+        budget = _budget(args, GENERATOR)
+        trained = generator_weights(
+            row, vae=_vae(args), data=data, budget=budget, device=args.device, events=args.tensorboard
+        )
+        for path in trained.files.values():
+            print(f"{row.name}  {path}{'  (cached)' if trained.origin == 'cache' else ''}")
+    if generators and not by_recipe:
+        return 0
     if not by_recipe:
         raise UserError(f"{args.what} trains nothing: its recipe uses the pretrained weights as they are.")
     further = {part: spec for row in found for part, spec in row.policies.backbones.items()}

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from varbench.engine.generate import Observer
+from varbench.engine.loading import random_tokenizer
 from varbench.engine.pipeline import Pipeline
 from varbench.engine.storage import live_bytes, storage_bytes
 from varbench.engine.transforms import stored
+from varbench.model.checkpoints import build_tokenizer, load_tokenizer
+from varbench.model.state_files import read_state
 from varbench.plan.trace import Trace
-from varbench.policies import Generator
+from varbench.policies import Generator, TrainedGenerator
 from varbench.spec import ModelSpec
 
 
@@ -123,9 +127,55 @@ class GeneratorSubject:
         return nullcontext()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Neighbours:
+    """A row that replaces the loop, and in the same process rows of the engine that its calls are timed beside."""
+
+    own: GeneratorSubject
+    row: str
+    """What `own` is asked for by."""
+    others: EngineSubject
+
+    @property
+    def model(self) -> ModelSpec:
+        return self.own.model
+
+    @property
+    def device(self) -> torch.device:
+        return self.own.device
+
+    def make(self, ask: Ask, *, observer: Observer | None = None) -> Answer:
+        return self._of(ask.row).make(ask, observer=observer)
+
+    def weight_bytes(self, row: str) -> int:
+        return self._of(row).weight_bytes(row)
+
+    def alone(self, row: str) -> AbstractContextManager[None]:
+        return self._of(row).alone(row)
+
+    def _of(self, row: str) -> GeneratorSubject | EngineSubject:
+        return self.own if row == self.row else self.others
+
+
 def load_generator(
-    generator: Generator, *, model: ModelSpec, device: torch.device, dtype: str, seed: int
+    generator: Generator,
+    *,
+    model: ModelSpec,
+    device: torch.device,
+    dtype: str,
+    seed: int,
+    vae: Path | None = None,
+    weights: Path | None = None,
 ) -> GeneratorSubject:
+    """With the preset's tokenizer and weights that were trained for it, where it is made for them; random ones without."""
     held = live_bytes(device)
+    if isinstance(generator, TrainedGenerator):
+        tokenizer = (
+            random_tokenizer(model, seed) if vae is None else build_tokenizer(model, load_tokenizer(vae)[1], vae)
+        )
+        tokenizer.to(device).eval().cast_decoder_(torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+        state = None if weights is None else read_state(weights, part="generator")
+        generator.take(tokenizer=tokenizer, weights=state)
+        del tokenizer, state
     generator.load(device=str(device), dtype=dtype, seed=seed)
     return GeneratorSubject(generator=generator, model=model, device=device, loaded_bytes=live_bytes(device) - held)

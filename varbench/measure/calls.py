@@ -109,6 +109,8 @@ class Reply:
     """What a row that replaces the loop says of its work, with a look at memory."""
     products: CountedFlops | None = None
     """Of a row that replaces the loop, with a look at memory."""
+    held: int | None = None
+    """Of such a row: bytes that the call holds for longer than a step, where it says how many steps it has."""
     kernel: str | None = None
     """Attention kernel that torch chose in such a call, with a look at memory; why it is not known is in `missing`."""
     arithmetic: str | None = None

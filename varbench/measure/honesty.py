@@ -18,6 +18,13 @@ def against_plan(plan: Plan, trace: Trace, *, batch: int, dtype: str) -> list[st
     return list(differences(foreseen(plan, batch=batch, dtype=dtype), trace))
 
 
+def against_statement(stated: int | None, *, held: int, images: int) -> list[str]:
+    """Of a row that replaces the loop: it holds no more for longer than a step than it says, but what its images take."""
+    if stated is None or held <= stated + images + SMALL:
+        return []
+    return [f"it states {stated:,} bytes of state, and {held:,} were seen to be held for longer than a step"]
+
+
 def across_calls(row: Sequence[Reply], plan: Plan | None, *, batch: int, dtype: str) -> list[str]:
     """What only several calls show: results that differ by chance, memory that is never freed, state the plan does not have."""
     first, equal, _ = row

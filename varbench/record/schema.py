@@ -126,7 +126,8 @@ class Memory:
     batch: int = entry("images a call, as in the plan")
     weights_bytes: int | None = entry("by storage, counted once", absent="not measured")
     state_peak_bytes: tuple[int, ...] | None = entry(
-        "largest state across scales within each plan step, beside the plan's `state_peak_bytes`",
+        "largest state across scales within each plan step, beside the plan's `state_peak_bytes`; of a row that replaces the "
+        "loop one number, what is held for longer than a step",
         absent="not measured",
     )
     state_after_bytes: tuple[int, ...] | None = entry("state that stays after each step", absent="not measured")

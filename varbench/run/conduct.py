@@ -172,7 +172,7 @@ class Conduct:
             self.display.detail(" ".join(filter(None, (name, width(self.found[name])))))
 
         def work(subject: Child, names: tuple[str, ...]) -> None:
-            full = FULL if self._has_full(weights) else None
+            full = FULL if self._full_runs else None
             overseer = Overseer(
                 # Drawn when the process is there already: nobody can have prepared for it.
                 secret=secrets.token_hex(16),
@@ -239,7 +239,9 @@ class Conduct:
             subject: Child | None = None
             self._at = None
             try:
-                with self._child(self._subject_job(weights, left), title) as subject:
+                # Where a row brings its own weights, the full model is beside it for its time alone, and not in its memory.
+                beside = title == "speed" or not weights.key.startswith(OWN_WEIGHTS)
+                with self._child(self._subject_job(weights, left, beside=beside), title) as subject:
                     loaded = subject.receive()
                     assert isinstance(loaded, Ready)
                     self._check(left, loaded)
@@ -252,12 +254,12 @@ class Conduct:
                 if subject is not None:
                     self._update(left, stderr_tail=subject.stderr_tail)
 
-    def _subject_job(self, weights: WeightSet, names: tuple[str, ...]) -> Job:
+    def _subject_job(self, weights: WeightSet, names: tuple[str, ...], *, beside: bool) -> Job:
         trained = self.trained.get(weights.key)
         files = self.run.files
         if trained is not None:
             files = {**(files or {}), **trained.files}
-        full = FULL if self._has_full(weights) else None
+        full = FULL if beside and self._full_runs else None
         wanted = names if full is None or full in names else (*names, full)
         return self.run.job(task="making", rows=wanted, files=files)
 
@@ -287,9 +289,10 @@ class Conduct:
     def _alive(self, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(name for name in names if name not in self.done and self.found[name].failure is None)
 
-    def _has_full(self, weights: WeightSet) -> bool:
-        """Whether the full model can run on these weights too, so that their rows are timed beside it."""
-        return not weights.key.startswith(OWN_WEIGHTS) and self.found[FULL].failure is None
+    @property
+    def _full_runs(self) -> bool:
+        """Whether rows can be timed beside the full model: on their own weights, or on its own where they bring others."""
+        return self.found[FULL].failure is None
 
     @property
     def _looks_wanted(self) -> bool:

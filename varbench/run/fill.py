@@ -107,7 +107,8 @@ def _status(run: Run, row: RowInRun, found: Findings) -> tuple[Status, str | Non
 def _model(run: Run, row: RowInRun, found: Findings) -> Model:
     weights: str | None = None
     if row.replaces_loop:
-        weights = "files" if row.resolved.trained_generator else "random"
+        given = "trained" if row.resolved.trains_generator else "files"
+        weights = given if row.resolved.trained_generator else "random"
     elif found.loaded is not None:
         weights = "random" if run.files is None else "trained" if found.trained and found.trained.training else "files"
         if weights == "files" and run.options.weights is None:
@@ -190,20 +191,20 @@ def _memory(run: Run, looks: Looks | None, missing: dict[str, str]) -> Memory | 
     peaks, trace = looks.peaks, looks.trace
     for key, why in looks.missing.items():
         missing[{"energy": "energy", "kernel": "protocol.kernel"}.get(key, f"memory.{key}")] = why
-    state = max(trace.state_peak) if trace else looks.work.state_peak_bytes if looks.work else None
+    peaks_of_state = trace.state_peak if trace else None if looks.held is None else (looks.held,)
+    state = None if peaks_of_state is None else max(peaks_of_state)
     activations = None
     if trace is None:
-        missing |= dict.fromkeys(
-            ("memory.state_peak_bytes", "memory.state_after_bytes"), "the row has no steps to look into"
-        )
+        missing["memory.state_after_bytes"] = "the row has no steps to look into"
     if state is None:
+        missing["memory.state_peak_bytes"] = "the row does not say how many steps it has"
         missing["memory.activations_peak_bytes"] = "the row does not say how much of the peak is state"
     elif peaks.allocated is not None:
         activations = max(0, peaks.allocated - peaks.weights - state)
     return Memory(
         batch=looks.batch,
         weights_bytes=peaks.weights,
-        state_peak_bytes=trace.state_peak if trace else None,
+        state_peak_bytes=peaks_of_state,
         state_after_bytes=trace.state_after if trace else None,
         activations_peak_bytes=activations,
         torch_allocated_bytes=peaks.allocated,
@@ -243,7 +244,9 @@ def _training(run: Run, row: RowInRun, found: Findings) -> Training | None:
 def _weights(run: Run, row: RowInRun, found: Findings) -> tuple[WeightFile, ...]:
     trained = found.trained
     hashes = {**run.hashes, **(trained.hashes if trained else {})}
-    used = set() if row.replaces_loop else {"vae", "main", *row.resolved.backbones}
+    used = {"vae", "main", *row.resolved.backbones}
+    if row.replaces_loop:
+        used = {"vae", "generator"} if row.resolved.trains_generator else set()
     files = {part: path for part, path in (run.files or {}).items() if part in used}
     files |= {part: path for part, path in (trained.files if trained else {}).items() if part in used}
     named = [WeightFile(role=role, name=_base(path), sha256=hashes[role]) for role, path in files.items()]

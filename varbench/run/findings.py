@@ -29,6 +29,8 @@ class Looks:
     """What a row that replaces the loop says of itself."""
     products: CountedFlops | None = None
     """Of such a row: FLOPs as stated, and as torch counted them."""
+    held: int | None = None
+    """Of such a row: bytes that were seen to be held for longer than a step."""
     kernel: str | None
     """Attention kernel that torch chose."""
     arithmetic: str | None

@@ -26,6 +26,9 @@ def look_at(ask: Ask, row: str, run: Run) -> Looks:
     plan = run.rows[row].plan
     if plan is not None and memory.trace is not None:
         findings += honesty.against_plan(plan, memory.trace, batch=options.batch, dtype=options.dtype)
+    if memory.held is not None and memory.work is not None:
+        images = 4 * 3 * options.batch * run.model.image_side**2
+        findings += honesty.against_statement(memory.work.state_peak_bytes, held=memory.held, images=images)
     few = balanced_labels(min(options.batch, SMALL_BATCH), run.model.classes)
     small = [ask(Request(row=row, labels=few, seed=chosen, look="outside")) for chosen in (seed, seed, seed + 1)]
     findings += honesty.across_calls(small, plan, batch=len(few), dtype=options.dtype)
@@ -44,6 +47,7 @@ def look_at(ask: Ask, row: str, run: Run) -> Looks:
         trace=memory.trace,
         work=memory.work,
         products=memory.products,
+        held=memory.held,
         kernel=memory.kernel,
         arithmetic=memory.arithmetic,
         findings=tuple(dict.fromkeys(findings)),

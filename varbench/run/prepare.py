@@ -82,15 +82,18 @@ class Run:
         found: dict[str, list[ResolvedRow]] = {}
         for row in self.rows.values():
             found.setdefault(row.resolved.weight_set, []).append(row.resolved)
-        there = ("pretrained", "random")
         return tuple(
             WeightSet(
                 key=key,
-                trains=None if key in there or key.startswith(OWN_WEIGHTS) else sharing[0].name,
+                trains=sharing[0].name if sharing[0].trains_generator or self._is_recipe(key) else None,
                 rows=tuple(row.name for row in sharing),
             )
             for key, sharing in found.items()
         )
+
+    @staticmethod
+    def _is_recipe(key: str) -> bool:
+        return key not in ("pretrained", "random") and not key.startswith(OWN_WEIGHTS)
 
     def rounds_of(self, *names: str) -> int:
         """Rounds of speed that these rows take, the most of any."""

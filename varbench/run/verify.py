@@ -22,11 +22,10 @@ def mismatches(run: Run, row: RowInRun, loaded: Ready, trained: Trained | None) 
             found.append(
                 f"the code of {plugin.name} changed meanwhile: {str(now)[:12]}, and {str(version.code_hash)[:12]} was prepared"
             )
-    if not row.replaces_loop:
-        expected = {**run.hashes, **(trained.hashes if trained else {})}
-        for part, sha256 in loaded.weights.items():
-            if run.files is not None and part in expected and sha256 != expected[part]:
-                found.append(f"a child loaded {part} {sha256[:12]}, and {expected[part][:12]} was prepared")
+    expected = {**run.hashes, **(trained.hashes if trained else {})}
+    for part, sha256 in loaded.weights.items():
+        if run.files is not None and part in expected and sha256 != expected[part]:
+            found.append(f"a child loaded {part} {sha256[:12]}, and {expected[part][:12]} was prepared")
     return found
 
 

@@ -89,7 +89,10 @@ def processes(records: Iterable[Record], column: str, regime: str) -> int:
 
 def _process(record: Record, number: int) -> tuple[object, ...]:
     weights = tuple(file.sha256 for file in record.weights if file.role == "main")
-    return record.run, weights, number
+    alone = (
+        record.row.row if record.plan is None else ""
+    )  # a row that replaces the loop shares its process with no other
+    return record.run, weights, alone, number
 
 
 def speedup(

@@ -203,7 +203,7 @@ def _train_stage(
 
 def _evaluation(
     row: Row, stage: Stage, *, tokenizer: Tokenizer, data: ImageSet, budget: Budget, device: torch.device
-) -> HeldOut | None:
+) -> HeldOut[Transformer] | None:
     """Looks at the main model and its subnets; what runs on two models has no loss of one of them."""
     images = data.validation[: evaluation.IMAGES]
     if stage.backbone != MAIN or not images or not budget.looks:

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from varbench.base.whole_files import require_space
 from varbench.engine.teacher import TeacherPass
@@ -34,6 +34,8 @@ from varbench.train.progress import Progress
 from varbench.train.ranks import Ranks
 from varbench.train.states import Checkpoints, ctrl_c_waits, load_state
 from varbench.train.tokens import TokenSet
+
+Network = TypeVar("Network", bound=nn.Module)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -96,12 +98,12 @@ class Curriculum:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOut:
+class HeldOut(Generic[Network]):
     """A look at the mean weights while they train."""
 
     steps: frozenset[int]
     """After which steps; 0 is before the first."""
-    figures: Callable[[Transformer], list[dict[str, Any]]]
+    figures: Callable[[Network], list[dict[str, Any]]]
 
 
 def train(
@@ -116,10 +118,50 @@ def train(
     teacher: Teacher | None = None,
     identity: dict[str, Any] | None = None,
     on_checkpoint: Callable[[int], None] | None = None,
-    evaluation: HeldOut | None = None,
+    evaluation: HeldOut[Transformer] | None = None,
     ranks: Ranks | None = None,
 ) -> dict[str, Any]:
-    """Train in place and leave the mean weights in `transformer`; the record of how it went.
+    """Train a transformer as `optimise` does, by a curriculum, on tokens of all scales; the record of how it went."""
+    transformer.requires_grad_(curriculum.trains != "own")
+    transformer.own.requires_grad_(curriculum.trains != "model")
+    device = transformer.pos_1LC.device
+    passes = _Passes(curriculum, teacher, device=device, dtype=DTYPES[budget.dtype])
+
+    def loss(step: int) -> tuple[str, Tensor]:
+        features_BLD, tokens_BL, labels_B = _batch(
+            tokenizer, tokens, budget, step, classes=transformer.spec.classes, ranks=ranks or Ranks()
+        )
+        wanted = curriculum.at(step, uniforms(seed=budget.seed, step=step))
+        return wanted.point or "full", passes.loss(transformer, wanted, features_BLD, tokens_BL, labels_B)
+
+    return optimise(
+        transformer,
+        loss=loss,
+        name=curriculum.name,
+        budget=budget,
+        checkpoints=checkpoints,
+        progress=progress,
+        identity={"model": transformer.spec.to_json(), "tokens": tokens.key, **(identity or {})},
+        on_checkpoint=on_checkpoint,
+        evaluation=evaluation,
+        ranks=ranks,
+    )
+
+
+def optimise(
+    module: Network,
+    *,
+    loss: Callable[[int], tuple[str, Tensor]],
+    name: str,
+    budget: Budget,
+    checkpoints: Checkpoints,
+    progress: Progress,
+    identity: dict[str, Any],
+    on_checkpoint: Callable[[int], None] | None = None,
+    evaluation: HeldOut[Network] | None = None,
+    ranks: Ranks | None = None,
+) -> dict[str, Any]:
+    """Train in place and leave the mean weights in `module`; the record of how it went. `loss` gives what a step trains, and how well.
 
     Killed at any moment and called again with the same arguments, it goes on from the last checkpoint to the same weights
     that it would have reached without the interruption; after Ctrl-C, from the step it was at. `on_checkpoint` runs
@@ -127,27 +169,20 @@ def train(
     training. Of several `ranks`, the first alone writes; all of them end with the same weights. A training that diverges
     is ended, and leaves no checkpoint, which would only lead there again.
     """
-    transformer.requires_grad_(curriculum.trains != "own").train()
-    transformer.own.requires_grad_(curriculum.trains != "model")
+    module.train()
     ranks = ranks or Ranks()
-    device = transformer.pos_1LC.device
-    optimizer = adamw(transformer, weight_decay=budget.weight_decay)
-    mean = RunningMean(transformer, decay=budget.mean_decay)
-    weight_bytes = sum(parameter.nbytes for parameter in transformer.parameters())
-    require_space(checkpoints.path.parent, needed=8 * weight_bytes, purpose=f"the checkpoint of {curriculum.name}")
-    identity = {
-        "curriculum": curriculum.name,
-        "model": transformer.spec.to_json(),
-        "tokens": tokens.key,
-        "budget": asdict(budget),
-        **(identity or {}),
-    }
+    device = next(module.parameters()).device
+    optimizer = adamw(module, weight_decay=budget.weight_decay)
+    mean = RunningMean(module, decay=budget.mean_decay)
+    weight_bytes = sum(parameter.nbytes for parameter in module.parameters())
+    require_space(checkpoints.path.parent, needed=8 * weight_bytes, purpose=f"the checkpoint of {name}")
+    identity = {"curriculum": name, "budget": asdict(budget), **identity}
     begin, seconds, counts = 0, 0.0, dict[str, int]()
     losses: dict[str, list[list[float]]] = {}  # by point, pairs of step and loss
     evaluations: list[dict[str, Any]] = []
     if state := load_state(checkpoints.path, identity=identity):
         begin, seconds, counts = state["step"], state["seconds"], state["counts"]
-        transformer.load_state_dict(state["module"])
+        module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         mean.load(state["mean"])
         losses, evaluations = state["losses"], state["evaluations"]
@@ -156,11 +191,10 @@ def train(
         began = time.perf_counter()
         if evaluation is not None and step in evaluation.steps and step not in (one["step"] for one in evaluations):
             mean.swap()
-            evaluations.extend({"step": step, **figures} for figures in evaluation.figures(transformer))
+            evaluations.extend({"step": step, **figures} for figures in evaluation.figures(module))
             mean.swap()
         return time.perf_counter() - began
 
-    passes = _Passes(curriculum, teacher, device=device, dtype=DTYPES[budget.dtype])
     evaluate(begin)
     started = time.perf_counter()
 
@@ -172,7 +206,7 @@ def train(
             "counts": counts,
             "losses": losses,
             "evaluations": evaluations,
-            "module": transformer.state_dict(),
+            "module": module.state_dict(),
             "optimizer": optimizer.state_dict(),
             "mean": mean.state(),
         }
@@ -187,22 +221,17 @@ def train(
     # Ranks step together, so none of them may finish a step that another has left.
     with ctrl_c_waits() if ranks.count == 1 else nullcontext(lambda: False) as interrupted:
         for step in range(begin, budget.steps):
-            features_BLD, tokens_BL, labels_B = _batch(
-                tokenizer, tokens, budget, step, classes=transformer.spec.classes, ranks=ranks
-            )
-            wanted = curriculum.at(step, uniforms(seed=budget.seed, step=step))
-            loss = passes.loss(transformer, wanted, features_BLD, tokens_BL, labels_B)
-            loss.backward()
-            ranks.average_gradients(transformer)
+            trained, found = loss(step)
+            found.backward()
+            ranks.average_gradients(module)
             rate = rate_at(
                 step, steps=budget.steps, peak=budget.peak_rate, warm_up=budget.warm_up_steps, floor=budget.floor
             )
-            value, gradient = float(loss.detach()), take_step(optimizer, transformer.parameters(), rate=rate)
+            value, gradient = float(found.detach()), take_step(optimizer, module.parameters(), rate=rate)
             if diverged := divergence(step, steps=budget.steps, peak=budget.peak_rate, loss=value, gradient=gradient):
                 checkpoints.path.unlink(missing_ok=True)
-                raise UserError(f"{curriculum.name}: {diverged}")
+                raise UserError(f"{name}: {diverged}")
             mean.update(step)
-            trained = wanted.point or "full"
             counts[trained] = counts.get(trained, 0) + 1
             losses.setdefault(trained, []).append([step + 1, round(value, 4)])
             progress(step + 1, {f"loss {trained}": value})
@@ -214,9 +243,9 @@ def train(
     seconds += time.perf_counter() - started
 
     mean.swap()
-    transformer.requires_grad_(False).eval()
+    module.requires_grad_(False).eval()
     return {
-        "curriculum": curriculum.name,
+        "curriculum": name,
         **asdict(budget),
         "steps_by_point": counts,
         "losses": losses,

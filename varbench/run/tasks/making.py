@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,21 @@ from varbench.base.hashing import array_hash, file_hash
 from varbench.engine.kernel import attention_kernel
 from varbench.engine.loading import load_pipeline
 from varbench.engine.pipeline import Pipeline
-from varbench.engine.subjects import Answer, Ask, EngineSubject, GeneratorSubject, Subject, load_generator
+from varbench.engine.subjects import (
+    Answer,
+    Ask,
+    EngineSubject,
+    GeneratorSubject,
+    Neighbours,
+    Subject,
+    load_generator,
+)
 from varbench.measure import memory, nvml, powercap, process_state, timed_call
 from varbench.measure.calls import Chunk, CountedFlops, Reply, Request
 from varbench.measure.energy import energy
 from varbench.measure.environment import environment, gpu_identity
-from varbench.policies import Work
+from varbench.measure.made_storages import held_through_a_step
+from varbench.policies import TrainedGenerator, Work
 from varbench.quality.images import Images, to_uint8, write_made
 from varbench.record import Status, Totals
 from varbench.rows.grammar import Row
@@ -32,6 +42,7 @@ from varbench.run.channel import Channel
 from varbench.run.messages import Failed, Job, Ready
 from varbench.run.reasons import of_exception
 from varbench.run.tasks.resolving import files_of
+from varbench.train.generators import PART
 
 
 def run(job: Job, channel: Channel) -> None:
@@ -59,27 +70,50 @@ def run(job: Job, channel: Channel) -> None:
 
 
 def load(job: Job) -> tuple[Subject, Ready]:
-    """The one subject of the job's rows: they share their weights."""
+    """The one subject of the job's rows: they share their weights. A row that replaces the loop may have the full model beside."""
     made = [rows.resolve(name, job.model) for name in job.rows]
-    generator = made[0].policies.generator
-    if generator is not None:
-        options, policy = job.options, generator.policy
-        device = torch.device(options.device)
-        replaced = load_generator(policy, model=job.model, device=device, dtype=options.dtype, seed=options.seed)
-        count = policy.work(options.batch).parameters
-        parameters = {} if count is None else {generator.plugin: count}
-        return replaced, _loaded(job, made, weights={}, parameters=parameters, plans={})
-    pipe = pipeline_of(job, made)
-    options = job.options
-    subject = EngineSubject(pipe=pipe, cfg=options.cfg, top_k=options.top_k, top_p=options.top_p)
-    counts = {name: sum(p.numel() for p in model.parameters()) for name, model in pipe.backbones.items()}
-    plans = {}
-    for row in made:
-        try:
-            plans[row.name] = pipe.compile(row)[0].digest
-        except ValueError:  # said when the row is asked for
-            continue
-    return subject, _loaded(job, made, weights=pipe.weights, parameters=counts, plans=plans)
+    planned = [row for row in made if row.policies.generator is None]
+    replacing = [row for row in made if row.policies.generator is not None]
+    subject: Subject | None = None
+    weights, parameters, plans = dict[str, str](), dict[str, int](), dict[str, str]()
+    if planned:
+        pipe = pipeline_of(job, planned)
+        options = job.options
+        subject = engine = EngineSubject(pipe=pipe, cfg=options.cfg, top_k=options.top_k, top_p=options.top_p)
+        weights = pipe.weights
+        parameters = {name: sum(p.numel() for p in model.parameters()) for name, model in pipe.backbones.items()}
+        for row in planned:
+            try:
+                plans[row.name] = pipe.compile(row)[0].digest
+            except ValueError:  # said when the row is asked for
+                continue
+    if replacing:
+        (row,) = replacing
+        own, read, parameters = _generator(job, row)
+        subject = Neighbours(own=own, row=row.name, others=engine) if planned else own
+        weights = {**weights, **read}
+    assert subject is not None
+    return subject, _loaded(job, made, weights=weights, parameters=parameters, plans=plans)
+
+
+def _generator(job: Job, row: Row) -> tuple[GeneratorSubject, dict[str, str], dict[str, int]]:
+    """With the hashes of the files that it was given, and its parameters."""
+    assert row.policies.generator is not None
+    owned, options, files = row.policies.generator, job.options, {}
+    if isinstance(owned.policy, TrainedGenerator):
+        files = {part: Path(path) for part, path in (job.files or {}).items() if part in ("vae", PART)}
+    subject = load_generator(
+        owned.policy,
+        model=job.model,
+        device=torch.device(options.device),
+        dtype=options.dtype,
+        seed=options.seed,
+        vae=files.get("vae"),
+        weights=files.get(PART),
+    )
+    count = owned.policy.work(options.batch).parameters
+    hashes = {part: file_hash(path) for part, path in files.items()}
+    return subject, hashes, {} if count is None else {owned.plugin: count}
 
 
 def _loaded(
@@ -147,6 +181,9 @@ def _memory(subject: Subject, ask: Ask, request: Request) -> Reply:
         trace=made.trace,
         work=None if stated is None else _stated(stated),
         products=None if stated is None else _products(stated, lambda: subject.make(ask)),
+        held=None
+        if stated is None or not stated.steps
+        else held_through_a_step(lambda: subject.make(ask), steps=stated.steps),
         kernel=kernel.name,
         arithmetic=kernel.arithmetic,
         missing={} if kernel.missing is None else {"kernel": kernel.missing},

@@ -13,6 +13,7 @@ from varbench.errors import PlanError
 from varbench.plan import presets
 from varbench.plan.compiler import compile_plan
 from varbench.plan.steps import Plan
+from varbench.policies import Generator, TrainedGenerator
 from varbench.record import MethodSource, PublishedLine, StudyWords
 from varbench.rows.grammar import Row
 from varbench.rows.manager import PluginInfo, PluginManager, manager
@@ -98,7 +99,8 @@ def _resolved(job: Job, row: Row, study: str | None, plugins: PluginManager, *, 
         failure = of_exception(error)
     owner = row.recipe_plugin
     points = [s.point for s in row.settings if s.point is not None and s.plugin in (owner, row.plugins[0].name)]
-    generator = row.policies.generator
+    generator = None if row.policies.generator is None else row.policies.generator.policy
+    trains_generator = isinstance(generator, TrainedGenerator) and job.files is not None and trains(job)
     return ResolvedRow(
         name=row.name,
         plugins=tuple(_plugin(info, plugins) for info in row.plugins),
@@ -117,12 +119,19 @@ def _resolved(job: Job, row: Row, study: str | None, plugins: PluginManager, *, 
         other_plan=other,
         backbones=tuple(row.policies.backbones),
         calibrates=any("varbench_calibrate" in plugins.hooks(info.name) for info in row.plugins),
-        trained_generator=None if generator is None else bool(generator.policy.trained),
+        trained_generator=_is_trained(generator, trains_generator),
+        trains_generator=trains_generator,
         source=None if row.provenance is None else MethodSource(**_own_fields(row.provenance)),
         read=dict(_files_named(row, plugins)),
         weight_set=weight_set(row, given=job.files is not None, trains=trains(job)),
         failure=failure,
     )
+
+
+def _is_trained(generator: Generator | None, trained_here: bool) -> bool | None:
+    if generator is None or isinstance(generator, TrainedGenerator):
+        return None if generator is None else trained_here
+    return bool(generator.trained)
 
 
 def _plans(row: Row, job: Job) -> tuple[Plan, Plan]:

@@ -14,7 +14,7 @@ from scripted import Script, a_run, conduct, scripted
 
 from varbench.quality.images import kept_images, samples_npz, write_png
 from varbench.record import Record, row_slug
-from varbench.run.recheck import Finding, recheck
+from varbench.run.recheck import Rechecked, recheck
 
 ROW = "variant@untrained/d8"
 
@@ -29,7 +29,7 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Record]:
         return running.save_all()
 
 
-def of(found: list[Finding], row: str) -> dict[str, bool | None]:
+def of(found: list[Rechecked], row: str) -> dict[str, bool | None]:
     return {one.what: one.same for one in found if one.row == row}
 
 

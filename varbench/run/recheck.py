@@ -30,7 +30,7 @@ _AT_ONCE = 250
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class Rechecked:
     """One thing that a record says, beside what is found here."""
 
     row: str
@@ -42,14 +42,14 @@ class Finding:
     """None where it cannot be told."""
 
 
-def recheck(records: Sequence[Record], folder: Path) -> Iterator[Finding]:
+def recheck(records: Sequence[Record], folder: Path) -> Iterator[Rechecked]:
     """All that can be said of these records; `folder` is the run's, where images may have been kept."""
     for group in _groups(records):
         try:
             run = _run_of(group)
         except UserError as error:
             for record in group:
-                yield Finding(row=record.row.row, what="the run", recorded=None, here=str(error), same=None)
+                yield Rechecked(row=record.row.row, what="the run", recorded=None, here=str(error), same=None)
             continue
         for record in group:
             yield from _derived(record, run)
@@ -77,16 +77,16 @@ def _run_of(group: list[Record]) -> Run:
     return prepare(replace(first.protocol, plugins=rows, study=studied, calibrate=False), name=first.run)
 
 
-def _derived(record: Record, run: Run) -> Iterator[Finding]:
+def _derived(record: Record, run: Run) -> Iterator[Rechecked]:
     name = record.row.row
     row = run.rows.get(name)
     if row is None:
-        yield Finding(row=name, what="the row", recorded=name, here=None, same=False)
+        yield Rechecked(row=name, what="the row", recorded=name, here=None, same=False)
         return
 
-    def beside(what: str, recorded: str | None, here: str | None) -> Finding:
+    def beside(what: str, recorded: str | None, here: str | None) -> Rechecked:
         known = recorded is not None and here is not None
-        return Finding(row=name, what=what, recorded=recorded, here=here, same=recorded == here if known else None)
+        return Rechecked(row=name, what=what, recorded=recorded, here=here, same=recorded == here if known else None)
 
     if record.plan is not None:
         yield beside("plan", record.plan.digest, row.plan.digest if row.plan else None)
@@ -128,7 +128,7 @@ def _images(folder: Path, row: str) -> Path | None:
     return next((path for path in (place.with_name(f"{place.name}.npz"), place) if path.exists()), None)
 
 
-def _rescored(record: Record, run: Run, images: Path) -> Iterator[Finding]:
+def _rescored(record: Record, run: Run, images: Path) -> Iterator[Rechecked]:
     assert record.quality is not None
     row, classes, first = record.row.row, run.model.classes, 0
     with tempfile.TemporaryDirectory(prefix="varbench-") as place:
@@ -150,10 +150,10 @@ def _rescored(record: Record, run: Run, images: Path) -> Iterator[Finding]:
             yield _scores(row, score, again.get(score.name))
 
 
-def _scores(row: str, recorded: Score, here: Score | None) -> Finding:
+def _scores(row: str, recorded: Score, here: Score | None) -> Rechecked:
     one, other = recorded.value, here.value if here else None
     assert one is not None
-    return Finding(
+    return Rechecked(
         row=row,
         what=recorded.name,
         recorded=f"{one:.5g}",

@@ -7,7 +7,7 @@ two by two, as rows of the same labels and noise do: of what tiny's feature netw
 images with noise, and of Gaussians, one like the reference and one far from it. The reference stays. `strays` is the score's
 deviation over the sets, and `says` what its interval takes it for. `bias` is by how much the score of so many images exceeds
 that of the whole population, beside what the halves say. `difference` is that of the two rows of a set: how often its interval
-holds the truth, and how wide it is beside that of rows which share nothing. About three minutes on one idle core.
+holds the truth, and how wide it is beside that of rows which share nothing. Two to three minutes on one idle core.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def figures(features: Features, reference: Reference, scores: Sequence[str]) -> 
     samples = in_double(features)
     apart = torch.cdist(in_double(real), samples) if {"recall", "precision"} & set(scores) else torch.empty(0)
     if "recall" in scores:
-        spread = halves.variance(halves.of_recalls(features, real, parts, neighbours=3))
+        recalls = halves.of_recalls(features, real, halves.both(splits), neighbours=3)
+        spread = halves.variance(recalls, kept=halves.HALF)
         reached = (apart <= _radii(samples)).any(dim=1).double().mean()
         found["recall"] = Figure(intervals.share_around(float(reached), spread, len(real)))
     if "precision" in scores:
@@ -133,7 +134,8 @@ def figures(features: Features, reference: Reference, scores: Sequence[str]) -> 
         found["precision"] = Figure(intervals.share(float(inside), len(features)))
     if {"coverage", "density"} & set(scores):
         covered = density_coverage(features, real, reaches_N=reference.reaches)
-        spread = halves.variance(halves.of_coverages(features, real, reference.reaches, parts))
+        of_parts = halves.of_coverages(features, real, reference.reaches, parts)
+        spread = halves.variance(of_parts, kept=halves.TWO_THIRDS)
         share = float(covered.covered_N.mean())
         found["coverage"] = Figure(intervals.share_around(share, spread, len(real)))
         found["density"] = Figure(intervals.mean(covered.density_M))

@@ -35,6 +35,8 @@ CAUGHT = {
 }
 """Cheats that make their own row invalid, and words of the reason."""
 
+pytestmark = [pytest.mark.slow, pytest.mark.idle]
+
 SOUND = ("full_var", "prefix_exit@e2", "fastvar@skip1", "figures", "forger")
 
 
@@ -61,7 +63,6 @@ def records(site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, R
     return run(site, tmp_path_factory.mktemp("cheats") / "run", rows, "--images", "32", "--batch", "16", "--count", "3")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 class TestOneRunOfEveryCheat:
     @pytest.mark.parametrize("row", CAUGHT)
@@ -79,7 +80,6 @@ class TestOneRunOfEveryCheat:
         assert not any("forged" in (record.reason, *record.validity.reasons) for record in records.values())
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("row", cheating.DENOMINATOR)
 def test_a_slowed_denominator_is_seen_beside_a_full_model_alone(site: Path, tmp_path: Path, row: str) -> None:

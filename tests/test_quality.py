@@ -379,7 +379,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(drawn):
     far, _ = drawn.coverage(gaussians, reference, repeats=120, scores=("distance",))
     for one in (*found, *far):
         assert 0.89 <= one.holds, one
-        assert 0.8 < one.says / one.strays < 1.35, one
+        assert 0.8 < one.says / one.strays < 1.5, one
         if one.bias:
             assert one.bias[1] == pytest.approx(one.bias[0], rel=0.2), one
     assert distance.holds >= 0.89

@@ -307,9 +307,9 @@ def _precision_recall(scoring: _Seen) -> tuple[Score, Score]:
         save_cpu_ram=True,
         verbose=False,
     )
-    of_parts = halves.of_recalls(seen, real, scoring.parts, neighbours=_NEIGHBOURS)
+    of_halves = halves.of_recalls(seen, real, halves.both(scoring.splits), neighbours=_NEIGHBOURS)
     precision = intervals.share(found["precision"], len(seen))
-    recall = intervals.share_around(found["recall"], halves.variance(of_parts), len(real))
+    recall = intervals.share_around(found["recall"], halves.variance(of_halves, kept=halves.HALF), len(real))
     version = libraries.version(_FIDELITY)
     return scoring.score("precision", precision, version), scoring.score("recall", recall, version)
 
@@ -326,7 +326,9 @@ def _density_coverage(scoring: _Seen) -> tuple[Score, Score]:
     )["reaches"]
     found = density_coverage(seen, real, reaches_N=reaching)
     of_parts = halves.of_coverages(seen, real, reaching, scoring.parts)
-    covered = intervals.share_around(float(found.covered_N.mean()), halves.variance(of_parts), len(real))
+    covered = intervals.share_around(
+        float(found.covered_N.mean()), halves.variance(of_parts, kept=halves.TWO_THIRDS), len(real)
+    )
     density = intervals.mean(found.density_M)
     return scoring.score("density", density, _OWN), scoring.score("coverage", covered, _OWN)
 

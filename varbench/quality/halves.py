@@ -6,8 +6,8 @@ but for what noise adds to a distance, which says itself by how far the halves' 
 (`varbench.quality.intervals`). The splits are the same in every row that has the same labels, so that two rows can be
 compared split by split: what the noise of an image does in both rows is then no difference.
 
-A share of what is reached by anything at all, coverage or recall, grows less and less with the images, and halves of them
-stray too little. Parts that hold two thirds come near. `benchmarks/quality_coverage.py` tries all this on known truth.
+Coverage, a share of what is reached by anything at all, grows less and less with the images, and halves of them stray too
+little: it is taken of parts that hold two thirds. `benchmarks/quality_coverage.py` tries all this on known truth.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from varbench.quality.manifold import Features, in_double
 Parts = NDArray[np.bool_]
 """(S, N): which images are in each part; of a split, which are in the first half."""
 
+Shares = NDArray[np.float64]
+
+HALF, TWO_THIRDS = 1 / 2, 2 / 3
 _SPLITS = 40
 _FEWER = 12
 """Of wide features, where each half costs seconds."""
@@ -32,8 +35,6 @@ _WIDE = 512
 _ROWS = 512
 _NEAREST = 32
 """Neighbours that are looked through for some that are in the same part; that hardly any are happens in one of millions."""
-
-Shares = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,13 @@ def thirds_left_out(labels: NDArray[np.int64], *, dimensions: int, seed: int) ->
     return _drawn(labels, 2 * _splits(dimensions), np.arange(len(labels)) % 3 < 2, seed=seed)
 
 
-def variance(shares_S: NDArray[np.float64]) -> float:
-    """Of the whole's share, by those of parts with two thirds: they hold two thirds in common, and so stray by half of it."""
-    return 2 * float(np.var(shares_S, ddof=1))
+def both(splits: Parts) -> Parts:
+    return np.concatenate([splits, ~splits])
+
+
+def variance(shares_S: Shares, *, kept: float) -> float:
+    """Of the whole's share, by those of parts that keep so much of it: the more they have in common, the less they stray."""
+    return kept / (1 - kept) * float(np.var(shares_S, ddof=1))
 
 
 def _splits(dimensions: int) -> int:
@@ -114,7 +119,7 @@ def of_kernel_distances(features_ND: Features, real_ND: Features, splits: Parts)
     itself. Each image is also held against itself, which KID leaves out: so noise adds to it as to the Fréchet distance.
     """
     samples, real = in_double(features_ND), in_double(real_ND)
-    member = torch.from_numpy(np.concatenate([splits, ~splits, np.ones_like(splits[:1])])).double()
+    member = torch.from_numpy(np.concatenate([both(splits), np.ones_like(splits[:1])])).double()
     sizes = member.sum(dim=1)
     pairs, with_real = torch.zeros(len(member)).double(), torch.zeros(len(member)).double()
     for rows, inside in zip(torch.split(samples, _ROWS), torch.split(member, _ROWS, dim=1), strict=True):
@@ -122,8 +127,8 @@ def of_kernel_distances(features_ND: Features, real_ND: Features, splits: Parts)
         pairs += ((inside @ kernel) * member).sum(dim=1)
         with_real += inside @ _cubic(rows @ real.T, samples).mean(dim=1)
     values = (pairs / sizes.square() - 2 * with_real / sizes).numpy()
-    one, other = np.split(values[:-1], 2)
-    return Halves(one, other, float(values[-1]))
+    first, second = np.split(values[:-1], 2)
+    return Halves(first, second, float(values[-1]))
 
 
 def of_coverages(samples_MD: Features, real_ND: Features, reaches_N: NDArray[np.float64], parts: Parts) -> Shares:

@@ -36,7 +36,7 @@ def mean(values: NDArray[np.floating]) -> Interval:
 
 
 def of_halves(value: float, halves: Halves, *, besides: float = 0.0) -> Interval:
-    """Of a squared distance, as Wilson's of a share: every figure that would hardly have strayed to `value`.
+    """Of a squared distance, as Wilson's of a share: every figure from which chance could well have led to `value`.
 
     The means of the halves lie above the whole by what noise adds to the figure, and stray as much as that does. It is in
     the halves' difference twice, so that once is taken away. The less a set strays by chance, the less its halves do: one

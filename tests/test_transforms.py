@@ -213,6 +213,39 @@ def test_an_honest_one_passes_the_kit_and_one_that_understates_its_bytes_does_no
     }
 
 
+class Int8Products(Int8):
+    """Multiplies in int8 too, with a scale for each token; at point `mixed` it also looks at the other images."""
+
+    def varbench_settings(self, model: Any) -> Settings:
+        return Settings(points=("own", "mixed"))
+
+    def varbench_transform_model(self, setting: Any, model: Any) -> Transformed:
+        class Both(Int8Linear):
+            def forward(self, x: Tensor) -> Tensor:
+                if setting.point == "mixed":
+                    x = x + x.mean(dim=0, keepdim=True)
+                step = x.abs().amax(dim=-1, keepdim=True).clamp_min(1e-6) / 127
+                rows = (x / step).round().to(torch.int8).flatten(0, -2)
+                made = torch._int_mm(rows, self.whole.t()).view(*x.shape[:-1], -1) * self.scale.t() * step
+                return made + self.bias
+
+        def apply(transformer: Any) -> Any:
+            for block in transformer.blocks:
+                block.ffn.fc1, block.ffn.fc2 = Both(block.ffn.fc1), Both(block.ffn.fc2)
+            return transformer
+
+        change = PartChange(weight_type="int8", extra_bytes=self.extra(model), compute_type="int8")
+        return Transformed(apply=apply, changes={"ffn": change})
+
+
+def test_products_in_few_bits_are_counted_and_are_each_images_own() -> None:
+    """Rounding may turn a last place into a step, and so tokens; logits of the same tokens stay near."""
+    asked = {"runs", "batch_invariance", "teacher_equals_cached", "products_in_type", "measured_flops_equal_plan"}
+    found = check(Int8Products(), name="acme", only=asked)
+    assert {finding.row for finding in found} == {"acme@mixed"}
+    assert "batch_invariance" in {finding.invariant for finding in found}
+
+
 def test_a_replaced_module_that_changes_its_own_weights_is_caught() -> None:
     class Drifts(Int8):
         def varbench_transform_model(self, setting: Any, model: Any) -> Transformed | None:

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from varbench.measure.made_storages import Allocations
 
@@ -164,6 +165,8 @@ def contents() -> dict[int, tuple[Any, str]]:
 def _data(thing: Any) -> memoryview | None:
     if isinstance(thing, Tensor):
         if thing.layout != torch.strided or thing.device.type != "cpu" or not thing.numel():
+            return None
+        if is_traceable_wrapper_subclass(thing):  # holds nothing itself: the tensors that it is made of are looked at
             return None
         thing = thing.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8).numpy()
     if isinstance(thing, np.ndarray):

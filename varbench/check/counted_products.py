@@ -7,7 +7,16 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+_INT_MM = torch.ops.aten._int_mm
+
+if _INT_MM not in flop_registry:
+
+    @register_flop_formula(_INT_MM)
+    def _flops(left: torch.Size, right: torch.Size, *_: object, **__: object) -> int:
+        """Products of int8; formulas are handed shapes."""
+        return 2 * left[0] * left[1] * right[1]
 
 
 class Products(TorchDispatchMode):

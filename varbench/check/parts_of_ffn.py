@@ -45,10 +45,10 @@ def chosen_experts_are_computed(subject: PlannedRow) -> Iterator[str]:
     summed = subject.generate(_written_out(subject.row, moment), tokens=tokens, return_logits=True, observer=observe)
     assert made is not None and summed.logits is not None
     distance = float((made - summed.logits).abs().max())
-    if not distance <= tolerance(plan.cache_dtype):
+    if not distance <= tolerance(plan):
         yield (
             f"logits differ by up to {distance:.3g} from those of the chosen experts summed unit by unit; at most "
-            f"{tolerance(plan.cache_dtype):.3g} comes from rounding"
+            f"{tolerance(plan):.3g} comes from rounding"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import models
@@ -15,16 +16,18 @@ from torch import Tensor
 from varbench import rows
 from varbench.engine import calibration
 from varbench.engine.pipeline import Pipeline
-from varbench.errors import UserError
+from varbench.errors import PlanError, UserError
 from varbench.plan import cost, presets
 from varbench.plan.compiler import compile_plan
+from varbench.plan.owned import Owned, RowPolicies
 from varbench.plan.steps import Plan, total
 from varbench.plan.trace import foreseen
+from varbench.policies import CacheStrategy
 from varbench.rows.manager import manager
 from varbench.spec import ModelSpec
 from varbench_plugins.eviction.hack import budgets, read_kinds, written_kinds
 from varbench_plugins.eviction.shared import entries
-from varbench_plugins.quant_cache import FORMS
+from varbench_plugins.quant_cache import FORMS, Quantised
 
 TINY, D30 = presets.preset("tiny").spec, presets.preset("var-d30").spec
 EVICTING = ["streaming", "h2o", "snapkv", "hack"]
@@ -248,6 +251,46 @@ def test_joined_rows_do_what_their_plan_says(method: str) -> None:
 def test_wrong_settings(method: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         rows.resolve(method, models.SPEC)
+
+
+class Observing(CacheStrategy):
+    """Picks nine entries, and looks at a query that its scale may not have."""
+
+    def budget(self, layer: int, scale: int, group: int) -> int | None:
+        return 9
+
+    def observes(self, layer: int, scale: int, group: int, count: int) -> Sequence[int] | None:
+        return (0, 20)
+
+
+class Forgetful(CacheStrategy):
+    """Picks late, and drops whole scales before."""
+
+    def budget(self, layer: int, scale: int, group: int) -> int | None:
+        return 9 if scale == 4 else None
+
+    def keeps(self, layer: int, written: int, reader: int, group: int) -> bool:
+        return reader - written < 3
+
+    def observes(self, layer: int, scale: int, group: int, count: int) -> Sequence[int] | None:
+        return range(count)
+
+    def accumulates(self, layer: int, group: int) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("policies", "message"),
+    [
+        ([Observing()], r"test: observes queries \(0, 20\) of 1 of layer 0 at scale 1.*give places from 0 to 0"),
+        ([Forgetful()], "attention adds up over scales in layer 0, which drops whole scales beside"),
+        ([Quantised(FORMS["b8"]), Quantised(FORMS["b4"])], "test and test both set how keys and values are stored"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(policies: list[CacheStrategy], message: str) -> None:
+    row = RowPolicies(name="row", caches=tuple(Owned(plugin="test", policy=policy) for policy in policies))
+    with pytest.raises(PlanError, match=message):
+        compile_plan(models.SPEC, row)
 
 
 def test_rows_say_where_a_budget_is_degenerate() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from varbench.policies import (
     PartChange,
     Settings,
     StepPolicy,
+    StoredForm,
     Study,
     TokenPolicy,
     TrainingSchedule,
@@ -51,6 +53,8 @@ class NotDerived:
     def layers(self, scale: int, backbone: str) -> range:
         return range(4)
 
+
+FORM = StoredForm(encode=lambda x: (x,), decode=lambda parts: parts[0], bits=32)
 
 WRONG = {
     "a dict for settings": ("varbench_settings", lambda: {"points": ("a",)}, "gave a dict, not a Settings"),
@@ -88,6 +92,13 @@ WRONG = {
     "backbones": ("varbench_step_policy", lambda: of(StepPolicy, steps=lambda self: (), backbones=["main"]), "backbones is a list; give a mapping"),
     "int4": ("varbench_cache_strategy", lambda: of(CacheStrategy, dtype="int4"), "in int4: an integer type needs scales"),
     "int8": ("varbench_cache_strategy", lambda: of(CacheStrategy, dtype="int8"), "in int8: an integer type needs scales"),
+    "a form and a type": (
+        "varbench_cache_strategy", lambda: of(CacheStrategy, dtype="float16", form=FORM), "gave both a form and dtype 'float16'",
+    ),
+    "a form that is none": ("varbench_cache_strategy", lambda: of(CacheStrategy, form="int8"), "form is a str; give a varbench.policies.StoredForm"),
+    "a form of no bits": (
+        "varbench_cache_strategy", lambda: of(CacheStrategy, form=replace(FORM, bits=0)), "give functions, bits of 1 or more",
+    ),
     "an unknown type": ("varbench_cache_strategy", lambda: of(CacheStrategy, dtype="floa16"), "Did you mean 'float16'"),
     "a schedule": ("varbench_training_schedule", lambda: of(TrainingSchedule, att=1), r"has no at\(\); give at\(stage, step, total, uniform\)"),
     "a generator": ("varbench_generator", lambda: of(Generator, generate=lambda self, labels: labels, load=lambda self, **given: None), r"generate\(labels\) cannot be called as generate\(labels, \*, seed, first_image\)"),

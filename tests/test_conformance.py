@@ -21,6 +21,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import varbench.engine.expert_ffn
 import varbench.engine.generate
 import varbench.engine.pipeline
 import varbench.engine.sampler
@@ -29,9 +30,11 @@ import varbench.quality.frechet
 from varbench.__main__ import main
 from varbench.check import check, invariants
 from varbench.check.allocations import contents
+from varbench.check.small_model import SPEC
 from varbench.check.untouched import Originals, strangers
 from varbench.engine.cache import State
 from varbench.errors import UserError
+from varbench.experts import WidthPolicy
 from varbench.measure.process_state import global_state, restored
 from varbench.policies import (
     CacheStrategy,
@@ -282,6 +285,64 @@ def says_four_bits_and_stores_a_type_of_eight() -> Any:
     form = StoredForm(encode=lambda x: (x.to(torch.float8_e4m3fn),), decode=lambda parts: parts[0].float(), bits=4)
     policy = type("Form", (CacheStrategy,), {"form": form})
     return type("Plugin", (), {"varbench_cache_strategy": lambda self, setting, model: policy()})()
+
+
+class HalfOfTheExperts(WidthPolicy):
+    """Honest width policy."""
+
+    experts = 4
+
+    def count(self, layer: int, scale: int) -> int | None:
+        return 2 if scale == SPEC.scales - 1 else None
+
+    def route(self, hidden_RLC: Any, count: int, *, layer: int, scale: int, own: Any) -> Any:
+        return hidden_RLC[..., :4].topk(count).indices
+
+
+def width_plugin(policy: type[WidthPolicy] = HalfOfTheExperts) -> Any:
+    return type("Plugin", (), {"varbench_width_policy": lambda self, setting, model: policy()})()
+
+
+def test_an_honest_width_policy_keeps_what_is_promised_of_experts() -> None:
+    only = {"runs", "chosen_experts_are_computed", "trace_equals_plan", "picks_are_places", "inputs_untouched"}
+    assert check(width_plugin(), name="honest", only=only) == []
+
+
+@breaks("chosen_experts_are_computed")
+def has_the_engine_compute_other_experts() -> Any:
+    real = varbench.engine.expert_ffn.chosen_experts
+    varbench.engine.expert_ffn.chosen_experts = lambda x, chosen, experts: real(x, (chosen + 1) % 4, experts)
+    return width_plugin()
+
+
+@breaks("trace_equals_plan")
+def has_the_engine_compute_more_of_an_ffn() -> Any:
+    real = varbench.engine.expert_ffn.chosen_experts
+
+    def more(x: Any, chosen: Any, experts: Any) -> Any:
+        experts.seen.part(x)
+        return real(x, chosen, experts)
+
+    varbench.engine.expert_ffn.chosen_experts = more
+    return width_plugin()
+
+
+@breaks("picks_are_places")
+def chooses_an_expert_twice() -> Any:
+    class Twice(HalfOfTheExperts):
+        def route(self, hidden_RLC: Any, count: int, *, layer: int, scale: int, own: Any) -> Any:
+            return hidden_RLC[..., :4].topk(1).indices.repeat(1, 1, count)
+
+    return width_plugin(Twice)
+
+
+@breaks("inputs_untouched")
+def routes_by_changing_what_it_is_shown() -> Any:
+    class Changes(HalfOfTheExperts):
+        def route(self, hidden_RLC: Any, count: int, *, layer: int, scale: int, own: Any) -> Any:
+            return hidden_RLC.mul_(0.5)[..., :4].topk(count).indices
+
+    return width_plugin(Changes)
 
 
 @breaks("picked_is_what_is_computed")

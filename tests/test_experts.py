@@ -1,9 +1,7 @@
-"""Parts of FFNs: what the plan says of them, that the engine computes just these, and that the kit would see it otherwise."""
+"""Parts of FFNs: what the plan says of them, and that the engine computes just these."""
 
 from __future__ import annotations
 
-import types
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import varbench.engine.expert_ffn
-from varbench import hookimpl, rows
-from varbench.check import check
-from varbench.check.small_model import SPEC
+from varbench import rows
 from varbench.engine.pipeline import Pipeline
 from varbench.errors import PlanError, UserError
 from varbench.experts import Own, OwnParameters, WidthPolicy
@@ -164,52 +159,3 @@ def test_widths_that_cannot_be_are_refused(experts: int, chosen: int, message: s
     policy = Parts(chosen=chosen, experts=experts)
     with pytest.raises(PlanError, match=message):
         compile_plan(models.SPEC, RowPolicies(name="x", width=Owned(plugin="parts", policy=policy)))
-
-
-def plugin(**hooks: Callable[..., Any]) -> types.ModuleType:
-    module = types.ModuleType("parts")
-    for name, hook in hooks.items():
-        setattr(module, name, hookimpl(hook))
-    return module
-
-
-class Half(WidthPolicy):
-    experts = 4
-
-    def count(self, layer: int, scale: int) -> int | None:
-        return 2 if scale == SPEC.scales - 1 else None
-
-    def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
-        return hidden_RLC[..., :4].topk(count).indices
-
-
-def half(policy: type[WidthPolicy] = Half) -> types.ModuleType:
-    return plugin(varbench_width_policy=lambda setting, model: policy())
-
-
-def test_the_kit_sees_experts_that_were_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    only = {"runs", "chosen_experts_are_computed", "trace_equals_plan", "picks_are_places"}
-    assert check(half(), name="half", only=only) == []
-    right = varbench.engine.expert_ffn.chosen_experts
-
-    def others(x: Tensor, chosen: Tensor, experts: Any) -> Tensor:
-        return right(x, (chosen + 1) % 4, experts)
-
-    monkeypatch.setattr(varbench.engine.expert_ffn, "chosen_experts", others)
-    assert {finding.invariant for finding in check(half(), name="half", only=only)} == {"chosen_experts_are_computed"}
-
-    def more(x: Tensor, chosen: Tensor, experts: Any) -> Tensor:
-        experts.seen.part(x)
-        return right(x, chosen, experts)
-
-    monkeypatch.setattr(varbench.engine.expert_ffn, "chosen_experts", more)
-    assert {finding.invariant for finding in check(half(), name="half", only=only)} == {"trace_equals_plan"}
-
-
-def test_the_kit_sees_an_expert_that_is_chosen_twice() -> None:
-    class Twice(Half):
-        def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
-            return super().route(hidden_RLC, count, layer=layer, scale=scale, own=own)[..., :1].repeat(1, 1, count)
-
-    findings = check(half(Twice), name="half", only={"runs", "picks_are_places"})
-    assert "2 places of which 1 are different" in findings[0].message

@@ -21,7 +21,7 @@ from varbench.model.weighted import product
 from varbench.plan.steps import Width
 
 
-class Computed(Protocol):
+class LookedAt(Protocol):
     """Is shown what is computed."""
 
     def routed(self, chosen_RnM: Tensor) -> None: ...
@@ -32,7 +32,7 @@ class Computed(Protocol):
     def estimated(self, output_RnC: Tensor) -> None: ...
 
 
-class Unseen(Computed):
+class NobodyLooks(LookedAt):
     def routed(self, chosen_RnM: Tensor) -> None:
         pass
 
@@ -56,7 +56,7 @@ class Experts:
     split: Tensor | None
     """Units (E, U) of each expert; None where the layer's units lie expert by expert."""
     dtype: torch.dtype
-    seen: Computed
+    seen: LookedAt
 
 
 def part_of_ffn(x_RnC: Tensor, experts: Experts) -> Tensor:

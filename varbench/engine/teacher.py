@@ -14,7 +14,7 @@ from graphlib import CycleError, TopologicalSorter
 import torch
 from torch import Tensor
 
-from varbench.engine.expert_ffn import Experts, Unseen, part_of_ffn
+from varbench.engine.expert_ffn import Experts, NobodyLooks, part_of_ffn
 from varbench.engine.trained_layer import Attend, fused_attention, trained_layer
 from varbench.errors import PlanError
 from varbench.experts import FfnSeen, WidthPolicy
@@ -208,7 +208,7 @@ class TeacherPass:
                         hidden,
                         Experts(
                             ffn=ffn, width=width, policy=policy, own=own, layer=layer, scale=scale, split=split,
-                            dtype=dtype, seen=Unseen(),
+                            dtype=dtype, seen=NobodyLooks(),
                         ),
                     )
                 )  # fmt: skip

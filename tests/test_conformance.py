@@ -1079,8 +1079,26 @@ class KeepsAFile(Blobs):
         return images
 
 
-def test_an_honest_generator_passes() -> None:
-    assert not check(generator_plugin(), name="blobs")
+class HidesACache(Blobs):
+    stated = 0
+
+    def generate(self, labels: Sequence[int], *, seed: int, first_image: int) -> torch.Tensor:
+        cache = torch.zeros(500_000)
+        for place in range(8):
+            cache[place] += torch.ones(9).sum()
+        return super().generate(labels, seed=seed, first_image=first_image)
+
+    def work(self, batch: int) -> Work:
+        return Work(flops=2.0 * batch * 3 * self.side**3, steps=4, cache_peak_bytes=self.stated)
+
+
+class SaysWhatItCaches(HidesACache):
+    stated = 4 * 500_000
+
+
+@pytest.mark.parametrize("honest", [Blobs, SaysWhatItCaches])
+def test_an_honest_generator_passes(honest: type[Blobs]) -> None:
+    assert not check(generator_plugin(honest), name="blobs")
 
 
 @pytest.mark.parametrize(
@@ -1095,6 +1113,7 @@ def test_an_honest_generator_passes() -> None:
         (PutsOff, {"images_in_range"}),
         (WorksElsewhere, {"state_bytes_reachable"}),
         (KeepsAFile, {"state_bytes_reachable"}),
+        (HidesACache, {"state_bytes_reachable"}),
     ],
 )
 def test_a_lying_generator_is_caught(liar: type[Blobs], invariants: set[str]) -> None:

@@ -345,7 +345,7 @@ def test_plan_shows_what_it_states(capsys: pytest.CaptureFixture[str]) -> None:
     assert stated["stated"]["flops"] == pytest.approx(64 * 2 * 2 * 821.8e9, rel=0.001)
     assert main(["plan", "llamagen@XXL384,full_var", "--model", "var-d30"]) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"llamagen@XXL384 +210\.4\d* +1\.15x +36\.4\d* +576 +1,410.97", shown), shown
+    assert re.search(r"llamagen@XXL384 +210.370 +1.15x +36.488 +576 +1,410.97", shown), shown
     assert "FID 2.34 [primary" in shown and "full_var" in shown
 
 

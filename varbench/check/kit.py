@@ -10,7 +10,7 @@ from time import perf_counter
 import torch
 
 from varbench.check import held_memory as memory
-from varbench.check import sameness, tampering, weights, work
+from varbench.check import sameness, tampering, work
 from varbench.check.bench import Bench, given, installed
 from varbench.check.small_model import SPEC
 from varbench.check.subject import PlannedRow, UnderTest, under_test
@@ -34,7 +34,7 @@ OF_PLANNED: tuple[OfPlanned, ...] = (
     work.trace_equals_plan,
     sameness.kept_is_what_is_read,
     sameness.picked_is_what_is_computed,
-    weights.weights_equal_plan,
+    work.weights_equal_plan,
     sameness.tokens_are_drawn_from_logits,
     sameness.neutral_equals_full,
     sameness.teacher_equals_cached,

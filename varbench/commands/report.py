@@ -49,11 +49,13 @@ def run(args: argparse.Namespace) -> int:
     if not loaded.records:
         raise UserError(f"no records in {', '.join(map(str, places))}: nothing to report; run `varbench run` first")
     changes = _changes(args.compare, loaded.records) if args.compare else None
-    given = plugin_panels([to_json(record) for record in loaded.records])
+    encoded = [to_json(record) for record in loaded.records]
+    given = plugin_panels(encoded)
     for reason in given.silent:
         print(f"warning: {reason}", file=sys.stderr)
     page = render(
-        loaded.records, args.out, problems=loaded.problems, panels=given.panels, silent=given.silent, changes=changes
+        loaded.records, args.out, problems=loaded.problems, panels=given.panels, silent=given.silent, changes=changes,
+        encoded=encoded,
     )  # fmt: skip
     print(page)
     return 0

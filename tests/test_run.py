@@ -16,12 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scripted import Script, a_run, conduct, options, scripted
 
 from varbench import rows
 from varbench.__main__ import main
 from varbench.errors import UserError
+from varbench.quality.feature_cache import cached_arrays
 from varbench.record import Status, Verdict, read_record
 from varbench.rows import UPSTREAM
 from varbench.run import identity, session
@@ -415,6 +417,22 @@ def test_what_other_inputs_made_is_set_aside_and_other_settings_are_named(tmp_pa
     (old,) = tmp_path.glob("*.json.old")
     (gone,) = set(paths) - set(tmp_path.glob("*.json"))
     assert old.read_bytes() == paths[gone]
+
+
+def test_a_cache_that_cannot_be_written_costs_no_row(tmp_path: Path, script: Script) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")  # permissions would not stop root
+    execution = conduct(a_run(tmp_path / "run"), tmp_path / "run")
+    execution.everything()
+    assert {record.status for record in execution.save_all()} == {Status.COMPLETE}
+    made: list[str] = []
+
+    def compute() -> dict[str, Any]:
+        made.append("features")
+        return {"features": np.ones(3)}
+
+    for _ in range(2):
+        assert cached_arrays("an input", compute=compute)["features"].sum() == 3
+    assert made == ["features", "features"], "nothing was kept, and nothing was lost"
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from time import perf_counter
 import torch
 
 from varbench.check import held_memory as memory
-from varbench.check import parts_of_ffn, sameness, tampering, weights, work
+from varbench.check import parts_of_ffn, sameness, tampering, work
 from varbench.check.bench import Bench, given, installed
 from varbench.check.small_model import SPEC
 from varbench.check.subject import PlannedRow, UnderTest, under_test
@@ -36,7 +36,7 @@ OF_PLANNED: tuple[OfPlanned, ...] = (
     sameness.attention_told_was_paid,
     sameness.picked_is_what_is_computed,
     parts_of_ffn.chosen_experts_are_computed,
-    weights.weights_equal_plan,
+    work.weights_equal_plan,
     sameness.tokens_are_drawn_from_logits,
     sameness.neutral_equals_full,
     sameness.teacher_equals_cached,

@@ -11,10 +11,14 @@ import torch
 
 from varbench.check import stand_ins
 from varbench.check.subject import LABELS, SEED, PlannedRow, UnderTest
+from varbench.engine.storage import storage_bytes
+from varbench.engine.transforms import stored
 from varbench.plan import cost
+from varbench.plan.sizes import backbone_bytes
 from varbench.plan.trace import differences, foreseen
 
 FLOPS_AGREE = 0.01
+BYTES_AGREE = 0.01
 SUSPICIOUS = 0.6
 """A generation that takes a smaller share of the time of an equal amount of work was not computed."""
 ROUNDS, MOST_ROUNDS = 2, 8
@@ -45,6 +49,15 @@ def products_in_type(subject: UnderTest) -> Iterator[str]:
     for kind, count in subject.products.types.items():
         if kind not in allowed:
             yield f"{count} factors of products are {kind}, and {asked} was asked for"
+
+
+def weights_equal_plan(subject: PlannedRow) -> Iterator[str]:
+    """Bytes of weights, by storage, are those that the plan says, within 1 %: also where a transform replaced modules."""
+    _ = subject.first
+    for name, model in subject.pipe.backbones_of(subject.row).items():
+        planned, held = backbone_bytes(subject.plan, name, "float32"), storage_bytes(stored(model))
+        if abs(held - planned) > BYTES_AGREE * planned:
+            yield f"{name} holds {held:,} bytes of weights, and the plan says {planned:,} ({held / planned - 1:+.1%})"
 
 
 def work_falls_as_knob_tightens(subjects: Sequence[UnderTest]) -> Iterator[str]:

@@ -68,13 +68,15 @@ def run(args: argparse.Namespace) -> int:
             return 0
         raise UserError(f"no records in {', '.join(map(str, places))}: nothing to report; run `varbench run` first")
     changes = _changes(args.compare, loaded.records) if args.compare else None
-    given = plugin_panels([to_json(record) for record in loaded.records])
+    encoded = [to_json(record) for record in loaded.records]
+    given = plugin_panels(encoded)
     for reason in given.silent:
         print(f"warning: {reason}", file=sys.stderr)
     panels = (*(Panel(source=f"--paper {args.paper}", section=section) for section in ours), *given.panels)
     page = render(
-        loaded.records, args.out, problems=loaded.problems, panels=panels, silent=given.silent, changes=changes
-    )
+        loaded.records, args.out, problems=loaded.problems, panels=panels, silent=given.silent, changes=changes,
+        encoded=encoded,
+    )  # fmt: skip
     print(page)
     return 0
 

@@ -8,6 +8,7 @@ suggests and checks what spans several options.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from dataclasses import MISSING, dataclass
@@ -113,6 +114,11 @@ def _field(known: Option) -> Any:
 
 def options_of(kind: type) -> dict[str, Option]:
     """The options of a class such as `Options` by name, in its order."""
+    return _options_of(kind)
+
+
+@functools.cache
+def _options_of(kind: type) -> dict[str, Option]:
     hints = typing.get_type_hints(kind)
     return {field.name: _typed(field, hints[field.name]) for field in dataclasses.fields(kind)}
 

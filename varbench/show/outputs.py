@@ -33,13 +33,15 @@ def render(
     panels: Sequence[sections.Panel] = (),
     silent: Sequence[str] = (),
     changes: page.Changes | None = None,
+    encoded: Sequence[dict[str, Any]] | None = None,
 ) -> Path:
     """Writes `out_dir`/<run>/ and the index beside it, and returns the new page. Another report is never touched:
-    one of other records under that name stays, and this one gets a number; one of the same records is made anew."""
+    one of other records under that name stays, and this one gets a number; one of the same records is made anew.
+    `encoded` are the records as `to_json` gives them, where somebody has done it."""
     if not records and not problems:
         raise UserError("no records: nothing to report; run `varbench run` first, or name folders with --records")
     out_dir.mkdir(parents=True, exist_ok=True)
-    encoded = [to_json(record) for record in records]
+    encoded = [to_json(record) for record in records] if encoded is None else encoded
     fingerprint = _fingerprint(encoded, changes)
     folder = _folder_for(out_dir, _run_name(records), fingerprint)
     building = Path(tempfile.mkdtemp(dir=out_dir, prefix=".building-"))

@@ -14,6 +14,7 @@ from test_training import DATA, SPEC
 from test_training_recipes import STEPS, given  # noqa: F401  the fixture
 
 from varbench import rows
+from varbench.__main__ import main
 from varbench.data.shapes import Shapes
 from varbench.plan import presets
 from varbench.policies import TrainStep
@@ -23,7 +24,7 @@ from varbench.run.prepare import prepare
 from varbench.show.entries import blocks_of
 from varbench.show.training_notes import training_notes
 from varbench.train import recipes
-from varbench.train.recipes import RecipeWeights, recipe_weights
+from varbench.train.recipes import RecipeWeights, recipe_weights, weights_ahead
 from varbench.train.shipped import Shipped, put, shipped_with
 
 ROW = "fixed_ratio@p10/d1"
@@ -88,6 +89,33 @@ def test_another_torch_or_a_further_neutral_field_keeps_the_weights(
     monkeypatch.setattr("torch.__version__", "99.0")
     assert recipes._said(TrainStep()) == {} and recipes._said(TrainStep(point="d2")) == {"point": "d2"}
     assert weights(rows.resolve(ROW, SPEC)).origin == "shipped"
+
+
+def test_where_weights_would_come_from_is_known_ahead(given: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
+    """A dry run says it by recipe."""
+    asked: dict[str, Any] = {
+        "vae": given["vae"],
+        "pretrained": {name: path for name, path in given.items() if name != "vae"},
+        "data": DATA,
+        "budget": STEPS,
+    }
+    row = rows.resolve(ROW, SPEC)
+    assert weights_ahead(row, **asked) is None
+    done = recipe_weights(row, **asked)
+    found = weights_ahead(row, **asked)
+    assert found is not None and found.origin == "cache" and found.files == done.files
+    assert done.record is not None
+    put(tmp_path / "ships", row.recipe_name, files={"main": done.files["main"]}, record=done.record)
+    ready = Shipped(assets=tmp_path / "ships", budget=STEPS)
+    found = weights_ahead(row, **asked, shipped=ready)
+    assert found is not None and found.origin == "shipped"
+
+
+def test_a_dry_run_says_which_recipes_ship(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    wanted = ["run", "--plugins", "variant@d8,fixed_ratio@p10/d8:draw=d8", "--dry-run", "--out", str(tmp_path / "run")]
+    assert main(wanted) == 0
+    told = capsys.readouterr().out
+    assert "weights that ship: variant@progressive; to be trained: fixed_ratio@p10" in told
 
 
 def test_other_seeds_and_steps_have_nothing_that_ships() -> None:

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from varbench.rows.manager import manager
     from varbench.run import inputs
     from varbench.run.defaults import resolve
-    from varbench.run.prepare import NothingSelectedError, prepare
+    from varbench.run.prepare import NothingSelectedError, origins, prepare
     from varbench.run.resume import complete_records
     from varbench.run.session import INTERRUPTED, NOTHING_SELECTED, carry_out
     from varbench.show import forecast
@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"varbench run: error: {error}", file=sys.stderr)
         return NOTHING_SELECTED
     if args.dry_run:
-        found = forecast.forecast(this, out, complete_records(this, out) if out.is_dir() else {})
+        done = complete_records(this, out) if out.is_dir() else {}
+        found = forecast.forecast(this, out, done, weights=origins(this))
         print(json.dumps(asdict(found), indent=1) if args.json else forecast.as_text(found))
         return 0
     files = (options.companion, options.reference, options.inception, options.data)

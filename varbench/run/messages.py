@@ -50,6 +50,8 @@ class Job:
     rows: tuple[str, ...] = ()
     files: dict[str, str] | None = None
     """Weight files by part, `vae`, `main`, …; None draws random weights."""
+    look_only: bool = False
+    """Nothing is trained: only where weights would come from is said."""
     full_images: str | None = None
     """Under what name the full model's images are kept for runs like this one."""
 
@@ -142,6 +144,13 @@ class Trained:
     hashes: dict[str, str]
     note: str | None = None
     """Why weights that ship were not used, where they should have been."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ahead:
+    """By row, where its weights lie ready: `shipped` or `cache`; None where they would have to be trained."""
+
+    origins: dict[str, str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +254,7 @@ Message = (
     | Resolved
     | Calibrated
     | Trained
+    | Ahead
     | Ready
     | Request
     | Reply

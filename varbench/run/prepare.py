@@ -17,7 +17,7 @@ from varbench.record.option_forms import absolute, deciding
 from varbench.record.options import FEWEST_PROCESSES, FEWEST_ROUNDS, Options
 from varbench.rows import FULL, UPSTREAM
 from varbench.run import children, identity
-from varbench.run.messages import OWN_WEIGHTS, Calibrated, Job, Resolved, ResolvedRow
+from varbench.run.messages import OWN_WEIGHTS, Ahead, Calibrated, Job, Resolved, ResolvedRow
 from varbench.spec import ModelSpec
 
 Answer = TypeVar("Answer")
@@ -172,6 +172,15 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
         name=name, options=options, model=model, files=files, hashes=hashes, rows=rows, metrics=resolved.metrics,
         inputs=shared,
     )  # fmt: skip
+
+
+def origins(run: Run) -> dict[str, str | None]:
+    """By recipe, where its weights lie ready; None where they would have to be trained."""
+    trained = {weights.key: weights.trains for weights in run.weight_sets if weights.trains is not None}
+    if not trained:
+        return {}
+    found = _answer_of(run.job(task="training", rows=tuple(trained.values()), look_only=True), Ahead)
+    return {key: found.origins[row] for key, row in trained.items()}
 
 
 def _calibrated(resolved: Resolved, options: Options, model: ModelSpec) -> Calibrated:

@@ -33,13 +33,13 @@ class ForecastRow:
 class Forecast:
     rows: tuple[ForecastRow, ...]
     processes: int
-    trains: tuple[str, ...]
-    """Recipes that are trained unless they are cached."""
+    weights: dict[str, str | None]
+    """By recipe, where its weights lie ready: `shipped` or `cache`; None where they would be trained."""
     seconds: float | None
     out: str
 
 
-def forecast(run: Run, out: Path, done: dict[str, Record]) -> Forecast:
+def forecast(run: Run, out: Path, done: dict[str, Record], *, weights: dict[str, str | None]) -> Forecast:
     options = run.options
     hardware = hardware_like("cpu", environment("cpu").cores) if options.device == "cpu" else None
     full: int | None = None
@@ -71,7 +71,7 @@ def forecast(run: Run, out: Path, done: dict[str, Record]) -> Forecast:
     return Forecast(
         rows=tuple(lines),
         processes=processes,
-        trains=tuple(weights.key for weights in run.weight_sets if weights.trains is not None),
+        weights=weights,
         seconds=seconds + _START_SECONDS * processes if seconds else None,
         out=str(out),
     )
@@ -90,13 +90,19 @@ def as_text(found: Forecast) -> str:
         )
         for row in found.rows
     ]
+    told = {"shipped": "weights that ship", "cache": "weights in the cache", None: "to be trained"}
+    by_origin: dict[str | None, list[str]] = {}
+    for recipe, origin in found.weights.items():
+        by_origin.setdefault(origin, []).append(recipe)
+    recipes = [f"{told[origin]}: {', '.join(of_it)}" for origin, of_it in by_origin.items()]
+    trains = None in by_origin
     table = tabulate(lines, ("row", "weights", "work", "batch, predicted", ""), disable_numparse=True)
     time = (
         "not predicted on this device"
         if found.seconds is None
-        else f"about {formatting.seconds(found.seconds)} and the training"
+        else f"about {formatting.seconds(found.seconds)}{' and the training' if trains else ''}"
     )
     return (
-        f"{table}\n\n{found.processes} processes; recipes that are trained unless cached: {', '.join(found.trains) or 'none'}\n"
+        f"{table}\n\n{found.processes} processes; {'; '.join(recipes) or 'nothing is trained'}\n"
         f"time: {time} (a bound by the roofline)\nrecords would go to {found.out}; nothing was run"
     )

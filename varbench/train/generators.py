@@ -49,30 +49,17 @@ def generator_weights(
     row: Row, *, vae: Path, data: ImageSet, budget: Budget, device: str = "cpu", events: Path | None = None
 ) -> RecipeWeights:
     """The weights of the row's generator, trained from nothing if they are not in the cache."""
-    owned, generator = row.policies.generator, trained_generator(row)
-    assert owned is not None and generator is not None
-    content = {
-        "generator": owned.plugin,
-        "training": owned.ask(lambda: dict(generator.training)),
-        "budget": asdict(budget),
-        "data": data.fingerprint,
-        "model": row.model.to_json(),
-        "vae": file_hash(vae),
-    }
-    key = json_digest(content)[:32]
+    generator = trained_generator(row)
+    assert generator is not None
+    key = _key(row, vae=vae, data=data, budget=budget)
     folder = cache_folder("weights") / key
     path, record_path = folder / f"{PART}.safetensors", folder / "record.json"
 
-    def in_cache() -> RecipeWeights | None:
-        if not (record_path.is_file() and path.is_file()):
-            return None
-        return RecipeWeights(files={PART: path}, record=json.loads(record_path.read_text()), origin="cache")
-
-    if found := in_cache():
+    if found := _cached(folder):
         return found
     waiting = said_now_and_then(f"{row.name} is being trained by another process; waiting for it")
     with one_at_a_time(folder / "lock", while_waiting=waiting):
-        if found := in_cache():
+        if found := _cached(folder):
             return found
         _, state = load_tokenizer(vae)
         tokenizer = build_tokenizer(row.model, state, vae).to(device)
@@ -93,6 +80,32 @@ def generator_weights(
         for left in (examples_path, state_path):
             left.unlink(missing_ok=True)
     return RecipeWeights(files={PART: path}, record=record, origin="here")
+
+
+def generator_ahead(row: Row, *, vae: Path, data: ImageSet, budget: Budget) -> RecipeWeights | None:
+    """What `generator_weights` would find and not train; None where it would have to train."""
+    return _cached(cache_folder("weights") / _key(row, vae=vae, data=data, budget=budget))
+
+
+def _key(row: Row, *, vae: Path, data: ImageSet, budget: Budget) -> str:
+    owned, generator = row.policies.generator, trained_generator(row)
+    assert owned is not None and generator is not None
+    content = {
+        "generator": owned.plugin,
+        "training": owned.ask(lambda: dict(generator.training)),
+        "budget": asdict(budget),
+        "data": data.fingerprint,
+        "model": row.model.to_json(),
+        "vae": file_hash(vae),
+    }
+    return json_digest(content)[:32]
+
+
+def _cached(folder: Path) -> RecipeWeights | None:
+    path, told = folder / f"{PART}.safetensors", folder / "record.json"
+    if not (told.is_file() and path.is_file()):
+        return None
+    return RecipeWeights(files={PART: path}, record=json.loads(told.read_text()), origin="cache")
 
 
 class _Work:

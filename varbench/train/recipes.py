@@ -84,12 +84,10 @@ def recipe_weights(
             "the row without it, whose weights it then runs on"
         )
     note = None
-    if shipped is not None and (told := shipped.record_of(row.recipe_name)) is not None:
-        key = _key(row, shipped.budget, vae=vae, pretrained=pretrained, data=data)
-        note = shipped.wrong(row.recipe_name, key=key)
-        if note is None:
-            ready = {**pretrained, **shipped.files_of(row.recipe_name)}
-            return RecipeWeights(files=ready, record=told, origin="shipped")
+    if shipped is not None:
+        ready, note = _shipped(row, shipped, vae=vae, pretrained=pretrained, data=data)
+        if ready is not None:
+            return ready
     row.schedule.check(budget.steps)
     tokenizer_spec, state = load_tokenizer(vae)
     if tokenizer_spec != row.model.tokenizer:
@@ -104,9 +102,8 @@ def recipe_weights(
     record_path = folder / "record.json"
 
     def in_cache() -> RecipeWeights | None:
-        if not (record_path.is_file() and all(files[name].is_file() for name in names)):
-            return None
-        return RecipeWeights(files=files, record=json.loads(record_path.read_text()), origin="cache", note=note)
+        found = _cached(folder, names, pretrained)
+        return None if found is None else replace(found, note=note)
 
     if found := in_cache():
         return found
@@ -146,6 +143,48 @@ def recipe_weights(
         for stage, _ in stages:
             (folder / f"{stage.name}.state").unlink(missing_ok=True)
     return RecipeWeights(files=files, record=record, origin="here", note=note)
+
+
+def weights_ahead(
+    row: Row,
+    *,
+    vae: Path,
+    pretrained: Mapping[str, Path],
+    data: ImageSet,
+    budget: Budget,
+    shipped: Shipped | None = None,
+) -> RecipeWeights | None:
+    """What `recipe_weights` would find and not train; None where it would have to train."""
+    assert row.schedule is not None
+    if shipped is not None:
+        ready, _ = _shipped(row, shipped, vae=vae, pretrained=pretrained, data=data)
+        if ready is not None:
+            return ready
+    key = _key(row, budget, vae=vae, pretrained=pretrained, data=data)
+    names = {stage.backbone for stage, _ in _stages(row.schedule, budget)}
+    return _cached(cache_folder("weights") / key, names, pretrained)
+
+
+def _shipped(
+    row: Row, shipped: Shipped, *, vae: Path, pretrained: Mapping[str, Path], data: ImageSet
+) -> tuple[RecipeWeights | None, str | None]:
+    """The weights that ship for the row; else why those that do may not be used."""
+    told = shipped.record_of(row.recipe_name)
+    if told is None:
+        return None, None
+    key = _key(row, shipped.budget, vae=vae, pretrained=pretrained, data=data)
+    if (wrong := shipped.wrong(row.recipe_name, key=key)) is not None:
+        return None, wrong
+    ready = {**pretrained, **shipped.files_of(row.recipe_name)}
+    return RecipeWeights(files=ready, record=told, origin="shipped"), None
+
+
+def _cached(folder: Path, names: set[str], pretrained: Mapping[str, Path]) -> RecipeWeights | None:
+    files = {name: folder / f"{name}.safetensors" for name in names}
+    told = folder / "record.json"
+    if not (told.is_file() and all(path.is_file() for path in files.values())):
+        return None
+    return RecipeWeights(files={**pretrained, **files}, record=json.loads(told.read_text()), origin="cache")
 
 
 def full_plan(model: ModelSpec) -> Plan:

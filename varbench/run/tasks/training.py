@@ -4,43 +4,32 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from varbench import rows
 from varbench.base.hashing import file_hash
 from varbench.data.folder import open_folder
 from varbench.data.shapes import Shapes
+from varbench.rows.grammar import Row
 from varbench.run.channel import Channel
-from varbench.run.messages import Job, Trained
+from varbench.run.messages import Ahead, Job, Trained
 from varbench.train.budgets import GENERATOR, QUICK_GENERATOR, QUICK_STEPS, recipe_budget
-from varbench.train.generators import generator_weights, trained_generator
-from varbench.train.recipes import recipe_weights
+from varbench.train.generators import generator_ahead, generator_weights, trained_generator
+from varbench.train.recipes import recipe_weights, weights_ahead
 from varbench.train.section import section
 from varbench.train.shipped import shipped_with
 
 
 def run(job: Job, channel: Channel) -> None:
-    assert job.files is not None
-    options, (name,) = job.options, job.rows
-    row = rows.without_transforms(rows.resolve(name, job.model))  # plain weights, whatever replaces modules later
-    files = {part: Path(path) for part, path in job.files.items()}
-    side = job.model.image_side
-    data = open_folder(options.data, side=side) if options.data else Shapes(side=side)
-    vae = files.pop("vae")
+    if job.look_only:
+        channel.send(Ahead(origins={name: _ahead(job, name) for name in job.rows}))
+        return
+    (name,) = job.rows
+    row, given = _asked(job, name)
     if trained_generator(row):
-        usual = QUICK_GENERATOR if options.quick else GENERATOR
-        generators = replace(usual, steps=options.steps or usual.steps, seed=options.seed)
-        done = generator_weights(row, vae=vae, data=data, budget=generators, device=options.device)
+        done = generator_weights(row, **_own(job, given), device=job.options.device)
     else:
-        own = options.train or options.weights is not None or options.data is not None
-        done = recipe_weights(
-            row,
-            vae=vae,
-            pretrained=files,
-            data=data,
-            budget=recipe_budget(QUICK_STEPS if options.steps is None else options.steps, seed=options.seed),
-            shipped=None if own else shipped_with(options.model, seed=options.seed, steps=options.steps),
-            device=options.device,
-        )
+        done = recipe_weights(row, **given, device=job.options.device)
     channel.send(
         Trained(
             training=None if done.record is None else section(done, recipe=row.recipe_name, model=job.model.name),
@@ -49,3 +38,33 @@ def run(job: Job, channel: Channel) -> None:
             hashes={part: file_hash(path) for part, path in done.files.items()},
         )
     )
+
+
+def _asked(job: Job, name: str) -> tuple[Row, dict[str, Any]]:
+    """The row, and what its recipe is trained from."""
+    assert job.files is not None
+    options, side = job.options, job.model.image_side
+    files = {part: Path(path) for part, path in job.files.items()}
+    own = options.train or options.weights is not None or options.data is not None
+    given = {
+        "vae": files.pop("vae"),
+        "pretrained": files,
+        "data": open_folder(options.data, side=side) if options.data else Shapes(side=side),
+        "budget": recipe_budget(QUICK_STEPS if options.steps is None else options.steps, seed=options.seed),
+        "shipped": None if own else shipped_with(options.model, seed=options.seed, steps=options.steps),
+    }
+    # Plain weights, whatever replaces modules later.
+    return rows.without_transforms(rows.resolve(name, job.model)), given
+
+
+def _own(job: Job, given: dict[str, Any]) -> dict[str, Any]:
+    """The same for a generator, whose network begins from nothing."""
+    usual, steps = QUICK_GENERATOR if job.options.quick else GENERATOR, job.options.steps
+    budget = replace(usual, steps=usual.steps if steps is None else steps, seed=job.options.seed)
+    return {"vae": given["vae"], "data": given["data"], "budget": budget}
+
+
+def _ahead(job: Job, name: str) -> str | None:
+    row, given = _asked(job, name)
+    found = generator_ahead(row, **_own(job, given)) if trained_generator(row) else weights_ahead(row, **given)
+    return None if found is None else found.origin

@@ -120,7 +120,7 @@ def table_of(block: Block) -> tuple[tuple[Column, ...], list[list[Cell]]]:
     """The columns and the cells. One of published figures, or of entries kept, appears where a row has any to tell."""
     columns = columns_of(block)
     rows = [[_doubted(column.cell(entry, block), entry) for column in columns] for entry in block.entries]
-    idle = {"published": {None}, "kept": {None, "100%"}}
+    idle: dict[str, set[str | None]] = {"published": {None}, "kept": {None, "100%"}}
     shown = [at for at, column in enumerate(columns) if {row[at].text for row in rows} - idle.get(column.key, set())]
     return tuple(columns[at] for at in shown), [[row[at] for at in shown] for row in rows]
 

@@ -65,7 +65,11 @@ def test_memory_that_torch_and_python_do_not_know_is_seen() -> None:
 def test_every_shipped_row_may_be_as_fast_as_its_work_allows(batch: int) -> None:
     model = presets.preset("tiny").spec
     full = work(compile_plan(model, rows.resolve("full_var", model).policies), batch=batch, dtype="bfloat16")
-    found = rows.attempt("variant,code,fastvar,prefix_exit,scale_window,scalekv", model, all_settings=True).rows
+    found = rows.attempt(
+        "variant,code,fastvar,prefix_exit,scale_window,scalekv,streaming,h2o,snapkv,hack,quant_cache",
+        model,
+        all_settings=True,
+    ).rows
     saved = {}
     for row in found:
         own = work(compile_plan(model, row.policies), batch=batch, dtype="bfloat16")

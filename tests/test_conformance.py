@@ -6,6 +6,7 @@ it is not found under that name: so an invariant whose check is disabled makes i
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import random
@@ -37,6 +38,7 @@ from varbench.errors import UserError
 from varbench.experts import WidthPolicy
 from varbench.measure.process_state import global_state, restored
 from varbench.policies import (
+    BothBranches,
     CacheStrategy,
     DepthPolicy,
     Generator,
@@ -941,6 +943,22 @@ def flatters_the_distance() -> Any:
 def counts_less_work() -> Any:
     varbench.plan.cost._decoder = lambda spec, side, batch: (0, 0)
     return DepthPlugin()
+
+
+@breaks("guided_as_planned")
+def guides_with_all_its_strength_everywhere() -> Any:
+    real = varbench.engine.generate._Run.step
+
+    def step(self: Any, step: Any, *given: Any) -> Any:
+        return real(self, dataclasses.replace(step, strength=1.0), *given)
+
+    varbench.engine.generate._Run.step = step  # type: ignore[method-assign]
+
+    class Plugin:
+        def varbench_guidance_policy(self, setting: Any, model: Any) -> Any:
+            return BothBranches()
+
+    return Plugin()
 
 
 CASES = [pytest.param(name, make, id=f"{name}-{liar}") for name, liars in LIARS.items() for liar, make in liars.items()]

@@ -88,6 +88,30 @@ def test_weights_from_a_folder(loaded: Generator, tmp_path: Path) -> None:
         other.load(device="cpu", dtype="float32", seed=1)
 
 
+def published_parameters(depth: int, width: int) -> int:
+    """Patches, embedders of time and class, blocks, and the last layer, as the paper draws them."""
+    embedders = 256 * width + width + width * width + width + 1001 * width
+    block = (6 + 4 + 8) * width * width + (6 + 4 + 5) * width
+    last = 2 * width * width + 2 * width + width * 32 + 32
+    return 16 * width + width + embedders + depth * block + last
+
+
+def test_published_parameters() -> None:
+    assert round(published_parameters(28, 1152) / 1e6, 1) == 674.8
+
+
+@pytest.mark.slow
+@library
+def test_embedders_that_the_library_copies_count_once(loaded: Generator) -> None:
+    assert loaded.work(1).parameters == published_parameters(12, 384)
+
+
+def test_the_row_that_others_print_has_fifty_steps() -> None:
+    (line,) = dit.varbench_settings(presets.preset("var-d30").spec).published
+    assert (line.setting, line.grade) == ("@s50", "primary")
+    assert "50 steps of DDIM" in line.conditions
+
+
 def test_work_of_the_published_size() -> None:
     """The paper has 118.6 G multiply-adds for a forward pass of DiT-XL/2 at 256 px."""
     generator = dit.DiT(side=256, size=dit.SIZES["XL"], steps=1, cfg=1.0, weights="")

@@ -34,7 +34,7 @@ from varbench.check.small_model import SPEC
 from varbench.check.untouched import Originals, tampered
 from varbench.engine.cache import State
 from varbench.errors import UserError
-from varbench.experts import WidthPolicy
+from varbench.experts import OwnParameters, WidthPolicy
 from varbench.measure.process_state import global_state, restored
 from varbench.policies import (
     CacheStrategy,
@@ -251,10 +251,18 @@ def has_the_engine_keep_the_oldest() -> Any:
     return cache_liar()
 
 
+def every_fourth(weights: Any, seed: int) -> dict[str, torch.Tensor]:
+    return {"units": torch.arange(SPEC.hidden).view(-1, 4).T.contiguous()}
+
+
 class HalfOfTheExperts(WidthPolicy):
-    """Honest width policy."""
+    """Honest width policy, whose experts are not side by side."""
 
     experts = 4
+    own = OwnParameters(shapes={"units": (4, SPEC.hidden // 4)}, whole=("units",), initial=every_fourth)
+
+    def split(self, layer: int, *, own: Any) -> Any:
+        return own["units"]
 
     def count(self, layer: int, scale: int) -> int | None:
         return 2 if scale == SPEC.scales - 1 else None

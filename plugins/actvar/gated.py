@@ -90,4 +90,5 @@ def frozen_loss(seen: FfnSeen, own: Own) -> Tensor:
     output_RLC = seen.output_RLC.float()
     change = expected_change(seen.hidden_RLC, own, seen.layer) - output_RLC.norm(dim=-1)
     missed = estimated(seen.hidden_RLC, own, seen.layer) - output_RLC
-    return router_loss(seen, own) + change.square().mean() + missed.square().mean()
+    loss: Tensor = router_loss(seen, own) + change.square().mean() + missed.square().mean()
+    return loss

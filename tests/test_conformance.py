@@ -35,7 +35,7 @@ from varbench.check.small_model import SPEC
 from varbench.check.untouched import Originals, strangers
 from varbench.engine.cache import State
 from varbench.errors import UserError
-from varbench.experts import WidthPolicy
+from varbench.experts import OwnParameters, WidthPolicy
 from varbench.measure.process_state import global_state, restored
 from varbench.policies import (
     BothBranches,
@@ -289,10 +289,18 @@ def says_four_bits_and_stores_a_type_of_eight() -> Any:
     return type("Plugin", (), {"varbench_cache_strategy": lambda self, setting, model: policy()})()
 
 
+def every_fourth(weights: Any, seed: int) -> dict[str, torch.Tensor]:
+    return {"units": torch.arange(SPEC.hidden).view(-1, 4).T.contiguous()}
+
+
 class HalfOfTheExperts(WidthPolicy):
-    """Honest width policy."""
+    """Honest width policy, whose experts are not side by side."""
 
     experts = 4
+    own = OwnParameters(shapes={"units": (4, SPEC.hidden // 4)}, whole=("units",), initial=every_fourth)
+
+    def split(self, layer: int, *, own: Any) -> Any:
+        return own["units"]
 
     def count(self, layer: int, scale: int) -> int | None:
         return 2 if scale == SPEC.scales - 1 else None

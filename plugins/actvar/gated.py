@@ -72,7 +72,8 @@ def expected_change(hidden_RLC: Tensor, own: Own, layer: int) -> Tensor:
     import torch.nn.functional as F
 
     gate = own["gate"][layer]
-    return F.linear(hidden_RLC.to(gate.dtype), gate, own["gate_bias"][layer]).squeeze(-1)
+    change_RL1: Tensor = F.linear(hidden_RLC.to(gate.dtype), gate, own["gate_bias"][layer])
+    return change_RL1.squeeze(-1)
 
 
 def estimated(hidden_RLC: Tensor, own: Own, layer: int) -> Tensor:

@@ -42,7 +42,9 @@ def chosen_experts_are_computed(subject: PlannedRow) -> Iterator[str]:
         subject.row, "noted", lambda own: own, lambda own: own, lambda own: _Noted(own, moment.choices)
     )
     made = subject.generate(noted, tokens=tokens, return_logits=True).logits
-    summed = subject.generate(_written_out(subject.row, moment), tokens=tokens, return_logits=True, observer=observe)
+    own = subject.pipe.backbones_of(subject.row)[MAIN].own.tensors()
+    written_out = _written_out(subject.row, own, moment)
+    summed = subject.generate(written_out, tokens=tokens, return_logits=True, observer=observe)
     assert made is not None and summed.logits is not None
     distance = float((made - summed.logits).abs().max())
     if not distance <= tolerance(plan):
@@ -76,7 +78,7 @@ class _Noted(stand_ins.AskedWidth):
         return places
 
 
-def _written_out(row: Row, moment: _Moment) -> Row:
+def _written_out(row: Row, own: Own, moment: _Moment) -> Row:
     width = row.policies.width
     assert width is not None
     plugin, policy = width.plugin, width.policy
@@ -84,11 +86,11 @@ def _written_out(row: Row, moment: _Moment) -> Row:
     def put(model: Transformer) -> Transformer:
         for layer in range(len(model.blocks)):
             block = model.block(layer)
-            block.register_module("ffn", _UnitByUnit(block.ffn, layer, policy, model.own.tensors(), moment))
+            block.register_module("ffn", _UnitByUnit(block.ffn, layer, policy, own, moment))
         return model
 
     name = f"{row.name} (unit by unit)"
-    summed = OwnedTransform(plugin=plugin, part="unit by unit", backbone=MAIN, policy=Transformed(apply=put))
+    summed = OwnedTransform(plugin=plugin, part=name, backbone=MAIN, policy=Transformed(apply=put))
     transforms = (*row.policies.transforms, summed)
     return replace(row, name=name, policies=replace(row.policies, name=name, width=None, transforms=transforms))
 

@@ -46,7 +46,7 @@ def test_figures_stand_beside_the_very_setting_that_they_were_printed_for() -> N
     assert printed("fixed_ratio@p01/full") == [(1.96, "secondary")]
     assert printed("fixed_ratio@p01/d8") == [(2.68, "secondary")]
     assert {1.97, 1.92} <= {fid for fid, _ in printed("full_var")}, "both generations of the model's own figures"
-    assert printed("dit@s50") == [(2.26, "secondary")]
+    assert printed("dit@s50") == [(2.26, "primary")]
     assert printed("dit@s250") == printed("dit@s50:size=B") == []
     assert rows.resolve("variant@d8", TINY).published == ()
 

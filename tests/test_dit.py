@@ -46,6 +46,15 @@ def test_noise_is_an_images_own_and_global_state_stays(loaded: Generator) -> Non
 
 @pytest.mark.slow
 @library
+def test_parameters_are_those_of_the_paper(loaded: Generator) -> None:
+    """The paper has 33 M for DiT-S; every block of the library's has a copy of the embedders, 6.9 M together."""
+    parameters = loaded.work(1).parameters
+    assert parameters is not None
+    assert parameters / 1e6 == pytest.approx(33, abs=0.2)
+
+
+@pytest.mark.slow
+@library
 @pytest.mark.parametrize("cfg", [1.5, 1.0])
 def test_flops_are_those_that_torch_counts(loaded: Generator, cfg: float, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.nn.attention import SDPBackend, sdpa_kernel

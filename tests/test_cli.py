@@ -183,15 +183,15 @@ def test_plan_puts_published_figures_beside_and_names_what_does_not_fit(varbench
     assert "speedup 3.5x fits ours; 3.60x less work" in text
 
 
-def test_plan_of_all_is_every_method_that_has_a_plan(varbench: CommandLine) -> None:
+def test_plan_of_all_is_every_method(varbench: CommandLine) -> None:
     done = varbench("plan", "all", "--model", "var-d30", "--hardware", "L20,H100-SXM")
     assert done.returncode == 0, done.stderr
-    assert "dit@s50 replaces the generation loop and has no plan" in done.stderr
+    stated = done.stdout.partition("rows that replace the loop, as they state it")[2]
+    assert "dit@s50" in stated and "llamagen@XXL384" in stated
     table = done.stdout.partition("published figures beside")[0]
     names = {line.partition(" ")[0].partition("@")[0] for line in table.splitlines()[3:] if line}
     assert {"full_var", "fixed_ratio", "code", "smaller", "variant", "fastvar", "guidance", "scalekv"} <= names
     assert "s on L20" in table and "s on H100-SXM" in table
-    assert varbench("plan", "dit@s50", "--model", "var-d30").returncode == 5, "asked for by name, it fails"
 
 
 def test_plan_shows_seconds_of_a_single_image_to_two_digits(varbench: CommandLine) -> None:

@@ -56,7 +56,7 @@ PUBLISHED = (
 
 PAPER = Paper(
     title="The table of arXiv 2511.16546",
-    rows=("full_var", "dit@s50", "smaller@d24", "smaller@d20", "code@n9", "code@n8", "code@n7", "code@n6", "variant@d16",
+    rows=("full_var", "dit@s50", "smaller@d24", "smaller@d20", "llamagen@XXL384", "code@n9", "code@n8", "code@n7", "code@n6", "variant@d16",
           "variant@d8", "variant@d4", "variant@d2", "fixed_ratio@p01/full", "fixed_ratio@p01/d16", "fixed_ratio@p10/full",
           "fixed_ratio@p10/d16"),
     model=PRINTED_ON, batch=64, dtype="float16", hardware="L20",

@@ -93,11 +93,6 @@ def run(args: argparse.Namespace) -> int:
     failed = {refused.name: refused.reason for refused in asked.refused}
     works: dict[str, Work] = {}
     for row in asked.rows:
-        if row.policies.generator is not None and row.name not in args.method:
-            print(
-                f"{row.name} replaces the generation loop and has no plan; `varbench run` measures it", file=sys.stderr
-            )
-            continue
         try:
             if (owned := row.policies.generator) is not None:
                 works[row.name] = owned.ask(owned.policy.work, batch)

@@ -151,8 +151,9 @@ class DiT(Generator):
 def _parameters(transformer: Any) -> int:
     """The model has one embedder of time steps and classes; the library gives each of its blocks a copy."""
     copies = (block.norm1.emb for block in transformer.transformer_blocks[1:])
-    whole = sum(parameter.numel() for parameter in transformer.parameters())
-    return whole - sum(parameter.numel() for copy in copies for parameter in copy.parameters())
+    whole: int = sum(parameter.numel() for parameter in transformer.parameters())
+    twice: int = sum(parameter.numel() for copy in copies for parameter in copy.parameters())
+    return whole - twice
 
 
 def _decoder(channels: tuple[int, ...], side: int) -> int:

@@ -8,8 +8,8 @@ BASE = Budget(steps=2_000, peak_rate=3e-3, batch=32, images=32_000, mean_decay=0
 NARROW = Budget(steps=1_500, peak_rate=3e-3, batch=32, images=32_000, mean_decay=0.995)
 QUICK_STEPS = 12
 """Of a recipe that is trained in a run that shall be quick."""
-GENERATOR = Budget(steps=800, peak_rate=2e-3, batch=32, images=16_000, mean_decay=0.99)
-"""Of a generator's own network, which begins from nothing."""
+GENERATOR = Budget(steps=2_000, peak_rate=2e-3, batch=32, images=32_000, mean_decay=0.995)
+"""Of a generator's own network, which begins from nothing: as many images and steps as the base model had."""
 QUICK_GENERATOR = Budget(steps=100, peak_rate=2e-3, batch=32, images=16_000, mean_decay=0.95, looks=0)
 _RATE = 2e-3
 _STEPS_A_LOOK, _MOST_LOOKS = 30, 8

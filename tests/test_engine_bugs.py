@@ -154,7 +154,7 @@ def forgotten_maps_stay(patch: pytest.MonkeyPatch) -> None:
 def an_ended_branch_stays_behind_a_view(patch: pytest.MonkeyPatch) -> None:
     def keep_rows(self: Any, backbone: str, rows: int) -> None:
         for buffer in self._buffers.values():
-            buffer.keys_RHnc, buffer.values_RHnc = buffer.keys_RHnc[:rows], buffer.values_RHnc[:rows]
+            buffer.tensors = tuple(tensor[:rows] for tensor in buffer.tensors)
         self._memories = {place: memory[:rows] for place, memory in self._memories.items()}
 
     patch.setattr(State, "keep_rows", keep_rows)

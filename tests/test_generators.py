@@ -291,7 +291,7 @@ def weights_of(row: rows.Row, **changes: Any) -> RecipeWeights:
 def test_its_network_is_trained_once_and_then_used(row: rows.Row) -> None:
     first = weights_of(row)
     again = weights_of(rows.resolve("llamagen:cfg=2", TINY))
-    assert (first.cached, again.cached) == (False, True) and first.files == again.files
+    assert (first.origin, again.origin) == ("here", "cache") and first.files == again.files
     assert weights_of(row, seed=1).files != first.files
     assert first.record is not None
     stage = first.record["stages"]["train"]
@@ -330,7 +330,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(row: rows.Row, monk
     monkeypatch.setattr(policy, "losses", lambda self, *given: seen.append(0) or losses(self, *given))
     again = weights_of(row)
     assert len(seen) < 2 * steps, "it began again"
-    assert not again.cached and _weights(again.files[generators.PART].read_bytes()) == _weights(whole)
+    assert again.origin == "here" and _weights(again.files[generators.PART].read_bytes()) == _weights(whole)
 
 
 def _weights(file: bytes) -> bytes:

@@ -266,6 +266,7 @@ def test_it_keeps_its_promises() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_captured_step_gives_the_same_codes() -> None:
     network = network_of("even").to("cuda").place_()
     made: list[Any] = []

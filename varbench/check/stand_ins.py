@@ -68,8 +68,13 @@ def full_model(row: Row) -> Row:
     return replace(_renamed(row, "full model", RowPolicies(name="full model")), accounting="lossless")
 
 
-def picks(row: Row) -> bool:
+def asked_while_it_runs(row: Row) -> bool:
     """Whether the row has a policy that the engine asks while it runs."""
+    return picks(row) or row.policies.width is not None
+
+
+def picks(row: Row) -> bool:
+    """Whether such a policy picks tokens or cache entries."""
     policies = row.policies
     return policies.tokens is not None or any(_has_budget(owned.policy, row.model) for owned in policies.caches)
 

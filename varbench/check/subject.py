@@ -194,7 +194,7 @@ class PlannedRow(UnderTest):
     def watched(self) -> stand_ins.Notes:
         """What its policies answered in one generation; a generation that fails for it has still been noted."""
         notes = stand_ins.Notes()
-        if not stand_ins.picks(self.row):
+        if not stand_ins.asked_while_it_runs(self.row):
             return notes
         try:
             self.generate(stand_ins.watched(self.row, notes))
@@ -221,7 +221,7 @@ class PlannedRow(UnderTest):
     @cached_property
     def held_plainly(self) -> Held:
         """The same of its plan, executed with picks that cost nothing."""
-        if not stand_ins.picks(self.row):
+        if not stand_ins.asked_while_it_runs(self.row):
             return self.held
         self._warm()
         self.pipe.compile(self.plain)

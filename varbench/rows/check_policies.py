@@ -104,9 +104,8 @@ def _wrong_members(given: object, protocol: type) -> Iterator[str]:
         try:
             found = getattr(given, name)
         except AttributeError:
-            yield (
-                f"gave a {kind}, which has no {name}; subclass {protocol.__module__}.{protocol.__name__}, which has defaults"
-            )
+            front = ".".join(protocol.__module__.split(".")[:2])  # what plugins import from
+            yield f"gave a {kind}, which has no {name}; subclass {front}.{protocol.__name__}, which has defaults"
             continue
         except Exception as error:
             yield f"{kind}.{name} failed with {type(error).__name__}: {' '.join(str(error).split())}"

@@ -28,6 +28,7 @@ from varbench.plan.compiler import compile_plan
 from varbench.plan.cost import work
 from varbench.plan.owned import RowPolicies
 from varbench.plan.presets import preset
+from varbench.plan.state import beside_state, state_over_time
 from varbench.plan.trace import Trace, foreseen
 from varbench.record import Status
 from varbench.run.reasons import of_exception, of_exit
@@ -178,6 +179,26 @@ def test_state_equals_the_plan_to_the_byte_and_is_seen_from_outside(pipe: Pipeli
 
 def replies(subject: Subject, row: str = rows.FULL) -> list[Reply]:
     return [making.answer(subject, Request(row=row, labels=(0,), seed=seed, look="outside")) for seed in (0, 0, 1)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("row", ["full_var", "variant@d2", "code@training_free/n4", "guidance@from4"])
+def test_what_lives_between_steps_of_tiny_is_what_its_plan_has(row: str, dtype: str) -> None:
+    """Of a whole run's size: a part that grows with the batch must not hide below what is too small to be told of."""
+    subject = EngineSubject(pipe=load_pipeline("tiny", dtype=dtype), cfg=1.5, top_k=0, top_p=0.0)
+    plan, _ = subject.pipe.compile(row)
+    given = Request(row=row, labels=tuple(range(8)), seed=0, look="outside")
+    _, equal = (making.answer(subject, given) for _ in range(2))
+    assert equal.outside is not None
+    planned = [
+        after + beside
+        for (_, after), beside in zip(
+            state_over_time(plan, batch=8, dtype=dtype), beside_state(plan, batch=8, dtype=dtype), strict=True
+        )
+    ]
+    assert [live - wanted for live, wanted in zip(equal.outside.after_steps, planned, strict=True)] == [0] * len(
+        planned
+    )
 
 
 def test_an_honest_row_is_found_honest(pipe: Pipeline) -> None:

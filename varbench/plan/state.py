@@ -107,9 +107,10 @@ def beside_state(plan: Plan, *, batch: int, dtype: str) -> Iterator[int]:
 
 
 def _conditioning(plan: Plan, step: Step, dtype: str) -> int:
-    """Bytes per row: six vectors a layer, in float32 where layers share their network, and two of the head."""
+    """Bytes per row: six vectors a layer, of which the two gates have the compute type unless layers share their network and
+    the others are float32, and two of the head."""
     spec = plan.backbone(step.backbone)
     layers = {call.layer for other in plan.steps if other.backbone == step.backbone for call in other.calls}
     item = int(ITEM[dtype])
-    six = 6 * (4 if spec.shared_adaln else item)
+    six = 2 * (4 if spec.shared_adaln else item) + 4 * 4
     return spec.width * (len(layers) * six + 2 * item)

@@ -21,7 +21,7 @@ from varbench.base.stats import Ratio
 TRUTH = 1.5
 PAIRS = 6
 CHILD = 0.02
-"""Of the log ratio between processes: what records of a shared machine show, ungated (reports/tiny/one-seed: 0.012 to 0.019)."""
+"""Of the log ratio between processes: what records of a shared machine show, ungated (reports of 240 steps: 0.012 to 0.019)."""
 
 Seconds = tuple[list[list[float]], list[list[float]]]
 Drift = Callable[[np.random.Generator, int], np.ndarray]

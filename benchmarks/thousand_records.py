@@ -19,7 +19,7 @@ from pathlib import Path
 
 from varbench.record import Record, load_records, write_record
 
-SOURCE = Path(__file__).parents[1] / "reports" / "tiny" / "one-seed" / "records"
+SOURCE = Path(__file__).parents[1] / "reports" / "tiny" / "trained" / "records"
 
 
 def main() -> None:

@@ -227,7 +227,7 @@ def test_a_busy_machine_has_one_hint(load: float, discarded: int, busy: bool) ->
 @pytest.mark.slow
 def test_two_runs_of_one_code_have_no_verdict_in_nineteen_of_twenty() -> None:
     """Whole comparisons of the rows of a page, drawn anew from the recorded processes of each plan (reports/tiny)."""
-    records = [one for one in load_records([REPORTS / "one-seed" / "records"]).records if one.timing and one.plan]
+    records = [one for one in load_records([REPORTS / "trained" / "records"]).records if one.timing and one.plan]
     by_plan: dict[str, list[Record]] = {}
     for record in records:
         assert record.plan is not None
@@ -263,7 +263,7 @@ def test_runs_of_three_days_with_one_process_a_row_are_not_judged(old: int, new:
 
 
 def test_recorded_rows_are_read_beside_the_full_model() -> None:
-    (record,) = [one for one in load_records([REPORTS / "one-seed" / "records"]).records if one.row.row == A]
+    (record,) = [one for one in load_records([REPORTS / "trained" / "records"]).records if one.row.row == A]
     found = beside([record], "transformer", "throughput")
     assert found is not None and found.degrees == 2
     assert found.value == pytest.approx(1.7, rel=0.1)

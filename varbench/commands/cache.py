@@ -12,8 +12,6 @@ _DAY = 24 * 3600.0
 
 
 def add_parser(subparsers: Any) -> None:
-    from varbench.base.places import KINDS
-
     parser = subparsers.add_parser(
         "cache",
         help="what varbench keeps on this machine, and room made",
@@ -22,7 +20,7 @@ def add_parser(subparsers: Any) -> None:
         epilog="examples:\n  varbench cache\n  varbench cache --prune all --older-than 30\n  varbench cache --prune tokens,images",
     )
     parser.add_argument(
-        "--prune", metavar="KINDS", help=f"remove what is kept of these kinds, by comma: {', '.join(KINDS)}, or all"
+        "--prune", metavar="KINDS", help="remove what is kept of these kinds, by comma as they are listed, or all"
     )
     parser.add_argument(
         "--older-than", type=float, default=0.0, metavar="DAYS", help="only what was not written for so long; default: 0"

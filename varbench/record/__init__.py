@@ -1,5 +1,6 @@
 """Records: what one row of one run leaves behind. `schema` says what, with the run's `options`; `store` writes and reads it,
-`plan_summary` fills in plans, `frames` flattens it for CSV and Parquet, needs pandas and is imported by its own name."""
+`plan_summary` fills in plans and needs the cost model, `frames` flattens it for CSV and Parquet and needs pandas: both are
+imported by their own names."""
 
 from varbench.record.coding import RecordError, decode, encode
 from varbench.record.origin import (
@@ -12,7 +13,6 @@ from varbench.record.origin import (
     StudyWords,
     WeightFile,
 )
-from varbench.record.plan_summary import plan_summary, trace_totals
 from varbench.record.planned import CallRun, PlanStep, PlanSummary, Totals
 from varbench.record.schema import (
     SCHEMA_VERSION,
@@ -90,11 +90,9 @@ __all__ = [
     "encode",
     "from_json",
     "load_records",
-    "plan_summary",
     "read_record",
     "record_path",
     "row_slug",
     "to_json",
-    "trace_totals",
     "write_record",
 ]

@@ -21,11 +21,10 @@ from varbench.record import (
     Totals,
     Training,
     WeightFile,
-    plan_summary,
-    trace_totals,
 )
 from varbench.record.option_forms import as_arguments
 from varbench.record.options import Options
+from varbench.record.plan_summary import plan_summary, trace_totals
 from varbench.rows import UPSTREAM
 from varbench.run import identity, verdict
 from varbench.run.findings import Findings, Looks

@@ -29,7 +29,7 @@ def test_the_surface_is_frozen() -> None:
 @pytest.mark.parametrize(
     ("arguments", "most"),
     [
-        (["--help"], 200),
+        (["--help"], 210),
         (["list"], 230),  # with a module or two of each plugin
         (["plan", "variant@d8", "--model", "var-d30"], None),
         (["run", "--help"], 200),

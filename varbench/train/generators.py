@@ -22,13 +22,14 @@ from varbench.base.whole_files import whole_file
 from varbench.data.image_set import ImageSet
 from varbench.model.checkpoints import build_tokenizer, load_tokenizer
 from varbench.model.tokenizer import Tokenizer
+from varbench.plan import presets
 from varbench.policies import TrainedGenerator
 from varbench.rows.grammar import Row
 from varbench.train import evaluation
 from varbench.train.export import export
 from varbench.train.order import batch_rows, class_drops
 from varbench.train.progress import Progress, said_now_and_then, shown
-from varbench.train.recipes import RecipeWeights
+from varbench.train.recipes import RecipeWeights, cached
 from varbench.train.states import Checkpoints
 from varbench.train.trainer import DTYPES, Budget, HeldOut, optimise
 
@@ -53,13 +54,13 @@ def generator_weights(
     assert generator is not None
     key = _key(row, vae=vae, data=data, budget=budget)
     folder = cache_folder("weights") / key
-    path, record_path = folder / f"{PART}.safetensors", folder / "record.json"
+    path, record_path = folder / f"{PART}.safetensors", folder / presets.RECORD
 
-    if found := _cached(folder):
+    if found := cached(folder, {PART}, {}):
         return found
     waiting = said_now_and_then(f"{row.name} is being trained by another process; waiting for it")
     with one_at_a_time(folder / "lock", while_waiting=waiting):
-        if found := _cached(folder):
+        if found := cached(folder, {PART}, {}):
             return found
         _, state = load_tokenizer(vae)
         tokenizer = build_tokenizer(row.model, state, vae).to(device)
@@ -84,7 +85,7 @@ def generator_weights(
 
 def generator_ahead(row: Row, *, vae: Path, data: ImageSet, budget: Budget) -> RecipeWeights | None:
     """What `generator_weights` would find and not train; None where it would have to train."""
-    return _cached(cache_folder("weights") / _key(row, vae=vae, data=data, budget=budget))
+    return cached(cache_folder("weights") / _key(row, vae=vae, data=data, budget=budget), {PART}, {})
 
 
 def _key(row: Row, *, vae: Path, data: ImageSet, budget: Budget) -> str:
@@ -99,13 +100,6 @@ def _key(row: Row, *, vae: Path, data: ImageSet, budget: Budget) -> str:
         "vae": file_hash(vae),
     }
     return json_digest(content)[:32]
-
-
-def _cached(folder: Path) -> RecipeWeights | None:
-    path, told = folder / f"{PART}.safetensors", folder / "record.json"
-    if not (told.is_file() and path.is_file()):
-        return None
-    return RecipeWeights(files={PART: path}, record=json.loads(told.read_text()), origin="cache")
 
 
 class _Work:

@@ -28,6 +28,7 @@ from varbench.errors import CheckpointError, UserError
 from varbench.model.checkpoints import build_tokenizer, load_tokenizer, load_transformer
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer
+from varbench.plan import presets
 from varbench.plan.compiler import compile_plan
 from varbench.plan.owned import RowPolicies
 from varbench.plan.steps import Plan
@@ -99,10 +100,10 @@ def recipe_weights(
     folder = cache_folder("weights") / key
     names = {stage.backbone for stage, _ in stages}
     files = {**pretrained, **{name: folder / f"{name}.safetensors" for name in names}}
-    record_path = folder / "record.json"
+    record_path = folder / presets.RECORD
 
     def in_cache() -> RecipeWeights | None:
-        found = _cached(folder, names, pretrained)
+        found = cached(folder, names, pretrained)
         return None if found is None else replace(found, note=note)
 
     if found := in_cache():
@@ -162,7 +163,7 @@ def weights_ahead(
             return ready
     key = _key(row, budget, vae=vae, pretrained=pretrained, data=data)
     names = {stage.backbone for stage, _ in _stages(row.schedule, budget)}
-    return _cached(cache_folder("weights") / key, names, pretrained)
+    return cached(cache_folder("weights") / key, names, pretrained)
 
 
 def _shipped(
@@ -173,15 +174,16 @@ def _shipped(
     if told is None:
         return None, None
     key = _key(row, shipped.budget, vae=vae, pretrained=pretrained, data=data)
-    if (wrong := shipped.wrong(row.recipe_name, key=key)) is not None:
+    if (wrong := shipped.wrong(row.recipe_name, told, key=key)) is not None:
         return None, wrong
-    ready = {**pretrained, **shipped.files_of(row.recipe_name)}
+    ready = {**pretrained, **shipped.files_of(row.recipe_name, told)}
     return RecipeWeights(files=ready, record=told, origin="shipped"), None
 
 
-def _cached(folder: Path, names: set[str], pretrained: Mapping[str, Path]) -> RecipeWeights | None:
+def cached(folder: Path, names: set[str], pretrained: Mapping[str, Path]) -> RecipeWeights | None:
+    """What was trained here before and lies in this folder; None where it is not there whole."""
     files = {name: folder / f"{name}.safetensors" for name in names}
-    told = folder / "record.json"
+    told = folder / presets.RECORD
     if not (told.is_file() and all(path.is_file() for path in files.values())):
         return None
     return RecipeWeights(files={**pretrained, **files}, record=json.loads(told.read_text()), origin="cache")

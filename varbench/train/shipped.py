@@ -33,19 +33,16 @@ class Shipped:
         path = self.folder_of(recipe) / presets.RECORD
         return json.loads(path.read_text()) if path.is_file() else None
 
-    def files_of(self, recipe: str) -> dict[str, Path]:
-        """The recipe's weights by backbone, whose record is there."""
-        record = self.record_of(recipe) or {"files": {}}
-        return {backbone: self.folder_of(recipe) / f"{backbone}.safetensors" for backbone in record["files"]}
+    def files_of(self, recipe: str, told: Mapping[str, Any]) -> dict[str, Path]:
+        """The recipe's weights by backbone, of which this is told."""
+        return {backbone: self.folder_of(recipe) / f"{backbone}.safetensors" for backbone in told["files"]}
 
-    def wrong(self, recipe: str, *, key: str) -> str | None:
-        """Why the recipe's weights, whose record is there, may not be used; None where they may."""
-        record = self.record_of(recipe)
-        assert record is not None
-        if record["key"] != key:
+    def wrong(self, recipe: str, told: Mapping[str, Any], *, key: str) -> str | None:
+        """Why the recipe's weights may not be used; None where they may."""
+        if told["key"] != key:
             return f"the shipped weights of {recipe} are of another schedule, start, data or budget, and are not used"
-        for backbone, path in self.files_of(recipe).items():
-            if not path.is_file() or file_hash(path) != record["files"][backbone]:
+        for backbone, path in self.files_of(recipe, told).items():
+            if not path.is_file() or file_hash(path) != told["files"][backbone]:
                 return f"{path} is not the file that was shipped, and is not used"
         return None
 

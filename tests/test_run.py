@@ -24,14 +24,16 @@ from varbench import rows
 from varbench.__main__ import main
 from varbench.errors import UserError
 from varbench.quality.feature_cache import cached_arrays
-from varbench.record import Status, Verdict, read_record
+from varbench.record import Samples, Status, Verdict, read_record
 from varbench.rows import UPSTREAM
 from varbench.run import identity, session
 from varbench.run.children import Child, ChildEndedError
 from varbench.run.display import Display
-from varbench.run.messages import Done, ResolvedPlugin
-from varbench.run.prepare import prepare
+from varbench.run.findings import Seen
+from varbench.run.messages import Done, Oddities, ResolvedPlugin, Scored
+from varbench.run.prepare import Run, prepare
 from varbench.run.resume import complete_records, other_settings, set_aside_outdated
+from varbench.run.scorers import Scorers
 from varbench.run.session import locked
 from varbench.run.side_by_side import side_by_side
 from varbench.show.entries import blocks_of
@@ -162,6 +164,41 @@ def test_a_row_whose_plan_no_other_has_takes_five_rounds(tmp_path: Path, script:
     found = {record.row.row: record for record in execution.save_all()}
     assert {record.status for record in found.values()} == {Status.COMPLETE}
     assert {len(record.timing.columns[0].rounds) for record in found.values() if record.timing} == {5}
+
+
+def test_rows_of_one_plan_share_what_precision_asks_of_them(
+    tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The figure of two sets of weights that run one plan rests on the processes of both."""
+    shared = prepare(options(plugins="variant@d8,fixed_ratio@p01/d8", model="tiny", rounds=3), name="a")
+    assert (shared.processes_of("variant@d8"), shared.processes_of(UPSTREAM)) == (6, 5)
+
+    def pairs(processes: int) -> int:
+        monkeypatch.setattr(Run, "processes_of", lambda self, name: processes)
+        out = tmp_path / str(processes)
+        execution = conduct(a_run(out, plugins="full_var", precision=0.0005, budget=1e3, quick=True, rounds=5), out)
+        execution.everything()
+        return len(execution.found["full_var"].speed[0].throughput)
+
+    assert pairs(40) < pairs(5)
+
+
+def test_a_quick_look_makes_images_and_times_them_in_one_process(
+    tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "is_scored", lambda self, name: True)
+    odd = Oddities(repeated=0, copied=None, undecoded=None)
+    seen = Seen(scored=Scored(quality=None, distance=None, samples=Samples(), weights=(), oddities=odd))
+    monkeypatch.setattr(Scorers, "score", lambda *given, **more: seen)
+
+    def processes(name: str, **given: Any) -> int:
+        script.started.clear()
+        conduct(a_run(tmp_path / name, plugins="full_var", rounds=1, **given), tmp_path / name).everything()
+        return sum(task == "making" for task, _ in script.started)
+
+    alone = 1
+    assert processes("quick", quick=True) == alone + 1
+    assert processes("whole", quick=False) == alone + 2
 
 
 def test_a_row_is_told_when_it_is_finished_and_its_interval_while_it_is_measured(

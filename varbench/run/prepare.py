@@ -104,17 +104,24 @@ class Run:
         asked = self.options.rounds
         return asked if asked < FEWEST_ROUNDS or self._is_pooled(name) else max(asked, FEWEST_PROCESSES)
 
+    def processes_of(self, name: str) -> int:
+        """Processes that a row's figure rests on: its own, and those of other weights that run the same plan."""
+        return self._rounds(name) * (1 + len(self._same_plan(name)))
+
     def _is_pooled(self, name: str) -> bool:
-        """Whether another set of weights runs the same plan, in which no policy is asked."""
+        return bool(self._same_plan(name))
+
+    def _same_plan(self, name: str) -> set[str]:
+        """Other sets of weights that run the row's plan, where no policy is asked in it."""
         mine = self.rows[name]
-        return any(
-            row.plan is not None
-            and mine.plan is not None
-            and row.plan.digest == mine.plan.digest
-            and not mine.plan.picks
-            and row.resolved.weight_set != mine.resolved.weight_set
+        if mine.plan is None or mine.plan.picks:
+            return set()
+        same = {
+            row.resolved.weight_set
             for row in self.rows.values()
-        )
+            if row.plan is not None and row.plan.digest == mine.plan.digest
+        }
+        return same - {mine.resolved.weight_set}
 
     def is_scored(self, name: str) -> bool:
         """Whether images of the row are made and looked at."""

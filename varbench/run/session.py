@@ -69,10 +69,13 @@ def locked(out: Path) -> Iterator[None]:
 def parts(run: Run) -> dict[str, int]:
     """How many parts of each kind the run has, for the bar."""
     sets = run.weight_sets
+    rounds = sum(run.rounds_of(*weights.rows) for weights in sets)
+    quick = len(sets) if run.options.quick else 0
     return {
         "training": int(any(weights.trains is not None for weights in sets)),
-        "images and memory": len(sets),
-        "speed": sum(run.rounds_of(*weights.rows) for weights in sets),
+        "images and memory": len(sets) - quick,
+        "images and speed": quick,
+        "speed": rounds - quick,
     }
 
 

@@ -153,7 +153,7 @@ def _one_of(known: tuple[Any, ...]) -> Decoder:
 
 
 def _many(one: Decoder) -> Decoder:
-    same = {_number: float, _plain((str,)): str}.get(one)
+    same = {_number: float, _plain((str,)): str, _plain((int,)): int}.get(one)
 
     def decode_many(value: Any) -> tuple[Any, ...]:
         _expect(isinstance(value, list), "a list", value)

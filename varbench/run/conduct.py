@@ -241,10 +241,11 @@ class Conduct:
             try:
                 # Where a row brings its own weights, the full model is beside it for its time alone, and not in its memory.
                 beside = title == "speed" or not weights.key.startswith(OWN_WEIGHTS)
-                with self._child(self._subject_job(weights, left, beside=beside), title) as subject:
+                job = self._subject_job(weights, left, beside=beside)
+                with self._child(job, title) as subject:
                     loaded = subject.receive()
                     assert isinstance(loaded, Ready)
-                    self._check(left, loaded)
+                    self._check(left, loaded, asked=job)
                     work(subject, tuple(name for name in left if self.found[name].failure is None))
             except (ChildEndedError, RowError) as error:
                 blamed = left if self._at is None else (self._at,)
@@ -263,9 +264,10 @@ class Conduct:
         wanted = names if full is None or full in names else (*names, full)
         return self.run.job(task="making", rows=wanted, files=files)
 
-    def _check(self, names: tuple[str, ...], loaded: Ready) -> None:
+    def _check(self, names: tuple[str, ...], loaded: Ready, *, asked: Job) -> None:
         for name in names:
-            wrong = verify.mismatches(self.run, self.run.rows[name], loaded, self.found[name].trained)
+            row = self.run.rows[name]
+            wrong = verify.mismatches(self.run, row, loaded, self.found[name].trained, asked=asked)
             before = self.found[name]
             self._update((name,), loaded=before.loaded or loaded, mismatches=tuple({*before.mismatches, *wrong}))
 
@@ -347,14 +349,14 @@ class Conduct:
         return self.parts / f"{kind.__name__}-{key[:24]}.done.json"
 
     def _part(self, kind: type[Part], name: str, number: int = 0) -> Part | None:
-        return kept(kind, self._part_path(kind, name, number))
+        return kept(kind, self._part_path(kind, name, number), before=self.run.began)
 
     def _earlier(self, kind: type[Part], name: str) -> Part | None:
         """A part that was measured before this run was interrupted, or by another run on this machine. Not used for times."""
         if (part := self._part(kind, name)) is not None:
             return part
         place = self._machine_place(kind, name)
-        if place is None or (part := kept(kind, place)) is None:
+        if place is None or (part := kept(kind, place, before=self.run.began)) is None:
             return None
         self._update((name,), earlier=self.found[name].earlier | {kind.__name__})
         return part

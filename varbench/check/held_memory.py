@@ -34,7 +34,7 @@ def state_bytes_reachable(subject: UnderTest) -> Iterator[str]:
 
 
 def _beyond_statement(subject: GeneratorRow) -> Iterator[str]:
-    images, work = subject.first.images.nbytes, subject.said
+    images, work = subject.first.images.nbytes, subject.stated
     if work.steps:
         held = held_through_a_step(lambda: subject.make(seed=SEED + 3), steps=work.steps)
         yield from against_statement(work.cache_peak_bytes, held=held, images=images)

@@ -119,7 +119,7 @@ class UnderTest(ABC):
 
     @property
     @abstractmethod
-    def said_flops(self) -> float | None:
+    def stated_flops(self) -> float | None:
         """FLOPs of a generation with its decoder, as the row says them; None where it does not."""
 
     @property
@@ -166,7 +166,7 @@ class PlannedRow(UnderTest):
         return self.pipe.generate(given.pop("labels"), method=row or self.row, **given)
 
     @property
-    def said_flops(self) -> float:
+    def stated_flops(self) -> float:
         return cost.work(self.plan, batch=len(LABELS), dtype="float32").flops
 
     @property
@@ -271,13 +271,13 @@ class GeneratorRow(UnderTest):
         return load_generator(owned.policy, model=self.bench.model, device=torch.device("cpu"), dtype="float32", seed=0)
 
     @property
-    def said(self) -> Work:
+    def stated(self) -> Work:
         assert self.row.policies.generator is not None
         return self.row.policies.generator.policy.work(len(LABELS))
 
     @property
-    def said_flops(self) -> float | None:
-        work = self.said
+    def stated_flops(self) -> float | None:
+        work = self.stated
         return None if work.flops is None else work.flops + work.decoder_flops
 
     @cached_property

@@ -49,6 +49,8 @@ class Script:
     """By row: the status that its process ends with, `raise` for a row that fails alone, or `interrupt`."""
     digests: dict[str, str] = field(default_factory=dict)
     """Plans that a child says it compiled."""
+    job: str | None = None
+    """What children say they were told to do, where it is something else."""
     started: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     """Tasks and rows of the children, in order."""
     requests: list[Request] = field(default_factory=list)
@@ -83,6 +85,7 @@ class ScriptedChild:
             return resolved(self.job, manager())
         plans = {row.name: row.plan.digest for row in resolved(_all(self.job), manager()).rows if row.plan}
         return Ready(
+            job=self.script.job or self.job.digest,
             environment=environment("cpu"),
             weights={},
             parameters={"main": 10},

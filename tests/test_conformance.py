@@ -605,7 +605,7 @@ def hides_keys_in_an_old_buffer() -> Any:
     return cache_liar(pick)
 
 
-@breaks("state_bytes_reachable")
+@breaks("the_same_unwatched")
 def hides_keys_in_an_old_array() -> Any:
     def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
         flat = keys.numpy().ravel()[: len(self.array)]
@@ -631,7 +631,7 @@ def hides_keys_in_a_file() -> Any:
     return cache_liar(pick)
 
 
-@breaks("state_bytes_reachable")
+@breaks("the_same_unwatched")
 def hides_keys_in_memory_of_c() -> Any:
     import ctypes
 
@@ -642,7 +642,7 @@ def hides_keys_in_memory_of_c() -> Any:
     return cache_liar(pick, room=(ctypes.c_float * (1 << 16))())
 
 
-@breaks("state_bytes_reachable")
+@breaks("the_same_unwatched")
 def hides_keys_on_anothers_module() -> Any:
     import json
 
@@ -716,7 +716,7 @@ def hides_keys_in_a_thread() -> Any:
     return cache_liar(pick)
 
 
-@breaks("released_memory_freed")
+@breaks("the_same_unwatched")
 def hides_keys_when_nobody_watches() -> Any:
     hidden: list[Any] = []
 

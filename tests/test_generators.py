@@ -86,7 +86,7 @@ class Process:
         self.subject = subject
 
     def ask(self, request: Request) -> Reply:
-        process_state.stir()
+        process_state.reseed()
         state = process_state.global_state()
         try:
             reply = making.answer(self.subject, request)

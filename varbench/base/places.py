@@ -41,11 +41,11 @@ class Kept:
 def kept(kind: str) -> list[Kept]:
     """What lies in a kind's folder."""
     folder = cache_folder(kind)
-    return [_looked_at(path) for path in sorted(folder.iterdir())] if folder.is_dir() else []
+    return [looked_at(path) for path in sorted(folder.iterdir())] if folder.is_dir() else []
 
 
-def _looked_at(path: Path) -> Kept:
-    """Files that go meanwhile, as partial ones do, are not there."""
+def looked_at(path: Path) -> Kept:
+    """All that lies there; files that go meanwhile, as partial ones do, are not there."""
     size, changed = 0, 0.0
     for file in (path, *path.rglob("*")):
         with contextlib.suppress(OSError):

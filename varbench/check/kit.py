@@ -63,6 +63,7 @@ OF_ROW: tuple[OfRow, ...] = (
 came between."""
 
 OF_METHOD: tuple[OfMethod, ...] = (
+    memory.the_same_unwatched,
     work.work_falls_as_knob_tightens,
     sameness.schedule_repeats,
     tampering.nothing_replaced,

@@ -185,7 +185,7 @@ class _Session:
         before, asked = self.strain(), time.monotonic()
         reply = self.ask(request)
         answered, after = time.monotonic(), self.strain()
-        self.overseer.heard(request, reply, asked=asked, answered=answered, before=before, after=after)
+        self.overseer.note(request, reply, asked=asked, answered=answered, before=before, after=after)
         self.changed.setdefault(row, set()).update(reply.changed)
         assert reply.times is not None
         known = None if before is None or after is None else before.until(after)

@@ -19,7 +19,7 @@ from varbench.record.options import Options
 from varbench.record.origin import Environment, MethodSource, Model, PublishedLine, RowIdentity, StudyWords, WeightFile
 from varbench.record.planned import PlanSummary, Totals
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 class Status(StrEnum):
@@ -60,7 +60,6 @@ class TimingColumn:
     low: float = entry("lower end of the median's 95 % bootstrap interval")
     high: float = entry("upper end of it")
     iqr: float = entry("interquartile range of all samples")
-    wall_median: float | None = entry("the same by wall clock", absent="the clock is the wall clock")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -262,7 +262,7 @@ class Conduct:
                 with self._child(job, tasks[-1].title) as subject:
                     loaded = subject.receive()
                     assert isinstance(loaded, Ready)
-                    self._check(left, loaded)
+                    self._check(left, loaded, asked=job)
                     for task in tasks:
                         if names := lacking(task):
                             task.work(subject, names)
@@ -283,9 +283,10 @@ class Conduct:
         wanted = names if full is None or full in names else (*names, full)
         return self.run.job(task="making", rows=wanted, files=files)
 
-    def _check(self, names: tuple[str, ...], loaded: Ready) -> None:
+    def _check(self, names: tuple[str, ...], loaded: Ready, *, asked: Job) -> None:
         for name in names:
-            wrong = verify.mismatches(self.run, self.run.rows[name], loaded, self.found[name].trained)
+            row = self.run.rows[name]
+            wrong = verify.mismatches(self.run, row, loaded, self.found[name].trained, asked=asked)
             before = self.found[name]
             self._update((name,), loaded=before.loaded or loaded, mismatches=tuple({*before.mismatches, *wrong}))
 

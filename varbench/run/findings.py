@@ -76,13 +76,24 @@ class Findings:
     """Parts that an earlier run on this machine had left."""
 
 
+def lay_there(path: Path, *, before: int) -> bool:
+    """Whether a file lay in its place, as it is, before this moment in nanoseconds.
+
+    A plugin's process may write where this one does. What a run takes over must be older than its first child, and the
+    time of a file's last change is the system's: unlike that of its contents, nobody can set it back.
+    """
+    return path.stat().st_ctime_ns < before
+
+
 def keep(part: object, path: Path) -> None:
     write_whole(path, json.dumps(encode(part, type(part).__name__), allow_nan=False).encode())
 
 
-def kept(kind: type[Part], path: Path) -> Part | None:
-    """The part in this file; None if there is none, or it cannot be read as one."""
+def kept(kind: type[Part], path: Path, *, before: int) -> Part | None:
+    """The part in this file, if it lay there before; None if it did not, or cannot be read as one."""
     try:
+        if not lay_there(path, before=before):
+            return None
         return decode(kind, json.loads(path.read_bytes()), kind.__name__)
     except (OSError, ValueError, RecordError):
         return None

@@ -21,7 +21,7 @@ _UNSEEN = "the files that were given could not be looked at: "
 
 def sizes_of(*, vae: Path, var: Path) -> ModelSpec:
     """The sizes of the model in these two checkpoints."""
-    command = [sys.executable, "-m", "varbench.run.tasks.inspecting", str(vae), str(var)]
+    command = [sys.executable, "-P", "-m", "varbench.run.tasks.inspecting", str(vae), str(var)]
     ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     try:
         found = json.loads(ended.stdout.splitlines()[-1])

@@ -34,12 +34,12 @@ class KeptParts:
 
     def read(self, kind: type[Part], name: str, number: int = 0, *, trained: Trained | None) -> Part | None:
         """A part that this run had measured before it was interrupted."""
-        return kept(kind, self.path(kind, name, number, trained=trained))
+        return kept(kind, self.path(kind, name, number, trained=trained), before=self.run.began)
 
     def of_machine(self, kind: type[Part], name: str, *, trained: Trained | None) -> Part | None:
         """A part that another run on this machine had measured."""
         place = self._place(self.path(kind, name, trained=trained))
-        return None if place is None else kept(kind, place)
+        return None if place is None else kept(kind, place, before=self.run.began)
 
     def write(self, part: object, name: str, number: int = 0, *, trained: Trained | None) -> None:
         path = self.path(type(part), name, number, trained=trained)

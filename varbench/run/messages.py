@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from varbench.base.hashing import json_digest
 from varbench.measure.calls import Chunk, Reply, Request
 from varbench.plan.steps import Accounting, Plan
 from varbench.policies import Paper
@@ -54,6 +55,10 @@ class Job:
     """Nothing is trained: only where weights would come from is said."""
     full_images: str | None = None
     """Under what name the full model's images are kept for runs like this one."""
+
+    @property
+    def digest(self) -> str:
+        return json_digest(encode(self, "job"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +162,8 @@ class Ahead:
 class Ready:
     """A subject's process is ready: who it is, and what it runs."""
 
+    job: str
+    """Digest of what it was told to do, as it read it: settings, rows and weight files."""
     environment: Environment
     weights: dict[str, str]
     parameters: dict[str, int]

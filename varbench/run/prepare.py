@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -75,6 +76,8 @@ class Run:
     inputs: str = ""
     """Hash of what all rows share."""
     available_memory: int | None = None
+    began: int = 0
+    """Before any code of a plugin ran, in nanoseconds since 1970: only what lay on disk by then is taken over."""
 
     @property
     def weight_sets(self) -> tuple[WeightSet, ...]:
@@ -148,6 +151,7 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
         raise NothingSelectedError(
             f"nothing is selected; give --plugins, as in --plugins NAME,NAME@POINT. Known: {', '.join(known)}"
         )
+    began = time.time_ns()
     model = presets.preset(options.model).spec
     resolved = _answer_of(Job(task="resolving", options=absolute(options), model=model), Resolved)
     calibrated = _calibrated(resolved, options, model) if options.calibrate else Calibrated(rows={}, runs={})
@@ -177,7 +181,7 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
         rows[asked] = replace(rows[asked], resolved=replace(rows[asked].resolved, failure=failed))
     return Run(
         name=name, options=options, model=model, files=files, hashes=hashes, rows=rows, metrics=resolved.metrics,
-        inputs=shared,
+        inputs=shared, began=began,
     )  # fmt: skip
 
 

@@ -9,13 +9,18 @@ from typing import Any
 from varbench.record import Record, RecordError, Status, read_record, record_path
 from varbench.record.option_forms import settings
 from varbench.run.fill import fill
-from varbench.run.findings import Findings
+from varbench.run.findings import Findings, lay_there
 from varbench.run.prepare import Run
 
 
-def complete_records(run: Run, out: Path) -> dict[str, Record]:
-    """Records of this run's rows that are there, complete and made from the same inputs."""
-    return {name: record for name, _, record in _complete(run, out) if record.inputs_hash == run.rows[name].inputs}
+def complete_records(run: Run, out: Path, *, own: bool = False) -> dict[str, Record]:
+    """Records of this run's rows that lay there before it began, complete and made from the same inputs; with `own` also
+    those that it wrote."""
+    return {
+        name: record
+        for name, path, record in _complete(run, out)
+        if record.inputs_hash == run.rows[name].inputs and (own or lay_there(path, before=run.began))
+    }
 
 
 def set_aside_outdated(run: Run, out: Path) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ def carry_out(run: Run, out: Path, *, resume: bool, again: str) -> tuple[list[Re
                     f"varbench run: error: {error}; {free:,.1f} MiB are free there. What was measured before is in {out}\n"
                     f"once files can be written, go on with: {again}"
                 )
-                written = complete_records(run, out)
+                written = complete_records(run, out, own=True)
                 unwritten = (record for record in conduct.records() if record.row.row not in written)
                 lost = (replace(record, status=Status.INTERRUPTED) for record in unwritten)
                 return [], exit_code([*written.values(), *lost])

@@ -250,7 +250,7 @@ def blocks_of(records: Sequence[Record]) -> list[Block]:
     return sorted(blocks, key=lambda block: (-sum(e.believable for e in block.entries), block.title))
 
 
-def judge_quality(entry: Entry, other: Entry, *, minimum: float = 0.0) -> Judgement | None:
+def judge_quality(entry: Entry, other: Entry) -> Judgement | None:
     """Is `entry` better than `other` by the headline score? `same` means that no difference was shown.
 
     Beside the full model that is a word on these weights. No recipe is called better than another after one training.
@@ -261,7 +261,7 @@ def judge_quality(entry: Entry, other: Entry, *, minimum: float = 0.0) -> Judgem
         return None
     if not other.is_full and need_seeds(entry, other):
         return "same"
-    return stats.judge_difference(gap, better=headline.better, minimum=minimum)
+    return stats.judge_difference(gap, better=headline.better)
 
 
 def score_difference(entry: Entry, other: Entry, name: str) -> Interval | None:

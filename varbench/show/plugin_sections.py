@@ -14,6 +14,7 @@ import signal
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from varbench.record import Record, from_json, sections
 from varbench.rows.manager import PluginInfo, PluginManager, manager
 
 HOOK = "varbench_report_sections"
+SAFE_PATH = "PYTHONSAFEPATH"
 SECONDS = 60.0
 """How long a plugin may take for its panels."""
 
@@ -41,8 +43,7 @@ def plugin_panels(
 ) -> PluginPanels:
     """The panels of every plugin found here, in the order of their names, for records as `to_json` gives them."""
     plugins = plugins or manager()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["varbench.record", "varbench.rows.manager", "varbench.policies"])
+    context = _forks_are_ready()
     panels: list[sections.Panel] = []
     silent: list[str] = []
     with tempfile.TemporaryDirectory(prefix="varbench-") as folder:
@@ -75,6 +76,20 @@ class _Records:
         if file_hash(self.path) != self.sha256:
             raise UserError("another plugin has changed the records that all are handed")
         return [from_json(data) for data in json.loads(self.path.read_bytes())]
+
+
+def _forks_are_ready() -> ForkServerContext:
+    """The process that plugins' are forked from. It must not look for modules in the folder where the user stands."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["varbench.record", "varbench.rows.manager", "varbench.policies"])
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    forkserver.ensure_running()
+    if before is None:
+        del os.environ[SAFE_PATH]
+    else:
+        os.environ[SAFE_PATH] = before
+    return context
 
 
 def _ask(context: ForkServerContext, info: PluginInfo, records: _Records, seconds: float) -> list[sections.Section]:

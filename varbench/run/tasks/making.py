@@ -52,7 +52,7 @@ def run(job: Job, channel: Channel) -> None:
     channel.send(loaded)
     for request in channel.requests():
         assert isinstance(request, Request)
-        process_state.stir()
+        process_state.reseed()
         state = process_state.global_state()
         try:
             reply = answer(subject, request)
@@ -122,6 +122,7 @@ def _loaded(
     plugins = manager()
     names = {info.name for row in made for info in row.plugins}
     return Ready(
+        job=job.digest,
         environment=environment(job.options.device, threads=torch.get_num_threads()),
         weights=weights,
         parameters=parameters,

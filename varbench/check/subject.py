@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from varbench.check import stand_ins
+from varbench.check import sent_ways, stand_ins
 from varbench.check.allocations import Held, Watched, contents
 from varbench.check.bench import Bench
 from varbench.check.chosen import Look
 from varbench.check.counted_products import Products
 from varbench.check.observed import Observed, modules
-from varbench.engine.generate import Observer
+from varbench.engine.loop import Observer
 from varbench.engine.pipeline import Output
 from varbench.engine.subjects import Answer, Ask, EngineSubject, Subject, load_generator
 from varbench.plan import cost
@@ -109,7 +109,7 @@ class UnderTest(ABC):
         # Attention as plain products: its fused kernels are not among the operators whose FLOPs torch can tell.
         products = Products()
         with sdpa_kernel(SDPBackend.MATH), products:
-            self.make(seed=SEED + 3)
+            self.counted = self.make(seed=SEED + 3)
         return products
 
     @property
@@ -167,7 +167,9 @@ class PlannedRow(UnderTest):
 
     @property
     def said_flops(self) -> float:
-        return cost.work(self.plan, batch=len(LABELS), dtype="float32").flops
+        _ = self.products
+        taken = self.counted.trace.taken if self.counted.trace else ()
+        return cost.work(self.plan, batch=len(LABELS), dtype="float32", taken=taken).flops
 
     @property
     def declared_types(self) -> Collection[str]:
@@ -187,6 +189,11 @@ class PlannedRow(UnderTest):
         return known[id(self.pipe)]
 
     @cached_property
+    def going_on(self) -> Row:
+        """The row itself; of one that has several ways, whose images all go the first."""
+        return sent_ways.going_on(self.row)
+
+    @cached_property
     def plain(self) -> Row:
         return stand_ins.plain(self.row)
 
@@ -194,10 +201,10 @@ class PlannedRow(UnderTest):
     def watched(self) -> stand_ins.Notes:
         """What its policies answered in one generation; a generation that fails for it has still been noted."""
         notes = stand_ins.Notes()
-        if not stand_ins.asked_while_it_runs(self.row):
+        if not stand_ins.asked_while_it_runs(self.row) and self.plan.decision is None:
             return notes
         try:
-            self.generate(stand_ins.watched(self.row, notes))
+            self.generate(sent_ways.noted(stand_ins.watched(self.row, notes), [], notes))
         except Exception:
             if not (notes.places or notes.inputs):
                 raise
@@ -208,7 +215,7 @@ class PlannedRow(UnderTest):
         """What of its choices took effect in one generation."""
         look = Look(self.plan)
         with look:
-            self.generate(look.row(self.row), observer=look.observe)
+            self.generate(look.row(self.going_on), observer=look.observe)
         return look
 
     @cached_property
@@ -221,11 +228,15 @@ class PlannedRow(UnderTest):
     @cached_property
     def held_plainly(self) -> Held:
         """The same of its plan, executed with picks that cost nothing."""
-        if not stand_ins.asked_while_it_runs(self.row):
+        if not stand_ins.asked_while_it_runs(self.row) and self.plan.decision is None:
             return self.held
         self._warm()
-        self.pipe.compile(self.plain)
-        return self._watched(self.plain)
+        plain = self.plain
+        if self.held.taken:
+            ways = [way for way, images in enumerate(self.held.taken) for _ in range(images)]
+            plain = sent_ways.sent(plain, ways)
+        self.pipe.compile(plain)
+        return self._watched(plain)
 
     def _warm(self) -> None:
         """The first generation that is watched imports what following operations takes."""
@@ -235,7 +246,8 @@ class PlannedRow(UnderTest):
 
     def _watched(self, row: Row) -> Held:
         with Watched() as memory:
-            self.generate(row, observer=memory.observe, seed=SEED + 1)
+            taken = self.generate(row, observer=memory.observe, seed=SEED + 1).trace.taken
+        memory.held.taken = taken
         return memory.held
 
     @cached_property

@@ -22,8 +22,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import varbench.engine.cache
 import varbench.engine.expert_ffn
 import varbench.engine.generate
+import varbench.engine.going_on
 import varbench.engine.pipeline
 import varbench.engine.sampler
 import varbench.plan.cost
@@ -40,15 +42,18 @@ from varbench.measure.process_state import global_state, restored
 from varbench.policies import (
     BothBranches,
     CacheStrategy,
+    DecisionPolicy,
     DepthPolicy,
     Generator,
     PartChange,
     Settings,
+    SoFar,
     StoredForm,
     TokenPolicy,
     TrainingSchedule,
     TrainStep,
     Transformed,
+    Way,
     Work,
 )
 
@@ -323,6 +328,81 @@ def has_the_engine_compute_other_experts() -> Any:
     real = varbench.engine.expert_ffn.chosen_experts
     varbench.engine.expert_ffn.chosen_experts = lambda x, chosen, experts: real(x, (chosen + 1) % 4, experts)
     return width_plugin()
+
+
+class EndsOrGoesOn(DecisionPolicy):
+    """Honest: what ends before the last scale hangs on the map."""
+
+    def after(self) -> int:
+        return SPEC.scales - 3
+
+    def ways(self) -> Sequence[Way]:
+        return Way(), Way(ends=SPEC.scales - 1)
+
+    def decide(self, seen: SoFar) -> Any:
+        return (seen.map_BDhw.mean(dim=(1, 2, 3)) > 0).long()
+
+
+def decision_plugin(policy: type[DecisionPolicy] = EndsOrGoesOn) -> Any:
+    return type("Plugin", (), {"varbench_decision_policy": lambda self, setting, model: policy()})()
+
+
+@breaks("decided_as_declared")
+def has_the_engine_send_images_elsewhere() -> Any:
+    real = varbench.engine.going_on.Deciding._checked
+    varbench.engine.going_on.Deciding._checked = (  # type: ignore[method-assign]
+        lambda self, answer, batch: 1 - real(self, answer, batch)
+    )
+    return decision_plugin()
+
+
+@breaks("decided_as_declared")
+def has_a_split_batch_run_on_with_other_images_keys() -> Any:
+    real = varbench.engine.cache.StatePart.rows_of
+    varbench.engine.cache.StatePart.rows_of = lambda self, tensor, backbone: real(self, tensor, backbone).flip(0)  # type: ignore[method-assign]
+    return decision_plugin()
+
+
+@breaks("decided_as_declared")
+def draws_on_the_map_that_it_decides_by() -> Any:
+    class Draws(EndsOrGoesOn):
+        def decide(self, seen: SoFar) -> Any:
+            seen.map_BDhw.mul_(0.5)
+            return super().decide(seen)
+
+    return decision_plugin(Draws)
+
+
+@breaks("inputs_untouched")
+def draws_on_the_logits_that_it_decides_by() -> Any:
+    class Draws(EndsOrGoesOn):
+        def decide(self, seen: SoFar) -> Any:
+            seen.logits_BlV.zero_()
+            return super().decide(seen)
+
+    return decision_plugin(Draws)
+
+
+@breaks("runs")
+def decides_for_what_it_did_not_declare() -> Any:
+    class Elsewhere(EndsOrGoesOn):
+        def decide(self, seen: SoFar) -> Any:
+            return super().decide(seen) + 1
+
+    return decision_plugin(Elsewhere)
+
+
+@breaks("trace_equals_plan")
+def decodes_a_preview_that_is_not_planned() -> Any:
+    real = varbench.engine.going_on.Deciding.drawn
+
+    def drawn(self: Any, scale: int, map_BDhw: Any, logits_BlV: Any) -> None:
+        real(self, scale, map_BDhw, logits_BlV)
+        if scale == 0:
+            self._watch.previewed(map_BDhw)
+
+    varbench.engine.going_on.Deciding.drawn = drawn  # type: ignore[method-assign]
+    return decision_plugin()
 
 
 @breaks("trace_equals_plan")
@@ -901,7 +981,7 @@ def shrinks_weights() -> Any:
 
 @breaks("tokens_are_drawn_from_logits")
 def always_draws_the_likeliest() -> Any:
-    import varbench.engine.generate as engine
+    import varbench.engine.loop as engine
 
     engine.draw = lambda logits, noise: logits.argmax(dim=-1)
     return DepthPlugin()

@@ -107,6 +107,12 @@ def _use(hook: str, result: Any, manager: PluginManager) -> None:
                     "state_bytes_reachable", "picks_are_places", "neutral_equals_full"}  # fmt: skip
         assert not check(manager.plugin("example"), name="example", only=promises)
         _differs_from_full(manager)
+    elif hook == "varbench_decision_policy":
+        from varbench.check import check
+
+        promises = {"runs", "trace_equals_plan", "decided_as_declared", "neutral_equals_full", "state_bytes_reachable"}
+        assert not check(manager.plugin("example"), name="example", only=promises)
+        _differs_from_full(manager)
     elif hook == "varbench_training_schedule":
         assert {result.at(None, 0, 10, lambda k, u=u: u).point for u in (0.1, 0.9)} == {"short", None}
     elif hook == "varbench_settings":

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from varbench.experts import WidthPolicy
     from varbench.policies import (
         CacheStrategy,
+        DecisionPolicy,
         DepthPolicy,
         Generator,
         GuidancePolicy,
@@ -307,6 +308,42 @@ def varbench_guidance_policy(setting: Setting, model: ModelSpec) -> GuidancePoli
         @hookimpl
         def varbench_guidance_policy(setting, model):
             return EvenThenOff(model.scales)
+    """
+
+
+@hookspec
+def varbench_decision_policy(setting: Setting, model: ModelSpec) -> DecisionPolicy | None:
+    """Gives the ways in which generation may go on, and after which scale one is chosen by content for each image.
+
+    All ways are compiled: the plan has the least and the most, and what really ran is in the trace. A batch whose images go
+    different ways is split.
+
+    Parameters:
+        setting: recipe, point and parameters of the row.
+        model: the geometry that it runs on.
+
+    Example:
+        from varbench import hookimpl
+        from varbench.policies import DecisionPolicy, Way
+
+        class EndsWhenSure(DecisionPolicy):
+            def __init__(self, model):
+                self.last = model.scales - 1
+
+            def after(self):
+                return self.last - 2
+
+            def ways(self):
+                return Way(), Way(labelled=self.last), Way(ends=self.last)
+
+            def decide(self, seen):
+                likeliest_Bl = seen.logits_BlV.softmax(dim=-1).amax(dim=-1)
+                sure_B = likeliest_Bl.mean(dim=-1)
+                return (sure_B > 0.1).int() + (sure_B > 0.2).int()
+
+        @hookimpl
+        def varbench_decision_policy(setting, model):
+            return EndsWhenSure(model)
     """
 
 

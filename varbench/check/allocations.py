@@ -43,6 +43,8 @@ class Held:
     """Bytes of storages, older than the generation and still alive, that it wrote into."""
     reached_out: list[str] = field(default_factory=list)
     """Files written, processes and threads started and the like."""
+    taken: tuple[int, ...] = ()
+    """How many images went each way, where the plan has several."""
     sent: int = 0
     """Bytes handed to the system to be written, to whatever."""
 

@@ -45,8 +45,8 @@ def _beyond_statement(subject: GeneratorRow) -> Iterator[str]:
 
 def _beyond_plan(subject: PlannedRow, own: Held) -> Iterator[str]:
     plan = subject.plan
-    states = state_over_time(plan, batch=len(LABELS), dtype="float32")
-    beside = beside_state(plan, batch=len(LABELS), dtype="float32")
+    states = state_over_time(plan, batch=len(LABELS), dtype="float32", taken=own.taken)
+    beside = beside_state(plan, batch=len(LABELS), dtype="float32", taken=own.taken)
     for number, (live, (_, state), other) in enumerate(zip(own.storages, states, beside, strict=True), 1):
         if abs(live - state - other) > TENSORS_SLACK:
             yield (

@@ -37,13 +37,12 @@ def chosen_experts_are_computed(subject: PlannedRow) -> Iterator[str]:
     def observe(what: str, step: int) -> None:
         moment.scale = plan.steps[step].samples
 
-    tokens = subject.with_logits.tokens
-    noted = stand_ins.replaced(
-        subject.row, "noted", lambda own: own, lambda own: own, lambda own: _Noted(own, moment.choices)
-    )
+    row = subject.going_on
+    tokens = subject.generate(row).tokens
+    noted = stand_ins.replaced(row, "noted", lambda own: own, lambda own: own, lambda own: _Noted(own, moment.choices))
     made = subject.generate(noted, tokens=tokens, return_logits=True).logits
     own = subject.pipe.backbones_of(subject.row)[MAIN].own.tensors()
-    written_out = _written_out(subject.row, own, moment)
+    written_out = _written_out(row, own, moment)
     summed = subject.generate(written_out, tokens=tokens, return_logits=True, observer=observe)
     assert made is not None and summed.logits is not None
     distance = float((made - summed.logits).abs().max())

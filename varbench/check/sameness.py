@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from varbench import rows
-from varbench.check import stand_ins
+from varbench.check import sent_ways, stand_ins
 from varbench.check.subject import ANOTHER_SEED, LABELS, SAMPLING, SEED, PlannedRow, UnderTest
 from varbench.engine.pipeline import Output
 from varbench.engine.subjects import Answer
@@ -36,7 +36,7 @@ def picks_are_places(subject: PlannedRow) -> Iterator[str]:
 
 def inputs_untouched(subject: PlannedRow) -> Iterator[str]:
     """`pick`, `fill`, `route`, `gate` and `estimate` only look at what they are given."""
-    if stand_ins.asked_while_it_runs(subject.row):
+    if stand_ins.asked_while_it_runs(subject.row) or subject.plan.decision is not None:
         yield from _few(subject.looked_into[1].inputs)
 
 
@@ -67,8 +67,12 @@ def neutral_equals_full(subject: PlannedRow) -> Iterator[str]:
             said = list(_differences(made, subject.full, f"{neutral.name} is said to be neutral, but"))
             subject.bench.neutral[key] = said
         yield from subject.bench.neutral[key]
+    if subject.plan.decision is not None:
+        undecided = subject.generate(sent_ways.undecided(subject.row), return_logits=True)
+        gone_on = subject.generate(subject.going_on, return_logits=True)
+        yield from _differences(gone_on, undecided, "where all images are decided to go on as before,")
     if stand_ins.picks(subject.row):
-        every = subject.generate(stand_ins.forced(subject.row), return_logits=True)
+        every = subject.generate(stand_ins.forced(subject.going_on), return_logits=True)
         without = stand_ins.without_content(subject.row)
         same = subject.compile(without).digest == subject.compile(full).digest
         whole = subject.full if same else subject.generate(without, return_logits=True)
@@ -147,6 +151,9 @@ def batch_invariance(subject: UnderTest) -> Iterator[str]:
         if not distance <= tolerance(subject.plan):
             yield f"made alone, logits of the same tokens differ by up to {distance:.3g} from those made {len(LABELS)} at once"
         return
+    if isinstance(subject, PlannedRow) and subject.plan.decision is not None and subject.plan.decision.together:
+        yield from _the_same_on_each_way(subject)
+        return
     shares = [_share_alone(subject, subject.first, SEED)]
     if shares[0] < EQUAL:
         # One near tie can turn all later tokens of an image; it does not happen under two seeds.
@@ -157,6 +164,18 @@ def batch_invariance(subject: UnderTest) -> Iterator[str]:
                 f"made alone, images share {100 * max(shares):.2f} % of their {what} with the same images made "
                 f"{len(LABELS)} at once; at least {100 * EQUAL:.1f} % must be equal"
             )
+
+
+def _the_same_on_each_way(subject: PlannedRow) -> Iterator[str]:
+    """Which way a whole batch goes hangs on all of its images; what each becomes there does not."""
+    assert subject.plan.decision is not None
+    for way in range(len(subject.plan.decision.ways)):
+        row = sent_ways.sent(subject.row, (way,))
+        together = subject.generate(row).tokens
+        parts = [subject.generate(row, labels=LABELS[a:b], first_image=a).tokens for a, b in PARTS_OF_BATCH]
+        share = float((torch.cat(parts) == together).float().mean())
+        if share < EQUAL:
+            yield f"on way {way}, images made alone share {share:.2%} of their tokens with the same made {len(LABELS)} at once"
 
 
 def _logits(made: Output) -> Tensor:
@@ -200,14 +219,15 @@ def guided_as_planned(subject: PlannedRow) -> Iterator[str]:
     """Logits are drawn away from the unlabelled branch's as far as the plan says, at every scale."""
     if subject.row.policies.guidance is None:
         return
-    tokens = subject.with_logits.tokens.clamp(min=0)
+    tokens = subject.generate(subject.going_on).tokens.clamp(min=0)
 
     def drawn_away(row: Row) -> Tensor:
         guided, plain = (subject.generate(row, tokens=tokens, return_logits=True, cfg=cfg).logits for cfg in (1.0, 0.0))
         assert guided is not None and plain is not None
         return guided - plain
 
-    own, whole, model = drawn_away(subject.row), drawn_away(stand_ins.fully_guided(subject.row)), subject.row.model
+    row = subject.going_on
+    own, whole, model = drawn_away(row), drawn_away(stand_ins.fully_guided(row)), row.model
     for step in subject.plan.steps:
         span = slice(model.starts[step.samples], model.starts[step.samples + 1])
         distance = _distance(own[:, span], step.strength * whole[:, span])
@@ -247,18 +267,19 @@ def tokens_are_drawn_from_logits(subject: PlannedRow) -> Iterator[str]:
         if scale in out.plan.skipped:
             continue
         span = slice(model.starts[scale], model.starts[scale + 1])
-        expected = _draws(out.logits[:, span].double().numpy(), scale)
-        wrong = int((expected != out.tokens[:, span].numpy()).sum())
+        drawn = (out.tokens[:, span] >= 0).all(dim=1)  # images that were decided to end before have none
+        expected = _draws(out.logits[:, span].double().numpy(), scale, drawn.nonzero().flatten().tolist())
+        wrong = int((expected != out.tokens[drawn, span].numpy()).sum())
         # A draw within rounding of the edge between two codes may fall either way.
         if wrong > 1:
             yield f"at {model.scale_name(scale)} {wrong} of {expected.size} tokens are not what the shared sampler draws"
 
 
-def _draws(logits_BlV: np.ndarray, scale: int) -> np.ndarray:
-    """The protocol's sampler, written again without torch: top-k, top-p, then one counted uniform a token."""
-    batch, length, vocabulary = logits_BlV.shape
-    codes = np.empty((batch, length), dtype=np.int64)
-    for image in range(batch):
+def _draws(logits_BlV: np.ndarray, scale: int, images: Sequence[int]) -> np.ndarray:
+    """The protocol's sampler for these images, written again without torch: top-k, top-p, then one counted uniform a token."""
+    _, length, vocabulary = logits_BlV.shape
+    codes = np.empty((len(images), length), dtype=np.int64)
+    for at, image in enumerate(images):
         for place in range(length):
             row = logits_BlV[image, place].copy()
             row[row < np.sort(row)[-SAMPLING["top_k"]]] = -np.inf
@@ -268,7 +289,7 @@ def _draws(logits_BlV: np.ndarray, scale: int) -> np.ndarray:
             tail[-1] = False
             share[ascending[tail]] = 0
             cumulative = np.cumsum(share / share.sum())
-            codes[image, place] = min(
+            codes[at, place] = min(
                 np.searchsorted(cumulative, _uniform(SEED, image, scale, place), "right"), vocabulary - 1
             )
     return codes

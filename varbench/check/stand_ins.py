@@ -55,17 +55,17 @@ def forced(row: Row) -> Row:
 
 def without_content(row: Row) -> Row:
     """The row's layers, steps and guidance alone."""
-    return _renamed(row, "all tokens and entries", replace(row.policies, tokens=None, caches=()))
+    return renamed(row, "all tokens and entries", replace(row.policies, tokens=None, caches=(), decision=None))
 
 
 def fully_guided(row: Row) -> Row:
     """The row with both branches, and all of the run's guidance, at every scale."""
     guidance: Owned[GuidancePolicy] = Owned(plugin="the kit", policy=_FullGuidance())
-    return _renamed(row, "fully guided", replace(row.policies, guidance=guidance))
+    return renamed(row, "fully guided", replace(row.policies, guidance=guidance))
 
 
 def full_model(row: Row) -> Row:
-    return replace(_renamed(row, "full model", RowPolicies(name="full model")), accounting="lossless")
+    return replace(renamed(row, "full model", RowPolicies(name="full model")), accounting="lossless")
 
 
 def asked_while_it_runs(row: Row) -> bool:
@@ -93,10 +93,10 @@ def replaced(
         caches=tuple(Owned(plugin=owned.plugin, policy=cache(owned.policy)) for owned in own.caches),
         width=Owned(plugin=own.width.plugin, policy=width(own.width.policy)) if own.width else None,
     )
-    return _renamed(row, what, policies)
+    return renamed(row, what, policies)
 
 
-def _renamed(row: Row, what: str, policies: RowPolicies) -> Row:
+def renamed(row: Row, what: str, policies: RowPolicies) -> Row:
     name = f"{row.name} ({what})"
     return replace(row, name=name, policies=replace(policies, name=name))
 

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from varbench.check import stand_ins
+from varbench.check import sent_ways, stand_ins
 from varbench.check.allocations import Held, Watched
 from varbench.check.bench import Bench
 from varbench.check.chosen import Look
 from varbench.check.counted_products import Products
 from varbench.check.observed import Observed, modules
-from varbench.engine.generate import Observer
+from varbench.engine.loop import Observer
 from varbench.engine.pipeline import Output
 from varbench.engine.subjects import Answer, Ask, EngineSubject, Subject, load_generator
 from varbench.plan import cost
@@ -120,7 +120,7 @@ class UnderTest(ABC):
         # Attention as plain products: its fused kernels are not among the operators whose FLOPs torch can tell.
         products = Products()
         with sdpa_kernel(SDPBackend.MATH), products:
-            self.make(seed=SEED + 3)
+            self.counted = self.make(seed=SEED + 3)
         return products
 
     @property
@@ -178,7 +178,9 @@ class PlannedRow(UnderTest):
 
     @property
     def stated_flops(self) -> float:
-        return cost.work(self.plan, batch=len(LABELS), dtype="float32").flops
+        _ = self.products
+        taken = self.counted.trace.taken if self.counted.trace else ()
+        return cost.work(self.plan, batch=len(LABELS), dtype="float32", taken=taken).flops
 
     @property
     def declared_types(self) -> Collection[str]:
@@ -198,6 +200,11 @@ class PlannedRow(UnderTest):
         return known[id(self.pipe)]
 
     @cached_property
+    def going_on(self) -> Row:
+        """The row itself; of one that has several ways, whose images all go the first."""
+        return sent_ways.going_on(self.row)
+
+    @cached_property
     def plain(self) -> Row:
         return stand_ins.plain(self.row)
 
@@ -207,7 +214,9 @@ class PlannedRow(UnderTest):
         look, notes = Look(self.plan), stand_ins.Notes()
         try:
             with look:
-                self.generate(look.row(stand_ins.watched(self.row, notes)), observer=look.observe)
+                self.generate(look.row(stand_ins.watched(self.going_on, notes)), observer=look.observe)
+            if self.plan.decision is not None:
+                self.generate(sent_ways.noted(self.row, [], notes))
         except Exception:
             if not (notes.places or notes.inputs):
                 raise
@@ -224,13 +233,15 @@ class PlannedRow(UnderTest):
     def held_plainly(self) -> Held:
         """The same of its plan, executed with picks that cost nothing; of a plan of as many steps and calls, whose Python objects
         are as many."""
-        if not stand_ins.asked_while_it_runs(self.row):
+        if not stand_ins.asked_while_it_runs(self.row) and self.plan.decision is None:
             return self.held
-        known, shape = self.bench.held_plainly, (id(self.pipe), *(len(step.calls) for step in self.plan.steps))
+        ways = [way for way, images in enumerate(self.held.taken) for _ in range(images)]
+        plain = sent_ways.sent(self.plain, ways) if ways else self.plain
+        known, shape = self.bench.held_plainly, (id(self.pipe), *ways, *(len(step.calls) for step in self.plan.steps))
         if shape not in known:
             self._warm()
-            self.pipe.compile(self.plain)
-            known[shape] = self._watched(self.plain)
+            self.pipe.compile(plain)
+            known[shape] = self._watched(plain)
         return known[shape]
 
     def _warm(self) -> None:
@@ -241,7 +252,8 @@ class PlannedRow(UnderTest):
 
     def _watched(self, row: Row) -> Held:
         with Watched() as memory:
-            self.generate(row, observer=memory.observe, seed=SEED + 1)
+            taken = self.generate(row, observer=memory.observe, seed=SEED + 1).trace.taken
+        memory.held.taken = taken
         return memory.held
 
 

@@ -115,6 +115,9 @@ def run(args: argparse.Namespace) -> int:
         print(found[0].plan, _steps_table(found[0]), sep="\n\n", end="\n\n")
     if found:
         print(_summary(denominators, found, batch=batch, dtype=dtype))
+        for counted in found:
+            if counted.plan.decision is not None:
+                print(_by_content(counted, denominators[0], batch=batch, dtype=dtype))
     if works:
         print("\n" * bool(found) + _stated(denominators[0], works, batch=batch))
     if beside:
@@ -206,6 +209,16 @@ def _summary(denominators: Sequence[Counted], found: Sequence[Counted], *, batch
     title = f"{model.name}, batch {batch}, {dtype}, without the decoder{note}"
     table = tabulate(lines, headers=headers, floatfmt=formats, tablefmt="simple")
     return f"{title}\n{table}"
+
+
+def _by_content(counted: Counted, lossless: Counted, *, batch: int, dtype: str) -> str:
+    """Between what bounds the work of a row is that hangs on content; the table has the most."""
+    from varbench.plan.cost import least
+
+    full = lossless.work.transformer_flops
+    fewest = least(counted.plan, batch=batch, dtype=dtype).transformer_flops
+    bounds = f"{100 * fewest / full:.0f}-{100 * counted.work.transformer_flops / full:.0f} %"
+    return f"{counted.name} depends on content: {bounds} of the work; the table has the most"
 
 
 def _published(row: Row, manager: PluginManager) -> tuple[Published, ...]:

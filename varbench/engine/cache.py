@@ -6,6 +6,7 @@ branches), H heads of a group, n entries, c head size, l tokens, C width.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from varbench.engine.cache_entries import EncodedForm, PlainForm
 from varbench.engine.storages import Storages
+from varbench.plan.state import Needed
 from varbench.plan.steps import MIXED, Accounting, CacheUse, Segment, SlotKey, total
 
 Place = tuple[SlotKey, int]
@@ -34,20 +36,41 @@ class _Buffer:
         return tuple(tensor[:, :, :count] for tensor in self.tensors)
 
 
+@dataclass(frozen=True)
+class StatePart:
+    """Some of the images, and what they still need."""
+
+    needed: Needed
+    images_n: Tensor
+    """Their places."""
+    batch: int
+    """Of all images."""
+    branches: Mapping[str, int]
+    """By backbone, how many of the guidance branches they need."""
+
+    def rows_of(self, tensor_Rx: Tensor, backbone: str) -> Tensor:
+        """Their labelled rows, then as many unlabelled ones where they need them."""
+        rows = [self.images_n + branch * self.batch for branch in range(self.branches[backbone])]
+        return tensor_Rx[torch.cat(rows)]
+
+
 class State:
     """What a generation holds between steps."""
 
-    def __init__(self, *, accounting: Accounting, form: PlainForm | EncodedForm) -> None:
-        self._upstream, self._form = accounting == "upstream", form
+    def __init__(
+        self, *, accounting: Accounting, form: PlainForm | EncodedForm, storages: Storages | None = None
+    ) -> None:
+        self._accounting, self._upstream, self._form = accounting, accounting == "upstream", form
         self._buffers: dict[Place, _Buffer] = {}
         self._stored: dict[Place, tuple[Tensor, ...]] = {}
         """All entries of a call in a form that is not what is attended to, until it settles."""
         self._memories: dict[tuple[SlotKey, str], Tensor] = {}
-        self._storages = Storages()
+        self._storages = storages or Storages()
+        """Those of all parts that it is split into, too."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that it took and that somebody still holds."""
+        """Bytes of all that it, and what it is split into, took and that somebody still holds."""
         return self._storages.nbytes
 
     def entries(self, place: Place) -> tuple[int, int]:
@@ -169,6 +192,34 @@ class State:
         for (key, name), memory in list(self._memories.items()):
             if key.backbone == backbone and memory.shape[0] > rows:
                 self.remember(key, name, memory[:rows])
+
+    def keep_read(self, needed: Needed) -> None:
+        """Frees what nothing reads any more."""
+        for place in [place for place in self._buffers if place[0] not in needed.slots]:
+            self._free(place)
+        for key, name in [memory for memory in self._memories if memory not in needed.memories]:
+            self.forget(key, name)
+
+    def split(self, parts: Sequence[StatePart], look: Callable[[], None]) -> list[State]:
+        """What each part of the images still reads, in rows of its own; freed here piece by piece. `look` is called whenever
+        both are there."""
+        made = [State(accounting=self._accounting, form=self._form, storages=self._storages) for _ in parts]
+        for place in sorted(self._buffers):
+            old = self._buffers[place]
+            for state, part in zip(made, parts, strict=True):
+                if place[0] in part.needed.slots:
+                    tensors = tuple(part.rows_of(tensor, place[0].backbone) for tensor in old.tensors)
+                    state._put(place, _Buffer(tensors, old.held))
+            look()
+            self._free(place)
+            del old
+        for key, name in sorted(self._memories):
+            for state, part in zip(made, parts, strict=True):
+                if (key, name) in part.needed.memories:
+                    state.remember(key, name, part.rows_of(self._memories[key, name], key.backbone))
+            look()
+            self.forget(key, name)
+        return made
 
     def remember(self, key: SlotKey, name: str, output_RlC: Tensor) -> None:
         """Keeps a sub-layer's output for filling in at later scales."""

@@ -20,7 +20,8 @@ from varbench import rows
 from varbench.base.hashing import json_digest
 from varbench.errors import UserError
 from varbench.plan.compiler import compile_plan
-from varbench.plan.owned import RowPolicies
+from varbench.plan.owned import Owned, RowPolicies
+from varbench.policies import DecisionPolicy, SoFar, Way
 from varbench.rows.manager import PluginError, PluginInfo, PluginManager
 from varbench.rows.manager import manager as default_manager
 from varbench.spec import ModelSpec
@@ -28,6 +29,7 @@ from varbench.spec import ModelSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from varbench.engine.generate import Generated
     from varbench.engine.pipeline import Pipeline
 
 Look = Callable[[int, int, "Tensor", "Tensor"], None]
@@ -112,8 +114,6 @@ def observe(pipe: Pipeline, labels: Sequence[int], *, seed: int, look: Look) -> 
     import torch
     from torch.overrides import TorchFunctionMode
 
-    from varbench.engine.generate import Sampling, generate
-
     row = RowPolicies(name="calibration")
     plan = compile_plan(pipe.model, row)
     calls = ((call.layer, step.samples) for step in plan.steps for call in step.calls)
@@ -125,16 +125,65 @@ def observe(pipe: Pipeline, labels: Sequence[int], *, seed: int, look: Look) -> 
             return func(*args, **(kwargs or {}))
 
     with Looking():
-        generate(
-            plan,
-            row,
-            backbones=pipe.backbones,
-            tokenizer=pipe.tokenizer,
-            labels_B=torch.as_tensor(labels, device=pipe.device),
-            images_B=torch.arange(len(labels), device=pipe.device),
-            sampling=Sampling(seed=seed),
-            dtype=pipe.dtype,
-        )
+        _generated(pipe, row, labels, seed=seed)
+
+
+@dataclass(frozen=True)
+class EachWay:
+    images: tuple[Tensor, ...]
+    """By way, those of the same labels and noise, had they all gone it."""
+    seen: SoFar
+    """What is decided by, the same on all ways."""
+
+
+class _Sent(DecisionPolicy):
+    """A decision that falls the same for all images, and keeps what it was shown."""
+
+    def __init__(self, own: DecisionPolicy, way: int) -> None:
+        self._own, self._way, self.previews = own, way, own.previews
+
+    def after(self) -> int:
+        return self._own.after()
+
+    def ways(self) -> Sequence[Way]:
+        return self._own.ways()
+
+    def decide(self, seen: SoFar) -> Sequence[int]:
+        self.seen = seen
+        return [self._way] * len(seen.map_BDhw)
+
+
+def on_each_way(
+    pipe: Pipeline, policy: DecisionPolicy, labels: Sequence[int], *, seed: int, first_image: int = 0
+) -> EachWay:
+    """Images of the full model on every way that a decision could send them, and what it would be decided by."""
+    sent = [_Sent(policy, way) for way in range(len(policy.ways()))]
+    images = []
+    for one in sent:
+        row = RowPolicies(name="calibration", decision=Owned(plugin="calibration", policy=one))
+        images.append(pipe._decode_map(_generated(pipe, row, labels, seed=seed, first_image=first_image).f_hat_BDhw))
+    return EachWay(images=tuple(images), seen=sent[0].seen)
+
+
+def _generated(
+    pipe: Pipeline, row: RowPolicies, labels: Sequence[int], *, seed: int, first_image: int = 0
+) -> Generated:
+    import torch
+
+    from varbench.engine.generate import generate
+    from varbench.engine.loop import Sampling
+
+    return generate(
+        compile_plan(pipe.model, row),
+        row,
+        backbones=pipe.backbones,
+        tokenizer=pipe.tokenizer,
+        labels_B=torch.as_tensor(labels, device=pipe.device),
+        images_B=torch.arange(first_image, first_image + len(labels), device=pipe.device),
+        sampling=Sampling(seed=seed),
+        dtype=pipe.dtype,
+        decode=pipe._decode_map,
+    )
 
 
 def read_layers(text: str, model: ModelSpec, *, what: str) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -33,10 +33,14 @@ class Conditioning:
 
     def narrowed(self, rows: int) -> Conditioning:
         """Of the first rows alone; copied, since a view would keep the others alive."""
+        return self.of(lambda tensor: tensor[:rows].clone())
+
+    def of(self, rows_of: Callable[[Tensor], Tensor]) -> Conditioning:
+        """Of some of the rows, after the first scale."""
         return Conditioning(
             first_RLC=None,
-            blocks={layer: tuple(t[:rows].clone() for t in six) for layer, six in self.blocks.items()},
-            head=(self.head[0][:rows].clone(), self.head[1][:rows].clone()),
+            blocks={layer: tuple(rows_of(t) for t in six) for layer, six in self.blocks.items()},
+            head=(rows_of(self.head[0]), rows_of(self.head[1])),
         )
 
 

@@ -6,38 +6,30 @@ D code_dim, V codes, H heads, c head size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from varbench.engine.cache import State
+from varbench.engine.cache import State, StatePart
 from varbench.engine.cache_entries import EncodedForm, PlainForm, attention_paid, merged
 from varbench.engine.conditioning import Conditioning, condition
 from varbench.engine.expert_ffn import Experts, part_of_ffn
-from varbench.engine.sampler import draw, filtered, uniforms
+from varbench.engine.going_on import Deciding
+from varbench.engine.loop import Loop, Observer, Sampling
 from varbench.engine.watch import Watch
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Layer, Transformer, modulated
 from varbench.model.weighted import true_float32
 from varbench.plan.owned import RowPolicies
-from varbench.plan.state import last_fills, paid_name
-from varbench.plan.steps import CacheUse, LayerCall, Plan, Segment, SlotKey, Step, SubLayer
+from varbench.plan.state import branches_at_first, last_fills, paid_name, read_later
+from varbench.plan.steps import CacheUse, Decision, LayerCall, Plan, Segment, SlotKey, Step, SubLayer
 from varbench.plan.trace import Trace
 from varbench.policies import SubLayerName
-
-Observer = Callable[[str, int], None]
-"""Called with "start", "logits" (the network is done) or "end" and the step's number; it may look at clocks and memory, and nothing else."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    seed: int = 0
-    cfg: float = 1.5
-    top_k: int = 0
-    top_p: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,53 +57,30 @@ def generate(
     forced_BL: Tensor | None = None,
     return_logits: bool = False,
     observer: Observer | None = None,
+    decode: Callable[[Tensor], Tensor] | None = None,
 ) -> Generated:
-    """Draw codes for `labels_B`. `images_B` are the images' numbers in the noise stream; `forced_BL` fixes the codes."""
+    """Draw codes for `labels_B`. `images_B` are the images' numbers in the noise stream; `forced_BL` fixes the codes; `decode`
+    makes images of maps that something is decided by, in place of the tokenizer."""
     run = _Run(plan, row, backbones=backbones, labels_B=labels_B, dtype=dtype)
-    model, quantizer = plan.model, tokenizer.quantize
-    batch, last = labels_B.shape[0], model.sides[-1]
-    f_hat = torch.zeros(batch, model.tokenizer.code_dim, last, last, device=labels_B.device)
-    tokens = torch.full((batch, model.length), -1, dtype=torch.long, device=labels_B.device)
-    logits_all = None
-    if return_logits:
-        shape = (batch, model.length, model.tokenizer.vocabulary)
-        logits_all = torch.full(shape, torch.nan, device=labels_B.device)
-    features: dict[int, Tensor] = {}
-    for index, step in enumerate(plan.steps):
-        if observer:
-            observer("start", index)
-        scale = step.samples
-        if scale:
-            features[scale] = quantizer.features(f_hat, scale)
-        logits_BlV = run.step(step, features, sampling.cfg)
-        if observer:
-            observer("logits", index)
-        _forget_features(features, plan, index)
-        span = slice(model.starts[scale], model.starts[scale + 1])
-        if logits_all is not None:
-            logits_all[:, span] = logits_BlV
-        if forced_BL is None:
-            tokens[:, span] = _drawn(logits_BlV, sampling, images_B, scale)
-        else:
-            tokens[:, span] = forced_BL[:, span]
-        # The largest tensor of a step must not lie there while the next one runs.
-        del logits_BlV
-        f_hat = f_hat + quantizer.contribution(tokens[:, span], scale)
-        if observer:
-            observer("end", index)
-    return Generated(tokens_BL=tokens, f_hat_BDhw=f_hat, logits_BLV=logits_all, trace=run.watch.trace())
-
-
-def _forget_features(features: dict[int, Tensor], plan: Plan, index: int) -> None:
-    """Only what a later step encodes again stays."""
-    again = {scale for step in plan.steps[index + 1 :] for scale in step.scales}
-    for scale in [scale for scale in features if scale not in again]:
-        del features[scale]
-
-
-def _drawn(logits_BlV: Tensor, sampling: Sampling, images_B: Tensor, scale: int) -> Tensor:
-    noise = uniforms(images_B, seed=sampling.seed, scale=scale, count=logits_BlV.shape[1])
-    return draw(filtered(logits_BlV, top_k=sampling.top_k, top_p=sampling.top_p), noise)
+    loop = Loop(
+        plan.model,
+        tokenizer.quantize,
+        images_B=images_B,
+        sampling=sampling,
+        forced_BL=forced_BL,
+        return_logits=return_logits,
+        observer=observer,
+    )
+    if plan.decision is None or row.decision is None:
+        loop.through(run, plan.steps)
+    else:
+        decide = Deciding(plan, row.decision.policy, decode=decode or tokenizer.decode_map, watch=run.watch)
+        loop.through(run, plan.steps[: plan.decision.after + 1], deciding=decide)
+        assert decide.ways_B is not None
+        for part, steps, places in run.parts(plan.decision, decide.ways_B):
+            loop.through(part, steps, places=places)
+            part.end()
+    return Generated(tokens_BL=loop.tokens, f_hat_BDhw=loop.f_hat, logits_BLV=loop.logits, trace=run.watch.trace())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,13 +138,52 @@ class _Run:
         self.state = State(accounting=plan.accounting, form=_form(plan, row, dtype))
         self.watch = Watch(backbones, self.state)
         self.conditioning: dict[str, Conditioning] = {}
-        self._last_fill = last_fills(plan)
+        self._last_fill = last_fills(plan.steps)
+
+    def parts(self, decision: Decision, ways_B: Tensor) -> Iterator[tuple[_Run, Sequence[Step], Tensor | None]]:
+        """What goes on, way by way: each with its steps, and the places of its images; all images where none go apart."""
+        taken = ways_B.unique().tolist()
+        steps = [decision.ways[way].steps for way in taken]
+        if len(taken) == 1:
+            self.state.keep_read(read_later(steps[0]))
+            for name in self.conditioning.keys() - branches_at_first(steps[0]).keys():
+                del self.conditioning[name]
+            self._last_fill = last_fills(steps[0])
+            yield self, steps[0], None
+            return
+        places = [(ways_B == way).nonzero().flatten() for way in taken]
+        runs = self._split(steps, places)
+        for run, its_steps, its_places in zip(runs, steps, places, strict=True):
+            self.watch.follow(run.state)
+            yield run, its_steps, its_places
+
+    def _split(self, steps: Sequence[Sequence[Step]], places: Sequence[Tensor]) -> list[_Run]:
+        parts = [
+            StatePart(read_later(its_steps), at, self.batch, branches_at_first(its_steps))
+            for its_steps, at in zip(steps, places, strict=True)
+        ]
+        runs = []
+        for part, state, its_steps in zip(parts, self.state.split(parts, self.watch.splits), steps, strict=True):
+            run = copy(self)
+            run.labels_B, run.batch, run.state = self.labels_B[part.images_n], len(part.images_n), state
+            run.conditioning = {
+                name: self.conditioning[name].of(partial(part.rows_of, backbone=name)) for name in part.branches
+            }
+            run._last_fill = last_fills(its_steps)
+            runs.append(run)
+        self.conditioning.clear()
+        return runs
+
+    def end(self) -> None:
+        """Nothing of it is read any more."""
+        self.state.keep_read(read_later(()))
+        self.conditioning.clear()
 
     def step(self, step: Step, features: Mapping[int, Tensor], cfg: float) -> Tensor:
         """Logits (B, l, V) of the sampled scale, after guidance."""
         backbone = self.backbones[step.backbone]
         conditioning = self._conditioning(step, backbone)
-        self.watch.begin()
+        self.watch.begin(self.labels_B)
         x_RLC = self._embed(step, backbone, conditioning, features)
         mask = self._mask(step)
         for planned in step.calls:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varbench.engine.arguments import check_filters, images_given, labels_given, tokens_given
-from varbench.engine.generate import Observer, Sampling, generate
+from varbench.engine.generate import generate
+from varbench.engine.loop import Observer, Sampling
 from varbench.engine.own_weights import OwnOfWeights
 from varbench.engine.teacher import TeacherPass
 from varbench.engine.trained_layer import fused_attention
@@ -197,6 +198,8 @@ class Pipeline:
     def logits(self, tokens: Tensor, labels: Tensor | Sequence[int], *, method: str | Row = FULL) -> Tensor:
         """Teacher-forced logits (B, L, V) of a method that computes every scale, without guidance."""
         plan, row = self.compile(method)
+        if plan.decision is not None:
+            raise UserError(f"{plan.name} decides by content how it goes on, so it has no logits of given tokens")
         method_name = method if isinstance(method, str) else method.name
         tokens = tokens_given(tokens, self.model).to(self.device)
         labels = labels_given(labels, self.model).to(self.device)
@@ -247,6 +250,7 @@ class Pipeline:
             forced_BL=None if tokens is None else tokens_given(tokens, self.model).to(self.device),
             return_logits=return_logits,
             observer=observer,
+            decode=self._decode_map,
         )
         images = self._decode_map(made.f_hat_BDhw)
         return Output(images=images, tokens=made.tokens_BL, logits=made.logits_BLV, plan=plan, trace=made.trace)
@@ -254,7 +258,7 @@ class Pipeline:
     @torch.inference_mode()
     @true_float32()
     def _decode_map(self, f_hat_BDhw: Tensor) -> Tensor:
-        """On a GPU, the decoder runs under autocast in the compute type, as in the official script."""
+        """A map to images in [0, 1]. On a GPU, the decoder runs under autocast in the compute type, as in the official script."""
         reduced = self.device.type == "cuda" and self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype if reduced else torch.bfloat16, enabled=reduced):
             return self.tokenizer.decode_map(f_hat_BDhw)

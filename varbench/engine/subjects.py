@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from varbench.engine.generate import Observer
 from varbench.engine.loading import random_tokenizer
+from varbench.engine.loop import Observer
 from varbench.engine.pipeline import Pipeline
 from varbench.engine.storage import live_bytes, storage_bytes
 from varbench.engine.transforms import stored

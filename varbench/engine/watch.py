@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from varbench.engine.cache import Place, State
@@ -24,11 +25,30 @@ class Watch:
         }
         self._hidden = {name: backbone.spec.hidden for name, backbone in backbones.items()}
         self._steps: list[StepSeen] = []
+        self._between = 0
+        self._taken: tuple[int, ...] = ()
 
-    def begin(self) -> None:
+    def follow(self, state: State) -> None:
+        """From here on these caches are filled: those of some of the images."""
+        self._state = state
+
+    def begin(self, labels_B: Tensor) -> None:
         self._calls: list[CallSeen] = []
-        self._embedded = 0
-        self._peak = self._state.nbytes
+        self._embedded, self._images = 0, len(labels_B)
+        self._peak, self._between = max(self._between, self._state.nbytes), 0
+
+    def splits(self) -> None:
+        """While caches are copied for parts of the images: the next step's peak may lie here."""
+        self._between = max(self._between, self._state.nbytes)
+
+    def previewed(self, map_BDhw: Tensor) -> None:
+        """What is decoded to decide by, after a step."""
+        last = self._steps[-1]
+        self._steps[-1] = last._replace(previewed=(*last.previewed, (len(map_BDhw), map_BDhw.shape[-1])))
+
+    def decided(self, ways_B: Tensor, count: int) -> None:
+        """The way of each image, of so many ways."""
+        self._taken = tuple(torch.bincount(ways_B, minlength=count).tolist())
 
     def embedded(self, features_BlD: Tensor) -> None:
         self._embedded += features_BlD.shape[1]
@@ -99,6 +119,7 @@ class Watch:
     def end(self, stream_RLC: Tensor, logits_RlV: Tensor) -> None:
         self._steps.append(
             StepSeen(
+                images=self._images,
                 rows=stream_RLC.shape[0],
                 embedded=self._embedded,
                 drawn=logits_RlV.shape[1],
@@ -109,4 +130,4 @@ class Watch:
         )
 
     def trace(self) -> Trace:
-        return Trace(steps=tuple(self._steps))
+        return Trace(steps=tuple(self._steps), taken=self._taken)

@@ -94,6 +94,8 @@ class Outside:
     private: tuple[int, ...] | None = None
     """Bytes of all private memory of the process at the end of each step beyond those before the call; None on a GPU, and
     where the system does not tell."""
+    taken: tuple[int, ...] = ()
+    """How many images went each way that the plan has, where it has several."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from varbench.base import stats
-from varbench.engine.generate import Observer
+from varbench.engine.loop import Observer
 from varbench.engine.subjects import Answer, Ask
 from varbench.measure.timed_call import timed
 from varbench.plan import presets

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from varbench.measure.calls import Reply
+from varbench.plan.decided import Taken, wrong_taking
 from varbench.plan.state import beside_state, state_over_time
 from varbench.plan.steps import Plan
-from varbench.plan.trace import Trace, differences, foreseen
+from varbench.plan.trace import Trace, otherwise_than_planned
 
 SMALL = 1 << 18
 """Bytes between steps that nobody has to account for."""
 
 
 def against_plan(plan: Plan, trace: Trace, *, batch: int, dtype: str) -> list[str]:
-    """Differences between trace and plan: layers, tokens, cache entries, and bytes of state."""
-    return list(differences(foreseen(plan, batch=batch, dtype=dtype), trace))
+    """Differences between trace and plan: layers, tokens, cache entries, bytes of state, and ways that it does not have."""
+    return list(otherwise_than_planned(plan, trace, batch=batch, dtype=dtype))
 
 
 def against_statement(stated: int | None, *, held: int, images: int) -> list[str]:
@@ -36,20 +37,24 @@ def across_calls(row: Sequence[Reply], plan: Plan | None, *, batch: int, dtype: 
     if (leaked := min(seen[1].left, seen[2].left) - seen[0].left) > 0:
         found.append(f"{leaked:,} bytes more live after further calls: something is not given back")
     if plan is not None:
-        tensors = undeclared(seen[1].after_steps, plan, batch=batch, dtype=dtype)
-        # A first call at a size sets things up; what a further call still adds is held.
-        private = [one.private for one in seen[1:] if one is not None and one.private is not None]
+        taken = seen[1].taken
+        tensors = undeclared(seen[1].after_steps, plan, batch=batch, dtype=dtype, taken=taken)
+        # A first call at a size sets things up; what a further call of the same steps still adds is held.
+        further = [one for one in seen[1:] if one is not None and one.taken == taken]
+        private = [one.private for one in further if one.private is not None]
         least = tuple(map(min, zip(*private, strict=True)))
-        hidden = tensors or (undeclared(least, plan, batch=batch, dtype=dtype) if private else None)
+        hidden = tensors or (undeclared(least, plan, batch=batch, dtype=dtype, taken=taken) if private else None)
         if hidden:
             found.append(hidden)
     return found
 
 
-def undeclared(after_steps: Sequence[int], plan: Plan, *, batch: int, dtype: str) -> str | None:
+def undeclared(after_steps: Sequence[int], plan: Plan, *, batch: int, dtype: str, taken: Taken = ()) -> str | None:
     """What lives between steps beyond what the plan has there: state, and what the loop needs beside it."""
-    states = state_over_time(plan, batch=batch, dtype=dtype)
-    beside = beside_state(plan, batch=batch, dtype=dtype)
+    if wrong := wrong_taking(plan, taken, batch=batch):
+        return wrong
+    states = state_over_time(plan, batch=batch, dtype=dtype, taken=taken)
+    beside = beside_state(plan, batch=batch, dtype=dtype, taken=taken)
     planned = [after + other for (_, after), other in zip(states, beside, strict=True)]
     if len(planned) != len(after_steps):
         return f"{len(after_steps)} steps were seen, and the plan has {len(planned)}"

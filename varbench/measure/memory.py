@@ -110,7 +110,12 @@ def seen_from_outside(subject: Subject, ask: Ask) -> tuple[Answer, Outside]:
     gc.collect()
     mine = storage_bytes(tensor for tensor in (answer.images, answer.tokens) if tensor is not None)
     grown = None if started is None else tuple((now or 0) - started for now in private)
-    return answer, Outside(after_steps=tuple(seen), private=grown, left=live_bytes(device) - mine)
+    return answer, Outside(
+        after_steps=tuple(seen),
+        private=grown,
+        left=live_bytes(device) - mine,
+        taken=answer.trace.taken if answer.trace else (),
+    )
 
 
 def largest_by_trying(make: Callable[[int], object], *, device: torch.device) -> LargestBatch:

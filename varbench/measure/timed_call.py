@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from varbench.engine.generate import Observer
+from varbench.engine.loop import Observer
 from varbench.engine.subjects import Answer, Ask
 from varbench.errors import WrongOutputError
 from varbench.measure.calls import Times

@@ -1,4 +1,5 @@
-"""Compiles the policies of a row into a plan. The order is fixed: steps, guidance, depth, tokens, cache, liveness."""
+"""Compiles the policies of a row into a plan. The order is fixed: steps, guidance, depth, tokens, cache, liveness;
+and last, so for each way that a decision by content may take."""
 
 from __future__ import annotations
 
@@ -6,10 +7,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from varbench.errors import PlanError
 from varbench.plan.cache_uses import Caches, Work
+from varbench.plan.decided import with_decision
 from varbench.plan.owned import Owned, Policy, RowPolicies
 from varbench.plan.steps import Accounting, LayerCall, Plan, SlotKey, Step, SubLayer, Transform
 from varbench.plan.widths import choosing, own_stored, with_widths
@@ -43,12 +46,6 @@ def compile_plan(
         raise PlanError(
             f"{row.generator.plugin} replaces the generation loop, so {row.name} has no plan; `varbench run` measures it"
         )
-    for owned in (row.depth, row.steps, row.guidance, row.tokens, row.width, *row.caches):
-        if owned is not None and getattr(owned.policy, "dynamic", False):
-            raise PlanError(
-                f"{owned.plugin}: dynamic policies (work that depends on content) are not executed by this version; "
-                "give counts that are fixed before the run"
-            )
     step_policy = row.steps or _full(EveryScale(model))
     backbones = {MAIN: model, **step_policy.policy.backbones}
     backbones.update((name, spec) for name, spec in (loaded or {}).items() if name in backbones)
@@ -91,7 +88,7 @@ def compile_plan(
             )
         )
     form = caches.stored if isinstance(caches.stored, StoredForm) else None
-    return Plan(
+    plan = Plan(
         name=row.name,
         model=model,
         backbones=tuple((name, spec) for name, spec in backbones.items() if name in used),
@@ -107,6 +104,9 @@ def compile_plan(
         choosing=choosing(work, row.width),
         own=own_stored(row.width),
     )
+    if row.decision is None:
+        return plan
+    return with_decision(plan, row, partial(compile_plan, model, accounting=accounting, loaded=loaded))
 
 
 def _full(policy: Policy) -> Owned[Policy]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from varbench.plan.decided import Taken, alone, stretches
 from varbench.plan.hardware import Hardware
 from varbench.plan.sizes import (
     convolutions,
@@ -33,7 +34,7 @@ class StepWork:
     scale: int
     block_flops: int
     other_flops: int
-    """Embedding, head and the quantiser's convolution; conditioning in the first step of a backbone."""
+    """Embedding, head and the quantiser's convolution; conditioning in the first step of a backbone; previews to decide by."""
     other_types: tuple[tuple[str, int], ...]
     """FLOPs among these that a transform computes in other types than the compute type, by type."""
     bytes_moved: int
@@ -101,12 +102,19 @@ class Prediction:
         return self.transformer + self.decoder
 
 
-def work(plan: Plan, *, batch: int, dtype: str, device: str = "cuda") -> PlanWork:
-    """Counts a plan's work for a batch of images in a compute type; `device` is "cpu", or "cuda" with or without a number."""
-    seen = foreseen(plan, batch=batch, dtype=dtype).steps
+def work(plan: Plan, *, batch: int, dtype: str, device: str = "cuda", taken: Taken = ()) -> PlanWork:
+    """Counts a plan's work for a batch of images in a compute type; `device` is "cpu", or "cuda" with or without a number.
+
+    Where it depends on content, of images that go these ways: without a word of it, all go the first, which is the most.
+    """
+    seen = foreseen(plan, batch=batch, dtype=dtype, taken=taken).steps
+    first, further = stretches(plan, batch=batch, taken=taken)
+    ran = [step for stretch in (first, *further) for step in stretch.steps]
+    tokenizer, decoder_item = plan.model.tokenizer, int(ITEM[decoder_type(dtype, device)])
     steps = []
-    for step, known, counted in zip(plan.steps, seen, flops_of(seen, plan, batch=batch), strict=True):
-        moved, transient = traffic(plan, plan.backbone(step.backbone), step, batch, dtype, device)
+    for step, known, counted in zip(ran, seen, flops_of(seen, plan), strict=True):
+        moved, transient = traffic(plan, plan.backbone(step.backbone), step, known.images, dtype, device)
+        moved += sum(_decoder(tokenizer, side, images, decoder_item)[1] for images, side in known.previewed)
         steps.append(
             StepWork(
                 scale=step.samples,
@@ -119,8 +127,7 @@ def work(plan: Plan, *, batch: int, dtype: str, device: str = "cuda") -> PlanWor
                 activations=transient,
             )
         )
-    tokenizer, side = plan.model.tokenizer, plan.model.sides[-1]
-    flops, moved = _decoder(tokenizer, side, batch, int(ITEM[decoder_type(dtype, device)]))
+    flops, moved = _decoder(tokenizer, plan.model.sides[-1], batch, decoder_item)
     return PlanWork(
         steps=tuple(steps),
         decoder_flops=flops,
@@ -128,6 +135,22 @@ def work(plan: Plan, *, batch: int, dtype: str, device: str = "cuda") -> PlanWor
         weight_bytes=weight_bytes(plan, dtype, device),
         batch=batch,
         dtype=dtype,
+    )
+
+
+def least(plan: Plan, *, batch: int, dtype: str, device: str = "cuda") -> PlanWork:
+    """The work where all images go the way of the fewest FLOPs; of a plan without a decision, its work."""
+    taken = least_taken(plan, batch=batch, dtype=dtype, device=device)
+    return work(plan, batch=batch, dtype=dtype, device=device, taken=taken)
+
+
+def least_taken(plan: Plan, *, batch: int, dtype: str, device: str = "cuda") -> Taken:
+    """All images on the way of the fewest FLOPs."""
+    if plan.decision is None:
+        return ()
+    ways = [alone(plan, way, batch=batch) for way in range(len(plan.decision.ways))]
+    return min(
+        ways, key=lambda taken: work(plan, batch=batch, dtype=dtype, device=device, taken=taken).transformer_flops
     )
 
 
@@ -158,6 +181,8 @@ class StepFlops(NamedTuple):
     """The quantiser's convolution."""
     choosing: int
     """Choosing parts of FFNs and estimating the rest, as the plugin declares it."""
+    previews: int
+    """Decoding maps to decide by."""
 
     @property
     def blocks(self) -> int:
@@ -165,24 +190,29 @@ class StepFlops(NamedTuple):
 
     @property
     def others(self) -> int:
-        return self.phi + self.products["conditioning"] + self.products["ends"]
+        return self.phi + self.previews + self.products["conditioning"] + self.products["ends"]
 
 
-def flops_of(steps: Sequence[StepSeen], plan: Plan, *, batch: int) -> Iterator[StepFlops]:
-    """FLOPs of steps that were seen, or foreseen. Of the plan only sizes are asked, and what its transforms declare."""
+def flops_of(steps: Sequence[StepSeen], plan: Plan) -> Iterator[StepFlops]:
+    """FLOPs of steps that were seen, or foreseen. Of the plan only sizes are asked, and what its transforms declare; and where
+    not all layers need run, which ones are made ready for."""
     layers: dict[str, set[int]] = {}
     for call in (call for step in steps for call in step.calls):
         layers.setdefault(call.backbone, set()).add(call.layer)
+    for ready in plan.steps if plan.decision is not None else ():
+        layers.setdefault(ready.backbone, set()).update(call.layer for call in ready.calls)
+    tokenizer = plan.model.tokenizer
     for step in steps:
         backbone = step.calls[0].backbone
         spec = plan.backbone(backbone)
         # AdaLN vectors are made in a backbone's first step.
-        products = _product_flops(plan.model, spec, step, batch, vectors_of=len(layers.pop(backbone, ())))
+        products = _product_flops(plan.model, spec, step, vectors_of=len(layers.pop(backbone, ())))
         yield StepFlops(
             attention=step.rows * sum(_attention_flops(spec, call) for call in step.calls),
             products={part: round(flops * plan.change(backbone, part).flops) for part, flops in products.items()},
-            phi=2 * batch * plan.model.tokens[-1] * plan.model.tokenizer.code_dim**2 * 9,
+            phi=2 * step.images * plan.model.tokens[-1] * tokenizer.code_dim**2 * 9,
             choosing=sum(_choosing(plan, step, call) for call in step.calls),
+            previews=sum(_decoder(tokenizer, side, images, 0)[0] for images, side in step.previewed),
         )
 
 
@@ -208,11 +238,9 @@ def _products_of_an_entry(call: CallSeen, use: CacheSeen) -> int:
     return 2 * call.attention + use.observed + merging
 
 
-def _product_flops(
-    model: ModelSpec, spec: ModelSpec, step: StepSeen, batch: int, *, vectors_of: int
-) -> dict[Part, int]:
+def _product_flops(model: ModelSpec, spec: ModelSpec, step: StepSeen, *, vectors_of: int) -> dict[Part, int]:
     """With the AdaLN vectors of so many layers: a row an image, and one for "no class"."""
-    width, rows, tokenizer = spec.width, step.rows, model.tokenizer
+    width, rows, batch, tokenizer = spec.width, step.rows, step.images, model.tokenizer
     vectors = batch + (1 if rows > batch else 0)
     sixes = 1 if spec.shared_adaln else vectors_of
     return {

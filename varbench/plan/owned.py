@@ -13,6 +13,7 @@ from varbench.experts import WidthPolicy
 from varbench.policies import (
     MAIN,
     CacheStrategy,
+    DecisionPolicy,
     DepthPolicy,
     Generator,
     GuidancePolicy,
@@ -104,6 +105,7 @@ class RowPolicies:
     tokens: Owned[TokenPolicy] | None = None
     width: Owned[WidthPolicy] | None = None
     caches: tuple[Owned[CacheStrategy], ...] = ()
+    decision: Owned[DecisionPolicy] | None = None
     transforms: tuple[OwnedTransform, ...] = ()
     """In the order in which they are applied."""
     generator: Owned[Generator] | None = None

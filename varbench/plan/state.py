@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
+from varbench.plan.decided import Stretch, Taken, is_split, stretches
 from varbench.plan.steps import Plan, SlotKey, Step, total
 from varbench.spec import ModelSpec
 
@@ -29,26 +31,63 @@ def key_and_value_bytes(plan: Plan, spec: ModelSpec, dtype: str) -> tuple[int, i
     return spec.head_dim * (4 if plan.float32_keys else item), spec.head_dim * item
 
 
-def state_over_time(plan: Plan, *, batch: int, dtype: str) -> Iterator[tuple[int, int]]:
-    """Peak within and bytes after each step, following every allocation in the order in which calls make them."""
-    buffers: dict[tuple[SlotKey, int], int] = {}
-    """Bytes per row."""
-    memories: dict[tuple[SlotKey, str], int] = {}
-    rows: dict[str, int] = {}
-    fills = last_fills(plan)
-    for step in plan.steps:
-        spec = plan.backbone(step.backbone)
-        rows[step.backbone] = batch * step.branches
-        entry = entry_bytes(plan, spec, dtype)
+@dataclass
+class _Held:
+    """What lives of some images between steps: bytes per row, and rows by backbone."""
 
-        peak = _held(rows, buffers, memories)
+    images: int
+    rows: dict[str, int] = field(default_factory=dict)
+    buffers: dict[tuple[SlotKey, int], int] = field(default_factory=dict)
+    memories: dict[tuple[SlotKey, str], int] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        cached = sum(self.rows[key.backbone] * size for (key, _), size in self.buffers.items())
+        return cached + sum(self.rows[key.backbone] * size for (key, _), size in self.memories.items())
+
+    def of(self, stretch: Stretch, *, apart: bool) -> _Held:
+        """What steps of some of the images still read of it, in rows of their own where they go apart from the others."""
+        needed = read_later(stretch.steps)
+        rows = {name: stretch.images * count for name, count in branches_at_first(stretch.steps).items()}
+        return _Held(
+            images=stretch.images,
+            rows=rows if apart else dict(self.rows),
+            buffers={place: size for place, size in self.buffers.items() if place[0] in needed.slots},
+            memories={place: size for place, size in self.memories.items() if place in needed.memories},
+        )
+
+
+def state_over_time(plan: Plan, *, batch: int, dtype: str, taken: Taken = ()) -> Iterator[tuple[int, int]]:
+    """Peak within and bytes after each step, following every allocation in the order in which calls make them."""
+    first, further = stretches(plan, batch=batch, taken=taken)
+    held = _Held(images=first.images)
+    yield from _through(plan, first.steps, held, dtype, fills=last_fills(plan.steps))
+    apart = is_split(further)
+    parts = [held.of(stretch, apart=apart) for stretch in further]
+    splitting = _peak_of_split(held, parts) if apart else 0
+    for number, (stretch, part) in enumerate(zip(further, parts, strict=True)):
+        waiting = sum(later.nbytes for later in parts[number + 1 :])
+        for peak, after in _through(plan, stretch.steps, part, dtype, fills=last_fills(stretch.steps)):
+            yield max(peak + waiting, splitting), after + waiting
+            splitting = 0
+
+
+def _through(
+    plan: Plan, steps: Sequence[Step], held: _Held, dtype: str, *, fills: dict[tuple[SlotKey, str], int]
+) -> Iterator[tuple[int, int]]:
+    for step in steps:
+        spec = plan.backbone(step.backbone)
+        held.rows[step.backbone] = held.images * step.branches
+        entry = entry_bytes(plan, spec, dtype)
+        buffers, memories = held.buffers, held.memories
+        peak = held.nbytes
         for call in step.calls:
             key = SlotKey(step.backbone, call.layer, call.slot)
             for group, use in enumerate(call.cache):
                 during = use.attended if plan.accounting == "upstream" else use.capacity
                 before = buffers.get((key, group), 0)
                 buffers[key, group] = max(before, during * len(use.heads) * entry)
-                peak = max(peak, _held(rows, buffers, memories))
+                peak = max(peak, held.nbytes)
                 buffers[key, group] = use.capacity * len(use.heads) * entry
                 if use.accumulated:
                     memories[key, paid_name(group)] = total(use.kept) * len(use.heads) * 4
@@ -59,11 +98,58 @@ def state_over_time(plan: Plan, *, batch: int, dtype: str) -> Iterator[tuple[int
                     memories[key, name] = plan.model.tokens[step.samples] * spec.width * int(ITEM[dtype])
                 elif fills.get((key, name), -1) <= step.samples:
                     memories.pop((key, name), None)
-                peak = max(peak, _held(rows, buffers, memories))
+                peak = max(peak, held.nbytes)
         if step.drops_backbone:
-            buffers = {place: size for place, size in buffers.items() if place[0].backbone != step.backbone}
-            memories = {place: size for place, size in memories.items() if place[0].backbone != step.backbone}
-        yield peak, _held(rows, buffers, memories)
+            held.buffers = {place: size for place, size in buffers.items() if place[0].backbone != step.backbone}
+            held.memories = {place: size for place, size in memories.items() if place[0].backbone != step.backbone}
+        yield peak, held.nbytes
+
+
+def _peak_of_split(held: _Held, parts: Sequence[_Held]) -> int:
+    """When images go apart, what each part reads is copied and freed for all together, piece by piece."""
+    live, peak = held.nbytes, 0
+    pieces: list[tuple[int, int]] = []
+    for place in sorted(held.buffers):
+        copied = sum(
+            part.rows[place[0].backbone] * part.buffers.get(place, 0) for part in parts if place in part.buffers
+        )
+        pieces.append((held.rows[place[0].backbone] * held.buffers[place], copied))
+    for memory in sorted(held.memories):
+        copied = sum(part.rows[memory[0].backbone] * held.memories[memory] for part in parts if memory in part.memories)
+        pieces.append((held.rows[memory[0].backbone] * held.memories[memory], copied))
+    for freed, copied in pieces:
+        peak = max(peak, live + copied)
+        live += copied - freed
+    return peak
+
+
+@dataclass(frozen=True)
+class Needed:
+    """What steps read of what earlier ones left."""
+
+    slots: frozenset[SlotKey]
+    memories: frozenset[tuple[SlotKey, str]]
+
+
+def read_later(steps: Sequence[Step]) -> Needed:
+    """Caches of slots that run again, outputs that are filled in from, and attention that adds up further."""
+    calls = [(SlotKey(step.backbone, call.layer, call.slot), call) for step in steps for call in step.calls]
+    memories = {
+        (key, name)
+        for key, call in calls
+        for name, sub in (("attention", call.attention), ("ffn", call.ffn))
+        if sub.picked
+    }
+    memories |= {(key, paid_name(group)) for key, call in calls for group, use in enumerate(call.cache) if use.observed}
+    return Needed(slots=frozenset(key for key, _ in calls), memories=frozenset(memories))
+
+
+def branches_at_first(steps: Sequence[Step]) -> dict[str, int]:
+    """By backbone, guidance branches of the first of these steps that runs it."""
+    found: dict[str, int] = {}
+    for step in steps:
+        found.setdefault(step.backbone, step.branches)
+    return found
 
 
 def paid_name(group: int) -> str:
@@ -71,17 +157,10 @@ def paid_name(group: int) -> str:
     return f"attention paid, group {group}"
 
 
-def _held(
-    rows: dict[str, int], buffers: dict[tuple[SlotKey, int], int], memories: dict[tuple[SlotKey, str], int]
-) -> int:
-    cached = sum(rows[key.backbone] * size for (key, _), size in buffers.items())
-    return cached + sum(rows[key.backbone] * size for (key, _), size in memories.items())
-
-
-def last_fills(plan: Plan) -> dict[tuple[SlotKey, str], int]:
+def last_fills(steps: Sequence[Step]) -> dict[tuple[SlotKey, str], int]:
     """The last scale at which each slot's sub-layer fills in from what it remembers."""
     last: dict[tuple[SlotKey, str], int] = {}
-    for step in plan.steps:
+    for step in steps:
         for call in step.calls:
             key = SlotKey(step.backbone, call.layer, call.slot)
             for name, sub in (("attention", call.attention), ("ffn", call.ffn)):
@@ -90,27 +169,55 @@ def last_fills(plan: Plan) -> dict[tuple[SlotKey, str], int]:
     return last
 
 
-def beside_state(plan: Plan, *, batch: int, dtype: str) -> Iterator[int]:
+def beside_state(plan: Plan, *, batch: int, dtype: str, taken: Taken = ()) -> Iterator[int]:
     """Bytes that the loop needs after each step beside the state: the labels' vectors of every layer, the map and the
-    codes so far, and the features of scales that a later step encodes again."""
+    codes so far, the features of scales that a later step encodes again, previews that a decision waits for, and where
+    images have gone apart, which went where."""
+    first, further = stretches(plan, batch=batch, taken=taken)
+    # Codes so far, labels and numbers of the images are whole numbers of eight bytes.
+    always = batch * (4 * plan.model.tokenizer.code_dim * plan.model.tokens[-1] + 8 * (plan.model.length + 2))
     conditioning: dict[str, int] = {}
-    for number, step in enumerate(plan.steps):
-        conditioning[step.backbone] = batch * step.branches * _conditioning(plan, step, dtype)
+    for number, step in enumerate(first.steps):
+        conditioning[step.backbone] = batch * step.branches * _conditioning(plan, step.backbone, dtype)
         if step.drops_backbone:
             del conditioning[step.backbone]
         drawn = {before.samples for before in plan.steps[: number + 1]}
         again = drawn & {scale for later in plan.steps[number + 1 :] for scale in later.scales if scale}
-        places = plan.model.tokens[-1] + sum(plan.model.tokens[scale] for scale in again)
-        running = 4 * plan.model.tokenizer.code_dim * places
-        # Codes so far, labels and numbers of the images are whole numbers of eight bytes.
-        yield sum(conditioning.values()) + batch * (running + 8 * (plan.model.length + 2))
+        features = 4 * plan.model.tokenizer.code_dim * sum(plan.model.tokens[scale] for scale in again)
+        yield sum(conditioning.values()) + always + batch * (features + _previews(plan, number))
+    apart = is_split(further)
+    parts = [
+        {
+            name: stretch.images * count * _conditioning(plan, name, dtype)
+            for name, count in branches_at_first(stretch.steps).items()
+        }
+        for stretch in further
+    ]
+    for number, stretch in enumerate(further):
+        waiting = sum(sum(later.values()) for later in parts[number + 1 :])
+        own = parts[number] if apart else {name: conditioning[name] for name in parts[number]}
+        for step in stretch.steps:
+            own[step.backbone] = stretch.images * step.branches * _conditioning(plan, step.backbone, dtype)
+            if step.drops_backbone:
+                del own[step.backbone]
+            # Places and labels of all images, and numbers of those that run.
+            yield sum(own.values()) + waiting + always + (8 * (2 * batch + stretch.images) if apart else 0)
 
 
-def _conditioning(plan: Plan, step: Step, dtype: str) -> int:
+def _previews(plan: Plan, number: int) -> int:
+    """Bytes for each image of what was decoded by the end of a step and is not decided by yet."""
+    decision = plan.decision
+    if decision is None or number >= decision.after:
+        return 0
+    drawn = {step.samples for step in plan.steps[: number + 1]}
+    return sum(4 * 3 * (side * plan.model.tokenizer.stride) ** 2 for scale, side in decision.previews if scale in drawn)
+
+
+def _conditioning(plan: Plan, backbone: str, dtype: str) -> int:
     """Bytes per row: six vectors a layer, of which the two gates have the compute type unless layers share their network and
     the others are float32, and two of the head."""
-    spec = plan.backbone(step.backbone)
-    layers = {call.layer for other in plan.steps if other.backbone == step.backbone for call in other.calls}
+    spec = plan.backbone(backbone)
+    layers = {call.layer for step in plan.steps if step.backbone == backbone for call in step.calls}
     item = int(ITEM[dtype])
     six = 2 * (4 if spec.shared_adaln else item) + 4 * 4
     return spec.width * (len(layers) * six + 2 * item)

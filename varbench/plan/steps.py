@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from varbench.base.hashing import json_digest
+from varbench.plan.few_words import ranges, spread
 from varbench.policies import Part, PartChange
 from varbench.spec import ModelSpec
 
@@ -158,6 +159,28 @@ class OwnStored:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlannedWay:
+    """One way in which a run may go on."""
+
+    said: str
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Where a run may go on in several ways, of which one is chosen by content for each image."""
+
+    after: int
+    """Number of the step after which it is decided, from 0."""
+    previews: tuple[tuple[int, int], ...]
+    """Maps that are decoded to decide by: after which scale, and at which side."""
+    together: bool
+    """Whether all images of a batch go the same way."""
+    ways: tuple[PlannedWay, ...]
+    """The first goes on as the plan's own steps do; no other computes more."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     name: str
     model: ModelSpec
@@ -174,6 +197,8 @@ class Plan:
     choosing: Choosing | None = None
     """Where parts of FFNs are chosen by content."""
     own: OwnStored | None = None
+    decision: Decision | None = None
+    """Where work depends on content. `steps` are then the most that it can be."""
 
     def change(self, backbone: str, part: Part) -> PartChange:
         """All that the transforms make of a part together: shares multiply, bytes beside add up, the last type stands."""
@@ -230,7 +255,7 @@ class Plan:
     @property
     def picks(self) -> bool:
         """Whether anything is chosen by content."""
-        return any(call.picks for step in self.steps for call in step.calls)
+        return self.decision is not None or any(call.picks for step in self.steps for call in step.calls)
 
     def to_json(self) -> dict[str, Any]:
         """Compact JSON: a call is a list of numbers, a cache use `[heads, read, own, kept, capacity, picked,
@@ -249,6 +274,7 @@ class Plan:
             "steps": [_step_json(step) for step in self.steps],
             **({"choosing": asdict(self.choosing)} if self.choosing else {}),
             **({"own": asdict(self.own)} if self.own else {}),
+            **({"decision": _decision_json(self.decision)} if self.decision else {}),
         }
 
     def __str__(self) -> str:
@@ -302,6 +328,11 @@ def _step_json(step: Step) -> dict[str, Any]:
     }
 
 
+def _decision_json(decision: Decision) -> dict[str, Any]:
+    ways = [[_step_json(step) for step in way.steps] for way in decision.ways]
+    return {"after": decision.after, "previews": decision.previews, "together": decision.together, "ways": ways}
+
+
 def _width_json(width: Width | None) -> list[int]:
     if width is None:
         return []
@@ -318,12 +349,15 @@ def describe(plan: Plan) -> Iterator[str]:
         tokens = sum(spec.tokens[s] for s in step.scales)
         yield (
             f"  {encoded:>9} -> scale {step.samples + 1:<2} {step.backbone}, {step.branches} branch"
-            f"{f'es at {step.strength:.2g}' if step.branches == 2 else ''}, {len(layers)} layers ({_ranges(layers)}), {tokens} tokens{_partial(step, tokens)}"
-            f", reads {_spread([total(u.read) for c in step.calls for u in c.cache])}"
-            f", keeps {_spread([total(u.kept) for c in step.calls for u in c.cache])}{_looks(step)}"
+            f"{f'es at {step.strength:.2g}' if step.branches == 2 else ''}, {len(layers)} layers ({ranges(layers)}), {tokens} tokens{_partial(step, tokens)}"
+            f", reads {spread([total(u.read) for c in step.calls for u in c.cache])}"
+            f", keeps {spread([total(u.kept) for c in step.calls for u in c.cache])}{_looks(step)}"
         )
     for scale in plan.skipped:
         yield f"  {spec.scale_name(scale)}: skipped"
+    if plan.decision is not None:
+        after, who = plan.steps[plan.decision.after].samples + 1, "batch" if plan.decision.together else "image"
+        yield f"  after scale {after} each {who} goes, by content: {'; '.join(way.said for way in plan.decision.ways)}"
     read, readable, everything = plan.entries_read
     if read < readable:
         yield f"  at last a head reads {read:.0f} of {readable} entries, {read / readable:.0%}; of all tokens {read / everything:.0%}"
@@ -341,34 +375,18 @@ def _changed(change: PartChange) -> str:
 def _looks(step: Step) -> str:
     """How many queries are observed, and whether what goes is merged."""
     uses = [use for call in step.calls for use in call.cache]
-    observed = f", observes {_spread([len(use.observed) for use in uses])}" if any(u.observed for u in uses) else ""
+    observed = f", observes {spread([len(use.observed) for use in uses])}" if any(u.observed for u in uses) else ""
     return observed + (", merges" if any(use.merged for use in uses) else "")
 
 
 def _partial(step: Step, tokens: int) -> str:
     attention = [call.attention.tokens for call in step.calls]
     ffn = [call.ffn.tokens for call in step.calls]
-    counts = f"attention on {_spread(attention)}, FFN on {_spread(ffn)}" if min(attention + ffn) < tokens else ""
+    counts = f"attention on {spread(attention)}, FFN on {spread(ffn)}" if min(attention + ffn) < tokens else ""
     widths = [call.ffn.width for call in step.calls if call.ffn.width is not None]
     if widths:
-        of = f"{_spread([width.chosen for width in widths])} of {widths[0].experts} experts"
+        of = f"{spread([width.chosen for width in widths])} of {widths[0].experts} experts"
         counts += f"{', ' if counts else ''}{of} in {len(widths)} layers"
         kept = [width.tokens for width in widths if width.tokens is not None]
-        counts += f" on {_spread(kept)} tokens" if kept else ""
+        counts += f" on {spread(kept)} tokens" if kept else ""
     return f" ({counts})" if counts else ""
-
-
-def _spread(counts: list[int]) -> str:
-    low, high = min(counts), max(counts)
-    return str(low) if low == high else f"{low}..{high}"
-
-
-def _ranges(layers: list[int]) -> str:
-    """`0 1 2 3 8` as `0-3 8`."""
-    parts: list[list[int]] = []
-    for layer in layers:
-        if parts and layer == parts[-1][-1] + 1:
-            parts[-1].append(layer)
-        else:
-            parts.append([layer])
-    return " ".join(f"{p[0]}-{p[-1]}" if len(p) > 2 else " ".join(map(str, p)) for p in parts)

@@ -1,6 +1,7 @@
 """What a generation did, as counts and bytes that can be seen from its tensors; and what a plan lets foresee of it.
 
-Which entries and tokens were picked is content, and not in here: `varbench check` reads it off the tensors.
+Which entries and tokens were picked is content, and not in here: `varbench check` reads it off the tensors. Which ways images
+went is, since what was computed hangs on it.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from varbench.plan.decided import Taken, alone, stretches, wrong_taking
 from varbench.plan.state import state_over_time
-from varbench.plan.steps import LayerCall, Plan, Step, total
+from varbench.plan.steps import Decision, LayerCall, Plan, Step, total
 
 
 class CacheSeen(NamedTuple):
@@ -48,6 +50,7 @@ class CallSeen(NamedTuple):
 
 
 class StepSeen(NamedTuple):
+    images: int
     rows: int
     """Images times guidance branches."""
     embedded: int
@@ -58,11 +61,16 @@ class StepSeen(NamedTuple):
     state_peak: int
     """Largest bytes of caches and remembered outputs within the step, as long as anybody held their memory."""
     state_after: int
+    previewed: tuple[tuple[int, int], ...] = ()
+    """Maps that were decoded to decide by, once its tokens were drawn: of how many images, and their side."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
     steps: tuple[StepSeen, ...]
+    taken: Taken = ()
+    """Where something is decided by content, how many images went each way. Those that went one ran their steps together,
+    one way after the other."""
 
     @property
     def state_after(self) -> tuple[int, ...]:
@@ -73,25 +81,39 @@ class Trace:
         return tuple(step.state_peak for step in self.steps)
 
 
-def foreseen(plan: Plan, *, batch: int, dtype: str) -> Trace:
-    """The trace that a plan lets expect."""
-    states = state_over_time(plan, batch=batch, dtype=dtype)
+def foreseen(plan: Plan, *, batch: int, dtype: str, taken: Taken = ()) -> Trace:
+    """The trace that a plan lets expect, once it is known which ways images go; without that, of all on the first."""
+    states = state_over_time(plan, batch=batch, dtype=dtype, taken=taken)
+    first, further = stretches(plan, batch=batch, taken=taken)
+    ran = [(stretch.images, step) for stretch in (first, *further) for step in stretch.steps]
+    previews = {} if plan.decision is None else _previews(plan.decision)
     return Trace(
         steps=tuple(
             StepSeen(
-                rows=batch * step.branches,
+                images=images,
+                rows=images * step.branches,
                 embedded=sum(plan.model.tokens[scale] for scale in step.scales if scale),
                 drawn=plan.model.tokens[step.samples],
                 calls=tuple(
-                    _call(step, call, rows=batch * step.branches, hidden=plan.backbone(step.backbone).hidden)
+                    _call(step, call, rows=images * step.branches, hidden=plan.backbone(step.backbone).hidden)
                     for call in step.calls
                 ),
                 state_peak=peak,
                 state_after=after,
+                previewed=tuple((batch, side) for side in previews.get(step.samples, ())),
             )
-            for step, (peak, after) in zip(plan.steps, states, strict=True)
-        )
+            for (images, step), (peak, after) in zip(ran, states, strict=True)
+        ),
+        taken=() if plan.decision is None else taken or alone(plan, 0, batch=batch),
     )
+
+
+def _previews(decision: Decision) -> dict[int, tuple[int, ...]]:
+    """Sides of the maps that are decoded, by the scale after which they are."""
+    found: dict[int, tuple[int, ...]] = {}
+    for scale, side in decision.previews:
+        found[scale] = (*found.get(scale, ()), side)
+    return found
 
 
 def _call(step: Step, call: LayerCall, *, rows: int, hidden: int) -> CallSeen:
@@ -122,14 +144,25 @@ def _call(step: Step, call: LayerCall, *, rows: int, hidden: int) -> CallSeen:
     )
 
 
+def otherwise_than_planned(plan: Plan, trace: Trace, *, batch: int, dtype: str) -> Iterator[str]:
+    """Where what was seen is not what the plan lets expect of the ways that images are said to have gone."""
+    wrong = wrong_taking(plan, trace.taken, batch=batch)
+    if wrong is not None:
+        yield wrong
+    else:
+        yield from differences(foreseen(plan, batch=batch, dtype=dtype, taken=trace.taken), trace)
+
+
 def differences(planned: Trace, seen: Trace) -> Iterator[str]:
     """Where what was seen is not what was foreseen: for each step the first call, and the bytes."""
     if len(seen.steps) != len(planned.steps):
         yield f"{len(seen.steps)} steps ran, and {len(planned.steps)} were planned"
     for number, (plan, ran) in enumerate(zip(planned.steps, seen.steps, strict=False), 1):
-        for what in ("rows", "embedded", "drawn", "state_peak", "state_after"):
+        for what in _WORDS:
             if getattr(plan, what) != getattr(ran, what):
                 yield f"step {number}: {_WORDS[what]}: {getattr(ran, what):,}, and the plan has {getattr(plan, what):,}"
+        if plan.previewed != ran.previewed:
+            yield f"step {number} decoded maps {list(ran.previewed)} (images, side), and the plan has {list(plan.previewed)}"
         if len(plan.calls) != len(ran.calls):
             yield f"step {number} ran {len(ran.calls)} layers, and the plan has {len(plan.calls)}"
         for theirs, ours in zip(plan.calls, ran.calls, strict=False):
@@ -139,6 +172,7 @@ def differences(planned: Trace, seen: Trace) -> Iterator[str]:
 
 
 _WORDS = {
+    "images": "images",
     "rows": "images times guidance branches",
     "embedded": "tokens made from the map so far",
     "drawn": "tokens that got logits",

@@ -2,9 +2,11 @@
 
 Each is a protocol with neutral defaults: subclass it and override what your method changes. Scales and layers are
 numbered from 0. Policies that choose by content (`pick`, `fill`) are also called by the engine, with torch tensors; how
-many are chosen is fixed beforehand and stands in the plan.
+many are chosen is fixed beforehand and stands in the plan. Where the amount of work itself hangs on content (`decide`), all
+ways that it may take stand there.
 """
 
+from varbench.policies.deciding import DecisionPolicy, Preview, SoFar, Way
 from varbench.policies.offered import (
     Paper,
     Parameter,
@@ -51,6 +53,7 @@ __all__ = [
     "PARTS",
     "BothBranches",
     "CacheStrategy",
+    "DecisionPolicy",
     "DepthPolicy",
     "EveryScale",
     "FullDepth",
@@ -63,10 +66,12 @@ __all__ = [
     "Parameter",
     "Part",
     "PartChange",
+    "Preview",
     "Provenance",
     "Published",
     "Setting",
     "Settings",
+    "SoFar",
     "Stage",
     "StepPolicy",
     "StepSpec",
@@ -78,5 +83,6 @@ __all__ = [
     "TrainedGenerator",
     "TrainingSchedule",
     "Transformed",
+    "Way",
     "Work",
 ]

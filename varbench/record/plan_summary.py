@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from varbench.plan import cost
+from varbench.plan.trace import foreseen
 from varbench.record.planned import CallRun, PlanStep, PlanSummary, PlanTransform, Totals
 
 if TYPE_CHECKING:
     from varbench.plan.hardware import Hardware
-    from varbench.plan.steps import LayerCall, Plan, Step
+    from varbench.plan.steps import Decision, LayerCall, Plan, Step
     from varbench.plan.trace import Trace
 
 BRANCHES = ("labelled", "unlabelled")
@@ -68,10 +69,17 @@ def plan_summary(
         ),
         read_share=read / readable if readable else None,
         token_share=read / everything,
+        least=None if plan.decision is None else _least(plan, batch=batch, dtype=dtype, device=device),
         weights_bytes=counted.weight_bytes,
         hardware=predicted.hardware if predicted else None,
         predicted_seconds=predicted.transformer if predicted else None,
     )
+
+
+def _least(plan: Plan, *, batch: int, dtype: str, device: str) -> Totals:
+    taken = cost.least_taken(plan, batch=batch, dtype=dtype, device=device)
+    trace = foreseen(plan, batch=batch, dtype=dtype, taken=taken)
+    return trace_totals(trace, plan)
 
 
 def _totals(plan: Plan, counted: cost.PlanWork) -> Totals:
@@ -85,15 +93,26 @@ def _totals(plan: Plan, counted: cost.PlanWork) -> Totals:
     )
 
 
-def trace_totals(trace: Trace, plan: Plan, *, batch: int) -> Totals:
+def trace_totals(trace: Trace, plan: Plan) -> Totals:
     """What was seen to run, counted as a plan is counted."""
     return Totals(
-        flops=sum(step.blocks + step.others for step in cost.flops_of(trace.steps, plan, batch=batch)),
+        flops=sum(step.blocks + step.others for step in cost.flops_of(trace.steps, plan)),
         steps=len(trace.steps),
-        layer_tokens=sum(call.attention for step in trace.steps for call in step.calls),
+        layer_tokens=_layer_tokens(trace),
         state_peak_bytes=max(trace.state_peak),
         state_end_bytes=trace.state_peak[-1],
+        ways={} if plan.decision is None else _ways(plan.decision, trace),
     )
+
+
+def _layer_tokens(trace: Trace) -> int:
+    """For an image, on average where images go different ways."""
+    images = trace.steps[0].images
+    return round(sum(step.images * call.attention for step in trace.steps for call in step.calls) / images)
+
+
+def _ways(decision: Decision, trace: Trace) -> dict[str, int]:
+    return {way.said: images for way, images in zip(decision.ways, trace.taken, strict=True) if images}
 
 
 def call_runs(calls: Iterable[tuple[int, int, int, int, int, int]]) -> tuple[CallRun, ...]:

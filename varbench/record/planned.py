@@ -48,6 +48,7 @@ class Totals:
     layer_tokens: int | None = entry("layers x tokens computed, per image and branch", absent="not a layered method")
     state_peak_bytes: int | None = entry("largest cache and policy state in any step", absent="not counted")
     state_end_bytes: int | None = entry("largest cache and policy state in the last step", absent="not counted")
+    ways: dict[str, int] = entry("images by the way that they went, where it is decided by content", default={})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,10 @@ class PlanSummary:
     token_share: float | None = entry(
         "the same as a share of all tokens, as papers count that store the last scale",
         absent="an older varbench did not say",
+    )
+    least: Totals | None = entry(
+        "what is planned where all images go the way of the least work: `totals` are then the most",
+        absent="the work does not depend on content",
     )
     weights_bytes: int | None = entry("weights of all backbones the row runs on", absent="no cost model for this row")
     hardware: str | None = entry("device the prediction is for", absent="no roofline is known for this device")

@@ -18,6 +18,7 @@ from varbench.plan.state import CACHE_TYPES, ITEM
 from varbench.policies import (
     PARTS,
     CacheStrategy,
+    DecisionPolicy,
     DepthPolicy,
     Generator,
     GuidancePolicy,
@@ -44,6 +45,7 @@ GIVES: Mapping[str, type] = {
     "varbench_token_policy": TokenPolicy,
     "varbench_width_policy": WidthPolicy,
     "varbench_cache_strategy": CacheStrategy,
+    "varbench_decision_policy": DecisionPolicy,
     "varbench_transform_model": Transformed,
     "varbench_generator": Generator,
     "varbench_training_schedule": TrainingSchedule,
@@ -57,6 +59,7 @@ WITHOUT_DEFAULT: Mapping[type, tuple[str, ...]] = {
     Generator: ("load", "generate", "work"),
     TrainingSchedule: ("at",),
     WidthPolicy: ("count",),
+    DecisionPolicy: ("after", "ways", "decide"),
 }
 """Members whose default does nothing: a policy that leaves them out says nothing."""
 

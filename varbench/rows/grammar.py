@@ -259,6 +259,7 @@ def _row(chosen: Sequence[ChosenPart], model: ModelSpec, manager: PluginManager)
         tokens=_one(name, "varbench_token_policy", asked, model, manager),
         width=_one(name, "varbench_width_policy", asked, model, manager),
         caches=tuple(_given("varbench_cache_strategy", asked, model, manager)),
+        decision=_one(name, "varbench_decision_policy", asked, model, manager),
         transforms=_transforms(chosen, asked, {MAIN: model, **(steps.policy.backbones if steps else {})}, manager),
         generator=_one(name, "varbench_generator", asked, model, manager),
     )

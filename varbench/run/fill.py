@@ -178,7 +178,7 @@ def _ran(row: RowInRun, looks: Looks | None) -> Totals | None:
     if looks is None:
         return None
     if looks.trace is not None and row.plan is not None:
-        return trace_totals(looks.trace, row.plan, batch=looks.batch)
+        return trace_totals(looks.trace, row.plan)
     return looks.work
 
 

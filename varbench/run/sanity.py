@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from varbench.base import stats
 from varbench.measure.overseer import Oversight
 from varbench.measure.speed import Pair, SpeedRound
-from varbench.plan.cost import PlanWork, work
+from varbench.plan.cost import PlanWork, least, work
+from varbench.plan.decided import wrong_taking
 from varbench.plan.state import ITEM
+from varbench.plan.steps import Plan
 from varbench.record import Score
 from varbench.record.options import FEWEST_ROUNDS
 from varbench.rows import FULL
@@ -202,16 +204,24 @@ def _gain(run: Run, row: RowInRun, rounds: Sequence[SpeedRound]) -> Iterator[str
             [[one for one, _ in some] for some in known], [[other for _, other in some] for some in known]
         )
         own, other = (
-            work(plan, batch=batch, dtype=run.options.dtype, device=run.options.device)
+            least(plan, batch=batch, dtype=run.options.dtype, device=run.options.device)
             for plan in (row.plan, full.plan)
         )
-        calls = [sum(len(step.calls) for step in plan.steps) for plan in (row.plan, full.plan)]
+        calls = [fewest_calls(plan) for plan in (row.plan, full.plan)]
         saved = explained(own, other, calls=(calls[0], calls[1]))
         if gain.low > saved * UNEXPLAINED:
             yield (
                 f"{regime}: {gain.value:.2f} times as fast as the full model, at least {gain.low:.2f}, and it saves no more "
                 f"than {saved:.2f} times of FLOPs, bytes or layer calls"
             )
+
+
+def fewest_calls(plan: Plan) -> int:
+    """Layer calls on the shortest way."""
+    if plan.decision is None:
+        return sum(len(step.calls) for step in plan.steps)
+    before = plan.steps[: plan.decision.after + 1]
+    return min(sum(len(step.calls) for step in (*before, *way.steps)) for way in plan.decision.ways)
 
 
 def explained(own: PlanWork, full: PlanWork, *, calls: tuple[int, int]) -> float:
@@ -229,7 +239,10 @@ def _memory(run: Run, row: RowInRun, found: Findings) -> Iterator[str]:
     looks = found.looks
     if looks is None or row.plan is None or looks.peaks.allocated is None:
         return
-    planned = work(row.plan, batch=looks.batch, dtype=run.options.dtype, device=run.options.device)
+    taken = looks.trace.taken if looks.trace else ()
+    if wrong_taking(row.plan, taken, batch=looks.batch):
+        return  # said where the trace is held against the plan
+    planned = work(row.plan, batch=looks.batch, dtype=run.options.dtype, device=run.options.device, taken=taken)
     held = [0, *(step.state_after for step in planned.steps)]
     needed = max(before + step.activations for before, step in zip(held, planned.steps, strict=False))
     if (seen := looks.peaks.allocated - looks.peaks.weights) < NEEDED * needed:

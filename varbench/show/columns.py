@@ -257,14 +257,19 @@ def _work(entry: Entry, block: Block) -> Cell:
     work = entry.work
     if work is None or work.flops is None:
         return Cell(text=None, note=why(entry, "trace", "trace.flops"))
-    full = block.full.get("lossless")
+    full, plan = block.full.get("lossless"), entry.first.plan
     note = formatting.counted(work.flops, "FLOP") + f" for a batch of {block.conditions['batch']}"
     if work.layer_tokens is not None:
         note += f", {work.layer_tokens:,} layers x tokens"
     note += "" if entry.first.trace else "; planned, not run"
     if full is None or full.work is None or not full.work.flops:
         return Cell(text=formatting.counted(work.flops, "FLOP"), note=note, sort=work.flops)
-    return Cell(text=f"{work.flops / full.work.flops:.0%}", note=note, sort=work.flops)
+    text = f"{work.flops / full.work.flops:.0%}"
+    if plan is not None and plan.least is not None and plan.least.flops is not None and plan.totals.flops is not None:
+        bounds = f"{100 * plan.least.flops / full.work.flops:.0f}-{plan.totals.flops / full.work.flops:.0%}"
+        went = f"; here {', '.join(f'{images} images {way}' for way, images in work.ways.items())}" if work.ways else ""
+        text, note = f"{text} ({bounds})", f"depends on content: {bounds} of the work{went}; {note}"
+    return Cell(text=text, note=note, sort=work.flops)
 
 
 def _metric(name: str) -> Callable[[Entry, Block], Cell]:

@@ -241,10 +241,13 @@ class Scorer:
 
     @torch.inference_mode()
     def _decoded(self, tokens: torch.Tensor) -> Images:
-        """A scale that the row skipped has no codes, and adds nothing."""
+        """A scale that an image skipped has no codes, and adds nothing."""
         quantizer = self._tokenizer.quantize
         by_scale = tokens.to(self._job.options.device).split([side * side for side in quantizer.sides], dim=1)
-        maps = [quantizer.contribution(codes, scale) for scale, codes in enumerate(by_scale) if (codes >= 0).all()]
+        maps = [
+            quantizer.contribution(codes.clamp(min=0), scale) * (codes[:, 0] >= 0).view(-1, 1, 1, 1)
+            for scale, codes in enumerate(by_scale)
+        ]
         return to_uint8(self._tokenizer.decode_map(torch.stack(maps).sum(dim=0)))
 
     @cached_property

@@ -1,0 +1,112 @@
+"""The loop over scales: from a network's logits to codes, the map that they add up to, and the next scale's features.
+
+Letters as in `generate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from varbench.engine.going_on import Deciding
+from varbench.engine.sampler import draw, filtered, uniforms
+from varbench.model.tokenizer import Quantizer
+from varbench.plan.steps import Step
+from varbench.spec import ModelSpec
+
+Observer = Callable[[str, int], None]
+"""Called with "start", "logits" (the network is done) or "end" and the step's number; it may look at clocks and memory, and nothing else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    seed: int = 0
+    cfg: float = 1.5
+    top_k: int = 0
+    top_p: float = 0.0
+
+
+class Runs(Protocol):
+    """What computes a step's logits."""
+
+    def step(self, step: Step, features: Mapping[int, Tensor], cfg: float) -> Tensor: ...
+
+
+class Loop:
+    """The loop over scales: what it is told, and what it has drawn of all images."""
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        quantizer: Quantizer,
+        *,
+        images_B: Tensor,
+        sampling: Sampling,
+        forced_BL: Tensor | None,
+        return_logits: bool,
+        observer: Observer | None,
+    ) -> None:
+        self._model, self._quantizer, self._images_B, self._sampling = model, quantizer, images_B, sampling
+        self._forced_BL, self._observer = forced_BL, observer
+        self._steps = 0
+        """Those that have begun."""
+        batch, last, device = len(images_B), model.sides[-1], images_B.device
+        self.f_hat = torch.zeros(batch, model.tokenizer.code_dim, last, last, device=device)
+        self.tokens = torch.full((batch, model.length), -1, dtype=torch.long, device=device)
+        self.logits: Tensor | None = None
+        if return_logits:
+            shape = (batch, model.length, model.tokenizer.vocabulary)
+            self.logits = torch.full(shape, torch.nan, device=device)
+
+    def through(
+        self, run: Runs, steps: Sequence[Step], *, places: Tensor | None = None, deciding: Deciding | None = None
+    ) -> None:
+        """These steps, of all images or of those at some places."""
+        at: slice | Tensor = slice(None) if places is None else places
+        images_B, features = self._images_B[at], dict[int, Tensor]()
+        for index, step in enumerate(steps):
+            self._look("start")
+            scale = step.samples
+            if scale:
+                features[scale] = self._quantizer.features(self.f_hat[at], scale)
+            logits_BlV = run.step(step, features, self._sampling.cfg)
+            self._look("logits")
+            _forget_features(features, steps[index + 1 :])
+            span = slice(self._model.starts[scale], self._model.starts[scale + 1])
+            if self.logits is not None:
+                self.logits[at, span] = logits_BlV
+            if self._forced_BL is None:
+                self.tokens[at, span] = _drawn(logits_BlV, self._sampling, images_B, scale)
+            else:
+                self.tokens[at, span] = self._forced_BL[at, span]
+            added = self._quantizer.contribution(self.tokens[at, span], scale)
+            if places is None:
+                self.f_hat = self.f_hat + added
+            else:
+                self.f_hat[places] += added
+            if deciding is not None:
+                deciding.drawn(scale, self.f_hat, logits_BlV)
+            # The largest tensor of a step must not lie there while the next one runs.
+            del logits_BlV, added
+            self._look("end")
+            self._steps += 1
+
+    def _look(self, moment: str) -> None:
+        if self._observer:
+            self._observer(moment, self._steps)
+
+
+def _forget_features(features: dict[int, Tensor], later: Sequence[Step]) -> None:
+    """Only what a later step encodes again stays."""
+    again = {scale for step in later for scale in step.scales}
+    for scale in [scale for scale in features if scale not in again]:
+        del features[scale]
+
+
+def _drawn(logits_BlV: Tensor, sampling: Sampling, images_B: Tensor, scale: int) -> Tensor:
+    noise = uniforms(images_B, seed=sampling.seed, scale=scale, count=logits_BlV.shape[1])
+    return draw(filtered(logits_BlV, top_k=sampling.top_k, top_p=sampling.top_p), noise)

@@ -216,7 +216,7 @@ class PlannedRow(UnderTest):
             with look:
                 self.generate(look.row(stand_ins.watched(self.going_on, notes)), observer=look.observe)
             if self.plan.decision is not None:
-                self.generate(sent_ways.noted(self.row, [], notes))
+                self.generate(sent_ways.noted(stand_ins.watched(self.row, notes), [], notes))
         except Exception:
             if not (notes.places or notes.inputs):
                 raise

@@ -32,6 +32,10 @@ Observer = Callable[[str, int], None]
 """Called with "start", "logits" (the network is done) or "end" and the step's number; it may look at clocks and memory, and nothing else."""
 
 
+Choose = Callable[[Tensor, int], Tensor]
+"""Codes (B, l) of logits (B, l, V) after guidance, and the scale's number."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     seed: int = 0
@@ -63,10 +67,12 @@ def generate(
     sampling: Sampling,
     dtype: torch.dtype,
     forced_BL: Tensor | None = None,
+    choose: Choose | None = None,
     return_logits: bool = False,
     observer: Observer | None = None,
 ) -> Generated:
-    """Draw codes for `labels_B`. `images_B` are the images' numbers in the noise stream; `forced_BL` fixes the codes."""
+    """Draw codes for `labels_B`. `images_B` are the images' numbers in the noise stream; `forced_BL` fixes the codes, of all
+    scales or of the first ones, as a plan whose first step encodes several needs them; `choose` draws the others."""
     run = _Run(plan, row, backbones=backbones, labels_B=labels_B, dtype=dtype)
     model, quantizer = plan.model, tokenizer.quantize
     batch, last = labels_B.shape[0], model.sides[-1]
@@ -77,6 +83,13 @@ def generate(
         shape = (batch, model.length, model.tokenizer.vocabulary)
         logits_all = torch.full(shape, torch.nan, device=labels_B.device)
     features: dict[int, Tensor] = {}
+    for scale in plan.steps[0].scales[:-1]:
+        assert forced_BL is not None
+        span = slice(model.starts[scale], model.starts[scale + 1])
+        if scale:
+            features[scale] = quantizer.features(f_hat, scale)
+        tokens[:, span] = forced_BL[:, span]
+        f_hat = f_hat + quantizer.contribution(tokens[:, span], scale)
     for index, step in enumerate(plan.steps):
         if observer:
             observer("start", index)
@@ -90,10 +103,12 @@ def generate(
         span = slice(model.starts[scale], model.starts[scale + 1])
         if logits_all is not None:
             logits_all[:, span] = logits_BlV
-        if forced_BL is None:
-            tokens[:, span] = _drawn(logits_BlV, sampling, images_B, scale)
-        else:
+        if forced_BL is not None and forced_BL.shape[1] >= span.stop:
             tokens[:, span] = forced_BL[:, span]
+        elif choose is not None:
+            tokens[:, span] = choose(logits_BlV, scale)
+        else:
+            tokens[:, span] = _drawn(logits_BlV, sampling, images_B, scale)
         # The largest tensor of a step must not lie there while the next one runs.
         del logits_BlV
         f_hat = f_hat + quantizer.contribution(tokens[:, span], scale)

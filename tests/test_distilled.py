@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from varbench.train import generators, made_examples
 from varbench.train.trainer import Budget
 from varbench_plugins.distilled.drawing import drawn, nearest, noise_of, uniforms_of
 from varbench_plugins.distilled.flow import codes_of, filtered, spread_of
-from varbench_plugins.distilled.generator import Jumping, Point, Teaching
+from varbench_plugins.distilled.generator import Jumping, Teaching
 from varbench_plugins.distilled.network import Student, empty_student, student_of
 
 TINY, D16 = presets.preset("tiny").spec, presets.preset("var-d16").spec
@@ -310,7 +309,7 @@ BUDGET = Budget(steps=6, peak_rate=1e-3, batch=4, images=24, looks=1, dtype="flo
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[range]]:
+def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[range]:
     """The numbers of the examples that the full model is asked for; few at a time."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(made_examples, "PART", 8)
@@ -323,7 +322,7 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[range
         return whole(self, labels_B, numbers)
 
     monkeypatch.setattr(Jumping, "made", counted)
-    yield asked
+    return asked
 
 
 def weights_of(row: str = "distilled@s1", **changes: Any) -> Any:

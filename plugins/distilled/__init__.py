@@ -41,7 +41,7 @@ def varbench_settings(model: ModelSpec) -> Settings:
     drawn = {"cfg": 2.0, "top_k": 900, "top_p": 0.95} if official else {"cfg": 1.5, "top_k": 900, "top_p": 0.96}
     note = (
         "written anew; the student's states and both heads agree with the authors' code on small random weights, as does what is "
-        "read of them in one and two jumps. The flow's steps, 32 even in log t / (1 - t) and of second order, are ours: theirs are "
+        "read of them in one and two jumps. The flow's steps, 24 even in log t / (1 - t) and of second order, are ours: theirs are "
         "not released. Training is not released either; ours: examples of the full model with the run's own guidance and filters; "
         "noise as wide as the codes' own spread; half of a batch begins from noise alone, half from the scales of the second jump; "
         "cross-entropy of codes plus squared error of vectors, without a perceptual loss; the rate, steps and running mean of the "

@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-STEPS = 32
-FIRST, LAST = 64.0, 1 / 64
+STEPS = 24
+FIRST, LAST = 32.0, 1 / 16
 """Where the steps, even in log u, begin and end, in units of the codes' own spread. Before the first, codes weigh what they are
 likely; after the last, one has all the weight."""
 

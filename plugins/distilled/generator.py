@@ -20,7 +20,6 @@ from .sizes import (
 )
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from .network import Student

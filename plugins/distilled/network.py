@@ -41,7 +41,8 @@ class Conditioner(nn.Sequential):
     def forward(self, cond_BC: Tensor) -> Tensor:
         layer = self[1]
         assert isinstance(layer, nn.Linear)
-        return linear(layer, F.silu(cond_BC.float())).unflatten(-1, (self.outputs, -1)).unsqueeze(1)
+        made_BC = linear(layer, F.silu(cond_BC.float()))
+        return made_BC.view(len(cond_BC), 1, self.outputs, -1)
 
 
 class Attention(nn.Module):
@@ -64,7 +65,11 @@ class Attention(nn.Module):
             scale_1H11 = self.scale_mul_1H11.float().clamp_max(MAX_LOG_SCALE).exp()
             q = (F.normalize(q.float(), dim=-1) * scale_1H11).to(v.dtype)
             k = F.normalize(k.float(), dim=-1).to(v.dtype)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TT, scale=self.softmax_scale)
+        if self.training and q.device.type == "cpu":  # where the fused kernel's backward takes twice as long
+            scores = (q @ k.transpose(-2, -1) * self.softmax_scale).masked_fill(~mask_TT, -torch.inf)
+            mixed = scores.softmax(-1).to(v.dtype) @ v
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TT, scale=self.softmax_scale)
         return linear(self.proj, mixed.transpose(1, 2).flatten(2))
 
 
@@ -100,7 +105,8 @@ class HeadNorm(nn.Module):
 
     def forward(self, x_BTC: Tensor, cond_BC: Tensor) -> Tensor:
         scale, shift = self.ada_lin(cond_BC).unbind(2)
-        return normed(x_BTC) * (scale + 1) + shift
+        modulated: Tensor = normed(x_BTC) * (scale + 1) + shift
+        return modulated
 
 
 class VectorHead(nn.Module):

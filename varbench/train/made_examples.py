@@ -72,7 +72,8 @@ class MadeExamples:
     @property
     def seconds(self) -> float:
         """What making all that are kept took."""
-        return round(sum(json.loads(self._seconds.read_text()).values()), 1)
+        known: dict[str, float] = json.loads(self._seconds.read_text())
+        return round(sum(known.values()), 1)
 
     def _make(self, file: Path, numbers: range) -> None:
         began = time.perf_counter()

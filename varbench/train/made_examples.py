@@ -59,13 +59,14 @@ class MadeExamples:
         """Those of `numbers`, which begin a part; what is not there yet is made, and all of the last part with it."""
         parts = []
         waiting = said_now_and_then("examples are being made by another process; waiting for them")
-        with one_at_a_time(self._folder / "lock", while_waiting=waiting):
-            for start in range(numbers.start, numbers.stop, PART):
-                file = self._folder / f"{start:09}.npy"
-                if not file.exists():
-                    self._make(file, range(start, start + PART))
-                parts.append(np.load(file))
-                progress(min(start + PART, numbers.stop) - numbers.start, {})
+        for start in range(numbers.start, numbers.stop, PART):
+            file = self._folder / f"{start:09}.npy"
+            if not file.exists():  # a part at a time, so that who needs fewer does not wait for who needs many
+                with one_at_a_time(self._folder / "lock", while_waiting=waiting):
+                    if not file.exists():
+                        self._make(file, range(start, start + PART))
+            parts.append(np.load(file))
+            progress(min(start + PART, numbers.stop) - numbers.start, {})
         whole: NDArray[np.int32] = np.concatenate(parts)[: len(numbers)]
         return whole
 

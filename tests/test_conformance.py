@@ -45,10 +45,13 @@ from varbench.policies import (
     DecisionPolicy,
     DepthPolicy,
     Generator,
+    LoadedTeacher,
+    LoadedTokenizer,
     PartChange,
     Settings,
     SoFar,
     StoredForm,
+    TaughtGenerator,
     TokenPolicy,
     TrainingSchedule,
     TrainStep,
@@ -1047,6 +1050,37 @@ def guides_with_all_its_strength_everywhere() -> Any:
             return BothBranches()
 
     return Plugin()
+
+
+# --- what a generator learns from -------------------------------------------------------------------------------------
+
+
+class LearnsFromItsBatch(TaughtGenerator):
+    """What the full model finds likeliest, and which place in the batch an example has."""
+
+    def meet(self, teacher: LoadedTeacher, *, tokenizer: LoadedTokenizer) -> None:
+        self.teacher = teacher
+
+    def take(self, *, tokenizer: LoadedTokenizer, weights: Any) -> None:
+        pass
+
+    def load(self, *, device: str, dtype: str, seed: int) -> None:
+        self.teacher = None  # type: ignore[assignment]
+
+    def made(self, labels_B: torch.Tensor, numbers: range) -> torch.Tensor:
+        codes = self.teacher.draw(labels_B, lambda logits, scale: logits.argmax(-1), cfg=1.0, until=4)
+        return codes + torch.arange(len(codes))[:, None]
+
+    def generate(self, labels: Sequence[int], *, seed: int, first_image: int) -> torch.Tensor:
+        return torch.full((len(labels), 3, SPEC.image_side, SPEC.image_side), 0.5)
+
+    def work(self, batch: int) -> Work:
+        return Work(flops=0.0, steps=1)
+
+
+@breaks("examples_are_their_numbers_own")
+def makes_examples_of_its_batch() -> Any:
+    return type("Plugin", (), {"varbench_generator": lambda self, setting, model: LearnsFromItsBatch()})()
 
 
 CASES = [pytest.param(name, make, id=f"{name}-{liar}") for name, liars in LIARS.items() for liar, make in liars.items()]

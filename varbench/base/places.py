@@ -11,6 +11,7 @@ KINDS = {
     "weights": "recipes that were trained here",
     "calibrations": "what offline passes of methods found",
     "tokens": "training images as tokens",
+    "examples": "what full models made for others to learn from",
     "images": "training images",
     "features": "features of reference images",
     "full-images": "images of the full model, to hold others against",

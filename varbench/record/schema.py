@@ -219,7 +219,7 @@ class Training:
     key: str = entry("cache key of the weights: rows that share it share the training")
     recipe: str = entry("recipe with its plugin, e.g. `my_method@recipe`")
     steps: int = entry("optimiser steps done")
-    seconds: float = entry("time they took")
+    seconds: float = entry("time they took, and the making of examples where a model makes them")
     seed: int = entry("seed of data order and draws")
     command: str = entry("command line that trains the same weights")
     origin: str | None = entry(

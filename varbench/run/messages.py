@@ -114,6 +114,8 @@ class ResolvedRow:
     """Of a row that replaces the loop: whether it has weights that are worth a look; None for rows with a plan."""
     trains_generator: bool = False
     """Whether these weights are trained in the run."""
+    taught_generator: bool = False
+    """Whether it also reads the full model's."""
     source: MethodSource | None = None
     read: dict[str, str] = field(default_factory=dict)
     """Paths that the row's parameters name, by the parameter, as in `dit.weights`."""

@@ -33,7 +33,7 @@ from varbench.measure.calls import Chunk, CountedFlops, Reply, Request
 from varbench.measure.energy import energy
 from varbench.measure.environment import environment, gpu_identity
 from varbench.measure.made_storages import held_through_a_step
-from varbench.policies import TrainedGenerator, Work
+from varbench.policies import TaughtGenerator, TrainedGenerator, Work
 from varbench.quality.images import Images, to_uint8, write_made
 from varbench.record import Status, Totals
 from varbench.rows.grammar import Row
@@ -101,7 +101,8 @@ def _generator(job: Job, row: Row) -> tuple[GeneratorSubject, dict[str, str], di
     assert row.policies.generator is not None
     owned, options, files = row.policies.generator, job.options, {}
     if isinstance(owned.policy, TrainedGenerator):
-        files = {part: Path(path) for part, path in (job.files or {}).items() if part in ("vae", PART)}
+        wanted = ("vae", PART, *(["main"] if isinstance(owned.policy, TaughtGenerator) else []))
+        files = {part: Path(path) for part, path in (job.files or {}).items() if part in wanted}
     subject = load_generator(
         owned.policy,
         model=job.model,
@@ -109,6 +110,7 @@ def _generator(job: Job, row: Row) -> tuple[GeneratorSubject, dict[str, str], di
         dtype=options.dtype,
         seed=options.seed,
         vae=files.get("vae"),
+        main=files.get("main"),
         weights=files.get(PART),
     )
     count = owned.policy.work(options.batch).parameters

@@ -58,10 +58,10 @@ def _asked(job: Job, name: str) -> tuple[Row, dict[str, Any]]:
 
 
 def _own(job: Job, given: dict[str, Any]) -> dict[str, Any]:
-    """The same for a generator, whose network begins from nothing."""
+    """The same for a generator, whose network begins from nothing, or learns from the full model."""
     usual, steps = QUICK_GENERATOR if job.options.quick else GENERATOR, job.options.steps
     budget = replace(usual, steps=usual.steps if steps is None else steps, seed=job.options.seed)
-    return {"vae": given["vae"], "data": given["data"], "budget": budget}
+    return {"vae": given["vae"], "data": given["data"], "budget": budget, "main": given["pretrained"]["main"]}
 
 
 def _ahead(job: Job, name: str) -> str | None:

@@ -8,7 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from varbench.engine.generate import Sampling, generate
+from varbench.engine.generate import generate
+from varbench.engine.loop import Sampling
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer
 from varbench.plan.compiler import compile_plan

@@ -125,9 +125,13 @@ class Conduct:
                 with self._turn(name):
                     if self.found[name].seen is None and self.run.is_scored(name):
                         self.display.detail(f"images of {name}")
-                        seen = scorers.score(name, subject.ask, self.display.detail, keep=self._images_path(name))
+                        groups = self._part_path(Seen, name).with_suffix(".groups")
+                        seen = scorers.score(
+                            name, subject.ask, self.display.detail, keep=self._images_path(name), groups=groups
+                        )
                         self._remember(seen, name)
                         self._update((name,), seen=seen)
+                        shutil.rmtree(groups, ignore_errors=True)
                     if self.found[name].looks is None and self._looks_wanted:
                         self.display.detail(f"memory of {name}")
                         looks = look_at(subject.ask, name, self.run)

@@ -39,6 +39,8 @@ class Looks:
     """What is not as it should be."""
     changed: tuple[str, ...]
     """Global state that the calls changed."""
+    from_bytes: bool = False
+    """Of a row that replaces the loop: its images lie on the levels of bytes, so they were bytes already."""
     largest: LargestBatch | None = None
     energy: Energy | None = None
     missing: dict[str, str] = field(default_factory=dict)

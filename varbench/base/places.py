@@ -9,6 +9,7 @@ from pathlib import Path
 
 KINDS = {
     "weights": "recipes that were trained here",
+    "bundles": "recipes that came in one file, unpacked",
     "calibrations": "what offline passes of methods found",
     "tokens": "training images as tokens",
     "images": "training images",

@@ -115,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
         print(found[0].plan, _steps_table(found[0]), sep="\n\n", end="\n\n")
     if found:
         print(_summary(denominators, found, batch=batch, dtype=dtype))
+    for line in _misfits(found, devices=devices, batch=batch, dtype=dtype):
+        print(line)
     if works:
         print("\n" * bool(found) + _stated(denominators[0], works, batch=batch))
     if beside:
@@ -206,6 +208,18 @@ def _summary(denominators: Sequence[Counted], found: Sequence[Counted], *, batch
     title = f"{model.name}, batch {batch}, {dtype}, without the decoder{note}"
     table = tabulate(lines, headers=headers, floatfmt=formats, tablefmt="simple")
     return f"{title}\n{table}"
+
+
+def _misfits(found: Sequence[Counted], *, devices: Sequence[Hardware], batch: int, dtype: str) -> Iterator[str]:
+    """Rows that would not fit a device, and the largest batch that does."""
+    from varbench.measure.largest import misfit
+
+    for device in devices:
+        for counted in found:
+            free = round(device.memory_gb * 2**30)
+            said = misfit(counted.plan, batch=batch, dtype=dtype, free=free, device=device.device)
+            if said is not None:
+                yield f"{counted.name} does not fit {device.name}: it {said}"
 
 
 def _published(row: Row, manager: PluginManager) -> tuple[Published, ...]:

@@ -32,7 +32,8 @@ from varbench.run.tasks.resolving import files_of, resolved
 
 
 def options(**given: Any) -> Any:
-    return resolve(Namespace(**{**dict.fromkeys(asked_names()), "config": None, "plugins": "variant", **given}))
+    (one,) = resolve(Namespace(**{**dict.fromkeys(asked_names()), "config": None, "plugins": "variant", **given}))
+    return one
 
 
 def asked_names() -> list[str]:
@@ -103,7 +104,7 @@ class ScriptedChild:
             raise RowError(Failure(status=Status.FAILED, reason="as told"))
         if how is not None:
             raise ChildEndedError(Failure(status=Status(how), reason="as told"))
-        tokens = f"{request.row} {request.seed} {request.labels}"
+        tokens = f"{request.row} {request.seed} {request.first} {request.labels}"
         reply = Reply(row=request.row, images_sha256=tokens, tokens_sha256=tokens)
         if request.look == "memory":
             return replace(reply, **self._memory(request))

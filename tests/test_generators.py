@@ -257,7 +257,8 @@ def test_files_that_a_parameter_names_count_by_content(tmp_path: Path) -> None:
     def inputs(content: str) -> str:
         weights.write_text(content)
         given = {"plugins": f"dit@s20:weights={tmp_path}", "model": "var-d16", "weights": "random"}
-        run = prepare(resolve(Namespace(config=None, **given)), name="a")
+        (options,) = resolve(Namespace(config=None, **given))
+        run = prepare(options, name="a")
         return next(row.inputs for name, row in run.rows.items() if name.startswith("dit"))
 
     first = inputs("one")

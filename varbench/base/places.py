@@ -9,6 +9,7 @@ from pathlib import Path
 
 KINDS = {
     "weights": "recipes that were trained here",
+    "bundles": "recipes that came in one file, unpacked",
     "calibrations": "what offline passes of methods found",
     "tokens": "training images as tokens",
     "examples": "what full models made for others to learn from",

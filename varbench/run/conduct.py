@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -141,9 +142,13 @@ class Conduct:
                 with self._turn(name):
                     if self.found[name].seen is None and self.run.is_scored(name):
                         self.display.detail(f"images of {name}")
-                        seen = scorers.score(name, subject.ask, self.display.detail, keep=self._images_path(name))
+                        groups = self._kept.path(Seen, name, trained=self.found[name].trained).with_suffix(".groups")
+                        seen = scorers.score(
+                            name, subject.ask, self.display.detail, keep=self._images_path(name), groups=groups
+                        )
                         self._remember(seen, name)
                         self._update((name,), seen=seen)
+                        shutil.rmtree(groups, ignore_errors=True)
                     if self.found[name].looks is None and self._looks_wanted:
                         self.display.detail(f"memory of {name}")
                         looks = look_at(subject.ask, name, self.run)

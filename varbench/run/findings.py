@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from varbench.base.whole_files import write_whole
+from varbench.base.whole_files import lay_there, write_whole
 from varbench.measure.calls import CountedFlops, Peaks
 from varbench.measure.speed import SpeedRound
 from varbench.plan.trace import Trace
@@ -39,6 +39,8 @@ class Looks:
     """What is not as it should be."""
     changed: tuple[str, ...]
     """Global state that the calls changed."""
+    from_bytes: bool = False
+    """Of a row that replaces the loop: its images lie on the levels of bytes, so they were bytes already."""
     largest: LargestBatch | None = None
     energy: Energy | None = None
     missing: dict[str, str] = field(default_factory=dict)
@@ -74,15 +76,6 @@ class Findings:
     """Where a child ran something else than the parent prepared."""
     earlier: frozenset[str] = frozenset()
     """Parts that an earlier run on this machine had left."""
-
-
-def lay_there(path: Path, *, before: int) -> bool:
-    """Whether a file lay in its place, as it is, before this moment in nanoseconds.
-
-    A plugin's process may write where this one does. What a run takes over must be older than its first child, and the
-    time of a file's last change is the system's: unlike that of its contents, nobody can set it back.
-    """
-    return path.stat().st_ctime_ns < before
 
 
 def keep(part: object, path: Path) -> None:

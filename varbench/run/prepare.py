@@ -160,6 +160,7 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
         chosen = replace(absolute(options), plugins=",".join(found))
         resolved = _answer_of(Job(task="resolving", options=chosen, model=model), Resolved)
     files = resolved.files
+    options = _with_companions(options, files or {})
     for problem in resolved.problems:
         print(f"warning: {problem}", file=sys.stderr)
     hashes = {part: file_hash(path) for part, path in sorted((files or {}).items())}
@@ -183,6 +184,15 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
         name=name, options=options, model=model, files=files, hashes=hashes, rows=rows, metrics=resolved.metrics,
         inputs=shared, began=began,
     )  # fmt: skip
+
+
+def _with_companions(options: Options, files: dict[str, str]) -> Options:
+    """Second models that a protocol's files brought, as if they had been given: who repeats a row needs them."""
+    if options.protocol is None:
+        return options
+    given = {named.partition("=")[0] for named in options.companion}
+    brought = (f"{part}={path}" for part, path in files.items() if part not in ("vae", "main", *given))
+    return replace(options, companion=(*options.companion, *brought))
 
 
 def origins(run: Run) -> dict[str, str | None]:

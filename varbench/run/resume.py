@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from varbench.base.whole_files import lay_there
 from varbench.record import Record, RecordError, Status, read_record, record_path
 from varbench.record.option_forms import settings
 from varbench.run.fill import fill
-from varbench.run.findings import Findings, lay_there
+from varbench.run.findings import Findings
 from varbench.run.prepare import Run
 
 
@@ -33,14 +34,17 @@ def set_aside_outdated(run: Run, out: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def other_settings(run: Run, out: Path) -> dict[str, tuple[Any, Any]]:
-    """Settings in which records of the same rows differ from what is asked for now: theirs, and now's."""
+def other_settings(run: Run, out: Path, *, besides: Sequence[dict[str, Any]] = ()) -> dict[str, tuple[Any, Any]]:
+    """Settings in which records of the same rows differ from what is asked for now: theirs, and now's. Some, `besides`, are
+    asked for too."""
     differ: dict[str, tuple[Any, Any]] = {}
     for path in sorted(out.glob("[!.]*.json")):
         record = _read(path)
         if record is None or record.row.row not in run.rows or path == _place(run, record.row.row, out):
             continue
         theirs, ours = settings(record.protocol), settings(run.options)
+        if theirs in besides:
+            continue
         differ |= {name: (theirs[name], ours[name]) for name in ours if theirs[name] != ours[name]}
     return differ
 

@@ -20,6 +20,9 @@ from varbench.show.speedups import ALIKE, Speed, beside, kind_of_work, processes
 # The start of the SHA-256 of the two files in which the published Inception weights circulate.
 PUBLISHED_INCEPTION = ("6726825d", "f58cb9b6")
 
+PUBLISHED_IMAGES = 50_000
+"""That printed distances are of. From fewer it comes out higher."""
+
 
 ONE_TRAINING = "Trained rows stand for one seed of training: marks are about these weights, and no recipe is called better than another."
 
@@ -201,11 +204,11 @@ def ended(record: Record) -> str:
 
 
 def score_label(score: Score) -> str:
-    """What a score may be called: `FID` needs the published weights, and 10,000 images to go without their number."""
+    """What a score may be called: `FID` needs the published weights, and 50,000 images to go without their number."""
     name = score.name
     if name.upper().startswith("FID") and not (score.weights_sha256 or "").startswith(PUBLISHED_INCEPTION):
         name = f"Fréchet distance ({score.features or 'features not named'})"
-    elif name.upper() == "FID" and score.n < 10_000:
+    elif name.upper() == "FID" and score.n < PUBLISHED_IMAGES:
         name = f"FID-{score.n}"
     return name
 

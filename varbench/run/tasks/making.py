@@ -19,6 +19,7 @@ from varbench.base.hashing import array_hash, file_hash
 from varbench.engine.kernel import attention_kernel
 from varbench.engine.loading import load_pipeline
 from varbench.engine.pipeline import Pipeline
+from varbench.engine.pixels import to_uint8
 from varbench.engine.subjects import (
     Answer,
     Ask,
@@ -34,7 +35,7 @@ from varbench.measure.energy import energy
 from varbench.measure.environment import environment, gpu_identity
 from varbench.measure.made_storages import held_through_a_step
 from varbench.policies import TaughtGenerator, TrainedGenerator, Work
-from varbench.quality.images import Images, to_uint8, write_made
+from varbench.quality.images import Images, write_made
 from varbench.record import Status, Totals
 from varbench.rows.grammar import Row
 from varbench.rows.manager import manager
@@ -187,10 +188,16 @@ def _memory(subject: Subject, ask: Ask, request: Request) -> Reply:
         held=None
         if stated is None or not stated.steps
         else held_through_a_step(lambda: subject.make(ask), steps=stated.steps),
+        from_bytes=stated is not None and _are_bytes(made.images),
         kernel=kernel.name,
         arithmetic=kernel.arithmetic,
         missing={} if kernel.missing is None else {"kernel": kernel.missing},
     )
+
+
+def _are_bytes(images: torch.Tensor) -> bool:
+    levels = images.float() * 255
+    return bool(((levels - levels.round()).abs() < 1e-3).all())
 
 
 def _products(work: Work, call: Callable[[], object]) -> CountedFlops:

@@ -10,6 +10,7 @@ from typing import Any
 
 from varbench import rows
 from varbench.errors import PlanError
+from varbench.model.bundle import recipe_in
 from varbench.plan import presets
 from varbench.plan.compiler import compile_plan
 from varbench.plan.steps import Plan
@@ -110,7 +111,13 @@ def _resolved(job: Job, row: Row, study: str | None, plugins: PluginManager, *, 
         parameters=dict(row.parameters),
         study=study,
         published=tuple(
-            PublishedLine(figures=dict(line.figures), grade=line.grade, source=line.source, conditions=line.conditions)
+            PublishedLine(
+                figures=dict(line.figures),
+                grade=line.grade,
+                source=line.source,
+                conditions=line.conditions,
+                settings=dict(line.settings),
+            )
             for line in row.published
         ),
         paper=row.paper,
@@ -149,10 +156,13 @@ def _plans(row: Row, job: Job) -> tuple[Plan, Plan]:
 
 
 def trains(job: Job) -> bool:
-    """Whether recipes can be trained: `tiny` has data of its own, the others need a folder.
+    """Whether recipes can be trained: `tiny` has data of its own, the others need a folder; weights of `varbench export` are
+    trained already.
 
     Without one, the weights that are given are taken for those of the recipe, and the record says so.
     """
+    if job.options.weights != "random" and recipe_in(job.options.weights) is not None:
+        return False
     return presets.preset(job.options.model).assets or job.options.data is not None
 
 

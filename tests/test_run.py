@@ -380,6 +380,21 @@ def test_a_full_model_that_fails_is_no_neighbour_and_costs_no_other_row(tmp_path
     assert timing is not None and timing.columns[0].beside is None
 
 
+def test_rows_without_neighbours_are_timed_again_once_the_full_model_runs(tmp_path: Path, script: Script) -> None:
+    """As where a child was killed while the full model was timed: a ratio to calls of another time is a poor one."""
+    script.fails = {"full_var": "crashed"}
+    first = conduct(a_run(tmp_path), tmp_path)
+    first.everything()
+    assert {record.status for record in first.save_all() if record.row.row != "full_var"} == {Status.COMPLETE}
+    script.fails = {}
+    again = conduct(a_run(tmp_path), tmp_path)
+    assert again.done == {}
+    again.everything()
+    for record in again.save_all():
+        assert record.timing is not None
+        assert {column.beside is not None for column in record.timing.columns} == {True}, record.row.row
+
+
 def test_a_crash_costs_its_row_alone_and_is_not_run_again(tmp_path: Path, script: Script) -> None:
     script.fails = {"variant@d8": "crashed"}
     execution = conduct(a_run(tmp_path), tmp_path)

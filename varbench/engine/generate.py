@@ -19,6 +19,7 @@ from varbench.engine.conditioning import Conditioning, condition
 from varbench.engine.expert_ffn import Experts, part_of_ffn
 from varbench.engine.sampler import draw, filtered, uniforms
 from varbench.engine.watch import Watch
+from varbench.errors import WrongOutputError
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Layer, Transformer, modulated
 from varbench.model.weighted import true_float32
@@ -96,10 +97,23 @@ def generate(
             tokens[:, span] = forced_BL[:, span]
         # The largest tensor of a step must not lie there while the next one runs.
         del logits_BlV
-        f_hat = f_hat + quantizer.contribution(tokens[:, span], scale)
+        f_hat = f_hat + quantizer.contribution(tokens[:, span].clamp(max=model.tokenizer.vocabulary - 1), scale)
         if observer:
             observer("end", index)
+    _refuse_undrawn(tokens, plan)
     return Generated(tokens_BL=tokens, f_hat_BDhw=f_hat, logits_BLV=logits_all, trace=run.watch.trace())
+
+
+def _refuse_undrawn(tokens_BL: Tensor, plan: Plan) -> None:
+    """Of logits that are NaN or infinite no code is drawn, but the number after the last one. Looked for once, at the end: a look
+    at numbers on a GPU waits for all that was asked of it before."""
+    beyond = (tokens_BL == plan.model.tokenizer.vocabulary).any(dim=0).nonzero()
+    if len(beyond):
+        scale = next(scale for scale in range(plan.model.scales) if int(beyond[0]) < plan.model.starts[scale + 1])
+        raise WrongOutputError(
+            f"{plan.name}: from {plan.model.scale_name(scale)} on, logits are NaN or infinite and nothing can be drawn from them; "
+            "numbers may be too large for the type that it computes in"
+        )
 
 
 def _forget_features(features: dict[int, Tensor], plan: Plan, index: int) -> None:

@@ -163,7 +163,7 @@ class Conduct:
         def lacking(name: str) -> bool:
             if number >= self.run.rounds_of(name):
                 return False
-            if number not in self.found[name].speed and (part := self._part(SpeedRound, name, number)):
+            if number not in self.found[name].speed and (part := self._earlier_round(name, number)):
                 self._update((name,), speed={**self.found[name].speed, number: part})
             return number not in self.found[name].speed
 
@@ -350,6 +350,13 @@ class Conduct:
 
     def _part(self, kind: type[Part], name: str, number: int = 0) -> Part | None:
         return kept(kind, self._part_path(kind, name, number), before=self.run.began)
+
+    def _earlier_round(self, name: str, number: int) -> SpeedRound | None:
+        """Without neighbours, since the full model could not run then, it counts only where that cannot run now either."""
+        part = self._part(SpeedRound, name, number)
+        if part is None or (self._full_runs and any(pair.full is None for pair in part.throughput)):
+            return None
+        return part
 
     def _earlier(self, kind: type[Part], name: str) -> Part | None:
         """A part that was measured before this run was interrupted, or by another run on this machine. Not used for times."""

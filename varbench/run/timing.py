@@ -28,7 +28,7 @@ def timing(run: Run, row: RowInRun, found: Findings, missing: dict[str, str]) ->
         return None
     return Timing(
         columns=tuple(_columns(rounds, batch=run.options.batch)),
-        per_scale=_per_scale(rounds, batch=run.options.batch),
+        per_scale=_per_scale(rounds, missing, batch=run.options.batch),
         largest_batch=_largest(run, row, found, missing),
         compile_seconds=None
         if run.options.compile == "off"
@@ -103,10 +103,13 @@ def _samples(
     return tuple(found)
 
 
-def _per_scale(rounds: list[SpeedRound], *, batch: int) -> PerScale | None:
+def _per_scale(rounds: list[SpeedRound], missing: dict[str, str], *, batch: int) -> PerScale | None:
     """Times of single steps, from the calls that are timed anyway: every call marks the end of each step."""
     times = [pair.row.times for timed in rounds for pair in timed.throughput]
     if not times or not times[0].steps:
+        return None
+    if len(counts := {len(time.steps) for time in times}) > 1:
+        missing["timing.per_scale"] = f"calls had from {min(counts)} to {max(counts)} steps"
         return None
     seconds = tuple(stats.median(found) for found in zip(*(time.steps for time in times), strict=True))
     return PerScale(batch=batch, clock=times[0].clock, seconds=seconds)

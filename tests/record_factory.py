@@ -223,7 +223,7 @@ def make_plan(depth: int, *, accounting: str, seconds: float) -> r.PlanSummary:
                 scales=(index + 1,),
                 samples=index + 1,
                 backbone="var",
-                branches=("cond", "uncond"),
+                branches=("labelled", "unlabelled"),
                 mask="full",
                 calls=call_runs(calls),
                 flops=flops,

@@ -15,6 +15,7 @@ import pytest
 from conftest import CommandLine
 
 from varbench import __main__ as cli
+from varbench.errors import WrongOutputError
 
 FROZEN = Path(__file__).parent / "data" / "command_line.txt"
 MIB = 2**20
@@ -129,6 +130,7 @@ def test_nothing_selected_is_exit_code_4(varbench: CommandLine) -> None:
             2,
             "error: [Errno 2] No such file or directory: 'a.npz'",
         ),
+        (WrongOutputError("2 images hold NaN"), 2, "error: 2 images hold NaN"),
         (ZeroDivisionError("oh"), 70, "fault: ZeroDivisionError: oh. Run it again with --traceback"),
     ],
 )

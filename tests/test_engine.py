@@ -17,7 +17,7 @@ from varbench.engine.sampler import uniforms
 from varbench.engine.storages import Storages
 from varbench.engine.teacher import TeacherPass
 from varbench.engine.trained_layer import explicit_attention
-from varbench.errors import PlanError, UserError
+from varbench.errors import PlanError, UserError, WrongOutputError
 from varbench.plan import cost
 from varbench.plan.compiler import compile_plan
 from varbench.plan.owned import Owned, RowPolicies
@@ -52,6 +52,15 @@ class EveryToken(TokenPolicy):
 
     def fill(self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, **_: object) -> Tensor:
         return torch.zeros_like(computed_BnC).scatter(1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC)
+
+
+def test_logits_that_are_no_numbers_are_called_so() -> None:
+    """As where float16 is too small for a model. They ended in "index out of range", and on a GPU in the end of the process."""
+    pipe = models.pipeline()
+    with torch.no_grad():
+        pipe.backbones["main"].blocks[3].ffn.fc2.bias.fill_(torch.inf)
+    with pytest.raises(WrongOutputError, match=r"variant@d3:bridge=2: from scale 1 of 6 \(1x1\) on, logits are NaN"):
+        pipe.generate([1, 2], method="variant@d3:bridge=2")
 
 
 class HalfTheTokens(EveryToken):

@@ -28,7 +28,7 @@ from varbench.plan import presets
 from varbench.quality.feature_cache import cached_arrays
 from varbench.record import Samples, Status, Verdict, read_record, write_record
 from varbench.rows import UPSTREAM
-from varbench.run import identity, session
+from varbench.run import identity, session, timing
 from varbench.run.children import Child, ChildEndedError
 from varbench.run.conduct import Conduct
 from varbench.run.display import Display
@@ -278,6 +278,30 @@ def test_ends_are_told_apart(tmp_path: Path, code: str, status: Status, words: s
     assert ended.value.failure.status is status
 
 
+@pytest.mark.parametrize("line", ["words", '{"a": 1}', '["Ready", {}]', '["Nothing", {}]', "[1, 2, 3]", '[["a"], 1]'])
+def test_what_is_no_message_ends_the_child_and_not_the_run(tmp_path: Path, line: str) -> None:
+    with (
+        child(
+            f"os.write(int(sys.argv[2]), {line.encode()!r} + b'\\n'); import time; time.sleep(60)", tmp_path
+        ) as process,
+        pytest.raises(ChildEndedError, match="sent what is no message") as ended,
+    ):
+        process.receive()
+    assert ended.value.failure.status is Status.FAILED
+
+
+def test_calls_of_other_numbers_of_steps_have_no_times_by_scale(tmp_path: Path, script: Script) -> None:
+    execution = conduct(a_run(tmp_path, plugins="variant@d8", quick=True), tmp_path)
+    execution.everything()
+    found, missing = execution.found["variant@d8"], dict[str, str]()
+    (first, *others), one = found.speed[0].throughput, found.speed[0]
+    longer = replace(first, row=replace(first.row, times=replace(first.row.times, steps=(0.1, 0.2))))
+    mixed = replace(found, speed={**found.speed, 0: replace(one, throughput=(longer, *others))})
+    made = timing.timing(execution.run, execution.run.rows["variant@d8"], mixed, missing)
+    assert made is not None and made.per_scale is None
+    assert missing["timing.per_scale"] == "calls had from 1 to 2 steps"
+
+
 def test_a_silent_child_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     code = """
     import subprocess, time
@@ -415,6 +439,21 @@ def test_a_full_model_that_fails_is_no_neighbour_and_costs_no_other_row(tmp_path
     assert records["variant@d8"].status is Status.COMPLETE
     timing = records["variant@d8"].timing
     assert timing is not None and timing.columns[0].beside is None
+
+
+def test_rows_without_neighbours_are_timed_again_once_the_full_model_runs(tmp_path: Path, script: Script) -> None:
+    """As where a child was killed while the full model was timed: a ratio to calls of another time is a poor one."""
+    script.fails = {"full_var": "crashed"}
+    first = conduct(a_run(tmp_path), tmp_path)
+    first.everything()
+    assert {record.status for record in first.save_all() if record.row.row != "full_var"} == {Status.COMPLETE}
+    script.fails = {}
+    again = conduct(a_run(tmp_path), tmp_path)
+    assert again.done == {}
+    again.everything()
+    for record in again.save_all():
+        assert record.timing is not None
+        assert {column.beside is not None for column in record.timing.columns} == {True}, record.row.row
 
 
 def test_a_crash_costs_its_row_alone_and_is_not_run_again(tmp_path: Path, script: Script) -> None:

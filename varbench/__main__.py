@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from varbench import __version__, commands
-from varbench.errors import UserError, did_you_mean
+from varbench.errors import UserError, WrongOutputError, did_you_mean
 from varbench.rows.manager import DISABLE_VARIABLE, manager
 
 EXAMPLES = """\
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(error: Exception, verb: str, *, show: bool) -> int:
     if show:
         traceback.print_exception(error)
-    if isinstance(error, (UserError, OSError)):
+    if isinstance(error, (UserError, WrongOutputError, OSError)):
         print(f"varbench {verb}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return USAGE
     hint = "" if show else " Run it again with --traceback for the place."

@@ -108,7 +108,9 @@ class Loop:
                 self.tokens[at, span] = self._choose(logits_BlV, scale)
             else:
                 self.tokens[at, span] = _drawn(logits_BlV, self._sampling, images_B, scale)
-            added = self._quantizer.contribution(self.tokens[at, span], scale)
+            # What nothing could be drawn for has the number after the last; it is refused at the end.
+            drawn = self.tokens[at, span].clamp(max=self._model.tokenizer.vocabulary - 1)
+            added = self._quantizer.contribution(drawn, scale)
             if places is None:
                 self.f_hat = self.f_hat + added
             else:

@@ -26,10 +26,10 @@ class CallRun:
 @dataclass(frozen=True, kw_only=True)
 class PlanStep:
     scales: tuple[int, ...] = entry("scales encoded, from 1")
-    samples: int | None = entry("scale sampled, from 1", absent="the step samples nothing")
+    samples: int = entry("scale sampled, from 1")
     backbone: str = entry("which network runs")
-    branches: tuple[str, ...] = entry("guidance branches, e.g. `cond`, `uncond`")
-    mask: str = entry("attention mask of the step")
+    branches: tuple[str, ...] = entry("guidance branches: `labelled`, and `unlabelled` where there are two")
+    mask: str = entry("`full`, or `block_causal` where the step encodes several scales")
     calls: tuple[CallRun, ...] = entry("the layer calls")
     flops: float | None = entry("work of the step, for the plan's batch", absent="no cost model for this row")
     moved_bytes: int | None = entry("bytes the roofline moves: weights, cache, activations", absent="no cost model")
@@ -45,7 +45,9 @@ class Totals:
 
     flops: float | None = entry("floating point operations of the transformer", absent="no cost model for this row")
     steps: int | None = entry("steps run", absent="not a scale-wise method")
-    layer_tokens: int | None = entry("layers x tokens computed, per image and branch", absent="not a layered method")
+    layer_tokens: int | None = entry(
+        "layers x tokens whose attention is computed, per image and branch", absent="not a layered method"
+    )
     state_peak_bytes: int | None = entry("largest cache and policy state in any step", absent="not counted")
     state_end_bytes: int | None = entry("largest cache and policy state in the last step", absent="not counted")
     ways: dict[str, int] = entry("images by the way that they went, where it is decided by content", default={})

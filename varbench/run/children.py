@@ -123,7 +123,7 @@ class Child:
     def receive(self) -> Any:
         """The child's next message that is more than a sign of life."""
         while True:
-            message = from_line(self._line())
+            message = self._message()
             if isinstance(message, Alive):
                 self._on_alive(message.text)
             elif isinstance(message, Failed):
@@ -133,6 +133,14 @@ class Child:
                 raise RowError(message.failure)
             else:
                 return message
+
+    def _message(self) -> Any:
+        line = self._line()
+        try:
+            return from_line(line)
+        except (ValueError, LookupError, TypeError) as error:  # a plugin may write where it should not
+            what = f"{line[:60]!r} ({' '.join(str(error).split())})"
+            self._lost(Failure(status=Status.FAILED, reason=f"its process sent what is no message: {what}"))
 
     def listen(self) -> bool:
         """Takes down what was said so far, without waiting for more; whether `receive` has an answer at once."""

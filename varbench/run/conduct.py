@@ -188,9 +188,8 @@ class Conduct:
         def lacking(name: str) -> bool:
             if number >= self.run.rounds_of(name):
                 return False
-            found = self.found[name]
-            if number not in found.speed and (part := self._kept.read(SpeedRound, name, number, trained=found.trained)):
-                self._update((name,), speed={**found.speed, number: part})
+            if number not in self.found[name].speed and (part := self._earlier_round(name, number)):
+                self._update((name,), speed={**self.found[name].speed, number: part})
             return number not in self.found[name].speed
 
         def at(name: str) -> None:
@@ -369,6 +368,13 @@ class Conduct:
     @cached_property
     def _kept(self) -> KeptParts:
         return KeptParts(run=self.run, folder=self.parts)
+
+    def _earlier_round(self, name: str, number: int) -> SpeedRound | None:
+        """Without neighbours, since the full model could not run then, it counts only where that cannot run now either."""
+        part = self._kept.read(SpeedRound, name, number, trained=self.found[name].trained)
+        if part is None or (self._full_runs and any(pair.full is None for pair in part.throughput)):
+            return None
+        return part
 
     def _earlier(self, kind: type[Part], name: str) -> Part | None:
         """A part that was measured before this run was interrupted, or by another run on this machine. Not used for times."""

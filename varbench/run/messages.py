@@ -283,7 +283,8 @@ class ReferenceSeen:
     images: int | None
     """None where it has none."""
     rebuilt: float | None = None
-    """How much its images change through the tokenizer, as a multiple of the row's own; None where that was not tried."""
+    """How much its images change through the tokenizer, as a multiple of how much they change a second time; None where that was
+    not tried."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,12 +16,17 @@ from varbench.run.prepare import Run
 
 def complete_records(run: Run, out: Path, *, own: bool = False) -> dict[str, Record]:
     """Records of this run's rows that lay there before it began, complete and made from the same inputs; with `own` also
-    those that it wrote."""
+    those that it wrote. A row that was timed without the full model beside it, as where that crashed, is measured again."""
     return {
         name: record
         for name, path, record in _complete(run, out)
-        if record.inputs_hash == run.rows[name].inputs and (own or lay_there(path, before=run.began))
+        if record.inputs_hash == run.rows[name].inputs
+        and (own or (lay_there(path, before=run.began) and _has_neighbours(record)))
     }
+
+
+def _has_neighbours(record: Record) -> bool:
+    return record.timing is None or all(column.beside is not None for column in record.timing.columns)
 
 
 def set_aside_outdated(run: Run, out: Path) -> tuple[str, ...]:

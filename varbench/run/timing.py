@@ -111,6 +111,9 @@ def _per_scale(row: RowInRun, rounds: list[SpeedRound], missing: dict[str, str],
     times = [pair.row.times for timed in rounds for pair in timed.throughput]
     if not times or not times[0].steps:
         return None
+    if len(counts := {len(time.steps) for time in times}) > 1:
+        missing["timing.per_scale"] = f"calls had from {min(counts)} to {max(counts)} steps"
+        return None
     seconds = tuple(stats.median(found) for found in zip(*(time.steps for time in times), strict=True))
     return PerScale(batch=batch, clock=times[0].clock, seconds=seconds)
 

@@ -51,7 +51,7 @@ from varbench.run.messages import (
 from varbench.run.scoring_networks import ScoringNetworks
 
 REBUILT = 64
-"""Images of the reference, and of the row, that are passed through the tokenizer."""
+"""Images of the reference that are passed through the tokenizer, twice."""
 
 GRID = 40
 """Images kept to look at."""
@@ -211,7 +211,7 @@ class Scorer:
             samples=grid(images, self._labels, tokens=tokens, names=self._networks.class_names),
             weights=self._networks.files() if self._scoring is not None else (),
             oddities=self._oddities(images, tokens),
-            reference=None if self._scoring is None else self._reference_seen(images, tokens),
+            reference=None if self._scoring is None else self._reference_seen(),
         )
 
     def _oddities(self, images: Images, tokens: Tokens | None) -> Oddities:
@@ -242,18 +242,23 @@ class Scorer:
         found = class_order(labels, judged, classes=len(self._networks.judge.config.classes))
         return None if found is None else ClassOrder(**found._asdict())
 
-    def _reference_seen(self, images: Images, tokens: Tokens | None) -> ReferenceSeen:
+    def _reference_seen(self) -> ReferenceSeen:
         reference = self._networks.reference
-        rebuilt = None
-        if reference.images is not None and tokens is not None and self._job.files is not None:
-            theirs, ours = (self._change(some[:REBUILT]) for some in (reference.images, images))
-            rebuilt = theirs / ours if ours else None
         return ReferenceSeen(
             source=reference.source,
             statistics=reference.statistics is not None,
             images=None if reference.images is None else len(reference.images),
-            rebuilt=rebuilt,
+            rebuilt=self._rebuilt_again,
         )
+
+    @cached_property
+    def _rebuilt_again(self) -> float | None:
+        """By how much more reference images change through the tokenizer than what has come out of it does."""
+        images = self._networks.reference.images
+        if images is None or self._job.files is None:
+            return None
+        some = images[:REBUILT]
+        return self._change(some) / max(self._change(self._rebuilt(some)), 1e-9)
 
     def _change(self, images: Images) -> float:
         """Mean square by which images change through the tokenizer."""

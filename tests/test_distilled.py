@@ -388,7 +388,9 @@ def test_what_was_trained_is_what_runs(made: list[range]) -> None:
     load_generator(
         table, model=TINY, device=torch.device("cpu"), dtype="float32", seed=0, vae=VAE, main=MAIN, weights=trained
     )
-    examples = np.concatenate([np.load(file) for file in sorted((trained.parents[2] / "examples").glob("*/*.npy"))])
+    examples = np.concatenate(
+        [np.load(file)["examples"] for file in sorted((trained.parents[2] / "examples").glob("*/*"))]
+    )
     seen = {tuple(sorted(set(examples[:24][np.arange(24) % 10 == 3][:, 1 + place]))) for place in (0, 5)}
     codes = nearest(
         table.vectors_of(torch.full((50,), 3), range(50), seed=1),

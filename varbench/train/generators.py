@@ -264,4 +264,6 @@ class _FromModel(_Work):
 
     @property
     def told(self) -> dict[str, Any]:
-        return {"examples": {"key": self.made.key, "count": self.budget.images_seen, "seconds": self.made.seconds}}
+        numbers = range(self.budget.images_seen)
+        told = {"key": self.made.key, "count": len(numbers), "seconds": self.made.seconds(numbers)}
+        return {"examples": told}

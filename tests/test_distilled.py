@@ -30,6 +30,7 @@ from varbench.plan.compiler import compile_plan
 from varbench.plan.cost import work
 from varbench.plan.owned import RowPolicies
 from varbench.train import generators, made_examples
+from varbench.train.states import Checkpoints
 from varbench.train.trainer import Budget
 from varbench_plugins.distilled.drawing import drawn, nearest, noise_of, uniforms_of
 from varbench_plugins.distilled.flow import codes_of, filtered, spread_of
@@ -361,6 +362,25 @@ def test_making_goes_on_where_it_was(made: list[range], monkeypatch: pytest.Monk
     monkeypatch.setattr(Jumping, "made", counted)
     weights_of()
     assert [numbers.start for numbers in made][2:] == [16, made_examples.HELD_OUT]
+
+
+def test_a_training_that_one_point_began_is_ended_by_another(
+    made: list[range], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses, seen = Jumping.losses, []
+
+    def killed(self: Jumping, *given: Any) -> Tensor:
+        seen.append(given)
+        if len(seen) == 3:
+            raise MemoryError
+        return losses(self, *given)
+
+    monkeypatch.setattr(Checkpoints, "due", lambda self: True)
+    monkeypatch.setattr(Jumping, "losses", killed)
+    with pytest.raises(MemoryError):
+        weights_of("distilled@s1", looks=0, steps=4)
+    weights_of("distilled@s2", looks=0, steps=4)
+    assert len(seen) == 5, "two steps, one that was killed, and the two that were left"
 
 
 def test_an_example_is_its_numbers_own(made: list[range]) -> None:

@@ -147,7 +147,8 @@ class _Work:
     def __init__(self, row: Row, tokenizer: Tokenizer, budget: Budget) -> None:
         generator = trained_generator(row)
         assert generator is not None
-        self.name, self.classes = row.name, row.model.classes
+        self.name, self.classes = row.plugins[0].name, row.model.classes
+        """Of the plugin, since points of it share a training."""
         self.generator, self.tokenizer, self.budget = generator, tokenizer, budget
         self.device = tokenizer.quant_conv.weight.device
 

@@ -30,6 +30,7 @@ from varbench.plan.compiler import compile_plan
 from varbench.plan.cost import work
 from varbench.plan.owned import RowPolicies
 from varbench.train import generators, made_examples
+from varbench.train.shipped import Shipped, put
 from varbench.train.states import Checkpoints
 from varbench.train.trainer import Budget
 from varbench_plugins.distilled.drawing import drawn, nearest, noise_of, uniforms_of
@@ -362,6 +363,29 @@ def test_making_goes_on_where_it_was(made: list[range], monkeypatch: pytest.Monk
     monkeypatch.setattr(Jumping, "made", counted)
     weights_of()
     assert [numbers.start for numbers in made][2:] == [16, made_examples.HELD_OUT]
+
+
+def test_what_ships_is_used_and_weights_of_another_training_are_named(
+    made: list[range], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trained = weights_of(looks=0)
+    put(tmp_path / "ships", "distilled", files=trained.files, record=trained.record)
+    asked = {
+        "vae": VAE,
+        "main": MAIN,
+        "data": Shapes(side=32),
+        "shipped": Shipped(assets=tmp_path / "ships", budget=BUDGET),
+    }
+    monkeypatch.setattr(generators, "GENERATOR", dataclasses.replace(BUDGET, looks=0))
+    found = generators.generator_weights(rows.resolve("distilled@s2", TINY), **asked, budget=replace(BUDGET, steps=1))
+    assert (
+        found.origin == "shipped"
+        and found.files[generators.PART].parent == tmp_path / "ships" / "recipes" / "distilled"
+    )
+    other = rows.resolve("distilled@s1:cfg=3", TINY)
+    assert generators.generator_ahead(other, **asked, budget=BUDGET) is None
+    ready, note = generators._shipped(other, **asked)
+    assert ready is None and note is not None and "distilled are of another" in note
 
 
 def test_a_training_that_one_point_began_is_ended_by_another(

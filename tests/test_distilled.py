@@ -30,6 +30,8 @@ from varbench.plan.compiler import compile_plan
 from varbench.plan.cost import work
 from varbench.plan.owned import RowPolicies
 from varbench.train import generators, made_examples
+from varbench.train.shipped import Shipped, put
+from varbench.train.states import Checkpoints
 from varbench.train.trainer import Budget
 from varbench_plugins.distilled.drawing import drawn, nearest, noise_of, uniforms_of
 from varbench_plugins.distilled.flow import codes_of, filtered, spread_of
@@ -363,6 +365,48 @@ def test_making_goes_on_where_it_was(made: list[range], monkeypatch: pytest.Monk
     assert [numbers.start for numbers in made][2:] == [16, made_examples.HELD_OUT]
 
 
+def test_what_ships_is_used_and_weights_of_another_training_are_named(
+    made: list[range], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trained = weights_of(looks=0)
+    put(tmp_path / "ships", "distilled", files=trained.files, record=trained.record)
+    asked = {
+        "vae": VAE,
+        "main": MAIN,
+        "data": Shapes(side=32),
+        "shipped": Shipped(assets=tmp_path / "ships", budget=BUDGET),
+    }
+    monkeypatch.setattr(generators, "GENERATOR", dataclasses.replace(BUDGET, looks=0))
+    found = generators.generator_weights(rows.resolve("distilled@s2", TINY), **asked, budget=replace(BUDGET, steps=1))
+    assert (
+        found.origin == "shipped"
+        and found.files[generators.PART].parent == tmp_path / "ships" / "recipes" / "distilled"
+    )
+    other = rows.resolve("distilled@s1:cfg=3", TINY)
+    assert generators.generator_ahead(other, **asked, budget=BUDGET) is None
+    ready, note = generators._shipped(other, **asked)
+    assert ready is None and note is not None and "distilled are of another" in note
+
+
+def test_a_training_that_one_point_began_is_ended_by_another(
+    made: list[range], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses, seen = Jumping.losses, []
+
+    def killed(self: Jumping, *given: Any) -> Tensor:
+        seen.append(given)
+        if len(seen) == 3:
+            raise MemoryError
+        return losses(self, *given)
+
+    monkeypatch.setattr(Checkpoints, "due", lambda self: True)
+    monkeypatch.setattr(Jumping, "losses", killed)
+    with pytest.raises(MemoryError):
+        weights_of("distilled@s1", looks=0, steps=4)
+    weights_of("distilled@s2", looks=0, steps=4)
+    assert len(seen) == 5, "two steps, one that was killed, and the two that were left"
+
+
 def test_an_example_is_its_numbers_own(made: list[range]) -> None:
     own = generator("distilled@s1", SPEC)
     own.meet(FullModel(models.transformer(SPEC), models.tokenizer(), dtype=torch.float32), tokenizer=models.tokenizer())
@@ -388,7 +432,9 @@ def test_what_was_trained_is_what_runs(made: list[range]) -> None:
     load_generator(
         table, model=TINY, device=torch.device("cpu"), dtype="float32", seed=0, vae=VAE, main=MAIN, weights=trained
     )
-    examples = np.concatenate([np.load(file) for file in sorted((trained.parents[2] / "examples").glob("*/*.npy"))])
+    examples = np.concatenate(
+        [np.load(file)["examples"] for file in sorted((trained.parents[2] / "examples").glob("*/*"))]
+    )
     seen = {tuple(sorted(set(examples[:24][np.arange(24) % 10 == 3][:, 1 + place]))) for place in (0, 5)}
     codes = nearest(
         table.vectors_of(torch.full((50,), 3), range(50), seed=1),

@@ -25,6 +25,8 @@ from varbench.run.prepare import prepare
 from varbench.show.entries import blocks_of
 from varbench.show.training_notes import training_notes
 from varbench.train import recipes
+from varbench.train.budgets import GENERATOR
+from varbench.train.generators import generator_weights, trained_generator
 from varbench.train.recipes import RecipeWeights, recipe_weights, weights_ahead
 from varbench.train.shipped import Shipped, put, shipped_with
 
@@ -138,6 +140,11 @@ def test_what_ships_for_tiny_is_what_todays_code_would_train(folder: str) -> Non
     files = presets.shipped_files("tiny", further)
     ready = shipped_with("tiny", seed=0, steps=None)
     assert ready is not None
+    if trained_generator(row):
+        given: dict[str, Any] = {"vae": files["vae"], "main": files["main"], "data": Shapes(side=32)}
+        found = generator_weights(row, **given, budget=replace(GENERATOR, steps=1), shipped=ready)
+        assert (found.origin, found.note) == ("shipped", None)
+        return
     found = recipe_weights(
         row,
         vae=files.pop("vae"),

@@ -256,8 +256,12 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
             events=args.tensorboard,
         )
         for path in sorted(set(trained.files.values()) - shown):  # points of one training share it
-            print(f"{row.name}  {path}{'  (cached)' if trained.origin == 'cache' else ''}")
             shown.add(path)
+            if args.out is not None and trained.record is not None:
+                plugin = row.plugins[0].name
+                print(f"{plugin}  {put(args.out, plugin, files=trained.files, record=trained.record)}")
+                continue
+            print(f"{row.name}  {path}{'  (cached)' if trained.origin == 'cache' else ''}")
     if generators and not by_recipe:
         return 0
     if not by_recipe:

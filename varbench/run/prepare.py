@@ -223,7 +223,8 @@ def _answer_of(job: Job, kind: type[Answer]) -> Answer:
 
 def _ships(model: str, row: ResolvedRow) -> str:
     """Of what trained weights ship for the row, the hash of what is told of them."""
-    told = presets.recipe_folder(presets.asset_folder(model), row.weight_set) / presets.RECORD
+    name = row.plugins[0].name if row.trains_generator else row.weight_set
+    told = presets.recipe_folder(presets.asset_folder(model), name) / presets.RECORD
     return file_hash(told) if told.is_file() else ""
 
 

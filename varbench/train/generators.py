@@ -27,11 +27,13 @@ from varbench.plan.owned import Owned
 from varbench.policies import TaughtGenerator, TrainedGenerator
 from varbench.rows.grammar import Row
 from varbench.train import evaluation
+from varbench.train.budgets import GENERATOR
 from varbench.train.export import export
 from varbench.train.made_examples import HELD_OUT, MadeExamples, labels_of
 from varbench.train.order import batch_rows, class_drops
 from varbench.train.progress import Progress, said_now_and_then, shown
 from varbench.train.recipes import RecipeWeights, cached
+from varbench.train.shipped import Shipped
 from varbench.train.states import Checkpoints
 from varbench.train.trainer import DTYPES, Budget, HeldOut, optimise
 
@@ -68,22 +70,25 @@ def generator_weights(
     data: ImageSet,
     budget: Budget,
     main: Path | None = None,
+    shipped: Shipped | None = None,
     device: str = "cpu",
     events: Path | None = None,
 ) -> RecipeWeights:
-    """The weights of the row's generator, trained if they are not in the cache: from nothing, or from what `main` makes."""
-    generator = trained_generator(row)
-    assert generator is not None
+    """The weights of the row's generator, trained if they neither ship nor are in the cache: from nothing, or from what `main`
+    makes."""
+    ready, note = _shipped(row, shipped, vae=vae, data=data, main=main)
+    if ready is not None:
+        return ready
     key = _key(row, vae=vae, data=data, budget=budget, main=main)
     folder = cache_folder("weights") / key
     path, record_path = folder / f"{PART}.safetensors", folder / presets.RECORD
 
     if found := cached(folder, {PART}, {}):
-        return found
+        return replace(found, note=note)
     waiting = said_now_and_then(f"{row.name} is being trained by another process; waiting for it")
     with one_at_a_time(folder / "lock", while_waiting=waiting):
         if found := cached(folder, {PART}, {}):
-            return found
+            return replace(found, note=note)
         _, state = load_tokenizer(vae)
         tokenizer = build_tokenizer(row.model, state, vae).to(device)
         budget = _of(row, budget)
@@ -105,15 +110,38 @@ def generator_weights(
             file.write(json.dumps(record, indent=1).encode())
         for left in ("examples.npy", "train.state"):
             (folder / left).unlink(missing_ok=True)
-    return RecipeWeights(files={PART: path}, record=record, origin="here")
+    return RecipeWeights(files={PART: path}, record=record, origin="here", note=note)
 
 
 def generator_ahead(
-    row: Row, *, vae: Path, data: ImageSet, budget: Budget, main: Path | None = None
+    row: Row,
+    *,
+    vae: Path,
+    data: ImageSet,
+    budget: Budget,
+    main: Path | None = None,
+    shipped: Shipped | None = None,
 ) -> RecipeWeights | None:
     """What `generator_weights` would find and not train; None where it would have to train."""
+    ready, _ = _shipped(row, shipped, vae=vae, data=data, main=main)
+    if ready is not None:
+        return ready
     key = _key(row, vae=vae, data=data, budget=budget, main=main)
     return cached(cache_folder("weights") / key, {PART}, {})
+
+
+def _shipped(
+    row: Row, shipped: Shipped | None, *, vae: Path, data: ImageSet, main: Path | None
+) -> tuple[RecipeWeights | None, str | None]:
+    """The weights that ship for the row's generator, under its plugin's name; else why those that do may not be used."""
+    name = row.plugins[0].name
+    told = None if shipped is None else shipped.record_of(name)
+    if shipped is None or told is None:
+        return None, None
+    key = _key(row, vae=vae, data=data, budget=replace(GENERATOR, seed=shipped.budget.seed), main=main)
+    if (wrong := shipped.wrong(name, told, key=key)) is not None:
+        return None, wrong
+    return RecipeWeights(files=shipped.files_of(name, told), record=told, origin="shipped"), None
 
 
 def _of(row: Row, budget: Budget) -> Budget:
@@ -147,7 +175,8 @@ class _Work:
     def __init__(self, row: Row, tokenizer: Tokenizer, budget: Budget) -> None:
         generator = trained_generator(row)
         assert generator is not None
-        self.name, self.classes = row.name, row.model.classes
+        self.name, self.classes = row.plugins[0].name, row.model.classes
+        """Of the plugin, since points of it share a training."""
         self.generator, self.tokenizer, self.budget = generator, tokenizer, budget
         self.device = tokenizer.quant_conv.weight.device
 
@@ -264,4 +293,6 @@ class _FromModel(_Work):
 
     @property
     def told(self) -> dict[str, Any]:
-        return {"examples": {"key": self.made.key, "count": self.budget.images_seen, "seconds": self.made.seconds}}
+        numbers = range(self.budget.images_seen)
+        told = {"key": self.made.key, "count": len(numbers), "seconds": self.made.seconds(numbers)}
+        return {"examples": told}

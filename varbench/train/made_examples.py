@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from varbench.base.hashing import file_hash, json_digest
 from varbench.base.places import cache_folder
 from varbench.base.turns import one_at_a_time
-from varbench.base.whole_files import require_space, whole_file, write_whole
+from varbench.base.whole_files import require_space, whole_file
 from varbench.engine.full_model import FullModel
 from varbench.model.checkpoints import load_transformer
 from varbench.model.tokenizer import Tokenizer
@@ -49,7 +48,6 @@ class MadeExamples:
         }
         self.key = json_digest(content)[:32]
         self._folder = cache_folder("examples") / self.key
-        self._seconds = self._folder / "seconds.json"
         transformer = load_transformer(main, model.tokenizer).to(self._device)
         # In float32: what is learnt must not depend on what the machine is fast at.
         teacher = FullModel(transformer, tokenizer, dtype=torch.float32)
@@ -60,21 +58,29 @@ class MadeExamples:
         parts = []
         waiting = said_now_and_then("examples are being made by another process; waiting for them")
         for start in range(numbers.start, numbers.stop, PART):
-            file = self._folder / f"{start:09}.npy"
-            if not file.exists():  # a part at a time, so that who needs fewer does not wait for who needs many
-                with one_at_a_time(self._folder / "lock", while_waiting=waiting):
+            file = self._file(start)
+            if not file.exists():
+                lock = file.with_suffix(".lock")
+                with one_at_a_time(lock, while_waiting=waiting):
                     if not file.exists():
                         self._make(file, range(start, start + PART))
-            parts.append(np.load(file))
+                lock.unlink(missing_ok=True)
+            with np.load(file) as part:
+                parts.append(part["examples"])
             progress(min(start + PART, numbers.stop) - numbers.start, {})
         whole: NDArray[np.int32] = np.concatenate(parts)[: len(numbers)]
         return whole
 
-    @property
-    def seconds(self) -> float:
-        """What making all that are kept took."""
-        known: dict[str, float] = json.loads(self._seconds.read_text())
-        return round(sum(known.values()), 1)
+    def seconds(self, numbers: range) -> float:
+        """What making them took, whenever that was."""
+        found = 0.0
+        for start in range(numbers.start, numbers.stop, PART):
+            with np.load(self._file(start)) as part:
+                found += float(part["seconds"])
+        return round(found, 1)
+
+    def _file(self, start: int) -> Path:
+        return self._folder / f"{start:09}.npz"
 
     def _make(self, file: Path, numbers: range) -> None:
         began = time.perf_counter()
@@ -83,7 +89,4 @@ class MadeExamples:
             made = self._owned.policy.made(labels, numbers).cpu().numpy().astype(np.int32)
         require_space(file.parent, needed=made.nbytes + 2**20, purpose="the cache of examples")
         with whole_file(file) as opened:
-            np.save(opened, made)
-        known = json.loads(self._seconds.read_text()) if self._seconds.exists() else {}
-        known[file.stem] = round(time.perf_counter() - began, 2)
-        write_whole(self._seconds, json.dumps(known).encode())
+            np.savez(opened, examples=made, seconds=time.perf_counter() - began)

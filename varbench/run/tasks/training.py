@@ -61,7 +61,8 @@ def _own(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     """The same for a generator, whose network begins from nothing, or learns from the full model."""
     usual, steps = QUICK_GENERATOR if job.options.quick else GENERATOR, job.options.steps
     budget = replace(usual, steps=usual.steps if steps is None else steps, seed=job.options.seed)
-    return {"vae": given["vae"], "data": given["data"], "budget": budget, "main": given["pretrained"]["main"]}
+    same = {name: given[name] for name in ("vae", "data", "shipped")}
+    return {**same, "budget": budget, "main": given["pretrained"]["main"]}
 
 
 def _ahead(job: Job, name: str) -> str | None:

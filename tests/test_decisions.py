@@ -31,6 +31,7 @@ from varbench.record.plan_summary import plan_summary, trace_totals
 from varbench.rows.grammar import Row
 from varbench.show.columns import _work
 from varbench.show.entries import blocks_of
+from varbench.show.table import _notes
 
 SPEC = models.SPEC
 LABELS = [0, 3, 9, 5, 7]
@@ -270,6 +271,8 @@ def test_a_record_and_the_page_say_that_work_depends_on_content(pipe: Pipeline) 
     least, most = (100 * one.flops / full.totals.flops for one in (summary.least, summary.totals))  # type: ignore[operator]
     assert cell.text == f"{totals.flops / full.totals.flops:.0%} ({least:.0f}-{most:.0f}%)"  # type: ignore[operator]
     assert cell.note.startswith(f"depends on content: {least:.0f}-{most:.0f}% of the work; here 1 images on as before")
+    notes = " ".join(_notes(block))
+    assert f"depends on content: {least:.0f}-{most:.0f}% of the work." in notes
     assert decode(type(out.trace), encode(out.trace, "trace"), "trace") == out.trace
     assert decode(Plan, encode(out.plan, "plan"), "plan") == out.plan
 

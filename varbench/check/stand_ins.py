@@ -178,6 +178,7 @@ class AskedWidth(WidthPolicy):
     def __init__(self, own: WidthPolicy) -> None:
         self.plugin, self.own = own, own.own
         self.experts, self.routed, self.routing_flops = own.experts, own.routed, own.routing_flops
+        self.varies = own.varies
         self.gating_flops, self.estimating_flops = own.gating_flops, own.estimating_flops
 
     def count(self, layer: int, scale: int) -> int | None:
@@ -310,8 +311,16 @@ class WatchedWidth(AskedWidth):
     def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
         with self._looking_only("route", layer, scale, hidden_RLC, own) as where:
             chosen = super().route(hidden_RLC, count, layer=layer, scale=scale, own=own)
-        shape = (*hidden_RLC.shape[:2], count)
-        self._notes.places += _wrong_places(where, chosen, shape, self.experts, ascending=False)
+        shape, places, available = (*hidden_RLC.shape[:2], count), chosen, self.experts
+        if self.varies and type(chosen) is Tensor and tuple(chosen.shape) == shape:
+            if not (chosen >= 0).any(dim=-1).all():
+                self._notes.places.append(f"{where} left a token no expert")
+            # Those that are left out stand for further experts, each once.
+            places, available = (
+                torch.where(chosen < 0, self.experts + torch.arange(count), chosen),
+                self.experts + count,
+            )
+        self._notes.places += _wrong_places(where, places, shape, available, ascending=False)
         return chosen
 
     def gate(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:

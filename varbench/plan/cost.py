@@ -23,6 +23,7 @@ from varbench.plan.state import ITEM
 from varbench.plan.steps import Plan
 from varbench.plan.trace import CacheSeen, CallSeen, StepSeen, foreseen
 from varbench.plan.traffic import traffic
+from varbench.plan.widths import at_least
 from varbench.policies import Part
 from varbench.spec import ModelSpec, TokenizerSpec
 
@@ -139,9 +140,10 @@ def work(plan: Plan, *, batch: int, dtype: str, device: str = "cuda", taken: Tak
 
 
 def least(plan: Plan, *, batch: int, dtype: str, device: str = "cuda") -> PlanWork:
-    """The work where all images go the way of the fewest FLOPs; of a plan without a decision, its work."""
+    """The work where each token computes one expert, if their number varies, and all images go the way of the fewest FLOPs; of
+    a plan that does not hang on content, its work."""
     taken = least_taken(plan, batch=batch, dtype=dtype, device=device)
-    return work(plan, batch=batch, dtype=dtype, device=device, taken=taken)
+    return work(at_least(plan), batch=batch, dtype=dtype, device=device, taken=taken)
 
 
 def least_taken(plan: Plan, *, batch: int, dtype: str, device: str = "cuda") -> Taken:

@@ -7,12 +7,13 @@ went is, since what was computed hangs on it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from varbench.plan.decided import Taken, alone, stretches, wrong_taking
 from varbench.plan.state import state_over_time
 from varbench.plan.steps import Decision, LayerCall, Plan, Step, total
+from varbench.plan.widths import at_least
 
 
 class CacheSeen(NamedTuple):
@@ -150,7 +151,20 @@ def otherwise_than_planned(plan: Plan, trace: Trace, *, batch: int, dtype: str) 
     if wrong is not None:
         yield wrong
     else:
-        yield from differences(foreseen(plan, batch=batch, dtype=dtype, taken=trace.taken), trace)
+        most, least = (foreseen(one, batch=batch, dtype=dtype, taken=trace.taken) for one in (plan, at_least(plan)))
+        yield from differences(_within(most, least, trace), trace)
+
+
+def _within(most: Trace, least: Trace, seen: Trace) -> Trace:
+    """What was foreseen, with as many hidden numbers as were seen where that lies between the bounds."""
+    steps = []
+    for step, fewest, ran in zip(most.steps, least.steps, seen.steps, strict=False):
+        calls = list(step.calls)
+        for place, (call, low, its) in enumerate(zip(step.calls, fewest.calls, ran.calls, strict=False)):
+            if low.hidden <= its.hidden <= call.hidden:
+                calls[place] = call._replace(hidden=its.hidden)
+        steps.append(step._replace(calls=tuple(calls)))
+    return replace(most, steps=(*steps, *most.steps[len(steps) :]))
 
 
 def differences(planned: Trace, seen: Trace) -> Iterator[str]:

@@ -140,7 +140,7 @@ def test_a_model_that_begins_after_the_decision_is_refused() -> None:
     "text",
     [
         "full_var", "full_var:accounting=upstream", "variant@d3", "variant@d2:retain=paper", "h2o@b25", "hack@b50", "snapkv@b25",
-        "fastvar@r50", "quant_cache@b8", "code@training_free/n3", "guidance@from6", "scale_window@w1", "streaming@b25",
+        "fastvar@r50", "quant_cache@b8", "code@training_free/n3", "guidance@from6", "guidance@share5", "guidance@share2", "scale_window@w1", "streaming@b25",
     ],
 )  # fmt: skip
 def test_images_that_go_apart_are_those_of_batches_that_go_one_way(pipe: Pipeline, text: str) -> None:

@@ -60,7 +60,8 @@ def without_content(row: Row) -> Row:
 
 def fully_guided(row: Row) -> Row:
     """The row with both branches, and all of the run's guidance, at every scale."""
-    guidance: Owned[GuidancePolicy] = Owned(plugin="the kit", policy=_FullGuidance())
+    own = row.policies.guidance.policy if row.policies.guidance else BothBranches()
+    guidance: Owned[GuidancePolicy] = Owned(plugin="the kit", policy=_FullGuidance(own))
     return renamed(row, "fully guided", replace(row.policies, guidance=guidance))
 
 
@@ -111,6 +112,12 @@ def _has_budget(cache: CacheStrategy, model: ModelSpec) -> bool:
 
 
 class _FullGuidance(BothBranches):
+    def __init__(self, own: GuidancePolicy) -> None:
+        self._own = own
+
+    def shares(self, scale: int) -> bool:
+        return self._own.shares(scale)
+
     def strength(self, scale: int) -> float | None:
         return 1.0
 

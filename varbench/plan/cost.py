@@ -210,7 +210,7 @@ def flops_of(steps: Sequence[StepSeen], plan: Plan) -> Iterator[StepFlops]:
         # AdaLN vectors are made in a backbone's first step.
         products = _product_flops(plan.model, spec, step, vectors_of=len(layers.pop(backbone, ())))
         yield StepFlops(
-            attention=step.rows * sum(_attention_flops(spec, call) for call in step.calls),
+            attention=sum(call.attending * _attention_flops(spec, call) for call in step.calls),
             products={part: round(flops * plan.change(backbone, part).flops) for part, flops in products.items()},
             phi=2 * step.images * plan.model.tokens[-1] * tokenizer.code_dim**2 * 9,
             choosing=sum(_choosing(plan, step, call) for call in step.calls),
@@ -246,7 +246,7 @@ def _product_flops(model: ModelSpec, spec: ModelSpec, step: StepSeen, *, vectors
     vectors = batch + (1 if rows > batch else 0)
     sixes = 1 if spec.shared_adaln else vectors_of
     return {
-        "attention": sum(rows * 2 * call.attention * width * 4 * width for call in step.calls),
+        "attention": sum(call.attending * 2 * call.attention * width * 4 * width for call in step.calls),
         "ffn": sum(4 * call.hidden * width for call in step.calls),
         "conditioning": 2 * vectors * width * width * (6 * sixes + 2) if vectors_of else 0,
         "ends": 2 * batch * step.embedded * tokenizer.code_dim * width

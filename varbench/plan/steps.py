@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from varbench.base.hashing import json_digest
+from varbench.plan.declared import Choosing, OwnStored, Transform
 from varbench.plan.few_words import changed, ranges, spread
 from varbench.policies import Part, PartChange
 from varbench.spec import ModelSpec
@@ -129,39 +130,13 @@ class Step:
     calls: tuple[LayerCall, ...]
     drops_backbone: bool = False
     """Whether the backbone has ended, and all that it still holds is freed after the step."""
+    shares: bool = False
+    """Whether the labelled branch's attention is used for both."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Transform:
-    """A replacement of modules of one backbone, once its weights are loaded."""
-
-    part: str
-    """The plugin as the row writes it, as in `int8@g64`."""
-    backbone: str
-    changes: tuple[tuple[Part, PartChange], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choosing:
-    """FLOPs for each token, as a plugin declares them."""
-
-    routing: int
-    """Whose experts are chosen."""
-    gating: int
-    """Among those from which some are left out."""
-    estimating: int
-    """Which is left out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OwnStored:
-    """Numbers that a plugin keeps beside the main model's."""
-
-    plugin: str
-    trained: int
-    """Of the compute type."""
-    whole: int
-    """Whole numbers of eight bytes."""
+    @property
+    def attending(self) -> int:
+        """Branches whose attention is computed, and whose keys and values are kept."""
+        return 1 if self.shares else self.branches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,6 +288,7 @@ def _step_json(step: Step) -> dict[str, Any]:
         "strength": step.strength,
         "mask": step.mask,
         "drops_backbone": step.drops_backbone,
+        **({"shares": True} if step.shares else {}),
         "calls": [
             {
                 "layer": call.layer,
@@ -360,7 +336,7 @@ def describe(plan: Plan) -> Iterator[str]:
         tokens = sum(spec.tokens[s] for s in step.scales)
         yield (
             f"  {encoded:>9} -> scale {step.samples + 1:<2} {step.backbone}, {step.branches} branch"
-            f"{f'es at {step.strength:.2g}' if step.branches == 2 else ''}, {len(layers)} layers ({ranges(layers)}), {tokens} tokens{_partial(step, tokens)}"
+            f"{f'es at {step.strength:.2g}' if step.branches == 2 else ''}{' with one attention' * step.shares}, {len(layers)} layers ({ranges(layers)}), {tokens} tokens{_partial(step, tokens)}"
             f", reads {spread([total(u.read) for c in step.calls for u in c.cache])}"
             f", keeps {spread([total(u.kept) for c in step.calls for u in c.cache])}{_looks(step)}"
         )

@@ -37,8 +37,10 @@ class CacheSeen(NamedTuple):
 class CallSeen(NamedTuple):
     backbone: str
     layer: int
+    attending: int
+    """Rows that entered the attention: of branches that take another's, none."""
     attention: int
-    """Tokens of each row that entered the attention."""
+    """Tokens of each of them."""
     ffn: int
     hidden: int
     """Hidden numbers that the FFN made, of all rows and tokens."""
@@ -96,8 +98,7 @@ def foreseen(plan: Plan, *, batch: int, dtype: str, taken: Taken = ()) -> Trace:
                 embedded=sum(plan.model.tokens[scale] for scale in step.scales if scale),
                 drawn=plan.model.tokens[step.samples],
                 calls=tuple(
-                    _call(step, call, rows=images * step.branches, hidden=plan.backbone(step.backbone).hidden)
-                    for call in step.calls
+                    _call(step, call, images=images, hidden=plan.backbone(step.backbone).hidden) for call in step.calls
                 ),
                 state_peak=peak,
                 state_after=after,
@@ -117,7 +118,8 @@ def _previews(decision: Decision) -> dict[int, tuple[int, ...]]:
     return found
 
 
-def _call(step: Step, call: LayerCall, *, rows: int, hidden: int) -> CallSeen:
+def _call(step: Step, call: LayerCall, *, images: int, hidden: int) -> CallSeen:
+    rows = images * step.branches
     caches = (
         CacheSeen(
             len(use.heads),
@@ -135,6 +137,7 @@ def _call(step: Step, call: LayerCall, *, rows: int, hidden: int) -> CallSeen:
     return CallSeen(
         backbone=step.backbone,
         layer=call.layer,
+        attending=images * step.attending,
         attention=call.attention.tokens,
         ffn=call.ffn.tokens,
         hidden=tokens * (hidden if width is None else hidden // width.experts * width.chosen),
@@ -205,6 +208,6 @@ def _described(call: CallSeen) -> str:
     routed = f" ({call.routed} chose experts)" if call.routed else ""
     routed += f" ({call.estimated} tokens estimated)" if call.estimated else ""
     return (
-        f"layer {call.layer} of {call.backbone}{mask}, attention on {call.attention} and FFN on {call.ffn} tokens, "
+        f"layer {call.layer} of {call.backbone}{mask}, attention of {call.attending} rows on {call.attention} and FFN on {call.ffn} tokens, "
         f"{call.hidden} hidden numbers{routed}, {caches}"
     )

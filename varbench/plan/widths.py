@@ -9,8 +9,9 @@ from dataclasses import replace
 from varbench.errors import PlanError
 from varbench.experts import WidthPolicy
 from varbench.plan.cache_uses import Work
+from varbench.plan.declared import Choosing, OwnStored
 from varbench.plan.owned import Owned
-from varbench.plan.steps import Choosing, LayerCall, OwnStored, Plan, Step, Width
+from varbench.plan.steps import LayerCall, Plan, Step, Width
 from varbench.policies import MAIN, StepSpec
 from varbench.spec import ModelSpec
 

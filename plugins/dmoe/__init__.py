@@ -1,8 +1,7 @@
 """DMoE-VAR: at the last scales each token computes the FFN's experts of the largest expected norm (arXiv 2510.08629).
 
-Points: `mN` computes N percent of the experts at the last scales; the scales before compute the whole FFN. `tN` computes there
-those whose expected norm is N percent or less below the largest of the token, so that their number hangs on content. `m100` and
-`t100` are the full model. Recipe `routers` trains the routers with the model frozen; `untrained` has random ones, for comparison.
+Points: `mN` computes N percent of the experts at the last scales; the scales before compute the whole FFN. `m100` is the full
+model. Recipe `routers` trains the routers with the model frozen; `untrained` has random ones, for comparison.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 from varbench import hookimpl
 from varbench.errors import UserError
 from varbench.experts import FfnSeen, Own, WidthPolicy
-from varbench.experts.routers import RoutedExperts, experts_of, predicted_norms, router_loss, router_width
+from varbench.experts.routers import RoutedExperts, experts_of, router_loss, router_width
 from varbench.policies import (
     Parameter,
     Provenance,
@@ -42,9 +41,8 @@ _SAVED = {"saved_flops": 0.2, "fid_change": 0.01, "speedup": 1.11}
 @hookimpl
 def varbench_settings(model: ModelSpec) -> Settings:
     return Settings(
-        points=("m75", "m50", "m25", "t90", "t70", "t50"),
-        default_points=("m75", "m50", "m25"),
-        point_pattern=r"[mt]([1-9][0-9]?|100)",
+        points=("m75", "m50", "m25"),
+        point_pattern=r"m[1-9][0-9]?|m100",
         recipes=("routers", "untrained"),
         parameters={
             "experts": Parameter(
@@ -53,7 +51,7 @@ def varbench_settings(model: ModelSpec) -> Settings:
             "router": Parameter(default=router_width(model), help="units of each layer's router"),
             "dense": Parameter(default=model.scales - LAST, help="the first N scales compute the whole FFN"),
         },
-        neutral=("@m100", "@t100", f"@m25:dense={model.scales}"),
+        neutral=("@m100", f"@m25:dense={model.scales}"),
         published=tuple(
             Published(
                 setting="@routers/m60",
@@ -70,8 +68,8 @@ def varbench_settings(model: ModelSpec) -> Settings:
             kind="port",
             note=(
                 "experts, routers, their loss and where the FFN stays whole are those of the authors' code; ours are: as many "
-                "experts for every token (m60 saves about their share of FLOPs) beside theirs within a threshold of the largest "
-                "norm, one for all scales (tN; which thresholds their result has is not said); GELU kept, where they first fine-tune to ReLU; "
+                "experts for every token in place of those within a threshold of the largest norm, whose number no plan can "
+                "say beforehand (m60 saves about their share of FLOPs); GELU kept, where they first fine-tune to ReLU; "
                 "clusters by k-means with a stable matching, where they solve a flow; on models narrower than d16 more and "
                 "smaller experts and narrower routers; AdamW and rate of this package's recipes"
             ),
@@ -91,8 +89,6 @@ def varbench_width_policy(setting: Setting, model: ModelSpec) -> WidthPolicy | N
     percent = int(setting.point[1:])
     if percent == 100 or dense == model.scales:
         return None
-    if setting.point.startswith("t"):
-        return NearTheLargest(model, experts=experts, router=router, threshold=percent / 100, dense=dense)
     chosen = max(1, round(experts * percent / 100))
     return RoutedExperts(
         model,
@@ -100,26 +96,6 @@ def varbench_width_policy(setting: Setting, model: ModelSpec) -> WidthPolicy | N
         router=router,
         chosen=[experts if scale < dense else chosen for scale in range(model.scales)],
     )
-
-
-class NearTheLargest(RoutedExperts):
-    """The experts whose predicted norm is at least (1 - threshold) times the token's largest."""
-
-    varies = True
-
-    def __init__(self, model: ModelSpec, *, experts: int, router: int, threshold: float, dense: int) -> None:
-        super().__init__(model, experts=experts, router=router, chosen=[experts] * model.scales)
-        self._share, self._dense = 1 - threshold, dense
-
-    def count(self, layer: int, scale: int) -> int | None:
-        return self.experts if scale >= self._dense else None
-
-    def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
-        import torch
-
-        norms_RLE = predicted_norms(hidden_RLC, own["down"][layer], own["up"][layer])
-        near_RLE = norms_RLE >= self._share * norms_RLE.amax(dim=-1, keepdim=True)
-        return torch.where(near_RLE, torch.arange(count, device=near_RLE.device), -1)
 
 
 class RouterSchedule(TrainingSchedule):

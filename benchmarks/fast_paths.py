@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import varbench.engine.generate as engine
+import varbench.engine.loop as engine
 import varbench.model.transformer as transformer
 from varbench import load_pipeline
 from varbench.engine import sampler

@@ -1,7 +1,8 @@
 """Guidance thinned: the labelled branch alone from some scale on, and a strength for each scale before it.
 
 Points: `all` runs both branches at every scale, as the full model does; `fromN` runs the labelled branch alone from scale N
-on, counted from 1. There, half of the rows, of their cache and of the work are saved, where most tokens are.
+on, counted from 1. There, half of the rows, of their cache and of the work are saved, where most tokens are. `shareN` runs both
+branches, and from scale N on what the labelled one's attention gives is used for both: half of the cache and of attention's work.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def strengths(shape: str, model: ModelSpec) -> tuple[float, ...]:
 class Thinned(GuidancePolicy):
     """Both branches on the first `whole` scales, each at its own strength."""
 
-    def __init__(self, whole: int, shares: tuple[float, ...]) -> None:
-        self._whole, self._shares = whole, shares
+    def __init__(self, whole: int, shares: tuple[float, ...], *, shared_from: int) -> None:
+        self._whole, self._shares, self._shared_from = whole, shares, shared_from
 
     def branches(self, scale: int) -> Literal["both", "labelled"]:
         return "both" if scale < self._whole else "labelled"
@@ -59,14 +60,17 @@ class Thinned(GuidancePolicy):
     def strength(self, scale: int) -> float:
         return self._shares[scale]
 
+    def shares(self, scale: int) -> bool:
+        return scale >= self._shared_from
+
 
 @hookimpl
 def varbench_settings(model: ModelSpec) -> Settings:
     finer = range(model.scales, model.scales // 2, -1)
     return Settings(
-        points=(ALL, *(f"from{scale}" for scale in finer), "from1"),
+        points=(ALL, *(f"from{scale}" for scale in finer), "from1", *(f"share{scale}" for scale in finer), "share1"),
         default_points=tuple(f"from{scale}" for scale in finer[:DEFAULT_COUNT]),
-        point_pattern=r"from[1-9][0-9]*",
+        point_pattern=r"(from|share)[1-9][0-9]*",
         parameters={
             "shape": Parameter(
                 default="ramp",
@@ -81,7 +85,9 @@ def varbench_settings(model: ModelSpec) -> Settings:
             kind="ours",
             note=(
                 "one scale for all images, chosen beforehand; what SkipVAR (arXiv 2506.08908), StageVAR (2512.16483) and "
-                "LD-Pruning (2606.00310) share, without what they decide by content"
+                "LD-Pruning (2606.00310) share, without what they decide by content. shareN is LiteVAR's sharing of attention "
+                "across guidance branches (arXiv 2411.17178) as its text has it, of outputs, at the scales that are chosen here; "
+                "its code shares attention weights at all scales and computes both"
             ),
         ),
     )
@@ -90,10 +96,13 @@ def varbench_settings(model: ModelSpec) -> Settings:
 @hookimpl
 def varbench_guidance_policy(setting: Setting, model: ModelSpec) -> GuidancePolicy:
     assert setting.point is not None
-    first_alone = model.scales + 1 if setting.point == ALL else int(setting.point.removeprefix("from"))
-    if setting.point != ALL and not 1 <= first_alone <= model.scales:
+    kind = setting.point.rstrip("0123456789")
+    first = model.scales + 1 if setting.point == ALL else int(setting.point.removeprefix(kind))
+    if setting.point != ALL and not 1 <= first <= model.scales:
         raise UserError(
-            f"{setting.point} is out of range: {model.name} has {model.scales} scales, so give from1 to "
-            f"from{model.scales}, or {ALL}"
+            f"{setting.point} is out of range: {model.name} has {model.scales} scales, so give {kind}1 to "
+            f"{kind}{model.scales}, or {ALL}"
         )
-    return Thinned(first_alone - 1, strengths(str(setting.parameters["shape"]), model))
+    shares = strengths(str(setting.parameters["shape"]), model)
+    alone, shared = (first, model.scales + 1) if kind != "share" else (model.scales + 1, first)
+    return Thinned(alone - 1, shares, shared_from=shared - 1)

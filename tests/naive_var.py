@@ -32,6 +32,7 @@ def logits(
     *,
     cfg: float,
     share: Callable[[int], float] | None = None,
+    one_attention: Callable[[int], bool] = lambda scale: False,
     layers: Sequence[int] | None = None,
     chosen: Chosen = lambda layer, scale, x: None,
     remembered_scale: int | None = None,
@@ -44,6 +45,8 @@ def logits(
     f_hat = torch.zeros(len(labels), model.tokenizer.code_dim, side, side)
     cache: dict[tuple[int, int, int], list[Entry]] = {}
     memory: dict[tuple[int, int, str], Tensor] = {}
+    attended: dict[tuple[int, int, int], Tensor] = {}
+    """By scale, layer and image, what the labelled branch's attention gave before it was gated."""
     found = []
     for scale in range(model.scales):
         start, end = model.starts[scale], model.starts[scale + 1]
@@ -64,7 +67,9 @@ def logits(
                     places = chosen(layer, scale, x)
                     part = x if places is None else x[places]
                     hidden = F.layer_norm(part, (model.width,), eps=1e-6)
-                    if name == "attention":
+                    if name == "attention" and row >= len(labels) and one_attention(scale):
+                        output = attended[scale, layer, row - len(labels)] * gamma1
+                    elif name == "attention":
                         q, k, v = (t[0] for t in block.attn.qkv((hidden * scale1 + shift1)[None], torch.float32))
                         heads = []
                         for head in range(model.heads):
@@ -74,9 +79,9 @@ def logits(
                             weights = (q[head] @ keys.T * block.attn.softmax_scale).softmax(dim=-1)
                             heads.append(weights @ values)
                             cache[row, layer, head] = kept(layer, scale, entries, q[head])
-                        output = (
-                            F.linear(torch.cat(heads, dim=-1), block.attn.proj.weight, block.attn.proj.bias) * gamma1
-                        )
+                        given = F.linear(torch.cat(heads, dim=-1), block.attn.proj.weight, block.attn.proj.bias)
+                        attended[scale, layer, row] = given
+                        output = given * gamma1
                     else:
                         output = block.ffn(hidden * scale2 + shift2, torch.float32) * gamma2
                     if places is not None:

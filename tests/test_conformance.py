@@ -362,7 +362,7 @@ def has_the_engine_send_images_elsewhere() -> Any:
 @breaks("decided_as_declared")
 def has_a_split_batch_run_on_with_other_images_keys() -> Any:
     real = varbench.engine.cache.StatePart.rows_of
-    varbench.engine.cache.StatePart.rows_of = lambda self, tensor, backbone: real(self, tensor, backbone).flip(0)  # type: ignore[method-assign]
+    varbench.engine.cache.StatePart.rows_of = lambda self, *given, **named: real(self, *given, **named).flip(0)  # type: ignore[method-assign]
     return decision_plugin()
 
 

@@ -31,6 +31,7 @@ from varbench.record.plan_summary import plan_summary, trace_totals
 from varbench.rows.grammar import Row
 from varbench.show.columns import _work
 from varbench.show.entries import blocks_of
+from varbench.show.table import _notes
 
 SPEC = models.SPEC
 LABELS = [0, 3, 9, 5, 7]
@@ -139,7 +140,7 @@ def test_a_model_that_begins_after_the_decision_is_refused() -> None:
     "text",
     [
         "full_var", "full_var:accounting=upstream", "variant@d3", "variant@d2:retain=paper", "h2o@b25", "hack@b50", "snapkv@b25",
-        "fastvar@r50", "quant_cache@b8", "code@training_free/n3", "guidance@from6", "scale_window@w1", "streaming@b25",
+        "fastvar@r50", "quant_cache@b8", "code@training_free/n3", "guidance@from6", "guidance@share5", "guidance@share2", "scale_window@w1", "streaming@b25",
     ],
 )  # fmt: skip
 def test_images_that_go_apart_are_those_of_batches_that_go_one_way(pipe: Pipeline, text: str) -> None:
@@ -270,6 +271,8 @@ def test_a_record_and_the_page_say_that_work_depends_on_content(pipe: Pipeline) 
     least, most = (100 * one.flops / full.totals.flops for one in (summary.least, summary.totals))  # type: ignore[operator]
     assert cell.text == f"{totals.flops / full.totals.flops:.0%} ({least:.0f}-{most:.0f}%)"  # type: ignore[operator]
     assert cell.note.startswith(f"depends on content: {least:.0f}-{most:.0f}% of the work; here 1 images on as before")
+    notes = " ".join(_notes(block))
+    assert f"depends on content: {least:.0f}-{most:.0f}% of the work." in notes
     assert decode(type(out.trace), encode(out.trace, "trace"), "trace") == out.trace
     assert decode(Plan, encode(out.plan, "plan"), "plan") == out.plan
 

@@ -11,14 +11,18 @@ import pytest
 import torch
 from test_training import SPEC
 from test_training_recipes import given, of, trained  # noqa: F401  (`given` is a fixture)
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from varbench import rows
 from varbench.engine.pipeline import Pipeline
-from varbench.errors import UserError
+from varbench.errors import PlanError, UserError
 from varbench.plan import cost, presets
 from varbench.plan.compiler import compile_plan
+from varbench.plan.owned import Owned, RowPolicies
 from varbench.plan.steps import Plan
-from varbench.policies import Stage, TrainStep
+from varbench.plan.trace import otherwise_than_planned
+from varbench.policies import BothBranches, Stage, TrainStep
 
 TINY = presets.preset("tiny").spec
 D30 = presets.preset("var-d30").spec
@@ -51,6 +55,54 @@ def test_guidance_by_its_rule(pipe: Pipeline, method: str, shares: tuple[float, 
     full = pipe.generate(LABELS, tokens=ours.tokens, return_logits=True).logits
     assert full is not None
     assert (theirs - full).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("first", [1, 4, 6])
+def test_one_attention_for_both_branches_by_its_rule(pipe: Pipeline, first: int) -> None:
+    ours = pipe.generate(LABELS, seed=2, method=f"guidance@share{first}", return_logits=True)
+    theirs = naive_var.logits(pipe, ours.tokens, LABELS, cfg=1.5, one_attention=lambda scale: scale >= first - 1)
+    assert ours.logits is not None
+    assert (ours.logits - theirs).abs().max() < 1e-4
+    full = pipe.generate(LABELS, tokens=ours.tokens, return_logits=True).logits
+    assert full is not None
+    assert (theirs - full).abs().max() > 1e-3
+    assert not list(otherwise_than_planned(ours.plan, ours.trace, batch=2, dtype="float32"))
+    assert [step.calls[0].attending for step in ours.trace.steps] == [4] * (first - 1) + [2] * (7 - first)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        pipe.generate(LABELS, method=f"guidance@share{first}")
+    assert counter.get_total_flops() == pytest.approx(cost.work(ours.plan, batch=2, dtype="float32").flops, rel=1e-3)
+
+
+def test_shared_attention_leaves_half_of_the_cache_and_a_sixth_of_the_blocks_work() -> None:
+    full, shared = (
+        cost.work(planned(text, D30), batch=64, dtype="bfloat16") for text in ("full_var", "guidance@share1")
+    )
+    assert 2 * shared.state_peak == full.state_peak
+    saved = 1 - shared.block_flops / full.block_flops
+    assert 1 / 6 < saved < 1 / 5
+    assert "2 branches at 0.11 with one attention" in str(planned("guidance@share1", D30))
+    assert planned("guidance@share6").digest != planned("full_var").digest
+
+
+def test_shared_attention_does_not_end_and_no_tokens_are_picked_in_it() -> None:
+    class OnAndOff(BothBranches):
+        def shares(self, scale: int) -> bool:
+            return scale == 2
+
+    on_and_off = RowPolicies(name="on and off", guidance=Owned(plugin="mine", policy=OnAndOff()))
+    with pytest.raises(PlanError, match=r"mine: the unlabelled branch attends by itself again at scale 4"):
+        compile_plan(TINY, on_and_off)
+    with pytest.raises(
+        PlanError, match="guidance shares attention at scale 5 .* and fastvar picks the tokens that attend"
+    ):
+        planned("guidance@share4+fastvar@r50")
+
+
+@pytest.mark.parametrize("other", ["h2o@b25", "variant@d3", "quant_cache@b8", "full_var:accounting=upstream"])
+def test_shared_attention_stands_beside_other_methods(pipe: Pipeline, other: str) -> None:
+    joined = f"guidance@share4+{other}" if "@" in other else "guidance@share4:accounting=upstream"
+    out = pipe.generate(LABELS, seed=3, method=joined)
+    assert not list(otherwise_than_planned(out.plan, out.trace, batch=2, dtype="float32"))
 
 
 def test_a_branch_that_ends_leaves_work_and_state() -> None:

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from varbench import rows
+from varbench.check import check
 from varbench.engine.loading import load_pipeline
 from varbench.engine.pipeline import Pipeline
 from varbench.errors import UserError
@@ -26,7 +27,8 @@ from varbench.model.checkpoints import load_transformer
 from varbench.model.transformer import OwnNumbers
 from varbench.plan import cost, presets
 from varbench.plan.compiler import compile_plan
-from varbench.plan.trace import differences, foreseen
+from varbench.plan.trace import differences, foreseen, otherwise_than_planned
+from varbench.record.plan_summary import plan_summary, trace_totals
 from varbench.train.recipes import recipe_weights
 
 LABELS = [3, 7]
@@ -141,6 +143,87 @@ def test_dmoe_by_its_rule(pipe: Pipeline) -> None:
     cached = pipe.generate(LABELS, tokens=ours.tokens, cfg=0.0, method=method, return_logits=True).logits
     assert cached is not None
     assert (pipe.logits(ours.tokens, LABELS, method=method) - cached).abs().max() < 1e-3
+
+
+class NearTheBest(OnlyTheseUnits):
+    """The same without the units of experts whose expected norm is below three tenths of the token's largest."""
+
+    computed = 0
+
+    def forward(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        hidden = F.gelu(F.linear(x, self.ffn.fc1.weight, self.ffn.fc1.bias), approximate="tanh")
+        down, up, split = (self.numbers[0][name][self.layer] for name in ("down", "up", "split"))
+        for row in range(x.shape[0] if x.shape[1] >= 16 else 0):
+            for token in range(x.shape[1]):
+                norms = [abs(float(u @ F.gelu(down @ x[row, token]))) for u in up]
+                left_out = [expert for expert, norm in enumerate(norms) if norm < (1 - 0.7) * max(norms)]
+                hidden[row, token, split[left_out].flatten()] = 0
+                NearTheBest.computed += len(norms) - len(left_out)
+        return F.linear(hidden, self.ffn.fc2.weight, self.ffn.fc2.bias)
+
+
+def test_dmoe_by_its_threshold(pipe: Pipeline) -> None:
+    """t70 of 8 experts: what is computed hangs on content, lies within the plan's bounds and is counted as it ran."""
+    method = "dmoe@untrained/t70:experts=8"
+    ours = pipe.generate(LABELS, seed=2, method=method, return_logits=True)
+    own = pipe.backbones_of(method)["main"].own.tensors()
+    other, NearTheBest.computed = models.pipeline(), 0
+    for layer, block in enumerate(other.backbones["main"].blocks):
+        block.ffn = NearTheBest(block.ffn, own, layer, 0)
+    theirs = other.generate(LABELS, tokens=ours.tokens, return_logits=True).logits
+    assert ours.logits is not None and theirs is not None
+    assert (ours.logits - theirs).abs().max() < 1e-4
+    hidden = sum(call.hidden for step in ours.trace.steps[3:] for call in step.calls)
+    assert hidden == 32 * NearTheBest.computed, "units of an expert, for each one that a token computed"
+    assert not list(otherwise_than_planned(ours.plan, ours.trace, batch=2, dtype="float32"))
+    plan = ours.plan
+    assert plan.varies and "1..8 of 8 experts in 6 layers" in str(plan)
+    least, most = (count(plan, batch=2, dtype="float32").transformer_flops for count in (cost.least, cost.work))
+    ran = trace_totals(ours.trace, plan).flops
+    assert ran is not None and least < ran < most
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        again = pipe.generate(LABELS, seed=2, method=method)
+    decoder = cost.work(plan, batch=2, dtype="float32").decoder_flops
+    assert again.trace == ours.trace
+    assert counter.get_total_flops() == pytest.approx(ran + decoder, rel=2e-3)
+    summary = plan_summary(plan, batch=2, dtype="float32")
+    assert summary.least is not None and (summary.least.flops, summary.totals.flops) == (least, most)
+
+
+@pytest.mark.parametrize(("hidden", "said"), [(0, "0 hidden numbers"), (10**9, "1000000000 hidden numbers")])
+def test_work_outside_of_its_bounds_is_told(pipe: Pipeline, hidden: int, said: str) -> None:
+    out = pipe.generate(LABELS, method="dmoe@untrained/t70:experts=8")
+    step = out.trace.steps[5]
+    lie = step._replace(calls=(step.calls[0]._replace(hidden=hidden), *step.calls[1:]))
+    trace = replace(out.trace, steps=(*out.trace.steps[:5], lie))
+    (told,) = otherwise_than_planned(out.plan, trace, batch=2, dtype="float32")
+    assert said in told
+
+
+def test_a_token_without_an_expert_is_told() -> None:
+    class None_(RoutedExperts):
+        varies = True
+
+        def route(self, hidden_RLC: torch.Tensor, count: int, **_: Any) -> torch.Tensor:
+            return torch.full((*hidden_RLC.shape[:2], count), -1)
+
+    plugin = type(
+        "P",
+        (),
+        {"varbench_width_policy": lambda self, setting, model: None_(model, experts=4, router=16, chosen=[4] * 6)},
+    )()
+    found = {
+        finding.invariant for finding in check(plugin, name="none", only={"picks_are_places", "trace_equals_plan"})
+    }
+    assert found == {"picks_are_places", "trace_equals_plan"}
+
+
+def test_dmoe_with_thresholds_keeps_its_promises() -> None:
+    promises = {
+        "runs", "picks_are_places", "trace_equals_plan", "chosen_experts_are_computed", "measured_flops_equal_plan",
+        "neutral_equals_full", "state_bytes_reachable", "work_falls_as_knob_tightens",
+    }  # fmt: skip
+    assert [str(finding) for finding in check("dmoe@untrained/t70", only=promises)] == []
 
 
 def test_dmoe_on_published_sizes() -> None:

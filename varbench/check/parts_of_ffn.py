@@ -115,7 +115,7 @@ class _UnitByUnit(nn.Module):
     def _computed(self, x_RnC: Tensor, dtype: torch.dtype) -> Tensor:
         policy, scale, own, fc1, fc2 = self.policy, self.moment.scale, self.mine[0], self.ffn.fc1, self.ffn.fc2
         count = policy.count(self.layer, scale)
-        if count is None or count == policy.experts:
+        if count is None or (count == policy.experts and not policy.varies):
             whole: Tensor = self.ffn(x_RnC, dtype)
             return whole
         split_EU = policy.split(self.layer, own=own)
@@ -124,7 +124,8 @@ class _UnitByUnit(nn.Module):
         chosen = torch.arange(count).expand(*x_RnC.shape[:2], -1)
         if policy.routed:
             chosen = self.moment.choices.popleft()
-        units_Nu, x_NC = split_EU[chosen.flatten(0, 1)].flatten(1), x_RnC.flatten(0, 1)
+        units_Nu = [split_EU[its[its >= 0]].flatten() for its in chosen.flatten(0, 1)]
+        x_NC = x_RnC.flatten(0, 1)
         sums = [
             fc2.weight[:, units] @ F.gelu(fc1.weight[units] @ x + fc1.bias[units], approximate="tanh") + fc2.bias
             for x, units in zip(x_NC, units_Nu, strict=True)

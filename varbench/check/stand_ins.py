@@ -60,7 +60,8 @@ def without_content(row: Row) -> Row:
 
 def fully_guided(row: Row) -> Row:
     """The row with both branches, and all of the run's guidance, at every scale."""
-    guidance: Owned[GuidancePolicy] = Owned(plugin="the kit", policy=_FullGuidance())
+    own = row.policies.guidance.policy if row.policies.guidance else BothBranches()
+    guidance: Owned[GuidancePolicy] = Owned(plugin="the kit", policy=_FullGuidance(own))
     return renamed(row, "fully guided", replace(row.policies, guidance=guidance))
 
 
@@ -111,6 +112,12 @@ def _has_budget(cache: CacheStrategy, model: ModelSpec) -> bool:
 
 
 class _FullGuidance(BothBranches):
+    def __init__(self, own: GuidancePolicy) -> None:
+        self._own = own
+
+    def shares(self, scale: int) -> bool:
+        return self._own.shares(scale)
+
     def strength(self, scale: int) -> float | None:
         return 1.0
 
@@ -236,8 +243,16 @@ class WatchedWidth(StandIn):
     def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
         with self._looking_only("route", layer, scale, hidden_RLC, own) as where:
             chosen: Tensor = self.asked.route(hidden_RLC, count, layer=layer, scale=scale, own=own)
-        shape = (*hidden_RLC.shape[:2], count)
-        self._notes.places += _wrong_places(where, chosen, shape, self.experts, ascending=False)
+        shape, places, available = (*hidden_RLC.shape[:2], count), chosen, self.experts
+        if self.varies and type(chosen) is Tensor and tuple(chosen.shape) == shape:
+            if not (chosen >= 0).any(dim=-1).all():
+                self._notes.places.append(f"{where} left a token no expert")
+            # Those that are left out stand for further experts, each once.
+            places, available = (
+                torch.where(chosen < 0, self.experts + torch.arange(count), chosen),
+                self.experts + count,
+            )
+        self._notes.places += _wrong_places(where, places, shape, available, ascending=False)
         return chosen
 
     def gate(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:

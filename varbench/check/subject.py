@@ -179,8 +179,11 @@ class PlannedRow(UnderTest):
     @property
     def stated_flops(self) -> float:
         _ = self.products
-        taken = self.counted.trace.taken if self.counted.trace else ()
-        return cost.work(self.plan, batch=len(LABELS), dtype="float32", taken=taken).flops
+        work = cost.work(self.plan, batch=len(LABELS), dtype="float32")
+        if not self.plan.varies or self.counted.trace is None:
+            return work.flops
+        seen = cost.flops_of(self.counted.trace.steps, self.plan)
+        return work.decoder_flops + sum(step.blocks + step.others for step in seen)
 
     @property
     def declared_types(self) -> Collection[str]:

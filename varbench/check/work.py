@@ -63,7 +63,7 @@ def weights_equal_plan(subject: PlannedRow) -> Iterator[str]:
 def work_falls_as_knob_tightens(subjects: Sequence[UnderTest]) -> Iterator[str]:
     """Along the points of a curve, FLOPs fall, or where they are equal the bytes of state or of weights do, in one direction."""
     # What is decided by content may fall along a curve where its bounds do not.
-    fixed = [subject for subject in subjects if isinstance(subject, PlannedRow) and subject.plan.decision is None]
+    fixed = [subject for subject in subjects if isinstance(subject, PlannedRow) and not subject.plan.varies]
     for family in _families(fixed):
         works = [(cost.work(s.plan, batch=1, dtype="float32"), s) for s in family]
         amounts = [
@@ -108,8 +108,8 @@ def _amount(amounts: tuple[int, int, int, int]) -> str:
 
 def no_speedup_without_less_work(subject: PlannedRow) -> Iterator[str]:
     """A row is not faster than its own plan executed with picks that cost nothing: what is saved stands in the plan."""
-    if not stand_ins.asked_while_it_runs(subject.row) or subject.plan.decision is not None:
-        return  # nothing of it is asked while it runs: both would be the same call; or they could go different ways
+    if not stand_ins.asked_while_it_runs(subject.row) or subject.plan.varies:
+        return  # nothing of it is asked while it runs: both would be the same call; or their work could differ by content
     _ = subject.otherwise
     seeds = itertools.count(SEED + 100)
     own = _timer(lambda: subject.generate(seed=next(seeds)))

@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     if found:
         print(_summary(denominators, found, batch=batch, dtype=dtype))
         for counted in found:
-            if counted.plan.decision is not None:
+            if counted.plan.varies:
                 print(_by_content(counted, denominators[0], batch=batch, dtype=dtype))
     for line in _misfits(found, devices=devices, batch=batch, dtype=dtype):
         print(line)

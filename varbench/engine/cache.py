@@ -14,7 +14,7 @@ from torch import Tensor
 
 from varbench.engine.cache_entries import EncodedForm, PlainForm
 from varbench.engine.storages import Storages
-from varbench.plan.state import Needed
+from varbench.plan.state import Branches, Needed, of_attention
 from varbench.plan.steps import MIXED, Accounting, CacheUse, Segment, SlotKey, total
 
 Place = tuple[SlotKey, int]
@@ -45,13 +45,14 @@ class StatePart:
     """Their places."""
     batch: int
     """Of all images."""
-    branches: Mapping[str, int]
+    branches: Mapping[str, Branches]
     """By backbone, how many of the guidance branches they need."""
 
-    def rows_of(self, tensor_Rx: Tensor, backbone: str) -> Tensor:
+    def rows_of(self, tensor_Rx: Tensor, backbone: str, *, attention: bool) -> Tensor:
         """Their labelled rows, then as many unlabelled ones where they need them."""
-        rows = [self.images_n + branch * self.batch for branch in range(self.branches[backbone])]
-        return tensor_Rx[torch.cat(rows)]
+        needed = self.branches[backbone]
+        count = needed.attending if attention else needed.branches
+        return tensor_Rx[torch.cat([self.images_n + branch * self.batch for branch in range(count)])]
 
 
 class State:
@@ -186,9 +187,7 @@ class State:
 
     def keep_rows(self, backbone: str, rows: int) -> None:
         """Frees what belongs to a guidance branch that has ended: rows beyond the first `rows`."""
-        for place, buffer in list(self._buffers.items()):
-            if place[0].backbone == backbone and buffer.tensors[0].shape[0] > rows:
-                self._put(place, _Buffer(tuple(tensor[:rows].clone() for tensor in buffer.tensors), buffer.held))
+        self.keep_attending(backbone, rows)
         for (key, name), memory in list(self._memories.items()):
             if key.backbone == backbone and memory.shape[0] > rows:
                 self.remember(key, name, memory[:rows])
@@ -208,7 +207,7 @@ class State:
             old = self._buffers[place]
             for state, part in zip(made, parts, strict=True):
                 if place[0] in part.needed.slots:
-                    tensors = tuple(part.rows_of(tensor, place[0].backbone) for tensor in old.tensors)
+                    tensors = tuple(part.rows_of(tensor, place[0].backbone, attention=True) for tensor in old.tensors)
                     state._put(place, _Buffer(tensors, old.held))
             look()
             self._free(place)
@@ -216,10 +215,21 @@ class State:
         for key, name in sorted(self._memories):
             for state, part in zip(made, parts, strict=True):
                 if (key, name) in part.needed.memories:
-                    state.remember(key, name, part.rows_of(self._memories[key, name], key.backbone))
+                    state.remember(
+                        key, name, part.rows_of(self._memories[key, name], key.backbone, attention=of_attention(name))
+                    )
             look()
             self.forget(key, name)
         return made
+
+    def keep_attending(self, backbone: str, rows: int) -> None:
+        """Frees what belongs to the attention of a guidance branch that takes another's from now on."""
+        for place, buffer in list(self._buffers.items()):
+            if place[0].backbone == backbone and buffer.tensors[0].shape[0] > rows:
+                self._put(place, _Buffer(tuple(tensor[:rows].clone() for tensor in buffer.tensors), buffer.held))
+        for (key, name), memory in list(self._memories.items()):
+            if key.backbone == backbone and of_attention(name) and memory.shape[0] > rows:
+                self.remember(key, name, memory[:rows])
 
     def remember(self, key: SlotKey, name: str, output_RlC: Tensor) -> None:
         """Keeps a sub-layer's output for filling in at later scales."""

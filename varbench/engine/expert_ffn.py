@@ -3,7 +3,7 @@
 Always gathered, expert by expert: a product of all experts that is masked afterwards would be faster where experts are small
 and tokens few, and would compute what the plan says is not computed.
 
-Letters: R rows, n tokens, N tokens of all rows, C width, E experts, U hidden units of an expert, M experts of a token,
+Letters: R rows, n tokens, N tokens of all rows, C width, E experts, U hidden units of an expert, M experts of a token (-1 for one that is left out),
 m tokens that are kept, o others.
 """
 
@@ -107,8 +107,10 @@ def chosen_experts(x_RnC: Tensor, chosen_RnM: Tensor, experts: Experts) -> Tenso
     units = ffn.fc1.out_features // width.experts
     chosen = chosen_RnM.flatten()
     order = chosen.argsort(stable=True)
+    if width.varies:  # first come those that are left out
+        order = order[int((chosen < 0).sum()) :]
     token = order // chosen_RnM.shape[-1]
-    counts = torch.bincount(chosen, minlength=width.experts).tolist()
+    counts = torch.bincount(chosen[order], minlength=width.experts).tolist()
     out_NC = ffn.fc2.bias.float().repeat(len(x_NC), 1)
     for expert, tokens in enumerate(token.split(counts)):
         if not len(tokens):

@@ -185,7 +185,8 @@ class _Run:
             run = copy(self)
             run.labels_B, run.batch, run.state = self.labels_B[part.images_n], len(part.images_n), state
             run.conditioning = {
-                name: self.conditioning[name].of(partial(part.rows_of, backbone=name)) for name in part.branches
+                name: self.conditioning[name].of(partial(part.rows_of, backbone=name, attention=False))
+                for name in part.branches
             }
             run._last_fill = last_fills(its_steps)
             runs.append(run)
@@ -237,6 +238,8 @@ class _Run:
         elif made.rows > rows:
             made = made.narrowed(rows)
             self.state.keep_rows(step.backbone, rows)
+        if step.shares:
+            self.state.keep_attending(step.backbone, self.batch)
         self.conditioning[step.backbone] = made
         return made
 
@@ -267,8 +270,11 @@ class _Run:
         block, planned = call.block, call.planned
 
         def attention(chosen_RnC: Tensor) -> Tensor:
-            hidden = modulated(chosen_RnC, scale1, shift1)
-            return block.attn.out(self._attend(hidden, call), self.dtype) * gamma1
+            # Of all rows, or of the labelled ones for both.
+            own = chosen_RnC[: self.batch * call.step.attending]
+            hidden = modulated(own, scale1[: len(own)], shift1[: len(own)])
+            given: Tensor = block.attn.out(self._attend(hidden, call), self.dtype)
+            return (torch.cat((given, given)) if call.step.shares else given) * gamma1
 
         def ffn(chosen_RnC: Tensor) -> Tensor:
             hidden = modulated(chosen_RnC, scale2, shift2)

@@ -55,7 +55,8 @@ class Watch:
 
     def attention(self, hidden_RnC: Tensor) -> None:
         """What enters the attention of the next layer."""
-        self._tokens, self._masked = hidden_RnC.shape[1], False
+        self._attending, self._tokens = hidden_RnC.shape[:2]
+        self._masked = False
         self._caches: list[CacheSeen] = []
 
     def attended(self, queries_RHLc: Tensor, own_RHLc: Tensor, keys_RHnc: Tensor, mask: Tensor | None) -> None:
@@ -91,6 +92,7 @@ class Watch:
             CallSeen(
                 backbone=backbone,
                 layer=layer,
+                attending=self._attending,
                 attention=self._tokens,
                 ffn=tokens,
                 hidden=rows * tokens * self._hidden[backbone] if whole else 0,

@@ -57,6 +57,9 @@ class WidthPolicy(Protocol):
     """Into how many experts of equal size the hidden units are split, in every layer."""
     routed: bool = True
     """Whether `route` chooses the experts of each token by content; else they are the first ones, for all tokens."""
+    varies: bool = False
+    """Whether `route` may leave some of a token's experts out by content, each marked by a place of -1: `count` is then the most
+    that a token computes, and one the least. Work hangs on content, and is counted as it ran."""
     routing_flops: int = 0
     """FLOPs for each token of a `route`, two a multiply-add; `varbench check` counts them."""
     gating_flops: int = 0
@@ -67,7 +70,8 @@ class WidthPolicy(Protocol):
     """Numbers that it keeps beside the weights."""
 
     def count(self, layer: int, scale: int) -> int | None:
-        """How many experts each token computes; None, or all of them, computes the FFN as it is, without asking `route`."""
+        """How many experts each token computes; None, or all of them where they do not vary, computes the FFN as it is, without
+        asking `route`."""
         return None
 
     def split(self, layer: int, *, own: Own) -> Tensor | None:

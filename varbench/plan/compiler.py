@@ -13,8 +13,9 @@ from typing import Literal
 from varbench.errors import PlanError
 from varbench.plan.cache_uses import Caches, Work
 from varbench.plan.decided import with_decision
+from varbench.plan.declared import Transform
 from varbench.plan.owned import Owned, Policy, RowPolicies
-from varbench.plan.steps import Accounting, LayerCall, Plan, SlotKey, Step, SubLayer, Transform
+from varbench.plan.steps import Accounting, LayerCall, Plan, SlotKey, Step, SubLayer
 from varbench.plan.widths import choosing, own_stored, with_widths
 from varbench.policies import (
     MAIN,
@@ -55,12 +56,14 @@ def compile_plan(
     branches = _branches(model, specs, row.guidance)
     strengths = _strengths(model, specs, branches, row.guidance)
     branches = _live_branches(specs, branches, strengths)
+    shared = _shared(model, specs, branches, row.guidance)
     layers = _layers(model, specs, backbones, row.depth)
     work = _token_work(model, specs, layers, row.tokens)
     work = with_widths(model, specs, layers, work, row.width)
     caches = Caches(
         model=model, backbones=backbones, specs=specs, layers=layers, work=work, row=row, accounting=accounting
     )
+    _refuse_picks_where_shared(model, specs, shared, work, row)
     uses = caches.uses()
     used = {spec.backbone for spec in specs}
     work = _live_memories(specs, layers, work)
@@ -87,6 +90,7 @@ def compile_plan(
                 mask="full" if len(spec.scales) == 1 else "block_causal",
                 calls=calls,
                 drops_backbone=bool(later) and spec.backbone not in later,
+                shares=shared[index],
             )
         )
     form = caches.stored if isinstance(caches.stored, StoredForm) else None
@@ -202,6 +206,41 @@ def _strengths(
             )
         found.append(float(given))
     return found
+
+
+def _shared(
+    model: ModelSpec,
+    specs: tuple[StepSpec, ...],
+    branches: list[Literal[1, 2]],
+    guidance: Owned[GuidancePolicy] | None,
+) -> list[bool]:
+    """Where the labelled branch's attention is used for both."""
+    owner = guidance or _full(BothBranches())
+    found = []
+    sharing: set[str] = set()
+    for spec, count in zip(specs, branches, strict=True):
+        scale = spec.scales[-1]
+        shares = count == 2 and owner.agrees(owner.policy.shares, scale)
+        if count == 2 and not shares and spec.backbone in sharing:
+            raise PlanError(
+                f"{owner.plugin}: the unlabelled branch attends by itself again at {model.scale_name(scale)}, but its keys "
+                "and values were released when attention was shared before"
+            )
+        if shares:
+            sharing.add(spec.backbone)
+        found.append(shares)
+    return found
+
+
+def _refuse_picks_where_shared(
+    model: ModelSpec, specs: tuple[StepSpec, ...], shared: list[bool], work: Work, row: RowPolicies
+) -> None:
+    for (index, _), (attention, _) in work.items():
+        if shared[index] and attention.picked and row.guidance is not None and row.tokens is not None:
+            raise PlanError(
+                f"{row.guidance.plugin} shares attention at {model.scale_name(specs[index].scales[-1])}, and {row.tokens.plugin} "
+                "picks the tokens that attend; that is not supported"
+            )
 
 
 def _live_branches(

@@ -23,6 +23,7 @@ from varbench.plan.state import ITEM
 from varbench.plan.steps import Plan
 from varbench.plan.trace import CacheSeen, CallSeen, StepSeen, foreseen
 from varbench.plan.traffic import traffic
+from varbench.plan.widths import at_least
 from varbench.policies import Part
 from varbench.spec import ModelSpec, TokenizerSpec
 
@@ -139,9 +140,10 @@ def work(plan: Plan, *, batch: int, dtype: str, device: str = "cuda", taken: Tak
 
 
 def least(plan: Plan, *, batch: int, dtype: str, device: str = "cuda") -> PlanWork:
-    """The work where all images go the way of the fewest FLOPs; of a plan without a decision, its work."""
+    """The work where each token computes one expert, if their number varies, and all images go the way of the fewest FLOPs; of
+    a plan that does not hang on content, its work."""
     taken = least_taken(plan, batch=batch, dtype=dtype, device=device)
-    return work(plan, batch=batch, dtype=dtype, device=device, taken=taken)
+    return work(at_least(plan), batch=batch, dtype=dtype, device=device, taken=taken)
 
 
 def least_taken(plan: Plan, *, batch: int, dtype: str, device: str = "cuda") -> Taken:
@@ -208,7 +210,7 @@ def flops_of(steps: Sequence[StepSeen], plan: Plan) -> Iterator[StepFlops]:
         # AdaLN vectors are made in a backbone's first step.
         products = _product_flops(plan.model, spec, step, vectors_of=len(layers.pop(backbone, ())))
         yield StepFlops(
-            attention=step.rows * sum(_attention_flops(spec, call) for call in step.calls),
+            attention=sum(call.attending * _attention_flops(spec, call) for call in step.calls),
             products={part: round(flops * plan.change(backbone, part).flops) for part, flops in products.items()},
             phi=2 * step.images * plan.model.tokens[-1] * tokenizer.code_dim**2 * 9,
             choosing=sum(_choosing(plan, step, call) for call in step.calls),
@@ -244,7 +246,7 @@ def _product_flops(model: ModelSpec, spec: ModelSpec, step: StepSeen, *, vectors
     vectors = batch + (1 if rows > batch else 0)
     sixes = 1 if spec.shared_adaln else vectors_of
     return {
-        "attention": sum(rows * 2 * call.attention * width * 4 * width for call in step.calls),
+        "attention": sum(call.attending * 2 * call.attention * width * 4 * width for call in step.calls),
         "ffn": sum(4 * call.hidden * width for call in step.calls),
         "conditioning": 2 * vectors * width * width * (6 * sixes + 2) if vectors_of else 0,
         "ends": 2 * batch * step.embedded * tokenizer.code_dim * width

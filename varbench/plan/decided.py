@@ -164,6 +164,9 @@ class _LabelledFrom(GuidancePolicy):
     def strength(self, scale: int) -> float | None:
         return self._own.strength(scale)
 
+    def shares(self, scale: int) -> bool:
+        return self._own.shares(scale)
+
 
 def _reduced(row: RowPolicies, way: Way, model: ModelSpec) -> RowPolicies:
     """The row as it would be if it always went this way."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
+from varbench.policies import PartChange
+
 
 def spread(counts: list[int]) -> str:
     low, high = min(counts), max(counts)
@@ -17,3 +21,9 @@ def ranges(layers: list[int]) -> str:
         else:
             parts.append([layer])
     return " ".join(f"{p[0]}-{p[-1]}" if len(p) > 2 else " ".join(map(str, p)) for p in parts)
+
+
+def changed(change: PartChange) -> str:
+    """What is not as it was, as `weight_type int8, extra_bytes 640`."""
+    default = asdict(PartChange())
+    return ", ".join(f"{key} {value}" for key, value in asdict(change).items() if value != default[key])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from varbench.plan.decided import Stretch, Taken, is_split, stretches
 from varbench.plan.steps import Plan, SlotKey, Step, total
@@ -37,21 +38,30 @@ class _Held:
 
     images: int
     rows: dict[str, int] = field(default_factory=dict)
+    attending: dict[str, int] = field(default_factory=dict)
+    """Rows whose attention is computed."""
     buffers: dict[tuple[SlotKey, int], int] = field(default_factory=dict)
     memories: dict[tuple[SlotKey, str], int] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
-        cached = sum(self.rows[key.backbone] * size for (key, _), size in self.buffers.items())
-        return cached + sum(self.rows[key.backbone] * size for (key, _), size in self.memories.items())
+        cached = sum(self.attending[key.backbone] * size for (key, _), size in self.buffers.items())
+        return cached + sum(self.rows_of(memory) * size for memory, size in self.memories.items())
+
+    def rows_of(self, memory: tuple[SlotKey, str]) -> int:
+        key, name = memory
+        return (self.attending if of_attention(name) else self.rows)[key.backbone]
 
     def of(self, stretch: Stretch, *, apart: bool) -> _Held:
         """What steps of some of the images still read of it, in rows of their own where they go apart from the others."""
         needed = read_later(stretch.steps)
-        rows = {name: stretch.images * count for name, count in branches_at_first(stretch.steps).items()}
+        first = branches_at_first(stretch.steps).items()
+        rows = {name: stretch.images * count.branches for name, count in first}
+        attending = {name: stretch.images * count.attending for name, count in first}
         return _Held(
             images=stretch.images,
             rows=rows if apart else dict(self.rows),
+            attending=attending if apart else dict(self.attending),
             buffers={place: size for place, size in self.buffers.items() if place[0] in needed.slots},
             memories={place: size for place, size in self.memories.items() if place in needed.memories},
         )
@@ -78,6 +88,7 @@ def _through(
     for step in steps:
         spec = plan.backbone(step.backbone)
         held.rows[step.backbone] = held.images * step.branches
+        held.attending[step.backbone] = held.images * step.attending
         entry = entry_bytes(plan, spec, dtype)
         buffers, memories = held.buffers, held.memories
         peak = held.nbytes
@@ -108,19 +119,22 @@ def _through(
 def _peak_of_split(held: _Held, parts: Sequence[_Held]) -> int:
     """When images go apart, what each part reads is copied and freed for all together, piece by piece."""
     live, peak = held.nbytes, 0
-    pieces: list[tuple[int, int]] = []
-    for place in sorted(held.buffers):
-        copied = sum(
-            part.rows[place[0].backbone] * part.buffers.get(place, 0) for part in parts if place in part.buffers
-        )
-        pieces.append((held.rows[place[0].backbone] * held.buffers[place], copied))
-    for memory in sorted(held.memories):
-        copied = sum(part.rows[memory[0].backbone] * held.memories[memory] for part in parts if memory in part.memories)
-        pieces.append((held.rows[memory[0].backbone] * held.memories[memory], copied))
+    pieces = [
+        (held.attending[place[0].backbone] * size, sum(_copied(part, place) for part in parts))
+        for place, size in sorted(held.buffers.items())
+    ]
+    pieces += [
+        (held.rows_of(memory) * size, sum(part.rows_of(memory) * size for part in parts if memory in part.memories))
+        for memory, size in sorted(held.memories.items())
+    ]
     for freed, copied in pieces:
         peak = max(peak, live + copied)
         live += copied - freed
     return peak
+
+
+def _copied(part: _Held, place: tuple[SlotKey, int]) -> int:
+    return part.attending[place[0].backbone] * part.buffers[place] if place in part.buffers else 0
 
 
 @dataclass(frozen=True)
@@ -144,12 +158,24 @@ def read_later(steps: Sequence[Step]) -> Needed:
     return Needed(slots=frozenset(key for key, _ in calls), memories=frozenset(memories))
 
 
-def branches_at_first(steps: Sequence[Step]) -> dict[str, int]:
-    """By backbone, guidance branches of the first of these steps that runs it."""
-    found: dict[str, int] = {}
+class Branches(NamedTuple):
+    """Of guidance: those that run, and those whose attention is computed."""
+
+    branches: int
+    attending: int
+
+
+def branches_at_first(steps: Sequence[Step]) -> dict[str, Branches]:
+    """By backbone, those of the first of these steps that runs it."""
+    found: dict[str, Branches] = {}
     for step in steps:
-        found.setdefault(step.backbone, step.branches)
+        found.setdefault(step.backbone, Branches(step.branches, step.attending))
     return found
+
+
+def of_attention(name: str) -> bool:
+    """Whether what is remembered under this name has a row for each branch whose attention is computed."""
+    return name != "ffn"
 
 
 def paid_name(group: int) -> str:
@@ -188,7 +214,7 @@ def beside_state(plan: Plan, *, batch: int, dtype: str, taken: Taken = ()) -> It
     apart = is_split(further)
     parts = [
         {
-            name: stretch.images * count * _conditioning(plan, name, dtype)
+            name: stretch.images * count.branches * _conditioning(plan, name, dtype)
             for name, count in branches_at_first(stretch.steps).items()
         }
         for stretch in further

@@ -11,7 +11,8 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from varbench.base.hashing import json_digest
-from varbench.plan.few_words import ranges, spread
+from varbench.plan.declared import Choosing, OwnStored, Transform
+from varbench.plan.few_words import changed, ranges, spread
 from varbench.policies import Part, PartChange
 from varbench.spec import ModelSpec
 
@@ -66,6 +67,8 @@ class Width:
     """How many of them each token computes."""
     routed: bool
     """Whether a policy chooses, by content, which; else they are the first ones, or all."""
+    varies: bool = False
+    """Whether so many are the most, of which each token computes one or more by content."""
     tokens: int | None = None
     """Of the tokens that enter, how many compute their experts, by content; the others' output is estimated. None is all."""
 
@@ -85,6 +88,10 @@ class SubLayer:
     """Whether the output is kept as state for filling in later."""
     width: Width | None = None
     """Of an FFN, the part of its hidden units that each token computes; None is all of them."""
+
+    @property
+    def varies(self) -> bool:
+        return self.width is not None and self.width.varies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,39 +130,13 @@ class Step:
     calls: tuple[LayerCall, ...]
     drops_backbone: bool = False
     """Whether the backbone has ended, and all that it still holds is freed after the step."""
+    shares: bool = False
+    """Whether the labelled branch's attention is used for both."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Transform:
-    """A replacement of modules of one backbone, once its weights are loaded."""
-
-    part: str
-    """The plugin as the row writes it, as in `int8@g64`."""
-    backbone: str
-    changes: tuple[tuple[Part, PartChange], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choosing:
-    """FLOPs for each token, as a plugin declares them."""
-
-    routing: int
-    """Whose experts are chosen."""
-    gating: int
-    """Among those from which some are left out."""
-    estimating: int
-    """Which is left out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OwnStored:
-    """Numbers that a plugin keeps beside the main model's."""
-
-    plugin: str
-    trained: int
-    """Of the compute type."""
-    whole: int
-    """Whole numbers of eight bytes."""
+    @property
+    def attending(self) -> int:
+        """Branches whose attention is computed, and whose keys and values are kept."""
+        return 1 if self.shares else self.branches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +234,11 @@ class Plan:
         return json_digest(data)
 
     @property
+    def varies(self) -> bool:
+        """Whether the amount of work depends on content."""
+        return self.decision is not None or any(call.ffn.varies for step in self.steps for call in step.calls)
+
+    @property
     def picks(self) -> bool:
         """Whether anything is chosen by content."""
         return self.decision is not None or any(call.picks for step in self.steps for call in step.calls)
@@ -302,6 +288,7 @@ def _step_json(step: Step) -> dict[str, Any]:
         "strength": step.strength,
         "mask": step.mask,
         "drops_backbone": step.drops_backbone,
+        **({"shares": True} if step.shares else {}),
         "calls": [
             {
                 "layer": call.layer,
@@ -336,7 +323,7 @@ def _decision_json(decision: Decision) -> dict[str, Any]:
 def _width_json(width: Width | None) -> list[int]:
     if width is None:
         return []
-    return [width.experts, width.chosen, int(width.routed), *([] if width.tokens is None else [width.tokens])]
+    return [width.experts, width.chosen, width.routed + width.varies, *([] if width.tokens is None else [width.tokens])]
 
 
 def describe(plan: Plan) -> Iterator[str]:
@@ -349,27 +336,21 @@ def describe(plan: Plan) -> Iterator[str]:
         tokens = sum(spec.tokens[s] for s in step.scales)
         yield (
             f"  {encoded:>9} -> scale {step.samples + 1:<2} {step.backbone}, {step.branches} branch"
-            f"{f'es at {step.strength:.2g}' if step.branches == 2 else ''}, {len(layers)} layers ({ranges(layers)}), {tokens} tokens{_partial(step, tokens)}"
+            f"{f'es at {step.strength:.2g}' if step.branches == 2 else ''}{' with one attention' * step.shares}, {len(layers)} layers ({ranges(layers)}), {tokens} tokens{_partial(step, tokens)}"
             f", reads {spread([total(u.read) for c in step.calls for u in c.cache])}"
             f", keeps {spread([total(u.kept) for c in step.calls for u in c.cache])}{_looks(step)}"
         )
     for scale in plan.skipped:
         yield f"  {spec.scale_name(scale)}: skipped"
     if plan.decision is not None:
-        after, who = plan.steps[plan.decision.after].samples + 1, "batch" if plan.decision.together else "image"
-        yield f"  after scale {after} each {who} goes, by content: {'; '.join(way.said for way in plan.decision.ways)}"
+        after, who = plan.steps[plan.decision.after].samples, "batch" if plan.decision.together else "image"
+        yield f"  after scale {after + 1} each {who} goes, by content: {'; '.join(w.said for w in plan.decision.ways)}"
     read, readable, everything = plan.entries_read
     if read < readable:
         yield f"  at last a head reads {read:.0f} of {readable} entries, {read / readable:.0%}; of all tokens {read / everything:.0%}"
     for transform in plan.transforms:
-        changes = "; ".join(f"{part} {_changed(change)}" for part, change in transform.changes)
+        changes = "; ".join(f"{part} {changed(change)}" for part, change in transform.changes)
         yield f"  {transform.part} replaces modules of {transform.backbone}: {changes or 'nothing that costs'}"
-
-
-def _changed(change: PartChange) -> str:
-    """What is not as it was, as `weight_type int8, extra_bytes 640`."""
-    default = asdict(PartChange())
-    return ", ".join(f"{key} {value}" for key, value in asdict(change).items() if value != default[key])
 
 
 def _looks(step: Step) -> str:
@@ -385,7 +366,8 @@ def _partial(step: Step, tokens: int) -> str:
     counts = f"attention on {spread(attention)}, FFN on {spread(ffn)}" if min(attention + ffn) < tokens else ""
     widths = [call.ffn.width for call in step.calls if call.ffn.width is not None]
     if widths:
-        of = f"{spread([width.chosen for width in widths])} of {widths[0].experts} experts"
+        chosen = [count for width in widths for count in ((1, width.chosen) if width.varies else (width.chosen,))]
+        of = f"{spread(chosen)} of {widths[0].experts} experts"
         counts += f"{', ' if counts else ''}{of} in {len(widths)} layers"
         kept = [width.tokens for width in widths if width.tokens is not None]
         counts += f" on {spread(kept)} tokens" if kept else ""

@@ -7,12 +7,13 @@ went is, since what was computed hangs on it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from varbench.plan.decided import Taken, alone, stretches, wrong_taking
 from varbench.plan.state import state_over_time
 from varbench.plan.steps import Decision, LayerCall, Plan, Step, total
+from varbench.plan.widths import at_least
 
 
 class CacheSeen(NamedTuple):
@@ -36,8 +37,10 @@ class CacheSeen(NamedTuple):
 class CallSeen(NamedTuple):
     backbone: str
     layer: int
+    attending: int
+    """Rows that entered the attention: of branches that take another's, none."""
     attention: int
-    """Tokens of each row that entered the attention."""
+    """Tokens of each of them."""
     ffn: int
     hidden: int
     """Hidden numbers that the FFN made, of all rows and tokens."""
@@ -95,8 +98,7 @@ def foreseen(plan: Plan, *, batch: int, dtype: str, taken: Taken = ()) -> Trace:
                 embedded=sum(plan.model.tokens[scale] for scale in step.scales if scale),
                 drawn=plan.model.tokens[step.samples],
                 calls=tuple(
-                    _call(step, call, rows=images * step.branches, hidden=plan.backbone(step.backbone).hidden)
-                    for call in step.calls
+                    _call(step, call, images=images, hidden=plan.backbone(step.backbone).hidden) for call in step.calls
                 ),
                 state_peak=peak,
                 state_after=after,
@@ -116,7 +118,8 @@ def _previews(decision: Decision) -> dict[int, tuple[int, ...]]:
     return found
 
 
-def _call(step: Step, call: LayerCall, *, rows: int, hidden: int) -> CallSeen:
+def _call(step: Step, call: LayerCall, *, images: int, hidden: int) -> CallSeen:
+    rows = images * step.branches
     caches = (
         CacheSeen(
             len(use.heads),
@@ -134,6 +137,7 @@ def _call(step: Step, call: LayerCall, *, rows: int, hidden: int) -> CallSeen:
     return CallSeen(
         backbone=step.backbone,
         layer=call.layer,
+        attending=images * step.attending,
         attention=call.attention.tokens,
         ffn=call.ffn.tokens,
         hidden=tokens * (hidden if width is None else hidden // width.experts * width.chosen),
@@ -150,7 +154,20 @@ def otherwise_than_planned(plan: Plan, trace: Trace, *, batch: int, dtype: str) 
     if wrong is not None:
         yield wrong
     else:
-        yield from differences(foreseen(plan, batch=batch, dtype=dtype, taken=trace.taken), trace)
+        most, least = (foreseen(one, batch=batch, dtype=dtype, taken=trace.taken) for one in (plan, at_least(plan)))
+        yield from differences(_within(most, least, trace), trace)
+
+
+def _within(most: Trace, least: Trace, seen: Trace) -> Trace:
+    """What was foreseen, with as many hidden numbers as were seen where that lies between the bounds."""
+    steps = []
+    for step, fewest, ran in zip(most.steps, least.steps, seen.steps, strict=False):
+        calls = list(step.calls)
+        for place, (call, low, its) in enumerate(zip(step.calls, fewest.calls, ran.calls, strict=False)):
+            if low.hidden <= its.hidden <= call.hidden:
+                calls[place] = call._replace(hidden=its.hidden)
+        steps.append(step._replace(calls=tuple(calls)))
+    return replace(most, steps=(*steps, *most.steps[len(steps) :]))
 
 
 def differences(planned: Trace, seen: Trace) -> Iterator[str]:
@@ -191,6 +208,6 @@ def _described(call: CallSeen) -> str:
     routed = f" ({call.routed} chose experts)" if call.routed else ""
     routed += f" ({call.estimated} tokens estimated)" if call.estimated else ""
     return (
-        f"layer {call.layer} of {call.backbone}{mask}, attention on {call.attention} and FFN on {call.ffn} tokens, "
+        f"layer {call.layer} of {call.backbone}{mask}, attention of {call.attending} rows on {call.attention} and FFN on {call.ffn} tokens, "
         f"{call.hidden} hidden numbers{routed}, {caches}"
     )

@@ -11,7 +11,7 @@ from varbench.spec import ModelSpec
 def traffic(plan: Plan, spec: ModelSpec, step: Step, batch: int, dtype: str, device: str) -> tuple[int, int]:
     """Bytes moved in a step, and the largest transient."""
     item, width = int(ITEM[dtype]), spec.width
-    rows = batch * step.branches
+    rows, attending = batch * step.branches, batch * step.attending
     moved, transient = 0.0, 0
     weights, ffn_weights = (
         matrix_bytes(plan, step.backbone, part, dtype) / spec.depth for part in ("attention", "ffn")
@@ -26,17 +26,18 @@ def traffic(plan: Plan, spec: ModelSpec, step: Step, batch: int, dtype: str, dev
     hidden_passes = 2 if device == "cpu" else 4
     for call in step.calls:
         attended = max(use.attended for use in call.cache)
-        a, f = rows * call.attention.tokens * width, rows * call.ffn.tokens * width
+        a, f = attending * call.attention.tokens * width, rows * call.ffn.tokens * width
         read, hidden, gathered = _ffn_part(call.ffn, spec, rows)
         moved += (
             weights + read * ffn_weights + (a + f) * passes + a * projected + (2 * f + hidden_passes * hidden) * item
         )
-        moved += rows * sum(len(use.heads) * _cache_bytes(plan, use, spec, dtype) for use in call.cache)
-        choosing = [rows * len(use.heads) * _choosing(use, spec, item) for use in call.cache]
+        moved += (rows - attending) * call.attention.tokens * width * 6 * item  # a copy, gated and added for itself
+        moved += attending * sum(len(use.heads) * _cache_bytes(plan, use, spec, dtype) for use in call.cache)
+        choosing = [attending * len(use.heads) * _choosing(use, spec, item) for use in call.cache]
         moved += 3 * sum(choosing)
         # Each expert's tokens are gathered, and what it makes of them is added up in float32.
         moved += gathered * width * (2 * item + 3 * 4) + (routers if gathered else 0)
-        attention = a * (4 + 4 + 3 * item + 8) + 2 * rows * attended * width * item
+        attention = a * (4 + 4 + 3 * item + 8) + 2 * attending * attended * width * item
         together = hidden / call.ffn.width.chosen if gathered and call.ffn.width else hidden
         inner = f * (4 + 4 + item + (4 if gathered else 0)) + round(together) * 2 * item
         transient = max(transient, round(attention), round(inner), *choosing)

@@ -9,8 +9,9 @@ from dataclasses import replace
 from varbench.errors import PlanError
 from varbench.experts import WidthPolicy
 from varbench.plan.cache_uses import Work
+from varbench.plan.declared import Choosing, OwnStored
 from varbench.plan.owned import Owned
-from varbench.plan.steps import Choosing, OwnStored, Width
+from varbench.plan.steps import LayerCall, Plan, Step, Width
 from varbench.policies import MAIN, StepSpec
 from varbench.spec import ModelSpec
 
@@ -32,7 +33,11 @@ def with_widths(
             f"{width.plugin}: {experts} experts of {model.name}'s {model.hidden} hidden units are not of equal size; give "
             f"a number that divides {model.hidden}"
         )
-    routed = bool(policy.routed)
+    routed, varies = bool(policy.routed), bool(policy.varies)
+    if varies and not routed:
+        raise PlanError(
+            f"{width.plugin}: how many experts a token computes varies, and none are chosen by content; set routed"
+        )
     found = dict(work)
     for index, spec in enumerate(specs):
         if spec.backbone != MAIN:
@@ -51,17 +56,40 @@ def with_widths(
             if kept is not None and (len(spec.scales) > 1 or ffn.picked):
                 why = "a token policy picks tokens too" if ffn.picked else f"the step encodes {len(spec.scales)} scales"
                 raise PlanError(f"{where} leaves tokens out, and {why}; that is not supported")
-            partly = chosen is not None and chosen < experts
+            partly = chosen is not None and (chosen < experts or varies)
             left_out = kept is not None and kept < available
             if partly or left_out:
                 part = Width(
                     experts=experts,
                     chosen=chosen if partly and chosen is not None else experts,
                     routed=routed and partly,
+                    varies=varies and partly,
                     tokens=kept if left_out else None,
                 )
                 found[index, place] = (attention, replace(ffn, width=part))
     return found
+
+
+def at_least(plan: Plan) -> Plan:
+    """The plan with one expert for each token where their number varies: of work that hangs on content, the least."""
+    if not plan.varies:
+        return plan
+    decision = plan.decision
+    if decision is not None:
+        ways = tuple(replace(way, steps=_with_one(way.steps)) for way in decision.ways)
+        decision = replace(decision, ways=ways)
+    return replace(plan, steps=_with_one(plan.steps), decision=decision)
+
+
+def _with_one(steps: Sequence[Step]) -> tuple[Step, ...]:
+    return tuple(replace(step, calls=tuple(_one_expert(call) for call in step.calls)) for step in steps)
+
+
+def _one_expert(call: LayerCall) -> LayerCall:
+    width = call.ffn.width
+    if width is None or not width.varies:
+        return call
+    return replace(call, ffn=replace(call.ffn, width=replace(width, chosen=1)))
 
 
 def choosing(work: Work, width: Owned[WidthPolicy] | None) -> Choosing | None:

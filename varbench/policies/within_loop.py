@@ -61,6 +61,11 @@ class GuidancePolicy(Protocol):
         scale, 1 at the last, evenly between. Where it is 0 to the end, the unlabelled branch does not run."""
         return None
 
+    def shares(self, scale: int) -> bool:
+        """Whether the unlabelled branch takes what the labelled one's attention gives, before each gates it, in place of its
+        own. From the first such scale on its keys and values are gone, and all later ones must be such."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredForm:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from varbench.plan import cost
 from varbench.plan.trace import foreseen
+from varbench.plan.widths import at_least
 from varbench.record.planned import CallRun, PlanStep, PlanSummary, PlanTransform, Totals
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def plan_summary(
         ),
         read_share=read / readable if readable else None,
         token_share=read / everything,
-        least=None if plan.decision is None else _least(plan, batch=batch, dtype=dtype, device=device),
+        least=None if not plan.varies else _least(plan, batch=batch, dtype=dtype, device=device),
         weights_bytes=counted.weight_bytes,
         hardware=predicted.hardware if predicted else None,
         predicted_seconds=predicted.transformer if predicted else None,
@@ -78,7 +79,7 @@ def plan_summary(
 
 def _least(plan: Plan, *, batch: int, dtype: str, device: str) -> Totals:
     taken = cost.least_taken(plan, batch=batch, dtype=dtype, device=device)
-    trace = foreseen(plan, batch=batch, dtype=dtype, taken=taken)
+    trace = foreseen(at_least(plan), batch=batch, dtype=dtype, taken=taken)
     return trace_totals(trace, plan)
 
 

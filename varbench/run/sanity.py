@@ -15,6 +15,7 @@ from varbench.plan.cost import PlanWork, least, work
 from varbench.plan.decided import wrong_taking
 from varbench.plan.state import ITEM
 from varbench.plan.steps import Plan
+from varbench.plan.widths import at_least
 from varbench.record import Score
 from varbench.record.options import FEWEST_ROUNDS
 from varbench.rows import FULL
@@ -255,7 +256,8 @@ def _memory(run: Run, row: RowInRun, found: Findings) -> Iterator[str]:
     taken = looks.trace.taken if looks.trace else ()
     if wrong_taking(row.plan, taken, batch=looks.batch):
         return  # said where the trace is held against the plan
-    planned = work(row.plan, batch=looks.batch, dtype=run.options.dtype, device=run.options.device, taken=taken)
+    fewest = at_least(row.plan)
+    planned = work(fewest, batch=looks.batch, dtype=run.options.dtype, device=run.options.device, taken=taken)
     held = [0, *(step.state_after for step in planned.steps)]
     needed = max(before + step.activations for before, step in zip(held, planned.steps, strict=False))
     if (seen := looks.peaks.allocated - looks.peaks.weights) < NEEDED * needed:

@@ -259,7 +259,7 @@ def _work(entry: Entry, block: Block) -> Cell:
     work = entry.work
     if work is None or work.flops is None:
         return Cell(text=None, note=why(entry, "trace", "trace.flops"))
-    full, plan = block.full.get("lossless"), entry.first.plan
+    full = block.full.get("lossless")
     note = formatting.counted(work.flops, "FLOP") + f" for a batch of {block.conditions['batch']}"
     if work.layer_tokens is not None:
         note += f", {work.layer_tokens:,} layers x tokens"
@@ -267,8 +267,7 @@ def _work(entry: Entry, block: Block) -> Cell:
     if full is None or full.work is None or not full.work.flops:
         return Cell(text=formatting.counted(work.flops, "FLOP"), note=note, sort=work.flops)
     text = f"{work.flops / full.work.flops:.0%}"
-    if plan is not None and plan.least is not None and plan.least.flops is not None and plan.totals.flops is not None:
-        bounds = f"{100 * plan.least.flops / full.work.flops:.0f}-{plan.totals.flops / full.work.flops:.0%}"
+    if (bounds := entry.bounds(full.work.flops)) is not None:
         went = f"; here {', '.join(f'{images} images {way}' for way, images in work.ways.items())}" if work.ways else ""
         text, note = f"{text} ({bounds})", f"depends on content: {bounds} of the work{went}; {note}"
     return Cell(text=text, note=note, sort=work.flops)

@@ -139,6 +139,13 @@ class Entry:
         """What really ran; of a row that did not run, what was planned."""
         return self.first.trace or (self.first.plan.totals if self.first.plan else None)
 
+    def bounds(self, whole: float) -> str | None:
+        """Where work depends on content, the least and the most as shares of this many FLOPs."""
+        plan = self.first.plan
+        if plan is None or plan.least is None or plan.least.flops is None or plan.totals.flops is None:
+            return None
+        return f"{100 * plan.least.flops / whole:.0f}-{plan.totals.flops / whole:.0%}"
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Block:

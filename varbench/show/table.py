@@ -50,6 +50,10 @@ def _notes(block: Block) -> list[str]:
         notes.append(
             f"{formatting.WITH_DECODER} with the decoder, in the full model's time too: the row has no transformer to time alone."
         )
+    full = block.full.get("lossless")
+    whole = full.work.flops if full and full.work else None
+    bounds = [(entry.name, entry.bounds(whole)) for entry in block.everything] if whole else []
+    notes += [f"{name} depends on content: {between} of the work." for name, between in bounds if between]
     if block.itself is not None:
         notes.append(f"The full model against itself: {formatting.times(block.itself)}.")
     floors = next((e.first.quality.floors for e in block.entries if e.first.quality and e.first.quality.floors), {})

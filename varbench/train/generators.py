@@ -29,6 +29,7 @@ from varbench.train import evaluation
 from varbench.train.export import export
 from varbench.train.order import batch_rows, class_drops
 from varbench.train.progress import Progress, said_now_and_then, shown
+from varbench.train.ranks import Share
 from varbench.train.recipes import RecipeWeights, cached
 from varbench.train.states import Checkpoints
 from varbench.train.trainer import DTYPES, Budget, HeldOut, optimise
@@ -134,9 +135,10 @@ class _Work:
         budget, classes = self.budget, len(self.data.classes)
         labels = self.data.labels(self.data.training[: budget.images_seen])
 
-        def loss(step: int) -> tuple[str, Tensor]:
+        def loss(step: int, share: Share) -> tuple[str, Tensor]:
             rows = batch_rows(seed=budget.seed, step=step, batch=budget.batch, count=len(examples))
             drops = class_drops(seed=budget.seed, step=step, batch=budget.batch, probability=budget.class_drop)
+            rows, drops = share.rows(rows), share.rows(drops)
             return "full", self._losses(examples[rows], np.where(drops, classes, labels[rows])).mean()
 
         held_out = self.data.validation[: evaluation.IMAGES]

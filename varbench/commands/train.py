@@ -44,6 +44,9 @@ def add_parser(subparsers: Any) -> None:
         steps="optimiser steps; default: what the shipped weights had",
         data="a folder with one sub-folder per class; default: the preset's own data",
     )  # fmt: skip
+    parser.add_argument(
+        "--tokens", type=Path, metavar="DIR", help="a folder of `varbench tokens`, in the place of images (--data)"
+    )
     parser.add_argument("--rate", type=float, help="peak learning rate")
     parser.add_argument(
         "--out", type=Path, metavar="PATH",
@@ -92,6 +95,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuses values that no training can use, before anything is read or made."""
+    if args.tokens is not None and (args.data is not None or args.what in ("tokenizer", "features", "judge")):
+        raise UserError(
+            "--tokens stands for the images of a transformer's training: leave --data out, or leave it out itself"
+        )
     if args.parts < 1:
         raise UserError(f"--parts is {args.parts}; give 1 or more")
     if (args.parts > 1 or args.recompute) and args.what in ("tokenizer", "features", "judge"):
@@ -104,6 +111,10 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _data(args: argparse.Namespace, *, side: int) -> ImageSet:
+    if args.tokens is not None:
+        from varbench.train.token_folder import open_tokens
+
+        return open_tokens(args.tokens)
     if args.data is None:
         from varbench.data.shapes import Shapes
 

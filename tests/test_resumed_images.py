@@ -132,8 +132,8 @@ def test_images_that_are_kept_are_all_there_in_a_run_that_went_on(
 
 def run(out: Path, cache: Path, *more: str) -> subprocess.Popen[str]:
     command = [
-        sys.executable, "-m", "varbench", "run", "--plugins", "guidance@from3", "--images", "1024", "--batch", "32",
-        "--dtype", "float32", "--rounds", "1", "--count", "1", "--budget", "0", "--out", str(out), *more,
+        sys.executable, "-m", "varbench", "run", "--plugins", "full_var", "--images", "608", "--batch", "32", "--quick",
+        "--dtype", "float32", "--count", "1", "--budget", "0", "--out", str(out), *more,
     ]  # fmt: skip
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -148,10 +148,10 @@ def scores(out: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_a_run_that_is_killed_twice_ends_with_the_scores_of_one_that_was_not(tmp_path: Path) -> None:
     out, cache = tmp_path / "killed", tmp_path / "cache"
-    for group in ("00000256.npz", "00000768.npz"):
+    for group in ("00000000.npz", "00000256.npz"):
         process = run(out, cache, *(["--resume"] if out.exists() else []))
         ends = time.monotonic() + 300
         while not list(out.glob(f".parts/*.groups/{group}")):
@@ -163,7 +163,8 @@ def test_a_run_that_is_killed_twice_ends_with_the_scores_of_one_that_was_not(tmp
     _, said = process.communicate()
     assert process.returncode == 0, said
     other = run(tmp_path / "whole", tmp_path / "other cache")
-    assert other.wait() == 0
+    other.communicate()
+    assert other.returncode == 0
     assert scores(out) == scores(tmp_path / "whole")
-    assert set(scores(out)) == {"full_var", "guidance@from3"}
+    assert set(scores(out)) == {"full_var"}
     assert not list(out.glob(".parts/*.groups")), "once a row is scored, nothing of it stays"

@@ -411,40 +411,6 @@ def test_tokenizer_refuses_data_of_another_size(tmp_path: Path) -> None:
         )
 
 
-SHARED = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import test_training as t
-import torch
-from varbench.train.ranks import join_ranks
-torch.manual_seed(0)
-tokenizer = t.Tokenizer.for_model(t.SPEC).eval().requires_grad_(False)
-tokens = t.tokens_of(t.DATA, tokenizer, model=t.SPEC, indices=t.DATA.training[:32])
-ranks = join_ranks()
-model, _ = t.trained(tokenizer, tokens, Path({folder!r}), ranks=ranks)
-torch.save(t.weights(model), Path({folder!r}) / f"rank{{ranks.rank}}")
-ranks.close()
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_train_what_one_does(tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path) -> None:
-    (tmp_path / "two").mkdir()
-    (tmp_path / "script.py").write_text(SHARED.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "two")))
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "script.py")]
-    child = subprocess.run(
-        [sys.executable, *command], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False
-    )
-    assert child.returncode == 0, child.stderr.decode()
-    first, second = (torch.load(tmp_path / "two" / f"rank{rank}", weights_only=True) for rank in (0, 1))
-    alone, _ = trained(tokenizer, tokens, tmp_path / "one")
-    assert torch.equal(first, second)
-    # Adam turns the rounding of a sum into steps of some size where gradients are near zero.
-    moved = (weights(alone) - weights(fresh())).norm()
-    assert (weights(alone) - first).norm() < 0.02 * moved
-
-
 def test_progress_says_losses_and_images_a_second(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

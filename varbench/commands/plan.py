@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from varbench.commands import usable_plugins
-from varbench.errors import PlanError
+from varbench.errors import PlanError, UserError
 from varbench.record.option_forms import add_arguments, given_in
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 SOME_FAILED, NOTHING_SELECTED, ALL_FAILED = 3, 4, 5
-SHARED = ("model", "batch", "dtype", "all_settings")
+SHARED = ("model", "batch", "dtype", "all_settings", "steps", "seed")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -38,7 +38,8 @@ def add_parser(subparsers: Any) -> None:
         "  varbench plan variant@d8 --model var-d30\n"
         "  varbench plan variant,code --model var-d30 --hardware H100-SXM,L20\n"
         "  varbench plan variant@d2:bridge=7 --model var-d30 --accounting upstream\n"
-        "  varbench plan all --model var-d30 --hardware L20,H100-SXM",
+        "  varbench plan all --model var-d30 --hardware L20,H100-SXM\n"
+        "  varbench plan variant --training --model var-d30 --hardware H100-SXM --gpus 8 --batch 1024 --parts 8",
     )
     parser.add_argument(
         "method",
@@ -47,7 +48,9 @@ def add_parser(subparsers: Any) -> None:
     )
     add_arguments(
         parser, *SHARED,
-        model="model preset; default: tiny", batch="images a call; default: 64", dtype="compute type; default: bfloat16",
+        model="model preset; default: tiny", batch="images a call, or a step; default: 64",
+        dtype="compute type; default: bfloat16", steps="optimiser steps of --training; default: 2,000",
+        seed="seed of what the schedule draws; default: 0",
     )  # fmt: skip
     parser.add_argument(
         "--hardware",
@@ -57,6 +60,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--accounting", choices=("lossless", "upstream"), help="upstream counts and stores as the official code does"
     )
+    training = parser.add_argument_group("what training a recipe takes")
+    training.add_argument("--training", action="store_true", help="memory of a process and time, instead of generation")
+    training.add_argument("--gpus", type=int, default=1, metavar="N", help="processes that share a batch; default: 1")
+    training.add_argument(
+        "--parts", type=int, default=1, metavar="N", help="pieces of each one's part, as in train --parts; default: 1"
+    )
+    training.add_argument("--recompute", action="store_true", help="as in train --recompute")
     parser.add_argument("--json", action="store_true", help="print JSON, with the whole plan of each row")
     parser.set_defaults(run=run)
 
@@ -85,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
     if not asked.rows and not asked.refused:
         print(f"varbench plan: error: {args.method!r} names no row; give NAME or NAME@POINT", file=sys.stderr)
         return NOTHING_SELECTED
+    if args.training:
+        return _training(args, given, asked.rows, devices)
     settings = {"model": model.spec, "batch": batch, "dtype": dtype, "devices": devices}
     full = rows.resolve(rows.FULL, model.spec, manager=manager)
     denominators = [count(full, accounting=accounting, **settings) for accounting in rows.ACCOUNTINGS]
@@ -125,6 +137,37 @@ def run(args: argparse.Namespace) -> int:
     if beside:
         print("\npublished figures beside", *beside, sep="\n")
     return code
+
+
+def _training(
+    args: argparse.Namespace, given: Mapping[str, Any], asked: Sequence[Row], devices: Sequence[Hardware]
+) -> int:
+    from varbench.train.training_forecast import as_text, stages_of
+
+    batch, dtype = given["batch"], given["dtype"]
+    if args.gpus < 1 or args.parts < 1 or batch % (args.gpus * args.parts):
+        raise UserError(
+            f"a batch of {batch} has no {args.gpus} x {args.parts} equal parts; change --batch, --gpus or --parts"
+        )
+    recipes = {row.recipe_name: row for row in asked if row.schedule is not None}
+    found = {
+        name: tuple(
+            stages_of(
+                row, steps=given.get("steps") or 2_000, dtype=dtype, device=devices[0].device, seed=given.get("seed", 0),
+                recompute=args.recompute,
+            )
+        )
+        for name, row in recipes.items()
+    }  # fmt: skip
+    if not found:
+        print(f"varbench plan: error: {args.method!r} names no row whose recipe trains", file=sys.stderr)
+        return NOTHING_SELECTED
+    if args.json:
+        stages = [{"recipe": name, **dataclasses.asdict(stage)} for name, some in found.items() for stage in some]
+        print(json.dumps(stages, indent=1))
+    else:
+        print(as_text(found, devices=devices, batch=batch, gpus=args.gpus, parts=args.parts, dtype=dtype))
+    return 0
 
 
 def _devices(text: str) -> tuple[Hardware, ...]:

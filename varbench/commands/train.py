@@ -44,10 +44,21 @@ def add_parser(subparsers: Any) -> None:
         steps="optimiser steps; default: what the shipped weights had",
         data="a folder with one sub-folder per class; default: the preset's own data",
     )  # fmt: skip
+    parser.add_argument(
+        "--tokens", type=Path, metavar="DIR", help="a folder of `varbench tokens`, in the place of images (--data)"
+    )
     parser.add_argument("--rate", type=float, help="peak learning rate")
     parser.add_argument(
         "--out", type=Path, metavar="PATH",
         help="file for the weights; of a recipe, whose weights are kept in the cache, a folder for a copy with its record",
+    )  # fmt: skip
+    parser.add_argument(
+        "--parts", type=int, default=1, metavar="N",
+        help="compute every batch in N parts, whose gradients are added up: less memory, the same training; default: 1",
+    )  # fmt: skip
+    parser.add_argument(
+        "--recompute", action="store_true",
+        help="keep no activations within layers, and compute them again in the backward pass: less memory, a third more work",
     )  # fmt: skip
     parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="also write event files for TensorBoard")
     parser.set_defaults(run=run)
@@ -55,10 +66,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from varbench.run.defaults import filled_in
+    from varbench.train.ranks import own_device
 
     given = {"model": presets.DEFAULT, **given_in(args, *SHARED)}
     suits = filled_in(given)
-    vars(args).update(given, device=suits["device"], seed=suits["seed"])
+    vars(args).update(given, device=own_device(suits["device"]), seed=suits["seed"])
     if args.weights == "random":
         raise UserError("--weights random: give a checkpoint to start from, or leave it away for what suits WHAT")
     if args.dtype == "float16":
@@ -83,6 +95,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuses values that no training can use, before anything is read or made."""
+    if args.tokens is not None and (args.data is not None or args.what in ("tokenizer", "features", "judge")):
+        raise UserError(
+            "--tokens stands for the images of a transformer's training: leave --data out, or leave it out itself"
+        )
+    if args.parts < 1:
+        raise UserError(f"--parts is {args.parts}; give 1 or more")
+    if (args.parts > 1 or args.recompute) and args.what in ("tokenizer", "features", "judge"):
+        raise UserError(f"--parts and --recompute have no effect on the training of {args.what}; leave them out")
     if args.rate is not None and not 0 < args.rate <= 1:
         raise UserError(f"--rate is {args.rate:g}; give a learning rate above 0 and up to 1, as in --rate 0.0003")
     for option in _WITHOUT_EFFECT.get(args.what, ()):
@@ -91,6 +111,10 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _data(args: argparse.Namespace, *, side: int) -> ImageSet:
+    if args.tokens is not None:
+        from varbench.train.token_folder import open_tokens
+
+        return open_tokens(args.tokens)
     if args.data is None:
         from varbench.data.shapes import Shapes
 
@@ -172,7 +196,7 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench.train.tokens import tokens_of
     from varbench.train.trainer import train
 
-    ranks = join_ranks()
+    ranks = join_ranks(device=args.device, parts=args.parts, recompute=args.recompute)
     main = presets.preset(args.model).spec
     spec, budget = (main, BASE) if args.what == "base" else (main.narrower(), NARROW)
     budget = _budget(args, budget)
@@ -231,6 +255,7 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench.policies import MAIN
     from varbench.train.budgets import GENERATOR, recipe_budget
     from varbench.train.generators import generator_weights, taught, trained_generator
+    from varbench.train.ranks import join_ranks
     from varbench.train.recipes import recipe_weights
     from varbench.train.shipped import put
 
@@ -274,9 +299,11 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
     if MAIN not in pretrained:
         raise UserError(f"{args.model} ships no weights to start from. Give them by --weights and --vae.")
     steps = args.steps or presets.preset(args.model).shipped_steps or presets.SHORT_STEPS
+    ranks = join_ranks(device=args.device, parts=args.parts, recompute=args.recompute)
     for row in by_recipe.values():
         done = recipe_weights(
             row,
+            ranks=ranks,
             vae=_vae(args),
             pretrained=pretrained,
             data=data,
@@ -284,12 +311,15 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
             device=args.device,
             events=args.tensorboard,
         )
+        if ranks.rank > 0:
+            continue
         if args.out is not None and done.record is not None:
             own = {name: path for name, path in done.files.items() if path != pretrained[name]}
             print(f"{row.recipe_name}  {put(args.out, row.recipe_name, files=own, record=done.record)}")
             continue
         for name, path in done.files.items():
             print(f"{row.recipe_name}  {name}  {path}{'  (cached)' if done.origin == 'cache' else ''}")
+    ranks.close()
     return 0
 
 

@@ -58,6 +58,15 @@ class ImageFolder:
             out[row] = read_image(self.files[index], side=self.side)
         return out
 
+    def crops(self, indices: Indices, *, number: int, seed: int) -> NDArray[np.uint8]:
+        """Other views of the images at these indices: each number has a place of its own, drawn for each image."""
+        wanted = self._checked(indices)
+        out = np.empty((len(wanted), 3, self.side, self.side), np.uint8)
+        for row, index in enumerate(wanted):
+            drawn = np.random.RandomState([seed, number, int(index)]).random_sample(2)
+            out[row] = read_crop(self.files[index], side=self.side, place=(float(drawn[0]), float(drawn[1])))
+        return out
+
     def _checked(self, indices: Indices) -> NDArray[np.int64]:
         wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self.files)):
@@ -113,6 +122,19 @@ def read_image(path: Path, *, side: int) -> NDArray[np.uint8]:
         image = ImageOps.exif_transpose(file).convert("RGB")
     square = ImageOps.fit(image, (side, side), method=Image.Resampling.BICUBIC)
     return np.asarray(square).transpose(2, 0, 1)
+
+
+def read_crop(path: Path, *, side: int, place: tuple[float, float]) -> NDArray[np.uint8]:
+    """A square of an image whose shorter side is an eighth longer, as the official training crops; `place`, in [0, 1) across and
+    down, says where."""
+    with _opened(path) as file:
+        image = ImageOps.exif_transpose(file).convert("RGB")
+    shorter = round(side * 1.125)
+    scale = shorter / min(image.size)
+    width, height = (max(shorter, round(length * scale)) for length in image.size)
+    image = image.resize((width, height), Image.Resampling.LANCZOS)
+    left, top = (int(share * (length - side + 1)) for share, length in zip(place, (width, height), strict=True))
+    return np.asarray(image.crop((left, top, left + side, top + side))).transpose(2, 0, 1)
 
 
 def check_readable(path: Path, *, side: int) -> None:

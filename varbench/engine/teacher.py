@@ -13,6 +13,7 @@ from graphlib import CycleError, TopologicalSorter
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from varbench.engine.expert_ffn import Experts, NobodyLooks, part_of_ffn
 from varbench.engine.trained_layer import Attend, fused_attention, trained_layer
@@ -92,13 +93,19 @@ class TeacherPass:
     """A compiled pass of one backbone; masks are made once for each device."""
 
     def __init__(
-        self, plan: Plan, backbone: str, width: Owned[WidthPolicy] | None = None, *, side_by_side: bool = False
+        self,
+        plan: Plan,
+        backbone: str,
+        width: Owned[WidthPolicy] | None = None,
+        *,
+        side_by_side: bool = False,
+        recompute: bool = False,
     ) -> None:
         """`width` is asked where the plan computes a part of an FFN; `side_by_side` says that the transformer's hidden units
-        lie expert by expert."""
+        lie expert by expert. To `recompute` keeps no activations within layers, and computes them again for gradients."""
         self.plan = teacher_plan(plan, backbone)
         self.model = plan.model
-        self._width, self._side_by_side = width, side_by_side
+        self._width, self._side_by_side, self._recompute = width, side_by_side, recompute
         self._parts: dict[SlotKey, dict[int, Width | None]] = {}
         for step in plan.steps:
             for call in step.calls if step.backbone == backbone else ():
@@ -185,8 +192,12 @@ class TeacherPass:
         modulation = block.modulation(cond, shared, dtype)
         x_BnC = x[visit.scales]
         run = trained_layer if torch.is_grad_enabled() else _layer_of_modules
+        given = (x_BnC, block, modulation, self._mask(visit, x_BnC.device), dtype, attend)
         ffn = ffn or self._ffn(visit, transformer, dtype)
-        x[visit.scales] = run(x_BnC, block, modulation, self._mask(visit, x_BnC.device), dtype, attend, ffn)
+        if self._recompute and torch.is_grad_enabled():
+            x[visit.scales] = checkpoint(run, *given, ffn, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x[visit.scales] = run(*given, ffn)
 
     def _ffn(self, visit: _Visit, transformer: Transformer, dtype: torch.dtype) -> Ffn | None:
         """The FFN of a layer that computes a part of it at some of its scales; None where it is whole."""

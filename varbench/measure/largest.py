@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from varbench.plan.cost import work
+from varbench.plan.hardware import usable
 from varbench.plan.sizes import decoder_type
 from varbench.plan.state import ITEM
 from varbench.plan.steps import Plan
 from varbench.record import LargestBatch
-
-SHARE = {"cpu": 0.6, "cuda": 0.93}
-"""Of free memory: a machine that runs out of it takes its other work along; on a card some goes to the driver and to gaps."""
 
 CLOSE = 0.05
 """Bisection ends when the batch that fits and the one that does not are this near."""
@@ -27,11 +25,6 @@ def needed(plan: Plan, *, batch: int, dtype: str, device: str = "cpu") -> int:
     item = round(ITEM[decoder_type(dtype, device)])
     decoder = batch * plan.model.tokenizer.channels * plan.model.image_side**2 * item * _DECODER_MAPS
     return counted.weight_bytes + max(steps, decoder)
-
-
-def usable(free: int, *, device: str) -> int:
-    """What of a device's free memory a batch may take."""
-    return round(free * SHARE[device.partition(":")[0]])
 
 
 def largest_by_plan(plan: Plan, *, dtype: str, free: int, device: str = "cpu") -> LargestBatch:

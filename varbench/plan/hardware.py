@@ -11,6 +11,9 @@ from typing import Any
 
 from varbench.errors import UserError, did_you_mean
 
+SHARE = {"cpu": 0.6, "cuda": 0.93}
+"""Of free memory: a machine that runs out of it takes its other work along; on a card some goes to the driver and to gaps."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
@@ -74,6 +77,11 @@ KNOWN = {
         ),
     )
 }
+
+
+def usable(free: int, *, device: str) -> int:
+    """What of a device's free memory may be taken."""
+    return round(free * SHARE[device.partition(":")[0]])
 
 
 def hardware(name: str) -> Hardware:

@@ -32,6 +32,7 @@ from varbench.train.export import export
 from varbench.train.made_examples import HELD_OUT, MadeExamples, labels_of
 from varbench.train.order import batch_rows, class_drops
 from varbench.train.progress import Progress, said_now_and_then, shown
+from varbench.train.ranks import Share
 from varbench.train.recipes import RecipeWeights, cached
 from varbench.train.shipped import Shipped
 from varbench.train.states import Checkpoints
@@ -202,9 +203,10 @@ class _Work:
     ) -> dict[str, Any]:
         budget = self.budget
 
-        def loss(step: int) -> tuple[str, Tensor]:
+        def loss(step: int, share: Share) -> tuple[str, Tensor]:
             rows = batch_rows(seed=budget.seed, step=step, batch=budget.batch, count=len(examples))
             drops = class_drops(seed=budget.seed, step=step, batch=budget.batch, probability=budget.class_drop)
+            rows, drops = share.rows(rows), share.rows(drops)
             return "full", self._losses(examples[rows], np.where(drops, self.classes, labels[rows])).mean()
 
         looks = frozenset(round(budget.steps * look / budget.looks) for look in range(budget.looks + 1) if budget.looks)

@@ -1,4 +1,5 @@
-"""Several processes that train one model, each on its part of every batch, as `torchrun` starts them.
+"""How a batch is computed: by several processes, as `torchrun` starts them, and each part of it in pieces. Neither changes what
+is trained, beyond the rounding of sums.
 
 On a busy CPU two processes of one thread are several times faster than one process of two: they meet once a step, and
 not at every operation.
@@ -6,18 +7,53 @@ not at every operation.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TypeVar
+from datetime import timedelta
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from varbench.errors import UserError
 
 Entry = TypeVar("Entry", bound=np.generic)
+
+PATIENCE = timedelta(days=1)
+"""For a process that waits for another one: who trains the same in another run is waited for too."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of so many equal parts of a batch."""
+
+    place: int = 0
+    of: int = 1
+
+    def rows(self, whole: NDArray[Entry]) -> NDArray[Entry]:
+        return whole[self.place :: self.of]
+
+
+Loss = Callable[[int, Share], tuple[str, Tensor]]
+"""What a step trains, and its mean loss over a share of the step's batch."""
+
+
+class _Step(nn.Module):
+    """A step as a module, for what wants one: its parameters are those that are trained."""
+
+    def __init__(self, trained: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.trained = trained
+        self._loss = loss
+
+    def forward(self, step: int, share: Share) -> tuple[str, Tensor]:
+        return self._loss(step, share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,24 +62,63 @@ class Ranks:
 
     rank: int = 0
     count: int = 1
+    parts: int = 1
+    """Pieces of this process's part of a batch, one after the other: their gradients are added up."""
+    recompute: bool = False
+    """Layers keep no activations for the backward pass, which computes them again."""
 
-    def part(self, rows: NDArray[Entry]) -> NDArray[Entry]:
-        if len(rows) % self.count:
+    def check(self, batch: int) -> None:
+        if batch % (self.count * self.parts):
+            pieces = f" in {self.parts} parts each" if self.parts > 1 else ""
             raise UserError(
-                f"a batch of {len(rows)} cannot be split evenly over {self.count} processes. Change --batch."
+                f"a batch of {batch} cannot be split evenly over {self.count} processes{pieces}. Change --batch or --parts."
             )
-        return rows[self.rank :: self.count]
 
-    @torch.no_grad()
-    def average_gradients(self, module: nn.Module) -> None:
+    def backward(self, module: nn.Module, loss: Loss) -> Callable[[int], tuple[str, float]]:
+        """Gives what computes a step's gradients, averaged over all processes; with what the step trained and its own loss."""
+        step_of: nn.Module = _Step(module, loss)
+        together: DistributedDataParallel | None = None
+        if self.count > 1:
+            # A step of a subnet leaves the other layers out.
+            step_of = together = DistributedDataParallel(
+                step_of, find_unused_parameters=True, gradient_as_bucket_view=True
+            )
+
+        def run(step: int) -> tuple[str, float]:
+            trained, value = "", 0.0
+            for part in range(self.parts):
+                last = part + 1 == self.parts
+                waits: AbstractContextManager[object] = contextlib.nullcontext()
+                if together is not None and not last:
+                    waits = together.no_sync()
+                with waits:
+                    share = Share(self.rank * self.parts + part, self.count * self.parts)
+                    trained, found = cast(tuple[str, Tensor], step_of(step, share))
+                    (found if self.parts == 1 else found / self.parts).backward()
+                value += float(found.detach()) / self.parts
+            return trained, value
+
+        return run
+
+    def agreed(self, mine: bool) -> bool:
+        """The first process's word on what all have to do alike."""
         if self.count == 1:
-            return
-        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        distributed.all_reduce(flat)
-        flat /= self.count
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+            return mine
+        word = [mine]
+        distributed.broadcast_object_list(word, src=0)
+        return word[0]
+
+    @contextlib.contextmanager
+    def alone(self, turn: AbstractContextManager[object]) -> Iterator[None]:
+        """The first process enters, on behalf of all; a second entry would wait for the first."""
+        with turn if self.rank == 0 else contextlib.nullcontext():
+            yield
+            self.wait()
+
+    def wait(self) -> None:
+        """For all others to come here."""
+        if self.count > 1:
+            distributed.barrier()
 
     def close(self) -> None:
         """Wait for the others, then part."""
@@ -52,10 +127,19 @@ class Ranks:
             distributed.destroy_process_group()
 
 
-def join_ranks() -> Ranks:
+def join_ranks(*, device: str = "cpu", parts: int = 1, recompute: bool = False) -> Ranks:
     """The processes that `torchrun` started with this one; alone where it was not used."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
-        return Ranks()
-    distributed.init_process_group("gloo")
-    return Ranks(rank=distributed.get_rank(), count=count)
+        return Ranks(parts=parts, recompute=recompute)
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    return Ranks(rank=distributed.get_rank(), count=count, parts=parts, recompute=recompute)
+
+
+def own_device(device: str) -> str:
+    """Of the GPUs of a machine, the one of this process among those that `torchrun` started there."""
+    place = os.environ.get("LOCAL_RANK")
+    return device if place is None or device != "cuda" else f"cuda:{place}"

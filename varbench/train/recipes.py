@@ -40,6 +40,7 @@ from varbench.train.export import export
 from varbench.train.order import uniforms
 from varbench.train.own_numbers import own_content, put_own
 from varbench.train.progress import Progress, said_now_and_then, shown
+from varbench.train.ranks import Ranks
 from varbench.train.shipped import Shipped
 from varbench.train.states import Checkpoints
 from varbench.train.tokens import TokenSet, tokens_of
@@ -71,11 +72,14 @@ def recipe_weights(
     shipped: Shipped | None = None,
     device: str = "cpu",
     events: Path | None = None,
+    ranks: Ranks | None = None,
 ) -> RecipeWeights:
     """The weights of the row's recipe, trained from `pretrained` (by backbone) if they neither ship nor are in the cache.
 
-    `budget.steps` are the optimiser steps of all stages together.
+    `budget.steps` are the optimiser steps of all stages together. Of several `ranks`, which see the same files, the first
+    alone writes.
     """
+    ranks = ranks or Ranks()
     if row.schedule is None:
         return RecipeWeights(files=dict(pretrained), record=None, origin=None)
     if row.policies.transforms:
@@ -106,14 +110,21 @@ def recipe_weights(
         found = cached(folder, names, pretrained)
         return None if found is None else replace(found, note=note)
 
-    if found := in_cache():
+    def in_cache_by_now() -> RecipeWeights:
+        found = in_cache()
+        assert found is not None, "the first process has seen it there"
         return found
+
+    found = in_cache()
+    if ranks.agreed(found is not None):
+        return found or in_cache_by_now()
     waiting = said_now_and_then(f"{row.recipe_name} is being trained by another process; waiting for it")
-    with one_at_a_time(folder / "lock", while_waiting=waiting):
-        if found := in_cache():
-            return found
+    with ranks.alone(one_at_a_time(folder / "lock", while_waiting=waiting)):
+        found = in_cache()
+        if ranks.agreed(found is not None):
+            return found or in_cache_by_now()
         indices = data.training[: budget.images_seen]
-        with shown(f"tokens of {data.name}", steps=len(indices)) as progress:
+        with shown(f"tokens of {data.name}", steps=len(indices), quiet=ranks.rank > 0) as progress:
             tokens = tokens_of(data, tokenizer, model=row.model, indices=indices, progress=progress)
         trained = {name: load_transformer(path, tokenizer_spec).to(device) for name, path in pretrained.items()}
         if row.policies.width is not None:
@@ -122,7 +133,11 @@ def recipe_weights(
         for stage, stage_budget in stages:
             title = f"{row.recipe_name} {stage.name}" if len(stages) > 1 else row.recipe_name
             with shown(
-                title, steps=stage_budget.steps, batch=budget.batch, events=events and events / stage.name
+                title,
+                steps=stage_budget.steps,
+                batch=budget.batch,
+                events=events and events / stage.name,
+                quiet=ranks.rank > 0,
             ) as progress:
                 record["stages"][stage.name] = _train_stage(
                     row,
@@ -135,14 +150,18 @@ def recipe_weights(
                     budget=stage_budget,
                     checkpoints=Checkpoints(folder / f"{stage.name}.state"),
                     progress=progress,
+                    ranks=ranks,
                 )
+            if ranks.rank > 0:
+                continue
             transformer, whole = trained[stage.backbone], {**record, "backbone": stage.backbone}
             export(transformer, files[stage.backbone], spec=transformer.spec, record=whole)
         # Written last: its presence says that the weights beside it are complete.
-        with whole_file(record_path) as file:
-            file.write(json.dumps(record, indent=1).encode())
-        for stage, _ in stages:
-            (folder / f"{stage.name}.state").unlink(missing_ok=True)
+        if ranks.rank == 0:
+            with whole_file(record_path) as file:
+                file.write(json.dumps(record, indent=1).encode())
+            for stage, _ in stages:
+                (folder / f"{stage.name}.state").unlink(missing_ok=True)
     return RecipeWeights(files=files, record=record, origin="here", note=note)
 
 
@@ -211,6 +230,7 @@ def _train_stage(
     budget: Budget,
     checkpoints: Checkpoints,
     progress: Progress,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     assert row.schedule is not None
     transformer = trained[stage.backbone]
@@ -239,6 +259,7 @@ def _train_stage(
             row, stage, tokenizer=tokenizer, data=data, budget=budget, device=transformer.pos_1LC.device
         ),
         identity={"from": file_hash(pretrained[stage.backbone])},
+        ranks=ranks,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from varbench.base.hashing import digest
 from varbench.base.places import cache_folder
 from varbench.base.turns import one_at_a_time
 from varbench.base.whole_files import require_space, whole_file
-from varbench.data.image_set import ImageSet
+from varbench.data.image_set import ImageSet, Indices
 from varbench.model.tokenizer import Tokenizer
 from varbench.spec import ModelSpec
 from varbench.train.progress import Progress, said_now_and_then
@@ -23,17 +24,30 @@ from varbench.train.progress import Progress, said_now_and_then
 _CHUNK = 64
 
 
+class TokenRows(Protocol):
+    """Tokens (N, L) by rows: an array, or what is as good as one."""
+
+    def __getitem__(self, rows: Any) -> NDArray[np.uint16]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenSet:
     """Tokens of some images and their labels."""
 
-    tokens_NL: NDArray[np.uint16]
+    tokens_NL: TokenRows
     labels_N: NDArray[np.int64]
     key: str
     """Hash of the data's recipe, the tokenizer's weights and the indices."""
 
     def __len__(self) -> int:
         return len(self.labels_N)
+
+
+@runtime_checkable
+class OfTokens(Protocol):
+    """A data set of which only tokens are there."""
+
+    def token_set(self, indices: Indices, *, tokenizer: Tokenizer, model: ModelSpec) -> TokenSet: ...
 
 
 def tokens_of(
@@ -45,6 +59,8 @@ def tokens_of(
     progress: Progress | None = None,
 ) -> TokenSet:
     """Tokens of the images at `indices`, from the cache folder where they were made before."""
+    if isinstance(data, OfTokens):
+        return data.token_set(indices, tokenizer=tokenizer, model=model)
     key = digest([f"{data.fingerprint} {weights_hash(tokenizer)} {model.sides} {indices}"])
     path = cache_folder("tokens") / f"{key[:32]}.npy"
     if not path.exists():
@@ -64,7 +80,8 @@ def _write(
     with whole_file(path) as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<u2", "fortran_order": False, "shape": shape})
         for start in range(0, len(indices), _CHUNK):
-            file.write(_tokens(data, tokenizer, indices[start : start + _CHUNK]).data)
+            images = torch.from_numpy(data.images(indices[start : start + _CHUNK]))
+            file.write(tokens_in(images, tokenizer).data)
             if progress is not None:
                 progress(min(start + _CHUNK, len(indices)), {})
 
@@ -78,9 +95,9 @@ def weights_hash(module: nn.Module) -> str:
     return hashed.hexdigest()
 
 
-def _tokens(data: ImageSet, tokenizer: Tokenizer, wanted: range) -> NDArray[np.uint16]:
-    weight = tokenizer.quant_conv.weight
-    images = torch.from_numpy(data.images(wanted)).to(weight.device)
+def tokens_in(pixels: torch.Tensor, tokenizer: Tokenizer) -> NDArray[np.uint16]:
+    """Tokens of images (N, 3, side, side) in bytes."""
+    images = pixels.to(tokenizer.quant_conv.weight.device)
     # float32 always: the tokens must not depend on what the machine is fast at.
     with torch.inference_mode():
         codes_NL = tokenizer.encode(images.float() / 127.5 - 1)

@@ -31,7 +31,7 @@ from varbench.spec import ModelSpec
 from varbench.train.optimiser import RunningMean, adamw, divergence, rate_at, take_step
 from varbench.train.order import batch_rows, class_drops, uniforms
 from varbench.train.progress import Progress
-from varbench.train.ranks import Ranks
+from varbench.train.ranks import Loss, Ranks, Share
 from varbench.train.states import Checkpoints, ctrl_c_waits, load_state
 from varbench.train.tokens import TokenSet
 
@@ -125,11 +125,12 @@ def train(
     transformer.requires_grad_(curriculum.trains != "own")
     transformer.own.requires_grad_(curriculum.trains != "model")
     device = transformer.pos_1LC.device
-    passes = _Passes(curriculum, teacher, device=device, dtype=DTYPES[budget.dtype])
+    recompute = ranks is not None and ranks.recompute
+    passes = _Passes(curriculum, teacher, device=device, dtype=DTYPES[budget.dtype], recompute=recompute)
 
-    def loss(step: int) -> tuple[str, Tensor]:
+    def loss(step: int, share: Share) -> tuple[str, Tensor]:
         features_BLD, tokens_BL, labels_B = _batch(
-            tokenizer, tokens, budget, step, classes=transformer.spec.classes, ranks=ranks or Ranks()
+            tokenizer, tokens, budget, step, classes=transformer.spec.classes, share=share
         )
         wanted = curriculum.at(step, uniforms(seed=budget.seed, step=step))
         return wanted.point or "full", passes.loss(transformer, wanted, features_BLD, tokens_BL, labels_B)
@@ -151,7 +152,7 @@ def train(
 def optimise(
     module: Network,
     *,
-    loss: Callable[[int], tuple[str, Tensor]],
+    loss: Loss,
     name: str,
     budget: Budget,
     checkpoints: Checkpoints,
@@ -161,7 +162,7 @@ def optimise(
     evaluation: HeldOut[Network] | None = None,
     ranks: Ranks | None = None,
 ) -> dict[str, Any]:
-    """Train in place and leave the mean weights in `module`; the record of how it went. `loss` gives what a step trains, and how well.
+    """Train in place and leave the mean weights in `module`; the record of how it went.
 
     Killed at any moment and called again with the same arguments, it goes on from the last checkpoint to the same weights
     that it would have reached without the interruption; after Ctrl-C, from the step it was at. `on_checkpoint` runs
@@ -171,6 +172,7 @@ def optimise(
     """
     module.train()
     ranks = ranks or Ranks()
+    ranks.check(budget.batch)
     device = next(module.parameters()).device
     optimizer = adamw(module, weight_decay=budget.weight_decay)
     mean = RunningMean(module, decay=budget.mean_decay)
@@ -218,16 +220,15 @@ def optimise(
             on_checkpoint(step)
             mean.swap()
 
+    backward = ranks.backward(module, loss)
     # Ranks step together, so none of them may finish a step that another has left.
     with ctrl_c_waits() if ranks.count == 1 else nullcontext(lambda: False) as interrupted:
         for step in range(begin, budget.steps):
-            trained, found = loss(step)
-            found.backward()
-            ranks.average_gradients(module)
+            trained, value = backward(step)
             rate = rate_at(
                 step, steps=budget.steps, peak=budget.peak_rate, warm_up=budget.warm_up_steps, floor=budget.floor
             )
-            value, gradient = float(found.detach()), take_step(optimizer, module.parameters(), rate=rate)
+            gradient = take_step(optimizer, module.parameters(), rate=rate)
             if diverged := divergence(step, steps=budget.steps, peak=budget.peak_rate, loss=value, gradient=gradient):
                 checkpoints.path.unlink(missing_ok=True)
                 raise UserError(f"{name}: {diverged}")
@@ -258,13 +259,13 @@ def optimise(
 
 @torch.no_grad()
 def _batch(
-    tokenizer: Tokenizer, tokens: TokenSet, budget: Budget, step: int, *, classes: int, ranks: Ranks
+    tokenizer: Tokenizer, tokens: TokenSet, budget: Budget, step: int, *, classes: int, share: Share
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Features, tokens and labels of a step, on the tokenizer's device; a dropped label is `classes`."""
+    """Features, tokens and labels of a share of a step's batch, on the tokenizer's device; a dropped label is `classes`."""
     device = tokenizer.quant_conv.weight.device
     rows = batch_rows(seed=budget.seed, step=step, batch=budget.batch, count=len(tokens))
     drops = class_drops(seed=budget.seed, step=step, batch=budget.batch, probability=budget.class_drop)
-    rows, drops = ranks.part(rows), ranks.part(drops)
+    rows, drops = share.rows(rows), share.rows(drops)
     tokens_BL = torch.from_numpy(tokens.tokens_NL[rows].astype(np.int64)).to(device)
     labels_B = torch.from_numpy(np.where(drops, classes, tokens.labels_N[rows])).to(device)
     return tokenizer.teacher_input(tokens_BL), tokens_BL, labels_B
@@ -278,9 +279,15 @@ class _Passes:
     """Compiled passes of the plans that a curriculum names, each made when it is first trained."""
 
     def __init__(
-        self, curriculum: Curriculum, teacher: Teacher | None, *, device: torch.device, dtype: torch.dtype
+        self,
+        curriculum: Curriculum,
+        teacher: Teacher | None,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        recompute: bool = False,
     ) -> None:
-        self._curriculum, self._teacher, self._dtype = curriculum, teacher, dtype
+        self._curriculum, self._teacher, self._dtype, self._recompute = curriculum, teacher, dtype, recompute
         self._attend = attention_of(device)
         self._known: dict[tuple[str | None, int], TeacherPass] = {}
         self._teacher_pass = None if teacher is None else TeacherPass(teacher.plan, MAIN)
@@ -335,7 +342,7 @@ class _Passes:
             plan, backbone = self._curriculum.plan_of(point)
             steps = tuple(step for step in plan.steps if step.samples < scales)
             width = self._curriculum.width_of(point)
-            self._known[key] = TeacherPass(replace(plan, steps=steps), backbone, width)
+            self._known[key] = TeacherPass(replace(plan, steps=steps), backbone, width, recompute=self._recompute)
         return self._known[key]
 
     @torch.no_grad()

@@ -1,0 +1,188 @@
+"""A batch computed by several processes, or in pieces, trains what one process does at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_training import BUDGET, DATA, SPEC, fresh, trained, weights
+
+from varbench.errors import UserError
+from varbench.model.tokenizer import Tokenizer
+from varbench.train.ranks import Ranks, Share, own_device
+from varbench.train.tokens import TokenSet, tokens_of
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    torch.manual_seed(0)
+    return Tokenizer.for_model(SPEC).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def tokens(tokenizer: Tokenizer) -> TokenSet:
+    return tokens_of(DATA, tokenizer, model=SPEC, indices=DATA.training[:32])
+
+
+def near(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Adam turns the rounding of a sum into steps of some size where gradients are near zero."""
+    moved = (other - weights(fresh())).norm()
+    return bool((one - other).norm() < 0.02 * moved)
+
+
+def test_shares_are_equal_and_together_the_whole() -> None:
+    rows = np.arange(12)
+    parts = [Share(place, 4).rows(rows) for place in range(4)]
+    assert {len(part) for part in parts} == {3} and sorted(np.concatenate(parts)) == list(range(12))
+    Ranks(count=2, parts=3).check(12)
+    with pytest.raises(UserError, match="a batch of 12 cannot be split evenly over 5 processes. Change --batch"):
+        Ranks(count=5).check(12)
+    with pytest.raises(UserError, match="over 2 processes in 4 parts each"):
+        Ranks(count=2, parts=4).check(12)
+    with pytest.raises(UserError, match="over 16 processes"):
+        Ranks(count=16).check(4)
+
+
+def test_each_process_has_a_card_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_device("cuda") == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert [own_device(name) for name in ("cuda", "cuda:1", "cpu")] == ["cuda:3", "cuda:1", "cpu"]
+
+
+@pytest.mark.parametrize("how", [{"parts": 2}, {"parts": 4}, {"recompute": True}, {"parts": 2, "recompute": True}])
+def test_pieces_and_recomputed_activations_train_the_same(
+    tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path, how: dict[str, Any]
+) -> None:
+    whole, told = trained(tokenizer, tokens, tmp_path / "whole")
+    other, said = trained(tokenizer, tokens, tmp_path / "other", ranks=Ranks(**how))
+    assert near(weights(other), weights(whole))
+    if "parts" not in how:
+        assert torch.equal(weights(other), weights(whole))
+    for (step, loss), (same, near_loss) in zip(told["losses"]["full"], said["losses"]["full"], strict=True):
+        assert step == same and loss == pytest.approx(near_loss, abs=2e-3)
+
+
+def test_recomputed_activations_are_not_held(tokenizer: Tokenizer, tokens: TokenSet) -> None:
+    from varbench.engine.teacher import TeacherPass
+    from varbench.policies import MAIN
+    from varbench.train.recipes import full_plan
+    from varbench.train.trainer import attention_of
+
+    model = fresh().requires_grad_(True)
+    features = tokenizer.teacher_input(torch.from_numpy(tokens.tokens_NL[:8].astype(np.int64)))
+    held = []
+    for recompute in (False, True):
+        run = TeacherPass(full_plan(SPEC), MAIN, recompute=recompute)
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            run.logits(
+                model, features, torch.zeros(8, dtype=torch.long), dtype=torch.float32,
+                attend=attention_of(torch.device("cpu")),
+            )  # fmt: skip
+        held.append(sum(kept.values()))
+    assert held[1] < 0.8 * held[0]
+
+
+SCRIPT = """
+import os
+import signal
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_training as t
+import torch
+from varbench.train.ranks import join_ranks
+
+torch.manual_seed(0)
+tokenizer = t.Tokenizer.for_model(t.SPEC).eval().requires_grad_(False)
+tokens = t.tokens_of(t.DATA, tokenizer, model=t.SPEC, indices=t.DATA.training[:32])
+ranks = join_ranks()
+
+
+def progress(step, figures):
+    if step == {dies_at} and ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+model, _ = t.trained(tokenizer, tokens, Path({folder!r}), ranks=ranks, progress=progress)
+torch.save(t.weights(model), Path({folder!r}) / f"rank{{ranks.rank}}")
+ranks.close()
+"""
+
+
+def two(folder: Path, *, dies_at: int = 0) -> int:
+    """Trains in two processes; one of them may die by a signal."""
+    folder.mkdir(exist_ok=True)
+    script = folder / "script.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), folder=str(folder), dies_at=dies_at))
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, check=False).returncode
+
+
+def ranks_of(folder: Path) -> list[torch.Tensor]:
+    return [torch.load(folder / f"rank{rank}", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does_and_one_that_is_killed_costs_nothing(
+    tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path
+) -> None:
+    assert two(tmp_path / "whole") == 0
+    first, second = ranks_of(tmp_path / "whole")
+    assert torch.equal(first, second)
+    alone, _ = trained(tokenizer, tokens, tmp_path / "one")
+    assert near(first, weights(alone))
+
+    killed = tmp_path / "killed"
+    assert two(killed, dies_at=BUDGET.steps // 2) != 0
+    state = torch.load(killed / "state", weights_only=True)
+    assert 0 < state["step"] < BUDGET.steps
+    (tmp_path / "fewer").mkdir()
+    (tmp_path / "fewer" / "state").write_bytes((killed / "state").read_bytes())
+    assert two(killed) == 0
+    assert torch.equal(ranks_of(killed)[0], first), "it goes on to the same weights"
+    fewer, _ = trained(tokenizer, tokens, tmp_path / "fewer")
+    assert near(weights(fewer), first), "and on another number of processes, but for rounding"
+
+
+@pytest.mark.slow
+def test_a_recipe_is_trained_by_two_processes(tmp_path: Path) -> None:
+    def train(name: str, *launcher: str) -> Path:
+        command = [sys.executable, "-m", *launcher, "varbench", "train", "fixed_ratio@p05", "--steps", "3"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / name)}
+        out = tmp_path / f"{name}-out"
+        done = subprocess.run(
+            [*command, "--dtype", "float32", "--out", str(out)], env=environment, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("fixed_ratio@p05") == 1, "the first process alone says and writes"
+        return next(out.rglob("main.safetensors"))
+
+    from safetensors.torch import load_file
+
+    one = load_file(train("one"))
+    two = load_file(train("two", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"))
+    base = load_file(train_start())
+    for name, tensor in one.items():
+        if tensor.is_floating_point() and name in base:
+            moved = (tensor.float() - base[name].float()).norm()
+            assert (tensor.float() - two[name].float()).norm() <= 0.1 * moved + 1e-6, name
+
+
+def train_start() -> Path:
+    from varbench.plan import presets
+
+    return presets.shipped_files("tiny")["main"]

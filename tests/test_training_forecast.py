@@ -1,0 +1,107 @@
+"""What a training is said to take, before it begins, is what it takes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from test_training import SPEC
+from torch.utils.flop_counter import FlopCounterMode
+
+from varbench import rows
+from varbench.__main__ import main
+from varbench.engine.teacher import TeacherPass
+from varbench.model.transformer import Transformer, initialise_
+from varbench.plan import presets
+from varbench.plan.sizes import matrices
+from varbench.policies import MAIN
+from varbench.train.recipes import full_plan
+from varbench.train.trainer import DTYPES, attention_of
+from varbench.train.training_forecast import pass_work, stages_of
+
+MODEL = replace(SPEC, sides=(1, 2, 4, 8), depth=4, width=128, heads=4)
+IMAGES = 8
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_bytes_that_wait_for_the_backward_pass_and_flops_are_those_that_are_counted(
+    dtype: str, recompute: bool
+) -> None:
+    model = initialise_(Transformer(MODEL), torch.Generator().manual_seed(0))
+    features = torch.rand(IMAGES, MODEL.length - 1, MODEL.tokenizer.code_dim)
+    tokens = torch.zeros(IMAGES, MODEL.length, dtype=torch.long)
+    run = TeacherPass(full_plan(MODEL), MAIN, recompute=recompute)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            logits = run.logits(
+                model, features, torch.zeros(IMAGES, dtype=torch.long), dtype=DTYPES[dtype],
+                attend=attention_of(torch.device("cpu")),
+            )  # fmt: skip
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+        held = sum(storage.nbytes() for storage in kept.values())
+        kept.clear()
+        loss.backward()
+    said = pass_work(full_plan(MODEL), MAIN, scales=MODEL.scales, dtype=dtype, explicit=True, recompute=recompute)
+    assert counter.get_total_flops() == pytest.approx((4 if recompute else 3) * said.flops * IMAGES, rel=0.06)
+    if recompute:  # a layer at a time comes to it in the backward pass, where these hooks do not look
+        assert held < said.activations * IMAGES
+        return
+    copies = 2 * sum(numbers for numbers, _ in matrices(MODEL).values()) if dtype == "bfloat16" else 0
+    assert held == pytest.approx(said.activations * IMAGES + copies, rel=0.15)
+
+
+def test_a_subnet_takes_less_and_a_schedule_the_mean_of_what_it_trains() -> None:
+    model = presets.preset("tiny").spec
+
+    def work(name: str) -> float:
+        (stage,) = stages_of(rows.resolve(name, model), steps=200, dtype="float32", device="cpu")
+        return stage.flops
+
+    full, half, all_of_it = map(work, ("full_var@continued", "fixed_ratio@p05/d8", "fixed_ratio@p10/d8"))
+    assert all_of_it < half < full
+    assert half == pytest.approx((full + all_of_it) / 2, rel=0.1)
+
+
+def test_two_stages_each_have_their_own() -> None:
+    model = presets.preset("tiny").spec
+    drafter, refiner = stages_of(rows.resolve("code@n4", model), steps=100, dtype="bfloat16", device="cuda")
+    assert (drafter.name, refiner.name) == ("drafter", "refiner")
+    assert drafter.steps + refiner.steps == 100
+    assert drafter.largest(drafter.needed(16)) == 16 and drafter.largest(drafter.fixed - 1) == 0
+
+
+def test_the_command_says_what_fits_a_card_and_how_long_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "variant", "--training", "--model", "var-d30", "--hardware", "H100-SXM", "--batch", "1024"]
+    assert main([*words, "--gpus", "8", "--parts", "8"]) == 0
+    said = capsys.readouterr().out
+    assert "variant@progressive" in said and "over 8 processes in 8 parts" in said
+    assert main([*words, "--parts", "64", "--recompute", "--json"]) == 0
+    (stage,) = json.loads(capsys.readouterr().out)
+    assert 40 < stage["fixed"] / 2**30 < 44, "20 bytes a weight and a copy in bfloat16: it fits one card of 80 GB"
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "code"),
+    [
+        (["variant", "--training", "--batch", "10", "--gpus", "4"], "has no 4 x 1 equal parts", 2),
+        (["hack@b25", "--training"], "names no row whose recipe trains", 4),
+        (["code", "--training", "--steps", "2"], "too few for a drafter and a refiner", 2),
+    ],
+)
+def test_what_cannot_be_trained_so_is_said(
+    words: list[str], said: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *words]) == code
+    assert said in capsys.readouterr().err

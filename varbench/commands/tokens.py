@@ -1,0 +1,75 @@
+"""`varbench tokens`: a data set's images as tokens in a folder, made once for many trainings."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from varbench.errors import UserError
+from varbench.record.option_forms import add_arguments, given_in
+
+SHARED = ("model", "vae", "data", "device", "seed")
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "tokens",
+        help="a data set's images as tokens in a folder, made once",
+        description="Encodes the training images, and a few held-out ones, into shards that `varbench train --tokens DIR` reads. "
+        "Killed and started again with the same command, it goes on where it was. Under torchrun several processes share the "
+        "shards.",
+        epilog="examples:\n"
+        "  varbench tokens --model var-d30 --vae vae_ch160v4096z32.pth --data IMAGENET/train --crops 4 --out tokens/",
+    )
+    add_arguments(
+        parser, *SHARED, model="model preset; default: tiny", vae="the tokenizer; default: the shipped one",
+        data="a folder with one sub-folder per class; default: the preset's own data", seed="seed of the crops; default: 0",
+    )  # fmt: skip
+    parser.add_argument(
+        "--crops", type=int, default=1, metavar="N",
+        help="views of each image: its middle square, and others drawn from it an eighth larger; default: 1",
+    )  # fmt: skip
+    parser.add_argument("--images", type=int, metavar="N", help="only the first N training images; default: all")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the shards go")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from varbench.data.folder import open_folder
+    from varbench.data.shapes import Shapes
+    from varbench.model.checkpoints import build_tokenizer, load_tokenizer
+    from varbench.plan import presets
+    from varbench.run.defaults import filled_in
+    from varbench.train.progress import shown
+    from varbench.train.ranks import own_device
+    from varbench.train.token_folder import write_shards
+
+    given = {"model": presets.DEFAULT, **given_in(args, *SHARED)}
+    spec = presets.preset(given["model"]).spec
+    chosen = filled_in(given)
+    if args.crops < 1 or (args.images is not None and args.images < 1):
+        raise UserError("--crops and --images are counts; give 1 or more")
+    shipped = presets.shipped_files(spec.name)
+    vae = given.get("vae") or shipped.get("vae")
+    if vae is None:
+        raise UserError(f"{spec.name} ships no tokenizer; give it by --vae")
+    data: Any = open_folder(given["data"], side=spec.image_side) if "data" in given else Shapes(side=spec.image_side)
+    wanted = len(data.training) if args.images is None else min(args.images, len(data.training))
+    if "data" not in given and args.images is None:
+        raise UserError(
+            f"{data.name} has {wanted:,} training images; say how many by --images, or give a folder by --data"
+        )
+    tokenizer = build_tokenizer(spec, load_tokenizer(vae)[1], Path(vae)).to(own_device(chosen["device"]))
+    rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    with shown(f"tokens of {data.name}", steps=wanted // count or 1, quiet=rank > 0) as progress:
+        write_shards(
+            args.out, data, tokenizer, model=spec, images=args.images, crops=args.crops, seed=chosen["seed"], rank=rank, count=count,
+            progress=lambda images: progress(min(images, wanted // count or 1), {}),
+        )  # fmt: skip
+    if rank == 0:
+        print(
+            f"{args.out}  {wanted:,} images of {len(data.classes)} classes in {args.crops} crop{'s' * (args.crops > 1)}"
+        )
+    return 0

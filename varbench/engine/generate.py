@@ -20,9 +20,8 @@ from varbench.engine.cache_entries import EncodedForm, PlainForm, attention_paid
 from varbench.engine.conditioning import Conditioning, condition
 from varbench.engine.expert_ffn import Experts, part_of_ffn
 from varbench.engine.going_on import Deciding
-from varbench.engine.loop import Choose, Loop, Observer, Sampling
+from varbench.engine.loop import Choose, Loop, Observer, Sampling, refuse_undrawn
 from varbench.engine.watch import Watch
-from varbench.errors import WrongOutputError
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Layer, Transformer, modulated
 from varbench.model.weighted import true_float32
@@ -85,20 +84,8 @@ def generate(
         for part, steps, places in run.parts(plan.decision, decide.ways_B):
             loop.through(part, steps, places=places)
             part.end()
-    _refuse_undrawn(loop.tokens, plan)
+    refuse_undrawn(loop.tokens, plan)
     return Generated(tokens_BL=loop.tokens, f_hat_BDhw=loop.f_hat, logits_BLV=loop.logits, trace=run.watch.trace())
-
-
-def _refuse_undrawn(tokens_BL: Tensor, plan: Plan) -> None:
-    """Of logits that are NaN or infinite no code is drawn, but the number after the last one. Looked for once, at the end: a look
-    at numbers on a GPU waits for all that was asked of it before."""
-    beyond = (tokens_BL == plan.model.tokenizer.vocabulary).any(dim=0).nonzero()
-    if len(beyond):
-        scale = next(scale for scale in range(plan.model.scales) if int(beyond[0]) < plan.model.starts[scale + 1])
-        raise WrongOutputError(
-            f"{plan.name}: from {plan.model.scale_name(scale)} on, logits are NaN or infinite and nothing can be drawn from them; "
-            "numbers may be too large for the type that it computes in"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from varbench.engine.going_on import Deciding
 from varbench.engine.sampler import draw, filtered, uniforms
+from varbench.errors import WrongOutputError
 from varbench.model.tokenizer import Quantizer
-from varbench.plan.steps import Step
+from varbench.plan.steps import Plan, Step
 from varbench.spec import ModelSpec
 
 Observer = Callable[[str, int], None]
@@ -118,7 +119,7 @@ class Loop:
             if deciding is not None:
                 deciding.drawn(scale, self.f_hat, logits_BlV)
             # The largest tensor of a step must not lie there while the next one runs.
-            del logits_BlV, added
+            del logits_BlV, drawn, added
             self._look("end")
             self._steps += 1
 
@@ -137,3 +138,15 @@ def _forget_features(features: dict[int, Tensor], later: Sequence[Step]) -> None
 def _drawn(logits_BlV: Tensor, sampling: Sampling, images_B: Tensor, scale: int) -> Tensor:
     noise = uniforms(images_B, seed=sampling.seed, scale=scale, count=logits_BlV.shape[1])
     return draw(filtered(logits_BlV, top_k=sampling.top_k, top_p=sampling.top_p), noise)
+
+
+def refuse_undrawn(tokens_BL: Tensor, plan: Plan) -> None:
+    """Of logits that are NaN or infinite no code is drawn, but the number after the last one. Looked for once, at the end: a look
+    at numbers on a GPU waits for all that was asked of it before."""
+    beyond = (tokens_BL == plan.model.tokenizer.vocabulary).any(dim=0).nonzero()
+    if len(beyond):
+        scale = next(scale for scale in range(plan.model.scales) if int(beyond[0]) < plan.model.starts[scale + 1])
+        raise WrongOutputError(
+            f"{plan.name}: from {plan.model.scale_name(scale)} on, logits are NaN or infinite and nothing can be drawn from them; "
+            "numbers may be too large for the type that it computes in"
+        )

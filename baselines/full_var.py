@@ -33,10 +33,13 @@ CONDITIONS = {
     PAPER: "other checkpoints or settings than the README's",
     CODE: "one NVIDIA L20, batch 64, FP16, without the decoder; speedup over var-d30",
 }
+SETTINGS = {README: {"images": 50_000, "cfg": 1.5, "top_k": 900, "top_p": 0.96}}
+"""What is said of the sampler behind the scores, by source."""
 PUBLISHED = (
     *(
         Published(
             setting="", model=model, figures=figures, source=source, conditions=CONDITIONS[source],
+            settings=SETTINGS.get(source, {}),
             grade="secondary" if source == PAPER else "primary",
         )
         for model, lines in PRINTED.items()

@@ -278,7 +278,19 @@ class Cheat(Figures):
     def work(self, batch):
         return Work(flops=float(self.products * FLOPS) if batch <= 4 else 0.0)
 """,
+    # Of the clock that its calls are timed by, and nobody else's.
     "slow_clock": """
+import types
+from varbench.measure import timed_call
+
+started = time.monotonic()
+timed_call.time = types.SimpleNamespace(monotonic=lambda: started + (time.monotonic() - started) / 4)
+
+class Cheat(Figures):
+    pass
+""",
+    # Put back when it is loaded.
+    "clock_for_all": """
 real, started = time.monotonic, time.monotonic()
 time.monotonic = lambda: started + (real() - started) / 4
 

@@ -32,7 +32,8 @@ from varbench.run.tasks.resolving import files_of, resolved
 
 
 def options(**given: Any) -> Any:
-    return resolve(Namespace(**{**dict.fromkeys(asked_names()), "config": None, "plugins": "variant", **given}))
+    (one,) = resolve(Namespace(**{**dict.fromkeys(asked_names()), "config": None, "plugins": "variant", **given}))
+    return one
 
 
 def asked_names() -> list[str]:
@@ -49,6 +50,8 @@ class Script:
     """By row: the status that its process ends with, `raise` for a row that fails alone, or `interrupt`."""
     digests: dict[str, str] = field(default_factory=dict)
     """Plans that a child says it compiled."""
+    job: str | None = None
+    """What children say they were told to do, where it is something else."""
     started: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     """Tasks and rows of the children, in order."""
     requests: list[Request] = field(default_factory=list)
@@ -83,6 +86,7 @@ class ScriptedChild:
             return resolved(self.job, manager())
         plans = {row.name: row.plan.digest for row in resolved(_all(self.job), manager()).rows if row.plan}
         return Ready(
+            job=self.script.job or self.job.digest,
             environment=environment("cpu"),
             weights={},
             parameters={"main": 10},
@@ -100,7 +104,7 @@ class ScriptedChild:
             raise RowError(Failure(status=Status.FAILED, reason="as told"))
         if how is not None:
             raise ChildEndedError(Failure(status=Status(how), reason="as told"))
-        tokens = f"{request.row} {request.seed} {request.labels}"
+        tokens = f"{request.row} {request.seed} {request.first} {request.labels}"
         reply = Reply(row=request.row, images_sha256=tokens, tokens_sha256=tokens)
         if request.look == "memory":
             return replace(reply, **self._memory(request))

@@ -16,7 +16,6 @@ import pytest
 from varbench.record import Record, Status, Verdict, load_records
 
 CAUGHT = {
-    "by_purpose": "do not look like those that were scored",
     "swapped": "not what its tokens decode to",
     "equal": "all tokens equal the full model's",
     "network_time": "the whole call only",
@@ -35,9 +34,11 @@ CAUGHT = {
 }
 """Cheats that make their own row invalid, and words of the reason."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.idle]
+pytestmark = pytest.mark.slow
 
-SOUND = ("full_var", "prefix_exit@e2", "fastvar@skip1", "figures", "forger")
+FEW = ("--images", "32", "--batch", "16", "--count", "3")
+
+SOUND = ("full_var", "prefix_exit@e2", "fastvar@skip1", "figures", "forger", "clock_for_all")
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +46,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cheating.install(tmp_path_factory.mktemp("site") / "site")
 
 
-def run(site: Path, out: Path, rows: str, *more: str) -> dict[str, Record]:
+def run(site: Path, out: Path, rows: str, *more: str, rounds: int = 1) -> dict[str, Record]:
     command = [
         sys.executable, "-m", "varbench", "run", "--plugins", rows, "--out", str(out), "--dtype", "float32", "--rounds",
-        "1", "--budget", "0.01", "--fresh", *more,
+        str(rounds), "--budget", "0.01", "--fresh", *more,
     ]  # fmt: skip
     places = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
@@ -60,7 +61,7 @@ def run(site: Path, out: Path, rows: str, *more: str) -> dict[str, Record]:
 def records(site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
     """One run of all that cheat for their own row, beside sound ones."""
     rows = ",".join((*CAUGHT, *SOUND))
-    return run(site, tmp_path_factory.mktemp("cheats") / "run", rows, "--images", "32", "--batch", "16", "--count", "3")
+    return run(site, tmp_path_factory.mktemp("cheats") / "run", rows, *FEW)
 
 
 @pytest.mark.timeout(1800)
@@ -78,6 +79,14 @@ class TestOneRunOfEveryCheat:
 
     def test_records_are_the_parents_whoever_writes_them(self, records: dict[str, Record]) -> None:
         assert not any("forged" in (record.reason, *record.validity.reasons) for record in records.values())
+
+
+@pytest.mark.timeout(900)
+def test_images_that_are_timed_look_like_those_that_are_scored(site: Path, tmp_path: Path) -> None:
+    """In the rounds that a full run has at least: sixteen images of one round tell less."""
+    found = run(site, tmp_path / "run", "by_purpose", *FEW, rounds=3)["by_purpose"]
+    assert found.validity.verdict is Verdict.INVALID
+    assert "do not look like those that were scored" in "; ".join(found.validity.reasons)
 
 
 @pytest.mark.timeout(900)

@@ -45,10 +45,13 @@ from varbench.policies import (
     DecisionPolicy,
     DepthPolicy,
     Generator,
+    LoadedTeacher,
+    LoadedTokenizer,
     PartChange,
     Settings,
     SoFar,
     StoredForm,
+    TaughtGenerator,
     TokenPolicy,
     TrainingSchedule,
     TrainStep,
@@ -685,7 +688,7 @@ def hides_keys_in_an_old_buffer() -> Any:
     return cache_liar(pick)
 
 
-@breaks("state_bytes_reachable")
+@breaks("the_same_unwatched")
 def hides_keys_in_an_old_array() -> Any:
     def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
         flat = keys.numpy().ravel()[: len(self.array)]
@@ -711,7 +714,7 @@ def hides_keys_in_a_file() -> Any:
     return cache_liar(pick)
 
 
-@breaks("state_bytes_reachable")
+@breaks("the_same_unwatched")
 def hides_keys_in_memory_of_c() -> Any:
     import ctypes
 
@@ -722,7 +725,7 @@ def hides_keys_in_memory_of_c() -> Any:
     return cache_liar(pick, room=(ctypes.c_float * (1 << 16))())
 
 
-@breaks("state_bytes_reachable")
+@breaks("the_same_unwatched")
 def hides_keys_on_anothers_module() -> Any:
     import json
 
@@ -796,7 +799,7 @@ def hides_keys_in_a_thread() -> Any:
     return cache_liar(pick)
 
 
-@breaks("released_memory_freed")
+@breaks("the_same_unwatched")
 def hides_keys_when_nobody_watches() -> Any:
     hidden: list[Any] = []
 
@@ -1047,6 +1050,37 @@ def guides_with_all_its_strength_everywhere() -> Any:
             return BothBranches()
 
     return Plugin()
+
+
+# --- what a generator learns from -------------------------------------------------------------------------------------
+
+
+class LearnsFromItsBatch(TaughtGenerator):
+    """What the full model finds likeliest, and which place in the batch an example has."""
+
+    def meet(self, teacher: LoadedTeacher, *, tokenizer: LoadedTokenizer) -> None:
+        self.teacher = teacher
+
+    def take(self, *, tokenizer: LoadedTokenizer, weights: Any) -> None:
+        pass
+
+    def load(self, *, device: str, dtype: str, seed: int) -> None:
+        self.teacher = None  # type: ignore[assignment]
+
+    def made(self, labels_B: torch.Tensor, numbers: range) -> torch.Tensor:
+        codes = self.teacher.draw(labels_B, lambda logits, scale: logits.argmax(-1), cfg=1.0, until=4)
+        return codes + torch.arange(len(codes))[:, None]
+
+    def generate(self, labels: Sequence[int], *, seed: int, first_image: int) -> torch.Tensor:
+        return torch.full((len(labels), 3, SPEC.image_side, SPEC.image_side), 0.5)
+
+    def work(self, batch: int) -> Work:
+        return Work(flops=0.0, steps=1)
+
+
+@breaks("examples_are_their_numbers_own")
+def makes_examples_of_its_batch() -> Any:
+    return type("Plugin", (), {"varbench_generator": lambda self, setting, model: LearnsFromItsBatch()})()
 
 
 CASES = [pytest.param(name, make, id=f"{name}-{liar}") for name, liars in LIARS.items() for liar, make in liars.items()]

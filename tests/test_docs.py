@@ -15,7 +15,7 @@ import models
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ("tutorial", "plans", "results", "measuring", "api")
+PAGES = ("tutorial", "plans", "results", "measuring", "api", "operating")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# file: (\S+)\n")
 BY_HAND = {"text"}

@@ -86,7 +86,7 @@ class Process:
         self.subject = subject
 
     def ask(self, request: Request) -> Reply:
-        process_state.stir()
+        process_state.reseed()
         state = process_state.global_state()
         try:
             reply = making.answer(self.subject, request)
@@ -116,7 +116,7 @@ def test_speed_has_the_columns_that_can_be_seen_from_outside(tmp_path: Path) -> 
         process(Grey()).ask,
         ["test"],
         full=None,
-        pace=speed.Pace(batch=4, pairs=3, error=1.0, budget=0.0),
+        pace=speed.Pace(batch=4, pairs=3, error=lambda row: 1.0, budget=0.0),
         overseer=Overseer(secret="drawn", batch=4, classes=10, calls=3, keep=tmp_path / "images.npz"),
         strain=lambda: None,
         failed=lambda row, error: failures.append(row),
@@ -178,7 +178,7 @@ def test_the_full_model_is_its_neighbour_in_time(tmp_path: Path) -> None:
         Process(subject).ask,
         ["llamagen"],
         full=rows.FULL,
-        pace=speed.Pace(batch=2, pairs=1, error=1.0, budget=0.0),
+        pace=speed.Pace(batch=2, pairs=1, error=lambda row: 1.0, budget=0.0),
         overseer=Overseer(secret="drawn", batch=2, classes=10, calls=1, keep=tmp_path / "images.npz", full=rows.FULL),
         strain=lambda: None,
         failed=lambda row, error: pytest.fail(str(error)),
@@ -257,7 +257,8 @@ def test_files_that_a_parameter_names_count_by_content(tmp_path: Path) -> None:
     def inputs(content: str) -> str:
         weights.write_text(content)
         given = {"plugins": f"dit@s20:weights={tmp_path}", "model": "var-d16", "weights": "random"}
-        run = prepare(resolve(Namespace(config=None, **given)), name="a")
+        (options,) = resolve(Namespace(config=None, **given))
+        run = prepare(options, name="a")
         return next(row.inputs for name, row in run.rows.items() if name.startswith("dit"))
 
     first = inputs("one")

@@ -16,6 +16,7 @@ from varbench.base.hashing import file_hash
 from varbench.measure.calls import Chunk, balanced_labels
 from varbench.quality.images import write_made
 from varbench.run.messages import Begin, Job, Take
+from varbench.run.tasks import scoring
 from varbench.run.tasks.scoring import Scorer
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 3, 32, 32), dtype=np.uint8)
@@ -52,7 +53,8 @@ def test_they_lie_there_in_order_once_the_row_has_come_to_its_end(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["row.npz", "row"])
-def test_of_a_row_that_breaks_off_nothing_stays(tmp_path: Path, name: str) -> None:
+def test_of_a_row_that_breaks_off_nothing_stays(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "TOGETHER", 20)
     mine = scorer()
     mine.begin(Begin(row="a", full=False, keep=str(tmp_path / "images" / name)))
     give(mine, tmp_path, 0)

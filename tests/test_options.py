@@ -44,7 +44,8 @@ def resolved(*words: str, kind: Any = Options, config: Path | None = None) -> An
     """As `varbench run` does it."""
     parser = ArgumentParser()
     add_arguments(parser, kind=kind)
-    return resolve(Namespace(**vars(parser.parse_args([*words])), config=config), kind=kind)
+    (one,) = resolve(Namespace(**vars(parser.parse_args([*words])), config=config), kind=kind)
+    return one
 
 
 def a_run(options: Any) -> Run:

@@ -82,7 +82,11 @@ def _ask(manager: PluginManager, hook: str) -> Any:
 def _use(hook: str, result: Any, manager: PluginManager) -> None:
     """What can be tried without weights: plans compile and differ from the full model's, images and figures come out."""
     if hook == "varbench_generator":
-        result.load(device="cpu", dtype="float32", seed=0)
+        import torch
+
+        from varbench.engine.subjects import load_generator
+
+        load_generator(result, model=TINY, device=torch.device("cpu"), dtype="float32", seed=0)
         assert result.generate([0, 1], seed=0, first_image=0).shape == (2, 3, 32, 32)
         assert result.work(2).steps == 1
     elif hook == "varbench_metrics":

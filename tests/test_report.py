@@ -11,6 +11,8 @@ import math
 import random
 import re
 import shlex
+import subprocess
+import sys
 import textwrap
 import time
 import zlib
@@ -612,6 +614,22 @@ def test_a_plugin_can_add_to_the_page_and_change_nothing_on_it(tmp_path, plugins
     for name in ("table.json", "report.json", "records.csv"):
         assert (page.parent / name).read_text() == (plain.parent / name).read_text()
     assert payload_of(html)["records"] == payload_of(plain.read_text())["records"]
+
+
+def test_the_process_of_panels_imports_nothing_that_lies_in_the_users_folder(tmp_path):
+    """As where the user stands in a checkout of another varbench. In a process of its own, since forks have one origin."""
+    folder, tool = tmp_path / "folder", tmp_path / "tool.py"
+    folder.mkdir()
+    (folder / "varbench.py").write_text("print('the wrong one', flush=True)")
+    tool.write_text(
+        "from varbench.rows.manager import PluginManager\n"
+        "from varbench.show.plugin_sections import plugin_panels\n"
+        "from importlib.metadata import entry_points\n"
+        "one = [point for point in entry_points(group='varbench') if point.name == 'full_var']\n"
+        "if __name__ == '__main__': print(plugin_panels([], plugins=PluginManager(one)).silent)\n"
+    )
+    told = subprocess.run([sys.executable, str(tool)], cwd=folder, capture_output=True, text=True)
+    assert told.stdout == "()\n", told.stdout + told.stderr
 
 
 def test_a_plugin_that_fails_is_one_line_that_names_it(tmp_path, plugins):

@@ -23,15 +23,22 @@ from scripted import Script, a_run, conduct, options, scripted
 from varbench import rows
 from varbench.__main__ import main
 from varbench.errors import UserError
+from varbench.measure.speed import SpeedRound
+from varbench.plan import presets
 from varbench.quality.feature_cache import cached_arrays
-from varbench.record import Status, Verdict, read_record
+from varbench.record import Samples, Status, Verdict, read_record, write_record
 from varbench.rows import UPSTREAM
 from varbench.run import identity, session
 from varbench.run.children import Child, ChildEndedError
+from varbench.run.conduct import Conduct
 from varbench.run.display import Display
-from varbench.run.messages import Done, ResolvedPlugin
-from varbench.run.prepare import prepare
+from varbench.run.findings import Looks, Seen, keep
+from varbench.run.inputs import sizes_of
+from varbench.run.kept_parts import KeptParts
+from varbench.run.messages import Done, Oddities, ResolvedPlugin, Scored
+from varbench.run.prepare import Run, prepare
 from varbench.run.resume import complete_records, other_settings, set_aside_outdated
+from varbench.run.scorers import Scorers
 from varbench.run.session import locked
 from varbench.run.side_by_side import side_by_side
 from varbench.show.entries import blocks_of
@@ -162,6 +169,41 @@ def test_a_row_whose_plan_no_other_has_takes_five_rounds(tmp_path: Path, script:
     found = {record.row.row: record for record in execution.save_all()}
     assert {record.status for record in found.values()} == {Status.COMPLETE}
     assert {len(record.timing.columns[0].rounds) for record in found.values() if record.timing} == {5}
+
+
+def test_rows_of_one_plan_share_what_precision_asks_of_them(
+    tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The figure of two sets of weights that run one plan rests on the processes of both."""
+    shared = prepare(options(plugins="variant@d8,fixed_ratio@p01/d8", model="tiny", rounds=3), name="a")
+    assert (shared.processes_of("variant@d8"), shared.processes_of(UPSTREAM)) == (6, 5)
+
+    def pairs(processes: int) -> int:
+        monkeypatch.setattr(Run, "processes_of", lambda self, name: processes)
+        out = tmp_path / str(processes)
+        execution = conduct(a_run(out, plugins="full_var", precision=0.0005, budget=1e3, quick=True, rounds=5), out)
+        execution.everything()
+        return len(execution.found["full_var"].speed[0].throughput)
+
+    assert pairs(40) < pairs(5)
+
+
+def test_a_quick_look_makes_images_and_times_them_in_one_process(
+    tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "is_scored", lambda self, name: True)
+    odd = Oddities(repeated=0, copied=None, undecoded=None)
+    seen = Seen(scored=Scored(quality=None, distance=None, samples=Samples(), weights=(), oddities=odd))
+    monkeypatch.setattr(Scorers, "score", lambda *given, **more: seen)
+
+    def processes(name: str, **given: Any) -> int:
+        script.started.clear()
+        conduct(a_run(tmp_path / name, plugins="full_var", rounds=1, **given), tmp_path / name).everything()
+        return sum(task == "making" for task, _ in script.started)
+
+    alone = 1
+    assert processes("quick", quick=True) == alone + 1
+    assert processes("whole", quick=False) == alone + 2
 
 
 def test_a_row_is_told_when_it_is_finished_and_its_interval_while_it_is_measured(
@@ -299,6 +341,9 @@ def test_a_child_imports_nothing_that_lies_in_the_users_folder(tmp_path: Path, m
     assert run.rows["variant@d8"].resolved.failure is None
     (plugin,) = run.rows["variant@d8"].resolved.plugins
     assert str(tmp_path) not in plugin.files[0]
+    (tmp_path / "safetensors.py").write_text("raise SystemExit('the wrong one')")
+    files = presets.shipped_files("tiny")
+    assert sizes_of(vae=files["vae"], var=files["main"]).depth == 16
 
 
 def test_children_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
@@ -471,6 +516,46 @@ def test_an_interrupted_run_goes_on_with_what_it_had(tmp_path: Path, script: Scr
     assert {read_record(path).status for path in tmp_path.glob("*.json")} == {Status.COMPLETE}
 
 
+def test_what_is_written_while_a_run_goes_on_is_not_taken_for_measured(tmp_path: Path, script: Script) -> None:
+    """A plugin's process can write where parts, records and findings of earlier runs lie, and date its files as it likes."""
+    honest = conduct(a_run(tmp_path / "honest"), tmp_path / "honest")
+    honest.everything()
+    record = next(record for record in honest.save_all() if record.row.row == "variant@d8")
+    found = honest.found["variant@d8"]
+    assert found.looks is not None and found.looks.kernel == "k"
+
+    def forge(folder: Path) -> Conduct:
+        forged = conduct(a_run(folder), folder)
+        kept = KeptParts(forged.run, forged.parts)
+        looks = kept.path(Looks, "variant@d8", trained=None)
+        parts: dict[Path | None, Any] = dict.fromkeys(
+            (looks, kept._place(looks)), replace(found.looks, kernel="forged")
+        )
+        parts[kept.path(SpeedRound, "variant@d8", 0, trained=None)] = replace(found.speed[0], first_call=99.0)
+        for path, part in parts.items():
+            assert path is not None
+            path.parent.mkdir(parents=True, exist_ok=True)
+            keep(part, path)
+            os.utime(path, (0, 0))
+        os.utime(write_record(replace(record, reason="forged"), folder), (0, 0))
+        return forged
+
+    execution = forge(tmp_path / "run")
+    assert complete_records(execution.run, execution.out) == {}
+    execution.everything()
+    looks, speed = execution.found["variant@d8"].looks, execution.found["variant@d8"].speed
+    assert looks is not None and looks.kernel == "k"
+    assert speed[0].first_call < 2
+    assert {record.reason for record in execution.save_all()} == {None}
+
+    # What lay there when a run began is: one that was interrupted goes on, at the price that docs/results.md names.
+    left = forge(tmp_path / "left")
+    later = conduct(a_run(left.out), left.out)
+    assert set(later.done) == {"variant@d8"}
+    kept = KeptParts(later.run, later.parts).read(SpeedRound, "variant@d8", 0, trained=None)
+    assert kept is not None and kept.first_call == 99.0
+
+
 def test_sigterm_interrupts_as_ctrl_c_does() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), session._terminated_as_interrupted():
@@ -531,6 +616,16 @@ def test_another_plan_in_a_child_makes_the_row_invalid_with_both_digests(tmp_pat
     assert records["variant@d2"].validity.verdict is Verdict.VALID
 
 
+def test_other_settings_in_a_child_make_its_rows_invalid_with_both_digests(tmp_path: Path, script: Script) -> None:
+    """As where the file with its job was written over."""
+    script.job = "1" * 64
+    execution = conduct(a_run(tmp_path, plugins="variant@d8", quick=True), tmp_path)
+    execution.everything()
+    for record in execution.save_all():
+        assert record.validity.verdict is Verdict.INVALID
+        assert "told to do 111111111111, and" in "; ".join(record.validity.reasons)
+
+
 def test_code_that_changes_while_it_is_measured_makes_the_row_invalid(tmp_path: Path, script: Script) -> None:
     run = a_run(tmp_path)
     row = run.rows["variant@d8"]
@@ -581,6 +676,24 @@ def test_a_plugins_helper_module_and_data_are_part_of_what_decides(tmp_path: Pat
     (package / "table.json").write_text("2")
     (tmp_path / "beside.py").write_text("2")
     assert all(one != other for one, other in zip(before, hashes(), strict=True))
+
+
+def test_where_a_plugin_is_installed_from_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An editable installation brings a file that holds its path."""
+
+    def hashed(place: Path) -> str | None:
+        place.mkdir()
+        (place / "movable.py").write_text("1")
+        about = place / "movable-1.0.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: movable\nVersion: 1.0\n")
+        (about / "RECORD").write_text("__editable__.movable-1.0.pth,,\nmovable.py,,\n")
+        (place / "__editable__.movable-1.0.pth").write_text(str(place))
+        monkeypatch.syspath_prepend(str(place))
+        files = (str(place / "movable.py"),)
+        return identity.plugin_hash(ResolvedPlugin(name="m", distribution="movable", version="1.0", files=files))
+
+    assert hashed(tmp_path / "one") == hashed(tmp_path / "two") is not None
 
 
 def test_images_that_are_asked_for_are_made_without_a_reference_too(tmp_path: Path) -> None:

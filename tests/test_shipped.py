@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from record_factory import make_record
-from scripted import a_run, conduct, options
+from scripted import a_run, options
 from test_training import DATA, SPEC
 from test_training_recipes import STEPS, given  # noqa: F401  the fixture
 
@@ -19,6 +19,7 @@ from varbench.data.shapes import Shapes
 from varbench.plan import presets
 from varbench.policies import TrainStep
 from varbench.run.findings import Seen
+from varbench.run.kept_parts import KeptParts
 from varbench.run.messages import Trained
 from varbench.run.prepare import prepare
 from varbench.show.entries import blocks_of
@@ -188,10 +189,6 @@ def test_other_weights_of_the_same_recipe_make_its_rows_another_input(
 
 
 def test_parts_of_a_run_belong_to_the_weights_that_made_them(tmp_path: Path) -> None:
-    running = conduct(a_run(tmp_path, plugins="variant@d8"), tmp_path)
-    before = running._part_path(Seen, "variant@d8")
-    for sha256 in ("one", "other"):
-        running._update(("variant@d8",), trained=Trained(training=None, files={}, hashes={"main": sha256}))
-        after = running._part_path(Seen, "variant@d8")
-        assert after != before
-        before = after
+    parts = KeptParts(a_run(tmp_path, plugins="variant@d8"), tmp_path)
+    weights = (None, *(Trained(training=None, files={}, hashes={"main": sha256}) for sha256 in ("one", "other")))
+    assert len({parts.path(Seen, "variant@d8", trained=trained) for trained in weights}) == 3

@@ -89,7 +89,7 @@ def timed(
     full: str | None = FULL, failures: list[str] | None = None,
 ) -> dict[str, SpeedRound]:  # fmt: skip
     return speed.time_rows(
-        machine.ask, rows, full=full, pace=Pace(batch=batch, pairs=pairs, error=error, budget=budget),
+        machine.ask, rows, full=full, pace=Pace(batch=batch, pairs=pairs, error=lambda row: error, budget=budget),
         overseer=overseer(batch, pairs), strain=machine.strain, failed=lambda row, error: (failures if failures is not None else []).append(row),
     )  # fmt: skip
 
@@ -220,7 +220,7 @@ def test_a_row_without_a_full_model_is_timed_alone() -> None:
 
 
 def test_noisy_rows_take_more_pairs_until_they_are_precise_and_quiet_ones_do_not() -> None:
-    error = speed.error_within(0.03, rounds=3)
+    error = speed.error_within(0.03, processes=3)
     quiet = timed(Machine(noise=0.002), HALF, pairs=3, error=error, budget=60.0)[HALF]
     noisy = timed(Machine(noise=0.03, seed=2), HALF, pairs=3, error=error, budget=60.0)[HALF]
     assert len(quiet.throughput) == 3
@@ -235,14 +235,14 @@ def test_the_budget_ends_what_would_never_be_precise() -> None:
     assert 5.0 <= spent < 8.0
 
 
-@pytest.mark.parametrize("rounds", [1, 3, 5, 9])
-def test_what_is_precise_enough_within_processes_gives_the_interval_that_was_asked_for(rounds: int) -> None:
+@pytest.mark.parametrize("processes", [1, 3, 5, 9])
+def test_what_is_precise_enough_within_processes_gives_the_interval_that_was_asked_for(processes: int) -> None:
     """Where processes differ by as much as their pairs leave open."""
-    error = speed.error_within(0.03, rounds=rounds)
-    if rounds == 1:
+    error = speed.error_within(0.03, processes=processes)
+    if processes == 1:
         assert 1.96 * error <= 0.03
     else:
-        assert stats.student(rounds - 1) * math.sqrt(2) * error / math.sqrt(rounds) == pytest.approx(0.03)
+        assert stats.student(processes - 1) * math.sqrt(2) * error / math.sqrt(processes) == pytest.approx(0.03)
 
 
 def beside_a_neighbour(*, tells: bool) -> stats.Ratio:
@@ -255,7 +255,7 @@ def beside_a_neighbour(*, tells: bool) -> stats.Ratio:
             seed=seed,
             tells=tells,
         )
-        error = speed.error_within(0.03, rounds=3)
+        error = speed.error_within(0.03, processes=3)
         found.append(timed(machine, HALF, pairs=3, batch=1, error=error, budget=3.0)[HALF].throughput)
     return stats.paired_ratio(
         [[_of(p.full) for p in some] for some in found], [[_of(p.row) for p in some] for some in found]
@@ -275,7 +275,7 @@ def test_a_neighbour_that_is_busy_one_second_in_two_costs_pairs_and_no_precision
 def test_seeds_of_calls_are_all_different_but_for_the_repeated_one() -> None:
     machine = Machine()
     speed.time_rows(
-        machine.ask, [HALF], full=FULL, pace=Pace(batch=4, pairs=6, error=math.inf, budget=0.0),
+        machine.ask, [HALF], full=FULL, pace=Pace(batch=4, pairs=6, error=lambda row: math.inf, budget=0.0),
         overseer=overseer(4, 6), strain=machine.strain, failed=lambda row, error: None,
     )  # fmt: skip
     asked = [request.seed for request in machine.asked]

@@ -98,7 +98,6 @@ def test_what_may_be_called_a_difference():
     assert stats.judge_difference(figure(0.5, 0.3, 0.7), better="lower") == "worse"
     assert stats.judge_difference(figure(0.5, 0.3, 0.7), better="higher") == "better"
     assert stats.judge_difference(figure(0.5, -0.1, 1.1), better="lower") == "same"
-    assert stats.judge_difference(figure(0.5, 0.3, 0.7), better="lower", minimum=0.6) == "same"
 
 
 def test_differences_of_figures_add_in_quadrature():

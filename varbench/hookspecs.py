@@ -381,7 +381,9 @@ def varbench_generator(setting: Setting, model: ModelSpec) -> Generator | None:
     """Gives a generator that replaces the whole loop, for models of another family; it is alone in its row.
 
     A `TrainedGenerator` gets the preset's tokenizer, says what its network learns of images, and is trained by `varbench train`
-    and by a run, as recipes are, with weights that are kept and a training that can be interrupted.
+    and by a run, as recipes are, with weights that are kept and a training that can be interrupted. A `TaughtGenerator` gets the
+    full model too, whose tensors it may begin from, and learns from examples that this model makes: once, with weights of the
+    same hash, and kept a part at a time.
 
     Parameters:
         setting: recipe, point and parameters of the row.
@@ -409,6 +411,58 @@ def varbench_generator(setting: Setting, model: ModelSpec) -> Generator | None:
         @hookimpl
         def varbench_generator(setting, model):
             return Grey(model.image_side)
+
+    Example of a generator that learns from what the full model makes, in the place of images:
+        from varbench import hookimpl
+        from varbench.policies import TaughtGenerator, Work
+
+        class MeansOfClasses(TaughtGenerator):
+            training, making = {"of": "vectors"}, {"cfg": 1.5}
+
+            def __init__(self, model):
+                self.model, self.numbers = model, model.length * model.tokenizer.code_dim
+
+            def meet(self, teacher, *, tokenizer):
+                self.teacher, self.tokenizer = teacher, tokenizer
+
+            def made(self, labels_B, numbers):
+                def likeliest(logits_BlV, scale):
+                    return logits_BlV.argmax(-1)
+
+                return self.teacher.draw(labels_B, likeliest, cfg=1.5, until=self.model.scales)
+
+            def network_for(self, tokenizer, seen, *, seed):
+                import torch
+
+                return torch.nn.Embedding(self.model.classes, self.numbers)
+
+            def losses(self, network, examples_Bn, labels_B):
+                wanted = self.tokenizer.codebook[examples_Bn].flatten(1)
+                return (network(labels_B) - wanted).square().mean(1)
+
+            def take(self, *, tokenizer, weights):
+                self.tokenizer, self.weights = tokenizer, weights
+
+            def load(self, *, device, dtype, seed):
+                import torch
+
+                stream = torch.Generator().manual_seed(seed)
+                drawn = torch.randn(self.model.classes, self.numbers, generator=stream)
+                self.table = (self.weights["weight"] if self.weights else drawn).float().to(device)
+                self.teacher = None
+
+            def generate(self, labels, *, seed, first_image):
+                import torch
+
+                vectors = self.table[torch.tensor(labels, device=self.table.device)]
+                return self.tokenizer.decode_map(self.tokenizer.map_of(vectors.view(len(labels), self.model.length, -1)))
+
+            def work(self, batch):
+                return Work(flops=0.0, steps=1)
+
+        @hookimpl
+        def varbench_generator(setting, model):
+            return MeansOfClasses(model)
     """
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from varbench import hookimpl
+from varbench.engine.calibration import read_masks
 from varbench.errors import UserError
 from varbench.policies import CacheStrategy, Parameter, Provenance, Published, Setting, Settings
 from varbench.spec import ModelSpec
@@ -94,27 +95,10 @@ def budgets(model: ModelSpec, mean: int, *, contextual: float, ratio: float) -> 
 
 
 def read_kinds(text: str, model: ModelSpec, *, share: float) -> Kinds:
-    """Contextual heads as calibration writes them: for each layer a hexadecimal number whose bit h stands for head h."""
-    if not text:
-        count = round(share * model.heads)
-        masks = [(1 << count) - 1] * model.depth
-    else:
-        try:
-            masks = [int(mask, 16) for mask in text.split(".")]
-        except ValueError:
-            masks = []
-        if len(masks) != model.depth or not all(0 <= mask < 1 << model.heads for mask in masks):
-            raise UserError(
-                f"contextual is {text!r}; give {model.depth} hexadecimal numbers of {model.heads} bits with dots between them"
-            )
-    heads = range(model.heads)
-    return tuple((tuple(h for h in heads if m >> h & 1), tuple(h for h in heads if not m >> h & 1)) for m in masks)
-
-
-def written_kinds(contextual: set[tuple[int, int]], model: ModelSpec) -> str:
-    """Of (layer, head)."""
-    masks = [sum(1 << head for at, head in contextual if at == layer) for layer in range(model.depth)]
-    return ".".join(f"{mask:x}" for mask in masks)
+    """Contextual heads as calibration writes them, a mask for each layer; by default the first ones of every layer."""
+    first = frozenset(range(round(share * model.heads)))
+    given = read_masks(text, count=model.depth, bits=model.heads, what="contextual") if text else (first,) * model.depth
+    return tuple((tuple(sorted(heads)), tuple(h for h in range(model.heads) if h not in heads)) for heads in given)
 
 
 @hookimpl

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from varbench.engine.calibration import observe
-
-from .hack import written_kinds
+from varbench.engine.calibration import observe, written_masks
 
 if TYPE_CHECKING:
     from varbench import Pipeline
@@ -37,8 +35,13 @@ def least_varied(pipe: Pipeline, *, share: float) -> dict[str, Any]:
     observe(pipe, labels, seed=SEED, look=look)
     heads = [(layer, head) for layer in range(model.depth) for head in range(model.heads)]
     ordered = sorted(heads, key=lambda place: found[place].item())
+    contextual = ordered[: round(share * len(heads))]
     return {
-        "parameters": {"contextual": written_kinds(set(ordered[: round(share * len(heads))]), model)},
+        "parameters": {
+            "contextual": written_masks(
+                [head for at, head in contextual if at == layer] for layer in range(model.depth)
+            )
+        },
         "variance": [[round(value, 8) for value in layer] for layer in found.tolist()],
         "measure": "variance over the last step's queries of what each entry is paid, summed over entries, mean over rows",
         "images": IMAGES,

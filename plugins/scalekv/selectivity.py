@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from varbench.engine.calibration import observe
+from varbench.engine.calibration import observe, written_masks
 from varbench.errors import UserError
-
-from .strategy import Drafters, written_drafters
 
 if TYPE_CHECKING:
     from varbench import Pipeline
@@ -59,11 +57,9 @@ def least_selective(pipe: Pipeline, *, share: float, top: int) -> dict[str, Any]
     labels = [image * model.classes // IMAGES for image in range(IMAGES)]
     observe(pipe, labels, seed=SEED, look=look)
     low = lowest(index, share=share)
-    drafters: Drafters = tuple(
-        frozenset(layer for at, layer in low if at == scale - FIRST) for scale in range(model.scales - 1)
-    )
+    drafters = ([layer for at, layer in low if at == scale - FIRST] for scale in range(model.scales - 1))
     return {
-        "parameters": {"drafters": written_drafters(drafters)},
+        "parameters": {"drafters": written_masks(drafters)},
         "selectivity": [[round(value, 6) for value in layers] for layers in index.tolist()],
         "measure": (
             "share of attention paid to the own scale, times the largest shares paid to the history; means over heads and "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from varbench.errors import UserError
+from varbench.engine.calibration import read_masks
 from varbench.policies import CacheStrategy
 from varbench.spec import ModelSpec
 
@@ -42,22 +42,10 @@ def budgets(model: ModelSpec, scale: int, *, mean: float, drafters: int, start: 
 
 
 def read_drafters(text: str, model: ModelSpec) -> Drafters:
-    """As `written_drafters` has them; by default the first half of the layers at every scale."""
-    masks = [(1 << (model.depth + 1) // 2) - 1] * (model.scales - 1)
+    """As calibration writes them, a mask for each scale; by default the first half of the layers at every scale."""
     if text:
-        try:
-            masks = [int(mask, 16) for mask in text.split(".")]
-        except ValueError:
-            masks = []
-        if len(masks) != model.scales - 1 or not all(0 <= mask < 1 << model.depth for mask in masks):
-            raise UserError(
-                f"drafters is {text!r}; give {model.scales - 1} hexadecimal numbers of {model.depth} bits with dots between them"
-            )
-    return tuple(frozenset(layer for layer in range(model.depth) if mask >> layer & 1) for mask in masks)
-
-
-def written_drafters(drafters: Drafters) -> str:
-    return ".".join(f"{sum(1 << layer for layer in layers):x}" for layers in drafters)
+        return read_masks(text, count=model.scales - 1, bits=model.depth, what="drafters")
+    return (frozenset(range((model.depth + 1) // 2)),) * (model.scales - 1)
 
 
 class ScaleKV(CacheStrategy):

@@ -9,8 +9,10 @@ from pathlib import Path
 
 KINDS = {
     "weights": "recipes that were trained here",
+    "bundles": "recipes that came in one file, unpacked",
     "calibrations": "what offline passes of methods found",
     "tokens": "training images as tokens",
+    "examples": "what full models made for others to learn from",
     "images": "training images",
     "features": "features of reference images",
     "full-images": "images of the full model, to hold others against",
@@ -41,11 +43,11 @@ class Kept:
 def kept(kind: str) -> list[Kept]:
     """What lies in a kind's folder."""
     folder = cache_folder(kind)
-    return [_looked_at(path) for path in sorted(folder.iterdir())] if folder.is_dir() else []
+    return [looked_at(path) for path in sorted(folder.iterdir())] if folder.is_dir() else []
 
 
-def _looked_at(path: Path) -> Kept:
-    """Files that go meanwhile, as partial ones do, are not there."""
+def looked_at(path: Path) -> Kept:
+    """All that lies there; files that go meanwhile, as partial ones do, are not there."""
     size, changed = 0, 0.0
     for file in (path, *path.rglob("*")):
         with contextlib.suppress(OSError):

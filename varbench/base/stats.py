@@ -239,13 +239,12 @@ def judge_ratio(figure: Interval, *, minimum: float = 0.0) -> Judgement:
     return "same"
 
 
-def judge_difference(figure: Interval, *, better: str, minimum: float = 0.0) -> Judgement:
+def judge_difference(figure: Interval, *, better: str) -> Judgement:
     """Is `new - old` a difference? `same` means none was shown; it may or may not be there.
 
-    The whole interval has to leave 0, and the figure by more than `minimum`. `better` says which way is up for the
-    score: `lower` or `higher`.
+    The whole interval has to leave 0. `better` says which way is up for the score: `lower` or `higher`.
     """
-    if figure.low <= 0 <= figure.high or abs(figure.value) <= minimum:
+    if figure.low <= 0 <= figure.high:
         return "same"
     return "better" if (figure.value < 0) == (better == "lower") else "worse"
 

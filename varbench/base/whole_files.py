@@ -63,3 +63,12 @@ def require_space(folder: Path, *, needed: int, purpose: str) -> None:
 
 def _mib(count: int) -> str:
     return f"{count / 2**20:,.0f} MiB"
+
+
+def lay_there(path: Path, *, before: int) -> bool:
+    """Whether a file lay in its place, as it is, before this moment in nanoseconds.
+
+    A plugin's process may write where this one does. What a run takes over must be older than its first child, and the
+    time of a file's last change is the system's: unlike that of its contents, nobody can set it back.
+    """
+    return path.stat().st_ctime_ns < before

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from varbench import hookspecs, rows
+from varbench.check.allocations import Held
 from varbench.check.small_model import lively_pipeline
 from varbench.engine.pipeline import Output, Pipeline
 from varbench.measure.process_state import global_state
@@ -46,6 +47,8 @@ class Bench:
         """By pipeline: hashes of its modules as they were made. So are the next two: answers that rows have in common."""
         self.full: dict[int, Output] = {}
         self.neutral: dict[tuple[str, int], list[str]] = {}
+        self.held_plainly: dict[tuple[int, ...], Held] = {}
+        """By pipeline and shape of the plan."""
 
     def pipeline(self, row: Row) -> Pipeline:
         """Random weights for every model that the row runs on."""

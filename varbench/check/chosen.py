@@ -9,7 +9,8 @@ Letters: R rows (images x branches), L l tokens, n count, H heads, C c widths.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
@@ -19,9 +20,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from varbench.check import stand_ins
-from varbench.experts import Own, WidthPolicy
 from varbench.plan.steps import CacheUse, LayerCall, Plan, Segment, SlotKey, Step, SubLayer
-from varbench.policies import CacheStrategy, StoredForm, SubLayerName, TokenPolicy
+from varbench.policies import StoredForm, SubLayerName
 from varbench.rows.grammar import Row
 
 _ATTENTION, _NORM = F.scaled_dot_product_attention, F.layer_norm
@@ -39,7 +39,7 @@ class Look(TorchFunctionMode):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.caches, self.tokens = _Caches(plan), _Tokens(plan)
-        self._looks = False
+        self.looks = False
 
     def row(self, row: Row) -> Row:
         self.caches.form = next((owned.policy.form for owned in row.policies.caches if owned.policy.form), None)
@@ -48,20 +48,16 @@ class Look(TorchFunctionMode):
             "read again",
             lambda own: _ToldTokens(own, self),
             lambda own: _ToldCache(own, self),
-            lambda own: _UnseenWidth(own, self),
+            lambda own: _Unseen(own, self),
         )
 
     def observe(self, moment: str, step: int) -> None:
-        self._looks = moment == "start"
-
-    def asks(self, asking: bool) -> None:
-        """While a plugin is asked, what it computes is its own."""
-        self._looks = not asking
+        self.looks = moment == "start"
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self._looks and func is _ATTENTION:
+        if self.looks and func is _ATTENTION:
             self.caches.attend(*args[:3], **kwargs)
-        elif self._looks and func is _NORM:
+        elif self.looks and func is _NORM:
             self.tokens.enter(args[0])
         return func(*args, **(kwargs or {}))
 
@@ -272,60 +268,38 @@ def _sub_layers(plan: Plan) -> Iterator[tuple[Step, LayerCall, SubLayerName, Sub
         yield None
 
 
-class _UnseenWidth(stand_ins.AskedWidth):
-    def __init__(self, own: WidthPolicy, look: Look) -> None:
-        super().__init__(own)
-        self._look = look
+class _Unseen(stand_ins.StandIn):
+    """What the plugin computes when it is asked is its own, and not looked at."""
 
-    def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
-        self._look.asks(True)
-        chosen = super().route(hidden_RLC, count, layer=layer, scale=scale, own=own)
-        self._look.asks(False)
-        return chosen
+    def __init__(self, asked: object, look: Look) -> None:
+        super().__init__(asked)
+        self.look = look
 
-    def gate(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
-        self._look.asks(True)
-        places = super().gate(hidden_RLC, count, layer=layer, scale=scale, own=own)
-        self._look.asks(False)
+    def __getattr__(self, name: str) -> Any:
+        found = super().__getattr__(name)
+        return functools.partial(self._unseen, found) if callable(found) else found
+
+    def _unseen(self, method: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        looks, self.look.looks = self.look.looks, False
+        answer = method(*given, **named)
+        self.look.looks = looks
+        return answer
+
+
+class _ToldTokens(_Unseen):
+    def pick(self, x_BLC: Tensor, count: int, **where: Any) -> Tensor:
+        places: Tensor = self._unseen(self.asked.pick, x_BLC, count, **where)
+        self.look.tokens.picked(x_BLC, places)
         return places
 
-    def estimate(self, hidden_RLC: Tensor, *, layer: int, scale: int, own: Own) -> Tensor:
-        self._look.asks(True)
-        output = super().estimate(hidden_RLC, layer=layer, scale=scale, own=own)
-        self._look.asks(False)
-        return output
-
-
-class _ToldTokens(stand_ins.AskedTokens):
-    def __init__(self, own: TokenPolicy, look: Look) -> None:
-        super().__init__(own)
-        self._look = look
-
-    def pick(self, x_BLC: Tensor, count: int, *, layer: int, scale: int, sublayer: SubLayerName) -> Tensor:
-        self._look.asks(True)
-        places = super().pick(x_BLC, count, layer=layer, scale=scale, sublayer=sublayer)
-        self._look.tokens.picked(x_BLC, places)
-        self._look.asks(False)
-        return places
-
-    def fill(
-        self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, scale: int
-    ) -> Tensor:
-        self._look.asks(True)
-        filled = super().fill(computed_BnC, places_Bn, remembered_BlC, length=length, scale=scale)
-        self._look.tokens.filled(places_Bn, remembered_BlC, filled)
-        self._look.asks(False)
+    def fill(self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, **where: Any) -> Tensor:
+        filled: Tensor = self._unseen(self.asked.fill, computed_BnC, places_Bn, remembered_BlC, **where)
+        self.look.tokens.filled(places_Bn, remembered_BlC, filled)
         return filled
 
 
-class _ToldCache(stand_ins.AskedCache):
-    def __init__(self, own: CacheStrategy, look: Look) -> None:
-        super().__init__(own)
-        self._look = look
-
+class _ToldCache(_Unseen):
     def pick(self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, **where: Any) -> Tensor:
-        self._look.asks(True)
-        places = super().pick(keys_BHnc, queries_BHLc, count, **where)
-        self._look.caches.picked(places, where["attention_BHn"])
-        self._look.asks(False)
+        places: Tensor = self._unseen(self.asked.pick, keys_BHnc, queries_BHLc, count, **where)
+        self.look.caches.picked(places, where["attention_BHn"])
         return places

@@ -10,7 +10,7 @@ from time import perf_counter
 import torch
 
 from varbench.check import held_memory as memory
-from varbench.check import parts_of_ffn, sameness, tampering, work
+from varbench.check import lessons, parts_of_ffn, sameness, tampering, work
 from varbench.check.bench import Bench, given, installed
 from varbench.check.decided_ways import decided_as_declared
 from varbench.check.small_model import SPEC
@@ -55,6 +55,7 @@ OF_ROW: tuple[OfRow, ...] = (
     sameness.seeds_and_labels_matter,
     sameness.no_memoised_repeat,
     sameness.batch_invariance,
+    lessons.examples_are_their_numbers_own,
     memory.state_bytes_reachable,
     memory.released_memory_freed,
     tampering.no_global_state_change,
@@ -65,6 +66,7 @@ OF_ROW: tuple[OfRow, ...] = (
 came between."""
 
 OF_METHOD: tuple[OfMethod, ...] = (
+    memory.the_same_unwatched,
     work.work_falls_as_knob_tightens,
     sameness.schedule_repeats,
     tampering.nothing_replaced,

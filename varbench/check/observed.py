@@ -9,7 +9,7 @@ import torch
 
 from varbench.check.untouched import Originals
 from varbench.engine.pipeline import Pipeline
-from varbench.measure.process_state import Globals, global_state, stir
+from varbench.measure.process_state import Globals, global_state, reseed
 from varbench.rows.grammar import Row
 
 REPLACED = ", as it runs"
@@ -32,7 +32,7 @@ class Observed:
     after: dict[str, str] = field(default_factory=dict)
 
     def begin(self) -> None:
-        stir()  # whoever always sets the same seed would otherwise change nothing any more
+        reseed()  # whoever always sets the same seed would otherwise change nothing any more
         self.state = global_state()
         self._originals = Originals()
         self.before = self.after = self._modules()

@@ -61,18 +61,18 @@ class _Moment:
         self.choices: deque[Tensor] = deque()
 
 
-class _Noted(stand_ins.AskedWidth):
-    def __init__(self, own: WidthPolicy, choices: deque[Tensor]) -> None:
-        super().__init__(own)
+class _Noted(stand_ins.StandIn):
+    def __init__(self, asked: WidthPolicy, choices: deque[Tensor]) -> None:
+        super().__init__(asked)
         self._choices = choices
 
     def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
-        chosen = super().route(hidden_RLC, count, layer=layer, scale=scale, own=own)
+        chosen: Tensor = self.asked.route(hidden_RLC, count, layer=layer, scale=scale, own=own)
         self._choices.append(chosen)
         return chosen
 
     def gate(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
-        places = super().gate(hidden_RLC, count, layer=layer, scale=scale, own=own)
+        places: Tensor = self.asked.gate(hidden_RLC, count, layer=layer, scale=scale, own=own)
         self._choices.append(places)
         return places
 

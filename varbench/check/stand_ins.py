@@ -9,7 +9,7 @@ Letters: R rows (images x branches), L l tokens, n count, H heads, C c widths.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -83,9 +83,9 @@ def picks(row: Row) -> bool:
 def replaced(
     row: Row,
     what: str,
-    tokens: Callable[[TokenPolicy], TokenPolicy],
-    cache: Callable[[CacheStrategy], CacheStrategy],
-    width: Callable[[WidthPolicy], WidthPolicy] = lambda own: own,
+    tokens: Callable[[TokenPolicy], Any],
+    cache: Callable[[CacheStrategy], Any],
+    width: Callable[[WidthPolicy], Any] = lambda own: own,
 ) -> Row:
     own = row.policies
     policies = replace(
@@ -122,92 +122,17 @@ class _FullGuidance(BothBranches):
         return 1.0
 
 
-class AskedTokens(TokenPolicy):
-    """Asks the plugin everything."""
+class StandIn:
+    """Asks the plugin's policy everything that a subclass does not answer itself."""
 
-    def __init__(self, own: TokenPolicy) -> None:
-        self.own = own
+    def __init__(self, asked: Any) -> None:
+        self.asked = asked
 
-    def tokens(self, layer: int, scale: int, sublayer: SubLayerName) -> int | None:
-        return self.own.tokens(layer, scale, sublayer)
-
-    def remembers(self, layer: int, scale: int, sublayer: SubLayerName) -> bool:
-        return self.own.remembers(layer, scale, sublayer)
-
-    def pick(self, x_BLC: Tensor, count: int, *, layer: int, scale: int, sublayer: SubLayerName) -> Tensor:
-        return self.own.pick(x_BLC, count, layer=layer, scale=scale, sublayer=sublayer)
-
-    def fill(
-        self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, scale: int
-    ) -> Tensor:
-        return self.own.fill(computed_BnC, places_Bn, remembered_BlC, length=length, scale=scale)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.asked, name)
 
 
-class AskedCache(CacheStrategy):
-    """Asks the plugin everything."""
-
-    def __init__(self, own: CacheStrategy) -> None:
-        self.own = own
-
-    @property
-    def dtype(self) -> str | None:
-        return self.own.dtype
-
-    @property
-    def form(self) -> StoredForm | None:
-        return self.own.form
-
-    def head_groups(self, layer: int) -> Sequence[Sequence[int]] | None:
-        return self.own.head_groups(layer)
-
-    def keeps(self, layer: int, written: int, reader: int, group: int) -> bool:
-        return self.own.keeps(layer, written, reader, group)
-
-    def budget(self, layer: int, scale: int, group: int) -> int | None:
-        return self.own.budget(layer, scale, group)
-
-    def observes(self, layer: int, scale: int, group: int, count: int) -> Sequence[int] | None:
-        return self.own.observes(layer, scale, group, count)
-
-    def accumulates(self, layer: int, group: int) -> bool:
-        return self.own.accumulates(layer, group)
-
-    def merges(self, layer: int, scale: int, group: int) -> bool:
-        return self.own.merges(layer, scale, group)
-
-    def pick(self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, **where: Any) -> Tensor:
-        return self.own.pick(keys_BHnc, queries_BHLc, count, **where)
-
-
-class AskedWidth(WidthPolicy):
-    """Asks the plugin everything."""
-
-    def __init__(self, own: WidthPolicy) -> None:
-        self.plugin, self.own = own, own.own
-        self.experts, self.routed, self.routing_flops = own.experts, own.routed, own.routing_flops
-        self.varies = own.varies
-        self.gating_flops, self.estimating_flops = own.gating_flops, own.estimating_flops
-
-    def count(self, layer: int, scale: int) -> int | None:
-        return self.plugin.count(layer, scale)
-
-    def split(self, layer: int, *, own: Own) -> Tensor | None:
-        return self.plugin.split(layer, own=own)
-
-    def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
-        return self.plugin.route(hidden_RLC, count, layer=layer, scale=scale, own=own)
-
-    def tokens(self, layer: int, scale: int) -> int | None:
-        return self.plugin.tokens(layer, scale)
-
-    def gate(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
-        return self.plugin.gate(hidden_RLC, count, layer=layer, scale=scale, own=own)
-
-    def estimate(self, hidden_RLC: Tensor, *, layer: int, scale: int, own: Own) -> Tensor:
-        return self.plugin.estimate(hidden_RLC, layer=layer, scale=scale, own=own)
-
-
-class PlainWidth(AskedWidth):
+class PlainWidth(StandIn):
     def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
         return torch.arange(count, device=hidden_RLC.device).expand(*hidden_RLC.shape[:2], -1)
 
@@ -215,7 +140,7 @@ class PlainWidth(AskedWidth):
         return torch.arange(count, device=hidden_RLC.device).expand(len(hidden_RLC), -1)
 
 
-class PlainTokens(AskedTokens):
+class PlainTokens(StandIn):
     def pick(self, x_BLC: Tensor, count: int, *, layer: int, scale: int, sublayer: SubLayerName) -> Tensor:
         return torch.arange(count, device=x_BLC.device).expand(x_BLC.shape[0], -1)
 
@@ -226,23 +151,23 @@ class PlainTokens(AskedTokens):
         return filled.scatter(1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC)
 
 
-class PlainCache(AskedCache):
+class PlainCache(StandIn):
     def pick(self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, **where: Any) -> Tensor:
         return torch.arange(count, device=keys_BHnc.device).expand(*keys_BHnc.shape[:2], -1)
 
 
-class ForcedTokens(AskedTokens):
-    def __init__(self, own: TokenPolicy, model: ModelSpec) -> None:
-        super().__init__(own)
+class ForcedTokens(StandIn):
+    def __init__(self, asked: TokenPolicy, model: ModelSpec) -> None:
+        super().__init__(asked)
         self._all = model.tokens
 
     def tokens(self, layer: int, scale: int, sublayer: SubLayerName) -> int | None:
-        return None if self.own.tokens(layer, scale, sublayer) is None else self._all[scale]
+        return None if self.asked.tokens(layer, scale, sublayer) is None else self._all[scale]
 
 
-class ForcedCache(AskedCache):
-    def __init__(self, own: CacheStrategy, model: ModelSpec) -> None:
-        super().__init__(own)
+class ForcedCache(StandIn):
+    def __init__(self, asked: CacheStrategy, model: ModelSpec) -> None:
+        super().__init__(asked)
         self._all = model.length
 
     @property
@@ -257,18 +182,18 @@ class ForcedCache(AskedCache):
         return True
 
     def budget(self, layer: int, scale: int, group: int) -> int | None:
-        return None if self.own.budget(layer, scale, group) is None else self._all
+        return None if self.asked.budget(layer, scale, group) is None else self._all
 
 
-class WatchedTokens(AskedTokens):
-    def __init__(self, own: TokenPolicy, notes: Notes, model: ModelSpec) -> None:
-        super().__init__(own)
+class WatchedTokens(StandIn):
+    def __init__(self, asked: TokenPolicy, notes: Notes, model: ModelSpec) -> None:
+        super().__init__(asked)
         self._notes, self._model = notes, model
 
     def pick(self, x_BLC: Tensor, count: int, *, layer: int, scale: int, sublayer: SubLayerName) -> Tensor:
         where = f"pick for the {sublayer} of layer {layer} at {self._model.scale_name(scale)}"
         before = x_BLC.clone()
-        places = self.own.pick(x_BLC, count, layer=layer, scale=scale, sublayer=sublayer)
+        places: Tensor = self.asked.pick(x_BLC, count, layer=layer, scale=scale, sublayer=sublayer)
         if not torch.equal(before, x_BLC):
             self._notes.inputs.append(f"{where} changed the residual stream that it was shown")
         self._notes.places += _wrong_places(where, places, (x_BLC.shape[0], count), x_BLC.shape[1], ascending=False)
@@ -279,7 +204,7 @@ class WatchedTokens(AskedTokens):
     ) -> Tensor:
         given = [t for t in (computed_BnC, places_Bn, remembered_BlC) if t is not None]
         before = [tensor.clone() for tensor in given]
-        filled = self.own.fill(computed_BnC, places_Bn, remembered_BlC, length=length, scale=scale)
+        filled: Tensor = self.asked.fill(computed_BnC, places_Bn, remembered_BlC, length=length, scale=scale)
         where = f"fill at {self._model.scale_name(scale)}"
         if not all(map(torch.equal, before, given)):
             self._notes.inputs.append(f"{where} changed what it was given to fill in from")
@@ -292,16 +217,16 @@ class WatchedTokens(AskedTokens):
         return filled
 
 
-class WatchedCache(AskedCache):
-    def __init__(self, own: CacheStrategy, notes: Notes, model: ModelSpec) -> None:
-        super().__init__(own)
+class WatchedCache(StandIn):
+    def __init__(self, asked: CacheStrategy, notes: Notes, model: ModelSpec) -> None:
+        super().__init__(asked)
         self._notes, self._model = notes, model
 
     def pick(self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, **where: Any) -> Tensor:
         here = f"pick for the cache of layer {where['layer']} after {self._model.scale_name(where['scale'])}"
         given = [t for t in (keys_BHnc, queries_BHLc, where["attention_BHn"]) if t is not None]
         before = [tensor.clone() for tensor in given]
-        places = self.own.pick(keys_BHnc, queries_BHLc, count, **where)
+        places: Tensor = self.asked.pick(keys_BHnc, queries_BHLc, count, **where)
         if not all(map(torch.equal, before, given)):
             self._notes.inputs.append(f"{here} changed the keys, queries or attention that it was shown")
         self._notes.places += _wrong_places(
@@ -310,14 +235,14 @@ class WatchedCache(AskedCache):
         return places
 
 
-class WatchedWidth(AskedWidth):
-    def __init__(self, own: WidthPolicy, notes: Notes, model: ModelSpec) -> None:
-        super().__init__(own)
+class WatchedWidth(StandIn):
+    def __init__(self, asked: WidthPolicy, notes: Notes, model: ModelSpec) -> None:
+        super().__init__(asked)
         self._notes, self._model = notes, model
 
     def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
         with self._looking_only("route", layer, scale, hidden_RLC, own) as where:
-            chosen = super().route(hidden_RLC, count, layer=layer, scale=scale, own=own)
+            chosen: Tensor = self.asked.route(hidden_RLC, count, layer=layer, scale=scale, own=own)
         shape, places, available = (*hidden_RLC.shape[:2], count), chosen, self.experts
         if self.varies and type(chosen) is Tensor and tuple(chosen.shape) == shape:
             if not (chosen >= 0).any(dim=-1).all():
@@ -332,14 +257,14 @@ class WatchedWidth(AskedWidth):
 
     def gate(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
         with self._looking_only("gate", layer, scale, hidden_RLC, own) as where:
-            places = super().gate(hidden_RLC, count, layer=layer, scale=scale, own=own)
+            places: Tensor = self.asked.gate(hidden_RLC, count, layer=layer, scale=scale, own=own)
         shape = (len(hidden_RLC), count)
         self._notes.places += _wrong_places(where, places, shape, hidden_RLC.shape[1], ascending=False)
         return places
 
     def estimate(self, hidden_RLC: Tensor, *, layer: int, scale: int, own: Own) -> Tensor:
         with self._looking_only("estimate", layer, scale, hidden_RLC, own) as where:
-            output = super().estimate(hidden_RLC, layer=layer, scale=scale, own=own)
+            output: Tensor = self.asked.estimate(hidden_RLC, layer=layer, scale=scale, own=own)
         self._notes.places += _not_plain(where, output)
         if output.shape != hidden_RLC.shape:
             self._notes.places.append(f"{where} gave {tuple(output.shape)}, not {tuple(hidden_RLC.shape)}")

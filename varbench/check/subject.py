@@ -7,15 +7,14 @@ from collections.abc import Collection
 from dataclasses import replace
 from functools import cached_property
 from operator import sub
+from time import process_time
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from varbench.check import sent_ways, stand_ins
-from varbench.check.allocations import Held, Watched, contents
+from varbench.check.allocations import Held, Watched
 from varbench.check.bench import Bench
 from varbench.check.chosen import Look
 from varbench.check.counted_products import Products
@@ -35,6 +34,7 @@ SAMPLING: dict[str, Any] = {"cfg": 1.5, "top_k": 100, "top_p": 0.95}
 
 TENSORS_SLACK = 256
 """Bytes of tensors that nobody need account for: less than one layer's keys of one scale of one image."""
+ANOTHER_SEED = "another seed"
 PYTHON_SLACK = 32 * 1024
 """Bytes of Python objects that may come and go for other reasons."""
 
@@ -44,6 +44,8 @@ class UnderTest(ABC):
 
     def __init__(self, bench: Bench, row: Row) -> None:
         self.bench, self.row = bench, row
+        self.seconds: list[float] = []
+        """Processor time of each generation of all images that no observer looked into."""
 
     @property
     @abstractmethod
@@ -57,16 +59,25 @@ class UnderTest(ABC):
         first: int = 0,
         observer: Observer | None = None,
     ) -> Answer:
-        return self.subject.make(Ask(row=self.row.name, labels=labels, seed=seed, first=first), observer=observer)
+        began = process_time()  # which a busy machine stretches far less than the clock's
+        answer = self.subject.make(Ask(row=self.row.name, labels=labels, seed=seed, first=first), observer=observer)
+        if observer is None and len(labels) == len(LABELS):
+            self.seconds.append(process_time() - began)
+        return answer
 
     @cached_property
     def first(self) -> Answer:
         return self.make()
 
     @cached_property
-    def otherwise(self) -> Answer:
-        """With another seed."""
-        return self.make(seed=SEED + 5)
+    def otherwise(self) -> dict[str, Answer]:
+        """What should be other images, by what was asked otherwise."""
+        labels = tuple((label + 1) % self.row.model.classes for label in LABELS)
+        return {
+            ANOTHER_SEED: self.make(seed=SEED + 5),
+            "other labels": self.make(labels),
+            "other images of the noise stream": self.make(first=1000),
+        }
 
     @cached_property
     def anew(self) -> tuple[Answer, str | None]:
@@ -119,7 +130,7 @@ class UnderTest(ABC):
 
     @property
     @abstractmethod
-    def said_flops(self) -> float | None:
+    def stated_flops(self) -> float | None:
         """FLOPs of a generation with its decoder, as the row says them; None where it does not."""
 
     @property
@@ -166,7 +177,7 @@ class PlannedRow(UnderTest):
         return self.pipe.generate(given.pop("labels"), method=row or self.row, **given)
 
     @property
-    def said_flops(self) -> float:
+    def stated_flops(self) -> float:
         _ = self.products
         work = cost.work(self.plan, batch=len(LABELS), dtype="float32")
         if not self.plan.varies or self.counted.trace is None:
@@ -201,25 +212,18 @@ class PlannedRow(UnderTest):
         return stand_ins.plain(self.row)
 
     @cached_property
-    def watched(self) -> stand_ins.Notes:
-        """What its policies answered in one generation; a generation that fails for it has still been noted."""
-        notes = stand_ins.Notes()
-        if not stand_ins.asked_while_it_runs(self.row) and self.plan.decision is None:
-            return notes
+    def looked_into(self) -> tuple[Look, stand_ins.Notes]:
+        """What its policies answered in one generation, and what of it took effect. One that their answers stop has been noted."""
+        look, notes = Look(self.plan), stand_ins.Notes()
         try:
-            self.generate(sent_ways.noted(stand_ins.watched(self.row, notes), [], notes))
+            with look:
+                self.generate(look.row(stand_ins.watched(self.going_on, notes)), observer=look.observe)
+            if self.plan.decision is not None:
+                self.generate(sent_ways.noted(stand_ins.watched(self.row, notes), [], notes))
         except Exception:
             if not (notes.places or notes.inputs):
                 raise
-        return notes
-
-    @cached_property
-    def looked_into(self) -> Look:
-        """What of its choices took effect in one generation."""
-        look = Look(self.plan)
-        with look:
-            self.generate(look.row(self.going_on), observer=look.observe)
-        return look
+        return look, notes
 
     @cached_property
     def held(self) -> Held:
@@ -228,18 +232,20 @@ class PlannedRow(UnderTest):
         self._warm()
         return self._watched(self.row)
 
-    @cached_property
+    @property
     def held_plainly(self) -> Held:
-        """The same of its plan, executed with picks that cost nothing."""
+        """The same of its plan, executed with picks that cost nothing; of a plan of as many steps and calls, whose Python objects
+        are as many."""
         if not stand_ins.asked_while_it_runs(self.row) and self.plan.decision is None:
             return self.held
-        self._warm()
-        plain = self.plain
-        if self.held.taken:
-            ways = [way for way, images in enumerate(self.held.taken) for _ in range(images)]
-            plain = sent_ways.sent(plain, ways)
-        self.pipe.compile(plain)
-        return self._watched(plain)
+        ways = [way for way, images in enumerate(self.held.taken) for _ in range(images)]
+        plain = sent_ways.sent(self.plain, ways) if ways else self.plain
+        known, shape = self.bench.held_plainly, (id(self.pipe), *ways, *(len(step.calls) for step in self.plan.steps))
+        if shape not in known:
+            self._warm()
+            self.pipe.compile(plain)
+            known[shape] = self._watched(plain)
+        return known[shape]
 
     def _warm(self) -> None:
         """The first generation that is watched imports what following operations takes."""
@@ -252,21 +258,6 @@ class PlannedRow(UnderTest):
             taken = self.generate(row, observer=memory.observe, seed=SEED + 1).trace.taken
         memory.held.taken = taken
         return memory.held
-
-    @cached_property
-    def buffers(self) -> tuple[list[str], int]:
-        """Kinds of the buffers that one more generation changed, and bytes of those that are new after it."""
-        # Nothing watches this one, so it shows what a method does that hides from being watched.
-        before = contents()
-        self.make(seed=SEED + 2)
-        after = contents()
-        changed = [
-            type(thing).__name__
-            for place, (thing, data) in before.items()
-            if place in after and after[place][1] != data
-        ]
-        new = {place: thing for place, (thing, _) in after.items() if place not in before}
-        return changed, sum(thing.nbytes for thing in new.values() if isinstance(thing, (Tensor, np.ndarray)))
 
 
 class GeneratorRow(UnderTest):
@@ -286,13 +277,13 @@ class GeneratorRow(UnderTest):
         return load_generator(owned.policy, model=self.bench.model, device=torch.device("cpu"), dtype="float32", seed=0)
 
     @property
-    def said(self) -> Work:
+    def stated(self) -> Work:
         assert self.row.policies.generator is not None
         return self.row.policies.generator.policy.work(len(LABELS))
 
     @property
-    def said_flops(self) -> float | None:
-        work = self.said
+    def stated_flops(self) -> float | None:
+        work = self.stated
         return None if work.flops is None else work.flops + work.decoder_flops
 
     @cached_property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 from varbench.commands import usable_plugins
@@ -43,13 +42,14 @@ def machine() -> dict[str, str]:
     """Facts by name, each as text; what is missing says so."""
     import torch
 
-    from varbench.base.places import cache_root
+    from varbench.base.places import cache_root, looked_at
     from varbench.measure.environment import available_memory, environment
     from varbench.measure.harness import null_cost
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found, harness = environment(device), null_cost(device)
     folder = cache_root()
+    size = f"{looked_at(folder).size / 2**20:,.0f} MiB" if folder.is_dir() else "not there yet"
     variables = {**found.variables, **{name: os.environ[name] for name in VARIABLES if name in os.environ}}
     return {
         "machine": found.machine,
@@ -60,16 +60,10 @@ def machine() -> dict[str, str]:
         "GPU": ", ".join(filter(None, (found.gpu_uuid, found.driver))) or "no figure from NVML",
         **found.versions,
         "harness": f"{harness.value * 1e6:.1f} µs a call ({harness.low * 1e6:.1f} to {harness.high * 1e6:.1f}): timing nothing",
-        "cache": f"{folder} ({_size(folder)})",
+        "cache": f"{folder} ({size})",
         "variables": ", ".join(f"{name}={value}" for name, value in variables.items()) or "none set",
     }
 
 
 def _gib(count: int | None) -> str:
     return "unknown" if count is None else f"{count / 2**30:.1f} GiB"
-
-
-def _size(folder: Path) -> str:
-    if not folder.is_dir():
-        return "not there yet"
-    return f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 2**20:,.0f} MiB"

@@ -1,4 +1,4 @@
-"""`varbench list`: methods with their settings, model presets, hardware."""
+"""`varbench list`: methods with their settings, model presets, published protocols, hardware."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from varbench.policies import Settings
     from varbench.rows.manager import PluginInfo, PluginManager
 
-SECTIONS = ("plugins", "presets", "hardware")
+SECTIONS = ("plugins", "presets", "protocols", "hardware")
 
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "list",
-        help="methods with their settings, model presets, hardware",
+        help="methods with their settings, model presets, protocols, hardware",
         description="Lists what can be run. Points marked * are those that run unless a row names one.",
     )
     parser.add_argument("section", nargs="?", choices=SECTIONS, help="only this; default: everything")
@@ -45,6 +45,9 @@ def run(args: argparse.Namespace) -> int:
         elif section == "presets":
             listed[section] = _presets()
             lines += ["model presets (--model)", *map(_preset, listed[section]), ""]
+        elif section == "protocols":
+            listed[section] = _protocols()
+            lines += ["published protocols (run --protocol)", *map(_protocol, listed[section]), ""]
         else:
             listed[section] = _hardware()
             lines += ["hardware (varbench plan --hardware, or a file)", *map(_device, listed[section]), ""]
@@ -101,6 +104,21 @@ def _preset(preset: dict[str, Any]) -> str:
     spec = preset["spec"]
     sides = " ".join(map(str, spec["sides"]))
     return f"  {preset['name']:<14} {spec['depth']} layers x {spec['width']}, scales {sides}: {preset['summary']}"
+
+
+def _protocols() -> list[dict[str, Any]]:
+    from varbench.plan import protocols
+
+    return [dataclasses.asdict(protocols.protocol(name)) for name in protocols.names()]
+
+
+def _protocol(protocol: dict[str, Any]) -> str:
+    files = [*protocol["weights"].values(), *protocol["files"].values()]
+    lines = [f"  {protocol['name']:<14} {protocol['summary']}"]
+    for file in files:
+        hashed = "hash not known" if file["sha256"] is None else f"sha256 {file['sha256'][:8]}…"
+        lines.append(f"    {file['name']}  {hashed}{'' if file['sure'] else ', by one source'}  {file['source']}")
+    return "\n".join(lines)
 
 
 def _hardware() -> list[dict[str, Any]]:

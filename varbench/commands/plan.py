@@ -118,6 +118,8 @@ def run(args: argparse.Namespace) -> int:
         for counted in found:
             if counted.plan.varies:
                 print(_by_content(counted, denominators[0], batch=batch, dtype=dtype))
+    for line in _misfits(found, devices=devices, batch=batch, dtype=dtype):
+        print(line)
     if works:
         print("\n" * bool(found) + _stated(denominators[0], works, batch=batch))
     if beside:
@@ -219,6 +221,18 @@ def _by_content(counted: Counted, lossless: Counted, *, batch: int, dtype: str) 
     fewest = least(counted.plan, batch=batch, dtype=dtype).transformer_flops
     bounds = f"{100 * fewest / full:.0f}-{100 * counted.work.transformer_flops / full:.0f} %"
     return f"{counted.name} depends on content: {bounds} of the work; the table has the most"
+
+
+def _misfits(found: Sequence[Counted], *, devices: Sequence[Hardware], batch: int, dtype: str) -> Iterator[str]:
+    """Rows that would not fit a device, and the largest batch that does."""
+    from varbench.measure.largest import misfit
+
+    for device in devices:
+        for counted in found:
+            free = round(device.memory_gb * 2**30)
+            said = misfit(counted.plan, batch=batch, dtype=dtype, free=free, device=device.device)
+            if said is not None:
+                yield f"{counted.name} does not fit {device.name}: it {said}"
 
 
 def _published(row: Row, manager: PluginManager) -> tuple[Published, ...]:

@@ -9,10 +9,14 @@ import sys
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from varbench.commands.report import RUNS, newest_run
 from varbench.record.option_forms import add_arguments
+
+if TYPE_CHECKING:
+    from varbench.record.options import Options
+    from varbench.run.prepare import Run
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,9 +31,11 @@ def add_parser(subparsers: Any) -> None:
         "  varbench run --plugins variant@d8 --model var-d30 --weights var_d30.pth --vae vae_ch160v4096z32.pth \\\n"
         "      --reference VIRTUAL_imagenet256_labeled.npz --inception weights-inception-2015-12-05-6726825d.pth\n"
         "  varbench run --plugins variant --model var-d30 --weights random     speed and memory only\n"
+        "  varbench run --plugins variant --batch 1,8,64 --dtype float32,bfloat16      six tables of one page\n"
+        "  varbench run --protocol imagenet256-50k --model var-d30 --checkpoints DIR --plugins full_var,variant,code\n"
         "  varbench run --resume --out varbench-runs/NAME --plugins variant    goes on where it was",
     )
-    add_arguments(parser)
+    add_arguments(parser, sweeps=True)
     add = parser.add_argument
     add(
         "--config",
@@ -44,35 +50,25 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from varbench.measure.environment import available_memory
     from varbench.record import to_json
-    from varbench.rows.manager import manager
-    from varbench.run import inputs
     from varbench.run.defaults import resolve
-    from varbench.run.prepare import NothingSelectedError, origins, prepare
-    from varbench.run.resume import complete_records
+    from varbench.run.prepare import NothingSelectedError
     from varbench.run.session import INTERRUPTED, NOTHING_SELECTED, carry_out
-    from varbench.show import forecast
     from varbench.show.table import as_table, remarks, report_command
 
-    options = resolve(args)
-    out = _out(options.out, resume=args.resume)
+    sets = resolve(args)
+    out = _out(sets[0].out, resume=args.resume)
     try:
-        this = replace(prepare(options, name=out.name, known=manager().names()), available_memory=available_memory())
+        runs = [_prepared(options, out) for options in sets]
     except NothingSelectedError as error:
         print(f"varbench run: error: {error}", file=sys.stderr)
         return NOTHING_SELECTED
     if args.dry_run:
-        done = complete_records(this, out) if out.is_dir() else {}
-        found = forecast.forecast(this, out, done, weights=origins(this))
-        print(json.dumps(asdict(found), indent=1) if args.json else forecast.as_text(found))
-        return 0
-    files = (options.companion, options.reference, options.inception, options.data)
-    if options.device != "cpu" or options.weights not in (None, "random") or any(files):
-        inputs.check(this.job(task="inspecting"))
-    missing = [] if options.out else ["--out", str(out)]
+        return _forecast(runs, out, as_json=args.json)
+    runs = [_looked_at(this) for this in runs]
+    missing = [] if sets[0].out else ["--out", str(out)]
     again = shlex.join(["varbench", *sys.argv[1:], *([] if args.resume else ["--resume"]), *missing])
-    records, code = carry_out(this, out, resume=args.resume, again=again)
+    records, code = carry_out(runs, out, resume=args.resume, again=again)
     if not records or code == INTERRUPTED:
         return code
     if args.json:
@@ -83,6 +79,42 @@ def run(args: argparse.Namespace) -> int:
         print(f"warning: {line}", file=sys.stderr)
     print(f"records: {out}\nnext: {report_command(out)}", file=sys.stderr if args.json else sys.stdout)
     return code
+
+
+def _prepared(options: Options, out: Path) -> Run:
+    from varbench.measure.environment import available_memory
+    from varbench.rows.manager import manager
+    from varbench.run.prepare import prepare
+
+    return replace(prepare(options, name=out.name, known=manager().names()), available_memory=available_memory())
+
+
+def _looked_at(run: Run) -> Run:
+    """With the files that were given opened as rows will open them; says what will not fit."""
+    from varbench.run import fits, inputs
+
+    options, free = run.options, run.available_memory
+    files = (options.companion, options.reference, options.inception, options.data)
+    if options.device != "cpu" or options.weights not in (None, "random") or any(files):
+        found = inputs.check(run.job(task="inspecting"))
+        free = free if found.device_memory is None else found.device_memory
+    for line in fits.in_lines(run, fits.misfits(run, free=free), free=free or 0):
+        print(line, file=sys.stderr)
+    return run
+
+
+def _forecast(runs: list[Run], out: Path, *, as_json: bool) -> int:
+    from varbench.run.prepare import origins
+    from varbench.run.resume import complete_records
+    from varbench.show import forecast
+
+    done = [complete_records(this, out) if out.is_dir() else {} for this in runs]
+    found = [forecast.forecast(this, out, known, weights=origins(this)) for this, known in zip(runs, done, strict=True)]
+    if as_json:
+        print(json.dumps([asdict(one) for one in found] if len(found) > 1 else asdict(found[0]), indent=1))
+    else:
+        print("\n\n".join(map(forecast.as_text, found)))
+    return 0
 
 
 def _out(given: str | None, *, resume: bool) -> Path:

@@ -97,11 +97,12 @@ def open_pipeline(
     given: dict[str, Any], *, heads: int | None, recipe: str | None = None
 ) -> tuple[Pipeline, dict[str, Any]]:
     """The pipeline, and how its images are drawn."""
+    from varbench.model.bundle import recipe_in
     from varbench.plan.presets import DEFAULT, shipped_files
     from varbench.run.defaults import companions, filled_in
 
     files = given.get("weights", "random") != "random"
-    if files and "vae" not in given:
+    if files and "vae" not in given and recipe_in(given["weights"]) is None:
         raise UserError("--weights is a checkpoint, so give the tokenizer's too: --vae FILE")
     for option, value in (("vae", given.get("vae")), ("heads", heads)):
         if value is not None and not files:
@@ -117,7 +118,7 @@ def open_pipeline(
     from varbench.engine.loading import load_pipeline
 
     if files:
-        pipe = load_pipeline(given.get("model"), vae=given["vae"], var=given["weights"], num_heads=heads, **common)
+        pipe = load_pipeline(given.get("model"), vae=given.get("vae"), var=given["weights"], num_heads=heads, **common)
     else:
         pipe = load_pipeline(model, random="weights" in given, recipe=recipe, **common)
     if "top_k" not in given:
@@ -132,7 +133,7 @@ def _write_grid(lines: list[Any], path: Path) -> None:
     from torch.nn.functional import pad
 
     from varbench.base.whole_files import whole_file
-    from varbench.quality.images import to_uint8
+    from varbench.engine.pixels import to_uint8
 
     padded = [torch.cat(list(pad(images.float().cpu(), (0, 1, 0, 1), value=1.0)), dim=-1) for images in lines]
     sheet = to_uint8(torch.cat(padded, dim=-2).unsqueeze(0))[0].transpose(1, 2, 0)

@@ -230,24 +230,34 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench import rows
     from varbench.policies import MAIN
     from varbench.train.budgets import GENERATOR, recipe_budget
-    from varbench.train.generators import generator_weights, trained_generator
+    from varbench.train.generators import generator_weights, taught, trained_generator
     from varbench.train.recipes import recipe_weights
     from varbench.train.shipped import put
 
     found = rows.expand(args.what, presets.preset(args.model).spec)
     by_recipe = {(row.recipe_plugin, row.recipe): row for row in found if row.schedule is not None}
     generators = [row for row in found if trained_generator(row)]
-    if generators and not by_recipe and args.weights is not None:
+    main = args.weights or presets.shipped_files(args.model).get(MAIN)
+    if main is None and any(map(taught, generators)):
+        raise UserError(f"{args.model} ships no weights to learn from. Give them by --weights and --vae.")
+    if generators and not (by_recipe or any(map(taught, generators))) and args.weights is not None:
         raise UserError(
             f"--weights has no effect on the training of {args.what}, which begins from nothing; leave it out"
         )
+    shown: set[Path] = set()
     for row in generators:
-        budget = _budget(args, GENERATOR)
         trained = generator_weights(
-            row, vae=_vae(args), data=data, budget=budget, device=args.device, events=args.tensorboard
+            row,
+            vae=_vae(args),
+            data=data,
+            budget=_budget(args, GENERATOR),
+            main=None if main is None else Path(main),
+            device=args.device,
+            events=args.tensorboard,
         )
-        for path in trained.files.values():
+        for path in sorted(set(trained.files.values()) - shown):  # points of one training share it
             print(f"{row.name}  {path}{'  (cached)' if trained.origin == 'cache' else ''}")
+            shown.add(path)
     if generators and not by_recipe:
         return 0
     if not by_recipe:

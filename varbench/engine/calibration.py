@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,3 +200,18 @@ def read_layers(text: str, model: ModelSpec, *, what: str) -> tuple[int, ...]:
 
 def written_layers(layers: Sequence[int]) -> str:
     return ".".join(map(str, layers))
+
+
+def read_masks(text: str, *, count: int, bits: int, what: str) -> tuple[frozenset[int], ...]:
+    """Sets of numbers below `bits` that a parameter gives, as in `f0.3`: a hexadecimal mask each, in which bit n stands for n."""
+    try:
+        masks = [int(mask, 16) for mask in text.split(".")]
+    except ValueError:
+        masks = []
+    if len(masks) != count or not all(0 <= mask < 1 << bits for mask in masks):
+        raise UserError(f"{what} is {text!r}; give {count} hexadecimal numbers of {bits} bits with dots between them")
+    return tuple(frozenset(number for number in range(bits) if mask >> number & 1) for mask in masks)
+
+
+def written_masks(sets: Iterable[Iterable[int]]) -> str:
+    return ".".join(f"{sum(1 << number for number in numbers):x}" for numbers in sets)

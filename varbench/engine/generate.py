@@ -20,7 +20,7 @@ from varbench.engine.cache_entries import EncodedForm, PlainForm, attention_paid
 from varbench.engine.conditioning import Conditioning, condition
 from varbench.engine.expert_ffn import Experts, part_of_ffn
 from varbench.engine.going_on import Deciding
-from varbench.engine.loop import Loop, Observer, Sampling
+from varbench.engine.loop import Choose, Loop, Observer, Sampling
 from varbench.engine.watch import Watch
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Layer, Transformer, modulated
@@ -55,12 +55,14 @@ def generate(
     sampling: Sampling,
     dtype: torch.dtype,
     forced_BL: Tensor | None = None,
+    choose: Choose | None = None,
     return_logits: bool = False,
     observer: Observer | None = None,
     decode: Callable[[Tensor], Tensor] | None = None,
 ) -> Generated:
-    """Draw codes for `labels_B`. `images_B` are the images' numbers in the noise stream; `forced_BL` fixes the codes; `decode`
-    makes images of maps that something is decided by, in place of the tokenizer."""
+    """Draw codes for `labels_B`. `images_B` are the images' numbers in the noise stream; `forced_BL` fixes the codes, of all
+    scales or of the first ones, as a plan whose first step encodes several needs them; `choose` draws the others; `decode` makes
+    images of maps that something is decided by, in place of the tokenizer."""
     run = _Run(plan, row, backbones=backbones, labels_B=labels_B, dtype=dtype)
     loop = Loop(
         plan.model,
@@ -68,14 +70,16 @@ def generate(
         images_B=images_B,
         sampling=sampling,
         forced_BL=forced_BL,
+        choose=choose,
         return_logits=return_logits,
         observer=observer,
     )
+    given = loop.given(plan.steps[0].scales[:-1])
     if plan.decision is None or row.decision is None:
-        loop.through(run, plan.steps)
+        loop.through(run, plan.steps, features=given)
     else:
         decide = Deciding(plan, row.decision.policy, decode=decode or tokenizer.decode_map, watch=run.watch)
-        loop.through(run, plan.steps[: plan.decision.after + 1], deciding=decide)
+        loop.through(run, plan.steps[: plan.decision.after + 1], features=given, deciding=decide)
         assert decide.ways_B is not None
         for part, steps, places in run.parts(plan.decision, decide.ways_B):
             loop.through(part, steps, places=places)

@@ -12,6 +12,7 @@ import torch
 from varbench.base.hashing import file_hash
 from varbench.engine.pipeline import DTYPES, Pipeline
 from varbench.errors import CheckpointError, UserError
+from varbench.model.bundle import opened
 from varbench.model.checkpoints import build_tokenizer, load_tokenizer, load_transformer
 from varbench.model.state_files import read_record
 from varbench.model.tokenizer import Tokenizer
@@ -36,9 +37,10 @@ def load_pipeline(
 ) -> Pipeline:
     """A pipeline from checkpoint files, or of a preset.
 
-    With `vae` and `var`, sizes are read off the files. With a preset alone, its shipped weights are loaded, or with
-    `random` random ones drawn from `seed`, or those that it ships for a `recipe`, as in `method@recipe`. `companions` are further models by name, for methods that run on two; of a
-    preset, those that are not given are found as its own weights are.
+    With `vae` and `var`, or with `var` alone where it is a file of `varbench export`, sizes are read off the files. With a
+    preset alone, its shipped weights are loaded, or with `random` random ones drawn from `seed`, or those that it ships for a
+    `recipe`, as in `method@recipe`. `companions` are further models by name, for methods that run on two; of a preset, those
+    that are not given are found as its own weights are.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
@@ -46,6 +48,10 @@ def load_pipeline(
         raise UserError(
             f"device {device!r} was asked for, but torch sees no GPU; use device='cpu' or look at 'varbench env'"
         )
+    if vae is None and var is not None and (bundle := opened(var)) is not None:
+        vae, var = bundle.files["vae"], bundle.files[MAIN]
+        own = {part: path for part, path in bundle.files.items() if part not in ("vae", MAIN)}
+        companions = {**own, **(companions or {})}
     if (vae is None) != (var is None):
         raise CheckpointError(
             "give both vae= and var=, or neither; a transformer speaks the codes of its own tokenizer"

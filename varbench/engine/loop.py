@@ -22,6 +22,10 @@ Observer = Callable[[str, int], None]
 """Called with "start", "logits" (the network is done) or "end" and the step's number; it may look at clocks and memory, and nothing else."""
 
 
+Choose = Callable[[Tensor, int], Tensor]
+"""Codes (B, l) of logits (B, l, V) after guidance, and the scale's number."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     seed: int = 0
@@ -47,11 +51,12 @@ class Loop:
         images_B: Tensor,
         sampling: Sampling,
         forced_BL: Tensor | None,
+        choose: Choose | None,
         return_logits: bool,
         observer: Observer | None,
     ) -> None:
         self._model, self._quantizer, self._images_B, self._sampling = model, quantizer, images_B, sampling
-        self._forced_BL, self._observer = forced_BL, observer
+        self._forced_BL, self._choose, self._observer = forced_BL, choose, observer
         self._steps = 0
         """Those that have begun."""
         batch, last, device = len(images_B), model.sides[-1], images_B.device
@@ -62,12 +67,30 @@ class Loop:
             shape = (batch, model.length, model.tokenizer.vocabulary)
             self.logits = torch.full(shape, torch.nan, device=device)
 
+    def given(self, scales: Sequence[int]) -> dict[int, Tensor]:
+        """Features of scales whose codes are there before the first step, which encodes them too."""
+        features: dict[int, Tensor] = {}
+        for scale in scales:
+            assert self._forced_BL is not None
+            if scale:
+                features[scale] = self._quantizer.features(self.f_hat, scale)
+            span = slice(self._model.starts[scale], self._model.starts[scale + 1])
+            self.tokens[:, span] = self._forced_BL[:, span]
+            self.f_hat = self.f_hat + self._quantizer.contribution(self.tokens[:, span], scale)
+        return features
+
     def through(
-        self, run: Runs, steps: Sequence[Step], *, places: Tensor | None = None, deciding: Deciding | None = None
+        self,
+        run: Runs,
+        steps: Sequence[Step],
+        *,
+        features: dict[int, Tensor] | None = None,
+        places: Tensor | None = None,
+        deciding: Deciding | None = None,
     ) -> None:
-        """These steps, of all images or of those at some places."""
+        """These steps, of all images or of those at some places; `features` are those of scales that were given."""
         at: slice | Tensor = slice(None) if places is None else places
-        images_B, features = self._images_B[at], dict[int, Tensor]()
+        images_B, features = self._images_B[at], {} if features is None else features
         for index, step in enumerate(steps):
             self._look("start")
             scale = step.samples
@@ -79,10 +102,12 @@ class Loop:
             span = slice(self._model.starts[scale], self._model.starts[scale + 1])
             if self.logits is not None:
                 self.logits[at, span] = logits_BlV
-            if self._forced_BL is None:
-                self.tokens[at, span] = _drawn(logits_BlV, self._sampling, images_B, scale)
-            else:
+            if self._forced_BL is not None and self._forced_BL.shape[1] >= span.stop:
                 self.tokens[at, span] = self._forced_BL[at, span]
+            elif self._choose is not None:
+                self.tokens[at, span] = self._choose(logits_BlV, scale)
+            else:
+                self.tokens[at, span] = _drawn(logits_BlV, self._sampling, images_B, scale)
             added = self._quantizer.contribution(self.tokens[at, span], scale)
             if places is None:
                 self.f_hat = self.f_hat + added

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from varbench.engine import pixels
 from varbench.engine.arguments import check_filters, images_given, labels_given, tokens_given
 from varbench.engine.generate import generate
 from varbench.engine.loop import Observer, Sampling
@@ -33,6 +35,8 @@ from varbench.rows.grammar import FULL
 from varbench.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from varbench.rows.grammar import Row
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,6 +54,16 @@ class Output:
     """(B, L, V) after guidance and before filtering, where they were asked for."""
     plan: Plan
     trace: Trace
+
+    def pil(self) -> list[Image]:
+        """The images as pictures of PIL."""
+        return pixels.pictures(self.images)
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows of it."""
+        file = io.BytesIO()
+        pixels.sheet(self.images).save(file, "PNG")
+        return file.getvalue()
 
     def __repr__(self) -> str:
         count, _, height, width = self.images.shape

@@ -14,15 +14,16 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from varbench.engine.loading import random_tokenizer
+from varbench.engine.full_model import FullModel
+from varbench.engine.loading import random_tokenizer, random_transformer
 from varbench.engine.loop import Observer
-from varbench.engine.pipeline import Pipeline
+from varbench.engine.pipeline import DTYPES, Pipeline
 from varbench.engine.storage import live_bytes, storage_bytes
 from varbench.engine.transforms import stored
-from varbench.model.checkpoints import build_tokenizer, load_tokenizer
+from varbench.model.checkpoints import build_tokenizer, load_tokenizer, load_transformer
 from varbench.model.state_files import read_state
 from varbench.plan.trace import Trace
-from varbench.policies import Generator, TrainedGenerator
+from varbench.policies import Generator, TaughtGenerator, TrainedGenerator
 from varbench.spec import ModelSpec
 
 
@@ -165,9 +166,11 @@ def load_generator(
     dtype: str,
     seed: int,
     vae: Path | None = None,
+    main: Path | None = None,
     weights: Path | None = None,
 ) -> GeneratorSubject:
-    """With the preset's tokenizer and weights that were trained for it, where it is made for them; random ones without."""
+    """With the preset's tokenizer, its full model, and weights that were trained for it, where it is made for them; random
+    ones without."""
     held = live_bytes(device)
     if isinstance(generator, TrainedGenerator):
         tokenizer = (
@@ -176,6 +179,15 @@ def load_generator(
         tokenizer.to(device).eval().cast_decoder_(torch.bfloat16 if dtype == "bfloat16" else torch.float32)
         state = None if weights is None else read_state(weights, part="generator")
         generator.take(tokenizer=tokenizer, weights=state)
+        if isinstance(generator, TaughtGenerator):
+            full = (
+                random_transformer(model, seed, device=str(device))
+                if main is None
+                else load_transformer(main, model.tokenizer)
+            )
+            full.cast_(DTYPES[dtype]).to(device)
+            generator.meet(FullModel(full, tokenizer, dtype=DTYPES[dtype]), tokenizer=tokenizer)
+            del full
         del tokenizer, state
     generator.load(device=str(device), dtype=dtype, seed=seed)
     return GeneratorSubject(generator=generator, model=model, device=device, loaded_bytes=live_bytes(device) - held)

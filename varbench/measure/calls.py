@@ -113,6 +113,8 @@ class Reply:
     """Of a row that replaces the loop, with a look at memory."""
     held: int | None = None
     """Of such a row: bytes that the call holds for longer than a step, where it says how many steps it has."""
+    from_bytes: bool = False
+    """Of such a row: its images lie on the levels of bytes, so they were bytes already; with a look at memory."""
     kernel: str | None = None
     """Attention kernel that torch chose in such a call, with a look at memory; why it is not known is in `missing`."""
     arithmetic: str | None = None

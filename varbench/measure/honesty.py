@@ -49,6 +49,13 @@ def across_calls(row: Sequence[Reply], plan: Plan | None, *, batch: int, dtype: 
     return found
 
 
+def across_images(first: Reply, others: Reply) -> list[str]:
+    """Of one seed and the same classes, but for images of other numbers: with noise of their own they are others."""
+    if first.images_sha256 != others.images_sha256:
+        return []
+    return ["images of other numbers are the same images: each batch has the same noise, or none"]
+
+
 def undeclared(after_steps: Sequence[int], plan: Plan, *, batch: int, dtype: str, taken: Taken = ()) -> str | None:
     """What lives between steps beyond what the plan has there: state, and what the loop needs beside it."""
     if wrong := wrong_taking(plan, taken, batch=batch):

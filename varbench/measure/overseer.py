@@ -140,7 +140,7 @@ class Overseer:
         drawn = hashlib.sha256(f"{self.secret} {self._random.random()}".encode()).digest()
         return int.from_bytes(drawn[:4]) % 2**31
 
-    def heard(
+    def note(
         self,
         request: Request,
         reply: Reply,

@@ -57,7 +57,7 @@ class Globals:
         return [probe for probe in _probes() if probe.write and _key(self.values[probe.name]) != _key(probe.read())]
 
 
-def stir() -> None:
+def reseed() -> None:
     """Other random numbers from now on: what a row draws from them it does not draw again."""
     seed = int.from_bytes(os.urandom(4), "little")
     torch.manual_seed(seed)

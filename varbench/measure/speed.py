@@ -74,7 +74,7 @@ class Pace:
 
     batch: int
     pairs: int
-    error: float
+    error: Callable[[str], float]
     """Standard error of a row's log ratio within this process that is small enough; see `error_within`."""
     budget: float
     """Seconds of calls for a row, beyond which only its fewest pairs are taken."""
@@ -105,14 +105,14 @@ class _Taken:
         return (*self.good, *sorted(self.strained, key=_held_up)[:lacking])
 
 
-def error_within(precision: float, *, rounds: int) -> float:
+def error_within(precision: float, *, processes: int) -> float:
     """The standard error within a process that lets an interval over so many be `precision` wide, either way.
 
     Half of the variance is left to what differs between processes. One process has its pairs only, and many of them.
     """
-    if rounds == 1:
+    if processes == 1:
         return precision / 2
-    return precision * math.sqrt(rounds / 2) / stats.student(rounds - 1)
+    return precision * math.sqrt(processes / 2) / stats.student(processes - 1)
 
 
 def time_rows(
@@ -185,7 +185,7 @@ class _Session:
         before, asked = self.strain(), time.monotonic()
         reply = self.ask(request)
         answered, after = time.monotonic(), self.strain()
-        self.overseer.heard(request, reply, asked=asked, answered=answered, before=before, after=after)
+        self.overseer.note(request, reply, asked=asked, answered=answered, before=before, after=after)
         self.changed.setdefault(row, set()).update(reply.changed)
         assert reply.times is not None
         known = None if before is None or after is None else before.until(after)
@@ -213,7 +213,7 @@ class _Session:
         spent = sum(found.seconds for (name, _), found in self.taken.items() if name == row) >= self.pace.budget
         if len(taken.good) < self.pace.pairs:
             return spent and len(taken.strained) >= MOST_RETAKEN * self.pace.pairs
-        return spent or taken.error() <= self.pace.error
+        return spent or taken.error() <= self.pace.error(row)
 
     def _so_far(self, row: str, regime: str) -> _Taken:
         return self.taken.setdefault((row, regime), _Taken())

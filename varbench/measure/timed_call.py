@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from varbench.engine.loop import Observer
+from varbench.engine.pixels import to_uint8
 from varbench.engine.subjects import Answer, Ask
 from varbench.errors import WrongOutputError
 from varbench.measure.calls import Times
 from varbench.measure.clock import clock_for
-from varbench.quality.images import Images, to_uint8
+from varbench.quality.images import Images
 from varbench.spec import ModelSpec
 
 

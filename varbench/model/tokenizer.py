@@ -218,7 +218,10 @@ class Quantizer(nn.Module):
 
     def contribution(self, codes_Bl: Tensor, scale: int) -> Tensor:
         """What a scale's codes add to `f_hat`: look up, upsample to the last side, phi."""
-        h_BlD = self.embedding(codes_Bl)
+        return self.spread(self.embedding(codes_Bl), scale)
+
+    def spread(self, h_BlD: Tensor, scale: int) -> Tensor:
+        """The same of vectors, those of codes or any others."""
         side, last = self.sides[scale], self.sides[-1]
         h_BDhw = h_BlD.transpose(1, 2).reshape(h_BlD.shape[0], -1, side, side)
         if scale != len(self.sides) - 1:
@@ -291,6 +294,16 @@ class Tokenizer(nn.Module):
         """Features of every scale but the first, (B, L-1, D): what each scale sees of the ones before."""
         maps = self.quantize.running_maps(tokens_BL)
         return torch.cat([self.quantize.features(f_hat, scale + 1) for scale, f_hat in enumerate(maps[:-1])], dim=1)
+
+    @property
+    def codebook(self) -> Tensor:
+        return self.quantize.embedding.weight
+
+    def map_of(self, vectors_BLD: Tensor) -> Tensor:
+        """`f_hat` of vectors of all scales."""
+        counts = [side * side for side in self.quantize.sides]
+        added = [self.quantize.spread(h_BlD, scale) for scale, h_BlD in enumerate(vectors_BLD.split(counts, dim=1))]
+        return torch.stack(added).sum(dim=0)
 
     def cast_decoder_(self, dtype: torch.dtype) -> Tokenizer:
         """Store the decoder's convolutions in a type, channels innermost; norms stay float32, and so does all that encodes."""

@@ -38,10 +38,12 @@ def compile_plan(
     *,
     accounting: Accounting = "lossless",
     loaded: Mapping[str, ModelSpec] | None = None,
+    given: int = 0,
 ) -> Plan:
     """The plan of a row on a model, or a `PlanError` that names the plugin and the scale.
 
-    `loaded` gives the sizes of further models as they are, where they differ from what the plugin expects.
+    `loaded` gives the sizes of further models as they are, where they differ from what the plugin expects. Of the first
+    `given` scales codes are there already: the first step encodes them with the scale after them.
     """
     if row.generator is not None:
         raise PlanError(
@@ -50,7 +52,7 @@ def compile_plan(
     step_policy = row.steps or _full(EveryScale(model))
     backbones = {MAIN: model, **step_policy.policy.backbones}
     backbones.update((name, spec) for name, spec in (loaded or {}).items() if name in backbones)
-    specs = _checked_steps(model, step_policy.every(step_policy.policy.steps), backbones, step_policy.plugin)
+    specs = _checked_steps(model, step_policy.every(step_policy.policy.steps), backbones, step_policy.plugin, given)
     branches = _branches(model, specs, row.guidance)
     strengths = _strengths(model, specs, branches, row.guidance)
     branches = _live_branches(specs, branches, strengths)
@@ -118,7 +120,7 @@ def _full(policy: Policy) -> Owned[Policy]:
 
 
 def _checked_steps(
-    model: ModelSpec, specs: Sequence[StepSpec], backbones: dict[str, ModelSpec], plugin: str
+    model: ModelSpec, specs: Sequence[StepSpec], backbones: dict[str, ModelSpec], plugin: str, given: int
 ) -> tuple[StepSpec, ...]:
     if not specs:
         raise PlanError(f"{plugin}: the step policy gives no step; give at least one")
@@ -129,7 +131,7 @@ def _checked_steps(
                 f"{model.sides} and {model.tokenizer.vocabulary}; both must speak the same tokenizer"
             )
     sampled = -1
-    drawn: set[int] = set()
+    drawn = set(range(given))
     encoded: dict[str, int] = {}
     for number, spec in enumerate(specs, 1):
         where = f"{plugin}: step {number}"
@@ -148,7 +150,7 @@ def _checked_steps(
             raise PlanError(
                 f"{where} samples {model.scale_name(spec.scales[-1])}, which was passed before; scales ascend"
             )
-        if number == 1 and spec.scales != (0,):
+        if number == 1 and spec.scales != tuple(range(given + 1)):
             raise PlanError(f"{where} must encode the first scale alone, not {spec.scales}")
         if spec.scales[0] <= encoded.get(spec.backbone, -1):
             raise PlanError(f"{where} encodes {model.scale_name(spec.scales[0])} twice on backbone {spec.backbone!r}")

@@ -48,6 +48,9 @@ class Published:
     source: str
     conditions: str = ""
     """Hardware, batch, number of steps and whatever else the figures hold under."""
+    settings: Mapping[str, float] = field(default_factory=dict)
+    """Options of `varbench run` that its scores are known to hold under, as in `{"cfg": 1.5, "images": 50_000}`. Where a
+    figure was printed more than once, a row is compared with the lines that state the run's own settings."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,12 +108,51 @@ class LoadedTokenizer(Protocol):
         """Such a map, quantised somehow, to images in [0, 1]."""
         ...
 
+    @property
+    def codebook(self) -> Tensor:
+        """The vectors of its codes, (V, D)."""
+        ...
+
+    def map_of(self, vectors_BLD: Tensor) -> Tensor:
+        """The map that vectors of all scales' places add up to, those of codes or any others."""
+        ...
+
+
+class LoadedTeacher(Protocol):
+    """The preset's full model on its device, for a generator that learns from it, or runs it at some of the scales."""
+
+    @property
+    def model(self) -> ModelSpec: ...
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """Its tensors, under the official names."""
+        ...
+
+    def draw(
+        self,
+        labels_B: Tensor,
+        choose: Callable[[Tensor, int], Tensor],
+        *,
+        cfg: float,
+        until: int,
+        given_Bn: Tensor | None = None,
+    ) -> Tensor:
+        """Codes (B, n) of the scales before `until`, scale by scale: `choose` makes them of logits (B, l, V) after guidance and
+        the scale's number. Codes of the first scales may be given; these are encoded in one pass with the scale after them."""
+        ...
+
 
 class TrainedGenerator(Generator):
     """A generator on the preset's tokenizer, whose network is trained here: once, from images, and kept as recipes are.
 
-    Where a run has random weights, so has the generator, and `trained` is not asked.
+    Where a run has random weights, so has the generator.
     """
+
+    @property
+    def trained(self) -> bool:
+        """True where it brings trained weights by itself, so that none are trained here."""
+        return False
 
     @property
     def training(self) -> Mapping[str, Any]:
@@ -124,7 +163,7 @@ class TrainedGenerator(Generator):
         """What `load` shall use, told right before it: the trained network's tensors, or None to draw random ones."""
         raise NotImplementedError
 
-    def network_for(self, tokenizer: LoadedTokenizer, images_B3hw: Tensor, *, seed: int) -> Any:
+    def network_for(self, tokenizer: LoadedTokenizer, seen: Tensor, *, seed: int) -> Any:
         """The network to train, a torch module with its first weights. It may look at some images for what is no weight."""
         raise NotImplementedError
 
@@ -134,6 +173,24 @@ class TrainedGenerator(Generator):
 
     def losses(self, network: Any, examples_Bn: Tensor, labels_B: Tensor) -> Tensor:
         """Of each image (B); a label that was dropped, for guidance, is the number of classes."""
+        raise NotImplementedError
+
+
+class TaughtGenerator(TrainedGenerator):
+    """Its network learns from what the preset's full model makes, and sees no image. Examples are made once, and kept for every
+    training that wants the same ones. `network_for` is shown all of them in the place of images, and no label is dropped."""
+
+    def meet(self, teacher: LoadedTeacher, *, tokenizer: LoadedTokenizer) -> None:
+        """The full model and its tokenizer, told before `made`, `network_for` and `load`. Who keeps it keeps its memory too."""
+        raise NotImplementedError
+
+    @property
+    def making(self) -> Mapping[str, Any]:
+        """All that decides the examples beside the full model, as JSON: they are kept under it."""
+        raise NotImplementedError
+
+    def made(self, labels_B: Tensor, numbers: range) -> Tensor:
+        """The examples of these numbers, (B, n) whole numbers, each made of its number and its label alone."""
         raise NotImplementedError
 
 

@@ -4,9 +4,10 @@ The way through: floats become bytes in `to_uint8`; a `Reference` is what sample
 `from_inception` says who looks; `score` gives every figure with its interval. Nothing here downloads anything.
 """
 
+from varbench.engine.pixels import to_uint8
 from varbench.quality.extractors import Extractor, from_inception, from_network
 from varbench.quality.fidelity import Scores, Scoring, score
-from varbench.quality.images import to_uint8, write_png, write_samples_npz
+from varbench.quality.images import write_png, write_samples_npz
 from varbench.quality.networks import Network, load_network
 from varbench.quality.reference import Reference, reference_folder, reference_images, reference_npz
 from varbench.quality.same_noise import SameNoise, distance_to_full

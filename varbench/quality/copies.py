@@ -28,8 +28,10 @@ def thumbnails(images: Images) -> Thumbnails:
     return torch.nn.functional.interpolate(pixels, size=(SIDE, SIDE), mode="area").flatten(1).numpy()
 
 
-def pixel_hashes(images: Images) -> list[bytes]:
-    return [hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in images]
+def pixel_hashes(images: Images) -> NDArray[np.uint8]:
+    """(N, 32): a hash of each image's pixels."""
+    found = b"".join(hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in images)
+    return np.frombuffer(found, np.uint8).reshape(len(images), -1)
 
 
 def within_real(real: Thumbnails) -> float:

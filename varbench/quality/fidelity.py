@@ -29,6 +29,7 @@ from varbench.quality.halves import Halves, Parts, splits_of, thirds_left_out
 from varbench.quality.images import Images, check_images
 from varbench.quality.judging import Judging
 from varbench.quality.kernel_distance import kernel_distances
+from varbench.quality.looked import Looked
 from varbench.quality.manifold import density_coverage, reaches
 from varbench.quality.networks import Network
 from varbench.quality.reference import Reference, check_reference, reference_features, reference_statistics
@@ -43,7 +44,7 @@ _CLEAN = "clean-fid"
 _NEIGHBOURS = 3
 _KID_SUBSETS = 100
 _KID_SUBSET = 1000
-_TOGETHER = 256
+TOGETHER = 256
 """Images that wait until the networks look at them: a batch of generation may be a few."""
 
 
@@ -88,10 +89,8 @@ class Scoring:
         self.reference, self.judge, self.side, self.seed = reference, judge, side, seed
         self._judge = None if judge is None else Judging(judge, device=device)
         self._clean = CleanFid(reference, self.extractor) if second_opinion else None
-        self._waiting: list[Images] = []
-        self._seen: list[Features] = []
-        self._judged: list[NDArray[np.int64]] = []
-        self._labels: list[NDArray[np.int64]] = []
+        self._waiting: list[tuple[Images, NDArray[np.int64]]] = []
+        self._looked: list[Looked] = []
 
     def take(self, images: Images, labels: NDArray[np.int64]) -> None:
         """Looks at some images (n, 3, S, S) and the labels that they were made for."""
@@ -105,22 +104,29 @@ class Scoring:
             raise UserError(
                 f"{len(images)} samples and {len(labels)} labels: each sample needs the label it was made for."
             )
-        self._labels.append(np.asarray(labels, dtype=np.int64))
-        self._waiting.append(images)
-        if sum(map(len, self._waiting)) >= _TOGETHER:
-            self._look()
+        self._waiting.append((images, np.asarray(labels, dtype=np.int64)))
+        if sum(len(some) for some, _ in self._waiting) >= TOGETHER:
+            self._look_at_waiting()
 
-    def _look(self) -> None:
-        """Shows the networks what waits for them."""
-        if not self._waiting:
-            return
-        images = np.concatenate(self._waiting)
-        self._waiting.clear()
-        self._seen.append(extract(self.extractor, images))
-        if self._judge is not None:
-            self._judged.append(self._judge.classes(images))
+    def _look_at_waiting(self) -> None:
+        if self._waiting:
+            images, labels = zip(*self._waiting, strict=True)
+            self._waiting.clear()
+            self.add(self.look(np.concatenate(images), np.concatenate(labels)))
+
+    def look(self, images: Images, labels_N: NDArray[np.int64]) -> Looked:
+        """What the networks see in these images; it counts once it is added."""
+        return Looked(
+            labels_N=labels_N,
+            seen=extract(self.extractor, images),
+            judged_N=None if self._judge is None else self._judge.classes(images),
+            clean_ND=None if self._clean is None else self._clean.look(images),
+        )
+
+    def add(self, looked: Looked) -> None:
+        self._looked.append(looked)
         if self._clean is not None:
-            self._clean.take(images)
+            self._clean.add(looked.clean_ND)
 
     def distance(self, *, expected: int | None = None) -> Score:
         """The headline alone, where the others are not wanted."""
@@ -134,7 +140,7 @@ class Scoring:
         distance = _distance(scoring)
         return Scores(
             distance=distance,
-            class_accuracy=_class_accuracy(scoring, self.judge, self._judged),
+            class_accuracy=_class_accuracy(scoring, self.judge, [one.judged_N for one in self._looked]),
             coverage=coverage,
             density=density,
             precision=precision,
@@ -145,8 +151,8 @@ class Scoring:
         )
 
     def _all_seen(self, expected: int | None) -> _Seen:
-        self._look()
-        labels = np.concatenate(self._labels) if self._labels else np.empty(0, np.int64)
+        self._look_at_waiting()
+        labels = np.concatenate([one.labels_N for one in self._looked]) if self._looked else np.empty(0, np.int64)
         if expected is not None and len(labels) != expected:
             raise UserError(
                 f"samples: {len(labels)} images, and {expected} were asked for. Generate them all, then score."
@@ -161,8 +167,8 @@ class Scoring:
             splits=splits_of(labels, dimensions=self.extractor.dimensions, seed=self.seed),
             parts=thirds_left_out(labels, dimensions=self.extractor.dimensions, seed=self.seed),
             seen=Features(
-                features_ND=np.concatenate([one.features_ND for one in self._seen]),
-                logits_NC=np.concatenate([one.logits_NC for one in self._seen]),
+                features_ND=np.concatenate([one.seen.features_ND for one in self._looked]),
+                logits_NC=np.concatenate([one.seen.logits_NC for one in self._looked]),
             ),
             real=real,
             real_statistics=reference_statistics(self.reference, self.extractor, real),
@@ -333,7 +339,7 @@ def _density_coverage(scoring: _Seen) -> tuple[Score, Score]:
     return scoring.score("density", density, _OWN), scoring.score("coverage", covered, _OWN)
 
 
-def _class_accuracy(scoring: _Seen, judge: Network | None, judged: list[NDArray[np.int64]]) -> Score:
+def _class_accuracy(scoring: _Seen, judge: Network | None, judged: list[NDArray[np.int64] | None]) -> Score:
     """Share of samples that the judge takes for the class they were generated for."""
     n = len(scoring.labels)
     if judge is None:
@@ -346,7 +352,7 @@ def _class_accuracy(scoring: _Seen, judge: Network | None, judged: list[NDArray[
             f"labels go from {scoring.labels.min()} to {scoring.labels.max()}, and {judge.name} knows {classes} classes. "
             "Give the judge that was trained on this data."
         )
-    right = np.concatenate(judged) == scoring.labels
+    right = np.concatenate([some for some in judged if some is not None]) == scoring.labels
     figure = intervals.share(float(right.mean()), n)
     return Score(
         name="class accuracy",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -22,15 +21,6 @@ Images = NDArray[np.uint8]
 
 Tokens = NDArray[np.int64]
 """(N, L)."""
-
-
-def to_uint8(images: torch.Tensor) -> Images:
-    """Floats in [0, 1], (N, 3, S, S), to bytes by rounding. The only place where varbench does so."""
-    broken = int((~torch.isfinite(images)).flatten(1).any(dim=1).sum())
-    if broken:
-        raise UserError(f"{broken} of {len(images)} images hold NaN or infinite pixels; nothing can be scored.")
-    scaled = images.detach().float().mul(255).round_().clamp_(0, 255)
-    return scaled.to(torch.uint8).cpu().numpy()
 
 
 def check_images(images: NDArray[np.generic], *, what: str, expected: int | None = None) -> Images:

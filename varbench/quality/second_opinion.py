@@ -42,20 +42,27 @@ class CleanFid:
         self._seen: list[NDArray[np.float32]] = []
         self._lacks: libraries.UnavailableError | None = None
 
-    def take(self, images: Images) -> None:
-        if self._lacks is not None:
-            return
-        try:
-            with _quiet():
-                self._seen.append(self._features(images))
-        except libraries.UnavailableError as error:
-            self._lacks = error
+    def look(self, images: Images) -> NDArray[np.float32] | None:
+        """Features, which count once they are added; None where something lacks."""
+        if self._lacks is None:
+            try:
+                with _quiet():
+                    return self._features(images)
+            except libraries.UnavailableError as error:
+                self._lacks = error
+        return None
+
+    def add(self, features_ND: NDArray[np.float32] | None) -> None:
+        if features_ND is not None:
+            self._seen.append(features_ND)
 
     def distance(self) -> float:
         if self._lacks is not None:
             raise self._lacks
         try:
             with _quiet():
+                if not self._seen:  # an earlier process looked, where something lacked
+                    _ = self._network
                 return self._distance(np.concatenate(self._seen))
         except TypeError as error:
             if "disp" not in str(error):

@@ -64,7 +64,7 @@ def _encoded(value: Any) -> Any:
             raise _Misfit(f"is {value}: a number that is not there is null, with its reason in `missing`")
         return value
     if isinstance(value, (tuple, list)):
-        return _each(_encoded, value)
+        return list(value) if _all_as_they_are(value) else _each(_encoded, value)
     if isinstance(value, dict):
         return _by_name(_encoded, {str(name): item for name, item in value.items()})
     if dataclasses.is_dataclass(kind):
@@ -76,6 +76,12 @@ def _encoded(value: Any) -> Any:
     if isinstance(value, (int, str)):
         return value
     raise _Misfit(f"holds a {kind.__name__}, which JSON cannot hold")
+
+
+def _all_as_they_are(values: Any) -> bool:
+    """Whether values are what JSON has too, told at once: most of a record are lists of many seconds or hashes."""
+    kinds = set(map(type, values))
+    return kinds <= {str, int, bool} or (kinds == {float} and all(map(math.isfinite, values)))
 
 
 def _each(made: Decoder, values: Any) -> list[Any]:
@@ -147,7 +153,13 @@ def _one_of(known: tuple[Any, ...]) -> Decoder:
 
 
 def _many(one: Decoder) -> Decoder:
-    return lambda value: tuple(_each(one, _expect(isinstance(value, list), "a list", value)))
+    same = {_number: float, _plain((str,)): str, _plain((int,)): int}.get(one)
+
+    def decode_many(value: Any) -> tuple[Any, ...]:
+        _expect(isinstance(value, list), "a list", value)
+        return tuple(value) if same is not None and set(map(type, value)) == {same} else tuple(_each(one, value))
+
+    return decode_many
 
 
 def _few(make: Decoder, kinds: tuple[Decoder, ...], names: tuple[str, ...] = ()) -> Decoder:
@@ -197,6 +209,7 @@ def _number(value: Any) -> float:
     return float(_expect(isinstance(value, (int, float)) and not isinstance(value, bool), "a number", value))
 
 
+@functools.cache
 def _plain(kinds: tuple[type, ...]) -> Decoder:
     def decode_plain(value: Any) -> Any:
         if type(value) in kinds:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import math
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,32 @@ from varbench.record.options import Option, Options, asked, options_of
 _WANTED = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
-def add_arguments(parser: argparse.ArgumentParser, *names: str, kind: type[Options] = Options, **docs: str) -> None:
-    """The options of these names, or all, as arguments; `docs` are other words for what one does in this command."""
+def add_arguments(
+    parser: argparse.ArgumentParser, *names: str, kind: type[Options] = Options, sweeps: bool = False, **docs: str
+) -> None:
+    """The options of these names, or all, as arguments; `docs` are other words for what one does in this command. With
+    `sweeps`, those that may have several values take them."""
     for name, option in asked(kind).items():
         if names and name not in names:
             continue
         shape: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
         if option.holds is not bool:
-            shape = {"type": option.holds, "metavar": option.metavar, **({"action": "append"} if option.many else {})}
+            reader = _several(option.holds) if sweeps and option.sweeps else option.holds
+            shape = {"type": reader, "metavar": option.metavar, **({"action": "append"} if option.many else {})}
         parser.add_argument(option.flag, dest=name, help=docs.get(name, _help(option)), default=None, **shape)
+
+
+def _several(kind: type) -> Callable[[str], Any]:
+    """Reads one value, or several by comma."""
+
+    def read(text: str) -> Any:
+        try:
+            values = tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {_WANTED[kind]}, or several by comma") from None
+        return values[0] if len(values) == 1 else values
+
+    return read
 
 
 def _help(option: Option) -> str:
@@ -71,6 +89,10 @@ def checked(option: Option, value: Any, written: str) -> Any:
         if not isinstance(value, (list, tuple)):
             raise UserError(f"{written} is {value!r}; give a list of texts")
         return tuple(_checked_single(option, item, written) for item in value)
+    if option.sweeps and isinstance(value, (list, tuple)):
+        if not value:
+            raise UserError(f"{written} is an empty list; give a value, or several")
+        return tuple(dict.fromkeys(_checked_single(option, item, written) for item in value))
     return _checked_single(option, value, written)
 
 
@@ -105,6 +127,17 @@ def _is_a(kind: type, value: Any) -> bool:
 
 def _path(option: Option, value: str) -> str:
     return value.partition("=")[2] if option.many else value
+
+
+def swept(given: dict[str, Any], *, kind: type[Options] = Options) -> list[dict[str, Any]]:
+    """The given options once for each combination of the values of those that have several, the first one's in the outermost."""
+    known = asked(kind)
+    several = {name: value for name, value in given.items() if known[name].sweeps and isinstance(value, tuple)}
+    ordered = [name for name in known if name in several]
+    return [
+        {**given, **dict(zip(ordered, values, strict=True))}
+        for values in itertools.product(*(several[name] for name in ordered))
+    ]
 
 
 def absolute(options: Options) -> Options:

@@ -14,7 +14,7 @@ import typing
 from dataclasses import MISSING, dataclass
 from typing import Any
 
-from varbench.plan import presets
+from varbench.plan import presets, protocols
 
 DTYPES = ("float32", "bfloat16", "float16")
 COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
@@ -86,6 +86,8 @@ class Option:
     """How a value reads in the title of a block of rows; unless given, `name value`, or not at all if it was found out."""
     always: bool = False
     """It stands in the title although it has its default value."""
+    sweeps: bool = False
+    """`run` takes several values, by comma or as a list of a TOML file: each is a run of its own, all on one page."""
 
     @property
     def flag(self) -> str:
@@ -150,6 +152,17 @@ class Options:
         "model preset", default=ByMachine("that of the sizes of --weights and --vae, else tiny"), metavar="PRESET",
         compared=False,
     )  # fmt: skip
+    protocol: str | None = option(
+        "a published protocol: its settings, where no others are given, and its files by their published names",
+        absent="none", metavar="NAME", choices=protocols.names(), decides=False,
+    )  # fmt: skip
+    checkpoints: str | None = option(
+        "where the files of --protocol lie", absent="where torch's hub keeps what it downloads, which is looked into too",
+        metavar="FOLDER", path="folder", decides=False,
+    )  # fmt: skip
+    other_files: bool = option(
+        "take files of --protocol although their hashes are not the published ones", default=False, decides=False
+    )
     weights: str | None = option(
         "the transformer's checkpoint, or `random`, which has no quality", absent="what the preset ships",
         metavar="FILE", path="file", word="random",
@@ -185,13 +198,13 @@ class Options:
     )  # fmt: skip
     dtype: str = option(
         "float32, bfloat16 or float16", default=ByMachine("what the device is fast at"), metavar="TYPE", choices=DTYPES,
-        reads="{}", always=True,
+        reads="{}", always=True, sweeps=True,
     )  # fmt: skip
     batch: int = option(
         "images a call in the throughput regime", default=ByPreset(64, tiny=32, quick_tiny=16), metavar="N", least=1,
-        always=True,
+        always=True, sweeps=True,
     )  # fmt: skip
-    compile: str = option("torch.compile mode", default="off", metavar="MODE", choices=COMPILE_MODES)
+    compile: str = option("torch.compile mode", default="off", metavar="MODE", choices=COMPILE_MODES, sweeps=True)
     study: tuple[str, ...] = option(
         "rows that plugins offer for a panel of their own; see varbench list", default=(), metavar="NAME", decides=False
     )
@@ -201,7 +214,7 @@ class Options:
         compared=False,
     )  # fmt: skip
     seed: int = option("seed of the noise and of the recipes' training", default=0, metavar="N", compared=False)
-    cfg: float = option("guidance scale", default=1.5, metavar="X", reads="cfg {:g}")
+    cfg: float = option("guidance scale", default=1.5, metavar="X", reads="cfg {:g}", sweeps=True)
     top_k: int = option(
         "draw among the k likeliest codes; 0 is off", default=ByPreset(900, tiny=0), metavar="K", least=0
     )
@@ -235,7 +248,7 @@ class Options:
     )  # fmt: skip
     # Two CPU cores make no more images a second with larger batches, and ten minutes have to do for fourteen rows.
     count: int = option(
-        "fewest pairs of calls that are timed, a row, regime and round", default=ByPreset(6, tiny=3, quick=3),
+        "fewest pairs of calls that are timed, a row, regime and round", default=ByPreset(6, tiny=3, quick=3, quick_tiny=2),
         metavar="N", least=1, compared=False,
     )  # fmt: skip
     precision: float = option(

@@ -100,6 +100,7 @@ class PublishedLine:
     grade: str = entry("`primary` is the authors' own, `secondary` a note of others")
     source: str = entry("where it was printed")
     conditions: str = entry("hardware, batch and what else it holds under; empty where nothing is said", default="")
+    settings: dict[str, float] = entry("options that its scores are known to hold under", default={})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from varbench.record.options import Options
 from varbench.record.origin import Environment, MethodSource, Model, PublishedLine, RowIdentity, StudyWords, WeightFile
 from varbench.record.planned import PlanSummary, Totals
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 class Status(StrEnum):
@@ -60,7 +60,6 @@ class TimingColumn:
     low: float = entry("lower end of the median's 95 % bootstrap interval")
     high: float = entry("upper end of it")
     iqr: float = entry("interquartile range of all samples")
-    wall_median: float | None = entry("the same by wall clock", absent="the clock is the wall clock")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +166,7 @@ class Score:
     value: float | None = entry("the score", absent="not computed")
     low: float | None = entry("lower end of its 95 % interval", absent="no interval for this score")
     high: float | None = entry("upper end of it", absent="no interval for this score")
-    n: int = entry("images scored; below 10,000 the page prints `FID-n`")
+    n: int = entry("images scored; below 50,000, of which published figures are, the page prints `FID-n`")
     better: str = entry("`lower` or `higher`")
     implementation: str = entry("library and version, e.g. `torch-fidelity 0.4.0`")
     features: str | None = entry("feature network", absent="needs no feature network")
@@ -189,6 +188,9 @@ class Score:
 class Quality:
     scores: tuple[Score, ...] = entry("the first is the headline of table and pictures")
     floors: dict[str, Score] = entry("`real` (real against real) and `reconstruction`, at equal size", default={})
+    against: str | None = entry(
+        "the reference, and which part of it feeds which score", absent="the record is of before this was noted"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +222,7 @@ class Training:
     key: str = entry("cache key of the weights: rows that share it share the training")
     recipe: str = entry("recipe with its plugin, e.g. `my_method@recipe`")
     steps: int = entry("optimiser steps done")
-    seconds: float = entry("time they took")
+    seconds: float = entry("time they took, and the making of examples where a model makes them")
     seed: int = entry("seed of data order and draws")
     command: str = entry("command line that trains the same weights")
     origin: str | None = entry(
@@ -250,6 +252,7 @@ class Samples:
     path: str | None = entry("or its path, relative to the record", absent="the grid is inside the record, or not kept")
     columns: int = entry("images side by side in the grid", default=0)
     labels: tuple[int, ...] = entry("class of each image, row by row", default=())
+    classes: tuple[str, ...] = entry("names of these classes; empty where nobody knows them", default=())
     tokens_sha256: str | None = entry("hash of the grid's tokens", absent="the method has no tokens")
 
 

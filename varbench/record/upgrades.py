@@ -61,10 +61,21 @@ def _without_sampler(old: dict[str, Any]) -> dict[str, Any]:
     return {**old, "protocol": {key: value for key, value in old["protocol"].items() if key != "sampler"}}
 
 
+def _without_wall_median(old: dict[str, Any]) -> dict[str, Any]:
+    """Version 4 had `timing.columns[].wall_median`, which nothing ever filled."""
+    if old.get("timing") is None:
+        return old
+    columns = [
+        {key: value for key, value in column.items() if key != "wall_median"} for column in old["timing"]["columns"]
+    ]
+    return {**old, "timing": {**old["timing"], "columns": columns}}
+
+
 # From schema version to a function that turns a file of that version into one of the next. Keys that are merely
 # new need none: a missing key that may be null reads as null.
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: _options_in_full,
     2: lambda old: _neighbours_beside(_without_minimum(old)),
     3: _without_sampler,
+    4: _without_wall_median,
 }

@@ -12,10 +12,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from varbench.base.hashing import digest
-from varbench.base.places import cache_folder
 from varbench.measure import speed, strain
-from varbench.measure.environment import cores, environment
+from varbench.measure.environment import cores
 from varbench.measure.overseer import Overseer, Oversight, ScoredImages
 from varbench.measure.speed import Pace, SpeedRound
 from varbench.record import Record, Score, row_slug, write_record
@@ -25,7 +23,8 @@ from varbench.run import children, verify
 from varbench.run.children import Child, ChildEndedError
 from varbench.run.display import Display
 from varbench.run.fill import fill, now
-from varbench.run.findings import Findings, Looks, Seen, keep, kept
+from varbench.run.findings import Findings, Looks, Seen
+from varbench.run.kept_parts import KeptParts
 from varbench.run.looking import look_at
 from varbench.run.messages import OWN_WEIGHTS, Job, Ready, Trained
 from varbench.run.prepare import Run, WeightSet
@@ -37,6 +36,18 @@ PARTS = ".parts"
 """Sub-folder of the run for jobs and for the parts of rows that are measured already."""
 
 Part = TypeVar("Part")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is asked of a process that holds some rows."""
+
+    title: str
+    lacking: Callable[[str], bool]
+    """Whether a row is to be asked."""
+    work: Callable[[Child, tuple[str, ...]], None]
+    full_beside: bool
+    """Whether the full model is loaded too, if no row is it."""
 
 
 @dataclass
@@ -65,14 +76,20 @@ class Conduct:
         """
         self.save_all()
         self._train()
+        quick = self.run.options.quick
         with Scorers(self.run, folder=self.parts, log=self.out / "logs" / "score.log") as scorers:
-            for weights in self.run.weight_sets:
-                self._see(weights, scorers)
+            for weights in () if quick else self.run.weight_sets:
+                with self.display.part("images and memory", weights.key):
+                    self._in_children(weights, self._images(weights, scorers))
             for number in range(self.run.rounds_of(*self.run.rows)):
                 sets = [weights for weights in self.run.weight_sets if number < self.run.rounds_of(*weights.rows)]
                 with self._full_alone(number) as plain:
                     for weights in sets[::-1] if number % 2 else sets:
-                        self._time(weights, number, plain, scorers)
+                        # A quick look spares itself the second process.
+                        first = (self._images(weights, scorers),) if quick and number == 0 else ()
+                        kind = "images and speed" if first else "speed"
+                        with self.display.part(kind, f"{weights.key}, round {number + 1}"):
+                            self._in_children(weights, *first, self._speed(weights, number, plain, scorers))
 
     def _train(self) -> None:
         """Every recipe in a child of its own; on a CPU as many at once as there are cores, of one thread each.
@@ -107,7 +124,7 @@ class Conduct:
                 self.trained[key] = found
                 self._update(alive, trained=found)
 
-    def _see(self, weights: WeightSet, scorers: Scorers) -> None:
+    def _images(self, weights: WeightSet, scorers: Scorers) -> Task:
         """Images of every row that is scored, and a look at each row's memory."""
 
         def lacking(name: str) -> bool:
@@ -125,9 +142,13 @@ class Conduct:
                 with self._turn(name):
                     if self.found[name].seen is None and self.run.is_scored(name):
                         self.display.detail(f"images of {name}")
-                        seen = scorers.score(name, subject.ask, self.display.detail, keep=self._images_path(name))
+                        groups = self._kept.path(Seen, name, trained=self.found[name].trained).with_suffix(".groups")
+                        seen = scorers.score(
+                            name, subject.ask, self.display.detail, keep=self._images_path(name), groups=groups
+                        )
                         self._remember(seen, name)
                         self._update((name,), seen=seen)
+                        shutil.rmtree(groups, ignore_errors=True)
                     if self.found[name].looks is None and self._looks_wanted:
                         self.display.detail(f"memory of {name}")
                         looks = look_at(subject.ask, name, self.run)
@@ -135,8 +156,9 @@ class Conduct:
                         self._update((name,), looks=looks)
                     self._save((name,))
 
-        with self.display.part("images and memory", weights.key):
-            self._in_children(weights, "images", lacking, work)
+        # Where a row brings its own weights, the full model is beside it for its time alone, and not in its memory.
+        beside = not weights.key.startswith(OWN_WEIGHTS)
+        return Task(title="images", lacking=lacking, work=work, full_beside=beside)
 
     @contextmanager
     def _full_alone(self, number: int) -> Iterator[Child | None]:
@@ -156,15 +178,19 @@ class Conduct:
                 return
             yield child
 
-    def _time(self, weights: WeightSet, number: int, plain: Child | None, scorers: Scorers) -> None:
-        """A round of speed: a fresh process, in which rows take turns beside the full model."""
+    def _speed(self, weights: WeightSet, number: int, plain: Child | None, scorers: Scorers) -> Task:
+        """A round of speed: rows take turns beside the full model."""
         options = self.run.options
+        enough = {
+            name: speed.error_within(options.precision, processes=self.run.processes_of(name)) for name in weights.rows
+        }
 
         def lacking(name: str) -> bool:
             if number >= self.run.rounds_of(name):
                 return False
-            if number not in self.found[name].speed and (part := self._part(SpeedRound, name, number)):
-                self._update((name,), speed={**self.found[name].speed, number: part})
+            found = self.found[name]
+            if number not in found.speed and (part := self._kept.read(SpeedRound, name, number, trained=found.trained)):
+                self._update((name,), speed={**found.speed, number: part})
             return number not in self.found[name].speed
 
         def at(name: str) -> None:
@@ -195,7 +221,7 @@ class Conduct:
                 pace=Pace(
                     batch=options.batch,
                     pairs=options.count,
-                    error=speed.error_within(options.precision, rounds=options.rounds),
+                    error=enough.__getitem__,
                     budget=options.budget,
                 ),
                 overseer=overseer,
@@ -206,14 +232,13 @@ class Conduct:
             self._at = None
             for name, found in rounds.items():
                 found = replace(found, oversight=self._oversight(overseer, name, scorers))
-                keep(found, self._part_path(SpeedRound, name, number))
+                self._kept.write(found, name, number, trained=self.found[name].trained)
                 self._update((name,), speed={**self.found[name].speed, number: found})
                 if len(self.found[name].speed) == self.run.rounds_of(name):
                     self.display.note(finished(name, self.found[name]))
             self._save(names)
 
-        with self.display.part("speed", f"{weights.key}, round {number + 1}"):
-            self._in_children(weights, "speed", lacking, work)
+        return Task(title="speed", lacking=lacking, work=work, full_beside=True)
 
     def _oversight(self, overseer: Overseer, name: str, scorers: Scorers) -> Oversight:
         scored, timed = overseer.set_aside(name)
@@ -226,26 +251,26 @@ class Conduct:
 
     # Processes
 
-    def _in_children(
-        self,
-        weights: WeightSet,
-        title: str,
-        lacking: Callable[[str], bool],
-        work: Callable[[Child, tuple[str, ...]], None],
-    ) -> None:
-        """Does the work for all rows in one process. If a row crashes it, a new process does the rows that are left."""
-        while left := tuple(name for name in self._alive(weights.rows) if lacking(name)):
+    def _in_children(self, weights: WeightSet, *tasks: Task) -> None:
+        """Does the tasks for all rows in one process. If a row crashes it, a new process does what is left."""
+
+        def lacking(task: Task) -> tuple[str, ...]:
+            return tuple(name for name in self._alive(weights.rows) if task.lacking(name))
+
+        while wanted := {name for task in tasks for name in lacking(task)}:
+            left = tuple(name for name in weights.rows if name in wanted)
             self._begin(left)
             subject: Child | None = None
             self._at = None
             try:
-                # Where a row brings its own weights, the full model is beside it for its time alone, and not in its memory.
-                beside = title == "speed" or not weights.key.startswith(OWN_WEIGHTS)
-                with self._child(self._subject_job(weights, left, beside=beside), title) as subject:
+                job = self._subject_job(weights, left, beside=any(task.full_beside for task in tasks))
+                with self._child(job, tasks[-1].title) as subject:
                     loaded = subject.receive()
                     assert isinstance(loaded, Ready)
-                    self._check(left, loaded)
-                    work(subject, tuple(name for name in left if self.found[name].failure is None))
+                    self._check(left, loaded, asked=job)
+                    for task in tasks:
+                        if names := lacking(task):
+                            task.work(subject, names)
             except (ChildEndedError, RowError) as error:
                 blamed = left if self._at is None else (self._at,)
                 self._update(blamed, exit_code=subject.exit_code if subject else None)
@@ -263,9 +288,10 @@ class Conduct:
         wanted = names if full is None or full in names else (*names, full)
         return self.run.job(task="making", rows=wanted, files=files)
 
-    def _check(self, names: tuple[str, ...], loaded: Ready) -> None:
+    def _check(self, names: tuple[str, ...], loaded: Ready, *, asked: Job) -> None:
         for name in names:
-            wrong = verify.mismatches(self.run, self.run.rows[name], loaded, self.found[name].trained)
+            row = self.run.rows[name]
+            wrong = verify.mismatches(self.run, row, loaded, self.found[name].trained, asked=asked)
             before = self.found[name]
             self._update((name,), loaded=before.loaded or loaded, mismatches=tuple({*before.mismatches, *wrong}))
 
@@ -340,24 +366,21 @@ class Conduct:
                 write_record(records[-1], self.out, replace=True)
         return records
 
-    def _part_path(self, kind: type, name: str, number: int = 0) -> Path:
-        trained = self.found[name].trained
-        weights = sorted(trained.hashes.items()) if trained else []
-        key = digest([kind.__name__, self.run.rows[name].inputs, str(number), *map(" ".join, weights)])
-        return self.parts / f"{kind.__name__}-{key[:24]}.done.json"
-
-    def _part(self, kind: type[Part], name: str, number: int = 0) -> Part | None:
-        return kept(kind, self._part_path(kind, name, number))
+    @cached_property
+    def _kept(self) -> KeptParts:
+        return KeptParts(run=self.run, folder=self.parts)
 
     def _earlier(self, kind: type[Part], name: str) -> Part | None:
         """A part that was measured before this run was interrupted, or by another run on this machine. Not used for times."""
-        if (part := self._part(kind, name)) is not None:
+        trained = self.found[name].trained
+        if (part := self._kept.read(kind, name, trained=trained)) is not None:
             return part
-        place = self._machine_place(kind, name)
-        if place is None or (part := kept(kind, place)) is None:
-            return None
-        self._update((name,), earlier=self.found[name].earlier | {kind.__name__})
+        if (part := self._kept.of_machine(kind, name, trained=trained)) is not None:
+            self._update((name,), earlier=self.found[name].earlier | {kind.__name__})
         return part
+
+    def _remember(self, part: object, name: str) -> None:
+        self._kept.write(part, name, trained=self.found[name].trained)
 
     def _images_path(self, name: str) -> Path | None:
         """Where all scored images of a row are kept, if that was asked for."""
@@ -367,22 +390,3 @@ class Conduct:
     def _are_kept(self, name: str) -> bool:
         path = self._images_path(name)
         return path is None or path.exists()
-
-    def _remember(self, part: object, name: str) -> None:
-        path = self._part_path(type(part), name)
-        keep(part, path)
-        if (place := self._machine_place(type(part), name)) is not None:
-            with contextlib.suppress(OSError):  # a full disk costs the cache, not the run
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, place)
-
-    def _machine_place(self, kind: type, name: str) -> Path | None:
-        """Where a part is kept for later runs on this machine; None on a GPU, where it may come out differently, and with `--fresh`."""
-        options = self.run.options
-        if options.device != "cpu" or options.fresh:
-            return None
-        return cache_folder("runs") / self._machine / self._part_path(kind, name).name
-
-    @cached_property
-    def _machine(self) -> str:
-        return environment("cpu").machine

@@ -8,16 +8,24 @@ from typing import Any
 
 from varbench.base.instructions import fast_bfloat16
 from varbench.errors import UserError
+from varbench.model.bundle import recipe_in, sizes_in
 from varbench.plan import presets
-from varbench.record.option_forms import given_in, read_config
+from varbench.record.option_forms import given_in, read_config, swept
 from varbench.record.options import Options, asked
 from varbench.run.inputs import sizes_of
+from varbench.run.published_files import under_protocol
+from varbench.spec import ModelSpec
 
 
-def resolve(args: argparse.Namespace, *, kind: type[Options] = Options) -> Options:
-    """Options of the command line, else of a TOML file, else defaults; `UserError` if they do not go together."""
+def resolve(args: argparse.Namespace, *, kind: type[Options] = Options) -> tuple[Options, ...]:
+    """Options of the command line, else of a TOML file, else defaults; `UserError` if they do not go together. Of an option
+    that has several values, one set of options for each."""
     given = read_config(args.config, kind=kind) if args.config else {}
     given |= given_in(args, kind=kind)
+    return tuple(_resolved(one, kind) for one in swept(under_protocol(given), kind=kind))
+
+
+def _resolved(given: dict[str, Any], kind: type[Options]) -> Options:
     preset = _preset(given)
     chosen = filled_in({**given, "model": preset.spec.name}, kind=kind)
     if "images" not in given and not (preset.assets or "reference" in given or {"data", "features"} <= given.keys()):
@@ -54,9 +62,17 @@ def companions(given: tuple[str, ...]) -> dict[str, str]:
 
 def _preset(given: dict[str, Any]) -> presets.Preset:
     """The preset that is asked for; else that of the sizes of the files that are given; else the default."""
+    if "model" not in given and (packed := _packed(given)) is not None:
+        return presets.of_sizes(packed)
     if "model" not in given and "vae" in given and given.get("weights", "random") != "random":
         return presets.of_sizes(sizes_of(vae=Path(given["vae"]), var=Path(given["weights"])))
     return presets.preset(given.get("model", presets.DEFAULT))
+
+
+def _packed(given: dict[str, Any]) -> ModelSpec | None:
+    """The sizes of a file of `varbench export`, which has its tokenizer inside."""
+    weights = given.get("weights", "random")
+    return None if weights == "random" or "vae" in given else sizes_in(weights)
 
 
 def _has_weights(given: dict[str, Any], preset: presets.Preset) -> bool:
@@ -89,7 +105,8 @@ def _dtype(device: str) -> str:
 def _check(options: Options, preset: presets.Preset) -> None:
     if options.top_k > preset.spec.tokenizer.vocabulary:
         raise UserError(f"--top-k is {options.top_k}; {options.model} has {preset.spec.tokenizer.vocabulary} codes")
-    if options.weights not in (None, "random") and options.vae is None:
+    packed = None if options.weights in (None, "random") else recipe_in(options.weights)
+    if options.weights not in (None, "random") and options.vae is None and packed is None:
         raise UserError("--weights needs --vae: a transformer speaks the codes of its own tokenizer")
     if options.weights in (None, "random") and options.vae is not None:
         given = "random weights are asked for" if options.weights else "no --weights are given"

@@ -246,6 +246,7 @@ def _weights(run: Run, row: RowInRun, found: Findings) -> tuple[WeightFile, ...]
     used = {"vae", "main", *row.resolved.backbones}
     if row.replaces_loop:
         used = {"vae", "generator"} if row.resolved.trains_generator else set()
+        used |= {"vae", "main"} if row.resolved.taught_generator else set()
     files = {part: path for part, path in (run.files or {}).items() if part in used}
     files |= {part: path for part, path in (trained.files if trained else {}).items() if part in used}
     named = [WeightFile(role=role, name=_base(path), sha256=hashes[role]) for role, path in files.items()]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from varbench.base.whole_files import write_whole
+from varbench.base.whole_files import lay_there, write_whole
 from varbench.measure.calls import CountedFlops, Peaks
 from varbench.measure.speed import SpeedRound
 from varbench.plan.trace import Trace
@@ -39,6 +39,8 @@ class Looks:
     """What is not as it should be."""
     changed: tuple[str, ...]
     """Global state that the calls changed."""
+    from_bytes: bool = False
+    """Of a row that replaces the loop: its images lie on the levels of bytes, so they were bytes already."""
     largest: LargestBatch | None = None
     energy: Energy | None = None
     missing: dict[str, str] = field(default_factory=dict)
@@ -80,9 +82,11 @@ def keep(part: object, path: Path) -> None:
     write_whole(path, json.dumps(encode(part, type(part).__name__), allow_nan=False).encode())
 
 
-def kept(kind: type[Part], path: Path) -> Part | None:
-    """The part in this file; None if there is none, or it cannot be read as one."""
+def kept(kind: type[Part], path: Path, *, before: int) -> Part | None:
+    """The part in this file, if it lay there before; None if it did not, or cannot be read as one."""
     try:
+        if not lay_there(path, before=before):
+            return None
         return decode(kind, json.loads(path.read_bytes()), kind.__name__)
     except (OSError, ValueError, RecordError):
         return None

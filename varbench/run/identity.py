@@ -52,13 +52,13 @@ def _below(place: Path) -> list[Path]:
 
 
 def _of_distribution(name: str) -> list[Path]:
-    """Files that were installed with it, less what installing itself writes."""
+    """Files that were installed with it, less what installing itself writes, as where an editable one lies."""
     try:
         listed = metadata.files(name) or []
     except metadata.PackageNotFoundError:
         return []
     found = [Path(str(file.locate())) for file in listed if not file.parts[0].endswith(".dist-info")]
-    return [file for file in found if file.is_file() and file.suffix != ".pyc"]
+    return [file for file in found if file.is_file() and file.suffix != ".pyc" and "__editable__" not in file.name]
 
 
 def _relative(file: Path, root: Path) -> str:

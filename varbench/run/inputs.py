@@ -13,7 +13,7 @@ from pathlib import Path
 from varbench.errors import UserError
 from varbench.run import children
 from varbench.run.children import with_last_line
-from varbench.run.messages import Job
+from varbench.run.messages import Inspected, Job
 from varbench.spec import ModelSpec
 
 _UNSEEN = "the files that were given could not be looked at: "
@@ -21,7 +21,7 @@ _UNSEEN = "the files that were given could not be looked at: "
 
 def sizes_of(*, vae: Path, var: Path) -> ModelSpec:
     """The sizes of the model in these two checkpoints."""
-    command = [sys.executable, "-m", "varbench.run.tasks.inspecting", str(vae), str(var)]
+    command = [sys.executable, "-P", "-m", "varbench.run.tasks.inspecting", str(vae), str(var)]
     ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     try:
         found = json.loads(ended.stdout.splitlines()[-1])
@@ -32,6 +32,8 @@ def sizes_of(*, vae: Path, var: Path) -> ModelSpec:
     return ModelSpec.from_json(found["sizes"])
 
 
-def check(job: Job) -> None:
+def check(job: Job) -> Inspected:
     """Raises `UserError` unless weights load as the model, the reference can be scored against, and data can be trained on."""
-    children.answer_of(job, if_it_crashes=_UNSEEN)
+    found = children.answer_of(job, if_it_crashes=_UNSEEN)
+    assert isinstance(found, Inspected)
+    return found

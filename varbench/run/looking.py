@@ -17,7 +17,7 @@ Ask = Callable[[Request], Any]
 
 
 def look_at(ask: Ask, row: str, run: Run) -> Looks:
-    """Memory at the measured batch; three small calls, two of them equal; energy; on a GPU the largest batch."""
+    """Memory at the measured batch; small calls, two of them equal, and one for other images; energy; on a GPU the largest batch."""
     options, seed = run.options, run.options.seed
     labels = balanced_labels(options.batch, run.model.classes)
     memory = ask(Request(row=row, labels=labels, seed=seed, look="memory"))
@@ -32,7 +32,9 @@ def look_at(ask: Ask, row: str, run: Run) -> Looks:
     few = balanced_labels(min(options.batch, SMALL_BATCH), run.model.classes)
     small = [ask(Request(row=row, labels=few, seed=chosen, look="outside")) for chosen in (seed, seed, seed + 1)]
     findings += honesty.across_calls(small, plan, batch=len(few), dtype=options.dtype)
-    replies = [memory, *small]
+    others = ask(Request(row=row, labels=few, seed=seed, first=len(few), look="outside"))
+    findings += honesty.across_images(small[0], others)
+    replies = [memory, *small, others]
     missing = {**memory.peaks.missing, **memory.missing}
     energy = ask(Request(row=row, labels=labels, seed=seed, look="energy"))
     replies.append(energy)
@@ -48,6 +50,7 @@ def look_at(ask: Ask, row: str, run: Run) -> Looks:
         work=memory.work,
         products=memory.products,
         held=memory.held,
+        from_bytes=memory.from_bytes,
         kernel=memory.kernel,
         arithmetic=memory.arithmetic,
         findings=tuple(dict.fromkeys(findings)),

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from varbench.base.hashing import json_digest
 from varbench.measure.calls import Chunk, Reply, Request
 from varbench.plan.steps import Accounting, Plan
 from varbench.policies import Paper
@@ -54,6 +55,10 @@ class Job:
     """Nothing is trained: only where weights would come from is said."""
     full_images: str | None = None
     """Under what name the full model's images are kept for runs like this one."""
+
+    @property
+    def digest(self) -> str:
+        return json_digest(encode(self, "job"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +114,8 @@ class ResolvedRow:
     """Of a row that replaces the loop: whether it has weights that are worth a look; None for rows with a plan."""
     trains_generator: bool = False
     """Whether these weights are trained in the run."""
+    taught_generator: bool = False
+    """Whether it also reads the full model's."""
     source: MethodSource | None = None
     read: dict[str, str] = field(default_factory=dict)
     """Paths that the row's parameters name, by the parameter, as in `dit.weights`."""
@@ -154,9 +161,19 @@ class Ahead:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Inspected:
+    """The files that were given can be used."""
+
+    device_memory: int | None
+    """Bytes that are free on the GPU; None on a CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ready:
     """A subject's process is ready: who it is, and what it runs."""
 
+    job: str
+    """Digest of what it was told to do, as it read it: settings, rows and weight files."""
     environment: Environment
     weights: dict[str, str]
     parameters: dict[str, int]
@@ -176,6 +193,18 @@ class Begin:
     """It is the full model, whose images the other rows' are compared with."""
     keep: str | None = None
     """Where all of them are kept: an `.npz`, or a folder of PNG files."""
+    groups: str | None = None
+    """Folder for what is kept of them until the row is scored, so that a run that is killed goes on; None keeps nothing."""
+    upto: int = 0
+    """How many images of the row were asked for before, and need not be made again if what was kept of them is whole."""
+    before: int = 0
+    """When the run began, in nanoseconds: what lies in `groups` and is newer was not kept by an earlier one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    known: int
+    """The first images that need not be made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +219,8 @@ class Taken:
 
     images_sha256: str
     """Of their pixels, by who looks at them."""
+    known: int
+    """Images of the row of which everything that scores need is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +245,19 @@ class Finish:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassOrder:
+    """Whether a row's classes are those of its labels."""
+
+    right: float
+    """Share of images that are judged to be of the class that they were asked for."""
+    reordered: float
+    """The same if the classes stood in the order that fits best."""
+    asked: int
+    shown: int
+    """What most images of class `asked` show in that order: an example."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Oddities:
     """What images show that no honest method does."""
 
@@ -223,6 +267,23 @@ class Oddities:
     """Share of images that are nearer to a reference image than reference images are to each other; None without any."""
     undecoded: float | None
     """Share of pixels that are not what the tokens decode to; None for a row without tokens."""
+    darker: float | None = None
+    """Levels of 255 by which pixels lie below what the tokens decode to, on average; None for a row without tokens."""
+    order: ClassOrder | None = None
+    """Whether classes are those that were asked for; None where no judge looks, or there are too few images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceSeen:
+    """What scores are against."""
+
+    source: str
+    statistics: bool
+    """It brings mu and sigma of Inception's features, which the distance is then taken from."""
+    images: int | None
+    """None where it has none."""
+    rebuilt: float | None = None
+    """How much its images change through the tokenizer, as a multiple of the row's own; None where that was not tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +293,8 @@ class Scored:
     samples: Samples
     weights: tuple[WeightFile, ...]
     oddities: Oddities
+    reference: ReferenceSeen | None = None
+    """None where nothing is scored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,10 +318,12 @@ Message = (
     | Calibrated
     | Trained
     | Ahead
+    | Inspected
     | Ready
     | Request
     | Reply
     | Begin
+    | Begun
     | Take
     | Taken
     | Liken

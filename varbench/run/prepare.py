@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -75,6 +76,8 @@ class Run:
     inputs: str = ""
     """Hash of what all rows share."""
     available_memory: int | None = None
+    began: int = 0
+    """Before any code of a plugin ran, in nanoseconds since 1970: only what lay on disk by then is taken over."""
 
     @property
     def weight_sets(self) -> tuple[WeightSet, ...]:
@@ -104,17 +107,24 @@ class Run:
         asked = self.options.rounds
         return asked if asked < FEWEST_ROUNDS or self._is_pooled(name) else max(asked, FEWEST_PROCESSES)
 
+    def processes_of(self, name: str) -> int:
+        """Processes that a row's figure rests on: its own, and those of other weights that run the same plan."""
+        return self._rounds(name) * (1 + len(self._same_plan(name)))
+
     def _is_pooled(self, name: str) -> bool:
-        """Whether another set of weights runs the same plan, in which no policy is asked."""
+        return bool(self._same_plan(name))
+
+    def _same_plan(self, name: str) -> set[str]:
+        """Other sets of weights that run the row's plan, where no policy is asked in it."""
         mine = self.rows[name]
-        return any(
-            row.plan is not None
-            and mine.plan is not None
-            and row.plan.digest == mine.plan.digest
-            and not mine.plan.picks
-            and row.resolved.weight_set != mine.resolved.weight_set
+        if mine.plan is None or mine.plan.picks:
+            return set()
+        same = {
+            row.resolved.weight_set
             for row in self.rows.values()
-        )
+            if row.plan is not None and row.plan.digest == mine.plan.digest
+        }
+        return same - {mine.resolved.weight_set}
 
     def is_scored(self, name: str) -> bool:
         """Whether images of the row are made and looked at."""
@@ -141,6 +151,7 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
         raise NothingSelectedError(
             f"nothing is selected; give --plugins, as in --plugins NAME,NAME@POINT. Known: {', '.join(known)}"
         )
+    began = time.time_ns()
     model = presets.preset(options.model).spec
     resolved = _answer_of(Job(task="resolving", options=absolute(options), model=model), Resolved)
     calibrated = _calibrated(resolved, options, model) if options.calibrate else Calibrated(rows={}, runs={})
@@ -149,6 +160,7 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
         chosen = replace(absolute(options), plugins=",".join(found))
         resolved = _answer_of(Job(task="resolving", options=chosen, model=model), Resolved)
     files = resolved.files
+    options = _with_companions(options, files or {})
     for problem in resolved.problems:
         print(f"warning: {problem}", file=sys.stderr)
     hashes = {part: file_hash(path) for part, path in sorted((files or {}).items())}
@@ -170,8 +182,17 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
         rows[asked] = replace(rows[asked], resolved=replace(rows[asked].resolved, failure=failed))
     return Run(
         name=name, options=options, model=model, files=files, hashes=hashes, rows=rows, metrics=resolved.metrics,
-        inputs=shared,
+        inputs=shared, began=began,
     )  # fmt: skip
+
+
+def _with_companions(options: Options, files: dict[str, str]) -> Options:
+    """Second models that a protocol's files brought, as if they had been given: who repeats a row needs them."""
+    if options.protocol is None:
+        return options
+    given = {named.partition("=")[0] for named in options.companion}
+    brought = (f"{part}={path}" for part, path in files.items() if part not in ("vae", "main", *given))
+    return replace(options, companion=(*options.companion, *brought))
 
 
 def origins(run: Run) -> dict[str, str | None]:

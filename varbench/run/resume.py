@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from varbench.base.whole_files import lay_there
 from varbench.record import Record, RecordError, Status, read_record, record_path
 from varbench.record.option_forms import settings
 from varbench.run.fill import fill
@@ -13,9 +14,14 @@ from varbench.run.findings import Findings
 from varbench.run.prepare import Run
 
 
-def complete_records(run: Run, out: Path) -> dict[str, Record]:
-    """Records of this run's rows that are there, complete and made from the same inputs."""
-    return {name: record for name, _, record in _complete(run, out) if record.inputs_hash == run.rows[name].inputs}
+def complete_records(run: Run, out: Path, *, own: bool = False) -> dict[str, Record]:
+    """Records of this run's rows that lay there before it began, complete and made from the same inputs; with `own` also
+    those that it wrote."""
+    return {
+        name: record
+        for name, path, record in _complete(run, out)
+        if record.inputs_hash == run.rows[name].inputs and (own or lay_there(path, before=run.began))
+    }
 
 
 def set_aside_outdated(run: Run, out: Path) -> tuple[str, ...]:
@@ -28,14 +34,17 @@ def set_aside_outdated(run: Run, out: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def other_settings(run: Run, out: Path) -> dict[str, tuple[Any, Any]]:
-    """Settings in which records of the same rows differ from what is asked for now: theirs, and now's."""
+def other_settings(run: Run, out: Path, *, besides: Sequence[dict[str, Any]] = ()) -> dict[str, tuple[Any, Any]]:
+    """Settings in which records of the same rows differ from what is asked for now: theirs, and now's. Some, `besides`, are
+    asked for too."""
     differ: dict[str, tuple[Any, Any]] = {}
     for path in sorted(out.glob("[!.]*.json")):
         record = _read(path)
         if record is None or record.row.row not in run.rows or path == _place(run, record.row.row, out):
             continue
         theirs, ours = settings(record.protocol), settings(run.options)
+        if theirs in besides:
+            continue
         differ |= {name: (theirs[name], ours[name]) for name in ours if theirs[name] != ours[name]}
     return differ
 

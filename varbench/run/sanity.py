@@ -52,6 +52,12 @@ LOWER_TYPE = 16
 REPEATED, COPIED, UNDECODED = 0.01, 0.05, 0.05
 """Shares of images, or of pixels, that may be so by chance."""
 
+CUT_OFF = 0.25
+"""Levels of 255 that a row's pixels may lie below what its tokens decode to, on average: to cut off costs half a level."""
+
+OTHER_ORDER = 0.5
+"""Of the share of right classes in the order that fits best, this part at least is right in the order that was asked for."""
+
 COUNTED = 0.05
 """Stated work and counted FLOPs may differ by this share."""
 
@@ -160,6 +166,13 @@ def _images(run: Run, row: RowInRun, found: Findings, floors: dict[str, Score]) 
         yield f"{odd.copied:.0%} of its images lie nearer to a reference image than reference images lie to each other"
     if odd.undecoded is not None and odd.undecoded > UNDECODED:
         yield f"{odd.undecoded:.0%} of the pixels are not what its tokens decode to"
+    if odd.darker is not None and odd.darker > CUT_OFF:
+        yield f"its pixels lie {odd.darker:.2f} levels below what its tokens decode to: bytes were cut off, not rounded"
+    if odd.order is not None and odd.order.right < OTHER_ORDER * odd.order.reordered and odd.order.reordered > 0.5:
+        yield (
+            f"{odd.order.right:.0%} of its images show the class that was asked for, and {odd.order.reordered:.0%} would if "
+            f"classes stood in another order: what is asked for as class {odd.order.asked} is class {odd.order.shown}"
+        )
     score, floor = scored.quality.scores[0] if scored.quality else None, floors.get("real")
     if score is not None and floor is not None and beats_real_images(score, floor):
         yield (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,32 @@ from varbench.record.failure import RowError
 from varbench.rows import FULL
 from varbench.run import children
 from varbench.run.children import Child, ChildEndedError
-from varbench.run.findings import Seen
-from varbench.run.messages import Begin, Finish, Job, Liken, Likened, Measured, Scored, Take, Taken
+from varbench.run.findings import Seen, kept
+from varbench.run.findings import keep as write_part
+from varbench.run.messages import Begin, Begun, Finish, Job, Liken, Likened, Measured, Scored, Take, Taken
 from varbench.run.prepare import Run
 
 Ask = Callable[[Any], Any]
+
+COUNTED = "counted.json"
+"""In the folder of a row's groups: what the parent knows of these images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Counted:
+    """What the parent knows of a row's first images, beside what the scorer keeps of them."""
+
+    images: int = 0
+    batches: tuple[str, ...] = ()
+    values: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    better: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    changed: tuple[str, ...] = ()
+
+    def first(self, images: int, *, batch: int) -> _Counted:
+        """Of fewer images, which are whole batches."""
+        values = {name: some[:images] for name, some in self.values.items()}
+        return replace(self, images=images, batches=self.batches[: images // batch], values=values)
 
 
 def keep_path(folder: Path) -> Path:
@@ -38,19 +60,54 @@ class Scorers:
         for child in self._started.values():
             child.end()
 
-    def score(self, row: str, ask: Ask, progress: Callable[[str], None], *, keep: Path | None = None) -> Seen:
-        """Has all images of a row made and scored. Only one batch of them exists at a time."""
+    def score(
+        self,
+        row: str,
+        ask: Ask,
+        progress: Callable[[str], None],
+        *,
+        keep: Path | None = None,
+        groups: Path | None = None,
+    ) -> Seen:
+        """Has all images of a row made and scored. Only one batch of them exists at a time.
+
+        In `groups` lies how far it is; it goes on from there, and images that were known are not made again.
+        """
         options = self._run.options
         scorer = self._child("scoring")
-        scorer.ask(Begin(row=row, full=row == FULL, keep=str(keep.resolve()) if keep else None))
-        values: dict[str, list[float]] = {}
-        better: dict[str, str] = {}
-        missing: dict[str, str] = {}
-        changed: set[str] = set()
-        batches: list[str] = []
+        so_far = (
+            _Counted() if groups is None else (kept(_Counted, groups / COUNTED, before=self._run.began) or _Counted())
+        )
+        begun = scorer.ask(
+            Begin(
+                row=row,
+                full=row == FULL,
+                keep=str(keep.resolve()) if keep else None,
+                groups=str(groups.resolve()) if groups else None,
+                upto=so_far.images,
+                before=self._run.began,
+            )
+        )
+        assert isinstance(begun, Begun)
+        if begun.known < so_far.images:
+            so_far = so_far.first(begun.known, batch=options.batch)
+        values = {name: list(some) for name, some in so_far.values.items()}
+        better, missing = dict(so_far.better), dict(so_far.missing)
+        changed, batches = set(so_far.changed), list(so_far.batches)
         chunk = keep_path(self._folder)
+
+        def counted(images: int) -> _Counted:
+            return _Counted(
+                images=images,
+                batches=tuple(batches),
+                values={name: tuple(some) for name, some in values.items()},
+                better=better,
+                missing=missing,
+                changed=tuple(sorted(changed)),
+            )
+
         try:
-            for first in range(0, options.images, options.batch):
+            for first in range(begun.known, options.images, options.batch):
                 labels = balanced_labels(
                     min(options.batch, options.images - first), self._run.model.classes, first=first
                 )
@@ -62,6 +119,8 @@ class Scorers:
                 batches.append(seen.images_sha256)
                 if self._run.metrics:
                     self._measure(taken, values, better, missing)
+                if groups is not None and seen.known == first + len(labels):
+                    write_part(counted(seen.known), groups / COUNTED)
                 progress(f"{row}, {first + len(labels):,} of {options.images:,} images")
         finally:
             chunk.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import cached_property
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from varbench.quality import (
     reference_npz,
 )
 from varbench.quality.images import Images
+from varbench.quality.torchvision_shim import import_torchvision
 from varbench.record import WeightFile
 from varbench.record.options import Options
 
@@ -87,6 +89,26 @@ class ScoringNetworks:
             return reference_npz(path)
         return reference_folder(path, side=self._side)
 
+    @property
+    def against(self) -> str:
+        """What scores are against, and which part of it feeds which."""
+        reference, images = self.reference, self.reference.images
+        own = reference.statistics is not None and not self.extractor.suffix
+        counted = "" if images is None else f"its {len(images):,} images"
+        if not own:
+            return f"{reference.source}: {counted}"
+        others = f"; precision, recall, density, coverage and KID by {counted}" if counted else ""
+        return f"{reference.source}: the distance by its mu and sigma{others}"
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the model's classes by number; empty where nobody knows them."""
+        if self._assets or self._options.data is not None:
+            return self.data.classes
+        known = presets.preset(self._options.model).spec.classes
+        names = imagenet_classes()
+        return names if len(names) == known else ()
+
     def further_images(self) -> tuple[Images, NDArray[np.int64]] | None:
         """Real images with their labels beside the reference's, as many as are scored; None where there are not so many."""
         count = self._options.images
@@ -101,6 +123,16 @@ class ScoringNetworks:
 
     def _shipped(self, kind: str) -> Network:
         return load_network(presets.asset_folder(self._options.model) / f"{kind}.safetensors")
+
+
+def imagenet_classes() -> tuple[str, ...]:
+    """In the order of the official labels, as torchvision tells them with its weights; empty without torchvision."""
+    try:
+        import_torchvision()
+        models = importlib.import_module("torchvision.models")
+    except (ImportError, UserError):
+        return ()
+    return tuple(models.ResNet50_Weights.IMAGENET1K_V2.meta["categories"])
 
 
 def _some(classes: tuple[str, ...]) -> str:

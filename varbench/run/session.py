@@ -7,12 +7,13 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from varbench.errors import UserError
 from varbench.record import Record, Status
+from varbench.record.option_forms import in_words, settings
 from varbench.run.conduct import Conduct
 from varbench.run.display import shown
 from varbench.run.prepare import Run
@@ -21,34 +22,50 @@ from varbench.run.resume import complete_records, other_settings, set_aside_outd
 FINE, SOME_FAILED, NOTHING_SELECTED, ALL_FAILED, INTERRUPTED = 0, 3, 4, 5, 130
 
 
-def carry_out(run: Run, out: Path, *, resume: bool, again: str) -> tuple[list[Record], int]:
-    """The records, and the exit code. `again` is the command that goes on where an interrupted run was."""
+def carry_out(runs: Sequence[Run], out: Path, *, resume: bool, again: str) -> tuple[list[Record], int]:
+    """The records, and the exit code. `again` is the command that goes on where an interrupted run was. Several runs, which
+    differ in their options, come one after the other into the same folder."""
     _check_place(out, resume=resume)
+    records: list[Record] = []
     with locked(out):
-        found = complete_records(run, out) if resume else {}
-        if resume:
-            _say_what_is_there(run, out, len(found))
-        with shown(parts(run)) as display, _terminated_as_interrupted():
-            conduct = Conduct(run=run, out=out, display=display, done=found)
-            try:
-                conduct.everything()
-                records = [*found.values(), *conduct.save_all()]
-            except KeyboardInterrupt:
-                with contextlib.suppress(OSError):  # what was measured lies there already
-                    conduct.save_all()
-                display.note(f"interrupted; everything that was measured is in {out}\ngo on with: {again}")
-                return [], INTERRUPTED
-            except OSError as error:
-                free = shutil.disk_usage(out).free / 2**20
-                display.note(
-                    f"varbench run: error: {error}; {free:,.1f} MiB are free there. What was measured before is in {out}\n"
-                    f"once files can be written, go on with: {again}"
-                )
-                written = complete_records(run, out)
-                unwritten = (record for record in conduct.records() if record.row.row not in written)
-                lost = (replace(record, status=Status.INTERRUPTED) for record in unwritten)
-                return [], exit_code([*written.values(), *lost])
+        for number, run in enumerate(runs, 1):
+            if len(runs) > 1:
+                print(f"run {number} of {len(runs)}: {', '.join(in_words(run.options))}", file=sys.stderr)
+            others = [other for other in runs if other is not run]
+            some, ended = _carry_out(run, out, resume=resume, again=again, others=others)
+            if ended is not None:
+                return [], ended
+            records += some
     return records, exit_code(records)
+
+
+def _carry_out(
+    run: Run, out: Path, *, resume: bool, again: str, others: Sequence[Run]
+) -> tuple[list[Record], int | None]:
+    """The records of one run, and the exit code if it came to no end."""
+    found = complete_records(run, out) if resume else {}
+    if resume:
+        _say_what_is_there(run, out, len(found), others=others)
+    with shown(parts(run)) as display, _terminated_as_interrupted():
+        conduct = Conduct(run=run, out=out, display=display, done=found)
+        try:
+            conduct.everything()
+            return [*found.values(), *conduct.save_all()], None
+        except KeyboardInterrupt:
+            with contextlib.suppress(OSError):  # what was measured lies there already
+                conduct.save_all()
+            display.note(f"interrupted; everything that was measured is in {out}\ngo on with: {again}")
+            return [], INTERRUPTED
+        except OSError as error:
+            free = shutil.disk_usage(out).free / 2**20
+            display.note(
+                f"varbench run: error: {error}; {free:,.1f} MiB are free there. What was measured before is in {out}\n"
+                f"once files can be written, go on with: {again}"
+            )
+            written = complete_records(run, out, own=True)
+            unwritten = (record for record in conduct.records() if record.row.row not in written)
+            lost = (replace(record, status=Status.INTERRUPTED) for record in unwritten)
+            return [], exit_code([*written.values(), *lost])
 
 
 @contextlib.contextmanager
@@ -69,10 +86,13 @@ def locked(out: Path) -> Iterator[None]:
 def parts(run: Run) -> dict[str, int]:
     """How many parts of each kind the run has, for the bar."""
     sets = run.weight_sets
+    rounds = sum(run.rounds_of(*weights.rows) for weights in sets)
+    quick = len(sets) if run.options.quick else 0
     return {
         "training": int(any(weights.trains is not None for weights in sets)),
-        "images and memory": len(sets),
-        "speed": sum(run.rounds_of(*weights.rows) for weights in sets),
+        "images and memory": len(sets) - quick,
+        "images and speed": quick,
+        "speed": rounds - quick,
     }
 
 
@@ -90,7 +110,7 @@ def _check_place(out: Path, *, resume: bool) -> None:
         raise UserError(f"{out} holds records already: go on with them by --resume, or choose another --out")
 
 
-def _say_what_is_there(run: Run, out: Path, complete: int) -> None:
+def _say_what_is_there(run: Run, out: Path, complete: int, *, others: Sequence[Run]) -> None:
     print(f"{complete} of {len(run.rows)} rows are complete and unchanged", file=sys.stderr)
     if outdated := set_aside_outdated(run, out):
         print(
@@ -98,7 +118,7 @@ def _say_what_is_there(run: Run, out: Path, complete: int) -> None:
             f"measured again; their records stay as {out}/*.json.old: {', '.join(outdated)}",
             file=sys.stderr,
         )
-    if differ := other_settings(run, out):
+    if differ := other_settings(run, out, besides=[settings(other.options) for other in others]):
         differences = ", ".join(f"{name} {theirs}, now {ours}" for name, (theirs, ours) in differ.items())
         print(
             f"warning: {out} holds records of these rows under other settings ({differences}); they stay beside the new ones. "

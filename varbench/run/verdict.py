@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 
+from varbench.model.bundle import recipe_in
 from varbench.record import Notice, Score, Validity, Verdict
 from varbench.record.option_forms import as_arguments
 from varbench.rows import FULL
-from varbench.run import sanity
+from varbench.run import pitfalls, sanity
 from varbench.run.findings import Findings
 from varbench.run.prepare import RowInRun, Run
 
@@ -55,10 +56,16 @@ def warnings(run: Run, row: RowInRun, found: Findings) -> tuple[Notice, ...]:
         notices.append(
             Notice(text=f"{len(found.loaded.disturbed)} other processes were on the GPU", next_command="nvidia-smi")
         )
-    if row.resolved.recipe is not None and row.resolved.weight_set == "pretrained":
+    own = {f"{plugin.name}@{row.resolved.recipe}" for plugin in row.resolved.plugins}
+    if (
+        row.resolved.recipe is not None
+        and row.resolved.weight_set == "pretrained"
+        and recipe_in(options.weights) not in own
+    ):
         text = f"nothing was trained for {row.resolved.recipe}: the weights that were given were used as they are"
         again = as_arguments(options, row=row.name, study=row.resolved.study)
         notices.append(Notice(text=text, next_command=f"{shlex.join(again)} --data FOLDER"))
+    notices += pitfalls.notices(run, row, found)
     if found.earlier:
         words = {"Seen": "quality", "Looks": "memory"}
         what = " and ".join(sorted(words[part] for part in found.earlier))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from varbench.run.identity import plugin_hash
-from varbench.run.messages import Ready, Trained
+from varbench.run.messages import Job, Ready, Trained
 from varbench.run.prepare import RowInRun, Run
 
 
-def mismatches(run: Run, row: RowInRun, loaded: Ready, trained: Trained | None) -> list[str]:
-    """Plans, plugins and weights, as the child says they are, beside what was prepared."""
+def mismatches(run: Run, row: RowInRun, loaded: Ready, trained: Trained | None, *, asked: Job) -> list[str]:
+    """Settings, plans, plugins and weights, as the child says they are, beside what was prepared."""
     found = []
+    if loaded.job != asked.digest:
+        found.append(f"a child was told to do {loaded.job[:12]}, and {asked.digest[:12]} was asked of it")
     if row.plan is not None and (ran := loaded.plans.get(row.name)) not in (None, row.plan.digest):
         found.append(f"a child compiled the plan {str(ran)[:12]}, and {row.plan.digest[:12]} was prepared")
     for plugin, version in zip(row.resolved.plugins, row.identity.plugins, strict=True):

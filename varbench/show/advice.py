@@ -33,6 +33,25 @@ def advice(block: Block) -> list[Notice]:
     return [notice for find in (_busy, _wide, _few, _apart, _memory) if (notice := find(block)) is not None]
 
 
+def across_blocks(blocks: Sequence[Block]) -> list[Notice]:
+    """A distance from fewer images comes out higher: one of 10,000 beside one of 50,000 says nothing of the methods."""
+    counts: dict[tuple[str, str], dict[int, Entry]] = {}
+    for block in blocks:
+        for entry in block.entries:
+            if (score := entry.headline) is not None and not block.conditions["quick"]:
+                counts.setdefault((str(block.conditions["preset"]), score.name), {}).setdefault(score.n, entry)
+    found = []
+    for (model, name), by_count in counts.items():
+        if len(by_count) > 1:
+            most = max(by_count)
+            fewer = by_count[min(by_count)]
+            text = f"{name} of {model} from {' and '.join(f'{count:,}' for count in sorted(by_count))} images: one of fewer is higher"
+            options = replace(fewer.first.protocol, images=most)
+            again = shlex.join(as_arguments(options, row=fewer.name))
+            found.append(Notice(text=f"{text}, and they are not compared", next_command=again))
+    return found
+
+
 def _timed(block: Block) -> Iterator[tuple[Entry, Speed]]:
     for entry in block.entries:
         if entry.believable and not entry.is_full and (speed := entry.speeds.get("lossless")) is not None:

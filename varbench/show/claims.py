@@ -58,7 +58,8 @@ def _beside(better: Entry, worse: Entry, block: Block) -> tuple[str, str]:
     both = [entry.score(block.headline.name) for entry in (better, worse)]
     if gap is None or both[0] is None or both[1] is None:
         return "-", NOT_SHOWN
-    text = f"{better.name} {formatting.with_interval(both[0])}, {worse.name} {formatting.with_interval(both[1])}; difference {formatting.with_interval(gap)}"
+    own, other, apart = map(formatting.with_interval, (both[0], both[1], gap))
+    text = f"{better.name} {own}, {worse.name} {other}; difference {apart}"
     if need_seeds(better, worse):
         return text, NOT_SHOWN
     judgement = stats.judge_difference(gap, better=block.headline.better)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from varbench.base.stats import Interval
 from varbench.show import formatting
 from varbench.show.entries import Block, Entry, ended, judge_quality, judge_speed, recipe_of, score_label
-from varbench.show.published import figures_text, published_for, source_text
+from varbench.show.held_against import held
+from varbench.show.published import figures_text, source_text
 from varbench.show.score_differences import interval_of
 
 
@@ -109,7 +110,8 @@ def columns_of(block: Block) -> tuple[Column, ...]:
         Column(
             key="published",
             heading="published",
-            note="same model and setting, with its grade",
+            note="same model and setting, with its grade; `compared` is the line whose settings are the run's, and hover says how "
+            "it comes out",
             cell=_published,
             numeric=False,
         ),
@@ -301,9 +303,14 @@ def _provenance(entry: Entry, block: Block) -> Cell:
 
 
 def _published(entry: Entry, block: Block) -> Cell:
-    found = published_for(entry.first)
+    found = held(entry)
     if not found:
         return Cell(text=None, note="no published figure for this model and setting")
-    text = "; ".join(f"{figures_text(line.figures)} [{line.grade}]" for line in found)
-    note = "; ".join(f"{figures_text(line.figures)}: {source_text(line)}" for line in found)
+    text = "; ".join(
+        f"{figures_text(one.line.figures)} [{one.line.grade}{', compared' * one.compared}]" for one in found
+    )
+    note = "; ".join(
+        ", ".join(filter(None, (f"{figures_text(one.line.figures)}: {source_text(one.line)}", one.words)))
+        for one in found
+    )
     return Cell(text=text, note=note, sort=text, tone="quiet")

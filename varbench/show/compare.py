@@ -39,9 +39,8 @@ def compare(old: Sequence[Record], new: Sequence[Record], *, fail_on: str = "") 
     before, after = _entries(old), _entries(new)
     shared = [name for name in before if name in after]
     if not shared:
-        raise UserError(
-            f"no row is in both: the first has {formatting.some(before) or 'no rows'}, the second {formatting.some(after) or 'no rows'}; compare runs of the same rows"
-        )
+        first, second = (formatting.some(entries) or "no rows" for entries in (before, after))
+        raise UserError(f"no row is in both: the first has {first}, the second {second}; compare runs of the same rows")
     for name in shared:
         _refuse_unlike(name, before[name].entry, after[name].entry)
     pairs = {name: (before[name], after[name]) for name in shared}

@@ -20,6 +20,9 @@ from varbench.show.speedups import ALIKE, Speed, beside, kind_of_work, processes
 # The start of the SHA-256 of the two files in which the published Inception weights circulate.
 PUBLISHED_INCEPTION = ("6726825d", "f58cb9b6")
 
+PUBLISHED_IMAGES = 50_000
+"""That printed distances are of. From fewer it comes out higher."""
+
 
 ONE_TRAINING = "Trained rows stand for one seed of training: marks are about these weights, and no recipe is called better than another."
 
@@ -208,11 +211,11 @@ def ended(record: Record) -> str:
 
 
 def score_label(score: Score) -> str:
-    """What a score may be called: `FID` needs the published weights, and 10,000 images to go without their number."""
+    """What a score may be called: `FID` needs the published weights, and 50,000 images to go without their number."""
     name = score.name
     if name.upper().startswith("FID") and not (score.weights_sha256 or "").startswith(PUBLISHED_INCEPTION):
         name = f"Fréchet distance ({score.features or 'features not named'})"
-    elif name.upper() == "FID" and score.n < 10_000:
+    elif name.upper() == "FID" and score.n < PUBLISHED_IMAGES:
         name = f"FID-{score.n}"
     return name
 
@@ -257,7 +260,7 @@ def blocks_of(records: Sequence[Record]) -> list[Block]:
     return sorted(blocks, key=lambda block: (-sum(e.believable for e in block.entries), block.title))
 
 
-def judge_quality(entry: Entry, other: Entry, *, minimum: float = 0.0) -> Judgement | None:
+def judge_quality(entry: Entry, other: Entry) -> Judgement | None:
     """Is `entry` better than `other` by the headline score? `same` means that no difference was shown.
 
     Beside the full model that is a word on these weights. No recipe is called better than another after one training.
@@ -268,7 +271,7 @@ def judge_quality(entry: Entry, other: Entry, *, minimum: float = 0.0) -> Judgem
         return None
     if not other.is_full and need_seeds(entry, other):
         return "same"
-    return stats.judge_difference(gap, better=headline.better, minimum=minimum)
+    return stats.judge_difference(gap, better=headline.better)
 
 
 def score_difference(entry: Entry, other: Entry, name: str) -> Interval | None:

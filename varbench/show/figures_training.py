@@ -12,6 +12,7 @@ from varbench.show.charts import NEUTRAL, PALETTE, Figure, Plot, Spec, Swatch, a
 from varbench.show.drawn_rows import MOST_ROWS, colours_of
 from varbench.show.entries import Block, Entry, score_label
 from varbench.show.score_differences import interval_of
+from varbench.show.training_notes import trainings
 
 DASHES = (([1, 0], "━"), ([6, 3], "╍"), ([2, 2], "┅"), ([8, 3, 2, 3], "╌"))
 SHAPES = (("circle", "●"), ("square", "■"), ("triangle-up", "▲"), ("diamond", "◆"), ("triangle-down", "▼"))
@@ -168,14 +169,9 @@ def loss_per_point(block: Block) -> Figure | None:
 
 
 def _trainings(block: Block) -> list[Training]:
-    """Each training once, since rows share their weights; of the first recipes, in the order of the table."""
-    found: dict[str, dict[tuple[str, int], Training]] = {}
-    for entry in block.everything:
-        for record in entry.complete if entry.believable else ():
-            if record.training is not None:
-                repeats = found.setdefault(record.training.recipe, {})
-                repeats.setdefault((record.training.key, record.training.seed), record.training)
-    return [training for repeats in list(found.values())[:MOST_ROWS] for training in repeats.values()]
+    """Those of the first recipes that may be believed, in the order of the table."""
+    found = trainings(entry for entry in block.everything if entry.believable)
+    return [training for repeats in list(found.values())[:MOST_ROWS] for training in repeats]
 
 
 def _runs(entry: Entry) -> str | None:

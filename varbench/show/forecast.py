@@ -9,6 +9,8 @@ from typing import Any
 from varbench.measure.environment import environment
 from varbench.plan.cost import predict, work
 from varbench.record import Record
+from varbench.record.option_forms import in_words
+from varbench.run.fits import misfits
 from varbench.run.prepare import Run, hardware_like
 from varbench.run.session import parts
 from varbench.show import formatting
@@ -31,6 +33,8 @@ class ForecastRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
+    title: str
+    """What the run is asked that another of the same command is not."""
     rows: tuple[ForecastRow, ...]
     processes: int
     weights: dict[str, str | None]
@@ -43,6 +47,7 @@ def forecast(run: Run, out: Path, done: dict[str, Record], *, weights: dict[str,
     options = run.options
     hardware = hardware_like("cpu", environment("cpu").cores) if options.device == "cpu" else None
     full: int | None = None
+    too_large = misfits(run, free=run.available_memory) if options.device == "cpu" else {}
     lines, seconds = [], 0.0
     for name, row in run.rows.items():
         failure = row.resolved.failure
@@ -64,11 +69,12 @@ def forecast(run: Run, out: Path, done: dict[str, Record], *, weights: dict[str,
                 share=share,
                 call_seconds=call,
                 done=name in done,
-                trouble=failure.reason if failure else None,
+                trouble=failure.reason if failure else too_large.get(name),
             )
         )
     processes = sum(parts(run).values())
     return Forecast(
+        title=f"{options.model}, {', '.join(in_words(options))}",
         rows=tuple(lines),
         processes=processes,
         weights=weights,
@@ -103,6 +109,6 @@ def as_text(found: Forecast) -> str:
         else f"about {formatting.seconds(found.seconds)}{' and the training' if trains else ''}"
     )
     return (
-        f"{table}\n\n{found.processes} processes; {'; '.join(recipes) or 'nothing is trained'}\n"
+        f"{found.title}\n{table}\n\n{found.processes} processes; {'; '.join(recipes) or 'nothing is trained'}\n"
         f"time: {time} (a bound by the roofline)\nrecords would go to {found.out}; nothing was run"
     )

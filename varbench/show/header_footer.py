@@ -7,7 +7,7 @@ from typing import Any
 
 from varbench.record import Notice, Record
 from varbench.show import formatting
-from varbench.show.advice import advice
+from varbench.show.advice import across_blocks, advice
 from varbench.show.entries import Block
 
 
@@ -44,6 +44,7 @@ def notices(records: Sequence[Record], blocks: Sequence[Block]) -> list[dict[str
             kinds.setdefault((notice.text.partition(":")[0], notice.next_command is None), []).append(notice)
     ordered = sorted(kinds.values(), key=len, reverse=True)
     ordered += [[notice] for block in blocks for notice in advice(block)]
+    ordered += [[notice] for notice in across_blocks(blocks)]
     return [{"text": alike[0].text, "next_command": alike[0].next_command, "count": len(alike)} for alike in ordered]
 
 
@@ -58,7 +59,8 @@ def conditions_facts(block: Block) -> dict[str, Any]:
         "batch and precision": f"batch {protocol.batch}, {protocol.dtype}, compile {protocol.compile}",
         "attention kernel": ", ".join(sorted({r.protocol.kernel or "not observed" for r in records})),
         "arithmetic": " | ".join(sorted({r.protocol.arithmetic or "not observed" for r in records})),
-        "images": f"{protocol.images:,}, {protocol.labels}",
+        "images": f"{protocol.images:,}, {protocol.labels}, bytes by rounding",
+        "scores against": " | ".join(sorted({r.quality.against for r in records if r.quality and r.quality.against})),
         "noise": f"seeds {', '.join(str(seed) for seed in sorted({r.protocol.seed for r in records}))}, "
         f"keyed by {protocol.seed_scheme}",
         "rounds": ", ".join(str(number) for number in sorted({r.protocol.rounds for r in records}))

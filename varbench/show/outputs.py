@@ -42,14 +42,15 @@ def render(
         raise UserError("no records: nothing to report; run `varbench run` first, or name folders with --records")
     out_dir.mkdir(parents=True, exist_ok=True)
     encoded = [to_json(record) for record in records] if encoded is None else encoded
-    fingerprint = _fingerprint(encoded, changes)
+    texts = [json.dumps(data) for data in encoded]
+    fingerprint = _fingerprint(texts, changes)
     folder = _folder_for(out_dir, _run_name(records), fingerprint)
     building = Path(tempfile.mkdtemp(dir=out_dir, prefix=".building-"))
     try:
         shown = page.Shown(
             records=records, encoded=encoded, problems=problems, panels=panels, silent=silent, changes=changes
         )  # fmt: skip
-        _write_all(building, shown, fingerprint)
+        _write_all(building, shown, fingerprint, texts)
         os.chmod(building, 0o755)
         if folder.exists():
             _swap(building, folder)
@@ -78,13 +79,13 @@ def write_index(out_dir: Path) -> Path:
     return path
 
 
-def _write_all(folder: Path, shown: page.Shown, fingerprint: str) -> None:
+def _write_all(folder: Path, shown: page.Shown, fingerprint: str, texts: Sequence[str]) -> None:
     records, drawn = shown.records, page.draw(shown.records)
     files = _write_tables(folder, drawn, shown.encoded) + _write_figures(folder, drawn)
-    for record, data in zip(records, shown.encoded, strict=True):
+    for record, text in zip(records, texts, strict=True):
         path = record_path(record, folder / "records" / _safe_name(record.run))
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(data), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     (folder / "index.html").write_text(page.page(shown, drawn, files=[*files, "records/"]), encoding="utf-8")
     entries = [entry for part in drawn for entry in part.block.entries]
     about: dict[str, Any] = {
@@ -175,10 +176,9 @@ def _write_figures(folder: Path, drawn: Sequence[page.Drawn]) -> list[str]:
     return written
 
 
-def _fingerprint(encoded: Sequence[dict[str, Any]], changes: page.Changes | None) -> str:
-    texts = sorted(json.dumps(data, sort_keys=True) for data in encoded)
+def _fingerprint(texts: Sequence[str], changes: page.Changes | None) -> str:
     older = json.dumps(dataclasses.asdict(changes)) if changes is not None else ""
-    return digest([*texts, older])
+    return digest([*sorted(texts), older])
 
 
 def _run_name(records: Sequence[Record]) -> str:

@@ -25,17 +25,15 @@ from varbench.run.defaults import filled_in
 from varbench.run.messages import Job, Resolved, ResolvedRow
 from varbench.run.prepare import hardware_like
 from varbench.show import formatting
-from varbench.show.entries import Block, Entry, blocks_of, score_label
+from varbench.show.entries import PUBLISHED_IMAGES, Block, Entry, blocks_of, score_label
+from varbench.show.held_against import FIT, SCORES, why_not
 from varbench.show.published import MIB, SPEED_FIT, Works, by_plan, figures_text, source_text
 from varbench.show.score_differences import named_score
 from varbench.show.table import WIDTH
 
 COLUMNS = ("row", "printed", "grade", "measured here", "by the plan", "", "source")
-SCORES = {"fid": "FID", "is": "IS"}
-SCORE_FIT, SOURCES_FIT = 0.05, 0.01
-"""How far a score of ours may be from a printed one, and two printed ones from each other, and still be said to agree."""
-ENOUGH_IMAGES = 50_000
-"""From fewer, a score is shown and not judged."""
+SOURCES_FIT = 0.01
+"""How far two printed scores may be from each other, and still be said to agree."""
 CELL = 38
 """Columns of a cell at most, on a terminal."""
 
@@ -82,7 +80,7 @@ def section(table: PaperTable, records: Sequence[Record]) -> Section:
         found = _entry(row, table.paper, records)
         for printed in row.published:
             planned = dict(_by_plan(row, printed, table, card))
-            here = dict(_measured(printed, found, table.paper, card))
+            here = dict(_measured(row, printed, found, table.paper, card))
             wrong = [name for name in printed.figures if False in _fits(name, here, planned)]
             right = [name for name in printed.figures if set(_fits(name, here, planned)) == {True}]
             lines.append((
@@ -172,7 +170,7 @@ def _by_plan(
 
 
 def _measured(
-    printed: PublishedLine, found: _Found | None, paper: Paper, card: Hardware
+    row: ResolvedRow, printed: PublishedLine, found: _Found | None, paper: Paper, card: Hardware
 ) -> Iterator[tuple[str, _Ours]]:
     """Times and memory are judged on the paper's card alone, scores under the paper's name and from enough images."""
     if found is None:
@@ -184,8 +182,9 @@ def _measured(
     for name, score_name in SCORES.items():
         score, ours = named_score(entry.first, score_name), entry.score(score_name)
         if name in printed.figures and score is not None and ours is not None:
-            judged = score.n >= ENOUGH_IMAGES and score_label(score) == score_name
-            fits = abs(ours.value / printed.figures[name] - 1) <= SCORE_FIT
+            alike = why_not(printed, row.published, protocol) is None
+            judged = alike and score_label(score) == score_name and score.n >= PUBLISHED_IMAGES
+            fits = abs(ours.value / printed.figures[name] - 1) <= FIT
             yield (
                 name,
                 _Ours(text=f"{score_label(score)} {formatting.with_interval(ours)}", fits=fits if judged else None),

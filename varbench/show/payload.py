@@ -11,6 +11,7 @@ from typing import Any
 from varbench.show.charts import Spec
 
 MOST_PAYLOAD = 800_000  # characters; above it raw samples stay in their files only
+MOST_DEFLATED = 20  # times: seconds with fifteen digits shrink by half, records that repeat each other by more
 SHARED = ("plan", "training", "model", "protocol", "environment", "provenance", "weights")
 
 
@@ -23,7 +24,10 @@ def packed(encoded: Sequence[dict[str, Any]], entries: Sequence[dict[str, Any]],
             "records": records, "shared": [json.loads(text) for text in shared], "entries": entries, "charts": specs,
             "names": SHARED, "trimmed": trimmed,
         }  # fmt: skip
-        text = base64.b64encode(zlib.compress(json.dumps(data, separators=(",", ":")).encode(), 6)).decode()
+        plain = json.dumps(data, separators=(",", ":")).encode()
+        if not trimmed and len(plain) > MOST_PAYLOAD * MOST_DEFLATED:
+            continue
+        text = base64.b64encode(zlib.compress(plain, 6)).decode()
         if len(text) <= MOST_PAYLOAD:
             break
     return text

@@ -14,15 +14,18 @@ import signal
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
+from varbench.base.hashing import file_hash
 from varbench.errors import UserError
-from varbench.record import from_json, sections
+from varbench.record import Record, from_json, sections
 from varbench.rows.manager import PluginInfo, PluginManager, manager
 
 HOOK = "varbench_report_sections"
+SAFE_PATH = "PYTHONSAFEPATH"
 SECONDS = 60.0
 """How long a plugin may take for its panels."""
 
@@ -40,24 +43,56 @@ def plugin_panels(
 ) -> PluginPanels:
     """The panels of every plugin found here, in the order of their names, for records as `to_json` gives them."""
     plugins = plugins or manager()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["varbench.record", "varbench.rows.manager", "varbench.policies"])
-    records = json.dumps(list(encoded)).encode()
+    context = _forks_are_ready()
     panels: list[sections.Panel] = []
     silent: list[str] = []
-    for name in plugins.names():
-        info = plugins.info(name)
-        try:
-            found = _ask(context, info, records, seconds)
-        except UserError as error:
-            silent.append(str(error))
-        else:
-            source = f"{info.name} ({info.distribution} {info.version})"
-            panels += [sections.Panel(source=source, section=section) for section in found]
+    with tempfile.TemporaryDirectory(prefix="varbench-") as folder:
+        records = _Records.written(Path(folder) / "records.json", encoded)
+        for name in plugins.names():
+            info = plugins.info(name)
+            try:
+                found = _ask(context, info, records, seconds)
+            except UserError as error:
+                silent.append(str(error))
+            else:
+                source = f"{info.name} ({info.distribution} {info.version})"
+                panels += [sections.Panel(source=source, section=section) for section in found]
     return PluginPanels(panels=tuple(panels), silent=tuple(silent))
 
 
-def _ask(context: ForkServerContext, info: PluginInfo, records: bytes, seconds: float) -> list[sections.Section]:
+@dataclass(frozen=True)
+class _Records:
+    """Records in a file, which only a plugin with something to say reads, and what they were before any plugin ran."""
+
+    path: Path
+    sha256: str
+
+    @classmethod
+    def written(cls, path: Path, encoded: Sequence[dict[str, Any]]) -> _Records:
+        path.write_bytes(json.dumps(list(encoded)).encode())
+        return cls(path, file_hash(path))
+
+    def read(self) -> list[Record]:
+        if file_hash(self.path) != self.sha256:
+            raise UserError("another plugin has changed the records that all are handed")
+        return [from_json(data) for data in json.loads(self.path.read_bytes())]
+
+
+def _forks_are_ready() -> ForkServerContext:
+    """The process that plugins' are forked from. It must not look for modules in the folder where the user stands."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["varbench.record", "varbench.rows.manager", "varbench.policies"])
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    forkserver.ensure_running()
+    if before is None:
+        del os.environ[SAFE_PATH]
+    else:
+        os.environ[SAFE_PATH] = before
+    return context
+
+
+def _ask(context: ForkServerContext, info: PluginInfo, records: _Records, seconds: float) -> list[sections.Section]:
     """The sections of one plugin, or UserError that names it and its distribution."""
     who = f"plugin {info.name!r} ({info.distribution}): {HOOK}"
     with tempfile.TemporaryDirectory(prefix="varbench-") as folder:
@@ -87,7 +122,7 @@ def _ask(context: ForkServerContext, info: PluginInfo, records: bytes, seconds: 
     return [sections.from_data(data) for data in found]
 
 
-def _answer(name: str, records: bytes, place: Path) -> None:
+def _answer(name: str, records: _Records, place: Path) -> None:
     """In the process of the plugin: asks it, and writes what it gives."""
     os.setsid()
     os.dup2(2, 1)  # what a plugin prints is no output of ours
@@ -103,11 +138,11 @@ def _answer(name: str, records: bytes, place: Path) -> None:
     place.write_text(json.dumps({"sections": found, "error": error}), encoding="utf-8")
 
 
-def _sections_of(name: str, records: bytes) -> list[dict[str, Any]]:
+def _sections_of(name: str, records: _Records) -> list[dict[str, Any]]:
     plugins = manager()
     if not hasattr(plugins.plugin(name), HOOK):
         return []
-    found = plugins.call(name, HOOK, plugin=name, records=[from_json(data) for data in json.loads(records)])
+    found = plugins.call(name, HOOK, plugin=name, records=records.read())
     data = [sections.to_data(section) for section in sections.given(found or ())]
     json.dumps(data)  # here, where it is the plugin's error that a chart holds what is no JSON
     return data

@@ -16,6 +16,7 @@ class Grid:
     png: str  # base64
     note: str
     comparable: bool  # same noise and classes as the full model's grid
+    classes: str = ""  # names, in the order of the images
 
 
 def grids_of(block: Block) -> list[Grid]:
@@ -37,7 +38,15 @@ def grids_of(block: Block) -> list[Grid]:
                 notes.append(f"{distance.equal_tokens:.0%} of tokens equal")
         if entry is not top and not alike:
             notes.append("other noise or classes than the full model's grid")
-        grids.append(Grid(name=label(entry), png=png, note=", ".join(notes), comparable=alike and entry is not top))
+        grids.append(
+            Grid(
+                name=label(entry),
+                png=png,
+                note=", ".join(notes),
+                comparable=alike and entry is not top,
+                classes=", ".join(samples.classes),
+            )
+        )
     return grids
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from varbench.record import Training
-from varbench.show.entries import Block
+from varbench.show.entries import Block, Entry
 
 _MADE = {
     "shipped": "ship with varbench, trained for {}",
@@ -16,8 +18,9 @@ _MADE = {
 def training_notes(block: Block) -> tuple[str, ...]:
     """One sentence for all recipes that were made alike; and a warning where recipes had different numbers of steps."""
     alike: dict[tuple[str | None, int, str | None], list[Training]] = {}
-    for training in _each_once(block):
-        alike.setdefault((training.origin, training.steps, training.device), []).append(training)
+    for repeats in trainings(block.everything).values():
+        for training in repeats:
+            alike.setdefault((training.origin, training.steps, training.device), []).append(training)
     notes = [_told(*how, trainings) for how, trainings in alike.items()]
     most = max((steps for _, steps, _ in alike), default=0)
     fewer = {training.recipe for (_, steps, _), found in alike.items() if steps < most for training in found}
@@ -38,10 +41,10 @@ def _told(origin: str | None, steps: int, device: str | None, trainings: list[Tr
     return f"Weights of {recipes}: {_MADE[origin].format(f'{steps:,} steps{each}{where}')}, in {time} at most."
 
 
-def _each_once(block: Block) -> list[Training]:
-    found: dict[str, Training] = {}
-    for entry in block.everything:
-        for record in entry.complete:
-            if record.training is not None:
-                found.setdefault(record.training.key, record.training)
-    return list(found.values())
+def trainings(entries: Iterable[Entry]) -> dict[str, list[Training]]:
+    """By recipe, each training once, since rows share their weights."""
+    found: dict[str, dict[tuple[str, int], Training]] = {}
+    for entry in entries:
+        for training in filter(None, (record.training for record in entry.complete)):
+            found.setdefault(training.recipe, {}).setdefault((training.key, training.seed), training)
+    return {recipe: list(repeats.values()) for recipe, repeats in found.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ from varbench.data.image_set import ImageSet
 from varbench.model.checkpoints import build_tokenizer, load_tokenizer
 from varbench.model.tokenizer import Tokenizer
 from varbench.plan import presets
-from varbench.policies import TrainedGenerator
+from varbench.plan.owned import Owned
+from varbench.policies import TaughtGenerator, TrainedGenerator
 from varbench.rows.grammar import Row
 from varbench.train import evaluation
 from varbench.train.export import export
+from varbench.train.made_examples import HELD_OUT, MadeExamples, labels_of
 from varbench.train.order import batch_rows, class_drops
 from varbench.train.progress import Progress, said_now_and_then, shown
 from varbench.train.recipes import RecipeWeights, cached
@@ -39,20 +41,40 @@ LOOKED_AT = 1024
 """Training images that are shown to a generator before its network is made."""
 _CHUNK = 64
 
+Examples = NDArray[Any]
+"""Whole numbers (N, n)."""
+Labels = NDArray[np.int64]
+
 
 def trained_generator(row: Row) -> TrainedGenerator | None:
     """The row's generator, where it is one whose network is trained here."""
     owned = row.policies.generator
-    return owned.policy if owned is not None and isinstance(owned.policy, TrainedGenerator) else None
+    policy = None if owned is None else owned.policy
+    return policy if isinstance(policy, TrainedGenerator) and not policy.trained else None
+
+
+def taught(row: Row) -> Owned[TaughtGenerator] | None:
+    """The row's generator, where it learns from the full model."""
+    owned = row.policies.generator
+    if owned is None or not isinstance(owned.policy, TaughtGenerator):
+        return None
+    return Owned(plugin=owned.plugin, policy=owned.policy)
 
 
 def generator_weights(
-    row: Row, *, vae: Path, data: ImageSet, budget: Budget, device: str = "cpu", events: Path | None = None
+    row: Row,
+    *,
+    vae: Path,
+    data: ImageSet,
+    budget: Budget,
+    main: Path | None = None,
+    device: str = "cpu",
+    events: Path | None = None,
 ) -> RecipeWeights:
-    """The weights of the row's generator, trained from nothing if they are not in the cache."""
+    """The weights of the row's generator, trained if they are not in the cache: from nothing, or from what `main` makes."""
     generator = trained_generator(row)
     assert generator is not None
-    key = _key(row, vae=vae, data=data, budget=budget)
+    key = _key(row, vae=vae, data=data, budget=budget, main=main)
     folder = cache_folder("weights") / key
     path, record_path = folder / f"{PART}.safetensors", folder / presets.RECORD
 
@@ -64,83 +86,100 @@ def generator_weights(
             return found
         _, state = load_tokenizer(vae)
         tokenizer = build_tokenizer(row.model, state, vae).to(device)
-        work = _Work(row.name, generator, tokenizer, data, budget, device)
-        examples_path, state_path = folder / "examples.npy", folder / "train.state"
-        if not examples_path.exists():
-            with shown(f"examples of {data.name}", steps=budget.images_seen) as progress:
-                examples = work.examples(data.training[: budget.images_seen], progress)
-            with whole_file(examples_path) as file:
-                np.save(file, examples)
+        budget = _of(row, budget)
+        work: _Work
+        if owned := taught(row):
+            assert main is not None
+            made = MadeExamples(owned, model=row.model, vae=vae, main=main, tokenizer=tokenizer)
+            work = _FromModel(row, made, tokenizer, budget)
+        else:
+            work = _FromImages(row, data, tokenizer, budget, kept=folder / "examples.npy")
+        with shown(f"examples of {work.source}", steps=budget.images_seen) as progress:
+            examples, labels = work.learnt(progress)
         with shown(row.name, steps=budget.steps, batch=budget.batch, events=events) as progress:
-            stage = work.train(np.load(examples_path), Checkpoints(state_path), progress, key=key)
-        record = {"row": row.name, "key": key, "data": data.fingerprint, "stages": {"train": stage}}
+            stage = work.train(examples, labels, Checkpoints(folder / "train.state"), progress, key=key)
+        record = {"row": row.name, "key": key, "data": data.fingerprint, "stages": {"train": stage}, **work.told}
         export(work.network, path, spec=row.model, record=record)
         # Written last: its presence says that the weights beside it are complete.
         with whole_file(record_path) as file:
             file.write(json.dumps(record, indent=1).encode())
-        for left in (examples_path, state_path):
-            left.unlink(missing_ok=True)
+        for left in ("examples.npy", "train.state"):
+            (folder / left).unlink(missing_ok=True)
     return RecipeWeights(files={PART: path}, record=record, origin="here")
 
 
-def generator_ahead(row: Row, *, vae: Path, data: ImageSet, budget: Budget) -> RecipeWeights | None:
+def generator_ahead(
+    row: Row, *, vae: Path, data: ImageSet, budget: Budget, main: Path | None = None
+) -> RecipeWeights | None:
     """What `generator_weights` would find and not train; None where it would have to train."""
-    return cached(cache_folder("weights") / _key(row, vae=vae, data=data, budget=budget), {PART}, {})
+    key = _key(row, vae=vae, data=data, budget=budget, main=main)
+    return cached(cache_folder("weights") / key, {PART}, {})
 
 
-def _key(row: Row, *, vae: Path, data: ImageSet, budget: Budget) -> str:
+def _of(row: Row, budget: Budget) -> Budget:
+    """What the full model made of a label says nothing of images without one."""
+    return budget if taught(row) is None else replace(budget, class_drop=0.0)
+
+
+def _key(row: Row, *, vae: Path, data: ImageSet, budget: Budget, main: Path | None) -> str:
     owned, generator = row.policies.generator, trained_generator(row)
     assert owned is not None and generator is not None
     content = {
         "generator": owned.plugin,
         "training": owned.ask(lambda: dict(generator.training)),
-        "budget": asdict(budget),
+        "budget": asdict(_of(row, budget)),
         "data": data.fingerprint,
         "model": row.model.to_json(),
         "vae": file_hash(vae),
     }
+    if learns := taught(row):
+        assert main is not None
+        content |= {"making": learns.ask(lambda: dict(learns.policy.making)), "main": file_hash(main)}
     return json_digest(content)[:32]
 
 
 class _Work:
-    """One training, its network made and its examples at hand."""
+    """One training. What is learnt, and what network by, is told by those that derive from it."""
 
-    def __init__(
-        self, name: str, generator: TrainedGenerator, tokenizer: Tokenizer, data: ImageSet, budget: Budget, device: str
-    ) -> None:
-        self.name, self.generator, self.tokenizer, self.data, self.budget = name, generator, tokenizer, data, budget
-        self.device = torch.device(device)
+    source: str
+    network: nn.Module
+
+    def __init__(self, row: Row, tokenizer: Tokenizer, budget: Budget) -> None:
+        generator = trained_generator(row)
+        assert generator is not None
+        self.name, self.classes = row.name, row.model.classes
+        self.generator, self.tokenizer, self.budget = generator, tokenizer, budget
+        self.device = tokenizer.quant_conv.weight.device
+
+    def learnt(self, progress: Progress) -> tuple[Examples, Labels]:
+        """Examples and labels to train on; from then on there is a network."""
+        raise NotImplementedError
+
+    def held_out(self) -> tuple[Examples, Labels]:
+        raise NotImplementedError
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the record says beside."""
+        return {}
+
+    def made_network(self, seen: Tensor) -> nn.Module:
         with torch.no_grad():
-            looked_at = torch.cat([images for images, _ in self._images(data.training[:LOOKED_AT])])
-            self.network: nn.Module = generator.network_for(tokenizer, looked_at, seed=budget.seed).to(self.device)
-
-    def _images(self, indices: range) -> Iterator[tuple[Tensor, int]]:
-        """A part at a time, in [-1, 1], and how many there were until then."""
-        for start in range(0, len(indices), _CHUNK):
-            images = torch.from_numpy(self.data.images(indices[start : start + _CHUNK])).to(self.device)
-            yield images.float() / 127.5 - 1, min(start + _CHUNK, len(indices))
-
-    @torch.no_grad()
-    def examples(self, indices: range, progress: Progress = lambda done, figures: None) -> NDArray[np.int64]:
-        found = []
-        for images, done in self._images(indices):
-            found.append(self.generator.examples(self.network, self.tokenizer, images).cpu().numpy())
-            progress(done, {})
-        return np.concatenate(found)
+            network: nn.Module = self.generator.network_for(self.tokenizer, seen, seed=self.budget.seed)
+        return network.to(self.device)
 
     def train(
-        self, examples: NDArray[np.int64], checkpoints: Checkpoints, progress: Progress, *, key: str
+        self, examples: Examples, labels: Labels, checkpoints: Checkpoints, progress: Progress, *, key: str
     ) -> dict[str, Any]:
-        budget, classes = self.budget, len(self.data.classes)
-        labels = self.data.labels(self.data.training[: budget.images_seen])
+        budget = self.budget
 
         def loss(step: int) -> tuple[str, Tensor]:
             rows = batch_rows(seed=budget.seed, step=step, batch=budget.batch, count=len(examples))
             drops = class_drops(seed=budget.seed, step=step, batch=budget.batch, probability=budget.class_drop)
-            return "full", self._losses(examples[rows], np.where(drops, classes, labels[rows])).mean()
+            return "full", self._losses(examples[rows], np.where(drops, self.classes, labels[rows])).mean()
 
-        held_out = self.data.validation[: evaluation.IMAGES]
         looks = frozenset(round(budget.steps * look / budget.looks) for look in range(budget.looks + 1) if budget.looks)
+        held_out = self.held_out() if looks else None
         return optimise(
             self.network,
             loss=loss,
@@ -149,17 +188,80 @@ class _Work:
             checkpoints=checkpoints,
             progress=progress,
             identity={"key": key},
-            evaluation=HeldOut(steps=looks, figures=partial(self._held_out, held_out)) if len(held_out) else None,
+            evaluation=HeldOut(steps=looks, figures=partial(self._look, *held_out)) if held_out else None,
         )
 
-    def _losses(self, examples: NDArray[np.int64], labels: NDArray[np.int64]) -> Tensor:
+    def _losses(self, examples: Examples, labels: Labels) -> Tensor:
         kind = DTYPES[self.budget.dtype]
-        given = (torch.from_numpy(examples).to(self.device), torch.from_numpy(labels).to(self.device))
+        given = (torch.from_numpy(examples.astype(np.int64)).to(self.device), torch.from_numpy(labels).to(self.device))
         with torch.autocast(self.device.type, dtype=kind) if kind != torch.float32 else nullcontext():
             return self.generator.losses(self.network, *given)
 
     @torch.no_grad()
-    def _held_out(self, indices: range, network: nn.Module) -> list[dict[str, Any]]:
-        losses = self._losses(self.examples(indices), self.data.labels(indices)).float().cpu()
+    def _look(self, examples: Examples, labels: Labels, network: nn.Module) -> list[dict[str, Any]]:
+        if not len(examples):
+            return []
+        losses = self._losses(examples, labels).float().cpu()
         mean, half = float(losses.mean()), 1.96 * float(losses.std()) / len(losses) ** 0.5
         return [{"point": "full", "value": mean, "low": mean - half, "high": mean + half, "n": len(losses)}]
+
+
+class _FromImages(_Work):
+    """What is learnt are images, as the network's own way to code them has them."""
+
+    def __init__(self, row: Row, data: ImageSet, tokenizer: Tokenizer, budget: Budget, *, kept: Path) -> None:
+        super().__init__(row, tokenizer, budget)
+        self.data, self.kept, self.source = data, kept, data.name
+
+    def learnt(self, progress: Progress) -> tuple[Examples, Labels]:
+        with torch.no_grad():
+            seen = torch.cat([images for images, _ in self._images(self.data.training[:LOOKED_AT])])
+        self.network = self.made_network(seen)
+        indices = self.data.training[: self.budget.images_seen]
+        if not self.kept.exists():
+            examples = self._examples(indices, progress)
+            with whole_file(self.kept) as file:
+                np.save(file, examples)
+        return np.load(self.kept), self.data.labels(indices)
+
+    def held_out(self) -> tuple[Examples, Labels]:
+        indices = self.data.validation[: evaluation.IMAGES]
+        return self._examples(indices), self.data.labels(indices)
+
+    @torch.no_grad()
+    def _examples(self, indices: range, progress: Progress = lambda step, figures: None) -> Examples:
+        found = []
+        for images, done in self._images(indices):
+            found.append(self.generator.examples(self.network, self.tokenizer, images).cpu().numpy())
+            progress(done, {})
+        return np.concatenate(found) if found else np.zeros((0, 0), np.int64)
+
+    def _images(self, indices: range) -> Iterator[tuple[Tensor, int]]:
+        """A part at a time, in [-1, 1], and how many there were until then."""
+        for start in range(0, len(indices), _CHUNK):
+            images = torch.from_numpy(self.data.images(indices[start : start + _CHUNK])).to(self.device)
+            yield images.float() / 127.5 - 1, min(start + _CHUNK, len(indices))
+
+
+class _FromModel(_Work):
+    """What is learnt is what the full model made."""
+
+    source = "the full model"
+
+    def __init__(self, row: Row, made: MadeExamples, tokenizer: Tokenizer, budget: Budget) -> None:
+        super().__init__(row, tokenizer, budget)
+        self.made = made
+
+    def learnt(self, progress: Progress) -> tuple[Examples, Labels]:
+        numbers = range(self.budget.images_seen)
+        examples = self.made.load(numbers, progress=progress)
+        self.network = self.made_network(torch.from_numpy(examples).to(self.device))
+        return examples, labels_of(numbers, classes=self.classes)
+
+    def held_out(self) -> tuple[Examples, Labels]:
+        numbers = range(HELD_OUT, HELD_OUT + evaluation.IMAGES)
+        return self.made.load(numbers), labels_of(numbers, classes=self.classes)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        return {"examples": {"key": self.made.key, "count": self.budget.images_seen, "seconds": self.made.seconds}}

@@ -19,6 +19,10 @@ class Progress(Protocol):
         """The number of steps done, and the latest figures by name."""
 
 
+Outlet = Callable[[int, dict[str, float], float | None], None]
+"""Is told the steps that are done, smoothed figures, and seconds a step, None while that is not known."""
+
+
 @contextlib.contextmanager
 def shown(
     title: str, *, steps: int, batch: int | None = None, events: Path | None = None, quiet: bool = False
@@ -42,13 +46,15 @@ def shown(
         def progress(step: int, figures: dict[str, float]) -> None:
             nonlocal first
             now = time.monotonic()
+            # The first step is slow and, after a crash, not step one, so time is reckoned from the second call on.
             first = first or (step, now)
+            each = (now - first[1]) / (step - first[0]) if step > first[0] else None
             for name, value in figures.items():
                 smooth[name] = _TRACE * smooth[name] + (1 - _TRACE) * value if name in smooth else value
-            if batch is not None and step > first[0]:
-                smooth["images/s"] = batch * (step - first[0]) / (now - first[1])
+            if batch is not None and each:
+                smooth["images/s"] = batch / each
             for outlet in outlets:
-                outlet(step, smooth)
+                outlet(step, smooth, each)
 
         yield progress
 
@@ -70,7 +76,7 @@ def _words(figures: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
 
 
-def _bar(stack: contextlib.ExitStack, title: str, steps: int) -> Progress:
+def _bar(stack: contextlib.ExitStack, title: str, steps: int) -> Outlet:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
@@ -87,32 +93,28 @@ def _bar(stack: contextlib.ExitStack, title: str, steps: int) -> Progress:
     )
     task = bars.add_task(title, total=steps, figures="")
 
-    def show(step: int, figures: dict[str, float]) -> None:
+    def show(step: int, figures: dict[str, float], each: float | None) -> None:
         bars.update(task, completed=step, figures=_words(figures))
 
     return show
 
 
-def _lines(title: str, steps: int) -> Progress:
-    # The first step is slow and, after a crash, not step one, so time left is reckoned from the second call on.
-    first: tuple[int, float] | None = None
+def _lines(title: str, steps: int) -> Outlet:
     last = float("-inf")
 
-    def show(step: int, figures: dict[str, float]) -> None:
-        nonlocal first, last
+    def show(step: int, figures: dict[str, float], each: float | None) -> None:
+        nonlocal last
         now = time.monotonic()
-        first = first or (step, now)
         if now - last < _PLAIN_EVERY_S and step != steps:
             return
         last = now
-        done = step - first[0]
-        left = f"{(now - first[1]) / done * (steps - step):.0f} s left" if done else "time left unknown"
+        left = "time left unknown" if each is None else f"{each * (steps - step):.0f} s left"
         print(f"{title}: step {step} of {steps}, {left}  {_words(figures)}", file=sys.stderr, flush=True)
 
     return show
 
 
-def _events(stack: contextlib.ExitStack, folder: Path) -> Progress:
+def _events(stack: contextlib.ExitStack, folder: Path) -> Outlet:
     from varbench.errors import UserError
 
     try:
@@ -125,7 +127,7 @@ def _events(stack: contextlib.ExitStack, folder: Path) -> Progress:
     writer: Any = SummaryWriter(str(folder))
     stack.callback(writer.close)
 
-    def write(step: int, figures: dict[str, float]) -> None:
+    def write(step: int, figures: dict[str, float], each: float | None) -> None:
         if step % _EVENTS_EVERY == 0:
             for name, value in figures.items():
                 writer.add_scalar(name, value, step)

@@ -9,7 +9,7 @@ from varbench.train.recipes import RecipeWeights
 
 
 def section(weights: RecipeWeights, *, recipe: str, model: str) -> Training:
-    """A recipe may have stages; their steps and seconds add up."""
+    """A recipe may have stages; their steps and seconds add up, and those in which a model made what is learnt."""
     record = weights.record
     assert record is not None
     stages: dict[str, dict[str, Any]] = record["stages"]
@@ -28,7 +28,7 @@ def section(weights: RecipeWeights, *, recipe: str, model: str) -> Training:
         key=record["key"],
         recipe=recipe,
         steps=steps,
-        seconds=sum(stage["seconds"] for stage in stages.values()),
+        seconds=sum(stage["seconds"] for stage in stages.values()) + record.get("examples", {}).get("seconds", 0.0),
         seed=first["seed"],
         origin=weights.origin,
         device=first["device"],

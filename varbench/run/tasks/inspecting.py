@@ -13,7 +13,7 @@ from varbench.errors import UserError
 from varbench.model.checkpoints import load_tokenizer, load_transformer
 from varbench.quality.reference import check_reference, image_paths
 from varbench.run.channel import Channel
-from varbench.run.messages import Job
+from varbench.run.messages import Inspected, Job
 from varbench.run.scoring_networks import ScoringNetworks
 
 
@@ -44,6 +44,8 @@ def run(job: Job, channel: Channel) -> None:
                 channel.alive()
         check_reference(networks.reference, networks.extractor, side=model.image_side)
         _ = networks.judge  # one that does not know the classes is refused
+    on_gpu = options.device.startswith("cuda")
+    channel.send(Inspected(device_memory=torch.cuda.mem_get_info(options.device)[0] if on_gpu else None))
 
 
 def main(vae: str, var: str) -> int:

@@ -19,6 +19,7 @@ from varbench.base.hashing import array_hash, file_hash
 from varbench.engine.kernel import attention_kernel
 from varbench.engine.loading import load_pipeline
 from varbench.engine.pipeline import Pipeline
+from varbench.engine.pixels import to_uint8
 from varbench.engine.subjects import (
     Answer,
     Ask,
@@ -33,8 +34,8 @@ from varbench.measure.calls import Chunk, CountedFlops, Reply, Request
 from varbench.measure.energy import energy
 from varbench.measure.environment import environment, gpu_identity
 from varbench.measure.made_storages import held_through_a_step
-from varbench.policies import TrainedGenerator, Work
-from varbench.quality.images import Images, to_uint8, write_made
+from varbench.policies import TaughtGenerator, TrainedGenerator, Work
+from varbench.quality.images import Images, write_made
 from varbench.record import Status, Totals
 from varbench.rows.grammar import Row
 from varbench.rows.manager import manager
@@ -52,7 +53,7 @@ def run(job: Job, channel: Channel) -> None:
     channel.send(loaded)
     for request in channel.requests():
         assert isinstance(request, Request)
-        process_state.stir()
+        process_state.reseed()
         state = process_state.global_state()
         try:
             reply = answer(subject, request)
@@ -101,7 +102,8 @@ def _generator(job: Job, row: Row) -> tuple[GeneratorSubject, dict[str, str], di
     assert row.policies.generator is not None
     owned, options, files = row.policies.generator, job.options, {}
     if isinstance(owned.policy, TrainedGenerator):
-        files = {part: Path(path) for part, path in (job.files or {}).items() if part in ("vae", PART)}
+        wanted = ("vae", PART, *(["main"] if isinstance(owned.policy, TaughtGenerator) else []))
+        files = {part: Path(path) for part, path in (job.files or {}).items() if part in wanted}
     subject = load_generator(
         owned.policy,
         model=job.model,
@@ -109,6 +111,7 @@ def _generator(job: Job, row: Row) -> tuple[GeneratorSubject, dict[str, str], di
         dtype=options.dtype,
         seed=options.seed,
         vae=files.get("vae"),
+        main=files.get("main"),
         weights=files.get(PART),
     )
     count = owned.policy.work(options.batch).parameters
@@ -122,6 +125,7 @@ def _loaded(
     plugins = manager()
     names = {info.name for row in made for info in row.plugins}
     return Ready(
+        job=job.digest,
         environment=environment(job.options.device, threads=torch.get_num_threads()),
         weights=weights,
         parameters=parameters,
@@ -184,10 +188,16 @@ def _memory(subject: Subject, ask: Ask, request: Request) -> Reply:
         held=None
         if stated is None or not stated.steps
         else held_through_a_step(lambda: subject.make(ask), steps=stated.steps),
+        from_bytes=stated is not None and _are_bytes(made.images),
         kernel=kernel.name,
         arithmetic=kernel.arithmetic,
         missing={} if kernel.missing is None else {"kernel": kernel.missing},
     )
+
+
+def _are_bytes(images: torch.Tensor) -> bool:
+    levels = images.float() * 255
+    return bool(((levels - levels.round()).abs() < 1e-3).all())
 
 
 def _products(work: Work, call: Callable[[], object]) -> CountedFlops:

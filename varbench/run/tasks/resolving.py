@@ -10,10 +10,11 @@ from typing import Any
 
 from varbench import rows
 from varbench.errors import PlanError
+from varbench.model.bundle import recipe_in
 from varbench.plan import presets
 from varbench.plan.compiler import compile_plan
 from varbench.plan.steps import Plan
-from varbench.policies import Generator, TrainedGenerator
+from varbench.policies import Generator, TaughtGenerator, TrainedGenerator
 from varbench.record import MethodSource, PublishedLine, StudyWords
 from varbench.rows.grammar import Row
 from varbench.rows.manager import PluginInfo, PluginManager, manager
@@ -100,7 +101,8 @@ def _resolved(job: Job, row: Row, study: str | None, plugins: PluginManager, *, 
     owner = row.recipe_plugin
     points = [s.point for s in row.settings if s.point is not None and s.plugin in (owner, row.plugins[0].name)]
     generator = None if row.policies.generator is None else row.policies.generator.policy
-    trains_generator = isinstance(generator, TrainedGenerator) and job.files is not None and trains(job)
+    own = isinstance(generator, TrainedGenerator) and not generator.trained
+    trains_generator = own and job.files is not None and trains(job)
     return ResolvedRow(
         name=row.name,
         plugins=tuple(_plugin(info, plugins) for info in row.plugins),
@@ -109,7 +111,13 @@ def _resolved(job: Job, row: Row, study: str | None, plugins: PluginManager, *, 
         parameters=dict(row.parameters),
         study=study,
         published=tuple(
-            PublishedLine(figures=dict(line.figures), grade=line.grade, source=line.source, conditions=line.conditions)
+            PublishedLine(
+                figures=dict(line.figures),
+                grade=line.grade,
+                source=line.source,
+                conditions=line.conditions,
+                settings=dict(line.settings),
+            )
             for line in row.published
         ),
         paper=row.paper,
@@ -119,8 +127,9 @@ def _resolved(job: Job, row: Row, study: str | None, plugins: PluginManager, *, 
         other_plan=other,
         backbones=tuple(row.policies.backbones),
         calibrates=any("varbench_calibrate" in plugins.hooks(info.name) for info in row.plugins),
-        trained_generator=_is_trained(generator, trains_generator),
+        trained_generator=_is_trained(generator, trains_generator, given=job.files is not None),
         trains_generator=trains_generator,
+        taught_generator=isinstance(generator, TaughtGenerator),
         source=None if row.provenance is None else MethodSource(**_own_fields(row.provenance)),
         read=dict(_files_named(row, plugins)),
         weight_set=weight_set(row, given=job.files is not None, trains=trains(job)),
@@ -128,9 +137,11 @@ def _resolved(job: Job, row: Row, study: str | None, plugins: PluginManager, *, 
     )
 
 
-def _is_trained(generator: Generator | None, trained_here: bool) -> bool | None:
-    if generator is None or isinstance(generator, TrainedGenerator):
-        return None if generator is None else trained_here
+def _is_trained(generator: Generator | None, trained_here: bool, *, given: bool) -> bool | None:
+    if generator is None:
+        return None
+    if isinstance(generator, TrainedGenerator):  # trained weights are of no use beside a random tokenizer
+        return trained_here or (given and generator.trained)
     return bool(generator.trained)
 
 
@@ -145,10 +156,13 @@ def _plans(row: Row, job: Job) -> tuple[Plan, Plan]:
 
 
 def trains(job: Job) -> bool:
-    """Whether recipes can be trained: `tiny` has data of its own, the others need a folder.
+    """Whether recipes can be trained: `tiny` has data of its own, the others need a folder; weights of `varbench export` are
+    trained already.
 
     Without one, the weights that are given are taken for those of the recipe, and the record says so.
     """
+    if job.options.weights != "random" and recipe_in(job.options.weights) is not None:
+        return False
     return presets.preset(job.options.model).assets or job.options.data is not None
 
 

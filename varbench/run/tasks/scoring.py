@@ -9,11 +9,13 @@ import base64
 import contextlib
 import io
 import math
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from varbench.base.hashing import array_hash, file_hash
@@ -23,19 +25,43 @@ from varbench.errors import WrongOutputError
 from varbench.model.checkpoints import build_tokenizer, load_tokenizer
 from varbench.model.tokenizer import Tokenizer
 from varbench.quality import Scoring, copies, distance_to_full, to_uint8
+from varbench.quality.class_order import class_order
 from varbench.quality.extractors import extract
+from varbench.quality.fidelity import TOGETHER
+from varbench.quality.groups import Group, Groups
 from varbench.quality.images import Images, KeptImages, Tokens, read_made, write_made
 from varbench.quality.likeness import chance
+from varbench.quality.looked import Looked
 from varbench.record import Distance, Quality, Samples, Score
 from varbench.run.channel import Channel
-from varbench.run.messages import Begin, Done, Finish, Job, Liken, Likened, Oddities, Scored, Take, Taken
+from varbench.run.messages import (
+    Begin,
+    Begun,
+    ClassOrder,
+    Finish,
+    Job,
+    Liken,
+    Likened,
+    Oddities,
+    ReferenceSeen,
+    Scored,
+    Take,
+    Taken,
+)
 from varbench.run.scoring_networks import ScoringNetworks
+
+REBUILT = 64
+"""Images of the reference, and of the row, that are passed through the tokenizer."""
 
 GRID = 40
 """Images kept to look at."""
 
 COMPARED = 256
 """Images that are held against the full model's own under the same noise."""
+
+_NO_THUMBNAILS = np.empty((0, 0), np.float32)
+
+Labels = NDArray[np.int64]
 
 SAME_LEVEL = 16
 """Levels of 255 that a pixel may be off what its tokens decode to: type and order of sums differ between processes."""
@@ -45,8 +71,7 @@ def run(job: Job, channel: Channel) -> None:
     scorer = Scorer(job, channel)
     for message in channel.requests():
         if isinstance(message, Begin):
-            scorer.begin(message)
-            channel.send(Done())
+            channel.send(scorer.begin(message))
         elif isinstance(message, Take):
             channel.send(scorer.take(message))
         elif isinstance(message, Liken):
@@ -66,18 +91,25 @@ class Scorer:
         self._full: tuple[Images, Tokens | None] | None = None
         self._kept: KeptImages | None = None
 
-    def begin(self, row: Begin) -> None:
+    def begin(self, row: Begin) -> Begun:
+        """A row's images come next. What an earlier process kept of them is taken as it is, where it may be."""
         if self._kept is not None:
             self._kept.give_up()
         count = self._job.options.images
         self._kept = KeptImages(Path(row.keep), count=count, side=self._side) if row.keep else None
+        self._groups = Groups(None if row.groups is None else Path(row.groups), before=row.before)
         self._row, self._count = row, 0
+        self._waiting: list[tuple[Images, Labels, Tokens | None]] = []
         self._images: list[Images] = []
         self._tokens: list[Tokens] = []
         self._labels: list[int] = []
         self._thumbnails: list[copies.Thumbnails] = []
         self._pixels: set[bytes] = set()
+        self._looked: list[Looked] = []
         self._scoring = self._new_scoring() if self._networks.scores else None
+        for group in self._groups.earlier(upto=row.upto):
+            self._add(group)
+        return Begun(known=self._count)
 
     def _new_scoring(self, *, judge: bool = True, second_opinion: bool | None = None) -> Scoring:
         wanted = self._job.options.second_opinion if second_opinion is None else second_opinion
@@ -102,20 +134,45 @@ class Scorer:
             raise WrongOutputError(
                 f"images have shape {images.shape} and type {images.dtype}; {wanted} bytes were asked for"
             )
-        if self._scoring is not None:
-            self._scoring.take(images, np.asarray(message.labels))
+        self._waiting.append((images, np.asarray(message.labels, dtype=np.int64), tokens))
+        if sum(len(some) for some, _, _ in self._waiting) >= TOGETHER:
+            group = self._looked_at()
+            self._groups.put(group, first=self._count)
+            self._add(group)
+        return Taken(images_sha256=array_hash(images), known=self._count)
+
+    def _looked_at(self) -> Group:
+        """The images that wait, as what stays of them."""
+        images, labels_N = (np.concatenate([one[place] for one in self._waiting]) for place in (0, 1))
+        given = [tokens for _, _, tokens in self._waiting if tokens is not None]
+        self._waiting.clear()
+        few = slice(0, max(0, COMPARED - self._count))
+        return Group(
+            labels_N=labels_N,
+            images=images if self._kept is not None else images[few],
+            tokens=np.concatenate(given)[few] if given else None,
+            thumbnails=copies.thumbnails(images[:small])
+            if (small := max(0, copies.MOST - self._count))
+            else _NO_THUMBNAILS,
+            pixels=copies.pixel_hashes(images),
+            looked=None if self._scoring is None else self._scoring.look(images, labels_N),
+        )
+
+    def _add(self, group: Group) -> None:
         if self._kept is not None:
-            self._kept.take(images)
-        room = COMPARED - self._count
-        if room > 0:
-            self._images.append(images[:room])
-            self._labels += message.labels[:room]
-            if tokens is not None:
-                self._tokens.append(tokens[:room])
-        self._count += len(images)
-        self._thumbnails.append(copies.thumbnails(images))
-        self._pixels.update(copies.pixel_hashes(images))
-        return Taken(images_sha256=array_hash(images))
+            self._kept.take(group.images)
+        if (room := COMPARED - self._count) > 0:
+            self._images.append(group.images[:room])
+            self._labels += group.labels_N[:room].tolist()
+            if group.tokens is not None:
+                self._tokens.append(group.tokens)
+        if self._scoring is not None and group.looked is not None:
+            self._scoring.add(group.looked)
+            self._looked.append(group.looked)
+        if len(group.thumbnails):
+            self._thumbnails.append(group.thumbnails)
+        self._pixels.update(one.tobytes() for one in group.pixels)
+        self._count += len(group.labels_N)
 
     def liken(self, message: Liken) -> Likened:
         """Whether images that were timed look like those that were scored."""
@@ -130,6 +187,8 @@ class Scorer:
         return Likened(images_sha256=array_hash(scored), chance=told)
 
     def finish(self, expected: int) -> Scored:
+        if self._waiting:
+            self._add(self._looked_at())
         if self._kept is not None:
             self._kept.end()
             self._kept = None
@@ -139,31 +198,66 @@ class Scorer:
         if self._scoring is not None:
             scores = self._scoring.scores(expected=expected)
             self._channel.alive("scoring")
-            quality = Quality(scores=scores.all(), floors=self._floors() if self._row.full else {})
+            quality = Quality(
+                scores=scores.all(),
+                floors=self._floors() if self._row.full else {},
+                against=self._networks.against,
+            )
         if self._row.full:
             self._keep(images, tokens)
         return Scored(
             quality=quality,
             distance=None if self._row.full else self._distance(images, tokens),
-            samples=grid(images, self._labels, tokens=tokens),
+            samples=grid(images, self._labels, tokens=tokens, names=self._networks.class_names),
             weights=self._networks.files() if self._scoring is not None else (),
             oddities=self._oddities(images, tokens),
+            reference=None if self._scoring is None else self._reference_seen(images, tokens),
         )
 
     def _oddities(self, images: Images, tokens: Tokens | None) -> Oddities:
         real = self._real if self._scoring is not None else None
         few = slice(0, COMPARED if self._side <= 64 else 16)
-        undecoded = None
+        undecoded = darker = None
         if tokens is not None and self._job.files is not None:
-            decoded = self._decoded(torch.from_numpy(tokens[few]))
-            undecoded = float((np.abs(decoded.astype(int) - images[few]) > SAME_LEVEL).mean())
+            above = self._decoded(torch.from_numpy(tokens[few])).astype(int) - images[few]
+            undecoded = float((np.abs(above) > SAME_LEVEL).mean())
+            # At either end of the range there is nothing to cut off; and what is far off is not darker but other.
+            near = (np.abs(above) <= SAME_LEVEL) & (images[few] > 0) & (images[few] < 255)
+            darker = float(above[near].mean()) if near.any() else None
         return Oddities(
             repeated=self._count - len(self._pixels),
             copied=None
             if real is None
             else copies.share_copied(np.concatenate(self._thumbnails)[: copies.MOST], real[0], reach=real[1]),
             undecoded=undecoded,
+            darker=darker,
+            order=self._order(),
         )
+
+    def _order(self) -> ClassOrder | None:
+        known = [(one.labels_N, one.judged_N) for one in self._looked if one.judged_N is not None]
+        if not known or self._networks.judge is None:
+            return None
+        labels, judged = (np.concatenate(some) for some in zip(*known, strict=True))
+        found = class_order(labels, judged, classes=len(self._networks.judge.config.classes))
+        return None if found is None else ClassOrder(**found._asdict())
+
+    def _reference_seen(self, images: Images, tokens: Tokens | None) -> ReferenceSeen:
+        reference = self._networks.reference
+        rebuilt = None
+        if reference.images is not None and tokens is not None and self._job.files is not None:
+            theirs, ours = (self._change(some[:REBUILT]) for some in (reference.images, images))
+            rebuilt = theirs / ours if ours else None
+        return ReferenceSeen(
+            source=reference.source,
+            statistics=reference.statistics is not None,
+            images=None if reference.images is None else len(reference.images),
+            rebuilt=rebuilt,
+        )
+
+    def _change(self, images: Images) -> float:
+        """Mean square by which images change through the tokenizer."""
+        return float(np.square(self._rebuilt(images).astype(int) - images).mean())
 
     @cached_property
     def _real(self) -> tuple[copies.Thumbnails, float] | None:
@@ -227,7 +321,8 @@ class Scorer:
 
         floors = {"real": distance("real images", real)}
         if self._job.files is not None:
-            floors["reconstruction"] = distance("real images through the tokenizer", self._rebuilt(real))
+            rebuilt = distance("real images through the tokenizer", self._rebuilt(real))
+            floors["reconstruction"] = replace(rebuilt, name=f"r{rebuilt.name}")  # of a tokenizer, not of a generator
         return floors
 
     @torch.inference_mode()
@@ -258,7 +353,7 @@ class Scorer:
         return tokenizer.to(self._job.options.device).eval()
 
 
-def grid(images: Images, labels: list[int], *, tokens: Tokens | None) -> Samples:
+def grid(images: Images, labels: list[int], *, tokens: Tokens | None, names: tuple[str, ...] = ()) -> Samples:
     """The first images as one picture: the same labels and noise in every row."""
     count = min(GRID, len(images))
     columns = min(10, count)
@@ -275,5 +370,6 @@ def grid(images: Images, labels: list[int], *, tokens: Tokens | None) -> Samples
         png=base64.b64encode(buffer.getvalue()).decode(),
         columns=columns,
         labels=tuple(labels[:count]),
+        classes=tuple(names[label] for label in labels[:count]) if names else (),
         tokens_sha256=named,
     )

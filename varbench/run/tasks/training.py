@@ -25,7 +25,7 @@ def run(job: Job, channel: Channel) -> None:
         channel.send(Ahead(origins={name: _ahead(job, name) for name in job.rows}))
         return
     (name,) = job.rows
-    row, given = _asked(job, name)
+    row, given = asked(job, name)
     if trained_generator(row):
         done = generator_weights(row, **_own(job, given), device=job.options.device)
     else:
@@ -40,7 +40,7 @@ def run(job: Job, channel: Channel) -> None:
     )
 
 
-def _asked(job: Job, name: str) -> tuple[Row, dict[str, Any]]:
+def asked(job: Job, name: str) -> tuple[Row, dict[str, Any]]:
     """The row, and what its recipe is trained from."""
     assert job.files is not None
     options, side = job.options, job.model.image_side
@@ -58,13 +58,13 @@ def _asked(job: Job, name: str) -> tuple[Row, dict[str, Any]]:
 
 
 def _own(job: Job, given: dict[str, Any]) -> dict[str, Any]:
-    """The same for a generator, whose network begins from nothing."""
+    """The same for a generator, whose network begins from nothing, or learns from the full model."""
     usual, steps = QUICK_GENERATOR if job.options.quick else GENERATOR, job.options.steps
     budget = replace(usual, steps=usual.steps if steps is None else steps, seed=job.options.seed)
-    return {"vae": given["vae"], "data": given["data"], "budget": budget}
+    return {"vae": given["vae"], "data": given["data"], "budget": budget, "main": given["pretrained"]["main"]}
 
 
 def _ahead(job: Job, name: str) -> str | None:
-    row, given = _asked(job, name)
+    row, given = asked(job, name)
     found = generator_ahead(row, **_own(job, given)) if trained_generator(row) else weights_ahead(row, **given)
     return None if found is None else found.origin

@@ -1,0 +1,110 @@
+"""A trained recipe as one file: everything that takes weights takes it, and gives what the recipe gives."""
+
+from __future__ import annotations
+
+import json
+import warnings
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from scripted import a_run, options
+
+from varbench.__main__ import main
+from varbench.engine.loading import load_pipeline
+from varbench.errors import CheckpointError, UserError
+from varbench.model.bundle import MANIFEST, opened, recipe_in
+from varbench.plan import presets
+from varbench.run.fill import fill
+from varbench.run.findings import Findings
+from varbench.run.weight_files import weight_files
+
+RECIPE = "variant@progressive"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bundle") / "variant.varbench"
+    assert main(["export", RECIPE, "--out", str(path)]) == 0
+    return path
+
+
+def test_it_is_one_file_and_says_what_it_is(bundle: Path) -> None:
+    assert recipe_in(bundle) == RECIPE
+    found = opened(bundle)
+    assert found is not None and set(found.files) == {"vae", "main"}
+    assert found.model == presets.preset("tiny").spec
+    assert found.record["row"] == RECIPE
+    shipped = presets.recipe_files("tiny", RECIPE)
+    assert found.files["main"].read_bytes() == shipped["main"].read_bytes()
+    assert recipe_in(shipped["main"]) is None and opened(shipped["main"]) is None
+
+
+def test_the_api_takes_it_by_path(bundle: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # these are the weights of that recipe
+        ours = load_pipeline(var=bundle).generate([1, 2], method="variant@d8")
+    theirs = load_pipeline("tiny", recipe=RECIPE).generate([1, 2], method="variant@d8")
+    assert torch.equal(ours.tokens, theirs.tokens)
+
+
+def test_sample_takes_it(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "grid.png"
+    words = ["sample", "variant@d8", "--weights", str(bundle), "--labels", "1", "--out", str(out)]
+    assert main(words) == 0 and out.is_file()
+    assert "is made for weights" not in capsys.readouterr().err
+
+
+def test_a_run_takes_it_and_trains_nothing(bundle: Path, tmp_path: Path) -> None:
+    chosen = options(weights=str(bundle), plugins="variant@d8", images=200)
+    assert (chosen.model, chosen.vae) == ("tiny", None), "the sizes are read off the file"
+    files = weight_files(chosen, {})
+    assert files is not None and set(files) == {"vae", "main"}
+    run = a_run(tmp_path, weights=str(bundle), plugins="variant@d8,fixed_ratio@p05/d8", images=200)
+    assert [weights.trains for weights in run.weight_sets] == [None]
+    own, other = (
+        fill(run, run.rows[name], Findings(), floors={}).warnings for name in ("variant@d8", "fixed_ratio@p05/d8")
+    )
+    assert not any("nothing was trained" in notice.text for notice in own)
+    assert any("nothing was trained" in notice.text for notice in other), "they are another recipe's"
+
+
+def test_a_torn_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
+
+    told = json.loads(zipfile.ZipFile(bundle).read(MANIFEST))
+
+    with zipfile.ZipFile(bundle) as archive, zipfile.ZipFile(tmp_path / "other.varbench", "w") as other:
+        other.writestr(MANIFEST, json.dumps({**told, "note": "another"}))
+        other.writestr("vae.safetensors", archive.read("vae.safetensors"))
+        other.writestr("main.safetensors", archive.read("main.safetensors")[:-1] + b"x")
+    with pytest.raises(CheckpointError, match=r"its main has the sha256 .* was packed"):
+        opened(tmp_path / "other.varbench")
+    with zipfile.ZipFile(tmp_path / "newer.varbench", "w") as newer:
+        newer.writestr(MANIFEST, json.dumps({**told, "bundle": 2}))
+    with pytest.raises(CheckpointError, match="bundle of version 2"):
+        opened(tmp_path / "newer.varbench")
+    with pytest.raises(UserError):
+        load_pipeline(var=tmp_path / "nothing.varbench")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["full_var"], "nothing that is trained"),
+        (["fixed_ratio@p05,variant"], "2 recipes"),
+        (["variant", "--steps", "7"], "train it first"),
+        (["variant", "--weights", "random"], "random"),
+    ],
+)
+def test_what_cannot_be_exported_is_said(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", *words, "--out", str(tmp_path / "there.varbench")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "there.varbench").exists()
+
+
+def test_nothing_is_overwritten(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", RECIPE, "--out", str(bundle)]) == 2
+    assert "is there already" in capsys.readouterr().err

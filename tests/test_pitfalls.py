@@ -1,0 +1,209 @@
+"""What users of such models get wrong: each is a verdict or a warning, and says what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from record_factory import full_records, make_record, make_score
+from scripted import a_run
+from test_generators import Grey, process
+from test_generators import a_run as a_run_of_a_generator
+from torch import Tensor
+
+from varbench.data.shapes import Shapes
+from varbench.engine.loading import load_pipeline
+from varbench.measure import honesty
+from varbench.measure.calls import Reply
+from varbench.plan import presets
+from varbench.quality import to_uint8
+from varbench.quality.class_order import class_order
+from varbench.record import Notice, Quality, Samples
+from varbench.run import pitfalls, sanity
+from varbench.run.findings import Findings, Looks, Seen
+from varbench.run.looking import look_at
+from varbench.run.messages import ClassOrder, Oddities, ReferenceSeen, Scored
+from varbench.run.prepare import Run
+from varbench.run.scoring_networks import imagenet_classes
+from varbench.run.tasks.making import _are_bytes
+from varbench.show.advice import across_blocks
+from varbench.show.entries import blocks_of, score_label
+from varbench.show.samples import grids_of
+
+ROW = "variant@untrained/d8"
+PLAIN = Oddities(repeated=0, copied=None, undecoded=None)
+BATCH = ReferenceSeen(source="batch.npz", statistics=True, images=10_000)
+
+
+def a_scored(name: str = "FD-shapes", *, oddities: Oddities = PLAIN, reference: ReferenceSeen = BATCH) -> Scored:
+    quality = Quality(scores=(make_score(name, 3.0, 0.1, n=2000),))
+    return Scored(quality=quality, distance=None, samples=Samples(), weights=(), oddities=oddities, reference=reference)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """With weights, so that images are scored."""
+    made = a_run(tmp_path, plugins=ROW, weights=None, images=2000)
+    return replace(made, options=replace(made.options, cfg=1.5))
+
+
+def noticed(run: Run, scored: Scored | None = None, **options: Any) -> list[Notice]:
+    changed = replace(run, options=replace(run.options, **options))
+    found = Findings(seen=None if scored is None else Seen(scored=scored))
+    return list(pitfalls.notices(changed, changed.rows[ROW], found))
+
+
+def reasons(run: Run, oddities: Oddities) -> str:
+    found = Findings(seen=Seen(scored=a_scored(oddities=oddities)))
+    return "; ".join(sanity.reasons(run, run.rows[ROW], found, {}))
+
+
+def test_a_run_as_it_should_be_is_told_nothing(run: Run) -> None:
+    assert noticed(run, a_scored()) == []
+    assert reasons(run, PLAIN) == ""
+
+
+def test_guidance_left_off(run: Run) -> None:
+    (notice,) = noticed(run, cfg=0.0)
+    assert "guidance is off" in notice.text and "--cfg 1.5" in (notice.next_command or "")
+
+
+@pytest.mark.parametrize(("images", "next_"), [(2_003, 2_000), (1_999, 1_990)])
+def test_labels_that_are_not_balanced(run: Run, images: int, next_: int) -> None:
+    (notice,) = noticed(run, images=images)
+    assert f"{images:,} images of 10 classes" in notice.text
+    assert f"--images {next_}" in (notice.next_command or "")
+
+
+def of_imagenet(run: Run) -> Run:
+    return replace(run, model=presets.preset("var-d16").spec)
+
+
+def test_a_reference_that_is_not_the_batch_of_the_adm_suite(run: Run) -> None:
+    there = of_imagenet(run)
+    assert noticed(there, a_scored("FID")) == []
+    for reference in (
+        ReferenceSeen(source="val", statistics=False, images=50_000),
+        ReferenceSeen(source="own statistics", statistics=True, images=None),
+    ):
+        (notice,) = noticed(there, a_scored("FID", reference=reference))
+        assert reference.source in notice.text and "rFID" in notice.text
+        assert "--reference VIRTUAL_imagenet256_labeled.npz" in (notice.next_command or "")
+    own = ReferenceSeen(source="val", statistics=False, images=2_000)
+    assert noticed(run, a_scored("FID", reference=own)) == [], "a user's own classes have no such batch"
+
+
+def test_a_reference_of_reconstructions(run: Run) -> None:
+    (notice,) = noticed(run, a_scored(reference=replace(BATCH, rebuilt=1.02)))
+    assert "came out of this tokenizer" in notice.text and notice.next_command
+    assert noticed(run, a_scored(reference=replace(BATCH, rebuilt=2.5))) == []
+
+
+def test_bytes_that_were_cut_off_and_not_rounded(run: Run) -> None:
+    assert "0.50 levels below" in reasons(run, replace(PLAIN, darker=0.5))
+    assert reasons(run, replace(PLAIN, darker=0.02)) == ""
+
+
+def test_bytes_from_a_generator_are_told_from_floats() -> None:
+    floats = torch.rand(2, 3, 8, 8)
+    assert not _are_bytes(floats)
+    assert _are_bytes((floats * 255).floor() / 255)
+
+
+def test_a_generator_that_hands_bytes_over_is_warned_of(run: Run) -> None:
+    looks = Looks(
+        batch=4,
+        peaks=None,
+        trace=None,
+        work=None,
+        kernel=None,
+        arithmetic=None,
+        findings=(),
+        changed=(),
+        from_bytes=True,
+    )  # type: ignore[arg-type]  # the rest is not looked at
+    (notice,) = pitfalls.notices(run, run.rows[ROW], Findings(looks=looks))
+    assert "cut off" in notice.text
+
+
+def test_another_order_of_the_classes(run: Run) -> None:
+    labels = np.arange(2000) % 10
+    judged = (labels + 3) % 10
+    judged[::7] = 0
+    found = class_order(labels, judged, classes=10)
+    assert found is not None and found.right < 0.05 and found.reordered > 0.8 and found.shown == (found.asked + 3) % 10
+    assert "classes stood in another order" in reasons(run, replace(PLAIN, order=ClassOrder(**found._asdict())))
+    weak = class_order(labels, np.random.default_rng(0).integers(0, 10, 2000), classes=10)
+    assert weak is not None
+    assert reasons(run, replace(PLAIN, order=ClassOrder(**weak._asdict()))) == "", "bad images are no other order"
+    assert class_order(labels[:40], judged[:40], classes=10) is None
+
+
+class SameNoise(Grey):
+    """One seed for every batch: places in the batch draw the same noise again and again."""
+
+    def generate(self, labels: Sequence[int], *, seed: int, first_image: int) -> Tensor:
+        return super().generate(labels, seed=seed, first_image=0)
+
+
+@pytest.mark.parametrize(("kind", "caught"), [(Grey, False), (SameNoise, True)])
+def test_the_same_noise_for_every_batch(kind: type[Grey], caught: bool) -> None:
+    looks = look_at(process(kind()).ask, "test", a_run_of_a_generator())
+    assert any("the same noise" in finding for finding in looks.findings) is caught
+
+
+def test_images_are_compared_by_what_was_seen_of_them() -> None:
+    first, other = (Reply(row="a", images_sha256=name, tokens_sha256=None) for name in "ab")
+    assert honesty.across_images(first, other) == []
+    assert honesty.across_images(first, first) != []
+
+
+def test_a_distance_of_fewer_images_has_their_number_in_its_name() -> None:
+    def named(n: int) -> str:
+        return score_label(replace(make_score("FID", 2.0, 0.1, n=n), weights_sha256="6726825d" + "0" * 56))
+
+    assert [named(n) for n in (5_000, 10_000, 49_999, 50_000)] == ["FID-5000", "FID-10000", "FID-49999", "FID"]
+
+
+def test_distances_of_few_and_of_many_images_on_one_page_are_kept_apart_and_said() -> None:
+    records = [*full_records(images=10_000), *full_records(images=50_000), make_record(images=50_000)]
+    blocks = blocks_of(records)
+    assert len(blocks) == 2
+    (notice,) = across_blocks(blocks)
+    assert "10,000 and 50,000 images" in notice.text and "--images 50000" in (notice.next_command or "")
+    assert across_blocks(blocks_of(full_records())) == []
+
+
+def test_names_of_classes_stand_beside_the_samples() -> None:
+    record = full_records()[0]
+    assert record.samples is not None
+    named = replace(record, samples=replace(record.samples, classes=("tench", "goldfish")))
+    (grid,) = grids_of(blocks_of([named])[0])
+    assert grid.classes == "tench, goldfish"
+
+
+def test_official_classes_have_the_names_of_their_numbers() -> None:
+    names = imagenet_classes()
+    assert len(names) == 1000 and (names[0], names[207], names[360]) == ("tench", "golden retriever", "otter")
+
+
+def test_a_tokenizer_changes_what_it_made_itself_less_than_other_images() -> None:
+    """What tells a reference of reconstructions from one of photographs."""
+    pipe = load_pipeline("tiny")
+    data = Shapes(side=32)
+    real = data.images(data.test[:64])
+    made = to_uint8(pipe.generate([place % 10 for place in range(64)]).images)
+
+    def through(images: np.ndarray) -> np.ndarray:
+        return to_uint8(pipe.decode(pipe.encode(images.astype("float32") / 127.5 - 1)))
+
+    def change(images: np.ndarray) -> float:
+        return float(np.square(through(images).astype(int) - images).mean())
+
+    own = change(made)
+    assert change(through(real)) / own < pitfalls.REBUILT < change(real) / own

@@ -1,0 +1,169 @@
+"""Images of a row are scored as they come; killed at any of them, a run goes on there and scores the same bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from test_generators import OPTIONS, TINY
+
+from varbench.base.hashing import file_hash
+from varbench.data.shapes import Shapes
+from varbench.measure.calls import Chunk, balanced_labels
+from varbench.quality.images import write_made
+from varbench.record import encode, load_records
+from varbench.run.messages import Begin, Job, Scored, Take
+from varbench.run.tasks.scoring import COMPARED, Scorer
+
+COUNT, BATCH = 640, 32
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return Shapes(side=32).images(range(COUNT))
+
+
+class Process:
+    """A scorer as a run has it: it dies with its memory, and only what lies in the folder is left."""
+
+    def __init__(self, images: np.ndarray, folder: Path, **options: Any) -> None:
+        self.images, self.folder = images, folder
+        job = Job(task="scoring", options=replace(OPTIONS, images=COUNT, batch=BATCH, **options), model=TINY)
+        self.scorer = Scorer(job, SimpleNamespace(alive=lambda text="": None))  # type: ignore[arg-type]
+        self.known = 0
+
+    def begin(self, *, upto: int = 0, keep: Path | None = None) -> int:
+        groups = str(self.folder / "groups")
+        message = Begin(row="a", full=False, groups=groups, upto=upto, keep=keep and str(keep))
+        return self.scorer.begin(message).known
+
+    def take(self, first: int, until: int) -> None:
+        for start in range(first, until, BATCH):
+            path = self.folder / "chunk.npz"
+            with open(path, "wb") as file:
+                write_made(file, self.images[start : start + BATCH], None)
+            labels = balanced_labels(BATCH, 10, first=start)
+            taken = self.scorer.take(Take(chunk=Chunk(path=str(path), sha256=file_hash(path)), labels=labels))
+            self.known = taken.known
+
+    def finish(self) -> Scored:
+        return self.scorer.finish(COUNT)
+
+
+def whole(images: np.ndarray, folder: Path, **options: Any) -> Scored:
+    folder.mkdir()
+    one = Process(images, folder, **options)
+    assert one.begin() == 0
+    one.take(0, COUNT)
+    return one.finish()
+
+
+@pytest.mark.parametrize("killed_at", [96, 256, 320, 544])
+def test_scores_are_the_same_bit_for_bit_wherever_it_was_killed(
+    images: np.ndarray, tmp_path: Path, killed_at: int
+) -> None:
+    first = Process(images, tmp_path)
+    first.begin()
+    first.take(0, killed_at)
+    known = first.known
+    assert known == killed_at // 256 * 256, "what was looked at is kept, a group at a time"
+    second = Process(images, tmp_path)
+    assert second.begin(upto=known) == known
+    second.take(known, COUNT)
+    scored = second.finish()
+    undisturbed = whole(images, tmp_path / "whole")
+    assert encode(scored, "") == encode(undisturbed, ""), "scores, samples, oddities and all"
+    assert scored.quality is not None and scored.quality.scores[0].value is not None
+
+
+def test_of_more_images_than_the_asker_knows_of_the_rest_is_made_again(images: np.ndarray, tmp_path: Path) -> None:
+    first = Process(images, tmp_path)
+    first.begin()
+    first.take(0, 544)
+    assert Process(images, tmp_path).begin(upto=256) == 256
+    assert Process(images, tmp_path).begin(upto=0) == 0
+
+
+def test_a_torn_file_ends_what_is_known(images: np.ndarray, tmp_path: Path) -> None:
+    first = Process(images, tmp_path)
+    first.begin()
+    first.take(0, 544)
+    second = tmp_path / "groups" / "00000256.npz"
+    second.write_bytes(second.read_bytes()[:1000])
+    assert Process(images, tmp_path).begin(upto=512) == 256
+
+
+def test_no_more_images_are_held_than_those_that_are_looked_at_together(images: np.ndarray, tmp_path: Path) -> None:
+    one = Process(images, tmp_path)
+    one.begin()
+    one.take(0, COUNT)
+    held = sum(len(some) for some in one.scorer._images) + sum(len(some) for some, _, _ in one.scorer._waiting)
+    assert held <= COMPARED + 256 - BATCH
+
+
+@pytest.mark.parametrize("form", ["npz", "png"])
+def test_images_that_are_kept_are_all_there_in_a_run_that_went_on(
+    images: np.ndarray, tmp_path: Path, form: str
+) -> None:
+    kept = tmp_path / ("row.npz" if form == "npz" else "row")
+    first = Process(images, tmp_path)
+    first.begin(keep=kept)
+    first.take(0, 320)
+    second = Process(images, tmp_path)
+    second.begin(upto=256, keep=kept)
+    second.take(256, COUNT)
+    second.finish()
+    if form == "npz":
+        with np.load(kept) as stored:
+            np.testing.assert_array_equal(stored["arr_0"], images.transpose(0, 2, 3, 1))
+    else:
+        assert len(list(kept.iterdir())) == COUNT
+
+
+def run(out: Path, cache: Path, *more: str) -> subprocess.Popen[str]:
+    command = [
+        sys.executable, "-m", "varbench", "run", "--plugins", "guidance@from3", "--images", "1024", "--batch", "32",
+        "--dtype", "float32", "--rounds", "1", "--count", "1", "--budget", "0", "--out", str(out), *more,
+    ]  # fmt: skip
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def scores(out: Path) -> dict[str, Any]:
+    return {
+        record.row.row: json.loads(json.dumps(encode([record.quality, record.distance, record.samples], "")))
+        for record in load_records([out]).records
+        if record.quality is not None
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_that_is_killed_twice_ends_with_the_scores_of_one_that_was_not(tmp_path: Path) -> None:
+    out, cache = tmp_path / "killed", tmp_path / "cache"
+    for group in ("00000256.npz", "00000768.npz"):
+        process = run(out, cache, *(["--resume"] if out.exists() else []))
+        ends = time.monotonic() + 300
+        while not list(out.glob(f".parts/*.groups/{group}")):
+            assert process.poll() is None and time.monotonic() < ends, process.communicate()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    process = run(out, cache, "--resume")
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    other = run(tmp_path / "whole", tmp_path / "other cache")
+    assert other.wait() == 0
+    assert scores(out) == scores(tmp_path / "whole")
+    assert set(scores(out)) == {"full_var", "guidance@from3"}
+    assert not list(out.glob(".parts/*.groups")), "once a row is scored, nothing of it stays"

@@ -1,0 +1,83 @@
+"""What users of such models get wrong, each a warning with the command that mends it; what makes a row invalid is in `sanity`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from varbench.plan import protocols
+from varbench.record import Notice
+from varbench.record.option_forms import as_arguments
+from varbench.record.options import Options, asked
+from varbench.run.findings import Findings
+from varbench.run.messages import ReferenceSeen
+from varbench.run.prepare import RowInRun, Run
+
+REBUILT = 1.2
+"""Reference images that change no more than this much more than the row's own images, which the tokenizer's decoder made."""
+
+
+def notices(run: Run, row: RowInRun, found: Findings) -> Iterator[Notice]:
+    """What is to be known of how a row's images were asked for and scored."""
+    options = run.options
+
+    def again(**changes: object) -> str:
+        changed = replace(options, **changes)  # type: ignore[arg-type]  # names are those of options
+        return shlex.join(as_arguments(changed, row=row.name, study=row.resolved.study))
+
+    if options.protocol is not None and (departed := _departures(options)):
+        differ = ", ".join(f"{name} {ours}, there {theirs}" for name, (ours, theirs) in departed.items())
+        mended = {name: theirs for name, (_, theirs) in departed.items()}
+        yield Notice(text=f"not as {options.protocol} has it: {differ}", next_command=again(**mended))
+    if options.protocol is not None and options.other_files:
+        yield Notice(
+            text=f"files with other hashes than those of {options.protocol} were allowed: the weights section says which ran"
+        )
+    if not run.is_scored(row.name):
+        return
+    if options.cfg == 0 and row.plan is not None:
+        yield Notice(
+            text="guidance is off: cfg is 0, and published scores are with it unless they say otherwise",
+            next_command=again(cfg=asked(Options)["cfg"].default),
+        )
+    if rest := options.images % run.model.classes:
+        most = max(run.model.classes, options.images - rest)
+        yield Notice(
+            text=f"labels are not balanced: {options.images:,} images of {run.model.classes:,} classes",
+            next_command=again(images=most),
+        )
+    if found.looks is not None and found.looks.from_bytes:
+        yield Notice(
+            text="images were bytes already when they were handed over: whether these were rounded or cut off cannot be seen, "
+            "and cut off they are half a level darker; a generator should give floats"
+        )
+    scored = found.seen.scored if found.seen else None
+    if scored is not None and scored.quality is not None and scored.reference is not None:
+        yield from _reference(run, scored.quality.scores[0].name, scored.reference, again)
+
+
+def _departures(options: Options) -> dict[str, tuple[object, protocols.Setting]]:
+    assert options.protocol is not None
+    return protocols.departures(options.protocol, vars(options))
+
+
+def _reference(run: Run, score: str, seen: ReferenceSeen, again: Callable[..., str]) -> Iterator[Notice]:
+    """What scores are against decides them as much as the images do."""
+    if seen.rebuilt is not None and seen.rebuilt < REBUILT:
+        yield Notice(
+            text=f"the reference {seen.source} looks like images that came out of this tokenizer: through it they change "
+            f"{seen.rebuilt:.2f} times as much as the row's own images, where photographs change more. Against "
+            "reconstructions a score is another one; give the images themselves",
+            next_command=again(reference="PATH"),
+        )
+    batch = next(iter(protocols.of_size(run.model.image_side, classes=run.model.classes)), None)
+    if score == "FID" and batch is not None and not (seen.statistics and seen.images == protocols.BATCH_IMAGES):
+        images = [] if seen.images is None else [f"{seen.images:,} images"]
+        holds = " and ".join(["mu and sigma"] * seen.statistics + images)
+        yield Notice(
+            text=f"FID is against {seen.source} ({holds}), which is not the batch of the ADM suite (mu and sigma of the "
+            f"training set, {protocols.BATCH_IMAGES:,} images): published figures are against that, and those against the "
+            "validation set or against reconstructions (rFID) are others",
+            next_command=again(reference=batch.files["reference"].name),
+        )

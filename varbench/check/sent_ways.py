@@ -4,56 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from varbench.check.stand_ins import Notes, renamed
+from varbench.check.stand_ins import Notes, StandIn, renamed
 from varbench.plan.owned import Owned
-from varbench.policies import DecisionPolicy, Preview, SoFar, Way
+from varbench.policies import DecisionPolicy, SoFar
 from varbench.rows.grammar import Row
 
 
-class AskedDecision(DecisionPolicy):
-    """Asks the plugin everything."""
-
-    def __init__(self, own: DecisionPolicy) -> None:
-        self.own = own
-        self.previews: Sequence[Preview] = own.previews
-        self.together = own.together
-
-    def after(self) -> int:
-        return self.own.after()
-
-    def ways(self) -> Sequence[Way]:
-        return self.own.ways()
-
-    def decide(self, seen: SoFar) -> Sequence[int] | Tensor:
-        return self.own.decide(seen)
-
-
-class _Sent(AskedDecision):
+class _Sent(StandIn):
     """Sends images where it is told, without asking."""
 
-    def __init__(self, own: DecisionPolicy, ways: Sequence[int]) -> None:
-        super().__init__(own)
+    def __init__(self, asked: DecisionPolicy, ways: Sequence[int]) -> None:
+        super().__init__(asked)
         self._sent = ways
 
     def decide(self, seen: SoFar) -> Sequence[int]:
         return [self._sent[image % len(self._sent)] for image in range(len(seen.map_BDhw))]
 
 
-class _Noted(AskedDecision):
+class _Noted(StandIn):
     """Notes what the plugin answers, and whether it changes what it is shown."""
 
-    def __init__(self, own: DecisionPolicy, answers: list[Tensor], notes: Notes) -> None:
-        super().__init__(own)
+    def __init__(self, asked: DecisionPolicy, answers: list[Tensor], notes: Notes) -> None:
+        super().__init__(asked)
         self._answers, self._notes = answers, notes
 
     def decide(self, seen: SoFar) -> Sequence[int] | Tensor:
         given = [seen.map_BDhw, seen.logits_BlV, *seen.previews]
         before = [tensor.clone() for tensor in given]
-        answer = super().decide(seen)
+        answer: Sequence[int] | Tensor = self.asked.decide(seen)
         if not all(map(torch.equal, before, given)):
             self._notes.inputs.append("decide changed the map, logits or previews that it was shown")
         self._answers.append(torch.as_tensor(answer).clone())
@@ -79,7 +62,7 @@ def undecided(row: Row) -> Row:
     return renamed(row, "undecided", replace(row.policies, decision=None))
 
 
-def _deciding(row: Row, what: str, made: Callable[[DecisionPolicy], DecisionPolicy]) -> Row:
+def _deciding(row: Row, what: str, made: Callable[[DecisionPolicy], Any]) -> Row:
     owned = row.policies.decision
     if owned is None:
         return row

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,25 +13,28 @@ import pytest
 import torch
 from record_factory import full_records, make_record, make_score
 from scripted import a_run
-from test_generators import Grey, process
+from test_generators import OPTIONS, TINY, Grey, process
 from test_generators import a_run as a_run_of_a_generator
 from torch import Tensor
 
+from varbench.base.hashing import file_hash
 from varbench.data.shapes import Shapes
 from varbench.engine.loading import load_pipeline
 from varbench.measure import honesty
-from varbench.measure.calls import Reply
+from varbench.measure.calls import Chunk, Reply, balanced_labels
 from varbench.plan import presets
 from varbench.quality import to_uint8
 from varbench.quality.class_order import class_order
+from varbench.quality.images import write_made
 from varbench.record import Notice, Quality, Samples
 from varbench.run import pitfalls, sanity
 from varbench.run.findings import Findings, Looks, Seen
 from varbench.run.looking import look_at
-from varbench.run.messages import ClassOrder, Oddities, ReferenceSeen, Scored
+from varbench.run.messages import Begin, ClassOrder, Job, Oddities, ReferenceSeen, Scored, Take
 from varbench.run.prepare import Run
 from varbench.run.scoring_networks import imagenet_classes
 from varbench.run.tasks.making import _are_bytes
+from varbench.run.tasks.scoring import Scorer
 from varbench.show.advice import across_blocks
 from varbench.show.entries import blocks_of, score_label
 from varbench.show.samples import grids_of
@@ -107,6 +111,52 @@ def test_a_reference_of_reconstructions(run: Run) -> None:
 def test_bytes_that_were_cut_off_and_not_rounded(run: Run) -> None:
     assert "0.50 levels below" in reasons(run, replace(PLAIN, darker=0.5))
     assert reasons(run, replace(PLAIN, darker=0.02)) == ""
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[torch.Tensor, np.ndarray]:
+    """Floats and tokens of forty images by the shipped model."""
+    out = load_pipeline("tiny").generate([place % 10 for place in range(40)])
+    return out.images, out.tokens.numpy()
+
+
+def scored(made: tuple[torch.Tensor, np.ndarray], folder: Path, images: np.ndarray, *, full: bool = False) -> Scored:
+    """What a scorer says of these bytes, which come with the tokens of the images."""
+    files = {part: str(path) for part, path in presets.shipped_files("tiny").items()}
+    job = Job(task="scoring", options=replace(OPTIONS, images=40), model=TINY, files=files)
+    scorer = Scorer(job, SimpleNamespace(alive=lambda text="": None))  # type: ignore[arg-type]
+    scorer.begin(Begin(row="a", full=full))
+    path = folder / "chunk.npz"
+    with open(path, "wb") as file:
+        write_made(file, images, made[1])
+    chunk = Chunk(path=str(path), sha256=file_hash(path))
+    scorer.take(Take(chunk=chunk, labels=balanced_labels(40, 10)))
+    return scorer.finish(40)
+
+
+def test_a_scorer_sees_that_bytes_were_cut_off(made: tuple[torch.Tensor, np.ndarray], tmp_path: Path) -> None:
+    rounded = scored(made, tmp_path, to_uint8(made[0]))
+    cut = scored(made, tmp_path, (made[0] * 255).to(torch.uint8).numpy())
+    assert rounded.oddities.darker == pytest.approx(0.0, abs=0.05)
+    assert cut.oddities.darker == pytest.approx(0.5, abs=0.1)
+
+
+def test_distances_of_a_tokenizer_and_of_a_generator_have_names_of_their_own(
+    made: tuple[torch.Tensor, np.ndarray], tmp_path: Path
+) -> None:
+    found = scored(made, tmp_path, to_uint8(made[0]), full=True)
+    assert found.quality is not None
+    assert found.quality.scores[0].name == "FD-shapes" == found.quality.floors["real"].name
+    assert found.quality.floors["reconstruction"].name == "rFD-shapes"
+    assert found.quality.against is not None and "its 40 images" in found.quality.against
+    assert found.samples.classes[:2] == Shapes().classes[:2]
+    assert found.reference is not None and found.reference.rebuilt is not None
+    assert found.reference.rebuilt > pitfalls.REBUILT, "held-out images did not come out of the tokenizer"
+
+
+def test_the_same_noise_for_every_image(run: Run) -> None:
+    """Images of a class are then one and the same."""
+    assert "repeat another one's pixels" in reasons(run, replace(PLAIN, repeated=1_990))
 
 
 def test_bytes_from_a_generator_are_told_from_floats() -> None:

@@ -25,6 +25,8 @@ from varbench.data.shapes import Shapes
 from varbench.engine.full_model import FullModel
 from varbench.engine.subjects import load_generator
 from varbench.errors import CheckpointError, UserError
+from varbench.measure.honesty import against_statement
+from varbench.measure.made_storages import held_through_a_step
 from varbench.plan import presets
 from varbench.plan.compiler import compile_plan
 from varbench.plan.cost import work
@@ -302,6 +304,18 @@ def test_flops_are_those_that_torch_counts(point: str, whole: str) -> None:
     said = own.work(2)
     assert counter.get_total_flops() == said.flops + said.decoder_flops  # type: ignore[operator]
     assert images.shape == (2, 3, 16, 16) and 0 <= images.min() < images.max() <= 1
+
+
+@pytest.mark.parametrize("point", ["s2", "s2t1", "s1t3"])
+def test_what_is_held_from_pass_to_pass_is_stated(point: str) -> None:
+    """In 16 bits and at a batch where the vectors made of the class are larger than keys and values."""
+    own = generator(f"distilled@{point}", TINY)
+    load_generator(own, model=TINY, device=torch.device("cpu"), dtype="bfloat16", seed=0)
+    stated, images = own.work(24), torch.empty(24, 3, 32, 32).nbytes
+    assert stated.steps is not None
+    with torch.inference_mode():
+        held = held_through_a_step(lambda: own.generate([1] * 24, seed=0, first_image=0), steps=stated.steps)
+    assert against_statement(stated.cache_peak_bytes, held=held, images=images) == []
 
 
 # Examples, and learning from them.

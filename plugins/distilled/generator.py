@@ -11,12 +11,13 @@ from varbench.spec import ModelSpec
 
 from .sizes import (
     Jump,
+    noise_bytes,
     pixel_flops,
     student_flops,
     student_parameters,
-    teacher_cache_bytes,
     teacher_flops,
     teacher_parameters,
+    teacher_state_bytes,
 )
 
 if TYPE_CHECKING:
@@ -273,7 +274,9 @@ class Jumping(TaughtGenerator):
         model, point = self.model, self.point
         starts = model.starts
         spans = [(0, starts[point.at])] if point.jumps == 2 else []
-        flops = tokens = cache = maps = 0
+        flops = tokens = maps = 0
+        steps = point.jumps + point.retaught
+        state = noise_bytes(model, batch=batch) if steps > 1 else 0
         for begin, until in (*spans, (starts[point.known], model.length)):
             read = self._read(begin, until)
             jump = Jump(tokens=read.places, logits=len(read.codes), vectors=len(read.vectors))
@@ -283,15 +286,15 @@ class Jumping(TaughtGenerator):
             flops += teacher_flops(model, given=point.given, until=point.at, batch=batch)
             flops += 2 * batch * starts[point.given] * model.tokenizer.code_dim * model.tokenizer.vocabulary
             tokens += starts[point.at]
-            cache = teacher_cache_bytes(model, given=point.given, until=point.at, batch=batch, item=self._item)
+            state += teacher_state_bytes(model, given=point.given, until=point.at, batch=batch, item=self._item)
             maps = point.at
         return Work(
             flops=float(flops),
             decoder_flops=float(pixel_flops(model, maps=model.scales + maps, batch=batch)),
             parameters=student_parameters(model) + (teacher_parameters(model) if point.retaught else 0),
-            steps=point.jumps + point.retaught,
+            steps=steps,
             layer_tokens=model.depth * tokens,
-            cache_peak_bytes=cache,
+            cache_peak_bytes=state,
             cache_end_bytes=0,
         )
 

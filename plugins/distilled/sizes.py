@@ -70,10 +70,17 @@ def teacher_flops(model: ModelSpec, *, given: int, until: int, batch: int) -> in
     return 2 * flops
 
 
-def teacher_cache_bytes(model: ModelSpec, *, given: int, until: int, batch: int, item: int) -> int:
-    """Keys and values of both branches; the last step's are read by nobody."""
+def teacher_state_bytes(model: ModelSpec, *, given: int, until: int, batch: int, item: int) -> int:
+    """Of both branches, keys and values, of which the last step's are read by nobody, and what is made of the class for all
+    steps: by layer two vectors in the compute type and four in float32."""
     stored = model.starts[until - 1] if until - given > 1 else 0
-    return 2 * 2 * batch * model.depth * stored * model.width * item
+    vectors = model.depth * (2 * item + 4 * 4) + 2 * item
+    return 2 * batch * model.width * (2 * model.depth * stored * item + vectors)
+
+
+def noise_bytes(model: ModelSpec, *, batch: int) -> int:
+    """Held from pass to pass."""
+    return 4 * batch * model.length * model.tokenizer.code_dim
 
 
 def pixel_flops(model: ModelSpec, *, maps: int, batch: int) -> int:

@@ -13,6 +13,7 @@ from varbench.__main__ import main
 from varbench.check.templates import KINDS
 
 
+@pytest.mark.slow
 def test_new_packages_install_and_pass_their_tests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One of each kind, in one environment: nothing of one stands in another's way."""
     names = {kind: f"my_{kind}" for kind in KINDS}

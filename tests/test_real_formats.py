@@ -23,8 +23,8 @@ from PIL import Image
 
 import varbench
 from varbench.data.folder import open_folder
+from varbench.engine.pixels import to_uint8
 from varbench.quality import extractors, libraries
-from varbench.quality.images import to_uint8
 from varbench.quality.second_opinion import TORCHSCRIPT_FILE
 from varbench.record import Record, load_records
 from varbench.train.budgets import QUICK_STEPS

@@ -42,9 +42,9 @@ class Process:
         self.scorer = Scorer(job, SimpleNamespace(alive=lambda text="": None))  # type: ignore[arg-type]
         self.known = 0
 
-    def begin(self, *, upto: int = 0, keep: Path | None = None) -> int:
-        groups = str(self.folder / "groups")
-        message = Begin(row="a", full=False, groups=groups, upto=upto, keep=keep and str(keep))
+    def begin(self, *, upto: int = 0, keep: Path | None = None, before: int | None = None) -> int:
+        groups, before = str(self.folder / "groups"), time.time_ns() if before is None else before
+        message = Begin(row="a", full=False, groups=groups, upto=upto, keep=keep and str(keep), before=before)
         return self.scorer.begin(message).known
 
     def take(self, first: int, until: int) -> None:
@@ -66,6 +66,20 @@ def whole(images: np.ndarray, folder: Path, **options: Any) -> Scored:
     assert one.begin() == 0
     one.take(0, COUNT)
     return one.finish()
+
+
+def test_what_was_written_since_the_run_began_is_not_taken_for_an_earlier_ones(
+    images: np.ndarray, tmp_path: Path
+) -> None:
+    """A plugin's process may write there, and date its files as it likes."""
+    began = time.time_ns()
+    first = Process(images, tmp_path)
+    first.begin()
+    first.take(0, 256)
+    for path in (tmp_path / "groups").iterdir():
+        os.utime(path, (0, 0))
+    assert Process(images, tmp_path).begin(upto=256, before=began) == 0
+    assert Process(images, tmp_path).begin(upto=256) == 256
 
 
 @pytest.mark.parametrize("killed_at", [96, 256, 320, 544])

@@ -218,6 +218,7 @@ def test_a_token_without_an_expert_is_told() -> None:
     assert found == {"picks_are_places", "trace_equals_plan"}
 
 
+@pytest.mark.slow
 def test_dmoe_with_thresholds_keeps_its_promises() -> None:
     promises = {
         "runs", "picks_are_places", "trace_equals_plan", "chosen_experts_are_computed", "measured_flops_equal_plan",

@@ -42,7 +42,8 @@ def varbench_settings(model: ModelSpec) -> Settings:
     note = (
         "written anew; the student's states and both heads agree with the authors' code on small random weights, as does what is "
         "read of them in one and two jumps. The flow's steps, 24 even in log t / (1 - t) and of second order, are ours: theirs are "
-        "not released. Training is not released either; ours: examples of the full model by cfg, top_k and top_p, which below 256 px are those that runs have by default; "
+        "not released. Training is not released either; ours: examples of the full model by cfg, "
+        "top_k and top_p, which below 256 px are those that runs have by default; "
         "noise as wide as the codes' own spread; half of a batch begins from noise alone, half from the scales of the second jump; "
         "cross-entropy of codes plus squared error of vectors, without a perceptual loss; the rate, steps and running mean of the "
         "other generators here. Only what is read is run: the first of two jumps runs the scales that it is to give, since no token "

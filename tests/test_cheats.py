@@ -18,7 +18,6 @@ from varbench.record import Record, Status, Verdict, load_records
 CAUGHT = {
     "swapped": "not what its tokens decode to",
     "equal": "all tokens equal the full model's",
-    "network_time": "the whole call only",
     "channel": "passed between question and answer",
     "own_judge": "the same call gave other tokens",
     "in_ctypes": "bytes live after step",
@@ -34,7 +33,12 @@ CAUGHT = {
 }
 """Cheats that make their own row invalid, and words of the reason."""
 
-pytestmark = pytest.mark.slow
+CAUGHT_IN_ROUNDS = {
+    "by_purpose": "do not look like those that were scored",
+    "network_time": "the whole call only",
+}
+
+pytestmark = [pytest.mark.slow, pytest.mark.idle]
 
 FEW = ("--images", "32", "--batch", "16", "--count", "3")
 
@@ -81,12 +85,18 @@ class TestOneRunOfEveryCheat:
         assert not any("forged" in (record.reason, *record.validity.reasons) for record in records.values())
 
 
-@pytest.mark.timeout(900)
-def test_images_that_are_timed_look_like_those_that_are_scored(site: Path, tmp_path: Path) -> None:
-    """In the rounds that a full run has at least: sixteen images of one round tell less."""
-    found = run(site, tmp_path / "run", "by_purpose", *FEW, rounds=3)["by_purpose"]
+@pytest.fixture(scope="module")
+def of_three_rounds(site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
+    """What is told by chance needs the rounds that a full run has at least: sixteen images and three pairs tell less."""
+    return run(site, tmp_path_factory.mktemp("rounds") / "run", ",".join(CAUGHT_IN_ROUNDS), *FEW, rounds=3)
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("row", CAUGHT_IN_ROUNDS)
+def test_it_is_caught_in_three_rounds(of_three_rounds: dict[str, Record], row: str) -> None:
+    found = of_three_rounds[row]
     assert found.validity.verdict is Verdict.INVALID
-    assert "do not look like those that were scored" in "; ".join(found.validity.reasons)
+    assert CAUGHT_IN_ROUNDS[row] in "; ".join(found.validity.reasons)
 
 
 @pytest.mark.timeout(900)

@@ -162,6 +162,7 @@ def scores(out: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.idle
 @pytest.mark.timeout(1500)
 def test_a_run_that_is_killed_twice_ends_with_the_scores_of_one_that_was_not(tmp_path: Path) -> None:
     out, cache = tmp_path / "killed", tmp_path / "cache"

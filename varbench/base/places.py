@@ -20,8 +20,13 @@ KINDS = {
 }
 
 
+def user_caches() -> Path:
+    """Where programs keep what they can have again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
 def cache_root() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "varbench"
+    return user_caches() / "varbench"
 
 
 def cache_folder(kind: str) -> Path:

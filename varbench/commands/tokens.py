@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from varbench.plan import presets
     from varbench.run.defaults import filled_in
     from varbench.train.progress import shown
-    from varbench.train.ranks import own_device
+    from varbench.train.ranks import own_device, place_among
     from varbench.train.token_folder import write_shards
 
     given = {"model": presets.DEFAULT, **given_in(args, *SHARED)}
@@ -62,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             f"{data.name} has {wanted:,} training images; say how many by --images, or give a folder by --data"
         )
     tokenizer = build_tokenizer(spec, load_tokenizer(vae)[1], Path(vae)).to(own_device(chosen["device"]))
-    rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, count = place_among()
     with shown(f"tokens of {data.name}", steps=wanted // count or 1, quiet=rank > 0) as progress:
         write_shards(
             args.out, data, tokenizer, model=spec, images=args.images, crops=args.crops, seed=chosen["seed"], rank=rank, count=count,

@@ -5,7 +5,6 @@ A bundle is a zip archive, not compressed, with the weight files as they are and
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import zipfile
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from varbench.base.hashing import file_hash
+from varbench.base.hashing import file_hash, json_digest
 from varbench.base.places import cache_folder
 from varbench.base.whole_files import whole_file
 from varbench.errors import CheckpointError
@@ -65,7 +64,7 @@ def opened(path: str | Path) -> Bundle | None:
     told = _manifest(Path(path))
     if told is None:
         return None
-    folder = cache_folder("bundles") / hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+    folder = cache_folder("bundles") / json_digest(told)[:32]
     files = {part: folder / _member(part) for part in told["files"]}
     with zipfile.ZipFile(path) as archive:
         for part, file in files.items():

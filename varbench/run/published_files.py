@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from varbench.base.hashing import file_hash
+from varbench.base.places import user_caches
 from varbench.errors import UserError
 from varbench.plan import presets, protocols
 from varbench.plan.protocols import Protocol, PublishedFile
@@ -19,8 +20,7 @@ from varbench.spec import ModelSpec
 
 def torch_cache() -> Path:
     """Where torch's hub keeps what it has downloaded."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("TORCH_HOME") or caches / "torch") / "hub" / "checkpoints"
+    return Path(os.environ.get("TORCH_HOME") or user_caches() / "torch") / "hub" / "checkpoints"
 
 
 def under_protocol(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from varbench.base.hashing import file_hash, json_digest
 from varbench.base.places import cache_folder
 from varbench.base.turns import one_at_a_time
-from varbench.base.whole_files import whole_file
+from varbench.base.whole_files import whole_file, write_whole
 from varbench.data.image_set import ImageSet
 from varbench.model.checkpoints import build_tokenizer, load_tokenizer
 from varbench.model.tokenizer import Tokenizer
@@ -33,7 +33,7 @@ from varbench.train.made_examples import HELD_OUT, MadeExamples, labels_of
 from varbench.train.order import batch_rows, class_drops
 from varbench.train.progress import Progress, said_now_and_then, shown
 from varbench.train.ranks import Share
-from varbench.train.recipes import RecipeWeights, cached
+from varbench.train.recipes import RecipeWeights, cached, shipped_weights
 from varbench.train.shipped import Shipped
 from varbench.train.states import Checkpoints
 from varbench.train.trainer import DTYPES, Budget, HeldOut, optimise
@@ -107,8 +107,7 @@ def generator_weights(
         record = {"row": row.name, "key": key, "data": data.fingerprint, "stages": {"train": stage}, **work.told}
         export(work.network, path, spec=row.model, record=record)
         # Written last: its presence says that the weights beside it are complete.
-        with whole_file(record_path) as file:
-            file.write(json.dumps(record, indent=1).encode())
+        write_whole(record_path, json.dumps(record, indent=1).encode())
         for left in ("examples.npy", "train.state"):
             (folder / left).unlink(missing_ok=True)
     return RecipeWeights(files={PART: path}, record=record, origin="here", note=note)
@@ -134,15 +133,12 @@ def generator_ahead(
 def _shipped(
     row: Row, shipped: Shipped | None, *, vae: Path, data: ImageSet, main: Path | None
 ) -> tuple[RecipeWeights | None, str | None]:
-    """The weights that ship for the row's generator, under its plugin's name; else why those that do may not be used."""
-    name = row.plugins[0].name
-    told = None if shipped is None else shipped.record_of(name)
-    if shipped is None or told is None:
-        return None, None
-    key = _key(row, vae=vae, data=data, budget=replace(GENERATOR, seed=shipped.budget.seed), main=main)
-    if (wrong := shipped.wrong(name, told, key=key)) is not None:
-        return None, wrong
-    return RecipeWeights(files=shipped.files_of(name, told), record=told, origin="shipped"), None
+    """Under its plugin's name, since points of it share a training."""
+
+    def key(those: Shipped) -> str:
+        return _key(row, vae=vae, data=data, budget=replace(GENERATOR, seed=those.budget.seed), main=main)
+
+    return shipped_weights(shipped, row.plugins[0].name, key=key, pretrained={})
 
 
 def _of(row: Row, budget: Budget) -> Budget:

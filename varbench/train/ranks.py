@@ -127,9 +127,14 @@ class Ranks:
             distributed.destroy_process_group()
 
 
+def place_among() -> tuple[int, int]:
+    """This process's number among those that `torchrun` started, and how many they are."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def join_ranks(*, device: str = "cpu", parts: int = 1, recompute: bool = False) -> Ranks:
     """The processes that `torchrun` started with this one; alone where it was not used."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    _, count = place_among()
     if count == 1:
         return Ranks(parts=parts, recompute=recompute)
     on_gpu = device.startswith("cuda")

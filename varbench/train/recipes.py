@@ -21,7 +21,7 @@ from varbench import rows
 from varbench.base.hashing import file_hash, json_digest
 from varbench.base.places import cache_folder
 from varbench.base.turns import one_at_a_time
-from varbench.base.whole_files import whole_file
+from varbench.base.whole_files import write_whole
 from varbench.data.image_set import ImageSet
 from varbench.engine.teacher import TeacherPass, teacher_plan
 from varbench.errors import CheckpointError, UserError
@@ -88,11 +88,9 @@ def recipe_weights(
             f"{row.name}: {replacing} replaces modules once weights are loaded, and only plain weights are trained; train "
             "the row without it, whose weights it then runs on"
         )
-    note = None
-    if shipped is not None:
-        ready, note = _shipped(row, shipped, vae=vae, pretrained=pretrained, data=data)
-        if ready is not None:
-            return ready
+    ready, note = _shipped(row, shipped, vae=vae, pretrained=pretrained, data=data)
+    if ready is not None:
+        return ready
     row.schedule.check(budget.steps)
     tokenizer_spec, state = load_tokenizer(vae)
     if tokenizer_spec != row.model.tokenizer:
@@ -158,8 +156,7 @@ def recipe_weights(
             export(transformer, files[stage.backbone], spec=transformer.spec, record=whole)
         # Written last: its presence says that the weights beside it are complete.
         if ranks.rank == 0:
-            with whole_file(record_path) as file:
-                file.write(json.dumps(record, indent=1).encode())
+            write_whole(record_path, json.dumps(record, indent=1).encode())
             for stage, _ in stages:
                 (folder / f"{stage.name}.state").unlink(missing_ok=True)
     return RecipeWeights(files=files, record=record, origin="here", note=note)
@@ -176,27 +173,34 @@ def weights_ahead(
 ) -> RecipeWeights | None:
     """What `recipe_weights` would find and not train; None where it would have to train."""
     assert row.schedule is not None
-    if shipped is not None:
-        ready, _ = _shipped(row, shipped, vae=vae, pretrained=pretrained, data=data)
-        if ready is not None:
-            return ready
+    ready, _ = _shipped(row, shipped, vae=vae, pretrained=pretrained, data=data)
+    if ready is not None:
+        return ready
     key = _key(row, budget, vae=vae, pretrained=pretrained, data=data)
     names = {stage.backbone for stage, _ in _stages(row.schedule, budget)}
     return cached(cache_folder("weights") / key, names, pretrained)
 
 
-def _shipped(
-    row: Row, shipped: Shipped, *, vae: Path, pretrained: Mapping[str, Path], data: ImageSet
+def shipped_weights(
+    shipped: Shipped | None, name: str, *, key: Callable[[Shipped], str], pretrained: Mapping[str, Path]
 ) -> tuple[RecipeWeights | None, str | None]:
-    """The weights that ship for the row; else why those that do may not be used."""
-    told = shipped.record_of(row.recipe_name)
-    if told is None:
+    """The weights that ship under this name, where their training has this key; else why those that do may not be used."""
+    told = None if shipped is None else shipped.record_of(name)
+    if shipped is None or told is None:
         return None, None
-    key = _key(row, shipped.budget, vae=vae, pretrained=pretrained, data=data)
-    if (wrong := shipped.wrong(row.recipe_name, told, key=key)) is not None:
+    if (wrong := shipped.wrong(name, told, key=key(shipped))) is not None:
         return None, wrong
-    ready = {**pretrained, **shipped.files_of(row.recipe_name, told)}
+    ready = {**pretrained, **shipped.files_of(name, told)}
     return RecipeWeights(files=ready, record=told, origin="shipped"), None
+
+
+def _shipped(
+    row: Row, shipped: Shipped | None, *, vae: Path, pretrained: Mapping[str, Path], data: ImageSet
+) -> tuple[RecipeWeights | None, str | None]:
+    def key(those: Shipped) -> str:
+        return _key(row, those.budget, vae=vae, pretrained=pretrained, data=data)
+
+    return shipped_weights(shipped, row.recipe_name, key=key, pretrained=pretrained)
 
 
 def cached(folder: Path, names: set[str], pretrained: Mapping[str, Path]) -> RecipeWeights | None:

@@ -58,17 +58,16 @@ def write_shards(
     _begin(folder, told)
     pieces = _pieces(told)
     mine = range(rank, len(pieces), count)
-    lacking = [place for place in mine if not _path(folder, place).exists()]
+    lacking = {place for place in mine if not _path(folder, place).exists()}
     rows = sum(len(pieces[place]) for place in lacking) * crops
     require_space(folder, needed=2 * rows * (model.length + 1) + 2**20, purpose="the folder of tokens")
     done = 0
     for place in mine:
-        indices = [_index(data, number, told) for number in pieces[place]]
-        held_out = place == len(pieces) - 1
         if place in lacking:
-            views = 1 if held_out else crops
+            indices = [_index(data, number, told) for number in pieces[place]]
+            views = _views(told, place, pieces)
             _write(_path(folder, place), data, tokenizer, indices, views=views, seed=seed, length=model.length)
-        done += len(indices)
+        done += len(pieces[place])
         progress(done)
 
 
@@ -79,13 +78,13 @@ def open_tokens(folder: str | Path) -> TokenFolder:
         told: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is no folder of tokens ({error}); `varbench tokens` makes one") from error
-    shards, lacking = [], 0
-    for place, piece in enumerate(_pieces(told)):
+    shards, lacking, pieces = [], 0, _pieces(told)
+    for place, piece in enumerate(pieces):
         path = _path(folder, place)
         if not path.exists():
             lacking += 1
             continue
-        views = 1 if place == len(_pieces(told)) - 1 else told["crops"]
+        views = _views(told, place, pieces)
         try:
             shard = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
@@ -227,6 +226,11 @@ def _pieces(told: dict[str, Any]) -> list[range]:
     images = told["images"]
     trained = [range(first, min(first + SHARD, images)) for first in range(0, images, SHARD)]
     return [*trained, range(images, images + told["held_out"])]
+
+
+def _views(told: dict[str, Any], place: int, pieces: list[range]) -> int:
+    """Crops of an image in a shard; those that are held out have one."""
+    return 1 if place == len(pieces) - 1 else int(told["crops"])
 
 
 def _index(data: ImageSet, number: int, told: dict[str, Any]) -> int:

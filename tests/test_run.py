@@ -29,13 +29,14 @@ from varbench.quality.feature_cache import cached_arrays
 from varbench.record import Samples, Status, Verdict, read_record, write_record
 from varbench.rows import UPSTREAM
 from varbench.run import identity, session, timing
-from varbench.run.children import Child, ChildEndedError
+from varbench.run.children import Child, ChildEndedError, Process
 from varbench.run.conduct import Conduct
 from varbench.run.display import Display
 from varbench.run.findings import Looks, Seen, keep
 from varbench.run.inputs import sizes_of
 from varbench.run.kept_parts import KeptParts
 from varbench.run.messages import Done, Oddities, ResolvedPlugin, Scored
+from varbench.run.nursery import Ends
 from varbench.run.prepare import Run, prepare
 from varbench.run.resume import complete_records, other_settings, set_aside_outdated
 from varbench.run.scorers import Scorers
@@ -251,7 +252,14 @@ def child(code: str, tmp_path: Path, *, timeout: float = 20.0) -> Child:
         "def say(message): os.write(int(sys.argv[2]), to_line(message))\n"
     )
     command = [sys.executable, "-c", head + textwrap.dedent(code)]
-    return Child(lambda reading, writing: [*command, str(reading), str(writing)], log=tmp_path / "log", timeout=timeout)
+
+    def begin(ends: Ends) -> Process:
+        return subprocess.Popen(
+            [*command, str(ends.reading), str(ends.writing)], cwd=ends.folder, pass_fds=(ends.reading, ends.writing),
+            stdout=ends.output, stderr=ends.output, start_new_session=True,
+        )  # fmt: skip
+
+    return Child(begin, log=tmp_path / "log", timeout=timeout)
 
 
 def test_a_child_is_heard_and_its_other_words_are_kept(tmp_path: Path) -> None:
@@ -368,26 +376,6 @@ def test_a_child_imports_nothing_that_lies_in_the_users_folder(tmp_path: Path, m
     (tmp_path / "safetensors.py").write_text("raise SystemExit('the wrong one')")
     files = presets.shipped_files("tiny")
     assert sizes_of(vae=files["vae"], var=files["main"]).depth == 16
-
-
-def test_children_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
-    pid_file = tmp_path / "pid"
-    code = f"""
-    from pathlib import Path
-    from varbench.run.children import Child
-    import sys
-    inner = "import os, time; from varbench.run.child import die_with_parent; die_with_parent(); open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    Child(lambda *fds: [sys.executable, "-c", inner], log=Path({str(tmp_path / "log")!r}), timeout=60).receive()
-    """
-    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
-    for _ in range(300):
-        if pid_file.exists() and pid_file.read_text():
-            break
-        time.sleep(0.1)
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
-    time.sleep(0.5)
-    assert not _runs(int(pid_file.read_text()))
 
 
 def _runs(pid: int) -> bool:

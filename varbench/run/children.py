@@ -8,18 +8,19 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from varbench.base.whole_files import write_whole
 from varbench.errors import UserError
 from varbench.record import Status, encode
 from varbench.record.failure import Failure, RowError
+from varbench.run import nursery
 from varbench.run.messages import Alive, Failed, Job, Message, from_line, to_line
+from varbench.run.nursery import Ends
 from varbench.run.reasons import of_exit, oom_kills
 
 TAIL = 40
@@ -31,11 +32,14 @@ PATIENCE = 120.0
 _GRACE = 10.0
 """Seconds that an ended child may take to be gone."""
 
-_KEEP = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296"}
-"""Freed memory stays with the process: asking the system for every temporary anew costs a tenth of the time."""
 
-Command = Callable[[int, int], list[str]]
-"""A child's command line, from the numbers of the pipes that it reads and writes."""
+class Process(Protocol):
+    """What a child is known by: the first one of a process group of its own."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
 
 
 class ChildEndedError(Exception):
@@ -52,13 +56,12 @@ class Child:
 
     def __init__(
         self,
-        command: Command,
+        begin: Callable[[Ends], Process],
         *,
         log: Path,
         timeout: float,
         on_alive: Callable[[str], None] = lambda text: None,
         on_line: Callable[[str], None] = lambda line: None,
-        threads: int | None = None,
     ) -> None:
         self._timeout, self._on_alive, self._on_line = timeout, on_alive, on_line
         self._kills = oom_kills()
@@ -68,25 +71,15 @@ class Child:
         self._spoke = time.monotonic()
         self.exit_code: int | None = None
         log.parent.mkdir(parents=True, exist_ok=True)
-        asks, self._writing = os.pipe()
-        self._reading, answers = os.pipe()
+        reading, self._writing = os.pipe()
+        self._reading, writing = os.pipe()
+        self._output, output = os.pipe()
         with contextlib.ExitStack() as undo:
-            for fd in (asks, answers):
+            for fd in (reading, writing, output):
                 undo.callback(os.close, fd)  # the child's ends
             self._log = open(log, "ab")  # noqa: SIM115  (closed with the child)
             self._folder = tempfile.TemporaryDirectory(prefix="varbench-")
-            self._process = subprocess.Popen(
-                command(asks, answers),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=(asks, answers),
-                start_new_session=True,
-                cwd=self._folder.name,  # nothing that lies in the user's folder is imported, or found by name
-                env={**_KEEP, **os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})},
-            )
-        assert self._process.stdout is not None
-        self._output = self._process.stdout.fileno()
+            self._process = begin(Ends(reading=reading, writing=writing, output=output, folder=self._folder.name))
         os.set_blocking(self._output, False)
         self._selector = selectors.DefaultSelector()
         for fd in (self._reading, self._output):
@@ -216,8 +209,7 @@ class Child:
         self._take(self._output, b"\n") if self._buffers[self._output] else None
         self._selector.close()
         os.close(self._reading)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        os.close(self._output)
         self._log.close()
         self._folder.cleanup()
 
@@ -226,13 +218,8 @@ class Child:
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, number)
-
-
-def job_command(job: Path) -> Command:
-    return lambda reading, writing: [
-        sys.executable, "-P", "-m", "varbench.run.child", str(job.resolve()), str(reading), str(writing)
-    ]  # fmt: skip
+            if self.pid:
+                os.killpg(self.pid, number)
 
 
 def answer_of(job: Job, *, if_it_crashes: str = "") -> Any:
@@ -273,12 +260,11 @@ def start(
     path = folder / f"{os.urandom(8).hex()}.json"
     write_whole(path, json.dumps(encode(job, "job")).encode())
     return Child(
-        job_command(path),
+        lambda ends: nursery.bear(path, ends, threads=threads),
         log=log,
         timeout=max(job.options.timeout, patience),
         on_alive=on_alive,
         on_line=on_line,
-        threads=threads,
     )
 
 

@@ -17,16 +17,15 @@ from typing import Any
 
 from checkouts import BEFORE, HERE, answers, median, table
 
-POINTS = ("full", "d8", "d2")
-KEEP = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296"}
-"""As in the children of a run."""
+from varbench.base import allocator
 
+POINTS = ("full", "d8", "d2")
 TURNS = 6
 """Steps of each point in a process; the first of each is not counted."""
 
 
 def main() -> None:
-    found = answers(__file__, steps, doc=__doc__, variables={**KEEP, **os.environ})
+    found = answers(__file__, steps, doc=__doc__, variables={**allocator.VARIABLES, **os.environ})
 
     def cost(point: str, clock: int) -> float:
         return median(found[HERE], lambda answer: [one[clock] for one in answer["took"][point]])

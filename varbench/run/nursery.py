@@ -28,8 +28,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-_KEEP = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296"}
-"""Freed memory stays with the process: asking the system for every temporary anew costs a tenth of the time."""
+from varbench.base import allocator
 
 _READ_WHEN_USED = {"XDG_CACHE_HOME", "COLUMNS", "PYTEST_CURRENT_TEST"}
 """Variables that nothing looks at while it is loaded: a nursery serves whatever they are."""
@@ -91,7 +90,7 @@ class Newborn:
 
 def bear(job: Path, ends: Ends, *, threads: int | None) -> Newborn:
     """A child that does this job."""
-    variables = {**_KEEP, **os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
+    variables = {**allocator.VARIABLES, **os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
     kind = frozenset(
         {*((name, value) for name, value in variables.items() if name not in _READ_WHEN_USED), ("", str(os.getpid()))}
     )  # fmt: skip  (a copy of this process has no part in its nurseries)

@@ -64,7 +64,7 @@ class Script:
 
 
 class ScriptedChild:
-    pid = 1
+    pid = 0  # of no process, whose load would count
     stderr_tail = "last words"
 
     def __init__(self, job: Job, script: Script) -> None:

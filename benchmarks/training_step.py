@@ -17,7 +17,7 @@ from typing import Any
 
 from checkouts import BEFORE, HERE, answers, median, table
 
-from varbench.base import allocator
+from varbench.base import variables
 
 POINTS = ("full", "d8", "d2")
 TURNS = 6
@@ -25,7 +25,7 @@ TURNS = 6
 
 
 def main() -> None:
-    found = answers(__file__, steps, doc=__doc__, variables={**allocator.VARIABLES, **os.environ})
+    found = answers(__file__, steps, doc=__doc__, variables={**variables.OF_PROCESSES, **os.environ})
 
     def cost(point: str, clock: int) -> float:
         return median(found[HERE], lambda answer: [one[clock] for one in answer["took"][point]])

@@ -13,8 +13,8 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from varbench import __version__, commands
+from varbench.base import variables
 from varbench.errors import UserError, WrongOutputError, did_you_mean
-from varbench.rows.manager import DISABLE_VARIABLE, manager
 
 EXAMPLES = """\
 examples:
@@ -72,8 +72,8 @@ def verbs() -> dict[str, str]:
     return {name.replace("_", "-"): f"{commands.__name__}.{name}" for name in sorted(found)}
 
 
-def build_parser(modules: Sequence[ModuleType]) -> argparse.ArgumentParser:
-    """The parser of these verbs. Every verb takes `--disable` and `--traceback`."""
+def build_parser(modules: Sequence[ModuleType], *, list_only: bool = False) -> argparse.ArgumentParser:
+    """The parser of these verbs, or one that can only name them. Every verb takes `--disable` and `--traceback`."""
     parser = _Parser(
         prog="varbench",
         description="Measures, on equal terms, what each way of making visual autoregressive (VAR) image generation cheaper "
@@ -83,12 +83,15 @@ def build_parser(modules: Sequence[ModuleType]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"varbench {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for module in modules:
-        module.add_parser(subparsers)
+        if list_only:  # options bring along what they are options of
+            subparsers.add_parser(module.__name__.rpartition(".")[2].replace("_", "-"), help=module.HELP)
+        else:
+            module.add_parser(subparsers)
     for verb in subparsers.choices.values():
         common = verb.add_argument_group("with every command")
         common.add_argument(
             "--disable", action="append", default=[], metavar="PLUGIN",
-            help=f"leave a plugin out, unimported: NAME or PACKAGE:NAME; also {DISABLE_VARIABLE}=NAME,NAME",
+            help=f"leave a plugin out, unimported: NAME or PACKAGE:NAME; also {variables.DISABLE}=NAME,NAME",
         )  # fmt: skip
         common.add_argument(
             "--traceback", action="store_true", help="show the traceback of an error or of a broken plugin"
@@ -105,14 +108,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"varbench: error: no command {verb!r}.{did_you_mean(verb, known)}", file=sys.stderr)
         return USAGE
     wanted = [known[verb]] if verb in known else list(known.values())
-    parser = build_parser([importlib.import_module(module) for module in wanted])
+    parser = build_parser([importlib.import_module(module) for module in wanted], list_only=verb not in known)
     args = parser.parse_args(arguments or ["--help"])
     try:
         if args.disable:
             names = [name for given in args.disable for name in given.split(",")]
-            before = os.environ.get(DISABLE_VARIABLE)
+            from varbench.rows.manager import manager
+
+            before = os.environ.get(variables.DISABLE)
             # In the environment, so that the processes a run starts leave out the same.
-            os.environ[DISABLE_VARIABLE] = ",".join([*names, *([before] if before else [])])
+            os.environ[variables.DISABLE] = ",".join([*names, *([before] if before else [])])
             manager().check_disabled(names)
         code: int = args.run(args)
         sys.stdout.flush()

@@ -11,10 +11,13 @@ from typing import Any
 _DAY = 24 * 3600.0
 
 
+HELP = "what varbench keeps on this machine, and room made"
+
+
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "cache",
-        help="what varbench keeps on this machine, and room made",
+        help=HELP,
         description="Lists what is kept to save time, by kind. All of it is made again where it is needed, so all of it can be "
         "removed; trained recipes take longest. Trainings and runs that are going on should end first.",
         epilog="examples:\n  varbench cache\n  varbench cache --prune all --older-than 30\n  varbench cache --prune tokens,images",

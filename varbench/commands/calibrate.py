@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from varbench.commands import usable_plugins
 from varbench.commands.sample import HEADS, OF_MODEL, open_pipeline
-from varbench.record.option_forms import add_arguments, given_in
 
 if TYPE_CHECKING:
     from varbench.engine.calibration import Calibration
 
 
+HELP = "the offline pass of a method that has one, and the row to run with what it found"
+
+
 def add_parser(subparsers: Any) -> None:
+    from varbench.record.option_forms import add_arguments
+
     parser = subparsers.add_parser(
         "calibrate",
-        help="the offline pass of a method that has one, and the row to run with what it found",
+        help=HELP,
         description="Runs the calibration of a row's plugins on the weights that are given, or the preset's own. What it finds "
         "are parameters; a plan depends on nothing that the row does not say, so run the row that is printed. All that was "
         "found is kept as JSON, named by its hash.",
@@ -37,6 +41,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from varbench import rows
     from varbench.engine.calibration import calibrate
+    from varbench.record.option_forms import given_in
 
     manager = usable_plugins(args)
     pipe, _ = open_pipeline(given_in(args, *OF_MODEL), heads=args.heads)

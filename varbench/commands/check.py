@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from importlib.metadata import entry_points
 from typing import Any
 
 from varbench.errors import UserError, did_you_mean
@@ -13,10 +12,13 @@ from varbench.errors import UserError, did_you_mean
 BROKEN = 1
 
 
+HELP = "the conformance kit: whether a method keeps what every method must"
+
+
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "check",
-        help="the conformance kit: whether a method keeps what every method must",
+        help=HELP,
         description="Runs a method on a tiny random model, on the CPU, and holds every promise against it. Exit code 1 when one "
         "is broken.",
     )
@@ -71,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _methods(package: str) -> list[str]:
     """Rows to check: a distribution stands for all its plugins. Nothing is imported for it."""
+    from importlib.metadata import entry_points
+
     points = entry_points(group="varbench")
     first = package.partition("+")[0].partition("@")[0].partition(":")[0]
     if first in points.names:

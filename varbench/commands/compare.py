@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+HELP = "two runs or reports against each other"
+
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "compare",
-        help="two runs or reports against each other",
+        help=HELP,
         description="Compares the rows that two sets of records share. Unlike protocols are refused. `same` means that no "
         "difference was shown; it may or may not be there. Speed is judged by the speedup over the full model; seconds alone "
         "hang on the machine's day and are not judged. In the column `change`, above 0 is better in every line.",

@@ -12,10 +12,13 @@ from varbench.commands import usable_plugins
 VARIABLES = ("XDG_CACHE_HOME", "VARBENCH_DISABLE")
 
 
+HELP = "versions, devices, caches and plugins of this machine"
+
+
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "env",
-        help="versions, devices, caches and plugins of this machine",
+        help=HELP,
         description="Prints what a result depends on: put it into a report of a problem.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -8,15 +8,19 @@ from typing import Any
 
 from varbench.commands import usable_plugins
 from varbench.errors import UserError
-from varbench.record.option_forms import add_arguments, given_in
 
 SHARED = ("model", "weights", "vae", "companion", "data", "seed", "steps")
 
 
+HELP = "the trained weights of a recipe as one file"
+
+
 def add_parser(subparsers: Any) -> None:
+    from varbench.record.option_forms import add_arguments
+
     parser = subparsers.add_parser(
         "export",
-        help="the trained weights of a recipe as one file",
+        help=HELP,
         description="Packs the weights of a row's recipe, those that ship or that were trained here, with their tokenizer and "
         "record into one file. `sample`, `run` and `load_pipeline` take it as --weights, without --vae.",
         epilog="examples:\n"
@@ -33,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from varbench import rows
     from varbench.model.bundle import write_bundle
     from varbench.plan import presets
+    from varbench.record.option_forms import given_in
     from varbench.record.options import Options
     from varbench.run.defaults import filled_in
     from varbench.run.messages import Job

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 SECTIONS = ("plugins", "presets", "protocols", "hardware")
 
 
+HELP = "methods with their settings, model presets, protocols, hardware"
+
+
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "list",
-        help="methods with their settings, model presets, protocols, hardware",
+        help=HELP,
         description="Lists what can be run. Points marked * are those that run unless a row names one.",
     )
     parser.add_argument("section", nargs="?", choices=SECTIONS, help="only this; default: everything")

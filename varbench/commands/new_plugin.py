@@ -6,19 +6,21 @@ import argparse
 import keyword
 import shlex
 import sys
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from varbench import __version__
-from varbench.check.templates import KINDS, files
 from varbench.errors import UserError
+
+HELP = "an installable package with one method, or a column or panel, to begin from"
 
 
 def add_parser(subparsers: Any) -> None:
+    from varbench.check.templates import KINDS
+
     parser = subparsers.add_parser(
         "new-plugin",
-        help="an installable package with one method, or a column or panel, to begin from",
+        help=HELP,
         description="Writes NAME/ with pyproject.toml, the plugin, its test and a README. Its tests pass as written.",
     )
     parser.add_argument(
@@ -32,6 +34,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from varbench.check.templates import files
+
     _check_name(args.name)
     folder: Path = args.out / args.name
     if folder.exists():
@@ -46,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_name(name: str) -> None:
+    from importlib.metadata import entry_points
+
     if not (name.isascii() and name.isidentifier()) or keyword.iskeyword(name):
         raise UserError(
             f"{name!r} is no Python identifier, and it names a module; use letters, digits and _, as in my_method"

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from varbench.commands import usable_plugins
 from varbench.errors import PlanError, UserError
-from varbench.record.option_forms import add_arguments, given_in
 
 if TYPE_CHECKING:
     from varbench.plan.cost import PlanWork, Prediction
@@ -28,10 +27,15 @@ SOME_FAILED, NOTHING_SELECTED, ALL_FAILED = 3, 4, 5
 SHARED = ("model", "batch", "dtype", "all_settings", "steps", "seed")
 
 
+HELP = "what a row computes and keeps, and how fast it should be; no weights, no GPU"
+
+
 def add_parser(subparsers: Any) -> None:
+    from varbench.record.option_forms import add_arguments
+
     parser = subparsers.add_parser(
         "plan",
-        help="what a row computes and keeps, and how fast it should be; no weights, no GPU",
+        help=HELP,
         description="Compiles rows and counts their FLOPs and bytes, step by step, beside the full model's and beside "
         "published figures. Predicted seconds are a roofline: a bound where no efficiency was measured.",
         epilog="examples:\n"
@@ -85,6 +89,7 @@ class Counted:
 def run(args: argparse.Namespace) -> int:
     from varbench import rows
     from varbench.plan.presets import DEFAULT, preset
+    from varbench.record.option_forms import given_in
 
     given = {"model": DEFAULT, "batch": 64, "dtype": "bfloat16", **given_in(args, *SHARED)}
     batch, dtype = given["batch"], given["dtype"]

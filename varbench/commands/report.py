@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 RUNS = Path("varbench-runs")
 
 
+HELP = "a page, tables and figures from records"
+
+
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "report",
-        help="a page, tables and figures from records",
+        help=HELP,
         description="Makes OUT/<run>/index.html, the same table as Markdown, LaTeX, CSV, JSON and Parquet, and the figures as "
         "files, from records alone. Another report is never overwritten.",
     )

@@ -12,17 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from varbench.commands.report import RUNS, newest_run
-from varbench.record.option_forms import add_arguments
 
 if TYPE_CHECKING:
     from varbench.record.options import Options
     from varbench.run.prepare import Run
 
 
+HELP = "measure rows: quality, speed and memory, each in processes of its own"
+
+
 def add_parser(subparsers: Any) -> None:
+    from varbench.record.option_forms import add_arguments
+
     parser = subparsers.add_parser(
         "run",
-        help="measure rows: quality, speed and memory, each in processes of its own",
+        help=HELP,
         description="Trains what is not cached, then measures every row beside the full model, in rounds of fresh processes. "
         "A record per row grows in --out while it runs; a crash, a hang or a lack of memory costs that row alone.",
         epilog="examples:\n"

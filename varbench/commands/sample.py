@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from varbench.commands import usable_plugins
 from varbench.errors import UserError
-from varbench.record.option_forms import add_arguments, given_in
 
 if TYPE_CHECKING:
     from varbench.engine.pipeline import Pipeline
@@ -24,10 +23,15 @@ SHARED = (*OF_MODEL, "cfg", "top_k", "top_p")
 HEADS = "heads, where the checkpoint does not tell (plain attention)"
 
 
+HELP = "images of one or more rows, same classes and noise, in one PNG"
+
+
 def add_parser(subparsers: Any) -> None:
+    from varbench.record.option_forms import add_arguments
+
     parser = subparsers.add_parser(
         "sample",
-        help="images of one or more rows, same classes and noise, in one PNG",
+        help=HELP,
         description="Draws images with the weights that are given, or the preset's own, and puts them into one PNG: a line for "
         "each row, a column for each image. Of a preset, rows run on the trained weights that it ships for their recipe.",
         epilog="examples:\n"
@@ -47,6 +51,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from varbench import rows
+    from varbench.record.option_forms import given_in
 
     if args.out.exists():
         raise UserError(f"{args.out} is there already; give another name with --out, or remove it")

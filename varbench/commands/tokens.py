@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from varbench.errors import UserError
-from varbench.record.option_forms import add_arguments, given_in
 
 SHARED = ("model", "vae", "data", "device", "seed")
 
 
+HELP = "a data set's images as tokens in a folder, made once"
+
+
 def add_parser(subparsers: Any) -> None:
+    from varbench.record.option_forms import add_arguments
+
     parser = subparsers.add_parser(
         "tokens",
-        help="a data set's images as tokens in a folder, made once",
+        help=HELP,
         description="Encodes the training images, and a few held-out ones, into shards that `varbench train --tokens DIR` reads. "
         "Killed and started again with the same command, it goes on where it was. Under torchrun several processes share the "
         "shards.",
@@ -40,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from varbench.data.shapes import Shapes
     from varbench.model.checkpoints import build_tokenizer, load_tokenizer
     from varbench.plan import presets
+    from varbench.record.option_forms import given_in
     from varbench.run.defaults import filled_in
     from varbench.train.progress import shown
     from varbench.train.ranks import own_device, place_among

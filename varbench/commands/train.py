@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from varbench.errors import CheckpointError, UserError
 from varbench.plan import presets
-from varbench.record.option_forms import add_arguments, given_in
 
 if TYPE_CHECKING:
     from varbench.data.image_set import ImageSet
@@ -25,10 +24,15 @@ _WITHOUT_EFFECT = {
 """Options that a training does not read; given, they would look as if they did."""
 
 
+HELP = "train a preset's parts, or the recipe of a row"
+
+
 def add_parser(subparsers: Any) -> None:
+    from varbench.record.option_forms import add_arguments
+
     parser = subparsers.add_parser(
         "train",
-        help="train a preset's parts, or the recipe of a row",
+        help=HELP,
         description="Trains one of tokenizer, base, narrow (the companion of methods that run two), features, judge; or a "
         "row's recipe. Killed and started again with the same command, it goes on "
         "where it was. Several processes share the work under torchrun.",
@@ -65,6 +69,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from varbench.record.option_forms import given_in
     from varbench.run.defaults import filled_in
     from varbench.train.ranks import own_device
 

@@ -12,10 +12,13 @@ from typing import Any
 DIFFERS = 1
 
 
+HELP = "whether the records of a run can be derived again here"
+
+
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "verify",
-        help="whether the records of a run can be derived again here",
+        help=HELP,
         description="Derives plans, code, weights and inputs of every record anew and holds them against what the records say; "
         "scores images again where the run kept them (run --keep-images). Nothing is generated or timed. Exit code 1 if "
         "anything differs; what cannot be had here is said and is no difference.",

@@ -1,7 +1,6 @@
 """Rows: how they are written, which plugins they name, and the policies that these give."""
 
 from varbench.rows.grammar import (
-    FOLDER_VARIABLE,
     FULL,
     UPSTREAM,
     Attempt,
@@ -23,7 +22,6 @@ from varbench.rows.parts import ACCOUNTINGS, Value
 
 __all__ = [
     "ACCOUNTINGS",
-    "FOLDER_VARIABLE",
     "FULL",
     "UPSTREAM",
     "Attempt",

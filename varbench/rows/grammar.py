@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from varbench.base import variables
 from varbench.errors import UserError, did_you_mean
 from varbench.plan.owned import Owned, OwnedTransform, RowPolicies
 from varbench.plan.steps import Accounting
@@ -36,7 +37,6 @@ from varbench.rows.parts import (
 )
 from varbench.spec import ModelSpec
 
-FOLDER_VARIABLE = "VARBENCH_FOLDER"
 """Where the user stands, for processes that run elsewhere: relative paths in rows are meant from there."""
 
 FULL = "full_var"
@@ -326,7 +326,7 @@ def without_transforms(row: Row, *, manager: PluginManager | None = None) -> Row
 def located(setting: Setting, settings: Settings) -> Setting:
     """With whole paths in place of those that are meant from where the user stands: processes run elsewhere."""
     known = settings.parameters
-    folder = Path(os.environ.get(FOLDER_VARIABLE, ""))
+    folder = Path(os.environ.get(variables.FOLDER, ""))
     paths = {name: value for name, value in setting.parameters.items() if known[name].kind == "path" and value}
     return replace(setting, parameters={**setting.parameters, **{k: str(folder / str(v)) for k, v in paths.items()}})
 

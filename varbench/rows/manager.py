@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 import pluggy
 
 from varbench import hookspecs
+from varbench.base import variables
 from varbench.errors import UserError, did_you_mean
 
-DISABLE_VARIABLE = "VARBENCH_DISABLE"
 HOOK_PREFIX = "varbench_"
 HOOKS = tuple(hook for hook in dir(hookspecs) if hook.startswith(HOOK_PREFIX))
 NEAR = 0.85
@@ -174,7 +174,7 @@ class PluginManager:
         if name in self._unusable:
             raise PluginError(self._unusable[name].message, plugin=name)
         if name in self.disabled:
-            raise UserError(f"plugin {name!r} is disabled, by --disable or {DISABLE_VARIABLE}")
+            raise UserError(f"plugin {name!r} is disabled, by --disable or {variables.DISABLE}")
         raise UserError(f"no plugin {name!r}.{did_you_mean(name, self._points)}")
 
     def _load(self, name: str) -> Problem | None:
@@ -220,7 +220,7 @@ def _manager(disable: tuple[str, ...]) -> PluginManager:
 
 def manager(disable: Collection[str] = ()) -> PluginManager:
     """The plugins installed here, less those disabled by name here or in VARBENCH_DISABLE (`a,b` or `package:a`)."""
-    variable = [name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")]
+    variable = [name.strip() for name in os.environ.get(variables.DISABLE, "").split(",")]
     return _manager(tuple(sorted({*disable, *filter(None, variable)})))
 
 

@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from varbench import rows
+from varbench.base import variables
 from varbench.plan import presets
 from varbench.record import decode
 from varbench.run.channel import Channel
@@ -21,7 +21,7 @@ def main(path: str, reading: int, writing: int) -> int:
     channel = Channel(reading, writing)
     if job.options.memory_limit is not None:
         _limit_memory(round(job.options.memory_limit * 2**30))
-    os.environ[rows.FOLDER_VARIABLE] = job.folder
+    os.environ[variables.FOLDER] = job.folder
     presets.of_sizes(job.model)  # they may have been read off a file, and are then no preset's
     try:
         importlib.import_module(f"varbench.run.tasks.{job.task}").run(job, channel)

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from varbench.base import allocator
+from varbench.base import variables
 
 _READ_WHEN_USED = {"XDG_CACHE_HOME", "COLUMNS", "PYTEST_CURRENT_TEST"}
 """Variables that nothing looks at while it is loaded: a nursery serves whatever they are."""
@@ -90,17 +90,21 @@ class Newborn:
 
 def bear(job: Path, ends: Ends, *, threads: int | None) -> Newborn:
     """A child that does this job."""
-    variables = {**allocator.VARIABLES, **os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
+    environment = {
+        **variables.OF_PROCESSES,
+        **os.environ,
+        **({} if threads is None else {"OMP_NUM_THREADS": str(threads)}),
+    }
     kind = frozenset(
-        {*((name, value) for name, value in variables.items() if name not in _READ_WHEN_USED), ("", str(os.getpid()))}
+        {*((name, value) for name, value in environment.items() if name not in _READ_WHEN_USED), ("", str(os.getpid()))}
     )  # fmt: skip  (a copy of this process has no part in its nurseries)
     for other in list(_open)[: -_MOST + 1] if kind not in _open else ():
         _open.pop(other).close()
     if kind in _open and not _open[kind].lives:
         _open.pop(kind).close()
     if kind not in _open:
-        _open[kind] = _Nursery(variables, output=ends.output)
-    return _open[kind].bear(job, ends, variables)
+        _open[kind] = _Nursery(environment, output=ends.output)
+    return _open[kind].bear(job, ends, environment)
 
 
 class _Nursery:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -52,3 +53,9 @@ def varbench(tmp_path: Path) -> CommandLine:
         )  # fmt: skip
 
     return run
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now is no test's garbage. To look through it for tensors, as the kit does at every step, takes long."""
+    gc.collect()
+    gc.freeze()

@@ -81,7 +81,7 @@ class ScriptedChild:
     def end(self) -> None:
         self.exit_code = -11 if self.exit_code is None and self.script.fails else 0
 
-    def receive(self) -> Any:
+    def receive(self, kind: Any) -> Any:
         if self.job.task == "resolving":
             return resolved(self.job, manager())
         plans = {row.name: row.plan.digest for row in resolved(_all(self.job), manager()).rows if row.plan}
@@ -95,7 +95,7 @@ class ScriptedChild:
             disturbed=None,
         )
 
-    def ask(self, request: Request) -> Reply:
+    def make(self, request: Request) -> Reply:
         self.script.requests.append(request)
         how = self.script.fails.get(request.row)
         if how == "interrupt":

@@ -57,7 +57,12 @@ def command(folder: Path, line: str) -> None:
         python(folder, "-m", "varbench", *arguments)
 
 
-@pytest.mark.parametrize("page", PAGES)
+LONG = {"tutorial", "operating"}
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] if page in LONG else []) for page in PAGES]
+)
 def test_every_block_runs(page: str, tmp_path: Path) -> None:
     program: list[str] = []
     ran = 0

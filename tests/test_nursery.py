@@ -55,16 +55,16 @@ def runs(pid: int) -> bool:
 
 def test_children_are_copies_of_one_that_loads_once(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with begun(job, tmp_path) as first:
-        assert isinstance(first.receive(), Ready)
+        first.receive(Ready)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
         with begun(job, tmp_path) as second:
-            assert isinstance(second.receive(), Ready)
+            second.receive(Ready)
             assert above(first) == above(second) == (nurse := above(first))
             assert os.getpgid(first.pid) == first.pid != second.pid == os.getpgid(second.pid)
     assert (first.exit_code, second.exit_code) == (0, 0)
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")  # torch looks at it when it is loaded
     with begun(job, tmp_path) as third:
-        assert isinstance(third.receive(), Ready)
+        third.receive(Ready)
         assert above(third) != nurse
 
 
@@ -93,21 +93,21 @@ def test_how_a_child_ended_is_known(
     job: Job, tmp_path: Path, number: signal.Signals, words: str, status: Status
 ) -> None:
     with begun(job, tmp_path) as child:
-        child.receive()
+        child.receive(Ready)
         os.kill(child.pid, number)
         with pytest.raises(ChildEndedError, match=words) as ended:
-            child.receive()
+            child.receive(Ready)
     assert ended.value.failure.status is status and child.exit_code == -number
 
 
 def test_a_nursery_that_is_lost_costs_its_children_and_no_others(job: Job, tmp_path: Path) -> None:
     with begun(job, tmp_path) as child:
-        child.receive()
+        child.receive(Ready)
         os.kill(above(child), signal.SIGKILL)
         with pytest.raises(ChildEndedError, match="SIGKILL"):
-            child.receive()
+            child.receive(Ready)
     with begun(job, tmp_path) as child:
-        assert isinstance(child.receive(), Ready)
+        child.receive(Ready)
 
 
 def test_children_die_with_a_parent_that_is_killed(job: Job, tmp_path: Path) -> None:
@@ -117,10 +117,10 @@ def test_children_die_with_a_parent_that_is_killed(job: Job, tmp_path: Path) -> 
     from pathlib import Path
     from varbench.record import decode
     from varbench.run import children
-    from varbench.run.messages import Job
+    from varbench.run.messages import Job, Ready
     folder = Path({str(tmp_path)!r})
     child = children.start(decode(Job, json.loads((folder / "job").read_text()), "job"), folder=folder, log=folder / "log")
-    child.receive()
+    child.receive(Ready)
     (folder / "pids").write_text(f"{{child.pid}} {{Path(f'/proc/{{child.pid}}/stat').read_text().split()[3]}}\\n")
     time.sleep(60)
     """
@@ -134,7 +134,7 @@ def test_children_die_with_a_parent_that_is_killed(job: Job, tmp_path: Path) -> 
 
 def test_none_is_left_when_all_is_done(job: Job, tmp_path: Path) -> None:
     with begun(job, tmp_path) as child:
-        child.receive()
+        child.receive(Ready)
         nurse = above(child)
     nursery.end_all()
     assert not runs(nurse)

@@ -168,6 +168,7 @@ def test_without_scripts_every_figure_is_there_with_its_caption(browser, report)
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 def test_names_of_points_do_not_overlap_as_they_are_drawn(browser, tmp_path, width):
     """With the letters that the browser really has, live and still."""
@@ -278,6 +279,7 @@ def test_strangers_strings_do_nothing(page):
     assert page.execute_script("return window.ran ?? null") is None  # the policy would stop even what is not escaped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])
 def test_nothing_keeps_people_out(browser, report, width, dark):
     open_page(browser, report, width=width, dark=dark)
@@ -305,6 +307,7 @@ def test_the_theme_and_print_change_what_is_seen(browser, report):
     assert set(printed) == {1}, "each figure is printed once, live or not"
 
 
+@pytest.mark.slow
 def test_the_smallest_and_the_index_pages_work(browser, tmp_path):
     for number, found in enumerate(([make_record(status=r.Status.CRASHED)], full_records()[:1], full_records())):
         page = render([dataclasses.replace(record, run=f"run{number}") for record in found], tmp_path)

@@ -23,7 +23,9 @@ from scripted import Script, a_run, conduct, options, scripted
 from varbench import rows
 from varbench.__main__ import main
 from varbench.errors import UserError
-from varbench.measure.speed import SpeedRound
+from varbench.measure.calls import Request
+from varbench.measure.speed import Pair, SpeedRound
+from varbench.measure.strain import Strain
 from varbench.plan import presets
 from varbench.quality.feature_cache import cached_arrays
 from varbench.record import Samples, Status, Verdict, read_record, write_record
@@ -265,7 +267,7 @@ def child(code: str, tmp_path: Path, *, timeout: float = 20.0) -> Child:
 
 def test_a_child_is_heard_and_its_other_words_are_kept(tmp_path: Path) -> None:
     with child("say(Alive()); print('words'); say(Done())", tmp_path) as process:
-        assert process.receive() == Done()
+        assert process.receive(Done) == Done()
     assert (process.exit_code, process.stderr_tail) == (0, "words")
     assert (tmp_path / "log").read_text() == "words\n"
 
@@ -281,9 +283,9 @@ def test_a_child_is_heard_and_its_other_words_are_kept(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_ends_are_told_apart(tmp_path: Path, code: str, status: Status, words: str) -> None:
     with child(f"say(Done()); {code}", tmp_path) as process:
-        process.receive()
+        process.receive(Done)
         with pytest.raises(ChildEndedError, match=words) as ended:
-            process.ask(Done())
+            process.ask(Done(), Done)
     assert ended.value.failure.status is status
 
 
@@ -295,7 +297,40 @@ def test_what_is_no_message_ends_the_child_and_not_the_run(tmp_path: Path, line:
         ) as process,
         pytest.raises(ChildEndedError, match="sent what is no message") as ended,
     ):
-        process.receive()
+        process.receive(Done)
+    assert ended.value.failure.status is Status.FAILED
+
+
+@pytest.mark.parametrize(
+    ("sent", "asked", "words"),
+    [
+        ("Done()", {}, "sent Done in the place of Reply"),
+        ("made(row='b')", {}, "answered without an answer for a"),
+        ("made()", {}, "answered without times of the call"),
+        ("made(times=times(0.0))", {}, "answered without times of the call"),
+        ("made(times=times(-1.0))", {}, "answered without times of the call"),
+        ("made(times=times(1.0))", {"keep": "images.npz"}, "answered without its images"),
+        ("made(times=times(1.0))", {"look": "memory"}, "answered without a look at memory"),
+        ("made(times=times(1.0))", {"look": "outside"}, "answered without a look at outside"),
+    ],
+)
+def test_an_answer_that_lacks_what_was_asked_is_its_rows_failure(
+    tmp_path: Path, sent: str, asked: dict[str, Any], words: str
+) -> None:
+    """A plugin can write to the pipe of its process whatever it likes."""
+    code = f"""
+    import time
+    from varbench.measure.calls import Reply, Times
+    def times(took):
+        return Times(clock="perf_counter", transformer=None, loop=None, with_decoder=took, end_to_end=took, steps=(), began=0.0, ended=1.0)
+    def made(row="a", **parts):
+        return Reply(row=row, images_sha256="", tokens_sha256=None, **parts)
+    sys.argv[1] and os.read(int(sys.argv[1]), 10)
+    say({sent}); time.sleep(60)
+    """
+    request = Request(row="a", labels=(0,), seed=0, **asked)
+    with child(code, tmp_path) as process, pytest.raises(ChildEndedError, match=words) as ended:
+        process.make(request)
     assert ended.value.failure.status is Status.FAILED
 
 
@@ -311,6 +346,38 @@ def test_calls_of_other_numbers_of_steps_have_no_times_by_scale(tmp_path: Path, 
     assert missing["timing.per_scale"] == "calls had from 1 to 2 steps"
 
 
+def test_what_the_system_says_of_each_call_that_counts_is_in_the_record(tmp_path: Path, script: Script) -> None:
+    execution = conduct(a_run(tmp_path, plugins="variant@d8", rounds=2), tmp_path)
+    execution.everything()
+    row, found = execution.run.rows["variant@d8"], execution.found["variant@d8"]
+    untold = timing.timing(execution.run, row, found, {})
+    assert untold is not None and untold.calls == ()
+
+    def told(pair: Pair, number: int) -> Pair:
+        seen = Strain(cpu_seconds=2.0, waited_seconds=0.001 * number, stolen_seconds=0.0, switches=number)
+        return replace(pair, row=replace(pair.row, strain=seen))
+
+    speeds = {
+        number: replace(
+            timed,
+            throughput=tuple(told(pair, place) for place, pair in enumerate(timed.throughput)),
+            latency=tuple(told(pair, place + 1) for place, pair in enumerate(timed.latency)),
+        )
+        for number, timed in found.speed.items()
+    }
+    made = timing.timing(execution.run, row, replace(found, speed=speeds), {})
+    assert made is not None
+    for calls in made.calls:
+        (samples,) = {
+            column.rounds for column in made.columns if (column.regime, column.column) == (calls.regime, "loop")
+        }
+        assert [len(some) for some in samples] == [len(some) for some in calls.switches]
+        first = int(calls.regime == "latency")
+        assert all(some == tuple(range(first, first + len(some))) for some in calls.switches)
+        assert calls.waited_seconds[1][-1] == pytest.approx(0.001 * calls.switches[1][-1])
+    assert {calls.regime for calls in made.calls} == {"throughput", "latency"}
+
+
 def test_a_silent_child_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     code = """
     import subprocess, time
@@ -319,10 +386,10 @@ def test_a_silent_child_is_ended_with_all_that_it_started(tmp_path: Path) -> Non
     """
     began = time.monotonic()
     with child(code, tmp_path, timeout=1.5) as process:
-        process.receive()
+        process.receive(Done)
         other = int(Path((tmp_path / "log").read_text().split()[0]).read_text())
         with pytest.raises(ChildEndedError, match="limit of --timeout") as ended:
-            process.receive()
+            process.receive(Done)
     assert ended.value.failure.status is Status.TIMEOUT
     assert time.monotonic() - began < 15
     time.sleep(0.2)
@@ -332,13 +399,13 @@ def test_a_silent_child_is_ended_with_all_that_it_started(tmp_path: Path) -> Non
 def test_a_child_that_speaks_may_take_longer_than_the_limit(tmp_path: Path) -> None:
     code = "import time\nfor _ in range(8): say(Alive()); time.sleep(0.4)\nsay(Done())"
     with child(code, tmp_path, timeout=2.5) as process:
-        assert process.receive() == Done()
+        assert process.receive(Done) == Done()
 
 
 def test_a_grandchild_that_keeps_the_output_open_holds_nobody_up(tmp_path: Path) -> None:
     began = time.monotonic()
     with child("import subprocess; subprocess.Popen(['sleep', '60']); say(Done())", tmp_path) as process:
-        process.receive()
+        process.receive(Done)
     assert time.monotonic() - began < 15
 
 
@@ -360,7 +427,7 @@ def test_children_side_by_side_run_at_once_and_one_that_fails_costs_no_other(tmp
     starts = {
         name: partial(child, code, tmp_path, timeout=2.0 if name == "silent" else 20.0) for name, code in codes.items()
     }
-    found = dict(side_by_side(starts, at_once=2))
+    found = dict(side_by_side(starts, Done, at_once=2))
     assert [found[name] for name in ("first", "second", "last")] == [Done()] * 3
     assert (found["crashes"].status, found["silent"].status) == (Status.CRASHED, Status.TIMEOUT)
 

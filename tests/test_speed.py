@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count, pairwise
@@ -12,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from varbench.base import stats
-from varbench.measure import speed
+from varbench.measure import speed, strain
 from varbench.measure.calls import Reply, Request, Times
 from varbench.measure.overseer import Overseer
 from varbench.measure.speed import Pace, Pair, SpeedRound
@@ -77,7 +81,7 @@ class Machine:
     def strain(self) -> Reading | None:
         if not self.tells:
             return None
-        return Reading(cpu=int(self.cpu * 1e9), waited=int(self.waited * 1e9), stolen=0)
+        return Reading(cpu=int(self.cpu * 1e9), waited=int(self.waited * 1e9), stolen=0, switches=0)
 
 
 def overseer(batch: int, pairs: int) -> Overseer:
@@ -155,6 +159,27 @@ def test_after_the_bound_the_least_held_up_are_kept() -> None:
 
 def _waited(pair: Pair) -> float:
     return max(call.strain.waited_seconds for call in (pair.row, pair.full) if call is not None and call.strain)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system does not tell")
+def test_the_system_tells_what_kept_a_process_from_running() -> None:
+    """Two loops on one core."""
+    code = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nprint(flush=True)\nwhile True: pass"
+    loops = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for loop in loops:
+            assert loop.stdout is not None and loop.stdout.readline()
+        before = strain.read(loops[0].pid)
+        time.sleep(1.0)
+        after = strain.read(loops[0].pid)
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.communicate()
+    assert before is not None and after is not None
+    found = before.until(after)
+    assert found.switches > 0 and found.waited_seconds > 0.1 and 0 < found.cpu_seconds < 0.9
+    assert found.held_up(1.0) > strain.HELD_UP
 
 
 def test_a_call_whose_threads_were_kept_off_the_processor_is_taken_again() -> None:

@@ -48,6 +48,11 @@ class Times:
     ended: float
     """On the system's monotonic clock, which every process reads alike."""
 
+    @property
+    def possible(self) -> bool:
+        parts = (self.transformer, self.loop, self.with_decoder, self.end_to_end)
+        return all(part > 0 for part in parts if part is not None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
@@ -126,3 +131,13 @@ class Reply:
     missing: dict[str, str] = field(default_factory=dict)
     changed: tuple[str, ...] = ()
     """Names of global state that the call changed, and that was put back."""
+
+    def lacking(self, request: Request) -> str | None:
+        """What was asked for and is not there, by a process that plugins share."""
+        if self.row != request.row:
+            return f"an answer for {request.row}"
+        if request.look in ("memory", "outside"):
+            return None if (self.peaks if request.look == "memory" else self.outside) else f"a look at {request.look}"
+        if request.look is None and not (self.times and self.times.possible):
+            return "times of the call"
+        return "its images" if request.keep and not self.chunk and request.look is None else None

@@ -27,6 +27,8 @@ class Strain:
     """Ready to run, and not running: the run-queue delay of all threads."""
     stolen_seconds: float
     """Taken from the whole machine by its host."""
+    switches: int
+    """How often a thread was taken off its processor before it was done."""
 
     def held_up(self, wall: float) -> float:
         """The share of a call's time that it was kept from running."""
@@ -40,27 +42,30 @@ class Reading:
     cpu: int
     waited: int
     stolen: int
+    switches: int
 
     def until(self, later: Reading) -> Strain:
         return Strain(
             cpu_seconds=(later.cpu - self.cpu) / 1e9,
             waited_seconds=max(0, later.waited - self.waited) / 1e9,
             stolen_seconds=(later.stolen - self.stolen) / _ticks(),
+            switches=max(0, later.switches - self.switches),
         )
 
 
 def read(pid: int) -> Reading | None:
     """The counters of all threads of a process; None where the system does not show them."""
-    cpu = waited = 0
+    cpu = waited = switches = 0
     try:
         for task in Path(f"/proc/{pid}/task").iterdir():
             on_cpu, in_queue, _ = task.joinpath("schedstat").read_text().split()
             cpu, waited = cpu + int(on_cpu), waited + int(in_queue)
+            switches += int(task.joinpath("status").read_text().rpartition("nonvoluntary_ctxt_switches:")[2])
         with open("/proc/stat") as file:
             stolen = int(file.readline().split()[8])
     except (OSError, ValueError, IndexError):
         return None
-    return Reading(cpu, waited, stolen)
+    return Reading(cpu, waited, stolen, switches)
 
 
 def _ticks() -> int:

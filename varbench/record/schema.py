@@ -63,6 +63,17 @@ class TimingColumn:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldUp:
+    """What the system says of each sample's process during its call: what a pair that is taken again is told by."""
+
+    regime: str = entry("`latency` or `throughput`")
+    cpu_seconds: tuple[tuple[float, ...], ...] = entry("processor time of all threads, one list per round")
+    waited_seconds: tuple[tuple[float, ...], ...] = entry("time that threads stood in the queue for a processor")
+    stolen_seconds: tuple[tuple[float, ...], ...] = entry("time that the host took from the whole machine")
+    switches: tuple[tuple[int, ...], ...] = entry("how often a thread was taken off its processor before it was done")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PerScale:
     """Time of each plan step, from the calls that are timed: the steps of a call add up to its loop."""
 
@@ -112,6 +123,10 @@ class Timing:
     held_up: float | None = entry(
         "share of their time that the calls which count were kept from running: the largest of the rounds' medians",
         absent="the system does not tell",
+    )
+    calls: tuple[HeldUp, ...] = entry(
+        "how the calls that count ran, by regime, in the order of their samples; none where the system does not tell",
+        default=(),
     )
     drawn: tuple[DrawnCalls, ...] = entry(
         "how the timed calls of each round were drawn, and what came of them", default=()

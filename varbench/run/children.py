@@ -12,10 +12,11 @@ import tempfile
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from varbench.base.whole_files import write_whole
 from varbench.errors import UserError
+from varbench.measure.calls import Reply, Request
 from varbench.record import Status, encode
 from varbench.record.failure import Failure, RowError
 from varbench.run import nursery
@@ -31,6 +32,8 @@ PATIENCE = 120.0
 
 _GRACE = 10.0
 """Seconds that an ended child may take to be gone."""
+
+Answer = TypeVar("Answer")
 
 
 class Process(Protocol):
@@ -103,7 +106,14 @@ class Child:
     def stderr_tail(self) -> str:
         return "\n".join(self._tail)
 
-    def ask(self, message: Message) -> Any:
+    def make(self, request: Request) -> Reply:
+        """What the process of a subject answers to this request."""
+        reply = self.ask(request, Reply)
+        if lacking := reply.lacking(request):
+            self._lost(Failure(status=Status.FAILED, reason=f"its process answered without {lacking}"))
+        return reply
+
+    def ask(self, message: Message, kind: type[Answer]) -> Answer:
         """The answer. Raises `RowError` if the row failed, and `ChildEndedError` if the process ended too."""
         line = to_line(message)
         try:
@@ -111,9 +121,9 @@ class Child:
                 line = line[os.write(self._writing, line) :]
         except BrokenPipeError:
             pass  # the child is gone; `receive` finds out why
-        return self.receive()
+        return self.receive(kind)
 
-    def receive(self) -> Any:
+    def receive(self, kind: type[Answer]) -> Answer:
         """The child's next message that is more than a sign of life."""
         while True:
             message = self._message()
@@ -124,8 +134,13 @@ class Child:
                     self.end()
                     raise ChildEndedError(message.failure)
                 raise RowError(message.failure)
-            else:
+            elif isinstance(message, kind):
                 return message
+            else:  # a plugin of its process wrote it
+                sent = type(message).__name__
+                self._lost(
+                    Failure(status=Status.FAILED, reason=f"its process sent {sent} in the place of {kind.__name__}")
+                )
 
     def _message(self) -> Any:
         line = self._line()
@@ -181,7 +196,7 @@ class Child:
             self._tail = [*self._tail[-TAIL + 1 :], line.decode(errors="replace")]
             self._on_line(self._tail[-1])
 
-    def _lost(self, failure: Failure | None) -> None:
+    def _lost(self, failure: Failure | None) -> NoReturn:
         """Ends a child that does not answer (`failure`) or is gone (None), and raises why."""
         if failure is not None:
             self._kill()
@@ -222,7 +237,7 @@ class Child:
                 os.killpg(self.pid, number)
 
 
-def answer_of(job: Job, *, if_it_crashes: str = "") -> Any:
+def answer_of(job: Job, kind: type[Answer], *, if_it_crashes: str = "") -> Answer:
     """The answer of a child that is started for this one question; `UserError` if the question was wrong.
 
     A crash says nothing of what was asked: its reason begins with what the caller gives, and ends with the last line of stderr.
@@ -231,7 +246,7 @@ def answer_of(job: Job, *, if_it_crashes: str = "") -> Any:
         child = start(job, folder=Path(folder), log=Path(folder) / "log", patience=PATIENCE)
         try:
             with child:
-                return child.receive()
+                return child.receive(kind)
         except ChildEndedError as error:
             reason = error.failure.reason
             if error.failure.traceback is None:  # no exception of its own

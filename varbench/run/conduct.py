@@ -113,12 +113,11 @@ class Conduct:
 
         with self.display.part("training", "weights of " + ", ".join(wanted)):
             starts = {key: partial(start, weights) for key, weights in wanted.items()}
-            for key, found in side_by_side(starts, at_once=at_once):
+            for key, found in side_by_side(starts, Trained, at_once=at_once):
                 alive = self._alive(wanted[key].rows)
                 if isinstance(found, Failure):
                     self._fail(alive, replace(found, reason=f"its weights could not be trained: {found.reason}"))
                     continue
-                assert isinstance(found, Trained)
                 if found.note:
                     self.display.note(f"{key}: {found.note}")
                 self.trained[key] = found
@@ -144,14 +143,14 @@ class Conduct:
                         self.display.detail(f"images of {name}")
                         groups = self._kept.path(Seen, name, trained=self.found[name].trained).with_suffix(".groups")
                         seen = scorers.score(
-                            name, subject.ask, self.display.detail, keep=self._images_path(name), groups=groups
+                            name, subject.make, self.display.detail, keep=self._images_path(name), groups=groups
                         )
                         self._remember(seen, name)
                         self._update((name,), seen=seen)
                         shutil.rmtree(groups, ignore_errors=True)
                     if self.found[name].looks is None and self._looks_wanted:
                         self.display.detail(f"memory of {name}")
-                        looks = look_at(subject.ask, name, self.run)
+                        looks = look_at(subject.make, name, self.run)
                         self._remember(looks, name)
                         self._update((name,), looks=looks)
                     self._save((name,))
@@ -171,7 +170,7 @@ class Conduct:
             try:
                 job = self.run.job(task="making", rows=(FULL,))
                 child = stack.enter_context(self._child(job, "full-alone"))
-                child.receive()
+                child.receive(Ready)
             except (ChildEndedError, RowError) as error:
                 self.display.note(f"  the full model alone: {error.failure.reason}; no denominator is held against it")
                 yield None
@@ -211,10 +210,10 @@ class Conduct:
                     if self.found[name].seen is not None
                 },
                 full=full,
-                plain=plain.ask if plain else None,
+                plain=plain.make if plain else None,
             )
             rounds = speed.time_rows(
-                subject.ask,
+                subject.make,
                 overseer.order(names),
                 full=full,
                 pace=Pace(
@@ -264,8 +263,7 @@ class Conduct:
             try:
                 job = self._subject_job(weights, left, beside=any(task.full_beside for task in tasks))
                 with self._child(job, tasks[-1].title) as subject:
-                    loaded = subject.receive()
-                    assert isinstance(loaded, Ready)
+                    loaded = subject.receive(Ready)
                     self._check(left, loaded, asked=job)
                     for task in tasks:
                         if names := lacking(task):

@@ -34,6 +34,4 @@ def sizes_of(*, vae: Path, var: Path) -> ModelSpec:
 
 def check(job: Job) -> Inspected:
     """Raises `UserError` unless weights load as the model, the reference can be scored against, and data can be trained on."""
-    found = children.answer_of(job, if_it_crashes=_UNSEEN)
-    assert isinstance(found, Inspected)
-    return found
+    return children.answer_of(job, Inspected, if_it_crashes=_UNSEEN)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from varbench.measure import honesty
-from varbench.measure.calls import Request, balanced_labels
+from varbench.measure.calls import Reply, Request, balanced_labels
 from varbench.run.findings import Looks
 from varbench.run.prepare import Run
 
 SMALL_BATCH = 8
 """Images of the calls that are looked into step by step."""
 
-Ask = Callable[[Request], Any]
+Ask = Callable[[Request], Reply]
 
 
 def look_at(ask: Ask, row: str, run: Run) -> Looks:

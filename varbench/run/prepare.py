@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from varbench.base.hashing import digest, file_hash, path_hash
 from varbench.errors import UserError
@@ -20,8 +20,6 @@ from varbench.rows import FULL, UPSTREAM
 from varbench.run import children, identity
 from varbench.run.messages import OWN_WEIGHTS, Ahead, Calibrated, Job, Resolved, ResolvedRow
 from varbench.spec import ModelSpec
-
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -153,12 +151,12 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
         )
     began = time.time_ns()
     model = presets.preset(options.model).spec
-    resolved = _answer_of(Job(task="resolving", options=absolute(options), model=model), Resolved)
+    resolved = children.answer_of(Job(task="resolving", options=absolute(options), model=model), Resolved)
     calibrated = _calibrated(resolved, options, model) if options.calibrate else Calibrated(rows={}, runs={})
     if calibrated.rows:
         found = [calibrated.rows.get(row.name, row.name) for row in resolved.rows if row.study is None]
         chosen = replace(absolute(options), plugins=",".join(found))
-        resolved = _answer_of(Job(task="resolving", options=chosen, model=model), Resolved)
+        resolved = children.answer_of(Job(task="resolving", options=chosen, model=model), Resolved)
     files = resolved.files
     options = _with_companions(options, files or {})
     for problem in resolved.problems:
@@ -200,7 +198,7 @@ def origins(run: Run) -> dict[str, str | None]:
     trained = {weights.key: weights.trains for weights in run.weight_sets if weights.trains is not None}
     if not trained:
         return {}
-    found = _answer_of(run.job(task="training", rows=tuple(trained.values()), look_only=True), Ahead)
+    found = children.answer_of(run.job(task="training", rows=tuple(trained.values()), look_only=True), Ahead)
     return {key: found.origins[row] for key, row in trained.items()}
 
 
@@ -212,13 +210,7 @@ def _calibrated(resolved: Resolved, options: Options, model: ModelSpec) -> Calib
         return Calibrated(rows={}, runs={})
     print(f"calibrating {', '.join(names)}", file=sys.stderr)
     job = Job(task="calibrating", options=absolute(options), model=model, rows=names, files=resolved.files)
-    return _answer_of(job, Calibrated)
-
-
-def _answer_of(job: Job, kind: type[Answer]) -> Answer:
-    found = children.answer_of(job)
-    assert isinstance(found, kind)
-    return found
+    return children.answer_of(job, Calibrated)
 
 
 def _ships(model: str, row: ResolvedRow) -> str:

@@ -21,7 +21,7 @@ from varbench.quality.images import kept_images, write_made
 from varbench.record import Record, Score, row_slug
 from varbench.record.options import options_of
 from varbench.run import children, identity
-from varbench.run.messages import Begin, Finish, Scored, Take
+from varbench.run.messages import Begin, Begun, Finish, Scored, Take, Taken
 from varbench.run.prepare import Run, prepare
 
 NEAR = 1e-3
@@ -134,16 +134,15 @@ def _rescored(record: Record, run: Run, images: Path) -> Iterator[Rechecked]:
     with tempfile.TemporaryDirectory(prefix="varbench-") as place:
         folder = Path(place)
         with children.start(run.job(task="scoring"), folder=folder, log=folder / "log") as scorer:
-            scorer.ask(Begin(row=row, full=False))
+            scorer.ask(Begin(row=row, full=False), Begun)
             for some in kept_images(images, at_once=_AT_ONCE):
                 chunk = folder / "chunk.npz"
                 with open(chunk, "wb") as file:
                     write_made(file, some, None)
                 labels = balanced_labels(len(some), classes, first=first)
-                scorer.ask(Take(chunk=Chunk(path=str(chunk), sha256=file_hash(chunk)), labels=labels))
+                scorer.ask(Take(chunk=Chunk(path=str(chunk), sha256=file_hash(chunk)), labels=labels), Taken)
                 first += len(some)
-            scored = scorer.ask(Finish(expected=run.options.images))
-    assert isinstance(scored, Scored)
+            scored = scorer.ask(Finish(expected=run.options.images), Scored)
     again = {score.name: score for score in (scored.quality.scores if scored.quality else ())}
     for score in record.quality.scores:
         if score.value is not None:

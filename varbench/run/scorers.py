@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from varbench.measure.calls import Request, balanced_labels
+from varbench.measure.calls import Reply, Request, balanced_labels
 from varbench.record import Score
 from varbench.record.failure import RowError
 from varbench.rows import FULL
 from varbench.run import children
-from varbench.run.children import Child, ChildEndedError
+from varbench.run.children import Answer, Child, ChildEndedError
 from varbench.run.findings import Seen, kept
 from varbench.run.findings import keep as write_part
-from varbench.run.messages import Begin, Begun, Finish, Job, Liken, Likened, Measured, Scored, Take, Taken
+from varbench.run.messages import Begin, Begun, Finish, Job, Liken, Likened, Measured, Message, Scored, Take, Taken
 from varbench.run.prepare import Run
 
-Ask = Callable[[Any], Any]
+Ask = Callable[[Request], Reply]
 
 COUNTED = "counted.json"
 """In the folder of a row's groups: what the parent knows of these images."""
@@ -86,9 +85,9 @@ class Scorers:
                 groups=str(groups.resolve()) if groups else None,
                 upto=so_far.images,
                 before=self._run.began,
-            )
+            ),
+            Begun,
         )
-        assert isinstance(begun, Begun)
         if begun.known < so_far.images:
             so_far = so_far.first(begun.known, batch=options.batch)
         values = {name: list(some) for name, some in so_far.values.items()}
@@ -113,9 +112,9 @@ class Scorers:
                 )
                 made = ask(Request(row=row, labels=labels, seed=options.seed, first=first, keep=str(chunk.resolve())))
                 changed |= set(made.changed)
+                assert made.chunk is not None
                 taken = Take(chunk=made.chunk, labels=labels)
-                seen = self._ask_scorer(scorer, taken)
-                assert isinstance(seen, Taken)
+                seen = self._ask_scorer(scorer, taken, Taken)
                 batches.append(seen.images_sha256)
                 if self._run.metrics:
                     self._measure(taken, values, better, missing)
@@ -125,8 +124,7 @@ class Scorers:
         finally:
             chunk.unlink(missing_ok=True)
         progress(f"{row}, scoring")
-        scored = self._ask_scorer(scorer, Finish(expected=options.images))
-        assert isinstance(scored, Scored)
+        scored = self._ask_scorer(scorer, Finish(expected=options.images), Scored)
         whole = {name: found for name, found in values.items() if len(found) == options.images}
         return Seen(
             scored=scored,
@@ -138,15 +136,13 @@ class Scorers:
 
     def liken(self, scored: Path, timed: Path) -> Likened:
         """Images that were made among timed calls: some under the seed that is scored, and some that were only timed."""
-        found = self._ask_scorer(
-            self._child("scoring"), Liken(scored=str(scored.resolve()), timed=str(timed.resolve()))
+        return self._ask_scorer(
+            self._child("scoring"), Liken(scored=str(scored.resolve()), timed=str(timed.resolve())), Likened
         )
-        assert isinstance(found, Likened)
-        return found
 
-    def _ask_scorer(self, scorer: Child, message: Any) -> Any:
+    def _ask_scorer(self, scorer: Child, message: Message, kind: type[Answer]) -> Answer:
         try:
-            return scorer.ask(message)
+            return scorer.ask(message, kind)
         except ChildEndedError as error:
             del self._started["scoring"]
             raise RowError(error.failure) from error
@@ -156,12 +152,11 @@ class Scorers:
     ) -> None:
         """Metrics that fail are left out, with the reason; they cost no row."""
         try:
-            found = self._child("metering").ask(taken)
+            found = self._child("metering").ask(taken, Measured)
         except (ChildEndedError, RowError) as error:
             self._started.pop("metering", None)
             missing |= dict.fromkeys(self._run.metrics, error.failure.reason)
             return
-        assert isinstance(found, Measured)
         better |= found.better
         missing |= {name: failure.reason for name, failure in found.failures.items()}
         for name, some in found.values.items():

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import fields
+from typing import Any
 
 from varbench.base import stats
 from varbench.measure.calls import Times
 from varbench.measure.largest import largest_by_plan
 from varbench.measure.overseer import Oversight
 from varbench.measure.speed import Call, Pair, SpeedRound
-from varbench.record import DrawnCalls, LargestBatch, PerScale, Timing, TimingColumn
+from varbench.measure.strain import Strain
+from varbench.record import DrawnCalls, HeldUp, LargestBatch, PerScale, Timing, TimingColumn
 from varbench.run.findings import Findings
 from varbench.run.prepare import RowInRun, Run
 
@@ -36,6 +39,7 @@ def timing(run: Run, row: RowInRun, found: Findings, missing: dict[str, str]) ->
         first_call_seconds=rounds[0].first_call,
         discarded=sum(timed.discarded for timed in rounds),
         held_up=_held_up(rounds),
+        calls=tuple(_how_they_ran(rounds)),
         drawn=tuple(_drawn(one.oversight) for one in rounds if one.oversight is not None),
     )
 
@@ -143,6 +147,19 @@ def _held_up(rounds: list[SpeedRound]) -> float | None:
         )
     ]
     return max(shares, default=None)
+
+
+def _how_they_ran(rounds: list[SpeedRound]) -> Iterator[HeldUp]:
+    for regime in ("throughput", "latency"):
+        told = [[pair.row.strain for pair in getattr(timed, regime)] for timed in rounds]
+        known = [[one for one in some if one is not None] for some in told]
+        if not any(known) or known != told:
+            continue
+
+        def each(part: str, known: list[list[Strain]] = known) -> tuple[tuple[Any, ...], ...]:
+            return tuple(tuple(getattr(one, part) for one in some) for some in known)
+
+        yield HeldUp(regime=regime, **{part.name: each(part.name) for part in fields(Strain)})
 
 
 def _largest(run: Run, row: RowInRun, found: Findings, missing: dict[str, str]) -> LargestBatch | None:

@@ -67,9 +67,7 @@ def asked(plugin: str) -> PaperTable:
 def _resolved(plugins: str, model: str) -> tuple[ResolvedRow, ...]:
     """The denominators, and the rows that were asked for."""
     options = Options(**filled_in({"plugins": plugins, "model": model, "weights": "random", "device": "cpu"}))
-    found = children.answer_of(Job(task="resolving", options=options, model=presets.preset(model).spec))
-    assert isinstance(found, Resolved)
-    return found.rows
+    return children.answer_of(Job(task="resolving", options=options, model=presets.preset(model).spec), Resolved).rows
 
 
 def section(table: PaperTable, records: Sequence[Record]) -> Section:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from conftest import CommandLine
 
 from varbench import __main__ as cli
+from varbench.base import variables
 from varbench.errors import WrongOutputError
 
 FROZEN = Path(__file__).parent / "data" / "command_line.txt"
@@ -48,6 +50,30 @@ def test_light_commands_import_nothing_heavy(arguments: list[str], most: int | N
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, f"imported {done.stderr}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="variables of the GNU C library")
+@pytest.mark.parametrize(
+    ("arguments", "given", "again"),
+    [
+        (["sample", "x"], {}, True),
+        (["sample", "x"], {"GLIBC_TUNABLES": "glibc.malloc.check=0"}, False),
+        (["list"], {}, False),
+    ],
+)
+def test_a_verb_that_computes_begins_with_the_variables_of_our_processes(
+    arguments: list[str], given: dict[str, str], again: bool
+) -> None:
+    script = (
+        "import os, sys\nfrom varbench import __main__ as cli\n"
+        "os.execv = lambda path, words: sys.exit(repr((words[1:], os.environ['GLIBC_TUNABLES'])))\n"
+        "cli.main = lambda: sys.exit('once')\ncli.entry()"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, env={**environment, **given}, capture_output=True, text=True)
+    expected = repr((command[1:], variables.OF_PROCESSES["GLIBC_TUNABLES"])) if again else "once"
+    assert done.stderr.strip() == expected
 
 
 def test_help_teaches(varbench: CommandLine) -> None:

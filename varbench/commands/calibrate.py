@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 HELP = "the offline pass of a method that has one, and the row to run with what it found"
+COMPUTES = True
 
 
 def add_parser(subparsers: Any) -> None:

@@ -24,6 +24,7 @@ HEADS = "heads, where the checkpoint does not tell (plain attention)"
 
 
 HELP = "images of one or more rows, same classes and noise, in one PNG"
+COMPUTES = True
 
 
 def add_parser(subparsers: Any) -> None:

@@ -12,6 +12,7 @@ SHARED = ("model", "vae", "data", "device", "seed")
 
 
 HELP = "a data set's images as tokens in a folder, made once"
+COMPUTES = True
 
 
 def add_parser(subparsers: Any) -> None:

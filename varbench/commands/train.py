@@ -25,6 +25,7 @@ _WITHOUT_EFFECT = {
 
 
 HELP = "train a preset's parts, or the recipe of a row"
+COMPUTES = True
 
 
 def add_parser(subparsers: Any) -> None:

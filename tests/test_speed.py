@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
 from pathlib import Path
 
@@ -129,6 +129,26 @@ def test_pairs_that_were_held_up_are_taken_again_and_counted() -> None:
     assert ratio(found.throughput).value == pytest.approx(2.0)
     pairs = (len(machine.asked) - 6 - 1) / 2  # without warming up both rows, and the repeated call at the end
     assert found.discarded == pairs - 12
+
+
+def test_the_full_model_alone_is_never_asked_between_neighbours() -> None:
+    """It takes the caches of whoever comes next, and two rows always had the full model between them."""
+    machine, at = Machine(), list[int]()
+
+    def plain(request: Request) -> Reply:
+        at.append(len(machine.asked))
+        return machine.ask(request)
+
+    judge = replace(overseer(4, 6), full=FULL, plain=plain)
+    speed.time_rows(
+        machine.ask, (HALF, THIRD), full=FULL, pace=Pace(batch=4, pairs=6, error=lambda row: math.inf, budget=0.0),
+        overseer=judge, strain=machine.strain, failed=lambda row, error: None,
+    )  # fmt: skip
+    assert at, "it was asked"
+    for place in at:
+        before, after = machine.asked[place - 1], machine.asked[place + 1]
+        assert (before.row, len(before.labels)) != (FULL, 4)
+        assert (after.row, len(after.labels)) == (FULL, 1)
 
 
 def test_a_call_is_never_judged_by_its_time() -> None:

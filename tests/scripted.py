@@ -59,6 +59,8 @@ class Script:
     """Of a call, by row; 1 for the others."""
     alone: float | None = None
     """Seconds of the full model in a process of its own, where they are others."""
+    cold: float = 1.0
+    """How much longer the first two calls of a process take."""
     clock: float = 0.0
     """What children and judge take the time from."""
 
@@ -70,6 +72,7 @@ class ScriptedChild:
     def __init__(self, job: Job, script: Script) -> None:
         self.job, self.script = job, script
         self.exit_code: int | None = None
+        self.made = 0
         script.started.append((job.task, job.rows))
 
     def __enter__(self) -> ScriptedChild:
@@ -112,6 +115,8 @@ class ScriptedChild:
             return replace(reply, outside=Outside(after_steps=self._live(request), left=0))
         alone = self.script.alone if self.job.rows == ("full_var",) else None
         took = (alone or self.script.seconds.get(request.row, 1.0)) * (1 + 0.001 * (len(self.script.requests) % 3))
+        took *= self.script.cold if self.made < 2 else 1.0
+        self.made += 1
         began = self.script.clock
         self.script.clock += took
         return replace(

@@ -346,6 +346,17 @@ def test_calls_of_other_numbers_of_steps_have_no_times_by_scale(tmp_path: Path, 
     assert missing["timing.per_scale"] == "calls had from 1 to 2 steps"
 
 
+def test_the_full_model_alone_is_warm_before_denominators_are_held_against_it(tmp_path: Path, script: Script) -> None:
+    """One first call that takes three times as long hid a denominator that was slowed twofold."""
+    script.cold = 3.0
+    execution = conduct(a_run(tmp_path, plugins="variant@d8", rounds=3), tmp_path)
+    execution.everything()
+    drawn = [one.oversight for one in execution.found["variant@d8"].speed.values()]
+    pairs = [pair for one in drawn if one is not None for pair in one.plain]
+    assert pairs
+    assert all(alone == pytest.approx(beside, rel=0.01) for beside, alone in pairs)
+
+
 def test_what_the_system_says_of_each_call_that_counts_is_in_the_record(tmp_path: Path, script: Script) -> None:
     execution = conduct(a_run(tmp_path, plugins="variant@d8", rounds=2), tmp_path)
     execution.everything()

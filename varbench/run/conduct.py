@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from varbench.measure import speed, strain
+from varbench.measure.calls import Request, balanced_labels
 from varbench.measure.environment import cores
-from varbench.measure.overseer import Overseer, Oversight, ScoredImages
+from varbench.measure.overseer import WARM, Overseer, Oversight, ScoredImages
 from varbench.measure.speed import Pace, SpeedRound
 from varbench.record import Record, Score, row_slug, write_record
 from varbench.record.failure import Failure, RowError
@@ -171,6 +172,9 @@ class Conduct:
                 job = self.run.job(task="making", rows=(FULL,))
                 child = stack.enter_context(self._child(job, "full-alone"))
                 child.receive(Ready)
+                labels = balanced_labels(self.run.options.batch, self.run.model.classes)
+                for _ in range(WARM):  # as a row's own first calls, which do not count either
+                    child.make(Request(row=FULL, labels=labels, seed=self.run.options.seed))
             except (ChildEndedError, RowError) as error:
                 self.display.note(f"  the full model alone: {error.failure.reason}; no denominator is held against it")
                 yield None

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import runs
 from scripted import options
 
 from varbench.plan import presets
@@ -43,14 +44,6 @@ def told(path: Path) -> str:
 def above(child: Child) -> int:
     """The process that it is a copy of."""
     return int(Path(f"/proc/{child.pid}/stat").read_text().split()[3])
-
-
-def runs(pid: int) -> bool:
-    """Whether the process is there and not merely waiting to be reaped."""
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
 
 
 def test_children_are_copies_of_one_that_loads_once(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import runs
 from scripted import Script, a_run, conduct, options, scripted
 
 from varbench import rows
@@ -404,7 +405,7 @@ def test_a_silent_child_is_ended_with_all_that_it_started(tmp_path: Path) -> Non
     assert ended.value.failure.status is Status.TIMEOUT
     assert time.monotonic() - began < 15
     time.sleep(0.2)
-    assert not _runs(other)
+    assert not runs(other)
 
 
 def test_a_child_that_speaks_may_take_longer_than_the_limit(tmp_path: Path) -> None:
@@ -455,14 +456,6 @@ def test_a_child_imports_nothing_that_lies_in_the_users_folder(tmp_path: Path, m
     (tmp_path / "safetensors.py").write_text("raise SystemExit('the wrong one')")
     files = presets.shipped_files("tiny")
     assert sizes_of(vae=files["vae"], var=files["main"]).depth == 16
-
-
-def _runs(pid: int) -> bool:
-    """Whether the process is there and not merely waiting to be reaped."""
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
 
 
 # Records that grow

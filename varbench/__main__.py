@@ -69,7 +69,11 @@ class _Parser(argparse.ArgumentParser):
 def verbs() -> dict[str, str]:
     """Module of each verb, by the verb's name."""
     found = (module.name for module in pkgutil.iter_modules(commands.__path__))
-    return {name.replace("_", "-"): f"{commands.__name__}.{name}" for name in sorted(found)}
+    return {_verb(name): f"{commands.__name__}.{name}" for name in sorted(found)}
+
+
+def _verb(module: str) -> str:
+    return module.rpartition(".")[2].replace("_", "-")
 
 
 def build_parser(modules: Sequence[ModuleType], *, list_only: bool = False) -> argparse.ArgumentParser:
@@ -84,7 +88,7 @@ def build_parser(modules: Sequence[ModuleType], *, list_only: bool = False) -> a
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for module in modules:
         if list_only:  # options bring along what they are options of
-            subparsers.add_parser(module.__name__.rpartition(".")[2].replace("_", "-"), help=module.HELP)
+            subparsers.add_parser(_verb(module.__name__), help=module.HELP)
         else:
             module.add_parser(subparsers)
     for verb in subparsers.choices.values():

@@ -7,9 +7,10 @@ import json
 import os
 from typing import Any
 
+from varbench.base import variables
 from varbench.commands import usable_plugins
 
-VARIABLES = ("XDG_CACHE_HOME", "VARBENCH_DISABLE")
+VARIABLES = ("XDG_CACHE_HOME", variables.DISABLE)
 
 
 HELP = "versions, devices, caches and plugins of this machine"

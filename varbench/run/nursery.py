@@ -42,7 +42,8 @@ _GRACE = 10.0
 _NUMBER = struct.Struct("i")
 _PR_SET_PDEATHSIG = 1
 
-_open: dict[frozenset[tuple[str, str]], _Nursery] = {}
+_open: dict[tuple[int, frozenset[tuple[str, str]]], _Nursery] = {}
+"""By the process that started it, whose copies have no part in it, and by its variables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ class Newborn:
 
     def __init__(self, said: int, nursery: subprocess.Popen[bytes]) -> None:
         self._said, self._nursery = said, nursery
+        self._ended: int | None = None
 
     @cached_property
     def pid(self) -> int:
@@ -72,16 +74,15 @@ class Newborn:
 
     def wait(self, timeout: float | None = None) -> int:
         """Its exit code, negative for a signal. Raises `TimeoutExpired`."""
-        if "_code" not in self.__dict__ and not select.select([self._said], [], [], timeout if self.pid else None)[0]:
-            raise subprocess.TimeoutExpired("a child", timeout or 0)
-        return self._code
-
-    @cached_property
-    def _code(self) -> int:
-        code = self._number() if self.pid else None
-        os.close(self._said)
-        # Whoever ended the nursery has ended its children.
-        return code if code is not None else self._nursery.wait() or -signal.SIGKILL
+        if self._ended is None:
+            born = self.pid != 0  # said before its end
+            if not select.select([self._said], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("a child", timeout or 0)
+            code = self._number() if born else None
+            os.close(self._said)
+            # Whoever ended the nursery has ended its children.
+            self._ended = code if code is not None else self._nursery.wait() or -signal.SIGKILL
+        return self._ended
 
     def _number(self) -> int | None:
         found = os.read(self._said, _NUMBER.size)
@@ -95,14 +96,12 @@ def bear(job: Path, ends: Ends, *, threads: int | None) -> Newborn:
         **os.environ,
         **({} if threads is None else {"OMP_NUM_THREADS": str(threads)}),
     }
-    kind = frozenset(
-        {*((name, value) for name, value in environment.items() if name not in _READ_WHEN_USED), ("", str(os.getpid()))}
-    )  # fmt: skip  (a copy of this process has no part in its nurseries)
-    for other in list(_open)[: -_MOST + 1] if kind not in _open else ():
-        _open.pop(other).close()
+    kind = (os.getpid(), frozenset(item for item in environment.items() if item[0] not in _READ_WHEN_USED))
     if kind in _open and not _open[kind].lives:
         _open.pop(kind).close()
     if kind not in _open:
+        while len(_open) >= _MOST:
+            _open.pop(next(iter(_open))).close()
         _open[kind] = _Nursery(environment, output=ends.output)
     return _open[kind].bear(job, ends, environment)
 

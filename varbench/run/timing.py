@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from typing import Any
 
 from varbench.base import stats
 from varbench.measure.calls import Times
@@ -152,14 +151,12 @@ def _held_up(rounds: list[SpeedRound]) -> float | None:
 def _how_they_ran(rounds: list[SpeedRound]) -> Iterator[HeldUp]:
     for regime in ("throughput", "latency"):
         told = [[pair.row.strain for pair in getattr(timed, regime)] for timed in rounds]
-        known = [[one for one in some if one is not None] for some in told]
-        if not any(known) or known != told:
+        if not any(told) or any(one is None for some in told for one in some):
             continue
-
-        def each(part: str, known: list[list[Strain]] = known) -> tuple[tuple[Any, ...], ...]:
-            return tuple(tuple(getattr(one, part) for one in some) for some in known)
-
-        yield HeldUp(regime=regime, **{part.name: each(part.name) for part in fields(Strain)})
+        parts = {
+            part.name: tuple(tuple(getattr(one, part.name) for one in some) for some in told) for part in fields(Strain)
+        }
+        yield HeldUp(regime=regime, **parts)
 
 
 def _largest(run: Run, row: RowInRun, found: Findings, missing: dict[str, str]) -> LargestBatch | None:

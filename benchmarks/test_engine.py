@@ -14,8 +14,8 @@ import torch.nn.functional as F
 
 from varbench.engine.loading import load_pipeline
 from varbench.engine.pipeline import Pipeline
-from varbench.engine.sampler import draw, filtered, uniforms
-from varbench.model.transformer import normed
+from varbench.engine.sampler import draw, filtered, streams, uniforms
+from varbench.model.fused import normed
 from varbench.plan.presets import shipped_files
 
 Timed = Callable[[Callable[[], Any]], None]
@@ -117,7 +117,7 @@ def test_sampler(timed: Timed, pipe: Pipeline, batch: int, top_k: int, top_p: fl
     images = torch.arange(batch, device=pipe.device)
 
     def call() -> torch.Tensor:
-        noise = uniforms(images, seed=0, scale=last, count=model.tokens[last])
+        noise = uniforms(streams(images, seed=0), scale=last, count=model.tokens[last])
         return draw(filtered(logits, top_k=top_k, top_p=top_p), noise)
 
     timed(call)

@@ -56,6 +56,10 @@ class Quantised(CacheStrategy):
         self._form = form
 
     @property
+    def capturable(self) -> bool:
+        return True
+
+    @property
     def form(self) -> StoredForm | None:
         return self._form
 

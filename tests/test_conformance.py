@@ -445,6 +445,34 @@ def has_the_engine_leave_out_what_was_filled_in() -> Any:
     return token_liar()
 
 
+def captured(look: Callable[[Any, Any], object]) -> Any:
+    def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
+        look(self, keys)
+        return honest
+
+    return cache_liar(pick, capturable=True, calls=0)
+
+
+@breaks("asks_nothing_of_the_host")
+def is_captured_and_looks_at_a_number() -> Any:
+    return captured(lambda self, keys: float(keys[0, 0, 0, 0]))
+
+
+@breaks("asks_nothing_of_the_host")
+def is_captured_and_decides() -> Any:
+    return captured(lambda self, keys: 1 if keys.sum() > 0 else 0)
+
+
+@breaks("asks_nothing_of_the_host")
+def is_captured_and_brings_places() -> Any:
+    return captured(lambda self, keys: keys[:, :, [0]])
+
+
+@breaks("asks_nothing_of_the_host")
+def is_captured_and_counts_calls() -> Any:
+    return captured(lambda self, keys: setattr(self, "calls", self.calls + 1))
+
+
 @breaks("measured_flops_equal_plan")
 def works_while_filling_in() -> Any:
     def fill(honest: Any, computed: Any) -> Any:
@@ -549,7 +577,11 @@ def remembers_whole_images() -> Any:
     real, known = varbench.engine.pipeline.generate, {}
 
     def generate(*arguments: Any, **options: Any) -> Any:
-        key = (options["sampling"], tuple(options["labels_B"].tolist()), tuple(options["images_B"].tolist()))
+        key = (
+            options["sampling"],
+            tuple(options["labels_B"].tolist()),
+            tuple(options["streams_B1"].flatten().tolist()),
+        )
         if options.get("observer") or options.get("forced_BL") is not None or options["return_logits"]:
             return real(*arguments, **options)
         if key not in known:
@@ -986,7 +1018,7 @@ def shrinks_weights() -> Any:
 def always_draws_the_likeliest() -> Any:
     import varbench.engine.loop as engine
 
-    engine.draw = lambda logits, noise: logits.argmax(dim=-1)
+    engine.drawn = lambda logits, noise, **filters: logits.argmax(dim=-1)
     return DepthPlugin()
 
 

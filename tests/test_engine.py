@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from varbench.check.allocations import Watched
 from varbench.engine.generate import Generated, Sampling, generate
 from varbench.engine.kernel import KernelSeen, attention_kernel
-from varbench.engine.sampler import uniforms
+from varbench.engine.sampler import streams, uniforms
 from varbench.engine.storages import Storages
 from varbench.engine.teacher import TeacherPass
 from varbench.engine.trained_layer import explicit_attention
@@ -198,7 +198,7 @@ def run(pipe, row: RowPolicies, **changes: object) -> tuple[Plan, Generated]:  #
     plan = compile_plan(pipe.model, row)
     made = generate(
         plan, row, backbones=pipe.backbones, tokenizer=pipe.tokenizer, labels_B=models.LABELS,
-        images_B=torch.arange(len(models.LABELS)), sampling=Sampling(seed=3, top_k=20, top_p=0.95),
+        streams_B1=streams(torch.arange(len(models.LABELS)), seed=3), sampling=Sampling(top_k=20, top_p=0.95),
         dtype=torch.float32, **changes,  # type: ignore[arg-type]
     )  # fmt: skip
     return plan, made
@@ -266,7 +266,7 @@ def test_one_image_of_one_branch_holds_no_more_than_it_needs(pipe) -> None:  # t
     plan = compile_plan(pipe.model, row, accounting="upstream")
     made = generate(
         plan, row, backbones=pipe.backbones, tokenizer=pipe.tokenizer, labels_B=models.LABELS[:1],
-        images_B=torch.arange(1), sampling=Sampling(), dtype=torch.float32,
+        streams_B1=streams(torch.arange(1), seed=0), sampling=Sampling(), dtype=torch.float32,
     )  # fmt: skip
     assert made.trace == foreseen(plan, batch=1, dtype="float32")
 
@@ -301,14 +301,14 @@ def test_images_do_not_depend_on_the_batch(pipe) -> None:  # type: ignore[no-unt
 
 def test_uniform_numbers_are_uniform_and_never_shared() -> None:
     images = torch.arange(64)
-    streams = [uniforms(images, seed=s, scale=k, count=49) for s in (0, 1) for k in (0, 1)]
-    numbers = torch.stack(streams).flatten()
+    noise = [uniforms(streams(images, seed=s), scale=k, count=49) for s in (0, 1) for k in (0, 1)]
+    numbers = torch.stack(noise).flatten()
     assert len(numbers.unique()) > len(numbers) * 0.999
     assert 0 <= numbers.min()
     assert numbers.max() < 1
     assert abs(numbers.mean() - 0.5) < 0.01
     assert abs(numbers.var() - 1 / 12) < 0.005
-    assert torch.equal(uniforms(images[7:9], seed=0, scale=0, count=49), streams[0][7:9])
+    assert torch.equal(uniforms(streams(images[7:9], seed=0), scale=0, count=49), noise[0][7:9])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -341,7 +341,7 @@ def test_teacher_forcing_follows_the_plan_of_any_static_policy(pipe, name: str) 
     plan = compile_plan(pipe.model, CUSTOM[name])
     made = generate(
         plan, CUSTOM[name], backbones=pipe.backbones, tokenizer=pipe.tokenizer, labels_B=models.LABELS,
-        images_B=torch.arange(5), sampling=Sampling(cfg=0.0), dtype=torch.float32, return_logits=True,
+        streams_B1=streams(torch.arange(5), seed=0), sampling=Sampling(cfg=0.0), dtype=torch.float32, return_logits=True,
     )  # fmt: skip
     features = pipe.tokenizer.teacher_input(made.tokens_BL)
     for attend in (explicit_attention,):

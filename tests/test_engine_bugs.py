@@ -163,7 +163,8 @@ def an_ended_branch_stays_behind_a_view(patch: pytest.MonkeyPatch) -> None:
 def vectors_of_an_ended_branch_stay_behind_a_view(patch: pytest.MonkeyPatch) -> None:
     def narrowed(self: Conditioning, rows: int) -> Conditioning:
         blocks = {layer: tuple(t[:rows] for t in six) for layer, six in self.blocks.items()}
-        return Conditioning(first_RLC=None, blocks=blocks, head=(self.head[0][:rows], self.head[1][:rows]))
+        head = self.head[0][:rows], self.head[1][:rows]
+        return Conditioning(first_RLC=None, blocks=blocks, head=head, biases=self.biases)
 
     patch.setattr(Conditioning, "narrowed", narrowed)
 
@@ -213,10 +214,10 @@ def remembers_nothing_but_zeros(patch: pytest.MonkeyPatch) -> None:
 def computes_an_ffn_twice(patch: pytest.MonkeyPatch) -> None:
     real = generate._Run._sub_layer
 
-    def sub_layer(self: Any, x: Tensor, sub: Any) -> Tensor:
+    def sub_layer(self: Any, stream: Any, sub: Any) -> Tensor:
         if sub.name == "ffn" and not sub.planned.picked:
-            sub.compute(x)
-        return real(self, x, sub)
+            sub.compute(sub.normed(stream.whole()))
+        return real(self, stream, sub)
 
     patch.setattr(generate._Run, "_sub_layer", sub_layer)
 
@@ -224,9 +225,9 @@ def computes_an_ffn_twice(patch: pytest.MonkeyPatch) -> None:
 def computes_an_ffn_twice_unseen(patch: pytest.MonkeyPatch) -> None:
     real = generate._Run._call
 
-    def call(self: Any, x: Tensor, call: Any) -> Tensor:
-        call.block.ffn(x, self.dtype)
-        return real(self, x, call)
+    def call(self: Any, stream: Any, call: Any) -> Tensor:
+        call.block.ffn(stream.whole(), self.dtype)
+        return real(self, stream, call)
 
     patch.setattr(generate._Run, "_call", call)
 
@@ -235,7 +236,7 @@ def computes_all_tokens_and_takes_the_picked(patch: pytest.MonkeyPatch) -> None:
     def on_picked(self: Any, x: Tensor, sub: Any) -> Tensor:
         key, scale = sub.call.key, sub.call.step.samples
         places = self.tokens_policy.pick(x, sub.planned.tokens, layer=key.layer, scale=scale, sublayer=sub.name)
-        part = sub.compute(x).gather(1, places.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        part = (sub.compute(sub.normed(x)) * sub.gamma_R1C).gather(1, places.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
         remembered = self.state.recall(key, sub.name)
         return self.tokens_policy.fill(part, places, remembered, length=x.shape[1], scale=scale)
 

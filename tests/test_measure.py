@@ -345,7 +345,7 @@ def test_nvml_matches_by_identity_and_admits_what_a_container_hides(monkeypatch:
     monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(processes=[other, mine]))
     assert nvml.memory(uuid="abc", pci=None, pid=7) == (300, 9000)
     assert nvml.memory(uuid="GPU-abc", pci=None, pid=8) == (None, 9000)
-    assert nvml.foreign_processes(uuid="abc", pci=None, pid=7) == (5,)
+    assert nvml.foreign_processes(uuid="abc", pci=None, own={7}) == (5,)
     assert nvml.energy_joules(uuid="abc", pci=None) == 2.5
     with pytest.raises(nvml.NvmlError, match="UUID GPU-xyz"):
         nvml.memory(uuid="GPU-xyz", pci=None, pid=7)

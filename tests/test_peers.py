@@ -21,6 +21,7 @@ from varbench import rows
 from varbench.engine import calibration
 from varbench.engine.generate import Sampling, generate
 from varbench.engine.pipeline import Pipeline
+from varbench.engine.sampler import streams
 from varbench.errors import UserError
 from varbench.plan import cost, presets
 from varbench.plan.compiler import compile_plan
@@ -226,7 +227,7 @@ def test_choosing_everything_changes_nothing(dtype: str) -> None:
     plan = compile_plan(pipe.model, row)
     made = generate(
         plan, row, backbones=pipe.backbones, tokenizer=pipe.tokenizer, labels_B=models.LABELS,
-        images_B=torch.arange(len(models.LABELS)), sampling=Sampling(seed=1), dtype=pipe.dtype,
+        streams_B1=streams(torch.arange(len(models.LABELS)), seed=1), sampling=Sampling(), dtype=pipe.dtype,
     )  # fmt: skip
     assert plan.picks
     assert torch.equal(made.tokens_BL, full)

@@ -40,7 +40,7 @@ from varbench.run.inputs import sizes_of
 from varbench.run.kept_parts import KeptParts
 from varbench.run.messages import Done, Oddities, ResolvedPlugin, Scored
 from varbench.run.nursery import Ends
-from varbench.run.prepare import Run, prepare
+from varbench.run.prepare import TOGETHER, Run, prepare
 from varbench.run.resume import complete_records, other_settings, set_aside_outdated
 from varbench.run.scorers import Scorers
 from varbench.run.session import locked
@@ -534,6 +534,24 @@ def test_a_row_that_raises_leaves_its_process_to_the_others(tmp_path: Path, scri
     assert sum(task == "making" and rows != ("full_var",) for task, rows in script.started) == 1
     assert execution.found["variant@d2"].failure is None and 0 in execution.found["variant@d2"].speed
     assert execution.found["variant@d8"].failure is not None
+
+
+def test_on_a_gpu_a_few_rows_share_a_process_and_are_finished_before_the_next_ones(
+    tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TOGETHER, "cpu", 2)
+    script.fails = {"prefix_exit@e8": "interrupt"}
+    execution = conduct(
+        a_run(tmp_path, plugins="smaller,prefix_exit@e12,prefix_exit@e8", quick=True, rounds=1), tmp_path
+    )
+    with pytest.raises(KeyboardInterrupt):
+        execution.everything()
+    groups = [set(rows) - {"full_var"} for task, rows in script.started if task == "making"]
+    assert all(len(group) <= 2 for group in groups) and len(groups) > 2
+    finished = {
+        read_record(path).row.row for path in tmp_path.glob("*.json") if read_record(path).status == Status.COMPLETE
+    }
+    assert finished, "an interruption costs the rows of its own process"
 
 
 def test_resume_skips_what_is_complete_and_unchanged(tmp_path: Path, script: Script) -> None:

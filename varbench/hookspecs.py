@@ -121,6 +121,8 @@ def varbench_training_schedule(setting: Setting, model: ModelSpec) -> TrainingSc
 def varbench_cache_strategy(setting: Setting, model: ModelSpec) -> CacheStrategy | None:
     """Gives which keys and values are kept, per layer, scale and group of heads, and in what type.
 
+    Where `pick` and a form only compute on tensors, `capturable = True` has a GPU launch the row as CUDA graphs.
+
     Parameters:
         setting: recipe, point and parameters of the row.
         model: the geometry that it runs on.
@@ -142,6 +144,8 @@ def varbench_cache_strategy(setting: Setting, model: ModelSpec) -> CacheStrategy
         from varbench.policies import CacheStrategy
 
         class Heaviest(CacheStrategy):
+            capturable = True
+
             def __init__(self, model):
                 self.model = model
 
@@ -189,6 +193,8 @@ def varbench_cache_strategy(setting: Setting, model: ModelSpec) -> CacheStrategy
 def varbench_token_policy(setting: Setting, model: ModelSpec) -> TokenPolicy | None:
     """Gives which tokens a sub-layer computes, and how the others are filled in.
 
+    Where `pick` and `fill` only compute on tensors, `capturable = True` has a GPU launch the row as CUDA graphs.
+
     Parameters:
         setting: recipe, point and parameters of the row.
         model: the geometry that it runs on.
@@ -198,6 +204,8 @@ def varbench_token_policy(setting: Setting, model: ModelSpec) -> TokenPolicy | N
         from varbench.policies import TokenPolicy
 
         class LongestHalf(TokenPolicy):
+            capturable = True
+
             def __init__(self, model):
                 self.model = model
 

@@ -51,5 +51,9 @@ class Evicting(CacheStrategy):
     def __init__(self, model: ModelSpec, count: int) -> None:
         self.model, self.count = model, count
 
+    @property
+    def capturable(self) -> bool:
+        return True
+
     def budget(self, layer: int, scale: int, group: int) -> int | None:
         return self.count if self.model.starts[scale + 1] > self.count else None

@@ -78,6 +78,10 @@ class PivotalTokens(TokenPolicy):
         self._model, self._percents, self._layers = model, dict(percents), layers
         self._remembered = min(percents) - 1 if percents else None
 
+    @property
+    def capturable(self) -> bool:
+        return True
+
     def tokens(self, layer: int, scale: int, sublayer: SubLayerName) -> int | None:
         if layer not in self._layers or scale not in self._percents:
             return None

@@ -5,11 +5,18 @@ Letters: B rows, H heads, n entries (those held, then the scale's own), m observ
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+@functools.cache
+def on(places: tuple[int, ...], device: torch.device) -> Tensor:
+    """Brought once: what comes from the host cannot be captured."""
+    return torch.tensor(places, device=device)
 
 
 def products(keys_BHnc: Tensor, watching_BHmc: Tensor) -> Tensor:
@@ -29,7 +36,7 @@ def best_entries(scores_BHn: Tensor, count: int, *, always: Sequence[int], pool:
         raise ValueError(
             f"{count} entries are to stay, and the {len(always)} observers always do; give a larger budget"
         )
-    own_m = torch.tensor(always, device=scores_BHn.device)
+    own_m = on(tuple(always), scores_BHn.device)
     masked_BHn = scores_BHn.index_fill(2, own_m, 0.0 if average else -torch.inf)
     pooling = F.avg_pool1d if average else F.max_pool1d
     pooled_BHn = pooling(masked_BHn, pool, stride=1, padding=pool // 2).index_fill(2, own_m, -torch.inf)

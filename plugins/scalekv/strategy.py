@@ -66,6 +66,10 @@ class ScaleKV(CacheStrategy):
             for scale, layers in enumerate(drafters)
         ]
 
+    @property
+    def capturable(self) -> bool:
+        return True
+
     def budget(self, layer: int, scale: int, group: int) -> int | None:
         if scale == self._model.scales - 1:
             return None
@@ -85,11 +89,15 @@ class ScaleKV(CacheStrategy):
         scale: int,
         **where: Any,
     ) -> Tensor:
-        from .selection import best_entries, products
+        from .selection import best_entries, on, products
 
         own = queries_BHLc.shape[2]
         places = observers(own, side=self._model.sides[scale], grid=GRID)
-        scores_BHn = products(keys_BHnc, queries_BHLc[:, :, places]) if attention_BHn is None else attention_BHn
+        scores_BHn = (
+            products(keys_BHnc, queries_BHLc.index_select(2, on(tuple(places), keys_BHnc.device)))
+            if attention_BHn is None
+            else attention_BHn
+        )
         always = [place + keys_BHnc.shape[2] - own for place in places]
         return best_entries(scores_BHn, count, always=always, pool=POOL, average=attention_BHn is not None)
 

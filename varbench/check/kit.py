@@ -13,6 +13,7 @@ from varbench.check import held_memory as memory
 from varbench.check import lessons, parts_of_ffn, sameness, tampering, work
 from varbench.check.bench import Bench, given, installed
 from varbench.check.decided_ways import decided_as_declared
+from varbench.check.host_looks import asks_nothing_of_the_host
 from varbench.check.small_model import SPEC
 from varbench.check.subject import PlannedRow, UnderTest, under_test
 from varbench.check.untouched import Originals
@@ -36,6 +37,7 @@ OF_PLANNED: tuple[OfPlanned, ...] = (
     sameness.kept_is_what_is_read,
     sameness.attention_told_was_paid,
     sameness.picked_is_what_is_computed,
+    asks_nothing_of_the_host,
     parts_of_ffn.chosen_experts_are_computed,
     decided_as_declared,
     work.weights_equal_plan,

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from varbench.engine.cache_entries import EncodedForm, PlainForm
 from varbench.engine.storages import Storages
+from varbench.model.fused import put
+from varbench.model.transformer import Attention
 from varbench.plan.state import Branches, Needed, of_attention
 from varbench.plan.steps import MIXED, Accounting, CacheUse, Segment, SlotKey, total
 
@@ -34,6 +36,20 @@ class _Buffer:
 
     def upto(self, count: int) -> tuple[Tensor, ...]:
         return tuple(tensor[:, :, :count] for tensor in self.tensors)
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where keys and values are attended to: those held, and behind them room for a call's own, which are put there at once."""
+
+    all: tuple[Tensor, Tensor]
+    """Keys and values (R, H, n, c)."""
+    held: int
+
+    @property
+    def own(self) -> tuple[Tensor, Tensor]:
+        keys, values = self.all
+        return keys[:, :, self.held :], values[:, :, self.held :]
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,33 @@ class State:
         buffer = self._buffers.get(place)
         return (total(buffer.held), buffer.room) if buffer else (0, 0)
 
+    def space(
+        self, place: Place, use: CacheUse, shape_RL: Sequence[int], attn: Attention, dtype: torch.dtype
+    ) -> Space | None:
+        """Room for a call's own keys and values behind those held, for who writes them there. None where entries are not stored
+        as they are computed, and where there are no others."""
+        rows, count = shape_RL
+        if self._upstream or not self._form.stores(dtype):
+            return None
+        like = tuple(
+            torch.empty((rows, attn.heads, 0, attn.head_size), dtype=dtype, device=attn.q_bias.device) for _ in "kv"
+        )
+        if use.capacity > self.entries(place)[1]:
+            self._grow(place, use.capacity, like)
+        buffer = self._buffers.get(place)
+        if buffer is None:
+            return None
+        before = total(buffer.held)
+        after, held = before + count, buffer.upto(before)
+        if after <= buffer.room:
+            keys, values = buffer.upto(after)
+            return Space((keys, values), before)
+        # What is read only now is not stored, so it has no room in the buffer: both together for this call alone.
+        keys, values = (part.new_empty((*part.shape[:2], after, part.shape[3])) for part in held)
+        put(held[0], keys[:, :, :before])
+        put(held[1], values[:, :, :before])
+        return Space((keys, values), before)
+
     def extend(self, place: Place, use: CacheUse, keys_RHLc: Tensor, values_RHLc: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values to attend to: those held, then the call's own. Stores the own ones where they will stay."""
         if self._upstream:
@@ -92,7 +135,7 @@ class State:
         after, held = before + keys_RHLc.shape[2], buffer.upto(before)
         if after <= buffer.room:
             for tensor, part in zip(buffer.tensors, self._form.stored(keys_RHLc, values_RHLc), strict=True):
-                tensor[:, :, before:after] = part
+                put(part, tensor[:, :, before:after])
             if self._form.plain:
                 return self._form.read(buffer.upto(after))
             self._stored[place] = buffer.upto(after)

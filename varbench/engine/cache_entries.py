@@ -41,6 +41,10 @@ class PlainForm:
     def __init__(self, key_dtype: torch.dtype, value_dtype: torch.dtype) -> None:
         self._key_dtype, self._value_dtype = key_dtype, value_dtype
 
+    def stores(self, dtype: torch.dtype) -> bool:
+        """Whether what is computed in this type is stored as it is."""
+        return self._key_dtype == self._value_dtype == dtype
+
     def stored(self, keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
         return keys.to(self._key_dtype), values.to(self._value_dtype)
 
@@ -56,6 +60,9 @@ class EncodedForm:
 
     def __init__(self, form: StoredForm) -> None:
         self._form = form
+
+    def stores(self, dtype: torch.dtype) -> bool:
+        return False
 
     def stored(self, keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
         return (*self._form.encode(keys), *self._form.encode(values))

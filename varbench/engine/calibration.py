@@ -171,19 +171,23 @@ def _generated(
     import torch
 
     from varbench.engine.generate import generate
-    from varbench.engine.loop import Sampling
+    from varbench.engine.loop import Sampling, refuse_undrawn
+    from varbench.engine.sampler import streams
 
-    return generate(
-        compile_plan(pipe.model, row),
+    plan = compile_plan(pipe.model, row)
+    made = generate(
+        plan,
         row,
         backbones=pipe.backbones,
         tokenizer=pipe.tokenizer,
         labels_B=torch.as_tensor(labels, device=pipe.device),
-        images_B=torch.arange(first_image, first_image + len(labels), device=pipe.device),
-        sampling=Sampling(seed=seed),
+        streams_B1=streams(torch.arange(first_image, first_image + len(labels), device=pipe.device), seed=seed),
+        sampling=Sampling(),
         dtype=pipe.dtype,
         decode=pipe._decode_map,
     )
+    refuse_undrawn(made.tokens_BL, plan)
+    return made
 
 
 def read_layers(text: str, model: ModelSpec, *, what: str) -> tuple[int, ...]:

@@ -1,13 +1,14 @@
-"""Everything that depends on the labels alone, computed once a generation; the unlabelled row once for the batch."""
+"""Everything that depends on weights and labels alone, computed once a generation; the unlabelled row once for the batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from varbench.model.fused import by_kernels
 from varbench.model.transformer import Transformer
 
 
@@ -19,8 +20,10 @@ class Conditioning:
     """The first scale's tokens, until they were taken."""
     blocks: dict[int, tuple[Tensor, ...]]
     """By layer, six vectors a row, each in the type of what it changes (a type more in an operation costs a copy): gammas in
-    the compute type, the others float32."""
+    the compute type, the others float32. Our kernels read any type and any layout: there all are in the compute type."""
     head: tuple[Tensor, Tensor]
+    biases: dict[int, Tensor]
+    """By layer, of queries, keys and values, the same for all rows."""
 
     @property
     def rows(self) -> int:
@@ -41,20 +44,24 @@ class Conditioning:
             first_RLC=None,
             blocks={layer: tuple(rows_of(t) for t in six) for layer, six in self.blocks.items()},
             head=(rows_of(self.head[0]), rows_of(self.head[1])),
+            biases=self.biases,
         )
 
 
 def condition(
-    backbone: Transformer, labels_B: Tensor, *, unlabelled: bool, layers: Iterable[int], dtype: torch.dtype
+    backbone: Transformer, labels_B: Tensor, *, unlabelled: bool, layers: Collection[int], dtype: torch.dtype
 ) -> Conditioning:
     batch = labels_B.shape[0]
-    labels = torch.cat((labels_B, labels_B.new_tensor([backbone.spec.classes]))) if unlabelled else labels_B
+    labels = torch.cat((labels_B, labels_B.new_full((1,), backbone.spec.classes))) if unlabelled else labels_B
 
     def spread(tensor: Tensor) -> Tensor:
         # Copied also where there is nothing to repeat: these are parts of larger tensors, which would live on.
         if not unlabelled:
             return tensor.clone()
         return torch.cat((tensor[:batch], tensor[batch:].expand(batch, *tensor.shape[1:])))
+
+    if by_kernels(labels_B):
+        return _for_kernels(backbone, labels, batch if unlabelled else None, layers, dtype)
 
     def by_type(gamma1: Tensor, gamma2: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         return spread(gamma1), spread(gamma2), *(spread(tensor.float()) for tensor in others)
@@ -66,4 +73,32 @@ def condition(
         first_RLC=spread(backbone.first_tokens(cond)),
         blocks={layer: by_type(*backbone.block(layer).modulation(cond, shared, dtype)) for layer in layers},
         head=(spread(head_scale), spread(head_shift)),
+        biases={layer: backbone.block(layer).attn.bias().to(dtype) for layer in layers},
+    )
+
+
+def _for_kernels(
+    backbone: Transformer, labels: Tensor, batch: int | None, layers: Collection[int], dtype: torch.dtype
+) -> Conditioning:
+    """The same with few operators: each costs a small batch more than what it computes. `labels` has, after a batch, the one
+    that all its unlabelled rows share."""
+    rows = torch.arange(len(labels) if batch is None else 2 * batch, device=labels.device)
+    rows = rows if batch is None else rows.clamp_(max=batch)
+    cond = backbone.condition(labels)
+    shared = backbone.shared_modulation(cond, dtype)
+
+    def spread(tensor: Tensor) -> Tensor:
+        return tensor.index_select(0, rows)
+
+    def six(layer: int) -> tuple[Tensor, ...]:
+        found = backbone.block(layer).six(cond, shared, dtype)
+        found[:, :, 2:4].add_(1)
+        return spread(found).unbind(2)
+
+    head_scale, head_shift = backbone.head_nm.modulation(cond, dtype)
+    return Conditioning(
+        first_RLC=spread(backbone.first_tokens(cond)),
+        blocks={layer: six(layer) for layer in layers},
+        head=(spread(head_scale), spread(head_shift)),
+        biases={layer: backbone.block(layer).attn.bias().to(dtype) for layer in layers},
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from varbench.engine.generate import generate
-from varbench.engine.loop import Sampling
+from varbench.engine.loop import Sampling, refuse_undrawn
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer
 from varbench.plan.compiler import compile_plan
@@ -68,10 +68,11 @@ class FullModel:
             backbones={MAIN: self._transformer},
             tokenizer=self._tokenizer,
             labels_B=labels_B,
-            images_B=labels_B,
+            streams_B1=labels_B.unsqueeze(1),
             sampling=Sampling(cfg=cfg),
             dtype=self._dtype,
             forced_BL=given_Bn,
             choose=choose,
         )
+        refuse_undrawn(made.tokens_BL, plan)
         return made.tokens_BL[:, : starts[until]]

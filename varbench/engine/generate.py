@@ -20,16 +20,17 @@ from varbench.engine.cache_entries import EncodedForm, PlainForm, attention_paid
 from varbench.engine.conditioning import Conditioning, condition
 from varbench.engine.expert_ffn import Experts, part_of_ffn
 from varbench.engine.going_on import Deciding
-from varbench.engine.loop import Choose, Loop, Observer, Sampling, refuse_undrawn
+from varbench.engine.layer_run import HeadGroup, Residual, RunningLayer, Stream, coarser_or_own, numbers
+from varbench.engine.loop import Choose, Loop, Observer, Sampling
 from varbench.engine.watch import Watch
+from varbench.model.fused import by_kernels, heads_fit
 from varbench.model.tokenizer import Tokenizer
-from varbench.model.transformer import Layer, Transformer, modulated
+from varbench.model.transformer import Transformer, linear
 from varbench.model.weighted import true_float32
 from varbench.plan.owned import RowPolicies
 from varbench.plan.state import branches_at_first, last_fills, paid_name, read_later
-from varbench.plan.steps import CacheUse, Decision, LayerCall, Plan, Segment, SlotKey, Step, SubLayer
+from varbench.plan.steps import CacheUse, Decision, Plan, Segment, Step
 from varbench.plan.trace import Trace
-from varbench.policies import SubLayerName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ def generate(
     backbones: Mapping[str, Transformer],
     tokenizer: Tokenizer,
     labels_B: Tensor,
-    images_B: Tensor,
+    streams_B1: Tensor,
     sampling: Sampling,
     dtype: torch.dtype,
     forced_BL: Tensor | None = None,
@@ -60,14 +61,15 @@ def generate(
     observer: Observer | None = None,
     decode: Callable[[Tensor], Tensor] | None = None,
 ) -> Generated:
-    """Draw codes for `labels_B`. `images_B` are the images' numbers in the noise stream; `forced_BL` fixes the codes, of all
+    """Draw codes for `labels_B`, from the images' own streams of noise; `forced_BL` fixes the codes, of all
     scales or of the first ones, as a plan whose first step encodes several needs them; `choose` draws the others; `decode` makes
-    images of maps that something is decided by, in place of the tokenizer."""
+    images of maps that something is decided by, in place of the tokenizer. Who uses what was drawn has it looked through first:
+    `refuse_undrawn`."""
     run = _Run(plan, row, backbones=backbones, labels_B=labels_B, dtype=dtype)
     loop = Loop(
         plan.model,
         tokenizer.quantize,
-        images_B=images_B,
+        streams_B1=streams_B1,
         sampling=sampling,
         forced_BL=forced_BL,
         choose=choose,
@@ -84,43 +86,7 @@ def generate(
         for part, steps, places in run.parts(plan.decision, decide.ways_B):
             loop.through(part, steps, places=places)
             part.end()
-    refuse_undrawn(loop.tokens, plan)
     return Generated(tokens_BL=loop.tokens, f_hat_BDhw=loop.f_hat, logits_BLV=loop.logits, trace=run.watch.trace())
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Call:
-    """One layer of a step: what is planned for it, and what it computes with."""
-
-    step: Step
-    planned: LayerCall
-    block: Layer
-    modulation: tuple[Tensor, ...]
-    mask: Tensor | None
-
-    @property
-    def key(self) -> SlotKey:
-        return SlotKey(self.step.backbone, self.planned.layer, self.planned.slot)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _SubLayer:
-    """The attention or the FFN of a call."""
-
-    name: SubLayerName
-    planned: SubLayer
-    call: _Call
-    compute: Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Heads:
-    """Queries, and keys and values of the call's own, of a group of heads."""
-
-    group: int
-    q_RHLc: Tensor
-    k_RHLc: Tensor
-    v_RHLc: Tensor
 
 
 class _Run:
@@ -190,24 +156,26 @@ class _Run:
         backbone = self.backbones[step.backbone]
         conditioning = self._conditioning(step, backbone)
         self.watch.begin(self.labels_B)
-        x_RLC = self._embed(step, backbone, conditioning, features)
+        stream = Stream(self._embed(step, backbone, conditioning, features))
         mask = self._mask(step)
         for planned in step.calls:
             layer = planned.layer
-            call = _Call(
+            call = RunningLayer(
                 step=step,
                 planned=planned,
                 block=backbone.block(layer),
                 modulation=conditioning.blocks[layer],
+                bias_3C=conditioning.biases[layer],
                 mask=mask,
             )
-            self._call(x_RLC, call)
-        count = self.plan.model.tokens[step.samples]
-        logits = backbone.logits(x_RLC[:, -count:], conditioning.head, self.dtype)
+            self._call(stream, call)
+        logits = linear(
+            stream.last(self.plan.model.tokens[step.samples], *conditioning.head, self.dtype), backbone.head, self.dtype
+        ).float()
         if step.drops_backbone:
             self.state.drop_backbone(step.backbone)
             del self.conditioning[step.backbone]
-        self.watch.end(x_RLC, logits)
+        self.watch.end(stream.rows, logits)
         if step.branches == 1:
             return logits
         # (1 + t) x labelled - t x unlabelled.
@@ -247,33 +215,44 @@ class _Run:
         """(L, L): a token sees its own scale and the coarser ones. A step of one scale sees everything."""
         if len(step.scales) == 1:
             return None
-        counts = torch.tensor([self.plan.model.tokens[scale] for scale in step.scales])
-        scale_of = torch.repeat_interleave(torch.arange(len(step.scales)), counts).to(self.labels_B.device)
-        return scale_of[:, None] >= scale_of[None, :]
+        counts = tuple(self.plan.model.tokens[scale] for scale in step.scales)
+        return coarser_or_own(counts, self.labels_B.device)
 
-    def _call(self, x_RLC: Tensor, call: _Call) -> None:
-        """A layer, on the stream where it lies."""
+    def _call(self, stream: Stream, call: RunningLayer) -> None:
+        """A layer."""
         gamma1, gamma2, scale1, scale2, shift1, shift2 = call.modulation
         block, planned = call.block, call.planned
 
-        def attention(chosen_RnC: Tensor) -> Tensor:
-            # Of all rows, or of the labelled ones for both.
-            own = chosen_RnC[: self.batch * call.step.attending]
-            hidden = modulated(own, scale1[: len(own)], shift1[: len(own)])
-            given: Tensor = block.attn.out(self._attend(hidden, call), self.dtype)
-            return (torch.cat((given, given)) if call.step.shares else given) * gamma1
+        # Of all rows, or of the labelled ones for both.
+        rows = self.batch * call.step.attending
+        whole = planned.ffn.width is None
 
-        def ffn(chosen_RnC: Tensor) -> Tensor:
-            hidden = modulated(chosen_RnC, scale2, shift2)
-            whole = planned.ffn.width is None
-            self.watch.ffn(block, hidden, whole=whole)
-            computed: Tensor = block.ffn(hidden, self.dtype) if whole else self._part_of_ffn(hidden, call)
-            return computed * gamma2
+        def attention(hidden_RnC: Tensor) -> Tensor:
+            given: Tensor = block.attn.out(self._attend(hidden_RnC, call), self.dtype)
+            return torch.cat((given, given)) if call.step.shares else given
 
-        self._sub_layer(x_RLC, _SubLayer(name="attention", planned=planned.attention, call=call, compute=attention))
-        self._sub_layer(x_RLC, _SubLayer(name="ffn", planned=planned.ffn, call=call, compute=ffn))
+        def ffn(hidden_RnC: Tensor) -> Tensor:
+            self.watch.ffn(block, hidden_RnC, whole=whole)
+            computed: Tensor = block.ffn(hidden_RnC, self.dtype) if whole else self._part_of_ffn(hidden_RnC, call)
+            return computed
 
-    def _part_of_ffn(self, hidden_RnC: Tensor, call: _Call) -> Tensor:
+        self._sub_layer(
+            stream,
+            Residual(
+                name="attention", planned=planned.attention, call=call, compute=attention, gamma_R1C=gamma1,
+                scale_R1C=scale1[:rows], shift_R1C=shift1[:rows], dtype=self.dtype,
+            ),
+        )  # fmt: skip
+        self._sub_layer(
+            stream,
+            Residual(
+                name="ffn", planned=planned.ffn, call=call, compute=ffn, gamma_R1C=gamma2,
+                scale_R1C=scale2, shift_R1C=shift2,
+                dtype=self.dtype if whole else torch.float32,  # who chooses by it is shown it in full
+            ),
+        )  # fmt: skip
+
+    def _part_of_ffn(self, hidden_RnC: Tensor, call: RunningLayer) -> Tensor:
         """What the plan has of the FFN; its units lie expert by expert."""
         width, key = call.planned.ffn.width, call.key
         assert width is not None and self.width is not None
@@ -290,10 +269,15 @@ class _Run:
         )
         return part_of_ffn(hidden_RnC, experts)
 
-    def _sub_layer(self, x_RLC: Tensor, sub: _SubLayer) -> None:
+    def _sub_layer(self, stream: Stream, sub: Residual) -> None:
         """Adds one residual branch to the stream: of all tokens, or of those a policy picks with the others filled in."""
-        output = self._on_picked(x_RLC, sub) if sub.planned.picked else sub.compute(x_RLC)
         key, scale = sub.call.key, sub.call.step.samples
+        if not (sub.planned.picked or sub.planned.remembered):
+            stream.add(sub.compute(sub.entering(stream)), sub.gamma_R1C)
+            self.watch.remembers()
+            return
+        x_RLC = stream.whole()
+        output = self._on_picked(x_RLC, sub) if sub.planned.picked else sub.compute(sub.normed(x_RLC)) * sub.gamma_R1C
         if sub.planned.remembered:
             self.state.remember(key, sub.name, output[:, -self.plan.model.tokens[scale] :].to(self.dtype))
         elif self._last_fill.get((key, sub.name)) == scale:
@@ -301,35 +285,45 @@ class _Run:
         self.watch.remembers()
         x_RLC.add_(output)
 
-    def _on_picked(self, x_RLC: Tensor, sub: _SubLayer) -> Tensor:
+    def _on_picked(self, x_RLC: Tensor, sub: Residual) -> Tensor:
         policy = self.tokens_policy
         assert policy is not None
         length, width = x_RLC.shape[1:]
         key, scale = sub.call.key, sub.call.step.samples
         places_Rn = policy.pick(x_RLC, sub.planned.tokens, layer=key.layer, scale=scale, sublayer=sub.name)
-        part = sub.compute(x_RLC.gather(1, places_Rn.unsqueeze(-1).expand(-1, -1, width)))
+        chosen_RnC = x_RLC.gather(1, places_Rn.unsqueeze(-1).expand(-1, -1, width))
+        part = sub.compute(sub.normed(chosen_RnC)) * sub.gamma_R1C
         return policy.fill(part, places_Rn, self.state.recall(key, sub.name), length=length, scale=scale)
 
-    def _attend(self, hidden_RnC: Tensor, call: _Call) -> Tensor:
+    def _attend(self, hidden_RnC: Tensor, call: RunningLayer) -> Tensor:
         self.watch.attention(hidden_RnC)
-        q, k, v = call.block.attn.qkv(hidden_RnC, self.dtype)
-        if self.plan.accounting == "lossless":
-            k = k.to(self.dtype)
-        uses = call.planned.cache
+        attn, uses = call.block.attn, call.planned.cache
+        keys = self.dtype if self.plan.accounting == "lossless" else torch.float32
+        space = None
+        if len(uses) == 1 and attn.l2 and by_kernels(hidden_RnC) and heads_fit(attn.head_size):
+            space = self.state.space((call.key, 0), uses[0], hidden_RnC.shape[:2], attn, self.dtype)
+        into = None if space is None else space.own
+        q, k, v = attn.qkv(hidden_RnC, self.dtype, keys=keys, bias=call.bias_3C, into=into)
         if len(uses) == 1:
-            return self._attend_by(_Heads(group=0, q_RHLc=q, k_RHLc=k, v_RHLc=v), uses[0], call)
+            heads = HeadGroup(group=0, q_RHLc=q, k_RHLc=k, v_RHLc=v, space=space)
+            return self._attend_by(heads, uses[0], call)
         mixed = []
         for group, use in enumerate(uses):
-            q_g, k_g, v_g = (tensor[:, list(use.heads)] for tensor in (q, k, v))
-            mixed.append(self._attend_by(_Heads(group=group, q_RHLc=q_g, k_RHLc=k_g, v_RHLc=v_g), use, call))
-        order = torch.tensor([head for use in uses for head in use.heads]).argsort()
-        return torch.cat(mixed, dim=1)[:, order.to(q.device)]
+            own = numbers(use.heads, q.device)
+            q_g, k_g, v_g = (tensor.index_select(1, own) for tensor in (q, k, v))
+            mixed.append(self._attend_by(HeadGroup(group=group, q_RHLc=q_g, k_RHLc=k_g, v_RHLc=v_g), use, call))
+        order = [head for use in uses for head in use.heads]
+        back = numbers(tuple(sorted(range(len(order)), key=order.__getitem__)), q.device)
+        return torch.cat(mixed, dim=1).index_select(1, back)
 
-    def _attend_by(self, heads: _Heads, use: CacheUse, call: _Call) -> Tensor:
+    def _attend_by(self, heads: HeadGroup, use: CacheUse, call: RunningLayer) -> Tensor:
         """One group of heads attends to what its cache holds and to the call's own, and its cache settles."""
         place = call.key, heads.group
         q, k = heads.q_RHLc, heads.k_RHLc
-        keys, values = self.state.extend(place, use, k, heads.v_RHLc)
+        if heads.space is None:
+            keys, values = self.state.extend(place, use, k, heads.v_RHLc)
+        else:
+            keys, values = heads.space.all
         mask = call.mask
         seen = None if mask is None else F.pad(mask, (keys.shape[2] - mask.shape[1], 0), value=True)
         self.watch.attended(q, k, keys, seen)
@@ -349,13 +343,17 @@ class _Run:
             self.state.forget(call.key, paid_name(heads.group))
         return mixed
 
-    def _paid(self, keys: Tensor, seen: Tensor | None, heads: _Heads, use: CacheUse, call: _Call) -> Tensor:
+    def _paid(self, keys: Tensor, seen: Tensor | None, heads: HeadGroup, use: CacheUse, call: RunningLayer) -> Tensor:
         """What every entry was paid by the queries observed, now and where it adds up before."""
         places = list(use.observed)
-        queries = heads.q_RHLc if len(places) == use.own else heads.q_RHLc[:, :, places]
+        watching = numbers(tuple(places), heads.q_RHLc.device)
+        queries = heads.q_RHLc if len(places) == use.own else heads.q_RHLc.index_select(2, watching)
         self.watch.observed(queries)
         paid = attention_paid(
-            queries, keys, softmax_scale=call.block.attn.softmax_scale, seen_mn=None if seen is None else seen[places]
+            queries,
+            keys,
+            softmax_scale=call.block.attn.softmax_scale,
+            seen_mn=None if seen is None else seen.index_select(0, watching),
         )
         before = self.state.recall(call.key, paid_name(heads.group))
         if before is not None:
@@ -368,7 +366,7 @@ class _Run:
             return (Segment(step.samples, k_RHLc.shape[2]),)
         return tuple(Segment(scale, self.plan.model.tokens[scale]) for scale in step.scales)
 
-    def _pick(self, keys: Tensor, paid: Tensor | None, heads: _Heads, use: CacheUse, call: _Call) -> Tensor:
+    def _pick(self, keys: Tensor, paid: Tensor | None, heads: HeadGroup, use: CacheUse, call: RunningLayer) -> Tensor:
         """Places of the entries that stay, from the one strategy that gave a budget."""
         layer, scale, group = call.planned.layer, call.step.samples, heads.group
         strategy = next(policy for policy in self.pickers if policy.budget(layer, scale, group) is not None)

@@ -35,7 +35,7 @@ def attention_kernel(call: Callable[[], object]) -> KernelSeen:
     return KernelSeen(name=", ".join(sorted(operators.kernels)), arithmetic=arithmetic)
 
 
-_PRODUCTS = frozenset(("linear", "addmm", "mm", "_linear_pointwise"))
+_PRODUCTS = frozenset(("linear", "addmm", "mm", "_linear_pointwise", "_addmm_activation"))
 _CONVOLUTIONS = frozenset(("conv2d", "convolution"))
 
 
@@ -56,7 +56,10 @@ class _Operators(TorchDispatchMode):
         if namespace == "aten" and name.startswith("_scaled_dot_product_"):
             self.kernels.add(name.lstrip("_"))
         if name in _PRODUCTS:
-            self.ways["products"].add(_type(args[0]) + (" by oneDNN" if namespace == "mkldnn" else ""))
+            self.ways["products"].add(
+                _type(args[1] if name == "_addmm_activation" else args[0])
+                + (" by oneDNN" if namespace == "mkldnn" else "")
+            )
         elif name in _CONVOLUTIONS:
             last = not all(tensor.is_contiguous() for tensor in args[:2])
             self.ways["convolutions"].add(_type(args[0]) + (" channels last" if last else ""))

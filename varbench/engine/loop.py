@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from varbench.engine.going_on import Deciding
-from varbench.engine.sampler import draw, filtered, uniforms
+from varbench.engine.sampler import drawn, uniforms
 from varbench.errors import WrongOutputError
 from varbench.model.tokenizer import Quantizer
 from varbench.plan.steps import Plan, Step
@@ -29,7 +29,6 @@ Choose = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    seed: int = 0
     cfg: float = 1.5
     top_k: int = 0
     top_p: float = 0.0
@@ -49,18 +48,18 @@ class Loop:
         model: ModelSpec,
         quantizer: Quantizer,
         *,
-        images_B: Tensor,
+        streams_B1: Tensor,
         sampling: Sampling,
         forced_BL: Tensor | None,
         choose: Choose | None,
         return_logits: bool,
         observer: Observer | None,
     ) -> None:
-        self._model, self._quantizer, self._images_B, self._sampling = model, quantizer, images_B, sampling
+        self._model, self._quantizer, self._streams_B1, self._sampling = model, quantizer, streams_B1, sampling
         self._forced_BL, self._choose, self._observer = forced_BL, choose, observer
         self._steps = 0
         """Those that have begun."""
-        batch, last, device = len(images_B), model.sides[-1], images_B.device
+        batch, last, device = len(streams_B1), model.sides[-1], streams_B1.device
         self.f_hat = torch.zeros(batch, model.tokenizer.code_dim, last, last, device=device)
         self.tokens = torch.full((batch, model.length), -1, dtype=torch.long, device=device)
         self.logits: Tensor | None = None
@@ -91,7 +90,7 @@ class Loop:
     ) -> None:
         """These steps, of all images or of those at some places; `features` are those of scales that were given."""
         at: slice | Tensor = slice(None) if places is None else places
-        images_B, features = self._images_B[at], {} if features is None else features
+        streams_B1, features = self._streams_B1[at], {} if features is None else features
         for index, step in enumerate(steps):
             self._look("start")
             scale = step.samples
@@ -108,10 +107,10 @@ class Loop:
             elif self._choose is not None:
                 self.tokens[at, span] = self._choose(logits_BlV, scale)
             else:
-                self.tokens[at, span] = _drawn(logits_BlV, self._sampling, images_B, scale)
+                self.tokens[at, span] = _drawn(logits_BlV, self._sampling, streams_B1, scale)
             # What nothing could be drawn for has the number after the last; it is refused at the end.
-            drawn = self.tokens[at, span].clamp(max=self._model.tokenizer.vocabulary - 1)
-            added = self._quantizer.contribution(drawn, scale)
+            codes = self.tokens[at, span].clamp(max=self._model.tokenizer.vocabulary - 1)
+            added = self._quantizer.contribution(codes, scale)
             if places is None:
                 self.f_hat = self.f_hat + added
             else:
@@ -119,7 +118,7 @@ class Loop:
             if deciding is not None:
                 deciding.drawn(scale, self.f_hat, logits_BlV)
             # The largest tensor of a step must not lie there while the next one runs.
-            del logits_BlV, drawn, added
+            del logits_BlV, codes, added
             self._look("end")
             self._steps += 1
 
@@ -135,9 +134,9 @@ def _forget_features(features: dict[int, Tensor], later: Sequence[Step]) -> None
         del features[scale]
 
 
-def _drawn(logits_BlV: Tensor, sampling: Sampling, images_B: Tensor, scale: int) -> Tensor:
-    noise = uniforms(images_B, seed=sampling.seed, scale=scale, count=logits_BlV.shape[1])
-    return draw(filtered(logits_BlV, top_k=sampling.top_k, top_p=sampling.top_p), noise)
+def _drawn(logits_BlV: Tensor, sampling: Sampling, streams_B1: Tensor, scale: int) -> Tensor:
+    noise = uniforms(streams_B1, scale=scale, count=logits_BlV.shape[1])
+    return drawn(logits_BlV, noise, top_k=sampling.top_k, top_p=sampling.top_p)
 
 
 def refuse_undrawn(tokens_BL: Tensor, plan: Plan) -> None:

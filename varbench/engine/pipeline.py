@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,11 @@ from torch import Tensor
 
 from varbench.engine import pixels
 from varbench.engine.arguments import check_filters, images_given, labels_given, tokens_given
+from varbench.engine.captured import Graphs, Made, can_be_captured, is_watched
 from varbench.engine.generate import generate
-from varbench.engine.loop import Observer, Sampling
+from varbench.engine.loop import Observer, Sampling, refuse_undrawn
 from varbench.engine.own_weights import OwnOfWeights
+from varbench.engine.sampler import streams
 from varbench.engine.teacher import TeacherPass
 from varbench.engine.trained_layer import fused_attention
 from varbench.engine.transforms import transformed
@@ -91,9 +93,9 @@ class Pipeline:
         self.device = torch.device(device)
         self.dtype = DTYPES[dtype]
         self.tokenizer = tokenizer.to(self.device).eval()
-        if self.device.type == "cpu":
-            # What oneDNN is fastest at; the official code under autocast decodes in bfloat16 too.
-            self.tokenizer.cast_decoder_(torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32)
+        # The official code under autocast decodes in the compute type too; a CPU has no fast float16.
+        half = self.dtype == torch.float16 and self.device.type == "cpu"
+        self.tokenizer.cast_decoder_(torch.float32 if half else self.dtype)
         self.backbones = {name: self._placed(model) for name, model in backbones.items()}
         self.weights = dict(weights)
         """sha256 of each file that was loaded, or how the weights were made."""
@@ -106,6 +108,9 @@ class Pipeline:
         self._transformed: dict[tuple[str, ...], Transformer] = {}
         self._compiled: str | None = None
         self._passes: dict[tuple[str, str], TeacherPass] = {}
+        self._graphs = Graphs()
+        self.graphs = self.device.type == "cuda"
+        """Whether generations are captured that can be."""
 
     @property
     def model(self) -> ModelSpec:
@@ -167,9 +172,25 @@ class Pipeline:
             block.attn.qkv = torch.compile(block.attn.qkv, mode=self._compiled, dynamic=True)
             block.attn.out = torch.compile(block.attn.out, mode=self._compiled, dynamic=True)
 
+    def _kind(self, method: str | Row, batch: int, sampling: Sampling) -> Hashable:
+        """What a captured generation depends on besides labels and noise."""
+        backbones = self.backbones_of(method).values()
+        return self.compile(method)[0].digest, tuple(map(id, backbones)), batch, sampling
+
+    def is_ready(self, method: str | Row, batch: int, sampling: Sampling) -> bool:
+        """Whether nothing has to be captured for such a call any more."""
+        return not self.captures(method) or self._graphs.has(self._kind(method, batch, sampling))
+
+    def captures(self, method: str | Row) -> bool:
+        """Whether the row's generations are launched as graphs: on a GPU, where it runs no code of its own in between."""
+        return self.graphs and self._compiled is None and can_be_captured(*self.compile(method))
+
     @contextmanager
     def alone(self, method: str | Row) -> Iterator[None]:
-        """For a look at memory: models that the row does not run on lie in the host's meanwhile, not on the GPU."""
+        """For a look at memory: models that the row does not run on lie in the host's meanwhile, not on the GPU, and every tensor
+        of a call comes from the allocator."""
+        self._graphs.forget()
+        graphs, self.graphs = self.graphs, False
         running = self.backbones_of(method).values()
         idle = [m for m in (*self.backbones.values(), *self._transformed.values()) if m not in running]
         for model in idle:
@@ -179,6 +200,7 @@ class Pipeline:
         finally:
             for model in idle:
                 model.to(self.device)
+            self.graphs = graphs
 
     def load_further(self, wanted: Mapping[str, ModelSpec]) -> list[str]:
         """Brings further models that methods name, where they are not loaded; the names of those that are not to be had."""
@@ -252,30 +274,40 @@ class Pipeline:
         labels_B = labels_given(labels, self.model).to(self.device)
         check_filters(self.model, top_k=top_k, top_p=top_p)
         plan, row = self.compile(method)
-        made = generate(
-            plan,
-            row,
-            backbones=self.backbones_of(method),
-            tokenizer=self.tokenizer,
-            labels_B=labels_B,
-            images_B=torch.arange(first_image, first_image + len(labels_B), device=self.device),
-            sampling=Sampling(seed=seed, cfg=cfg, top_k=top_k, top_p=top_p),
-            dtype=self.dtype,
-            forced_BL=None if tokens is None else tokens_given(tokens, self.model).to(self.device),
-            return_logits=return_logits,
-            observer=observer,
-            decode=self._decode_map,
-        )
-        images = self._decode_map(made.f_hat_BDhw)
-        return Output(images=images, tokens=made.tokens_BL, logits=made.logits_BLV, plan=plan, trace=made.trace)
+        sampling, backbones = Sampling(cfg=cfg, top_k=top_k, top_p=top_p), self.backbones_of(method)
+        forced_BL = None if tokens is None else tokens_given(tokens, self.model).to(self.device)
+
+        def make(labels_B: Tensor, streams_B1: Tensor, observer: Observer | None) -> Made:
+            codes = generate(
+                plan,
+                row,
+                backbones=backbones,
+                tokenizer=self.tokenizer,
+                labels_B=labels_B,
+                streams_B1=streams_B1,
+                sampling=sampling,
+                dtype=self.dtype,
+                forced_BL=forced_BL,
+                return_logits=return_logits,
+                observer=observer,
+                decode=self._decode_map,
+            )
+            return Made(codes=codes, images=self._decode_map(codes.f_hat_BDhw))
+
+        numbers = range(first_image, first_image + len(labels_B))
+        given = labels_B, streams(torch.tensor(numbers, device=self.device), seed=seed), observer
+        plain = forced_BL is not None or return_logits or is_watched() or not self.captures(method)
+        key = None if plain else self._kind(method, len(labels_B), sampling)
+        made = self._graphs.make(key, make, *given)
+        refuse_undrawn(made.codes.tokens_BL, plan)
+        codes = made.codes
+        return Output(images=made.images, tokens=codes.tokens_BL, logits=codes.logits_BLV, plan=plan, trace=codes.trace)
 
     @torch.inference_mode()
     @true_float32()
     def _decode_map(self, f_hat_BDhw: Tensor) -> Tensor:
-        """A map to images in [0, 1]. On a GPU, the decoder runs under autocast in the compute type, as in the official script."""
-        reduced = self.device.type == "cuda" and self.dtype != torch.float32
-        with torch.autocast(self.device.type, dtype=self.dtype if reduced else torch.bfloat16, enabled=reduced):
-            return self.tokenizer.decode_map(f_hat_BDhw)
+        """A map to images in [0, 1]."""
+        return self.tokenizer.decode_map(f_hat_BDhw)
 
     def _warn_of_other_weights(self, row: Row) -> None:
         """Images of a method on weights that were not trained for it say little of the method."""

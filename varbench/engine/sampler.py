@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from varbench.model import fused
+
 _MASK64 = (1 << 64) - 1
 
 
@@ -34,12 +36,16 @@ def _mixed(x: Tensor) -> Tensor:
     return x ^ _shifted(x, 31)
 
 
-def uniforms(images_B: Tensor, *, seed: int, scale: int, count: int) -> Tensor:
-    """One number in [0, 1) for each of a scale's `count` tokens of each image, (B, count) float32."""
+def streams(images_B: Tensor, *, seed: int) -> Tensor:
+    """What the numbers of each image are drawn from, (B, 1)."""
     key = _mixed(torch.tensor(_signed(seed * 0x9E3779B97F4A7C15 + 1), device=images_B.device))
-    key_B1 = _mixed(key + (images_B.unsqueeze(1) + 1) * _GOLDEN)
-    place_1l = torch.arange(count, device=images_B.device).unsqueeze(0) + (scale << 32)
-    words = _mixed(key_B1 ^ _mixed((place_1l + 1) * _GOLDEN))
+    return _mixed(key + (images_B.unsqueeze(1) + 1) * _GOLDEN)
+
+
+def uniforms(streams_B1: Tensor, *, scale: int, count: int) -> Tensor:
+    """One number in [0, 1) for each of a scale's `count` tokens of each image, (B, count) float32."""
+    place_1l = torch.arange(count, device=streams_B1.device).unsqueeze(0) + (scale << 32)
+    words = _mixed(streams_B1 ^ _mixed((place_1l + 1) * _GOLDEN))
     return _shifted(words, 40).float() * 2.0**-24
 
 
@@ -84,6 +90,12 @@ def _without_tail(ordered: Tensor, top_p: float) -> Tensor:
     tail = ordered.softmax(dim=-1).cumsum_(dim=-1) <= 1 - top_p
     tail[..., -1] = False
     return ordered.masked_fill(tail, -torch.inf)
+
+
+def drawn(logits_BlV: Tensor, uniforms_Bl: Tensor, *, top_k: int, top_p: float) -> Tensor:
+    """Codes (B, l) of what the filters leave; on a GPU by one kernel."""
+    found = fused.drawn(logits_BlV, uniforms_Bl, top_k=top_k, top_p=top_p)
+    return draw(filtered(logits_BlV, top_k=top_k, top_p=top_p), uniforms_Bl) if found is None else found
 
 
 def draw(logits_BlV: Tensor, uniforms_Bl: Tensor) -> Tensor:

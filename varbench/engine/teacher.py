@@ -19,7 +19,8 @@ from varbench.engine.expert_ffn import Experts, NobodyLooks, part_of_ffn
 from varbench.engine.trained_layer import Attend, fused_attention, trained_layer
 from varbench.errors import PlanError
 from varbench.experts import FfnSeen, WidthPolicy
-from varbench.model.transformer import Layer, Transformer, normed
+from varbench.model.fused import normed
+from varbench.model.transformer import Layer, Transformer
 from varbench.plan.owned import Owned
 from varbench.plan.steps import LayerCall, Plan, SlotKey, Step, Width
 

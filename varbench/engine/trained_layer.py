@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from varbench.model.transformer import EPS, MAX_LOG_SCALE, Attention, Layer, linear
+from varbench.model.fused import EPS, MAX_LOG_SCALE
+from varbench.model.transformer import Attention, Layer, linear
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 """(q, k, v, mask of what may be seen, softmax scale) -> mixed values."""

@@ -118,11 +118,11 @@ class Watch:
         call = self._calls[-1]
         self._calls[-1] = call._replace(hidden=call.hidden + made.numel())
 
-    def end(self, stream_RLC: Tensor, logits_RlV: Tensor) -> None:
+    def end(self, rows: int, logits_RlV: Tensor) -> None:
         self._steps.append(
             StepSeen(
                 images=self._images,
-                rows=stream_RLC.shape[0],
+                rows=rows,
                 embedded=self._embedded,
                 drawn=logits_RlV.shape[1],
                 calls=tuple(self._calls),

@@ -47,6 +47,8 @@ class Times:
     began: float
     ended: float
     """On the system's monotonic clock, which every process reads alike."""
+    set_up: float = 0.0
+    """Before the call, where what it runs on was not there yet: compiled kernels, captured graphs."""
 
     @property
     def possible(self) -> bool:

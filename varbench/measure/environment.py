@@ -74,6 +74,18 @@ def gpu_identity(device: str) -> tuple[str, str | None, str | None]:
     return found.name, None if uuid is None else f"GPU-{uuid}", pci
 
 
+def relatives() -> set[int]:
+    """Process ids of the run that this process is a child of: those of all that its nurseries have made, and its own."""
+    import psutil
+
+    above = psutil.Process().parents()[:2]
+    return (
+        {process.pid for process in (*above[-1].children(recursive=True), *above)} | {os.getpid()}
+        if above
+        else {os.getpid()}
+    )
+
+
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in LIBRARIES:

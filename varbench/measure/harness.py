@@ -23,6 +23,9 @@ class Nothing:
         side = self.model.image_side
         self._images = torch.zeros(1, 3, side, side, device=self.device)
 
+    def prepare(self, ask: Ask) -> None:
+        pass
+
     def make(self, ask: Ask, *, observer: Observer | None = None) -> Answer:
         if observer is not None:
             for moment in ("start", "logits", "end"):

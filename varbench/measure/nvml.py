@@ -6,7 +6,7 @@ Devices are matched by UUID or PCI address, never by index: CUDA_VISIBLE_DEVICES
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,14 +82,14 @@ def memory(*, uuid: str | None, pci: str | None, pid: int) -> tuple[int | None, 
         return (int(own[0]) if own and own[0] is not None else None), used
 
 
-def foreign_processes(*, uuid: str | None, pci: str | None, pid: int) -> tuple[int, ...]:
-    """Other processes on the board, which may disturb what is timed."""
+def foreign_processes(*, uuid: str | None, pci: str | None, own: Collection[int]) -> tuple[int, ...]:
+    """Processes on the board beside our own, which may disturb what is timed."""
     with device(uuid=uuid, pci=pci) as (pynvml, handle):
         try:
             found = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
         except pynvml.NVMLError as error:
             raise NvmlError(f"NVML lists no processes: {error}") from error
-        return tuple(process.pid for process in found if process.pid != pid)
+        return tuple(process.pid for process in found if process.pid not in own)
 
 
 def energy_joules(*, uuid: str | None, pci: str | None) -> float:

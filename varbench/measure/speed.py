@@ -193,7 +193,8 @@ class _Session:
 
     def warm(self, row: str) -> tuple[float, float]:
         """The very shapes that are timed, both regimes; the first call of all is a figure of its own."""
-        first = self.call(row, self.pace.batch).times.end_to_end
+        times = self.call(row, self.pace.batch).times
+        first = times.set_up + times.end_to_end
         if self.pace.batch > 1:
             self.call(row, 1)
         return first, self.call(row, self.pace.batch).times.end_to_end

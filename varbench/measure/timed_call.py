@@ -27,11 +27,16 @@ class Timeable(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    def prepare(self, ask: Ask) -> None:
+        """Set up what is set up once for such calls."""
+
     def make(self, ask: Ask, *, observer: Observer | None = None) -> Answer: ...
 
 
 def timed(subject: Timeable, ask: Ask) -> tuple[Answer, Images, Times]:
     """The answer, its images as bytes on the host, and how long each part took: one call gives every column."""
+    asked = time.monotonic()
+    subject.prepare(ask)
     clock = clock_for(subject.device)
     marks: dict[str, list[Any]] = {"start": [], "logits": [], "end": []}
     clock.settle()
@@ -57,6 +62,7 @@ def timed(subject: Timeable, ask: Ask) -> tuple[Answer, Images, Times]:
         steps=tuple(clock.between(*span) for span in spans),
         began=began,
         ended=ended,
+        set_up=began - asked,
     )
     return answer, images, times
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from varbench.model.fused import group_norm_silu
 from varbench.model.transformer import embedding
 from varbench.spec import ModelSpec, TokenizerSpec
 
@@ -35,6 +36,24 @@ class Norm(nn.GroupNorm):
         super().__init__(32, channels, eps=1e-6)
 
     def forward(self, x_BChw: Tensor) -> Tensor:
+        return self._normed(x_BChw, silu=False)
+
+    def activated(self, x_BChw: Tensor) -> Tensor:
+        """And SiLU."""
+        return self._normed(x_BChw, silu=True)
+
+    def _normed(self, x_BChw: Tensor, *, silu: bool) -> Tensor:
+        if x_BChw.is_cuda:
+            made = group_norm_silu(x_BChw, self.weight, self.bias, groups=self.num_groups, eps=self.eps, silu=silu)
+            if made is None:
+                weight, bias = self.weight.to(x_BChw.dtype), self.bias.to(x_BChw.dtype)
+                made = F.group_norm(x_BChw, self.num_groups, weight, bias, self.eps)
+                made = _activated(made) if silu else made
+            return made
+        made = self._on_cpu(x_BChw)
+        return _activated(made) if silu else made
+
+    def _on_cpu(self, x_BChw: Tensor) -> Tensor:
         # Of a small map whose channels lie innermost, torch's 16-bit kernel reads group by group, a few numbers at a time:
         # of narrow groups it is faster to lay the map out anew.
         narrow = x_BChw.shape[1] < 8 * self.num_groups and x_BChw.shape[2] * x_BChw.shape[3] < 1024
@@ -57,8 +76,8 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut: nn.Module = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
 
     def forward(self, x_BChw: Tensor) -> Tensor:
-        h: Tensor = self.conv1(_activated(self.norm1(x_BChw)))
-        h = self.conv2(_activated(self.norm2(h)))
+        h: Tensor = self.conv1(self.norm1.activated(x_BChw))
+        h = self.conv2(self.norm2.activated(h))
         shortcut: Tensor = self.nin_shortcut(x_BChw)
         return shortcut + h
 
@@ -154,7 +173,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x_B3hw)
         for level in self.down:
             x = level(x)
-        latent: Tensor = self.conv_out(_activated(self.norm_out(self.mid(x))))
+        latent: Tensor = self.conv_out(self.norm_out.activated(self.mid(x)))
         return latent
 
 
@@ -182,8 +201,14 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(f_BDhw))
         for level in reversed(self.up):
             x = level(x)
-        image: Tensor = self.conv_out(_activated(self.norm_out(x)))
-        return image
+        x = self.norm_out.activated(x)
+        if not x.is_cuda:
+            image: Tensor = self.conv_out(x)
+            return image
+        # For three channels, and for eight, there is no fast kernel.
+        weight = F.pad(self.conv_out.weight, (0, 0, 0, 0, 0, 0, 0, 61)).contiguous(memory_format=torch.channels_last)
+        assert self.conv_out.bias is not None
+        return F.conv2d(x, weight, F.pad(self.conv_out.bias, (0, 61)), padding=1)[:, :3]
 
 
 class Phi(nn.Conv2d):
@@ -214,6 +239,7 @@ class Quantizer(nn.Module):
         self.embedding = embedding(spec.vocabulary, spec.code_dim)
         self.quant_resi = SharedPhis(spec.phis, spec.code_dim)
         self.register_buffer("ema_vocab_hit_SV", torch.zeros(len(self.sides), spec.vocabulary))
+        self._shares_of: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
         self.phi_of_scale = tuple(phi_index(scale, len(self.sides), spec.phis) for scale in range(len(self.sides)))
 
     def contribution(self, codes_Bl: Tensor, scale: int) -> Tensor:
@@ -223,11 +249,27 @@ class Quantizer(nn.Module):
     def spread(self, h_BlD: Tensor, scale: int) -> Tensor:
         """The same of vectors, those of codes or any others."""
         side, last = self.sides[scale], self.sides[-1]
+        if h_BlD.is_cuda and not torch.is_grad_enabled() and scale != len(self.sides) - 1:
+            # Bicubic is a sum with fixed shares, and a product is many times as fast as torch's kernel of it.
+            h_BDhw = (h_BlD.transpose(1, 2) @ self._shares(side, last, h_BlD)).unflatten(2, (last, last))
+            return self._phi(h_BDhw, scale)
         h_BDhw = h_BlD.transpose(1, 2).reshape(h_BlD.shape[0], -1, side, side)
         if scale != len(self.sides) - 1:
             h_BDhw = F.interpolate(h_BDhw, size=(last, last), mode="bicubic")
+        return self._phi(h_BDhw, scale)
+
+    def _phi(self, h_BDhw: Tensor, scale: int) -> Tensor:
         added: Tensor = self.quant_resi.qresi_ls[self.phi_of_scale[scale]](h_BDhw)
         return added
+
+    def _shares(self, side: int, last: int, like: Tensor) -> Tensor:
+        """What each place of the last side takes of each place of another, (side², last²)."""
+        key = side, like.device, like.dtype
+        if key not in self._shares_of:
+            places = torch.eye(side * side).view(-1, 1, side, side)
+            shares = F.interpolate(places, size=(last, last), mode="bicubic")
+            self._shares_of[key] = shares.flatten(1).to(like.device, like.dtype)
+        return self._shares_of[key]
 
     def features(self, f_hat_BDhw: Tensor, scale: int) -> Tensor:
         """`f_hat` seen at a scale's side, as (B, l, D): the transformer's input for that scale."""

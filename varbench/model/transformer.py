@@ -16,11 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from varbench.model.fused import normed, unit_queries_and_keys
 from varbench.model.weighted import product
 from varbench.spec import ModelSpec
-
-EPS = 1e-6
-MAX_LOG_SCALE = math.log(100)
 
 
 def linear(
@@ -42,16 +40,6 @@ def embedding(rows: int, width: int) -> nn.Embedding:
     return nn.Embedding(rows, width, _weight=weight if weight.is_meta else weight.normal_())
 
 
-def modulated(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tensor:
-    """Normed, scaled and shifted; vectors in float32, and no gradients."""
-    return normed(x_BLC).mul_(scale_B1C).add_(shift_B1C)
-
-
-def normed(x_BLC: Tensor) -> Tensor:
-    """LayerNorm without affine parameters, in float32."""
-    return F.layer_norm(x_BLC.float(), (x_BLC.shape[-1],), eps=EPS)
-
-
 class Conditioner(nn.ModuleList):
     """SiLU and a linear layer of the class vector; a list only so that its weights are called `1.weight`."""
 
@@ -69,7 +57,7 @@ class Conditioner(nn.ModuleList):
 class Attention(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.heads, self.l2 = spec.heads, spec.l2_attention
+        self.heads, self.head_size, self.l2 = spec.heads, spec.width // spec.heads, spec.l2_attention
         self.mat_qkv = nn.Linear(spec.width, 3 * spec.width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(spec.width))
         self.v_bias = nn.Parameter(torch.zeros(spec.width))
@@ -80,22 +68,29 @@ class Attention(nn.Module):
         else:
             self.softmax_scale = 0.25 / math.sqrt(spec.head_dim)
 
-    def qkv(self, x_BLC: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """q and v in the compute type; k as the normalisation leaves it, float32 where q and k are normalised."""
+    def bias(self) -> Tensor:
+        """Of queries, keys and values together; keys have none."""
+        return torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+
+    def qkv(
+        self,
+        x_BLC: Tensor,
+        dtype: torch.dtype,
+        *,
+        keys: torch.dtype = torch.float32,
+        bias: Tensor | None = None,
+        into: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q and v in the compute type; k, where q and k are normalised, in type `keys`. `bias` is `self.bias()`, for who has it;
+        where keys and values have a place, they are put into it."""
         batch, length, width = x_BLC.shape
-        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        qkv = linear(x_BLC, self.mat_qkv, dtype, bias=bias)
+        qkv = linear(x_BLC, self.mat_qkv, dtype, bias=self.bias() if bias is None else bias)
         parts_BL3Hc = qkv.view(batch, length, 3, self.heads, width // self.heads)
-        q, k, v = parts_BL3Hc.transpose(1, 3).unbind(2)
-        if self.l2:
-            # Both at once. What is as short as nothing stays so, as in torch's `normalize`.
-            qk_BL2Hc = parts_BL3Hc[:, :, :2].float()
-            lengths_BL2H1 = torch.linalg.vector_norm(qk_BL2Hc, dim=-1, keepdim=True).clamp_min(1e-12)
-            scale_1H11 = self.scale_mul_1H11.float().clamp_max(MAX_LOG_SCALE).exp()
-            wanted_12H1 = torch.cat((scale_1H11, torch.ones_like(scale_1H11))).view(1, 2, self.heads, 1)
-            q, k = (qk_BL2Hc * (wanted_12H1 / lengths_BL2H1)).transpose(1, 3).unbind(2)
-            q = q.to(dtype)
-        return q, k, v
+        if not self.l2:
+            q, k, v = parts_BL3Hc.transpose(1, 3).unbind(2)
+            return q, k, v
+        q, k = unit_queries_and_keys(parts_BL3Hc, self.scale_mul_1H11, dtype, keys, into=into)
+        return q, k, parts_BL3Hc[:, :, 2].transpose(1, 2) if into is None else into[1]
 
     def out(self, mixed_BHLc: Tensor, dtype: torch.dtype) -> Tensor:
         batch, _, length, _ = mixed_BHLc.shape
@@ -125,13 +120,16 @@ class Layer(nn.Module):
         else:
             self.ada_lin = Conditioner(spec.width, 6 * spec.width)
 
+    def six(self, cond_BC: Tensor, shared_B16C: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Gates, scales and shifts of attention and FFN, (B, 1, 6, C)."""
+        if shared_B16C is None:
+            made: Tensor = self.ada_lin(cond_BC, dtype).view(cond_BC.shape[0], 1, 6, -1)
+            return made
+        return self.ada_gss + shared_B16C
+
     def modulation(self, cond_BC: Tensor, shared_B16C: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2, each (B, 1, C) in the compute type."""
-        if shared_B16C is None:
-            six = self.ada_lin(cond_BC, dtype).view(cond_BC.shape[0], 1, 6, -1)
-        else:
-            six = self.ada_gss + shared_B16C
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = six.unbind(2)
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = self.six(cond_BC, shared_B16C, dtype).unbind(2)
         return gamma1, gamma2, scale1 + 1, scale2 + 1, shift1, shift2
 
 

@@ -3,7 +3,7 @@
 On a CPU and without gradients: oneDNN, called by its own operator. Of float32 it is as exact as MKL, and twice as fast on
 processors that MKL was not made for; of bfloat16 it spares torch's setting up, which takes longer than a small product;
 and it applies GELU to what it still has in its registers, in float32. Weights are read as they lie: no packed copies.
-Elsewhere torch chooses.
+On a GPU, without gradients and in a 16-bit type: GELU as cuBLASLt applies it, likewise. Elsewhere torch chooses.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ def product(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None, *, gelu: bool =
         after: tuple[str, list[Any], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
         found: Tensor = _onednn(x, weight_NK, bias_N, *after)
         return found
+    if gelu and bias_N is not None and _by_cublaslt(x):
+        flat = x.reshape(-1, x.shape[-1])
+        activated: Tensor = _addmm_gelu(bias_N, flat, weight_NK.t(), use_gelu=True)
+        return activated.view(*x.shape[:-1], -1)
     made = F.linear(x, weight_NK, bias_N)
     return F.gelu(made, approximate="tanh") if gelu else made
 
@@ -37,11 +41,18 @@ def by_onednn(x: Tensor) -> bool:
     return x.device.type == "cpu" and not plain and _TYPES.get(x.dtype, False)
 
 
+def _by_cublaslt(x: Tensor) -> bool:
+    plain = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    return x.is_cuda and not plain and x.dtype in (torch.bfloat16, torch.float16)
+
+
 @contextmanager
 def true_float32() -> Iterator[None]:
-    """While it lasts, oneDNN multiplies and convolves float32 as float32, whatever a global setting allows it."""
-    onednn: Any = torch.backends.mkldnn
-    parts = (onednn.matmul, onednn.conv)
+    """While it lasts, oneDNN, cuBLAS and cuDNN multiply and convolve float32 as float32, whatever a global setting allows them."""
+    backends: Any = torch.backends
+    parts = [backends.mkldnn.matmul, backends.mkldnn.conv]
+    if torch.cuda.is_available():
+        parts += [backends.cuda.matmul, backends.cudnn.conv]
     before = [part.fp32_precision for part in parts]
     try:
         for part in parts:
@@ -50,6 +61,15 @@ def true_float32() -> Iterator[None]:
     finally:
         for part, was in zip(parts, before, strict=True):
             part.fp32_precision = was
+
+
+_addmm_gelu: Any = torch._addmm_activation
+
+
+@register_flop_formula(torch.ops.aten._addmm_activation)
+def _gelu_flops(bias: torch.Size, x: torch.Size, weight: torch.Size, *_: object, **__: object) -> int:
+    """So that torch's counter knows the operator; it is handed shapes."""
+    return 2 * x[0] * x[1] * weight[1]
 
 
 _onednn: Any = torch.ops.mkldnn._linear_pointwise if _TYPES[torch.float32] else None

@@ -196,8 +196,8 @@ def last_fills(steps: Sequence[Step]) -> dict[tuple[SlotKey, str], int]:
 
 
 def beside_state(plan: Plan, *, batch: int, dtype: str, taken: Taken = ()) -> Iterator[int]:
-    """Bytes that the loop needs after each step beside the state: the labels' vectors of every layer, the map and the
-    codes so far, the features of scales that a later step encodes again, previews that a decision waits for, and where
+    """Bytes that the loop needs after each step beside the state: the labels' vectors and the biases of every layer,
+    the map and the codes so far, the features of scales that a later step encodes again, previews that a decision waits for, and where
     images have gone apart, which went where."""
     first, further = stretches(plan, batch=batch, taken=taken)
     # Codes so far, labels and numbers of the images are whole numbers of eight bytes.
@@ -210,7 +210,8 @@ def beside_state(plan: Plan, *, batch: int, dtype: str, taken: Taken = ()) -> It
         drawn = {before.samples for before in plan.steps[: number + 1]}
         again = drawn & {scale for later in plan.steps[number + 1 :] for scale in later.scales if scale}
         features = 4 * plan.model.tokenizer.code_dim * sum(plan.model.tokens[scale] for scale in again)
-        yield sum(conditioning.values()) + always + batch * (features + _previews(plan, number))
+        biases = sum(_biases(plan, name, dtype) for name in conditioning)
+        yield sum(conditioning.values()) + biases + always + batch * (features + _previews(plan, number))
     apart = is_split(further)
     parts = [
         {
@@ -227,7 +228,9 @@ def beside_state(plan: Plan, *, batch: int, dtype: str, taken: Taken = ()) -> It
             if step.drops_backbone:
                 del own[step.backbone]
             # Places and labels of all images, and numbers of those that run.
-            yield sum(own.values()) + waiting + always + (8 * (2 * batch + stretch.images) if apart else 0)
+            held = own.keys() | {name for later in parts[number + 1 :] for name in later}
+            biases = sum(_biases(plan, name, dtype) for name in held)
+            yield sum(own.values()) + waiting + biases + always + (8 * (2 * batch + stretch.images) if apart else 0)
 
 
 def _previews(plan: Plan, number: int) -> int:
@@ -243,7 +246,15 @@ def _conditioning(plan: Plan, backbone: str, dtype: str) -> int:
     """Bytes per row: six vectors a layer, of which the two gates have the compute type unless layers share their network and
     the others are float32, and two of the head."""
     spec = plan.backbone(backbone)
-    layers = {call.layer for step in plan.steps if step.backbone == backbone for call in step.calls}
     item = int(ITEM[dtype])
     six = 2 * (4 if spec.shared_adaln else item) + 4 * 4
-    return spec.width * (len(layers) * six + 2 * item)
+    return spec.width * (len(_layers(plan, backbone)) * six + 2 * item)
+
+
+def _biases(plan: Plan, backbone: str, dtype: str) -> int:
+    """Bytes, whatever the batch, of the biases of queries, keys and values."""
+    return 3 * plan.backbone(backbone).width * len(_layers(plan, backbone)) * int(ITEM[dtype])
+
+
+def _layers(plan: Plan, backbone: str) -> set[int]:
+    return {call.layer for step in plan.steps if step.backbone == backbone for call in step.calls}

@@ -58,6 +58,8 @@ class Transformed:
     another module in a linear layer's place, that one is called with activations in the compute type."""
     changes: Mapping[Part, PartChange] = field(default_factory=dict)
     """By part, what is changed; `varbench check` holds the bytes that are declared against those that are stored."""
+    capturable: bool = False
+    """As of a token policy: whether the modules only compute, on the device, from what they are given."""
 
 
 @dataclass(frozen=True, kw_only=True)

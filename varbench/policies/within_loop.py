@@ -115,6 +115,13 @@ class CacheStrategy(Protocol):
         """Whether attention is added up over scales, in a float32 that is kept beside each entry: state."""
         return False
 
+    @property
+    def capturable(self) -> bool:
+        """Whether `pick` and `form` only compute, on the device, from the tensors that they are given: no number is looked at on the host,
+        nothing comes from there, and nothing is kept between calls. On a GPU the row is then launched as CUDA graphs, as rows
+        that run no code of theirs within the loop are; else operator by operator, which costs small batches most of their time."""
+        return False
+
     def merges(self, layer: int, scale: int, group: int) -> bool:
         """Whether each entry that goes is averaged into the one with the nearest key, by cosine, of those that stay."""
         return False
@@ -145,6 +152,13 @@ class TokenPolicy(Protocol):
 
     def remembers(self, layer: int, scale: int, sublayer: SubLayerName) -> bool:
         """Whether the sub-layer's output at this scale is kept, in the compute type, for `fill` at later ones: state."""
+        return False
+
+    @property
+    def capturable(self) -> bool:
+        """Whether `pick` and `fill` only compute, on the device, from the tensors that they are given: no number is looked at on the host,
+        nothing comes from there, and nothing is kept between calls. On a GPU the row is then launched as CUDA graphs, as rows
+        that run no code of theirs within the loop are; else operator by operator, which costs small batches most of their time."""
         return False
 
     def pick(self, x_BLC: Tensor, count: int, *, layer: int, scale: int, sublayer: SubLayerName) -> Tensor:

@@ -205,6 +205,9 @@ class Options:
         always=True, sweeps=True,
     )  # fmt: skip
     compile: str = option("torch.compile mode", default="off", metavar="MODE", choices=COMPILE_MODES, sweeps=True)
+    graphs: bool = option(
+        "on a GPU, launch steps as CUDA graphs where no code of the method needs the host", default=True
+    )
     study: tuple[str, ...] = option(
         "rows that plugins offer for a panel of their own; see varbench list", default=(), metavar="NAME", decides=False
     )

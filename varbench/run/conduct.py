@@ -260,7 +260,7 @@ class Conduct:
             return tuple(name for name in self._alive(weights.rows) if task.lacking(name))
 
         while wanted := {name for task in tasks for name in lacking(task)}:
-            left = tuple(name for name in weights.rows if name in wanted)
+            left = tuple(name for name in weights.rows if name in wanted)[: self.run.together]
             self._begin(left)
             subject: Child | None = None
             self._at = None
@@ -270,7 +270,7 @@ class Conduct:
                     loaded = subject.receive(Ready)
                     self._check(left, loaded, asked=job)
                     for task in tasks:
-                        if names := lacking(task):
+                        if names := tuple(name for name in lacking(task) if name in left):
                             task.work(subject, names)
             except (ChildEndedError, RowError) as error:
                 blamed = left if self._at is None else (self._at,)

@@ -47,6 +47,10 @@ class RowInRun:
         return self.resolved.trained_generator is not None
 
 
+TOGETHER: dict[str, int | None] = {"cpu": None, "cuda": 6}
+"""Rows in one process, at most. On a GPU what is captured of each takes memory, and an interruption costs them all their round."""
+
+
 @dataclass(frozen=True)
 class WeightSet:
     """Rows that run on the same weights."""
@@ -76,6 +80,10 @@ class Run:
     available_memory: int | None = None
     began: int = 0
     """Before any code of a plugin ran, in nanoseconds since 1970: only what lay on disk by then is taken over."""
+
+    @property
+    def together(self) -> int | None:
+        return TOGETHER[self.options.device.partition(":")[0]]
 
     @property
     def weight_sets(self) -> tuple[WeightSet, ...]:

@@ -114,7 +114,11 @@ def _elsewhere(pairs: Sequence[Pair]) -> Iterator[str]:
         full.append(other.end_to_end)
         gains.append(other.transformer - own.transformer)
         moved.append(gains[-1] - (other.end_to_end - own.end_to_end))
-    if len(moved) > 2 and stats.surely_above(moved, ASIDE * stats.median(full), chance=SURE):
+    if (
+        len(moved) > 2
+        and stats.median(gains) > 0
+        and stats.surely_above(moved, ASIDE * stats.median(full), chance=SURE)
+    ):
         yield (
             f"its network takes {stats.median(gains):.3f} s less than the full model's, and the whole call only "
             f"{stats.median(gains) - stats.median(moved):.3f} s less"

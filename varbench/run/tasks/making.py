@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from varbench.engine.subjects import (
 from varbench.measure import memory, nvml, powercap, process_state, timed_call
 from varbench.measure.calls import Chunk, CountedFlops, Reply, Request
 from varbench.measure.energy import energy
-from varbench.measure.environment import environment, gpu_identity
+from varbench.measure.environment import environment, gpu_identity, relatives
 from varbench.measure.made_storages import held_through_a_step
 from varbench.policies import TaughtGenerator, TrainedGenerator, Work
 from varbench.quality.images import Images, write_made
@@ -155,6 +154,7 @@ def pipeline_of(job: Job, made: list[Row]) -> Pipeline:
         loaded = pipe.backbones[part]
         if replace(loaded.spec, name=spec.name) == spec:
             loaded.spec = spec
+    pipe.graphs = pipe.graphs and options.graphs
     if options.compile != "off":
         pipe.compile_layers(mode=options.compile)
     return pipe
@@ -190,9 +190,14 @@ def _memory(subject: Subject, ask: Ask, request: Request) -> Reply:
         else held_through_a_step(lambda: subject.make(ask), steps=stated.steps),
         from_bytes=stated is not None and _are_bytes(made.images),
         kernel=kernel.name,
-        arithmetic=kernel.arithmetic,
+        arithmetic=kernel.arithmetic + _launched(subject, ask.row),
         missing={} if kernel.missing is None else {"kernel": kernel.missing},
     )
+
+
+def _launched(subject: Subject, row: str) -> str:
+    captured = isinstance(subject, EngineSubject) and subject.pipe.captures(row)
+    return "; launched as CUDA graphs" if captured else ""
 
 
 def _are_bytes(images: torch.Tensor) -> bool:
@@ -219,7 +224,8 @@ def _stated(work: Work) -> Totals:
 
 
 def _outside(subject: Subject, ask: Ask, request: Request) -> Reply:
-    made, outside = memory.seen_from_outside(subject, ask)
+    with subject.alone(ask.row):
+        made, outside = memory.seen_from_outside(subject, ask)
     return _reply(request, made, to_uint8(made.images), outside=outside)
 
 
@@ -274,6 +280,6 @@ def _disturbed(device: str) -> tuple[int, ...] | None:
         return None
     _, uuid, pci = gpu_identity(device)
     try:
-        return tuple(nvml.foreign_processes(uuid=uuid, pci=pci, pid=os.getpid()))
+        return tuple(nvml.foreign_processes(uuid=uuid, pci=pci, own=relatives()))
     except nvml.NvmlError:
         return None

@@ -1,0 +1,145 @@
+"""Captured generations, with graphs that remember nothing: what is looked at when, what is kept, and what happens when memory is short.
+That graphs do what was captured only a GPU shows (`test_gpu.py`)."""
+
+from __future__ import annotations
+
+import contextlib
+from types import SimpleNamespace
+from typing import Any
+
+import models
+import pytest
+import torch
+from test_conformance import ComputesHalf, KeepsHalf
+
+from varbench import load_pipeline
+from varbench.engine.captured import Graphs, Made, can_be_captured
+from varbench.engine.loop import Observer
+from varbench.engine.pipeline import Pipeline
+from varbench.plan.compiler import compile_plan
+from varbench.plan.owned import Owned, RowPolicies
+
+
+class Graph:
+    """Counts; what it would launch is there already."""
+
+    log: list[str]
+
+    def capture_begin(self, pool: object) -> None:
+        self.log.append("begin")
+
+    def capture_end(self) -> None:
+        self.log.append("end")
+
+    def replay(self) -> None:
+        self.log.append("replay")
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    Graph.log = []
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, fake in {
+        "CUDAGraph": Graph,
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": lambda one: contextlib.nullcontext(),
+        "synchronize": lambda: None,
+        "empty_cache": lambda: Graph.log.append("released"),
+        "graph_pool_handle": lambda: object(),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    return Graph.log
+
+
+def generations(pipe: Pipeline, calls: int) -> list[list[tuple[str, int]]]:
+    found = []
+    for _ in range(calls):
+        moments: list[tuple[str, int]] = []
+        pipe.generate(models.LABELS, seed=1, observer=lambda moment, step, into=moments: into.append((moment, step)))  # type: ignore[misc]  # a default of a lambda
+        found.append(moments)
+    return found
+
+
+def test_an_observer_sees_the_same_moments(log: list[str]) -> None:
+    pipe = models.pipeline()
+    plain = generations(pipe, 1)
+    pipe.graphs = True
+    assert generations(pipe, 3) == 3 * plain
+    steps = len(models.SPEC.sides)
+    # What comes before the first step, each step's network and the rest of it, and the decoder.
+    assert log.count("begin") == log.count("end") == 2 + 2 * steps
+    assert log.count("replay") == 3 * (2 + 2 * steps)
+
+
+def test_what_is_returned_is_not_what_the_next_call_writes(log: list[str]) -> None:
+    pipe = models.pipeline()
+    exact = pipe.generate(models.LABELS, seed=1)
+    pipe.graphs = True
+    first, second = (pipe.generate(models.LABELS, seed=1) for _ in range(2))
+    assert torch.equal(first.images, exact.images) and torch.equal(first.tokens, exact.tokens)
+    assert first.trace == exact.trace
+    assert first.images.data_ptr() != second.images.data_ptr() and first.tokens.data_ptr() != second.tokens.data_ptr()
+
+
+def test_tokens_logits_and_watchers_are_served_without(log: list[str]) -> None:
+    pipe = models.pipeline()
+    tokens = pipe.generate(models.LABELS).tokens
+    pipe.graphs = True
+    pipe.generate(models.LABELS, tokens=tokens)
+    pipe.generate(models.LABELS, return_logits=True)
+    with pipe.alone("full_var"):
+        pipe.generate(models.LABELS)
+    assert "begin" not in log
+
+
+def test_where_memory_is_short_other_graphs_are_given_up(log: list[str]) -> None:
+    graphs, labels, streams = Graphs(), torch.arange(2), torch.arange(2).unsqueeze(1)
+    pipe = models.pipeline()
+    made = pipe.generate(models.LABELS)
+    codes: Any = SimpleNamespace()
+    short = 0
+
+    def make(labels_B: torch.Tensor, streams_B1: torch.Tensor, observer: Observer | None) -> Made:
+        nonlocal short
+        if short:
+            short -= 1
+            raise torch.OutOfMemoryError
+        return Made(codes=codes, images=made.images)
+
+    short = 1
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.make(None, make, labels, streams, None)  # nothing to give up
+    graphs._known["other"] = codes
+    short = 1
+    assert graphs.make(None, make, labels, streams, None).codes is codes
+    assert not graphs.has("other")
+    graphs._known["other"] = codes
+    short = 2
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.make(None, make, labels, streams, None)
+
+
+@pytest.mark.parametrize(
+    ("method", "captured"),
+    [
+        ("full_var", True), ("variant@d2", True), ("code@training_free/n4", True), ("guidance@from4", True), ("fastvar@r60", True),
+        ("h2o@b25", True), ("scalekv@b25", True), ("quant_cache@b8", True), ("dmoe@untrained/m50", False), ("skipvar@s84", False),
+    ],
+)  # fmt: skip
+def test_what_can_be_captured(method: str, captured: bool) -> None:
+    assert can_be_captured(*load_pipeline("tiny").compile(method)) is captured
+
+
+@pytest.mark.parametrize("policy", [KeepsHalf, ComputesHalf])
+def test_a_policy_that_does_not_say_so_is_not_captured(policy: Any) -> None:
+    kind = {KeepsHalf: "caches", ComputesHalf: "tokens"}[policy]
+    owned = Owned(plugin="test", policy=policy(models.SPEC))
+    row = RowPolicies(name="test", **{kind: (owned,) if kind == "caches" else owned})  # type: ignore[arg-type]  # by name
+    plan = compile_plan(models.SPEC, row)
+    assert not can_be_captured(plan, row)
+    policy.capturable = True
+    try:
+        assert can_be_captured(plan, row)
+    finally:
+        del policy.capturable

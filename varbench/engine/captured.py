@@ -1,0 +1,145 @@
+"""Generations as CUDA graphs, cut where an observer looks: launched a stretch at a time in place of operator by operator, which
+is most of a small batch's time.
+
+Only of rows that run no code of theirs within the loop: what a graph does is what the capture did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from varbench.engine.generate import Generated
+from varbench.engine.loop import Observer
+from varbench.plan.owned import RowPolicies
+from varbench.plan.steps import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    codes: Generated
+    images: Tensor
+
+
+Make = Callable[[Tensor, Tensor, Observer | None], Made]
+"""Of labels (B,) and noise streams (B, 1)."""
+
+
+def can_be_captured(plan: Plan, row: RowPolicies) -> bool:
+    """Whether all that a generation does follows from the plan, and from code of the row's that says that it can be captured.
+    Tokens are brought together expert by expert, as many as come, which the host has to be told."""
+    picks = any(use.picked for step in plan.steps for call in step.calls for use in call.cache)
+    asked: list[Any] = [owned.policy for owned in row.caches if picks or owned.policy.form is not None]
+    asked += [owned.policy for owned in (row.tokens, *row.transforms) if owned is not None]
+    return plan.decision is None and row.width is None and all(policy.capturable for policy in asked)
+
+
+def is_watched() -> bool:
+    """Whether somebody is shown operators, of which a graph that is replayed has none."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+class Graphs:
+    """Those of a pipeline, by what a generation depends on besides labels and noise. They share their memory, since one runs at a
+    time and leaves nothing behind but what is copied."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, _Captured] = {}
+        self._pool: Any = None
+
+    def has(self, key: Hashable) -> bool:
+        return key in self._known
+
+    def make(
+        self, key: Hashable | None, make: Make, labels_B: Tensor, streams_B1: Tensor, observer: Observer | None
+    ) -> Made:
+        """By its graphs, captured now if they are not there; without a key, operator by operator. Where memory is short, that of
+        other graphs is given up."""
+        try:
+            return self._made(key, make, labels_B, streams_B1, observer)
+        except torch.OutOfMemoryError:
+            if not self._known:
+                raise
+        self.forget()
+        return self._made(key, make, labels_B, streams_B1, observer)
+
+    def _made(
+        self, key: Hashable | None, make: Make, labels_B: Tensor, streams_B1: Tensor, observer: Observer | None
+    ) -> Made:
+        if key is None:
+            return make(labels_B, streams_B1, observer)
+        if key not in self._known:
+            make(labels_B, streams_B1, None)  # sets up what libraries and kernels need
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            self._known[key] = _Captured(make, labels_B, streams_B1, self._pool)
+        return self._known[key](labels_B, streams_B1, observer)
+
+    def forget(self) -> None:
+        """Weights are about to move, or memory is wanted."""
+        if self._known:
+            self._known.clear()
+            self._pool = None
+            _release()
+
+
+def _release() -> None:
+    """Gives all memory back that nothing holds."""
+    torch.cuda.synchronize()
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+class _Captured:
+    def __init__(self, make: Make, labels_B: Tensor, streams_B1: Tensor, pool: Any) -> None:
+        self._labels_B, self._streams_B1 = labels_B.clone(), streams_B1.clone()
+        self._stretches: list[tuple[torch.cuda.CUDAGraph, list[tuple[str, int]]]] = []
+        """Each with what is looked at when it is done."""
+        _release()
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            graph = self._begin(pool)
+
+            def cut(moment: str, step: int) -> None:
+                nonlocal graph
+                if moment == "start" and self._stretches:  # nothing comes between the end of a step and the next one
+                    self._stretches[-1][1].append((moment, step))
+                    return
+                graph.capture_end()
+                self._stretches.append((graph, [(moment, step)]))
+                graph = self._begin(pool)
+
+            try:
+                self._made = make(self._labels_B, self._streams_B1, cut)
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # which says again that it failed
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+            self._stretches.append((graph, []))
+        torch.cuda.current_stream().wait_stream(aside)
+
+    @staticmethod
+    def _begin(pool: Any) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool=pool)
+        return graph
+
+    @torch.inference_mode()
+    def __call__(self, labels_B: Tensor, streams_B1: Tensor, observer: Observer | None) -> Made:
+        self._labels_B.copy_(labels_B)
+        self._streams_B1.copy_(streams_B1)
+        for graph, looks in self._stretches:
+            graph.replay()
+            if observer is not None:
+                for look in looks:
+                    observer(*look)
+        codes = self._made.codes
+        copied = replace(codes, tokens_BL=codes.tokens_BL.clone(), f_hat_BDhw=codes.f_hat_BDhw.clone())
+        return Made(codes=copied, images=self._made.images.clone())

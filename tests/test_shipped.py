@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from record_factory import make_record
+from safetensors.torch import save_file
 from scripted import a_run, options
 from test_training import DATA, SPEC
 from test_training_recipes import STEPS, given  # noqa: F401  the fixture
@@ -16,6 +18,8 @@ from test_training_recipes import STEPS, given  # noqa: F401  the fixture
 from varbench import rows
 from varbench.__main__ import main
 from varbench.data.shapes import Shapes
+from varbench.errors import CheckpointError
+from varbench.model.state_files import read_record, read_state
 from varbench.plan import presets
 from varbench.policies import TrainStep
 from varbench.run.findings import Seen
@@ -199,3 +203,37 @@ def test_parts_of_a_run_belong_to_the_weights_that_made_them(tmp_path: Path) -> 
     parts = KeptParts(a_run(tmp_path, plugins="variant@d8"), tmp_path)
     weights = (None, *(Trained(training=None, files={}, hashes={"main": sha256}) for sha256 in ("one", "other")))
     assert len({parts.path(Seen, "variant@d8", trained=trained) for trained in weights}) == 3
+
+
+def test_what_was_not_trained_ships_once(tmp_path: Path) -> None:
+    base = {"a": torch.ones(1000), "b": torch.zeros(10)}
+    own = {**base, "b": torch.ones(10), "c": torch.ones(3)}
+    (tmp_path / "ships").mkdir()
+    save_file(base, tmp_path / "ships" / "base.safetensors")
+    save_file(own, tmp_path / "trained.safetensors", {"record": '{"row": "some@recipe"}'})
+    folder = put(
+        tmp_path / "ships", "some@recipe", files={"main": tmp_path / "trained.safetensors"}, record={"key": "k"}
+    )
+    small = folder / "main.safetensors"
+    assert small.stat().st_size < 1000
+    found = read_state(small, part="x")
+    assert found.keys() == own.keys() and all(torch.equal(found[name], own[name]) for name in own)
+    assert read_record(small) == {"row": "some@recipe"}
+    shipped = Shipped(assets=tmp_path / "ships", budget=STEPS)
+    told = shipped.record_of("some@recipe")
+    assert told is not None and shipped.wrong("some@recipe", told, key="k") is None
+
+    save_file({**base, "a": torch.zeros(1000)}, tmp_path / "ships" / "base.safetensors")
+    with pytest.raises(CheckpointError, match=r"only what differs from .*base.safetensors.*another file"):
+        read_state(small, part="x")
+    (tmp_path / "ships" / "base.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="not there"):
+        read_state(small, part="x")
+
+
+def test_what_was_trained_as_a_whole_ships_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "ships").mkdir()
+    save_file({"a": torch.ones(1000)}, tmp_path / "ships" / "base.safetensors")
+    save_file({"a": torch.zeros(1000)}, tmp_path / "trained.safetensors")
+    folder = put(tmp_path / "ships", "some@recipe", files={"main": tmp_path / "trained.safetensors"}, record={})
+    assert (folder / "main.safetensors").read_bytes() == (tmp_path / "trained.safetensors").read_bytes()

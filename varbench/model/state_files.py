@@ -6,21 +6,26 @@ Pickles are only ever opened with weights-only loading.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
+from varbench.base.hashing import file_hash
 from varbench.errors import CheckpointError
 
 State = dict[str, Tensor]
 
 _NESTS = ("state_dict", "model")
 """Keys under which training scripts keep the weights beside other things."""
+
+_REST = "rest"
+"""Under which a file's metadata name another that holds the tensors it does not."""
 
 _ARCHIVE, _PICKLE = b"PK\x03\x04", b"\x80"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -35,10 +40,55 @@ def read_state(path: str | Path, *, part: str) -> State:
     with path.open("rb") as file:
         head = file.read(512)
     if head[8:9] == b"{":  # the length of the header, then the header
-        return _names(_read_safetensors(path))
+        return _names({**_rest_of(path), **_read_safetensors(path)})
     if not head.startswith((_ARCHIVE, _PICKLE)):
         raise CheckpointError(f"{path}: {_what_it_is(head)}")
     return _names(_unwrapped(_read_torch(path), part, path))
+
+
+def write_what_differs(path: Path, rest: Path, *, into: IO[bytes], lies_in: Path) -> bool:
+    """Writes a copy of a safetensors file with the tensors alone that are not the same in another one, which it names as it is
+    reached from where the copy will lie; `read_state` puts both together. False, and nothing, where most differ."""
+    from safetensors import safe_open
+    from safetensors.torch import save
+
+    own, others = _read_safetensors(path), _read_safetensors(rest)
+    differing = {
+        name: tensor
+        for name, tensor in own.items()
+        if name not in others or others[name].dtype != tensor.dtype or not torch.equal(others[name], tensor)
+    }
+    if (
+        others.keys() - own.keys()
+        or sum(t.nbytes for t in differing.values()) > sum(t.nbytes for t in own.values()) / 2
+    ):
+        return False
+    with safe_open(path, framework="pt") as file:
+        told = file.metadata() or {}
+    named = {"path": os.path.relpath(rest, lies_in), "sha256": file_hash(rest)}
+    into.write(save(differing, {**told, _REST: json.dumps(named)}))
+    return True
+
+
+def _rest_of(path: Path) -> State:
+    """Tensors that a file leaves to another one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = (file.metadata() or {}).get(_REST)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _cut_short(path, error) from error
+    if told is None:
+        return {}
+    named = json.loads(told)
+    rest = path.parent / named["path"]
+    if not rest.is_file() or file_hash(rest) != named["sha256"]:
+        raise CheckpointError(
+            f"{path}: holds only what differs from {named['path']} beside it, which is {'another file' if rest.is_file() else 'not there'}; "
+            "`varbench export` makes one file of both"
+        )
+    return _read_safetensors(rest)
 
 
 def read_record(path: str | Path) -> dict[str, Any] | None:

@@ -11,7 +11,9 @@ from typing import Any
 
 from varbench.base.hashing import file_hash
 from varbench.base.whole_files import whole_file
+from varbench.model.state_files import write_what_differs
 from varbench.plan import presets
+from varbench.policies import MAIN
 from varbench.train.budgets import recipe_budget
 from varbench.train.trainer import Budget
 
@@ -57,11 +59,14 @@ def shipped_with(preset: str, *, seed: int, steps: int | None) -> Shipped | None
 
 def put(assets: Path, recipe: str, *, files: Mapping[str, Path], record: Mapping[str, Any]) -> Path:
     """Copies trained weights, with their record and hashes, as they ship in this folder; where they lie then."""
-    folder = presets.recipe_folder(assets, recipe)
+    folder, base = presets.recipe_folder(assets, recipe), assets / presets.SHIPPED[MAIN]
     for backbone, path in files.items():
         with whole_file(folder / f"{backbone}.safetensors") as file:
-            file.write(path.read_bytes())
-    told = {**record, "files": {backbone: file_hash(path) for backbone, path in files.items()}}
+            # Of a model in which only some parts were trained, the others ship once.
+            if not (base.is_file() and write_what_differs(path, base, into=file, lies_in=folder)):
+                file.write(path.read_bytes())
+    own = {backbone: folder / f"{backbone}.safetensors" for backbone in files}
+    told = {**record, "files": {backbone: file_hash(path) for backbone, path in own.items()}}
     with whole_file(folder / presets.RECORD) as file:
         file.write((json.dumps(told) + "\n").encode())
     return folder

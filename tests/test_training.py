@@ -346,6 +346,11 @@ def test_checkpoint_of_another_training_is_refused(tokenizer: Tokenizer, tokens:
     trained(tokenizer, tokens, tmp_path)
     with pytest.raises(CheckpointError, match="belongs to a training"):
         trained(tokenizer, tokens, tmp_path, budget=replace(BUDGET, seed=1))
+    # What the optimiser keeps goes by the order of the parameters, which another version of a method may have changed.
+    state = torch.load(tmp_path / "state")
+    torch.save({**state, "identity": {**state["identity"], "parameters": "others"}}, tmp_path / "state")
+    with pytest.raises(CheckpointError, match="a training with parameters 'others'"):
+        trained(tokenizer, tokens, tmp_path)
     (tmp_path / "state").write_bytes(b"torn")
     with pytest.raises(CheckpointError, match="cannot be read"):
         trained(tokenizer, tokens, tmp_path)

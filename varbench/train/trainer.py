@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from varbench.base.hashing import json_digest
 from varbench.base.whole_files import require_space
 from varbench.engine.teacher import TeacherPass
 from varbench.engine.trained_layer import Attend, explicit_attention, fused_attention
@@ -178,7 +179,9 @@ def optimise(
     mean = RunningMean(module, decay=budget.mean_decay)
     weight_bytes = sum(parameter.nbytes for parameter in module.parameters())
     require_space(checkpoints.path.parent, needed=8 * weight_bytes, purpose=f"the checkpoint of {name}")
-    identity = {"curriculum": name, "budget": asdict(budget), **identity}
+    # The optimiser's state and the mean go by the parameters' order.
+    shapes = [[key, list(parameter.shape)] for key, parameter in module.named_parameters()]
+    identity = {"curriculum": name, "budget": asdict(budget), "parameters": json_digest(shapes)[:12], **identity}
     begin, seconds, counts = 0, 0.0, dict[str, int]()
     losses: dict[str, list[list[float]]] = {}  # by point, pairs of step and loss
     evaluations: list[dict[str, Any]] = []

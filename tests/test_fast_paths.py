@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from varbench.engine.kernel import attention_kernel
 from varbench.engine.sampler import _filtered_among_all, filtered
+from varbench.model import weighted
 from varbench.model.tokenizer import Norm
 from varbench.model.weighted import by_onednn, product
 
@@ -161,3 +162,17 @@ def test_a_token_is_filtered_alike_in_any_company() -> None:
     for image, token in ((0, 0), (0, 1), (1, 2)):
         alone = filtered(logits[image : image + 1, token : token + 1], top_k=900, top_p=0.96)
         assert torch.equal(alone[0, 0], whole[image, token])
+
+
+@TYPES
+def test_a_part_of_a_matrix_is_laid_out_before_it_is_multiplied(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """oneDNN takes weights with gaps between their rows by a way that is hundreds of times slower."""
+    x, part, given = numbers(64, 32).to(dtype), numbers(256, 1024).to(dtype)[:, 32:64], []
+    real = weighted._onednn
+    monkeypatch.setattr(weighted, "_onednn", lambda x, weight, *more: given.append(weight) or real(x, weight, *more))
+    with torch.inference_mode():
+        made = product(x, part, None)
+    assert [weight.is_contiguous() for weight in given] == [True]
+    assert apart(made, x.double() @ part.double().T) < 2 * ROUNDING[dtype]

@@ -52,12 +52,10 @@ FORMS = {
 
 
 class Quantised(CacheStrategy):
+    capturable = True
+
     def __init__(self, form: StoredForm) -> None:
         self._form = form
-
-    @property
-    def capturable(self) -> bool:
-        return True
 
     @property
     def form(self) -> StoredForm | None:

@@ -48,12 +48,10 @@ def best(scores_BHn: Tensor, count: int) -> Tensor:
 class Evicting(CacheStrategy):
     """Holds so many entries after every scale, and all of them while there are no more."""
 
+    capturable = True
+
     def __init__(self, model: ModelSpec, count: int) -> None:
         self.model, self.count = model, count
-
-    @property
-    def capturable(self) -> bool:
-        return True
 
     def budget(self, layer: int, scale: int, group: int) -> int | None:
         return self.count if self.model.starts[scale + 1] > self.count else None

@@ -74,13 +74,11 @@ def computed_tokens(length: int, percent: int) -> int:
 class PivotalTokens(TokenPolicy):
     """Each sub-layer of the pruned layers computes the tokens farthest from the mean; one earlier scale gives the rest."""
 
+    capturable = True
+
     def __init__(self, model: ModelSpec, *, percents: Mapping[int, int], layers: range) -> None:
         self._model, self._percents, self._layers = model, dict(percents), layers
         self._remembered = min(percents) - 1 if percents else None
-
-    @property
-    def capturable(self) -> bool:
-        return True
 
     def tokens(self, layer: int, scale: int, sublayer: SubLayerName) -> int | None:
         if layer not in self._layers or scale not in self._percents:

@@ -49,6 +49,8 @@ def read_drafters(text: str, model: ModelSpec) -> Drafters:
 
 
 class ScaleKV(CacheStrategy):
+    capturable = True
+
     def __init__(
         self,
         model: ModelSpec,
@@ -65,10 +67,6 @@ class ScaleKV(CacheStrategy):
             budgets(model, scale, mean=mean, drafters=len(layers), start=start, decay=decay)
             for scale, layers in enumerate(drafters)
         ]
-
-    @property
-    def capturable(self) -> bool:
-        return True
 
     def budget(self, layer: int, scale: int, group: int) -> int | None:
         if scale == self._model.scales - 1:

@@ -103,11 +103,9 @@ class State:
         rows, count = shape_RL
         if self._upstream or not self._form.stores(dtype):
             return None
-        like = tuple(
-            torch.empty((rows, attn.heads, 0, attn.head_size), dtype=dtype, device=attn.q_bias.device) for _ in "kv"
-        )
         if use.capacity > self.entries(place)[1]:
-            self._grow(place, use.capacity, like)
+            none = torch.empty((rows, attn.heads, 0, attn.head_size), dtype=dtype, device=attn.q_bias.device)
+            self._grow(place, use.capacity, (none, none))
         buffer = self._buffers.get(place)
         if buffer is None:
             return None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from varbench.model.fused import by_kernels
-from varbench.model.transformer import Transformer
+from varbench.model.transformer import Layer, Transformer
 
 
 @dataclass
@@ -54,51 +54,31 @@ def condition(
     batch = labels_B.shape[0]
     labels = torch.cat((labels_B, labels_B.new_full((1,), backbone.spec.classes))) if unlabelled else labels_B
 
+    cond = backbone.condition(labels)
+    shared = backbone.shared_modulation(cond, dtype)
+    rows = torch.arange(2 * batch if unlabelled else batch, device=labels.device).clamp_(max=len(labels) - 1)
+    few = by_kernels(labels_B)  # operators: each costs a small batch more than what it computes
+
     def spread(tensor: Tensor) -> Tensor:
+        if few:
+            return tensor.index_select(0, rows)
         # Copied also where there is nothing to repeat: these are parts of larger tensors, which would live on.
         if not unlabelled:
             return tensor.clone()
         return torch.cat((tensor[:batch], tensor[batch:].expand(batch, *tensor.shape[1:])))
 
-    if by_kernels(labels_B):
-        return _for_kernels(backbone, labels, batch if unlabelled else None, layers, dtype)
-
-    def by_type(gamma1: Tensor, gamma2: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    def vectors(block: Layer) -> tuple[Tensor, ...]:
+        if few:
+            six = block.six(cond, shared, dtype)
+            six[:, :, 2:4].add_(1)
+            return spread(six).unbind(2)
+        gamma1, gamma2, *others = block.modulation(cond, shared, dtype)
         return spread(gamma1), spread(gamma2), *(spread(tensor.float()) for tensor in others)
 
-    cond = backbone.condition(labels)
-    shared = backbone.shared_modulation(cond, dtype)
     head_scale, head_shift = backbone.head_nm.modulation(cond, dtype)
     return Conditioning(
         first_RLC=spread(backbone.first_tokens(cond)),
-        blocks={layer: by_type(*backbone.block(layer).modulation(cond, shared, dtype)) for layer in layers},
-        head=(spread(head_scale), spread(head_shift)),
-        biases={layer: backbone.block(layer).attn.bias().to(dtype) for layer in layers},
-    )
-
-
-def _for_kernels(
-    backbone: Transformer, labels: Tensor, batch: int | None, layers: Collection[int], dtype: torch.dtype
-) -> Conditioning:
-    """The same with few operators: each costs a small batch more than what it computes. `labels` has, after a batch, the one
-    that all its unlabelled rows share."""
-    rows = torch.arange(len(labels) if batch is None else 2 * batch, device=labels.device)
-    rows = rows if batch is None else rows.clamp_(max=batch)
-    cond = backbone.condition(labels)
-    shared = backbone.shared_modulation(cond, dtype)
-
-    def spread(tensor: Tensor) -> Tensor:
-        return tensor.index_select(0, rows)
-
-    def six(layer: int) -> tuple[Tensor, ...]:
-        found = backbone.block(layer).six(cond, shared, dtype)
-        found[:, :, 2:4].add_(1)
-        return spread(found).unbind(2)
-
-    head_scale, head_shift = backbone.head_nm.modulation(cond, dtype)
-    return Conditioning(
-        first_RLC=spread(backbone.first_tokens(cond)),
-        blocks={layer: six(layer) for layer in layers},
+        blocks={layer: vectors(backbone.block(layer)) for layer in layers},
         head=(spread(head_scale), spread(head_shift)),
         biases={layer: backbone.block(layer).attn.bias().to(dtype) for layer in layers},
     )

@@ -49,7 +49,6 @@ def read_state(path: str | Path, *, part: str) -> State:
 def write_what_differs(path: Path, rest: Path, *, into: IO[bytes], lies_in: Path) -> bool:
     """Writes a copy of a safetensors file with the tensors alone that are not the same in another one, which it names as it is
     reached from where the copy will lie; `read_state` puts both together. False, and nothing, where most differ."""
-    from safetensors import safe_open
     from safetensors.torch import save
 
     own, others = _read_safetensors(path), _read_safetensors(rest)
@@ -63,22 +62,14 @@ def write_what_differs(path: Path, rest: Path, *, into: IO[bytes], lies_in: Path
         or sum(t.nbytes for t in differing.values()) > sum(t.nbytes for t in own.values()) / 2
     ):
         return False
-    with safe_open(path, framework="pt") as file:
-        told = file.metadata() or {}
     named = {"path": os.path.relpath(rest, lies_in), "sha256": file_hash(rest)}
-    into.write(save(differing, {**told, _REST: json.dumps(named)}))
+    into.write(save(differing, {**_told(path), _REST: json.dumps(named)}))
     return True
 
 
 def _rest_of(path: Path) -> State:
     """Tensors that a file leaves to another one."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            told = (file.metadata() or {}).get(_REST)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _cut_short(path, error) from error
+    told = _told(path).get(_REST)
     if told is None:
         return {}
     named = json.loads(told)
@@ -91,14 +82,22 @@ def _rest_of(path: Path) -> State:
     return _read_safetensors(rest)
 
 
+def _told(path: Path) -> dict[str, str]:
+    """What the metadata of a safetensors file say."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _cut_short(path, error) from error
+
+
 def read_record(path: str | Path) -> dict[str, Any] | None:
     """How the weights in a file were trained, where varbench wrote it."""
-    from safetensors import safe_open
-
     if Path(path).suffix != ".safetensors":
         return None
-    with safe_open(path, framework="pt") as file:
-        record = (file.metadata() or {}).get("record")
+    record = _told(Path(path)).get("record")
     return json.loads(record) if record else None
 
 

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from varbench import rows
+from varbench.engine import expert_ffn
 from varbench.engine.pipeline import Pipeline
 from varbench.errors import PlanError, UserError
 from varbench.experts import Own, OwnParameters, WidthPolicy
+from varbench.model import weighted
 from varbench.model.transformer import OwnNumbers
 from varbench.plan import cost
 from varbench.plan.compiler import compile_plan
@@ -119,6 +121,20 @@ def test_what_is_computed_is_what_is_planned(pipe: Pipeline, routed: bool) -> No
     assert full.flops - said == spared - routing
     ours = cost.work(made.plan, batch=2, dtype="float32").weight_bytes
     assert ours - full.weight_bytes == 6 * EXPERTS * 64 * 4 + 6 * 256 * 8
+
+
+def test_a_cpu_multiplies_few_kinds_of_row_counts(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number of rows that there never was costs thirty products; with many images every expert has another one each time."""
+    rows_of: list[int] = []
+
+    def product(x: Tensor, *weights: Any, **how: Any) -> Tensor:
+        rows_of.append(len(x))
+        return weighted.product(x, *weights, **how)
+
+    monkeypatch.setattr(expert_ffn, "product", product)
+    pipe.generate(LABELS * 24, method=row_of(pipe, chosen=3, routed=True))
+    assert max(rows_of) > 2 * expert_ffn.ROWS
+    assert all(rows < expert_ffn.ROWS or rows % expert_ffn.ROWS == 0 for rows in rows_of)
 
 
 def test_all_experts_are_the_full_model_bit_for_bit(pipe: Pipeline) -> None:

@@ -9,6 +9,7 @@ m tokens that are kept, o others.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +20,10 @@ from varbench.experts import Own, WidthPolicy
 from varbench.model.transformer import FeedForward
 from varbench.model.weighted import product
 from varbench.plan.steps import Width
+
+
+ROWS = 64
+"""Rows that a CPU multiplies together are a multiple of this, or fewer: so there are few kinds of products, however tokens choose."""
 
 
 class LookedAt(Protocol):
@@ -112,14 +117,20 @@ def chosen_experts(x_RnC: Tensor, chosen_RnM: Tensor, experts: Experts) -> Tenso
     token = order // chosen_RnM.shape[-1]
     counts = torch.bincount(chosen[order], minlength=width.experts).tolist()
     out_NC = ffn.fc2.bias.float().repeat(len(x_NC), 1)
-    for expert, tokens in enumerate(token.split(counts)):
-        if not len(tokens):
-            continue
+    for expert, tokens in _pieces(token, counts):
         part = slice(expert * units, (expert + 1) * units) if split_EU is None else split_EU[expert]
         hidden = _linear(x_NC[tokens], ffn.fc1.weight[part], ffn.fc1.bias[part], gelu=True)
         experts.seen.part(hidden)
         out_NC.index_add_(0, tokens, _linear(hidden, ffn.fc2.weight[:, part], None).float())
     return out_NC.to(experts.dtype).view(x_RnC.shape)
+
+
+def _pieces(token: Tensor, counts: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    """The tokens of each expert, at a time as many as are multiplied together. To set up a product of so many rows as there never
+    were takes a CPU's library as long as thirty of them: whole multiples of `ROWS` go together, and then the rest."""
+    for expert, tokens in enumerate(token.split(list(counts))):
+        whole = len(tokens) // ROWS * ROWS if token.device.type == "cpu" else len(tokens)
+        yield from ((expert, piece) for piece in (tokens[:whole], tokens[whole:]) if len(piece))
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:

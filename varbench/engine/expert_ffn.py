@@ -21,7 +21,6 @@ from varbench.model.transformer import FeedForward
 from varbench.model.weighted import product
 from varbench.plan.steps import Width
 
-
 ROWS = 64
 """Rows that a CPU multiplies together are a multiple of this, or fewer: so there are few kinds of products, however tokens choose."""
 

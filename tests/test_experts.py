@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from varbench import rows
 from varbench.engine import expert_ffn
+from varbench.engine.own_weights import own_numbers
 from varbench.engine.pipeline import Pipeline
 from varbench.errors import PlanError, UserError
 from varbench.experts import Own, OwnParameters, WidthPolicy
@@ -135,6 +136,15 @@ def test_a_cpu_multiplies_few_kinds_of_row_counts(pipe: Pipeline, monkeypatch: p
     pipe.generate(LABELS * 24, method=row_of(pipe, chosen=3, routed=True))
     assert max(rows_of) > 2 * expert_ffn.ROWS
     assert all(rows < expert_ffn.ROWS or rows % expert_ffn.ROWS == 0 for rows in rows_of)
+
+
+def test_own_numbers_have_one_order_wherever_they_come_from(pipe: Pipeline) -> None:
+    """Else a training of two stages could not be resumed in the second, which begins from the file of the first."""
+    width = rows.resolve("actvar@m50r50", pipe.model).policies.width
+    assert width is not None and width.policy.own is not None
+    made = own_numbers(width, pipe.backbones["main"])
+    turned = own_numbers(width, pipe.backbones["main"], held=dict(reversed(made.items())))
+    assert len(made) > 1 and list(made) == list(turned) == list(width.policy.own.shapes)
 
 
 def test_all_experts_are_the_full_model_bit_for_bit(pipe: Pipeline) -> None:

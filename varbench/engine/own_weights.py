@@ -97,7 +97,7 @@ class OwnOfWeights:
 def own_numbers(
     width: Owned[WidthPolicy], model: Transformer, *, held: Mapping[str, Tensor] | None = None
 ) -> Mapping[str, Tensor]:
-    """A plugin's own numbers: those that a file held, if they are of its sizes, else as it makes them."""
+    """A plugin's own numbers, in the order of its shapes: those that a file held, if they are of its sizes, else as it makes them."""
     own = width.policy.own
     if own is None:
         return {}
@@ -118,7 +118,8 @@ def own_numbers(
         )
     if wrong:
         raise PlanError(f"{width.plugin}: initial gave what OwnParameters.shapes do not say: {'; '.join(wrong)}")
-    return made
+    # A file has an order of its own, and a training is resumed only where the parameters' is the same.
+    return {name: made[name] for name in own.shapes}
 
 
 def _described(tensor: Tensor | None) -> str:

@@ -42,7 +42,7 @@ class Watching(TokenPolicy):
         asked(scale, self.model.scales - 1)
         return torch.arange(count, device=x_BLC.device).expand(len(x_BLC), -1)
 
-    def fill(self, computed_BnC, places_Bn, remembered_BlC, *, length, scale):
+    def fill(self, computed_BnC, places_Bn, remembered_BlC, *, length, layer, scale, sublayer):
         return torch.nn.functional.pad(computed_BnC, (0, 0, 0, length - computed_BnC.shape[1]))
 
 

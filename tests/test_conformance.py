@@ -107,7 +107,7 @@ class ComputesHalf(TokenPolicy):
     def pick(self, x_BLC: Any, count: int, *, layer: int, scale: int, sublayer: str) -> Any:
         return x_BLC.square().sum(dim=-1).topk(count).indices.sort().values
 
-    def fill(self, computed_BnC: Any, places_Bn: Any, remembered_BlC: Any, *, length: int, scale: int) -> Any:
+    def fill(self, computed_BnC: Any, places_Bn: Any, remembered_BlC: Any, *, length: int, **_: Any) -> Any:
         filled = computed_BnC.new_zeros(len(computed_BnC), length, computed_BnC.shape[-1])
         return filled.scatter(1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC)
 

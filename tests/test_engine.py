@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
+from typing import Any
 
 import models
 import pytest
@@ -68,7 +70,7 @@ class HalfTheTokens(EveryToken):
         return models.SPEC.tokens[scale] // 2 if scale > 3 else None
 
     def fill(
-        self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, scale: int
+        self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, **_: object
     ) -> Tensor:
         full = computed_BnC.new_zeros(len(computed_BnC), length, computed_BnC.shape[-1])
         return full.scatter(1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC)
@@ -220,6 +222,23 @@ def test_trace_equals_plan(pipe, method: str) -> None:  # type: ignore[no-untype
 def test_custom_policies_do_what_their_plan_says(pipe, name: str) -> None:  # type: ignore[no-untyped-def]
     plan, made = run(pipe, CUSTOM[name])
     assert_seen_as_planned(made.trace, plan)
+
+
+def test_whoever_picks_and_fills_is_told_where(pipe) -> None:  # type: ignore[no-untyped-def]
+    told = []
+
+    class Told(HalfTheTokens):
+        def pick(self, x_BLC: Tensor, count: int, **where: object) -> Tensor:
+            told.append(("pick", where["layer"], where["scale"], where["sublayer"]))
+            return super().pick(x_BLC, count, **where)
+
+        def fill(self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, **where: Any) -> Tensor:
+            told.append(("fill", where["layer"], where["scale"], where["sublayer"]))
+            return super().fill(computed_BnC, places_Bn, remembered_BlC, **where)
+
+    run(pipe, RowPolicies(name="told", tokens=own(Told())))
+    places = product((4, 5), range(models.SPEC.depth), ("attention", "ffn"), ("pick", "fill"))
+    assert told == [(what, layer, scale, sublayer) for scale, layer, sublayer, what in places]
 
 
 @pytest.mark.parametrize("name", ["every token", "every entry", "two groups"])

@@ -49,7 +49,7 @@ class Remembers(TokenPolicy):
         return x_BLC.square().sum(dim=-1).topk(count).indices.sort().values
 
     def fill(
-        self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, scale: int
+        self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, **_: object
     ) -> Tensor:
         assert remembered_BlC is not None
         filled = remembered_BlC.mean(dim=1, keepdim=True).expand(-1, length, -1).to(computed_BnC.dtype).contiguous()
@@ -192,7 +192,9 @@ def computes_the_first_tokens_instead_of_the_picked(patch: pytest.MonkeyPatch) -
         key, scale, count = sub.call.key, sub.call.step.samples, sub.planned.tokens
         places = self.tokens_policy.pick(x, count, layer=key.layer, scale=scale, sublayer=sub.name)
         part, remembered = sub.compute(x[:, :count]), self.state.recall(key, sub.name)
-        return self.tokens_policy.fill(part, places, remembered, length=x.shape[1], scale=scale)
+        return self.tokens_policy.fill(
+            part, places, remembered, length=x.shape[1], layer=key.layer, scale=scale, sublayer=sub.name
+        )
 
     patch.setattr(generate._Run, "_on_picked", on_picked)
 
@@ -202,6 +204,28 @@ def fills_in_at_other_places(patch: pytest.MonkeyPatch) -> None:
 
     def on_picked(self: Any, x: Tensor, sub: Any) -> Tensor:
         return real(self, x, sub).roll(1, dims=1)
+
+    patch.setattr(generate._Run, "_on_picked", on_picked)
+
+
+def fills_in_under_another_name(patch: pytest.MonkeyPatch) -> None:
+    real = generate._Run._on_picked
+
+    def on_picked(self: Any, x: Tensor, sub: Any) -> Tensor:
+        policy = self.tokens_policy
+
+        class Renamed:
+            pick = policy.pick
+
+            @staticmethod
+            def fill(*given: Any, **where: Any) -> Tensor:
+                return policy.fill(*given, **{**where, "sublayer": "attention", "layer": 0})
+
+        self.tokens_policy = Renamed()
+        try:
+            return real(self, x, sub)
+        finally:
+            self.tokens_policy = policy
 
     patch.setattr(generate._Run, "_on_picked", on_picked)
 
@@ -238,7 +262,9 @@ def computes_all_tokens_and_takes_the_picked(patch: pytest.MonkeyPatch) -> None:
         places = self.tokens_policy.pick(x, sub.planned.tokens, layer=key.layer, scale=scale, sublayer=sub.name)
         part = (sub.compute(sub.normed(x)) * sub.gamma_R1C).gather(1, places.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
         remembered = self.state.recall(key, sub.name)
-        return self.tokens_policy.fill(part, places, remembered, length=x.shape[1], scale=scale)
+        return self.tokens_policy.fill(
+            part, places, remembered, length=x.shape[1], layer=key.layer, scale=scale, sublayer=sub.name
+        )
 
     patch.setattr(generate._Run, "_on_picked", on_picked)
 
@@ -347,6 +373,7 @@ def reads_codes_without_their_scales(patch: pytest.MonkeyPatch) -> None:
         (keeps_other_scales_than_planned, "kept_is_what_is_read", "scale_window@w1"),
         (computes_the_first_tokens_instead_of_the_picked, "picked_is_what_is_computed", Plugin()),
         (fills_in_at_other_places, "picked_is_what_is_computed", Plugin()),
+        (fills_in_under_another_name, "picked_is_what_is_computed", Plugin()),
         (remembers_nothing_but_zeros, "picked_is_what_is_computed", Plugin()),
         (computes_all_tokens_and_takes_the_picked, "trace_equals_plan", Plugin()),
         (computes_an_ffn_twice, "trace_equals_plan", "full_var"),

@@ -48,7 +48,7 @@ class Faulty(TokenPolicy):
         {fault}
         return torch.arange(count, device=x_BLC.device).expand(len(x_BLC), -1)
 
-    def fill(self, computed_BnC, places_Bn, remembered_BlC, *, length, scale):
+    def fill(self, computed_BnC, places_Bn, remembered_BlC, *, length, layer, scale, sublayer):
         return torch.nn.functional.pad(computed_BnC, (0, 0, 0, length - computed_BnC.shape[1]))
 
 

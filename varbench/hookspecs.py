@@ -216,7 +216,7 @@ def varbench_token_policy(setting: Setting, model: ModelSpec) -> TokenPolicy | N
             def pick(self, x_BLC, count, *, layer, scale, sublayer):
                 return x_BLC.square().sum(-1).topk(count).indices.sort().values
 
-            def fill(self, computed_BnC, places_Bn, remembered_BlC, *, length, scale):
+            def fill(self, computed_BnC, places_Bn, remembered_BlC, *, length, layer, scale, sublayer):
                 filled = computed_BnC.new_zeros(len(computed_BnC), length, computed_BnC.shape[-1])
                 return filled.scatter(1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC)
 

@@ -94,7 +94,15 @@ class PivotalTokens(TokenPolicy):
         return farthest_from_mean(x_BLC, count)
 
     def fill(
-        self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, scale: int
+        self,
+        computed_BnC: Tensor,
+        places_Bn: Tensor,
+        remembered_BlC: Tensor | None,
+        *,
+        length: int,
+        layer: int,
+        scale: int,
+        sublayer: SubLayerName,
     ) -> Tensor:
         from .selection import restored
 

@@ -10,7 +10,7 @@ Letters: R rows (images x branches), L l tokens, n count, H heads, C c widths.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from typing import Any
 
@@ -208,8 +208,9 @@ class _Tokens:
         self._outputs: dict[tuple[SlotKey, str], Tensor] = {}
         self.wrong: list[str] = []
 
-    def picked(self, x_RLC: Tensor, places_Rn: Tensor) -> None:
+    def picked(self, x_RLC: Tensor, places_Rn: Tensor, told: Mapping[str, Any]) -> None:
         self._arrive(x_RLC)
+        self._look_at_told(told)
         self._places = places_Rn.clone()
         self._due = x_RLC.gather(1, places_Rn.unsqueeze(-1).expand(-1, -1, x_RLC.shape[-1]))
 
@@ -222,8 +223,11 @@ class _Tokens:
             self.wrong.append(f"{self._where()} computed other tokens than were picked")
         self._due = None
 
-    def filled(self, places_Rn: Tensor, remembered_RlC: Tensor | None, output_RLC: Tensor) -> None:
+    def filled(
+        self, places_Rn: Tensor, remembered_RlC: Tensor | None, output_RLC: Tensor, told: Mapping[str, Any]
+    ) -> None:
         assert self._stream is not None
+        self._look_at_told(told)
         if self._places is None or not torch.equal(places_Rn, self._places):
             self.wrong.append(f"{self._where()} filled in at other places than were picked")
         before = self._outputs.get(self._key())
@@ -236,6 +240,12 @@ class _Tokens:
         ):
             self.wrong.append(f"{self._where()} filled in from an output that is not the one to be remembered")
         self._filled = self._stream + output_RLC
+
+    def _look_at_told(self, told: Mapping[str, Any]) -> None:
+        assert self._at is not None
+        step, call, name, _ = self._at
+        if (told["layer"], told["scale"], told["sublayer"]) != (call.layer, step.samples, name):
+            self.wrong.append(f"{self._where()} was asked about as the {told['sublayer']} of layer {told['layer']}")
 
     def _arrive(self, x_RLC: Tensor) -> None:
         """The stream as the last sub-layer left it; the head sees the end of it alone."""
@@ -289,12 +299,12 @@ class _Unseen(stand_ins.StandIn):
 class _ToldTokens(_Unseen):
     def pick(self, x_BLC: Tensor, count: int, **where: Any) -> Tensor:
         places: Tensor = self._unseen(self.asked.pick, x_BLC, count, **where)
-        self.look.tokens.picked(x_BLC, places)
+        self.look.tokens.picked(x_BLC, places, where)
         return places
 
     def fill(self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, **where: Any) -> Tensor:
         filled: Tensor = self._unseen(self.asked.fill, computed_BnC, places_Bn, remembered_BlC, **where)
-        self.look.tokens.filled(places_Bn, remembered_BlC, filled)
+        self.look.tokens.filled(places_Bn, remembered_BlC, filled, where)
         return filled
 
 

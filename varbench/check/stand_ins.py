@@ -145,7 +145,7 @@ class PlainTokens(StandIn):
         return torch.arange(count, device=x_BLC.device).expand(x_BLC.shape[0], -1)
 
     def fill(
-        self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, scale: int
+        self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, **where: Any
     ) -> Tensor:
         filled = computed_BnC.new_zeros(computed_BnC.shape[0], length, computed_BnC.shape[-1])
         return filled.scatter(1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC)
@@ -200,12 +200,22 @@ class WatchedTokens(StandIn):
         return places
 
     def fill(
-        self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, scale: int
+        self,
+        computed_BnC: Tensor,
+        places_Bn: Tensor,
+        remembered_BlC: Tensor | None,
+        *,
+        length: int,
+        layer: int,
+        scale: int,
+        sublayer: SubLayerName,
     ) -> Tensor:
+        where = f"fill for the {sublayer} of layer {layer} at {self._model.scale_name(scale)}"
         given = [t for t in (computed_BnC, places_Bn, remembered_BlC) if t is not None]
         before = [tensor.clone() for tensor in given]
-        filled: Tensor = self.asked.fill(computed_BnC, places_Bn, remembered_BlC, length=length, scale=scale)
-        where = f"fill at {self._model.scale_name(scale)}"
+        filled: Tensor = self.asked.fill(
+            computed_BnC, places_Bn, remembered_BlC, length=length, layer=layer, scale=scale, sublayer=sublayer
+        )
         if not all(map(torch.equal, before, given)):
             self._notes.inputs.append(f"{where} changed what it was given to fill in from")
         expected = (computed_BnC.shape[0], length, computed_BnC.shape[-1])

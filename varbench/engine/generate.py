@@ -290,10 +290,12 @@ class _Run:
         assert policy is not None
         length, width = x_RLC.shape[1:]
         key, scale = sub.call.key, sub.call.step.samples
-        places_Rn = policy.pick(x_RLC, sub.planned.tokens, layer=key.layer, scale=scale, sublayer=sub.name)
+        layer, name = key.layer, sub.name
+        places_Rn = policy.pick(x_RLC, sub.planned.tokens, layer=layer, scale=scale, sublayer=name)
         chosen_RnC = x_RLC.gather(1, places_Rn.unsqueeze(-1).expand(-1, -1, width))
         part = sub.compute(sub.normed(chosen_RnC)) * sub.gamma_R1C
-        return policy.fill(part, places_Rn, self.state.recall(key, sub.name), length=length, scale=scale)
+        remembered = self.state.recall(key, name)
+        return policy.fill(part, places_Rn, remembered, length=length, layer=layer, scale=scale, sublayer=name)
 
     def _attend(self, hidden_RnC: Tensor, call: RunningLayer) -> Tensor:
         self.watch.attention(hidden_RnC)

@@ -166,7 +166,15 @@ class TokenPolicy(Protocol):
         ...
 
     def fill(
-        self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, scale: int
+        self,
+        computed_BnC: Tensor,
+        places_Bn: Tensor,
+        remembered_BlC: Tensor | None,
+        *,
+        length: int,
+        layer: int,
+        scale: int,
+        sublayer: SubLayerName,
     ) -> Tensor:
         """The sub-layer's output for all `length` tokens, from the computed ones and the remembered map."""
         ...

@@ -112,6 +112,16 @@ class ComputesHalf(TokenPolicy):
         return filled.scatter(1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC)
 
 
+class PicksByAProduct(ComputesHalf):
+    """Honest: computes the tokens that are like many others, and says what that takes."""
+
+    def picking_flops(self, layer: int, scale: int, sublayer: str) -> int:
+        return int(2 * self.model.tokens[scale] ** 2 * self.model.width)
+
+    def pick(self, x_BLC: Any, count: int, **where: Any) -> Any:
+        return (x_BLC @ x_BLC.mT).sum(dim=-1).topk(count).indices.sort().values
+
+
 class CachePlugin:
     policy: type[CacheStrategy] = KeepsHalf
 
@@ -128,6 +138,10 @@ class TokenPlugin:
 
     def varbench_token_policy(self, setting: Any, model: Any) -> Any:
         return self.policy(model)  # type: ignore[call-arg]
+
+
+class ByAProduct(TokenPlugin):
+    policy = PicksByAProduct
 
 
 class DepthPlugin:
@@ -482,6 +496,24 @@ def works_while_filling_in() -> Any:
         return honest
 
     return token_liar(fill=fill)
+
+
+def says_that_picking_takes(flops: Callable[[int], int]) -> Any:
+    class Says(PicksByAProduct):
+        def picking_flops(self, layer: int, scale: int, sublayer: str) -> int:
+            return flops(super().picking_flops(layer, scale, sublayer))
+
+    return type("Plugin", (TokenPlugin,), {"policy": Says})()
+
+
+@breaks("measured_flops_equal_plan")
+def picks_by_a_product_that_it_keeps_to_itself() -> Any:
+    return says_that_picking_takes(lambda flops: 0)
+
+
+@breaks("measured_flops_equal_plan")
+def says_that_picking_takes_more_than_it_does() -> Any:
+    return says_that_picking_takes(lambda flops: 2 * flops)
 
 
 @breaks("measured_flops_equal_plan")
@@ -1293,7 +1325,9 @@ def test_a_lying_generator_is_caught(liar: type[Blobs], invariants: set[str]) ->
 
 
 @pytest.mark.parametrize(
-    "plugin", [CachePlugin(), Heaviest(), TokenPlugin(), DepthPlugin()], ids=["cache", "attention", "tokens", "depth"]
+    "plugin",
+    [CachePlugin(), Heaviest(), TokenPlugin(), ByAProduct(), DepthPlugin()],
+    ids=["cache", "attention", "tokens", "product", "depth"],
 )
 def test_an_honest_plugin_passes(plugin: Any) -> None:
     assert not check(plugin)

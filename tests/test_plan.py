@@ -236,11 +236,14 @@ class Steps(StepPolicy):
 
 
 class Tokens(TokenPolicy):
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, flops: int = 0) -> None:
+        self.count, self.flops = count, flops
 
     def tokens(self, layer: int, scale: int, sublayer: str) -> int | None:
         return self.count
+
+    def picking_flops(self, layer: int, scale: int, sublayer: str) -> int:
+        return self.flops * scale if sublayer == "ffn" else self.flops
 
 
 class Back(CacheStrategy):
@@ -291,6 +294,10 @@ def own(policy: object) -> Owned:  # type: ignore[type-arg]
         ({"steps": own(Steps((0,), (1, 2)))}, "whose tokens no step has sampled"),
         ({"tokens": own(Tokens(7))}, "acme: attention of layer 0 at scale 1 of 6 .* computes 7 tokens of 1"),
         ({"tokens": own(Tokens(0))}, "computes 0 tokens"),
+        (
+            {"tokens": own(Tokens(1, flops=-3))},
+            "acme: attention of layer 0 at .* takes -3 FLOPs to pick tokens; give 0 or",
+        ),
         ({"guidance": own(Return())}, r"acme: the unlabelled branch comes back at scale 4 of 6"),
         ({"guidance": own(Strength(-0.5))}, r"acme: a guidance strength of -0.5 at scale 3 of 6 .*; give a share"),
         ({"guidance": own(Strength(float("nan")))}, "acme: a guidance strength of nan"),
@@ -308,3 +315,15 @@ def own(policy: object) -> Owned:  # type: ignore[type-arg]
 def test_impossible_plans_are_refused_by_name(policies: dict[str, object], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         compile_plan(models.SPEC, RowPolicies(name="row", **policies))  # type: ignore[arg-type]
+
+
+def test_what_picking_takes_is_in_plan_and_work() -> None:
+    free, dear = (
+        compile_plan(models.SPEC, RowPolicies(name="row", tokens=own(Tokens(1, flops=flops)))) for flops in (0, 5)
+    )
+    assert free.digest != dear.digest
+    assert "picking" not in free.to_json()["steps"][3]["calls"][2]
+    assert dear.to_json()["steps"][3]["calls"][2]["picking"] == [5, 15]
+    works = [cost.work(plan, batch=3, dtype="float32") for plan in (free, dear)]
+    more = [two.block_flops - one.block_flops for one, two in zip(works[0].steps, works[1].steps, strict=True)]
+    assert more == [2 * 3 * models.SPEC.depth * (5 + 5 * scale) for scale in range(models.SPEC.scales)]

@@ -222,6 +222,7 @@ class _Run:
         """A layer."""
         gamma1, gamma2, scale1, scale2, shift1, shift2 = call.modulation
         block, planned = call.block, call.planned
+        self.watch.layer(block)
 
         # Of all rows, or of the labelled ones for both.
         rows = self.batch * call.step.attending
@@ -232,7 +233,7 @@ class _Run:
             return torch.cat((given, given)) if call.step.shares else given
 
         def ffn(hidden_RnC: Tensor) -> Tensor:
-            self.watch.ffn(block, hidden_RnC, whole=whole)
+            self.watch.ffn(hidden_RnC, whole=whole)
             computed: Tensor = block.ffn(hidden_RnC, self.dtype) if whole else self._part_of_ffn(hidden_RnC, call)
             return computed
 
@@ -251,6 +252,7 @@ class _Run:
                 dtype=self.dtype if whole else torch.float32,  # who chooses by it is shown it in full
             ),
         )  # fmt: skip
+        self.watch.layer_ends()
 
     def _part_of_ffn(self, hidden_RnC: Tensor, call: RunningLayer) -> Tensor:
         """What the plan has of the FFN; its units lie expert by expert."""
@@ -295,7 +297,9 @@ class _Run:
         chosen_RnC = x_RLC.gather(1, places_Rn.unsqueeze(-1).expand(-1, -1, width))
         part = sub.compute(sub.normed(chosen_RnC)) * sub.gamma_R1C
         remembered = self.state.recall(key, name)
-        return policy.fill(part, places_Rn, remembered, length=length, layer=layer, scale=scale, sublayer=name)
+        filled = policy.fill(part, places_Rn, remembered, length=length, layer=layer, scale=scale, sublayer=name)
+        self.watch.filled(name, filled)
+        return filled
 
     def _attend(self, hidden_RnC: Tensor, call: RunningLayer) -> Tensor:
         self.watch.attention(hidden_RnC)

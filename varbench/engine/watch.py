@@ -13,6 +13,7 @@ from torch import Tensor
 from varbench.engine.cache import Place, State
 from varbench.model.transformer import Layer, Transformer
 from varbench.plan.trace import CacheSeen, CallSeen, StepSeen, Trace
+from varbench.policies import SubLayerName
 
 
 class Watch:
@@ -53,16 +54,25 @@ class Watch:
     def embedded(self, features_BlD: Tensor) -> None:
         self._embedded += features_BlD.shape[1]
 
-    def attention(self, hidden_RnC: Tensor) -> None:
-        """What enters the attention of the next layer."""
-        self._attending, self._tokens = hidden_RnC.shape[:2]
-        self._masked = False
+    def layer(self, block: Layer) -> None:
+        """A layer begins; what nothing enters stays nothing."""
+        backbone, layer = self._layers[id(block)]
+        self._call = CallSeen(
+            backbone=backbone, layer=layer, attending=0, attention=0, ffn=0, hidden=0, routed=0, estimated=0, masked=False,
+            caches=(),
+        )  # fmt: skip
         self._caches: list[CacheSeen] = []
+
+    def attention(self, hidden_RnC: Tensor) -> None:
+        """What enters the layer's attention."""
+        rows, tokens = hidden_RnC.shape[:2]
+        self._call = self._call._replace(attending=rows, attention=tokens)
 
     def attended(self, queries_RHLc: Tensor, own_RHLc: Tensor, keys_RHnc: Tensor, mask: Tensor | None) -> None:
         """What enters the product of a group of heads."""
         own = own_RHLc.shape[2]
-        self._masked |= mask is not None
+        if mask is not None:
+            self._call = self._call._replace(masked=True)
         self._caches.append(CacheSeen(queries_RHLc.shape[1], read=keys_RHnc.shape[2] - own, own=own, kept=0, room=0))
         self.remembers()
 
@@ -84,39 +94,34 @@ class Watch:
         """At every moment when the state may be larger than before."""
         self._peak = max(self._peak, self._state.nbytes)
 
-    def ffn(self, block: Layer, hidden_RnC: Tensor, *, whole: bool) -> None:
-        """What enters the FFN, with which a layer ends; of one that is not run whole, each part is seen by itself."""
-        backbone, layer = self._layers[id(block)]
-        rows, tokens = hidden_RnC.shape[:2]
-        self._calls.append(
-            CallSeen(
-                backbone=backbone,
-                layer=layer,
-                attending=self._attending,
-                attention=self._tokens,
-                ffn=tokens,
-                hidden=rows * tokens * self._hidden[backbone] if whole else 0,
-                routed=0,
-                estimated=0,
-                masked=self._masked,
-                caches=tuple(self._caches),
-            )
+    def filled(self, name: SubLayerName, output_RLC: Tensor) -> None:
+        """What a sub-layer that computed picked tokens gives for all."""
+        attention, ffn = self._call.filled
+        rows = len(output_RLC)
+        self._call = self._call._replace(
+            filled=(attention + rows, ffn) if name == "attention" else (attention, ffn + rows)
         )
+
+    def ffn(self, hidden_RnC: Tensor, *, whole: bool) -> None:
+        """What enters the layer's FFN; of one that is not run whole, each part is seen by itself."""
+        rows, tokens = hidden_RnC.shape[:2]
+        hidden = rows * tokens * self._hidden[self._call.backbone] if whole else 0
+        self._call = self._call._replace(ffn=tokens, hidden=self._call.hidden + hidden)
+
+    def layer_ends(self) -> None:
+        self._calls.append(self._call._replace(caches=tuple(self._caches)))
 
     def routed(self, chosen_RnM: Tensor) -> None:
         """The experts that tokens were sent to."""
-        call = self._calls[-1]
-        self._calls[-1] = call._replace(routed=call.routed + chosen_RnM.shape[:-1].numel())
+        self._call = self._call._replace(routed=self._call.routed + chosen_RnM.shape[:-1].numel())
 
     def estimated(self, output_RnC: Tensor) -> None:
         """What stands in for the output of tokens that are left out."""
-        call = self._calls[-1]
-        self._calls[-1] = call._replace(estimated=call.estimated + output_RnC.shape[:-1].numel())
+        self._call = self._call._replace(estimated=self._call.estimated + output_RnC.shape[:-1].numel())
 
     def part(self, made: Tensor) -> None:
         """Hidden numbers that a part of the FFN made."""
-        call = self._calls[-1]
-        self._calls[-1] = call._replace(hidden=call.hidden + made.numel())
+        self._call = self._call._replace(hidden=self._call.hidden + made.numel())
 
     def end(self, rows: int, logits_RlV: Tensor) -> None:
         self._steps.append(

@@ -309,15 +309,20 @@ def _token_work(
 def _sub_layer(
     model: ModelSpec, spec: StepSpec, layer: int, name: SubLayerName, available: int, tokens: Owned[TokenPolicy]
 ) -> SubLayer:
-    scale = spec.scales[-1]
-    count = tokens.count(tokens.policy.tokens, layer, scale, name)
-    remembered = tokens.agrees(tokens.policy.remembers, layer, scale, name)
+    scale, policy = spec.scales[-1], tokens.policy
+    count = tokens.count(policy.tokens, layer, scale, name)
+    remembered = tokens.agrees(policy.remembers, layer, scale, name)
     where = f"{tokens.plugin}: {name} of layer {layer} at {model.scale_name(scale)}"
     if count is not None and len(spec.scales) > 1:
         raise PlanError(f"{where} picks tokens in a step that encodes {len(spec.scales)} scales; that is not supported")
     if count is not None and not 1 <= count <= available:
         raise PlanError(f"{where} computes {count} tokens of {available}; give 1 to {available}")
-    return SubLayer(tokens=available if count is None else count, picked=count is not None, remembered=remembered)
+    if count is None:
+        return SubLayer(tokens=available, remembered=remembered)
+    flops = tokens.whole(tokens.ask(policy.picking_flops, layer, scale, name), policy.picking_flops, layer, scale, name)
+    if flops < 0:
+        raise PlanError(f"{where} takes {flops} FLOPs to pick tokens; give 0 or more for each row")
+    return SubLayer(tokens=count, picked=True, remembered=remembered, picking=flops)
 
 
 def _live_memories(specs: tuple[StepSpec, ...], layers: list[list[tuple[int, int]]], work: Work) -> Work:

@@ -182,7 +182,7 @@ class StepFlops(NamedTuple):
     phi: int
     """The quantiser's convolution."""
     choosing: int
-    """Choosing parts of FFNs and estimating the rest, as the plugin declares it."""
+    """Picking tokens and filling in the others, choosing parts of FFNs and estimating the rest, as the plugin declares it."""
     previews: int
     """Decoding maps to decide by."""
 
@@ -203,7 +203,7 @@ def flops_of(steps: Sequence[StepSeen], plan: Plan) -> Iterator[StepFlops]:
         layers.setdefault(call.backbone, set()).add(call.layer)
     for ready in plan.steps if plan.decision is not None else ():
         layers.setdefault(ready.backbone, set()).update(call.layer for call in ready.calls)
-    tokenizer = plan.model.tokenizer
+    tokenizer, picking = plan.model.tokenizer, _declared_picking(plan)
     for step in steps:
         backbone = step.calls[0].backbone
         spec = plan.backbone(backbone)
@@ -213,7 +213,7 @@ def flops_of(steps: Sequence[StepSeen], plan: Plan) -> Iterator[StepFlops]:
             attention=sum(call.attending * _attention_flops(spec, call) for call in step.calls),
             products={part: round(flops * plan.change(backbone, part).flops) for part, flops in products.items()},
             phi=2 * step.images * plan.model.tokens[-1] * tokenizer.code_dim**2 * 9,
-            choosing=sum(_choosing(plan, step, call) for call in step.calls),
+            choosing=sum(_choosing(plan, step, call) + _picking(picking, step, call) for call in step.calls),
             previews=sum(_decoder(tokenizer, side, images, 0)[0] for images, side in step.previewed),
         )
 
@@ -225,6 +225,27 @@ def _choosing(plan: Plan, step: StepSeen, call: CallSeen) -> int:
     return (
         plan.choosing.routing * call.routed + plan.choosing.gating * gated + plan.choosing.estimating * call.estimated
     )
+
+
+_Picked = tuple[str, int, int]
+"""A backbone, its layer, and how many tokens the scale has."""
+
+
+def _declared_picking(plan: Plan) -> dict[_Picked, tuple[int, int]]:
+    """FLOPs for each row of picking tokens for attention and for the FFN, where there are any."""
+    ways = () if plan.decision is None else plan.decision.ways
+    return {
+        (step.backbone, call.layer, plan.model.tokens[step.samples]): (call.attention.picking, call.ffn.picking)
+        for steps in (plan.steps, *(way.steps for way in ways))
+        for step in steps
+        for call in step.calls
+        if call.attention.picking or call.ffn.picking
+    }
+
+
+def _picking(declared: dict[_Picked, tuple[int, int]], step: StepSeen, call: CallSeen) -> int:
+    for_attention, for_ffn = declared.get((call.backbone, call.layer, step.drawn), (0, 0))
+    return call.filled[0] * for_attention + call.filled[1] * for_ffn
 
 
 def _attention_flops(spec: ModelSpec, call: CallSeen) -> int:

@@ -86,6 +86,8 @@ class SubLayer:
     """Whether a policy chooses, by content, which tokens; the others are filled in."""
     remembered: bool = False
     """Whether the output is kept as state for filling in later."""
+    picking: int = 0
+    """FLOPs for each row of picking tokens and filling in the others, as the plugin declares them."""
     width: Width | None = None
     """Of an FFN, the part of its hidden units that each token computes; None is all of them."""
 
@@ -295,6 +297,7 @@ def _step_json(step: Step) -> dict[str, Any]:
                 "slot": call.slot,
                 "attention": [call.attention.tokens, int(call.attention.picked), int(call.attention.remembered)],
                 "ffn": [call.ffn.tokens, int(call.ffn.picked), int(call.ffn.remembered), *_width_json(call.ffn.width)],
+                **_picking_json(call),
                 "cache": [
                     [
                         list(use.heads),
@@ -318,6 +321,11 @@ def _step_json(step: Step) -> dict[str, Any]:
 def _decision_json(decision: Decision) -> dict[str, Any]:
     ways = [[_step_json(step) for step in way.steps] for way in decision.ways]
     return {"after": decision.after, "previews": decision.previews, "together": decision.together, "ways": ways}
+
+
+def _picking_json(call: LayerCall) -> dict[str, Any]:
+    flops = [call.attention.picking, call.ffn.picking]
+    return {"picking": flops} if any(flops) else {}
 
 
 def _width_json(width: Width | None) -> list[int]:

@@ -50,6 +50,8 @@ class CallSeen(NamedTuple):
     """Tokens, of all rows, whose output was estimated and not computed."""
     masked: bool
     caches: tuple[CacheSeen, ...]
+    filled: tuple[int, int] = (0, 0)
+    """Rows whose attention, and rows whose FFN, computed tokens that were picked, and were filled in at the others."""
 
 
 class StepSeen(NamedTuple):
@@ -145,6 +147,7 @@ def _call(step: Step, call: LayerCall, *, images: int, hidden: int) -> CallSeen:
         estimated=entering - tokens,
         masked=step.mask != "full",
         caches=tuple(caches),
+        filled=(images * step.attending * call.attention.picked, rows * call.ffn.picked),
     )
 
 
@@ -207,6 +210,7 @@ def _described(call: CallSeen) -> str:
     mask = ", masked" if call.masked else ""
     routed = f" ({call.routed} chose experts)" if call.routed else ""
     routed += f" ({call.estimated} tokens estimated)" if call.estimated else ""
+    routed += " (filled in for {} and {} rows)".format(*call.filled) if any(call.filled) else ""
     return (
         f"layer {call.layer} of {call.backbone}{mask}, attention of {call.attending} rows on {call.attention} and FFN on {call.ffn} tokens, "
         f"{call.hidden} hidden numbers{routed}, {caches}"

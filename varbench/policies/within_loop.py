@@ -161,6 +161,11 @@ class TokenPolicy(Protocol):
         that run no code of theirs within the loop are; else operator by operator, which costs small batches most of their time."""
         return False
 
+    def picking_flops(self, layer: int, scale: int, sublayer: SubLayerName) -> int:
+        """FLOPs of `pick`, and of the `fill` that follows it, for each row that they are given (an image of a guidance branch):
+        those of products, two a multiply-add. `varbench check` counts them."""
+        return 0
+
     def pick(self, x_BLC: Tensor, count: int, *, layer: int, scale: int, sublayer: SubLayerName) -> Tensor:
         """Places (B, count) of the tokens to compute, given the residual stream before the sub-layer's norm."""
         ...

@@ -34,6 +34,7 @@ def logits(
     share: Callable[[int], float] | None = None,
     one_attention: Callable[[int], bool] = lambda scale: False,
     layers: Sequence[int] | None = None,
+    left_out: Callable[[int, int, str], bool] = lambda layer, scale, name: False,
     chosen: Chosen = lambda layer, scale, x: None,
     remembered_scale: int | None = None,
     restored: Restored | None = None,
@@ -64,6 +65,8 @@ def logits(
                     t[0, 0] for t in block.modulation(cond, net.shared_modulation(cond, torch.float32), torch.float32)
                 )
                 for name in ("attention", "ffn"):
+                    if left_out(layer, scale, name):
+                        continue
                     places = chosen(layer, scale, x)
                     part = x if places is None else x[places]
                     hidden = F.layer_norm(part, (model.width,), eps=1e-6)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -122,6 +123,17 @@ class PicksByAProduct(ComputesHalf):
         return (x_BLC @ x_BLC.mT).sum(dim=-1).topk(count).indices.sort().values
 
 
+class LeavesOut(TokenPolicy):
+    """Honest: at the last scale every other layer has no attention, and the first no FFN."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def tokens(self, layer: int, scale: int, sublayer: str) -> int | None:
+        left = layer == 0 if sublayer == "ffn" else layer % 2
+        return 0 if scale == self.model.scales - 1 and left else None
+
+
 class CachePlugin:
     policy: type[CacheStrategy] = KeepsHalf
 
@@ -138,6 +150,10 @@ class TokenPlugin:
 
     def varbench_token_policy(self, setting: Any, model: Any) -> Any:
         return self.policy(model)  # type: ignore[call-arg]
+
+
+class WithoutHalves(TokenPlugin):
+    policy = LeavesOut
 
 
 class ByAProduct(TokenPlugin):
@@ -441,6 +457,19 @@ def chooses_an_expert_twice() -> Any:
             return hidden_RLC[..., :4].topk(1).indices.repeat(1, 1, count)
 
     return width_plugin(Twice)
+
+
+@breaks("trace_equals_plan")
+def has_the_engine_run_what_it_says_is_left_out() -> Any:
+    real = varbench.engine.generate._Run._sub_layer
+
+    def sub_layer(self: Any, stream: Any, sub: Any) -> None:
+        if sub.name == "ffn" and not sub.planned.tokens:
+            sub = replace(sub, planned=replace(sub.planned, tokens=1))
+        real(self, stream, sub)
+
+    varbench.engine.generate._Run._sub_layer = sub_layer
+    return WithoutHalves()
 
 
 @breaks("inputs_untouched")
@@ -1326,8 +1355,8 @@ def test_a_lying_generator_is_caught(liar: type[Blobs], invariants: set[str]) ->
 
 @pytest.mark.parametrize(
     "plugin",
-    [CachePlugin(), Heaviest(), TokenPlugin(), ByAProduct(), DepthPlugin()],
-    ids=["cache", "attention", "tokens", "product", "depth"],
+    [CachePlugin(), Heaviest(), TokenPlugin(), ByAProduct(), WithoutHalves(), DepthPlugin()],
+    ids=["cache", "attention", "tokens", "product", "halves", "depth"],
 )
 def test_an_honest_plugin_passes(plugin: Any) -> None:
     assert not check(plugin)

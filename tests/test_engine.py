@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import models
+import naive_var
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from varbench import rows
 from varbench.check.allocations import Watched
+from varbench.engine.captured import can_be_captured
 from varbench.engine.generate import Generated, Sampling, generate
 from varbench.engine.kernel import KernelSeen, attention_kernel
 from varbench.engine.sampler import streams, uniforms
@@ -22,6 +26,7 @@ from varbench.engine.trained_layer import explicit_attention
 from varbench.errors import PlanError, UserError, WrongOutputError
 from varbench.plan import cost
 from varbench.plan.compiler import compile_plan
+from varbench.plan.decided import Taken
 from varbench.plan.owned import Owned, RowPolicies
 from varbench.plan.state import beside_state
 from varbench.plan.steps import Plan
@@ -74,6 +79,27 @@ class HalfTheTokens(EveryToken):
     ) -> Tensor:
         full = computed_BnC.new_zeros(len(computed_BnC), length, computed_BnC.shape[-1])
         return full.scatter(1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC)
+
+
+def left_out(layer: int, scale: int, sublayer: str) -> bool:
+    """No attention in every other layer of the fourth and the last scale, no FFN in the first three layers of the last two; in the
+    fifth layer never any attention, and in the last never any FFN."""
+    if sublayer == "attention":
+        return layer == 4 or (scale in (3, 5) and layer % 2 == 0)
+    return layer == 5 or (scale > 3 and layer < 3)
+
+
+class LeavesOut(TokenPolicy):
+    def tokens(self, layer: int, scale: int, sublayer: str) -> int | None:
+        return 0 if left_out(layer, scale, sublayer) else None
+
+
+class LeavesOutAndPicks(HalfTheTokens):
+    def tokens(self, layer: int, scale: int, sublayer: str) -> int | None:
+        return 0 if left_out(layer, scale, sublayer) else super().tokens(layer, scale, sublayer)
+
+    def remembers(self, layer: int, scale: int, sublayer: str) -> bool:
+        return not left_out(layer, scale, sublayer)
 
 
 class EveryEntry(CacheStrategy):
@@ -178,6 +204,14 @@ def own(policy: object) -> Owned:  # type: ignore[type-arg]
 CUSTOM = {
     "every token": RowPolicies(name="tokens", tokens=own(EveryToken())),
     "half the tokens": RowPolicies(name="half", tokens=own(HalfTheTokens())),
+    "halves left out": RowPolicies(name="left out", tokens=own(LeavesOut())),
+    "halves left out, and others picked": RowPolicies(name="picks too", tokens=own(LeavesOutAndPicks())),
+    "halves left out where a branch ends": RowPolicies(
+        name="left out", guidance=own(LateGuidanceOff()), tokens=own(LeavesOut()), caches=(own(FewEntries()),)
+    ),
+    "halves left out of a layer that runs twice": RowPolicies(
+        name="left out", depth=own(TwiceTheFirst()), tokens=own(LeavesOut())
+    ),
     "every entry": RowPolicies(name="entries", caches=(own(EveryEntry()),)),
     "few entries": RowPolicies(name="few", caches=(own(FewEntries()),)),
     "heaviest entries": RowPolicies(name="heaviest", caches=(own(Heaviest()),)),
@@ -206,8 +240,8 @@ def run(pipe, row: RowPolicies, **changes: object) -> tuple[Plan, Generated]:  #
     return plan, made
 
 
-def assert_seen_as_planned(trace: Trace, plan: Plan, dtype: str = "float32") -> None:
-    planned = foreseen(plan, batch=len(models.LABELS), dtype=dtype)
+def assert_seen_as_planned(trace: Trace, plan: Plan, dtype: str = "float32", taken: Taken = ()) -> None:
+    planned = foreseen(plan, batch=len(models.LABELS), dtype=dtype, taken=taken)
     assert list(differences(planned, trace)) == []
     assert trace == planned
 
@@ -247,7 +281,9 @@ def test_neutral_policies_give_the_full_model(pipe, name: str) -> None:  # type:
     assert torch.equal(run(pipe, CUSTOM[name])[1].tokens_BL, full)
 
 
-@pytest.mark.parametrize("name", ["half the tokens", "few entries", "recent scales", "guidance off", "skipped scales"])
+@pytest.mark.parametrize(
+    "name", ["half the tokens", "few entries", "recent scales", "guidance off", "skipped scales", "halves left out"]
+)
 def test_policies_that_change_something_change_the_images(pipe, name: str) -> None:  # type: ignore[no-untyped-def]
     full = run(pipe, RowPolicies(name="full"))[1].tokens_BL
     assert not torch.equal(run(pipe, CUSTOM[name])[1].tokens_BL, full)
@@ -355,7 +391,17 @@ def test_teacher_forcing_equals_cached_generation(pipe, method: str) -> None:  #
     assert (pipe.logits(out.tokens, models.LABELS, method=method) - out.logits).abs().max() < 2e-5
 
 
-@pytest.mark.parametrize("name", ["two groups", "recent scales", "a layer twice", "guidance off"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "two groups",
+        "recent scales",
+        "a layer twice",
+        "guidance off",
+        "halves left out",
+        "halves left out of a layer that runs twice",
+    ],
+)
 def test_teacher_forcing_follows_the_plan_of_any_static_policy(pipe, name: str) -> None:  # type: ignore[no-untyped-def]
     plan = compile_plan(pipe.model, CUSTOM[name])
     made = generate(
@@ -363,11 +409,58 @@ def test_teacher_forcing_follows_the_plan_of_any_static_policy(pipe, name: str) 
         streams_B1=streams(torch.arange(5), seed=0), sampling=Sampling(cfg=0.0), dtype=torch.float32, return_logits=True,
     )  # fmt: skip
     features = pipe.tokenizer.teacher_input(made.tokens_BL)
-    for attend in (explicit_attention,):
-        logits = TeacherPass(plan, "main").logits(
-            pipe.backbones["main"], features, models.LABELS, dtype=torch.float32, attend=attend
-        )
+    for trains, recompute in ((True, False), (True, True), (False, False)):
+        with torch.set_grad_enabled(trains):
+            logits = TeacherPass(plan, "main", recompute=recompute).logits(
+                pipe.backbones["main"], features, models.LABELS, dtype=torch.float32, attend=explicit_attention
+            )
         assert (logits - made.logits_BLV).abs().max() < 2e-5
+
+
+def test_halves_that_are_left_out_by_hand(pipe) -> None:  # type: ignore[no-untyped-def]
+    labels = [3, 7]
+    row = CUSTOM["halves left out"]
+    made = generate(
+        compile_plan(pipe.model, row), row, backbones=pipe.backbones, tokenizer=pipe.tokenizer, labels_B=torch.tensor(labels),
+        streams_B1=streams(torch.arange(2), seed=0), sampling=Sampling(cfg=1.5), dtype=torch.float32, return_logits=True,
+    )  # fmt: skip
+    by_hand = naive_var.logits(pipe, made.tokens_BL, labels, cfg=1.5, left_out=left_out)
+    assert (made.logits_BLV - by_hand).abs().max() < 1e-4
+    assert (naive_var.logits(pipe, made.tokens_BL, labels, cfg=1.5) - by_hand).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "method", ["full_var:accounting=upstream", "code@training_free/n3", "guidance@share4", "skipvar@s84"]
+)
+def test_halves_are_left_out_of_rows_of_every_kind(pipe, method: str) -> None:  # type: ignore[no-untyped-def]
+    """Also of steps of several scales, where picking single tokens is refused."""
+    row = rows.resolve(method, pipe.model)
+    halves = replace(row, name="halves", policies=replace(row.policies, tokens=own(LeavesOut())))
+    out = pipe.generate(models.LABELS, seed=1, method=halves)
+    assert any(not call.cache for step in out.plan.steps for call in step.calls)
+    assert_seen_as_planned(out.trace, out.plan, taken=out.trace.taken)
+
+
+def test_nobody_is_asked_for_halves_that_are_left_out(pipe) -> None:  # type: ignore[no-untyped-def]
+    """So that the row may be captured without a word of its own, and a sub-layer that ran nowhere costs nothing."""
+    row = RowPolicies(name="left out", tokens=own(LeavesOut()))
+    plan = compile_plan(pipe.model, row)
+    assert not plan.picks and can_be_captured(plan, row)
+    picks = CUSTOM["halves left out, and others picked"]
+    assert not can_be_captured(compile_plan(pipe.model, picks), picks)
+    for sublayer in ("attention", "ffn"):
+
+        class OneOnly(TokenPolicy):
+            def tokens(self, layer: int, scale: int, name: str, run: str = sublayer) -> int | None:
+                return None if name == run else 0
+
+        one, made = run(pipe, RowPolicies(name="one", tokens=own(OneOnly())))
+        assert_seen_as_planned(made.trace, one)
+        (full,) = (cost.work(compile_plan(pipe.model, RowPolicies(name="full")), batch=2, dtype="float32"),)
+        work = cost.work(one, batch=2, dtype="float32")
+        assert work.block_flops < full.block_flops and work.steps[3].bytes_moved < full.steps[3].bytes_moved
+        assert (work.state_peak == 0) == (sublayer == "ffn")
+        assert "attention on 0" in str(one) if sublayer == "ffn" else "FFN on 0" in str(one)
 
 
 def test_layers_in_different_orders_have_no_one_pass(pipe) -> None:  # type: ignore[no-untyped-def]

@@ -246,6 +246,14 @@ class Tokens(TokenPolicy):
         return self.flops * scale if sublayer == "ffn" else self.flops
 
 
+class Forgets(Tokens):
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def remembers(self, layer: int, scale: int, sublayer: str) -> bool:
+        return True
+
+
 class Back(CacheStrategy):
     def keeps(self, layer: int, written: int, reader: int, group: int) -> bool:
         return reader != 3
@@ -293,7 +301,11 @@ def own(policy: object) -> Owned:  # type: ignore[type-arg]
         ({"steps": own(Steps((1,), (2,)))}, "must encode the first scale alone"),
         ({"steps": own(Steps((0,), (1, 2)))}, "whose tokens no step has sampled"),
         ({"tokens": own(Tokens(7))}, "acme: attention of layer 0 at scale 1 of 6 .* computes 7 tokens of 1"),
-        ({"tokens": own(Tokens(0))}, "computes 0 tokens"),
+        ({"tokens": own(Tokens(-1))}, "computes -1 tokens of 1; give 0 to 1"),
+        (
+            {"tokens": own(Forgets())},
+            "acme: attention of layer 0 .* is left out, so that there is no output to remember",
+        ),
         (
             {"tokens": own(Tokens(1, flops=-3))},
             "acme: attention of layer 0 at .* takes -3 FLOPs to pick tokens; give 0 or",

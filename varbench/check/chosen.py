@@ -270,11 +270,13 @@ class _Tokens:
 
 
 def _sub_layers(plan: Plan) -> Iterator[tuple[Step, LayerCall, SubLayerName, SubLayer] | None]:
-    """Everything that begins with a norm; None for the head."""
+    """Everything that begins with a norm: what is left out has none. None for the head."""
+    names: tuple[SubLayerName, SubLayerName] = ("attention", "ffn")
     for step in plan.steps:
         for call in step.calls:
-            yield step, call, "attention", call.attention
-            yield step, call, "ffn", call.ffn
+            for name, sub in zip(names, (call.attention, call.ffn), strict=True):
+                if sub.tokens:
+                    yield step, call, name, sub
         yield None
 
 

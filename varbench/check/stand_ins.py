@@ -162,7 +162,8 @@ class ForcedTokens(StandIn):
         self._all = model.tokens
 
     def tokens(self, layer: int, scale: int, sublayer: SubLayerName) -> int | None:
-        return None if self.asked.tokens(layer, scale, sublayer) is None else self._all[scale]
+        # What is left out is not picked either, so it is run as in the full model.
+        return self._all[scale] if self.asked.tokens(layer, scale, sublayer) else None
 
 
 class ForcedCache(StandIn):

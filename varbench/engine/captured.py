@@ -34,9 +34,11 @@ Make = Callable[[Tensor, Tensor, Observer | None], Made]
 def can_be_captured(plan: Plan, row: RowPolicies) -> bool:
     """Whether all that a generation does follows from the plan, and from code of the row's that says that it can be captured.
     Tokens are brought together expert by expert, as many as come, which the host has to be told."""
-    picks = any(use.picked for step in plan.steps for call in step.calls for use in call.cache)
+    calls = [call for step in plan.steps for call in step.calls]
+    picks = any(use.picked for call in calls for use in call.cache)
     asked: list[Any] = [owned.policy for owned in row.caches if picks or owned.policy.form is not None]
-    asked += [owned.policy for owned in (row.tokens, *row.transforms) if owned is not None]
+    tokens = row.tokens if any(call.attention.picked or call.ffn.picked for call in calls) else None
+    asked += [owned.policy for owned in (tokens, *row.transforms) if owned is not None]
     return plan.decision is None and row.width is None and all(policy.capturable for policy in asked)
 
 

@@ -272,7 +272,10 @@ class _Run:
         return part_of_ffn(hidden_RnC, experts)
 
     def _sub_layer(self, stream: Stream, sub: Residual) -> None:
-        """Adds one residual branch to the stream: of all tokens, or of those a policy picks with the others filled in."""
+        """Adds one residual branch to the stream: of all tokens, or of those a policy picks with the others filled in; of none,
+        nothing."""
+        if not sub.planned.tokens:
+            return
         key, scale = sub.call.key, sub.call.step.samples
         if not (sub.planned.picked or sub.planned.remembered):
             stream.add(sub.compute(sub.entering(stream)), sub.gamma_R1C)

@@ -7,7 +7,7 @@ C width, D code_dim, V codes, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
@@ -23,6 +23,7 @@ from varbench.model.fused import normed
 from varbench.model.transformer import Layer, Transformer
 from varbench.plan.owned import Owned
 from varbench.plan.steps import LayerCall, Plan, SlotKey, Step, Width
+from varbench.policies import SubLayerName
 
 Ffn = Callable[[Tensor], Tensor]
 """What stands in an FFN's place: given what enters it, normed and modulated."""
@@ -37,6 +38,22 @@ class _Visit:
     sees: tuple[tuple[tuple[int, ...], ...], ...]
     """For each group of heads, for each of `scales`, the scales it attends to."""
     heads: tuple[tuple[int, ...], ...]
+
+    @property
+    def feeds(self) -> bool:
+        """Whether the FFN runs; attention does where something is seen."""
+        return True
+
+
+@dataclass(frozen=True)
+class _OneHalf(_Visit):
+    """Of a layer whose attention and FFN do not run at the same scales."""
+
+    half: SubLayerName
+
+    @property
+    def feeds(self) -> bool:
+        return self.half == "ffn"
 
 
 @dataclass(frozen=True)
@@ -74,8 +91,22 @@ def teacher_plan(plan: Plan, backbone: str) -> TeacherPlan:
     return TeacherPlan(
         encoded=tuple(scale for step in steps for scale in step.scales),
         sampled=tuple(step.samples for step in steps),
-        visits=tuple(_visit(key, calls[key]) for key in keys),
+        visits=tuple(visit for key in keys for visit in _visits(key, calls[key])),
     )
+
+
+def _visits(key: SlotKey, calls: list[tuple[Step, LayerCall]]) -> Iterator[_Visit]:
+    """One where attention and FFN run at the same scales, else one for each."""
+    attend = [(step, call) for step, call in calls if call.attention.tokens]
+    feed = [(step, call) for step, call in calls if call.ffn.tokens]
+    if attend == feed:
+        yield from [_visit(key, attend)] if attend else []
+        return
+    if attend:
+        whole = _visit(key, attend)
+        yield _OneHalf(key, whole.scales, whole.sees, whole.heads, "attention")
+    if feed:
+        yield _OneHalf(key, tuple(scale for step, _ in feed for scale in step.scales), (), (), "ffn")
 
 
 def _visit(key: SlotKey, calls: list[tuple[Step, LayerCall]]) -> _Visit:
@@ -196,9 +227,9 @@ class TeacherPass:
         given = (x_BnC, block, modulation, self._mask(visit, x_BnC.device), dtype, attend)
         ffn = ffn or self._ffn(visit, transformer, dtype)
         if self._recompute and torch.is_grad_enabled():
-            x[visit.scales] = checkpoint(run, *given, ffn, use_reentrant=False, preserve_rng_state=False)
+            x[visit.scales] = checkpoint(run, *given, ffn, visit.feeds, use_reentrant=False, preserve_rng_state=False)
         else:
-            x[visit.scales] = run(*given, ffn)
+            x[visit.scales] = run(*given, ffn, visit.feeds)
 
     def _ffn(self, visit: _Visit, transformer: Transformer, dtype: torch.dtype) -> Ffn | None:
         """The FFN of a layer that computes a part of it at some of its scales; None where it is whole."""
@@ -249,8 +280,10 @@ class TeacherPass:
             pieces.update(zip(run, tensor.split([self.model.tokens[scale] for scale in run], dim=1), strict=True))
         return torch.cat([pieces[scale] for scale in scales], dim=1)
 
-    def _mask(self, visit: _Visit, device: torch.device) -> Tensor:
-        """(n, n), or (H, n, n) where groups of heads see different scales."""
+    def _mask(self, visit: _Visit, device: torch.device) -> Tensor | None:
+        """(n, n), or (H, n, n) where groups of heads see different scales; None where nothing attends."""
+        if not visit.sees:
+            return None
         place = (visit.scales, visit.sees, device)
         if place not in self._masks:
             counts = torch.tensor([self.model.tokens[scale] for scale in visit.scales])
@@ -272,16 +305,20 @@ def _layer_of_modules(
     x_BnC: Tensor,
     block: Layer,
     modulation: tuple[Tensor, ...],
-    mask: Tensor,
+    mask: Tensor | None,
     dtype: torch.dtype,
     attend: Attend,
     ffn: Ffn | None,
+    feeds: bool = True,
 ) -> Tensor:
     """As generation runs it, whatever a transform has put in a module's place."""
     gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
-    q, k, v = block.attn.qkv(normed(x_BnC) * scale1 + shift1, dtype)
-    mixed = attend(q, k, v, mask, block.attn.softmax_scale)
-    x_BnC = x_BnC + block.attn.out(mixed, dtype) * gamma1
+    if mask is not None:
+        q, k, v = block.attn.qkv(normed(x_BnC) * scale1 + shift1, dtype)
+        mixed = attend(q, k, v, mask, block.attn.softmax_scale)
+        x_BnC = x_BnC + block.attn.out(mixed, dtype) * gamma1
+    if not feeds:
+        return x_BnC
     hidden = normed(x_BnC) * scale2 + shift2
     out: Tensor = x_BnC + (block.ffn(hidden, dtype) if ffn is None else ffn(hidden)) * gamma2
     return out

@@ -34,17 +34,22 @@ def trained_layer(
     x_BnC: Tensor,
     block: Layer,
     modulation: tuple[Tensor, ...],
-    mask: Tensor,
+    mask: Tensor | None,
     dtype: torch.dtype,
     attend: Attend,
     parts: Callable[[Tensor], Tensor] | None = None,
+    feeds: bool = True,
 ) -> Tensor:
-    """`parts` stands in the FFN's place, where a part of it is computed."""
+    """`parts` stands in the FFN's place, where a part of it is computed. Attention is left out without a mask, the FFN where
+    nothing `feeds` it."""
     gamma1, gamma2, gain1, gain2, shift1, shift2 = modulation
     attn, ffn = block.attn, block.ffn
-    q, k, v = _heads(attn, _modulated_norm(x_BnC, gain1, shift1, dtype), dtype)
-    mixed = attend(q, k, v, mask, attn.softmax_scale)
-    x_BnC = _gated_sum(x_BnC, attn.out(mixed, dtype), gamma1)
+    if mask is not None:
+        q, k, v = _heads(attn, _modulated_norm(x_BnC, gain1, shift1, dtype), dtype)
+        mixed = attend(q, k, v, mask, attn.softmax_scale)
+        x_BnC = _gated_sum(x_BnC, attn.out(mixed, dtype), gamma1)
+    if not feeds:
+        return x_BnC
     if parts is not None:
         return _gated_sum(x_BnC, parts(_modulated_norm(x_BnC, gain2, shift2, torch.float32)), gamma2)
     hidden = _gelu(linear(_modulated_norm(x_BnC, gain2, shift2, dtype), ffn.fc1, dtype))

@@ -43,11 +43,12 @@ class Caches:
         return made[0][1] if made else None
 
     def uses(self) -> dict[tuple[int, int], tuple[CacheUse, ...]]:
-        """Cache uses of each (step, call)."""
+        """Cache uses of each (step, call) whose attention is computed."""
         calls: dict[SlotKey, list[tuple[int, int]]] = {}
         for index, step in enumerate(self.layers):
             for place, (layer, slot) in enumerate(step):
-                calls.setdefault(SlotKey(self.specs[index].backbone, layer, slot), []).append((index, place))
+                if self.work[index, place][0].tokens:
+                    calls.setdefault(SlotKey(self.specs[index].backbone, layer, slot), []).append((index, place))
         uses: dict[tuple[int, int], list[CacheUse]] = {}
         for key, places in calls.items():
             for group, heads in enumerate(self._groups(key)):

@@ -75,7 +75,7 @@ def compile_plan(
                 slot=slot,
                 attention=work[index, place][0],
                 ffn=work[index, place][1],
-                cache=uses[index, place],
+                cache=uses.get((index, place), ()),
             )
             for place, (layer, slot) in enumerate(layers[index])
         )
@@ -313,10 +313,14 @@ def _sub_layer(
     count = tokens.count(policy.tokens, layer, scale, name)
     remembered = tokens.agrees(policy.remembers, layer, scale, name)
     where = f"{tokens.plugin}: {name} of layer {layer} at {model.scale_name(scale)}"
+    if count == 0:
+        if remembered:
+            raise PlanError(f"{where} is left out, so that there is no output to remember")
+        return SubLayer(tokens=0)
     if count is not None and len(spec.scales) > 1:
         raise PlanError(f"{where} picks tokens in a step that encodes {len(spec.scales)} scales; that is not supported")
     if count is not None and not 1 <= count <= available:
-        raise PlanError(f"{where} computes {count} tokens of {available}; give 1 to {available}")
+        raise PlanError(f"{where} computes {count} tokens of {available}; give 0 to {available}")
     if count is None:
         return SubLayer(tokens=available, remembered=remembered)
     flops = tokens.whole(tokens.ask(policy.picking_flops, layer, scale, name), policy.picking_flops, layer, scale, name)

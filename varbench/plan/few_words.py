@@ -8,7 +8,7 @@ from varbench.policies import PartChange
 
 
 def spread(counts: list[int]) -> str:
-    low, high = min(counts), max(counts)
+    low, high = min(counts, default=0), max(counts, default=0)
     return str(low) if low == high else f"{low}..{high}"
 
 

@@ -155,7 +155,7 @@ def read_later(steps: Sequence[Step]) -> Needed:
         if sub.picked
     }
     memories |= {(key, paid_name(group)) for key, call in calls for group, use in enumerate(call.cache) if use.observed}
-    return Needed(slots=frozenset(key for key, _ in calls), memories=frozenset(memories))
+    return Needed(slots=frozenset(key for key, call in calls if call.cache), memories=frozenset(memories))
 
 
 class Branches(NamedTuple):

@@ -82,6 +82,7 @@ class SubLayer:
     """Tokens that an attention or FFN computes."""
 
     tokens: int
+    """0 where it is left out: the residual stream passes it by."""
     picked: bool = False
     """Whether a policy chooses, by content, which tokens; the others are filled in."""
     remembered: bool = False
@@ -104,7 +105,7 @@ class LayerCall:
     attention: SubLayer
     ffn: SubLayer
     cache: tuple[CacheUse, ...]
-    """One for each group of heads."""
+    """One for each group of heads; none where attention is left out, and what the slot holds stays as it is."""
 
     @property
     def picks(self) -> bool:

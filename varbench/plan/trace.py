@@ -38,7 +38,7 @@ class CallSeen(NamedTuple):
     backbone: str
     layer: int
     attending: int
-    """Rows that entered the attention: of branches that take another's, none."""
+    """Rows that entered the attention: of branches that take another's, and where it is left out, none."""
     attention: int
     """Tokens of each of them."""
     ffn: int
@@ -134,18 +134,18 @@ def _call(step: Step, call: LayerCall, *, images: int, hidden: int) -> CallSeen:
         )
         for use in call.cache
     )
-    width, entering = call.ffn.width, rows * call.ffn.tokens
+    attends, width, entering = call.attention.tokens > 0, call.ffn.width, rows * call.ffn.tokens
     tokens = entering if width is None or width.tokens is None else rows * width.tokens
     return CallSeen(
         backbone=step.backbone,
         layer=call.layer,
-        attending=images * step.attending,
+        attending=images * step.attending * attends,
         attention=call.attention.tokens,
         ffn=call.ffn.tokens,
         hidden=tokens * (hidden if width is None else hidden // width.experts * width.chosen),
         routed=tokens if width is not None and width.routed else 0,
         estimated=entering - tokens,
-        masked=step.mask != "full",
+        masked=attends and step.mask != "full",
         caches=tuple(caches),
         filled=(images * step.attending * call.attention.picked, rows * call.ffn.picked),
     )

@@ -25,11 +25,15 @@ def traffic(plan: Plan, spec: ModelSpec, step: Step, batch: int, dtype: str, dev
     # On a CPU, GELU is part of the product before it.
     hidden_passes = 2 if device == "cpu" else 4
     for call in step.calls:
-        attended = max(use.attended for use in call.cache)
+        attended = max((use.attended for use in call.cache), default=0)
         a, f = attending * call.attention.tokens * width, rows * call.ffn.tokens * width
         read, hidden, gathered = _ffn_part(call.ffn, spec, rows)
         moved += (
-            weights + read * ffn_weights + (a + f) * passes + a * projected + (2 * f + hidden_passes * hidden) * item
+            (weights if a else 0)
+            + read * ffn_weights
+            + (a + f) * passes
+            + a * projected
+            + (2 * f + hidden_passes * hidden) * item
         )
         moved += (rows - attending) * call.attention.tokens * width * 6 * item  # a copy, gated and added for itself
         moved += attending * sum(len(use.heads) * _cache_bytes(plan, use, spec, dtype) for use in call.cache)
@@ -78,7 +82,7 @@ def _ffn_part(ffn: SubLayer, spec: ModelSpec, rows: int) -> tuple[float, int, in
     """Share of an FFN's weights that is read, hidden numbers that are made, and tokens that experts gather, each by each."""
     tokens = rows * ffn.tokens
     if ffn.width is None:
-        return 1.0, tokens * spec.hidden, 0
+        return float(tokens > 0), tokens * spec.hidden, 0
     tokens = tokens if ffn.width.tokens is None else rows * ffn.width.tokens
     chosen, experts = ffn.width.chosen, ffn.width.experts
     made = tokens * spec.hidden // experts * chosen

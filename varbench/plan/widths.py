@@ -53,6 +53,8 @@ def with_widths(
             if kept is not None and not 1 <= kept <= available:
                 raise PlanError(f"{where} computes {kept} tokens of {available}; give 1 to {available}")
             attention, ffn = work[index, place]
+            if not ffn.tokens:
+                continue
             if kept is not None and (len(spec.scales) > 1 or ffn.picked):
                 why = "a token policy picks tokens too" if ffn.picked else f"the step encodes {len(spec.scales)} scales"
                 raise PlanError(f"{where} leaves tokens out, and {why}; that is not supported")

@@ -147,7 +147,8 @@ class TokenPolicy(Protocol):
     """Which tokens a sub-layer computes, and how the others are filled in."""
 
     def tokens(self, layer: int, scale: int, sublayer: SubLayerName) -> int | None:
-        """How many of the scale's tokens are computed; None computes all without asking `pick`."""
+        """How many of the scale's tokens are computed; None computes all without asking `pick`. 0 leaves the sub-layer out: the
+        residual stream passes it by, nobody is asked, and attention adds nothing to its cache."""
         return None
 
     def remembers(self, layer: int, scale: int, sublayer: SubLayerName) -> bool:
@@ -168,7 +169,8 @@ class TokenPolicy(Protocol):
 
     def pick(self, x_BLC: Tensor, count: int, *, layer: int, scale: int, sublayer: SubLayerName) -> Tensor:
         """Places (B, count) of the tokens to compute, given the residual stream before the sub-layer's norm."""
-        ...
+        needed = f"{type(self).__name__} computes some of the tokens, so it must give pick() too"
+        raise NotImplementedError(needed)
 
     def fill(
         self,
@@ -182,7 +184,8 @@ class TokenPolicy(Protocol):
         sublayer: SubLayerName,
     ) -> Tensor:
         """The sub-layer's output for all `length` tokens, from the computed ones and the remembered map."""
-        ...
+        needed = f"{type(self).__name__} computes some of the tokens, so it must give fill() too"
+        raise NotImplementedError(needed)
 
 
 class FullDepth(DepthPolicy):

@@ -68,7 +68,8 @@ def pass_work(
     kept."""
     spec, item = plan.backbone(backbone), round(ITEM[dtype])
     width, tokenizer = spec.width, spec.tokenizer
-    by_layer: dict[tuple[int, int], int] = {}
+    by_layer: dict[tuple[int, int], tuple[int, int]] = {}
+    """Tokens that attend, and those that the FFN computes."""
     encoded = sampled = 0
     for step in plan.steps:
         if step.backbone != backbone or step.samples >= scales:
@@ -78,13 +79,14 @@ def pass_work(
         sampled += spec.tokens[step.samples]
         for call in step.calls:
             key = (call.layer, call.slot)
-            by_layer[key] = by_layer.get(key, 0) + tokens
+            attend, feed = by_layer.get(key, (0, 0))
+            by_layer[key] = (attend + tokens * bool(call.attention.tokens), feed + tokens * bool(call.ffn.tokens))
     flops, kept, largest = 0.0, 0, 0
-    for tokens in by_layer.values():
-        products = 2 * tokens * (4 * width**2 + 2 * width * spec.hidden)
-        flops += products + 4 * tokens**2 * width + (0 if spec.shared_adaln else 12 * width**2)
-        layer = _kept_by_layer(spec, tokens, item, explicit=explicit)
-        kept += FLOAT32 * tokens * width if recompute else layer
+    for attend, feed in by_layer.values():
+        products = 2 * (attend * 4 * width**2 + feed * 2 * width * spec.hidden)
+        flops += products + 4 * attend**2 * width + (0 if spec.shared_adaln else 12 * width**2)
+        layer = _kept_by_layer(spec, attend, feed, item, explicit=explicit)
+        kept += FLOAT32 * (attend if attend == feed else attend + feed) * width if recompute else layer
         largest = max(largest, layer)
     flops += 4 * width**2 + 12 * width**2 * spec.shared_adaln
     flops += 2 * encoded * tokenizer.code_dim * width + 2 * sampled * width * tokenizer.vocabulary
@@ -93,13 +95,14 @@ def pass_work(
     return PassWork(flops=flops, activations=kept + (largest if recompute else 0))
 
 
-def _kept_by_layer(spec: ModelSpec, tokens: int, item: int, *, explicit: bool) -> int:
+def _kept_by_layer(spec: ModelSpec, attend: int, feed: int, item: int, *, explicit: bool) -> int:
     """Residual stream and its normed form twice, heads of unit length; in the compute type what products take, q, k and v,
     the gates' branches, and gelu's slope."""
-    whole = 4 * spec.width + (2 * spec.width if spec.l2_attention else 0)
-    products = (1 + 3 + 1 + 1 + 1 + 1) * spec.width + 2 * spec.hidden
-    shares = spec.heads * tokens if explicit else spec.width
-    return tokens * (FLOAT32 * whole + item * (products + shares))
+    width = spec.width
+    shares = spec.heads * attend if explicit else width
+    of_attention = FLOAT32 * (2 + 2 * spec.l2_attention) * width + item * ((1 + 3 + 1 + 1) * width + shares)
+    of_ffn = FLOAT32 * 2 * width + item * ((1 + 1) * width + 2 * spec.hidden)
+    return attend * of_attention + feed * of_ffn
 
 
 def stages_of(

@@ -36,6 +36,7 @@ def logits(
     layers: Sequence[int] | None = None,
     left_out: Callable[[int, int, str], bool] = lambda layer, scale, name: False,
     chosen: Chosen = lambda layer, scale, x: None,
+    shared: bool = False,
     remembered_scale: int | None = None,
     restored: Restored | None = None,
     kept: Kept = lambda layer, scale, entries, queries: entries,
@@ -67,7 +68,8 @@ def logits(
                 for name in ("attention", "ffn"):
                     if left_out(layer, scale, name):
                         continue
-                    places = chosen(layer, scale, x)
+                    if name == "attention" or not shared:
+                        places = chosen(layer, scale, x)
                     part = x if places is None else x[places]
                     hidden = F.layer_norm(part, (model.width,), eps=1e-6)
                     if name == "attention" and row >= len(labels) and one_attention(scale):

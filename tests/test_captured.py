@@ -123,7 +123,7 @@ def test_where_memory_is_short_other_graphs_are_given_up(log: list[str]) -> None
 @pytest.mark.parametrize(
     ("method", "captured"),
     [
-        ("full_var", True), ("variant@d2", True), ("code@training_free/n4", True), ("guidance@from4", True), ("fastvar@r60", True),
+        ("full_var", True), ("variant@d2", True), ("code@training_free/n4", True), ("guidance@from4", True), ("fastvar@r60", True), ("fastvar@r60:share=true", True),
         ("h2o@b25", True), ("scalekv@b25", True), ("quant_cache@b8", True), ("dmoe@untrained/m50", False), ("skipvar@s84", False),
     ],
 )  # fmt: skip

@@ -123,6 +123,22 @@ class PicksByAProduct(ComputesHalf):
         return (x_BLC @ x_BLC.mT).sum(dim=-1).topk(count).indices.sort().values
 
 
+class PicksOnce(PicksByAProduct):
+    """Honest: both sub-layers compute the same half, which are picked once."""
+
+    def tokens(self, layer: int, scale: int, sublayer: str) -> int | None:
+        return super().tokens(layer, scale, "ffn")
+
+    def shares_places(self, layer: int, scale: int) -> bool:
+        return True
+
+    def remembers(self, layer: int, scale: int, sublayer: str) -> bool:
+        return bool(scale == self.model.scales - 3)
+
+    def picking_flops(self, layer: int, scale: int, sublayer: str) -> int:
+        return super().picking_flops(layer, scale, sublayer) if sublayer == "attention" else 0
+
+
 class LeavesOut(TokenPolicy):
     """Honest: at the last scale every other layer has no attention, and the first no FFN."""
 
@@ -154,6 +170,10 @@ class TokenPlugin:
 
 class WithoutHalves(TokenPlugin):
     policy = LeavesOut
+
+
+class SharingPlaces(TokenPlugin):
+    policy = PicksOnce
 
 
 class ByAProduct(TokenPlugin):
@@ -463,13 +483,35 @@ def chooses_an_expert_twice() -> Any:
 def has_the_engine_run_what_it_says_is_left_out() -> Any:
     real = varbench.engine.generate._Run._sub_layer
 
-    def sub_layer(self: Any, stream: Any, sub: Any) -> None:
+    def sub_layer(self: Any, stream: Any, sub: Any) -> Any:
         if sub.name == "ffn" and not sub.planned.tokens:
             sub = replace(sub, planned=replace(sub.planned, tokens=1))
-        real(self, stream, sub)
+        return real(self, stream, sub)
 
     varbench.engine.generate._Run._sub_layer = sub_layer
     return WithoutHalves()
+
+
+def places_of_attention(changed: Callable[[Any], Any]) -> Any:
+    real = varbench.engine.generate._Run._sub_layer
+
+    def sub_layer(self: Any, stream: Any, sub: Any) -> Any:
+        if sub.planned.shared:
+            sub = replace(sub, places_Rn=changed(sub.places_Rn))
+        return real(self, stream, sub)
+
+    varbench.engine.generate._Run._sub_layer = sub_layer
+    return SharingPlaces()
+
+
+@breaks("trace_equals_plan")
+def has_the_engine_pick_again_where_places_are_shared() -> Any:
+    return places_of_attention(lambda places: None)
+
+
+@breaks("picked_is_what_is_computed")
+def has_the_engine_compute_other_tokens_in_the_ffn() -> Any:
+    return places_of_attention(lambda places: places.flip(1).sub(places.max()).neg())
 
 
 @breaks("inputs_untouched")
@@ -1355,8 +1397,8 @@ def test_a_lying_generator_is_caught(liar: type[Blobs], invariants: set[str]) ->
 
 @pytest.mark.parametrize(
     "plugin",
-    [CachePlugin(), Heaviest(), TokenPlugin(), ByAProduct(), WithoutHalves(), DepthPlugin()],
-    ids=["cache", "attention", "tokens", "product", "halves", "depth"],
+    [CachePlugin(), Heaviest(), TokenPlugin(), ByAProduct(), SharingPlaces(), WithoutHalves(), DepthPlugin()],
+    ids=["cache", "attention", "tokens", "product", "shared", "halves", "depth"],
 )
 def test_an_honest_plugin_passes(plugin: Any) -> None:
     assert not check(plugin)

@@ -81,6 +81,20 @@ class HalfTheTokens(EveryToken):
         return full.scatter(1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC)
 
 
+class SharesPlaces(HalfTheTokens):
+    """Picked once a layer, by content."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def shares_places(self, layer: int, scale: int) -> bool:
+        return scale == 5
+
+    def pick(self, x_BLC: Tensor, count: int, **where: object) -> Tensor:
+        self.asked.append(f"{where['sublayer']} at {where['scale']}")
+        return x_BLC.square().sum(dim=-1).topk(count).indices
+
+
 def left_out(layer: int, scale: int, sublayer: str) -> bool:
     """No attention in every other layer of the fourth and the last scale, no FFN in the first three layers of the last two; in the
     fifth layer never any attention, and in the last never any FFN."""
@@ -204,6 +218,7 @@ def own(policy: object) -> Owned:  # type: ignore[type-arg]
 CUSTOM = {
     "every token": RowPolicies(name="tokens", tokens=own(EveryToken())),
     "half the tokens": RowPolicies(name="half", tokens=own(HalfTheTokens())),
+    "shared places": RowPolicies(name="shared", guidance=own(LateGuidanceOff()), tokens=own(SharesPlaces())),
     "halves left out": RowPolicies(name="left out", tokens=own(LeavesOut())),
     "halves left out, and others picked": RowPolicies(name="picks too", tokens=own(LeavesOutAndPicks())),
     "halves left out where a branch ends": RowPolicies(
@@ -273,6 +288,13 @@ def test_whoever_picks_and_fills_is_told_where(pipe) -> None:  # type: ignore[no
     run(pipe, RowPolicies(name="told", tokens=own(Told())))
     places = product((4, 5), range(models.SPEC.depth), ("attention", "ffn"), ("pick", "fill"))
     assert told == [(what, layer, scale, sublayer) for scale, layer, sublayer, what in places]
+
+
+def test_places_that_are_shared_are_picked_once(pipe) -> None:  # type: ignore[no-untyped-def]
+    policy = SharesPlaces()
+    plan = run(pipe, RowPolicies(name="shared", tokens=own(policy)))[0]
+    assert policy.asked == ["attention at 4", "ffn at 4"] * 6 + ["attention at 5"] * 6
+    assert plan.to_json()["steps"][5]["calls"][0]["shared"] and "shared" not in plan.to_json()["steps"][4]["calls"][0]
 
 
 @pytest.mark.parametrize("name", ["every token", "every entry", "two groups"])

@@ -189,8 +189,7 @@ def keeps_other_scales_than_planned(patch: pytest.MonkeyPatch) -> None:
 
 def computes_the_first_tokens_instead_of_the_picked(patch: pytest.MonkeyPatch) -> None:
     def on_picked(self: Any, x: Tensor, sub: Any) -> Tensor:
-        key, scale, count = sub.call.key, sub.call.step.samples, sub.planned.tokens
-        places = self.tokens_policy.pick(x, count, layer=key.layer, scale=scale, sublayer=sub.name)
+        key, scale, places, count = sub.call.key, sub.call.step.samples, sub.places_Rn, sub.planned.tokens
         part, remembered = sub.compute(x[:, :count]), self.state.recall(key, sub.name)
         return self.tokens_policy.fill(
             part, places, remembered, length=x.shape[1], layer=key.layer, scale=scale, sublayer=sub.name
@@ -258,8 +257,7 @@ def computes_an_ffn_twice_unseen(patch: pytest.MonkeyPatch) -> None:
 
 def computes_all_tokens_and_takes_the_picked(patch: pytest.MonkeyPatch) -> None:
     def on_picked(self: Any, x: Tensor, sub: Any) -> Tensor:
-        key, scale = sub.call.key, sub.call.step.samples
-        places = self.tokens_policy.pick(x, sub.planned.tokens, layer=key.layer, scale=scale, sublayer=sub.name)
+        key, scale, places = sub.call.key, sub.call.step.samples, sub.places_Rn
         part = (sub.compute(sub.normed(x)) * sub.gamma_R1C).gather(1, places.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
         remembered = self.state.recall(key, sub.name)
         return self.tokens_policy.fill(

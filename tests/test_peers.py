@@ -117,7 +117,8 @@ def agrees(pipe: Pipeline, method: str, **rule: Any) -> None:
     assert (theirs - full).abs().max() > 1e-2
 
 
-def test_fastvar_by_its_rule(pipe: Pipeline) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_fastvar_by_its_rule(pipe: Pipeline, shared: bool) -> None:
     """r60 of tiny's six scales: 40 percent of 6x6 and 60 of 8x8 are pruned, restored from 4x4; layers 1 to 4 of 6."""
 
     def chosen(layer: int, scale: int, x_LC: Tensor) -> list[int] | None:
@@ -141,7 +142,8 @@ def test_fastvar_by_its_rule(pipe: Pipeline) -> None:
                 cells.append(sum(covered) / len(covered))
         return torch.stack(cells)
 
-    agrees(pipe, "fastvar@r60", chosen=chosen, remembered_scale=3, restored=restored)
+    method = f"fastvar@r60:share={str(shared).lower()}"
+    agrees(pipe, method, chosen=chosen, shared=shared, remembered_scale=3, restored=restored)
 
 
 def test_scale_window_by_its_rule(pipe: Pipeline) -> None:

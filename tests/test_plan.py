@@ -254,6 +254,14 @@ class Forgets(Tokens):
         return True
 
 
+class OneToken(TokenPolicy):
+    def tokens(self, layer: int, scale: int, sublayer: str) -> int | None:
+        return 1 if sublayer == "ffn" else None
+
+    def shares_places(self, layer: int, scale: int) -> bool:
+        return True
+
+
 class Back(CacheStrategy):
     def keeps(self, layer: int, written: int, reader: int, group: int) -> bool:
         return reader != 3
@@ -302,6 +310,10 @@ def own(policy: object) -> Owned:  # type: ignore[type-arg]
         ({"steps": own(Steps((0,), (1, 2)))}, "whose tokens no step has sampled"),
         ({"tokens": own(Tokens(7))}, "acme: attention of layer 0 at scale 1 of 6 .* computes 7 tokens of 1"),
         ({"tokens": own(Tokens(-1))}, "computes -1 tokens of 1; give 0 to 1"),
+        (
+            {"tokens": own(OneToken())},
+            "acme: the FFN of layer 0 at .* is to compute the tokens that attention computes, but picks 1 where attention picks 0",
+        ),
         (
             {"tokens": own(Forgets())},
             "acme: attention of layer 0 .* is left out, so that there is no output to remember",

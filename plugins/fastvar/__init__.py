@@ -24,6 +24,9 @@ def varbench_settings(model: ModelSpec) -> Settings:
             "scales": Parameter(default=2, help="how many of the largest scales are pruned; 0 prunes none"),
             "first": Parameter(default=first, help="the first N layers compute every token"),
             "last": Parameter(default=last, help="the last N layers compute every token"),
+            "share": Parameter(
+                default=False, help="the FFN computes the tokens that were chosen for attention, not its own"
+            ),
         },
         neutral=("@r0", "@r90:scales=0"),
         summary="at the largest scales computes only the tokens that stand out, or skips the scales",
@@ -33,6 +36,7 @@ def varbench_settings(model: ModelSpec) -> Settings:
                 "the choice of tokens and their restoration agree with the authors' code, which is for Infinity and HART; "
                 "ratios for VAR at 256 px are not published, so the sweep is ours: two scales, two thirds of the last "
                 "one's ratio at the one before (r75 is HART's 50 and 75 percent), whole layers in Infinity's proportion; "
+                "share is ours, where they choose for each sub-layer; "
                 "where a layer did not run at the remembered scale, its other tokens pass it by"
             ),
             url="https://arxiv.org/abs/2503.23367",
@@ -49,6 +53,7 @@ def varbench_token_policy(setting: Setting, model: ModelSpec) -> TokenPolicy | N
         model,
         percents=policies.pruned_scales(point, model, scales=int(setting.parameters["scales"])),
         layers=policies.pruned_layers(model, setting.parameters),
+        share=bool(setting.parameters["share"]),
     )
 
 

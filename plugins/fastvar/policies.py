@@ -72,18 +72,22 @@ def computed_tokens(length: int, percent: int) -> int:
 
 
 class PivotalTokens(TokenPolicy):
-    """Each sub-layer of the pruned layers computes the tokens farthest from the mean; one earlier scale gives the rest."""
+    """Each sub-layer of the pruned layers computes the tokens farthest from the mean, or the FFN those of attention; one earlier
+    scale gives the rest."""
 
     capturable = True
 
-    def __init__(self, model: ModelSpec, *, percents: Mapping[int, int], layers: range) -> None:
-        self._model, self._percents, self._layers = model, dict(percents), layers
+    def __init__(self, model: ModelSpec, *, percents: Mapping[int, int], layers: range, share: bool = False) -> None:
+        self._model, self._percents, self._layers, self._share = model, dict(percents), layers, share
         self._remembered = min(percents) - 1 if percents else None
 
     def tokens(self, layer: int, scale: int, sublayer: SubLayerName) -> int | None:
         if layer not in self._layers or scale not in self._percents:
             return None
         return computed_tokens(self._model.tokens[scale], self._percents[scale])
+
+    def shares_places(self, layer: int, scale: int) -> bool:
+        return self._share
 
     def remembers(self, layer: int, scale: int, sublayer: SubLayerName) -> bool:
         return scale == self._remembered and layer in self._layers

@@ -211,6 +211,9 @@ class _Tokens:
     def picked(self, x_RLC: Tensor, places_Rn: Tensor, told: Mapping[str, Any]) -> None:
         self._arrive(x_RLC)
         self._look_at_told(told)
+        self._take(x_RLC, places_Rn)
+
+    def _take(self, x_RLC: Tensor, places_Rn: Tensor) -> None:
         self._places = places_Rn.clone()
         self._due = x_RLC.gather(1, places_Rn.unsqueeze(-1).expand(-1, -1, x_RLC.shape[-1]))
 
@@ -239,7 +242,12 @@ class _Tokens:
             remembered_RlC, before[: len(remembered_RlC)], rtol=NEAR, atol=NEAR
         ):
             self.wrong.append(f"{self._where()} filled in from an output that is not the one to be remembered")
-        self._filled = self._stream + output_RLC
+        self._filled = after = self._stream + output_RLC
+        assert self._at is not None and self._places is not None
+        _, call, name, _ = self._at
+        if name == "attention" and call.ffn.shared:  # for which nobody is asked again
+            self._arrive(after)
+            self._take(after, self._places)
 
     def _look_at_told(self, told: Mapping[str, Any]) -> None:
         assert self._at is not None

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from varbench.plan.owned import RowPolicies
+from varbench.plan.steps import Plan
 from varbench.policies import StoredForm
 
 
@@ -70,3 +72,12 @@ class EncodedForm:
     def read(self, parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         half = len(parts) // 2
         return self._form.decode(parts[:half]), self._form.decode(parts[half:])
+
+
+def stored_form(plan: Plan, row: RowPolicies, dtype: torch.dtype) -> PlainForm | EncodedForm:
+    """How a row's keys and values are stored."""
+    for owned in row.caches:
+        if owned.policy.form is not None:
+            return EncodedForm(owned.policy.form)
+    store = getattr(torch, plan.cache_dtype) if plan.cache_dtype else dtype
+    return PlainForm(torch.float32 if plan.float32_keys else store, store)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from varbench.engine.cache import State, StatePart
-from varbench.engine.cache_entries import EncodedForm, PlainForm, attention_paid, merged
+from varbench.engine.cache_entries import attention_paid, merged, stored_form
 from varbench.engine.conditioning import Conditioning, condition
 from varbench.engine.expert_ffn import Experts, part_of_ffn
 from varbench.engine.going_on import Deciding
@@ -106,7 +106,7 @@ class _Run:
         self.tokens_policy = row.tokens.policy if row.tokens else None
         self.pickers = [owned.policy for owned in row.caches]
         self.width = row.width
-        self.state = State(accounting=plan.accounting, form=_form(plan, row, dtype))
+        self.state = State(accounting=plan.accounting, form=stored_form(plan, row, dtype))
         self.watch = Watch(backbones, self.state)
         self.conditioning: dict[str, Conditioning] = {}
         self._last_fill = last_fills(plan.steps)
@@ -237,7 +237,7 @@ class _Run:
             computed: Tensor = block.ffn(hidden_RnC, self.dtype) if whole else self._part_of_ffn(hidden_RnC, call)
             return computed
 
-        self._sub_layer(
+        places_Rn = self._sub_layer(
             stream,
             Residual(
                 name="attention", planned=planned.attention, call=call, compute=attention, gamma_R1C=gamma1,
@@ -248,7 +248,7 @@ class _Run:
             stream,
             Residual(
                 name="ffn", planned=planned.ffn, call=call, compute=ffn, gamma_R1C=gamma2,
-                scale_R1C=scale2, shift_R1C=shift2,
+                scale_R1C=scale2, shift_R1C=shift2, places_Rn=places_Rn if planned.ffn.shared else None,
                 dtype=self.dtype if whole else torch.float32,  # who chooses by it is shown it in full
             ),
         )  # fmt: skip
@@ -271,17 +271,19 @@ class _Run:
         )
         return part_of_ffn(hidden_RnC, experts)
 
-    def _sub_layer(self, stream: Stream, sub: Residual) -> None:
+    def _sub_layer(self, stream: Stream, sub: Residual) -> Tensor | None:
         """Adds one residual branch to the stream: of all tokens, or of those a policy picks with the others filled in; of none,
-        nothing."""
+        nothing. Returns the places that were picked."""
         if not sub.planned.tokens:
-            return
+            return None
         key, scale = sub.call.key, sub.call.step.samples
         if not (sub.planned.picked or sub.planned.remembered):
             stream.add(sub.compute(sub.entering(stream)), sub.gamma_R1C)
             self.watch.remembers()
-            return
+            return None
         x_RLC = stream.whole()
+        if sub.planned.picked and sub.places_Rn is None:
+            sub = replace(sub, places_Rn=self._pick_tokens(x_RLC, sub))
         output = self._on_picked(x_RLC, sub) if sub.planned.picked else sub.compute(sub.normed(x_RLC)) * sub.gamma_R1C
         if sub.planned.remembered:
             self.state.remember(key, sub.name, output[:, -self.plan.model.tokens[scale] :].to(self.dtype))
@@ -289,14 +291,21 @@ class _Run:
             self.state.forget(key, sub.name)
         self.watch.remembers()
         x_RLC.add_(output)
+        return sub.places_Rn
+
+    def _pick_tokens(self, x_RLC: Tensor, sub: Residual) -> Tensor:
+        assert self.tokens_policy is not None
+        layer, scale = sub.call.planned.layer, sub.call.step.samples
+        places_Rn = self.tokens_policy.pick(x_RLC, sub.planned.tokens, layer=layer, scale=scale, sublayer=sub.name)
+        self.watch.picked(places_Rn)
+        return places_Rn
 
     def _on_picked(self, x_RLC: Tensor, sub: Residual) -> Tensor:
-        policy = self.tokens_policy
-        assert policy is not None
+        policy, places_Rn = self.tokens_policy, sub.places_Rn
+        assert policy is not None and places_Rn is not None
         length, width = x_RLC.shape[1:]
         key, scale = sub.call.key, sub.call.step.samples
         layer, name = key.layer, sub.name
-        places_Rn = policy.pick(x_RLC, sub.planned.tokens, layer=layer, scale=scale, sublayer=name)
         chosen_RnC = x_RLC.gather(1, places_Rn.unsqueeze(-1).expand(-1, -1, width))
         part = sub.compute(sub.normed(chosen_RnC)) * sub.gamma_R1C
         remembered = self.state.recall(key, name)
@@ -387,12 +396,3 @@ class _Run:
                 f"{type(strategy).__name__}.pick gave places of shape {tuple(places.shape)}, not {expected}"
             )
         return places
-
-
-def _form(plan: Plan, row: RowPolicies, dtype: torch.dtype) -> PlainForm | EncodedForm:
-    """How keys and values are stored."""
-    for owned in row.caches:
-        if owned.policy.form is not None:
-            return EncodedForm(owned.policy.form)
-    store = getattr(torch, plan.cache_dtype) if plan.cache_dtype else dtype
-    return PlainForm(torch.float32 if plan.float32_keys else store, store)

@@ -85,6 +85,8 @@ class Residual:
     shift_R1C: Tensor
     """Of the rows that run."""
     dtype: torch.dtype
+    places_Rn: Tensor | None = None
+    """Of tokens that were picked before, for another sub-layer too."""
 
     def entering(self, stream: Stream) -> Tensor:
         """All of the stream, normed."""

@@ -94,6 +94,10 @@ class Watch:
         """At every moment when the state may be larger than before."""
         self._peak = max(self._peak, self._state.nbytes)
 
+    def picked(self, places_Rn: Tensor) -> None:
+        """Tokens that are to be computed."""
+        self._call = self._call._replace(picked=self._call.picked + len(places_Rn))
+
     def filled(self, name: SubLayerName, output_RLC: Tensor) -> None:
         """What a sub-layer that computed picked tokens gives for all."""
         attention, ffn = self._call.filled

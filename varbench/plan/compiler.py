@@ -302,8 +302,23 @@ def _token_work(
                 continue
             names: tuple[SubLayerName, SubLayerName] = ("attention", "ffn")
             first, second = (_sub_layer(model, spec, layer, name, available, tokens) for name in names)
-            work[index, place] = (first, second)
+            work[index, place] = (first, _shared_places(model, spec, layer, first, second, tokens))
     return work
+
+
+def _shared_places(
+    model: ModelSpec, spec: StepSpec, layer: int, attention: SubLayer, ffn: SubLayer, tokens: Owned[TokenPolicy]
+) -> SubLayer:
+    """The FFN, whose tokens may be those that attention computes."""
+    shares = tokens.agrees(tokens.policy.shares_places, layer, spec.scales[-1])
+    if not shares or not (attention.picked or ffn.picked):
+        return ffn
+    if not attention.picked or not ffn.picked or attention.tokens != ffn.tokens:
+        raise PlanError(
+            f"{tokens.plugin}: the FFN of layer {layer} at {model.scale_name(spec.scales[-1])} is to compute the tokens that attention "
+            f"computes, but picks {ffn.tokens * ffn.picked} where attention picks {attention.tokens * attention.picked}"
+        )
+    return replace(ffn, shared=True)
 
 
 def _sub_layer(

@@ -87,6 +87,8 @@ class SubLayer:
     """Whether a policy chooses, by content, which tokens; the others are filled in."""
     remembered: bool = False
     """Whether the output is kept as state for filling in later."""
+    shared: bool = False
+    """Whether an FFN's tokens are those that attention computed, which were picked for both."""
     picking: int = 0
     """FLOPs for each row of picking tokens and filling in the others, as the plugin declares them."""
     width: Width | None = None
@@ -326,7 +328,7 @@ def _decision_json(decision: Decision) -> dict[str, Any]:
 
 def _picking_json(call: LayerCall) -> dict[str, Any]:
     flops = [call.attention.picking, call.ffn.picking]
-    return {"picking": flops} if any(flops) else {}
+    return {**({"picking": flops} if any(flops) else {}), **({"shared": True} if call.ffn.shared else {})}
 
 
 def _width_json(width: Width | None) -> list[int]:

@@ -50,6 +50,8 @@ class CallSeen(NamedTuple):
     """Tokens, of all rows, whose output was estimated and not computed."""
     masked: bool
     caches: tuple[CacheSeen, ...]
+    picked: int = 0
+    """Rows whose tokens were picked: for both of them where they share places, for each."""
     filled: tuple[int, int] = (0, 0)
     """Rows whose attention, and rows whose FFN, computed tokens that were picked, and were filled in at the others."""
 
@@ -147,6 +149,7 @@ def _call(step: Step, call: LayerCall, *, images: int, hidden: int) -> CallSeen:
         estimated=entering - tokens,
         masked=attends and step.mask != "full",
         caches=tuple(caches),
+        picked=images * step.attending * call.attention.picked + rows * (call.ffn.picked and not call.ffn.shared),
         filled=(images * step.attending * call.attention.picked, rows * call.ffn.picked),
     )
 
@@ -210,7 +213,8 @@ def _described(call: CallSeen) -> str:
     mask = ", masked" if call.masked else ""
     routed = f" ({call.routed} chose experts)" if call.routed else ""
     routed += f" ({call.estimated} tokens estimated)" if call.estimated else ""
-    routed += " (filled in for {} and {} rows)".format(*call.filled) if any(call.filled) else ""
+    if call.picked or any(call.filled):
+        routed += f" (tokens picked for {call.picked} rows, filled in for {' and '.join(map(str, call.filled))})"
     return (
         f"layer {call.layer} of {call.backbone}{mask}, attention of {call.attending} rows on {call.attention} and FFN on {call.ffn} tokens, "
         f"{call.hidden} hidden numbers{routed}, {caches}"

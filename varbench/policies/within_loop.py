@@ -151,6 +151,11 @@ class TokenPolicy(Protocol):
         residual stream passes it by, nobody is asked, and attention adds nothing to its cache."""
         return None
 
+    def shares_places(self, layer: int, scale: int) -> bool:
+        """Whether the FFN computes the tokens that attention computed, which must be as many: `pick` is asked for attention alone,
+        and `fill` for both with the same places. Nothing where both compute all."""
+        return False
+
     def remembers(self, layer: int, scale: int, sublayer: SubLayerName) -> bool:
         """Whether the sub-layer's output at this scale is kept, in the compute type, for `fill` at later ones: state."""
         return False

@@ -193,7 +193,9 @@ def varbench_cache_strategy(setting: Setting, model: ModelSpec) -> CacheStrategy
 def varbench_token_policy(setting: Setting, model: ModelSpec) -> TokenPolicy | None:
     """Gives which tokens a sub-layer computes, and how the others are filled in.
 
-    Where `pick` and `fill` only compute on tensors, `capturable = True` has a GPU launch the row as CUDA graphs.
+    Attention and FFN are asked about one by one, and each may be left out altogether; or the FFN computes the tokens that were
+    picked for attention. Where `pick` and `fill` only compute on tensors, `capturable = True` has a GPU launch the row as CUDA
+    graphs.
 
     Parameters:
         setting: recipe, point and parameters of the row.
@@ -223,6 +225,39 @@ def varbench_token_policy(setting: Setting, model: ModelSpec) -> TokenPolicy | N
         @hookimpl
         def varbench_token_policy(setting, model):
             return LongestHalf(model)
+
+    Example of tokens that are picked by a product, once for attention and FFN; of the scale before it only the FFN runs:
+        from varbench import hookimpl
+        from varbench.policies import TokenPolicy
+
+        class LikeFewOthers(TokenPolicy):
+            capturable = True
+
+            def __init__(self, model):
+                self.model, self.last = model, model.scales - 1
+
+            def tokens(self, layer, scale, sublayer):
+                if scale == self.last - 1 and sublayer == "attention":
+                    return 0
+                return self.model.tokens[scale] // 2 if scale == self.last else None
+
+            def shares_places(self, layer, scale):
+                return True
+
+            def picking_flops(self, layer, scale, sublayer):
+                return 2 * self.model.tokens[scale] ** 2 * self.model.width if sublayer == "attention" else 0
+
+            def pick(self, x_BLC, count, *, layer, scale, sublayer):
+                likeness_BL = (x_BLC @ x_BLC.mT).sum(-1)
+                return likeness_BL.topk(count, largest=False).indices.sort().values
+
+            def fill(self, computed_BnC, places_Bn, remembered_BlC, *, length, layer, scale, sublayer):
+                others = computed_BnC.mean(1, keepdim=True).repeat(1, length, 1)
+                return others.scatter(1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC)
+
+        @hookimpl
+        def varbench_token_policy(setting, model):
+            return LikeFewOthers(model)
     """
 
 

@@ -15,8 +15,10 @@ from varbench.__main__ import main
 from varbench.engine.teacher import TeacherPass
 from varbench.model.transformer import Transformer, initialise_
 from varbench.plan import presets
+from varbench.plan.compiler import compile_plan
+from varbench.plan.owned import Owned, RowPolicies
 from varbench.plan.sizes import matrices
-from varbench.policies import MAIN
+from varbench.policies import MAIN, TokenPolicy
 from varbench.train.recipes import full_plan
 from varbench.train.trainer import DTYPES, attention_of
 from varbench.train.training_forecast import pass_work, stages_of
@@ -25,15 +27,26 @@ MODEL = replace(SPEC, sides=(1, 2, 4, 8), depth=4, width=128, heads=4)
 IMAGES = 8
 
 
+class LeavesOut(TokenPolicy):
+    """At the last scale half of the layers have no attention, and one no FFN."""
+
+    def tokens(self, layer: int, scale: int, sublayer: str) -> int | None:
+        left = layer == 0 if sublayer == "ffn" else layer > 1
+        return 0 if scale == MODEL.scales - 1 and left else None
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("whole", [True, False])
 def test_bytes_that_wait_for_the_backward_pass_and_flops_are_those_that_are_counted(
-    dtype: str, recompute: bool
+    dtype: str, recompute: bool, whole: bool
 ) -> None:
+    halves = RowPolicies(name="halves", tokens=Owned(plugin="test", policy=LeavesOut()))
+    plan = full_plan(MODEL) if whole else compile_plan(MODEL, halves)
     model = initialise_(Transformer(MODEL), torch.Generator().manual_seed(0))
     features = torch.rand(IMAGES, MODEL.length - 1, MODEL.tokenizer.code_dim)
     tokens = torch.zeros(IMAGES, MODEL.length, dtype=torch.long)
-    run = TeacherPass(full_plan(MODEL), MAIN, recompute=recompute)
+    run = TeacherPass(plan, MAIN, recompute=recompute)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -53,7 +66,7 @@ def test_bytes_that_wait_for_the_backward_pass_and_flops_are_those_that_are_coun
         held = sum(storage.nbytes() for storage in kept.values())
         kept.clear()
         loss.backward()
-    said = pass_work(full_plan(MODEL), MAIN, scales=MODEL.scales, dtype=dtype, explicit=True, recompute=recompute)
+    said = pass_work(plan, MAIN, scales=MODEL.scales, dtype=dtype, explicit=True, recompute=recompute)
     assert counter.get_total_flops() == pytest.approx((4 if recompute else 3) * said.flops * IMAGES, rel=0.06)
     if recompute:  # a layer at a time comes to it in the backward pass, where these hooks do not look
         assert held < said.activations * IMAGES

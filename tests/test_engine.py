@@ -452,7 +452,8 @@ def test_halves_that_are_left_out_by_hand(pipe) -> None:  # type: ignore[no-unty
 
 
 @pytest.mark.parametrize(
-    "method", ["full_var:accounting=upstream", "code@training_free/n3", "guidance@share4", "skipvar@s84"]
+    "method",
+    ["full_var:accounting=upstream", "code@training_free/n3", "guidance@share4", "skipvar@s84", "dmoe@untrained/m50"],
 )
 def test_halves_are_left_out_of_rows_of_every_kind(pipe, method: str) -> None:  # type: ignore[no-untyped-def]
     """Also of steps of several scales, where picking single tokens is refused."""

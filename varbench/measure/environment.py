@@ -28,7 +28,7 @@ def environment(device: str, *, threads: int | None = None) -> Environment:
     """
     facts: dict[str, Any] = {
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": cores(),
         "memory_bytes": _memory(),
         "device": "cpu",
@@ -151,7 +151,7 @@ def _governor() -> str | None:
     return ", ".join(sorted(found)) or None
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

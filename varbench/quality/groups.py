@@ -55,9 +55,8 @@ class Groups:
         with whole_file(self._path(first)) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stubs take any keyword for `allow_pickle`
 
-    def earlier(self, *, upto: int) -> Iterator[Group]:
-        """Those of an earlier process, in order, of so many images at most. Behind a file that cannot be read there are none."""
-        first = 0
+    def earlier(self, *, first: int, upto: int) -> Iterator[Group]:
+        """Those of an earlier process, in order. Behind a file that cannot be read there are none."""
         while (group := self._read(first)) is not None and first + len(group.labels_N) <= upto:
             yield group
             first += len(group.labels_N)

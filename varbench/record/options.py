@@ -271,6 +271,14 @@ class Options:
     memory_limit: float | None = option(
         "host memory that a child may take", absent="no limit", metavar="GIB", above=0, decides=False
     )
+    executor: str = option(
+        "who measures: `local`, processes of this machine; `ray`, the devices of a Ray cluster, rows and images side by side",
+        default="local", metavar="NAME", choices=("local", "ray"), decides=False,
+    )  # fmt: skip
+    address: str | None = option(
+        "the Ray cluster: `auto`, or HOST:PORT of its head", absent="a Ray of this machine's own, started for the run",
+        metavar="ADDRESS", form=(r"auto|(ray://)?[^:/]+:\d+", "auto or HOST:PORT"), decides=False,
+    )  # fmt: skip
     fresh: bool = option(
         "measure quality and memory again, though an earlier run here left its findings", default=False, decides=False
     )

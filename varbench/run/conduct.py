@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -31,24 +31,13 @@ from varbench.run.messages import OWN_WEIGHTS, Job, Ready, Trained
 from varbench.run.prepare import Run, WeightSet
 from varbench.run.scorers import Scorers, keep_path
 from varbench.run.side_by_side import side_by_side
+from varbench.run.task import Task
 from varbench.run.timing import finished, width
 
 PARTS = ".parts"
 """Sub-folder of the run for jobs and for the parts of rows that are measured already."""
 
 Part = TypeVar("Part")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What is asked of a process that holds some rows."""
-
-    title: str
-    lacking: Callable[[str], bool]
-    """Whether a row is to be asked."""
-    work: Callable[[Child, tuple[str, ...]], None]
-    full_beside: bool
-    """Whether the full model is loaded too, if no row is it."""
 
 
 @dataclass
@@ -76,12 +65,12 @@ class Conduct:
         A row that fails takes part in nothing further.
         """
         self.save_all()
-        self._train()
+        self.train()
         quick = self.run.options.quick
         with Scorers(self.run, folder=self.parts, log=self.out / "logs" / "score.log") as scorers:
             for weights in () if quick else self.run.weight_sets:
                 with self.display.part("images and memory", weights.key):
-                    self._in_children(weights, self._images(weights, scorers))
+                    self.in_children(weights, self._images(weights, scorers))
             for number in range(self.run.rounds_of(*self.run.rows)):
                 sets = [weights for weights in self.run.weight_sets if number < self.run.rounds_of(*weights.rows)]
                 with self._full_alone(number) as plain:
@@ -90,9 +79,9 @@ class Conduct:
                         first = (self._images(weights, scorers),) if quick and number == 0 else ()
                         kind = "images and speed" if first else "speed"
                         with self.display.part(kind, f"{weights.key}, round {number + 1}"):
-                            self._in_children(weights, *first, self._speed(weights, number, plain, scorers))
+                            self.in_children(weights, *first, self._speed(weights, number, plain, scorers))
 
-    def _train(self) -> None:
+    def train(self) -> None:
         """Every recipe in a child of its own; on a CPU as many at once as there are cores, of one thread each.
 
         Two threads of one training wait for each other at every operator; two trainings never do.
@@ -142,7 +131,7 @@ class Conduct:
                 with self._turn(name):
                     if self.found[name].seen is None and self.run.is_scored(name):
                         self.display.detail(f"images of {name}")
-                        groups = self._kept.path(Seen, name, trained=self.found[name].trained).with_suffix(".groups")
+                        groups = self.groups_path(name)
                         seen = scorers.score(
                             name, subject.make, self.display.detail, keep=self._images_path(name), groups=groups
                         )
@@ -253,7 +242,7 @@ class Conduct:
 
     # Processes
 
-    def _in_children(self, weights: WeightSet, *tasks: Task) -> None:
+    def in_children(self, weights: WeightSet, *tasks: Task) -> None:
         """Does the tasks for all rows in one process. If a row crashes it, a new process does what is left."""
 
         def lacking(task: Task) -> tuple[str, ...]:
@@ -389,6 +378,10 @@ class Conduct:
 
     def _remember(self, part: object, name: str) -> None:
         self._kept.write(part, name, trained=self.found[name].trained)
+
+    def groups_path(self, name: str) -> Path:
+        """Where a scorer keeps what it has seen of a row's images until all are there."""
+        return self._kept.path(Seen, name, trained=self.found[name].trained).with_suffix(".groups")
 
     def _images_path(self, name: str) -> Path | None:
         """Where all scored images of a row are kept, if that was asked for."""

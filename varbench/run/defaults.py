@@ -103,6 +103,8 @@ def _dtype(device: str) -> str:
 
 
 def _check(options: Options, preset: presets.Preset) -> None:
+    if options.address is not None and options.executor != "ray":
+        raise UserError(f"--address {options.address} is a Ray cluster's: give --executor ray too")
     if options.top_k > preset.spec.tokenizer.vocabulary:
         raise UserError(f"--top-k is {options.top_k}; {options.model} has {preset.spec.tokenizer.vocabulary} codes")
     packed = None if options.weights in (None, "random") else recipe_in(options.weights)

@@ -48,13 +48,23 @@ class Display:
             if self._bar is not None:
                 self._bar.advance(self._task)
 
+    def part_of(self, done: int, total: int, title: str) -> None:
+        """How far work is that is done in several places at once; the title says what begins."""
+        self._title = ""
+        elapsed = time.monotonic() - self._began
+        left = f", about {elapsed / done * (total - done) / 60:.0f} min left" if done else ""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total, left=left)
+        if title:
+            self.note(f"[{done}/{total}, {elapsed:.0f} s{left}] {title}")
+
     def detail(self, text: str) -> None:
         """Shows what the current part is at."""
         if self._bar is not None:
-            self._show(f"{self._title}: {text}")
+            self._show(": ".join(filter(None, (self._title, text))))
         elif time.monotonic() - self._spoke > _EVERY:
             self._spoke = time.monotonic()
-            print(f"  {self._title}: {text}", file=sys.stderr, flush=True)
+            print("  " + ": ".join(filter(None, (self._title, text))), file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
         if self._bar is None:

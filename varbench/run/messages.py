@@ -36,6 +36,9 @@ from varbench.spec import ModelSpec
 OWN_WEIGHTS = "own weights of "
 """How the set of weights of a row begins whose plugin brings them."""
 
+GROUP = 256
+"""Images that a scorer looks at together, or a few more: whole batches. What it keeps of them is kept by the group."""
+
 Task = Literal["resolving", "calibrating", "inspecting", "training", "making", "scoring", "metering"]
 
 
@@ -195,6 +198,8 @@ class Begin:
     """Where all of them are kept: an `.npz`, or a folder of PNG files."""
     groups: str | None = None
     """Folder for what is kept of them until the row is scored, so that a run that is killed goes on; None keeps nothing."""
+    first: int = 0
+    """Which image of the row comes first: not 0 where others are made elsewhere."""
     upto: int = 0
     """How many images of the row were asked for before, and need not be made again if what was kept of them is whole."""
     before: int = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,15 +19,13 @@ from varbench.run.prepare import Run
 
 Ask = Callable[[Request], Reply]
 
-COUNTED = "counted.json"
-"""In the folder of a row's groups: what the parent knows of these images."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Counted:
-    """What the parent knows of a row's first images, beside what the scorer keeps of them."""
+    """What the parent knows of a row's images, beside what the scorer keeps of them."""
 
     images: int = 0
+    """How many are made, from the row's first one on."""
     batches: tuple[str, ...] = ()
     values: dict[str, tuple[float, ...]] = field(default_factory=dict)
     better: dict[str, str] = field(default_factory=dict)
@@ -38,6 +36,32 @@ class _Counted:
         """Of fewer images, which are whole batches."""
         values = {name: some[:images] for name, some in self.values.items()}
         return replace(self, images=images, batches=self.batches[: images // batch], values=values)
+
+    def and_then(self, more: _Counted) -> _Counted:
+        """With those that were made behind them."""
+        return _Counted(
+            images=more.images,
+            batches=self.batches + more.batches,
+            values={
+                name: self.values.get(name, ()) + more.values.get(name, ()) for name in {**self.values, **more.values}
+            },
+            better={**self.better, **more.better},
+            missing={**self.missing, **more.missing},
+            changed=tuple(sorted({*self.changed, *more.changed})),
+        )
+
+
+def _counted_path(groups: Path, first: int) -> Path:
+    """In the folder of a row's groups: what was counted of the images from this one on."""
+    return groups / f"counted-{first:08d}.json"
+
+
+def _counted(groups: Path, *, before: int) -> _Counted:
+    """Of all images that lie there without a gap, whoever made them."""
+    so_far = _Counted()
+    while (more := kept(_Counted, _counted_path(groups, so_far.images), before=before)) and more.images > so_far.images:
+        so_far = so_far.and_then(more)
+    return so_far
 
 
 def keep_path(folder: Path) -> Path:
@@ -74,15 +98,46 @@ class Scorers:
         """
         options = self._run.options
         scorer = self._child("scoring")
-        so_far = (
-            _Counted() if groups is None else (kept(_Counted, groups / COUNTED, before=self._run.began) or _Counted())
+        counted = self._look(row, ask, progress, keep=keep, groups=groups, images=(0, options.images))
+        progress(f"{row}, scoring")
+        scored = self._ask_scorer(scorer, Finish(expected=options.images), Scored)
+        whole = {name: found for name, found in counted.values.items() if len(found) == options.images}
+        return Seen(
+            scored=scored,
+            metrics={name: _mean(name, found, counted.better[name]) for name, found in whole.items()},
+            missing={f"metrics.{name}": reason for name, reason in counted.missing.items()},
+            changed=counted.changed,
+            batches=counted.batches,
         )
+
+    def look(
+        self, row: str, ask: Ask, progress: Callable[[str], None], *, groups: Path, images: tuple[int, int]
+    ) -> None:
+        """Has some of a row's images made and looked at, for `score` to go on from, here or elsewhere; whole groups of them."""
+        self._look(row, ask, progress, keep=None, groups=groups, images=images)
+
+    def _look(
+        self,
+        row: str,
+        ask: Ask,
+        progress: Callable[[str], None],
+        *,
+        keep: Path | None,
+        groups: Path | None,
+        images: tuple[int, int],
+    ) -> _Counted:
+        options, (start, end) = self._run.options, images
+        scorer = self._child("scoring")
+        so_far = _Counted(images=start)
+        if groups is not None and start == 0:
+            so_far = _counted(groups, before=self._run.began)
         begun = scorer.ask(
             Begin(
                 row=row,
                 full=row == FULL,
                 keep=str(keep.resolve()) if keep else None,
                 groups=str(groups.resolve()) if groups else None,
+                first=start,
                 upto=so_far.images,
                 before=self._run.began,
             ),
@@ -106,10 +161,8 @@ class Scorers:
             )
 
         try:
-            for first in range(begun.known, options.images, options.batch):
-                labels = balanced_labels(
-                    min(options.batch, options.images - first), self._run.model.classes, first=first
-                )
+            for first in range(begun.known, end, options.batch):
+                labels = balanced_labels(min(options.batch, end - first), self._run.model.classes, first=first)
                 made = ask(Request(row=row, labels=labels, seed=options.seed, first=first, keep=str(chunk.resolve())))
                 changed |= set(made.changed)
                 assert made.chunk is not None
@@ -119,20 +172,11 @@ class Scorers:
                 if self._run.metrics:
                     self._measure(taken, values, better, missing)
                 if groups is not None and seen.known == first + len(labels):
-                    write_part(counted(seen.known), groups / COUNTED)
-                progress(f"{row}, {first + len(labels):,} of {options.images:,} images")
+                    write_part(counted(seen.known), _counted_path(groups, start))
+                progress(f"{row}, {first + len(labels):,} of {end:,} images")
         finally:
             chunk.unlink(missing_ok=True)
-        progress(f"{row}, scoring")
-        scored = self._ask_scorer(scorer, Finish(expected=options.images), Scored)
-        whole = {name: found for name, found in values.items() if len(found) == options.images}
-        return Seen(
-            scored=scored,
-            metrics={name: _mean(name, found, better[name]) for name, found in whole.items()},
-            missing={f"metrics.{name}": reason for name, reason in missing.items()},
-            changed=tuple(sorted(changed)),
-            batches=tuple(batches),
-        )
+        return counted(end)
 
     def liken(self, scored: Path, timed: Path) -> Likened:
         """Images that were made among timed calls: some under the seed that is scored, and some that were only timed."""
@@ -169,7 +213,7 @@ class Scorers:
         return self._started[task]
 
 
-def _mean(name: str, values: list[float], better: str) -> Score:
+def _mean(name: str, values: Sequence[float], better: str) -> Score:
     """A metric's mean over images, with a 95 % bootstrap interval."""
     import numpy as np
 

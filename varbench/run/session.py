@@ -18,6 +18,7 @@ from varbench.run.conduct import Conduct
 from varbench.run.display import shown
 from varbench.run.prepare import Run
 from varbench.run.resume import complete_records, other_settings, set_aside_outdated
+from varbench.run.spread.dispatch import Dispatch
 
 FINE, SOME_FAILED, NOTHING_SELECTED, ALL_FAILED, INTERRUPTED = 0, 3, 4, 5, 130
 
@@ -46,8 +47,15 @@ def _carry_out(
     found = complete_records(run, out) if resume else {}
     if resume:
         _say_what_is_there(run, out, len(found), others=others)
-    with shown(parts(run)) as display, _terminated_as_interrupted():
-        conduct = Conduct(run=run, out=out, display=display, done=found)
+    with shown(parts(run)) as display, _terminated_as_interrupted(), contextlib.ExitStack() as cleanup:
+        conduct: Conduct | Dispatch
+        if run.options.executor == "ray":
+            from varbench.run.spread.on_ray import RayCluster
+
+            cluster = cleanup.enter_context(RayCluster(run.options))
+            conduct = Dispatch(run=run, out=out, display=display, cluster=cluster, done=found)
+        else:
+            conduct = Conduct(run=run, out=out, display=display, done=found)
         try:
             conduct.everything()
             return [*found.values(), *conduct.save_all()], None

@@ -27,7 +27,6 @@ from varbench.model.tokenizer import Tokenizer
 from varbench.quality import Scoring, copies, distance_to_full, to_uint8
 from varbench.quality.class_order import class_order
 from varbench.quality.extractors import extract
-from varbench.quality.fidelity import TOGETHER
 from varbench.quality.groups import Group, Groups
 from varbench.quality.images import Images, KeptImages, Tokens, read_made, write_made
 from varbench.quality.likeness import chance
@@ -35,6 +34,7 @@ from varbench.quality.looked import Looked
 from varbench.record import Distance, Quality, Samples, Score
 from varbench.run.channel import Channel
 from varbench.run.messages import (
+    GROUP,
     Begin,
     Begun,
     ClassOrder,
@@ -98,7 +98,7 @@ class Scorer:
         count = self._job.options.images
         self._kept = KeptImages(Path(row.keep), count=count, side=self._side) if row.keep else None
         self._groups = Groups(None if row.groups is None else Path(row.groups), before=row.before)
-        self._row, self._count = row, 0
+        self._row, self._count = row, row.first
         self._waiting: list[tuple[Images, Labels, Tokens | None]] = []
         self._images: list[Images] = []
         self._tokens: list[Tokens] = []
@@ -107,7 +107,7 @@ class Scorer:
         self._pixels: set[bytes] = set()
         self._looked: list[Looked] = []
         self._scoring = self._new_scoring() if self._networks.scores else None
-        for group in self._groups.earlier(upto=row.upto):
+        for group in self._groups.earlier(first=row.first, upto=row.upto):
             self._add(group)
         return Begun(known=self._count)
 
@@ -135,7 +135,7 @@ class Scorer:
                 f"images have shape {images.shape} and type {images.dtype}; {wanted} bytes were asked for"
             )
         self._waiting.append((images, np.asarray(message.labels, dtype=np.int64), tokens))
-        if sum(len(some) for some, _, _ in self._waiting) >= TOGETHER:
+        if sum(len(some) for some, _, _ in self._waiting) >= GROUP:
             group = self._looked_at()
             self._groups.put(group, first=self._count)
             self._add(group)

@@ -1,0 +1,386 @@
+"""A run spread over devices: what is cut up, what happens when one is lost, and that images come out the same wherever made."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CommandLine
+from scripted import a_run
+
+from varbench.record import Record, Status, load_records, to_json
+from varbench.rows import FULL
+from varbench.run.conduct import PARTS
+from varbench.run.display import Display
+from varbench.run.fill import fill
+from varbench.run.findings import Findings
+from varbench.run.messages import GROUP
+from varbench.run.prepare import Run
+from varbench.run.spread.dispatch import Broken, Dispatch, Ended, Lost, Place
+from varbench.run.spread.portion import Errand, Found, Left, News, carry_out
+from varbench.run.spread.portions import portions
+
+
+@pytest.fixture(scope="module")
+def random_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return a_run(tmp_path_factory.mktemp("out"), plugins="variant@d8,variant@d2,scale_window@w1")
+
+
+@pytest.fixture(scope="module")
+def scored_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("out")
+    return a_run(
+        out, weights=None, plugins="variant@d2", images=2 * GROUP + 32, batch=32, rounds=1, count=1, fresh=True
+    )
+
+
+# What is cut up
+
+
+@pytest.mark.parametrize("places", [1, 2, 3, 8])
+def test_every_row_is_done_once_and_after_the_full_model(random_run: Run, places: int) -> None:
+    found = portions(random_run, places=places)
+    assert sorted(name for one in found for name in one.rows) == sorted(random_run.rows)
+    whole = next(one for one in found if FULL in one.rows)
+    assert all(whole in one.after for one in found if one is not whole)
+    assert len(found) >= min(places, len(random_run.rows))
+
+
+@pytest.mark.parametrize("places", [2, 3])
+def test_images_are_cut_where_a_scorers_groups_end(scored_run: Run, places: int) -> None:
+    run = replace(scored_run, options=replace(scored_run.options, images=9 * GROUP + 7))
+    parts = [one.images for one in portions(run, places=places) if one.images is not None and one.rows == (FULL,)]
+    assert len(parts) == places
+    assert parts[0][0] == 0 and parts[-1][1] == 9 * GROUP
+    assert all(end == first for (_, end), (first, _) in itertools.pairwise(parts))
+    assert all(end % GROUP == 0 for _, end in parts)
+
+
+def test_what_is_done_is_not_done_again(random_run: Run) -> None:
+    assert {name for one in portions(random_run, places=2, done={FULL, "variant@d8"}) for name in one.rows} == {
+        "full_var:accounting=upstream", "variant@d2", "scale_window@w1",
+    }  # fmt: skip
+
+
+def test_what_a_run_trains_is_trained_on_one_device(random_run: Run) -> None:
+    options = replace(random_run.options, train=True)
+    rows = {
+        name: replace(row, resolved=replace(row.resolved, weight_set="variant@progressive"))
+        if name.startswith("variant")
+        else row
+        for name, row in random_run.rows.items()
+    }
+    found = portions(replace(random_run, options=options, rows=rows), places=8)
+    assert ("variant@d8", "variant@d2") in [one.rows for one in found]
+
+
+# Devices that are scripted
+
+
+@dataclass
+class Devices:
+    """Each errand ends at once, in a record of each of its rows, unless it is told otherwise."""
+
+    kinds: dict[str, str] = field(default_factory=lambda: {"a": "card", "b": "card"})
+    says: Callable[[Place, Errand], Sequence[News | Ended | Lost | Broken] | None] = lambda place, errand: None
+    begun: list[tuple[str, Errand]] = field(default_factory=list)
+    heard: list[tuple[Place, News | Ended | Lost | Broken]] = field(default_factory=list)
+
+    def places(self) -> Sequence[Place]:
+        return [Place(name=name, kind=kind) for name, kind in tuple(self.kinds.items())]
+
+    def begin(self, place: Place, errand: Errand) -> None:
+        self.begun.append((place.name, errand))
+        said = self.says(place, errand)
+        if said is None:
+            said = [*self.records(errand), Ended()]
+        if any(isinstance(one, Lost) for one in said):
+            del self.kinds[place.name]
+        self.heard += [(place, one) for one in said]
+
+    @staticmethod
+    def records(errand: Errand) -> Iterator[Found]:
+        for name in errand.portion.rows if errand.portion.images is None else ():
+            record = fill(errand.run, errand.run.rows[name], Findings(), floors={})
+            yield Found(record=replace(record, status=Status.COMPLETE))
+
+    def news(self, *, seconds: float) -> Iterable[tuple[Place, News | Ended | Lost | Broken]]:
+        heard, self.heard = self.heard, []
+        time.sleep(0 if heard else 0.01)
+        return heard
+
+    def close(self) -> None: ...
+
+
+def dispatched(run: Run, out: Path, devices: Devices, **given: Any) -> dict[str, Record]:
+    dispatch = Dispatch(run=run, out=out, display=Display({}), cluster=devices, wait=0.2, **given)
+    dispatch.everything()
+    written = {record.row.row: record for record in load_records([out]).records}
+    known = {record.row.row: to_json(record) for record in dispatch.records()}
+    assert known == {name: to_json(record) for name, record in written.items()}
+    return written
+
+
+def test_rows_go_to_all_devices_and_their_records_come_back(random_run: Run, tmp_path: Path) -> None:
+    devices = Devices()
+    found = dispatched(random_run, tmp_path, devices)
+    assert {name: record.status for name, record in found.items()} == dict.fromkeys(random_run.rows, Status.COMPLETE)
+    assert {name for name, _ in devices.begun} == {"a", "b"}
+    (first, *others) = [errand for _, errand in devices.begun]
+    assert FULL in first.portion.rows and first.full_record is None
+    assert all(errand.full_record and to_json(errand.full_record) == to_json(found[FULL]) for errand in others)
+
+
+def test_a_lost_devices_rows_begin_again_once_and_say_so(random_run: Run, tmp_path: Path, capsys: Any) -> None:
+    def says(place: Place, errand: Errand) -> Sequence[Any] | None:
+        return [Lost(reason="the node died")] if place.name == "b" else None
+
+    devices = Devices(says=says)
+    found = dispatched(random_run, tmp_path, devices)
+    assert all(record.status is Status.COMPLETE for record in found.values())
+    lost = next(errand.portion for name, errand in devices.begun if name == "b")
+    assert len(lost.rows) == 2
+    again = {
+        name for name, record in found.items() if any("begun again: b was lost" in w.text for w in record.warnings)
+    }
+    assert again == set(lost.rows)
+    begun = [name for _, errand in devices.begun for name in errand.portion.rows]
+    assert sorted(begun) == sorted([*random_run.rows, *lost.rows])
+    assert "begins again elsewhere" in capsys.readouterr().err
+
+
+def test_rows_that_lose_two_devices_fail_and_the_others_do_not(random_run: Run, tmp_path: Path) -> None:
+    def says(place: Place, errand: Errand) -> Sequence[Any] | None:
+        return [Lost(reason="no memory")] if "scale_window@w1" in errand.portion.rows else None
+
+    devices = Devices(kinds=dict.fromkeys("abcd", "card"), says=says)
+    found = dispatched(random_run, tmp_path, devices)
+    failed = {name: record.reason for name, record in found.items() if record.status is Status.FAILED}
+    assert set(failed) == {"scale_window@w1"}
+    assert (failed["scale_window@w1"] or "").count("was lost (no memory)") == 2
+
+
+def test_of_a_lost_portion_what_is_complete_is_not_done_again(random_run: Run, tmp_path: Path) -> None:
+    def says(place: Place, errand: Errand) -> Sequence[Any] | None:
+        return [next(Devices.records(errand)), Lost(reason="gone")] if place.name == "b" else None
+
+    devices = Devices(says=says)
+    found = dispatched(random_run, tmp_path, devices)
+    assert all(record.status is Status.COMPLETE for record in found.values())
+    first, *others = next(errand.portion for name, errand in devices.begun if name == "b").rows
+    begun = [name for _, errand in devices.begun for name in errand.portion.rows]
+    assert [begun.count(name) for name in (first, *others)] == [1, 2]
+
+
+def test_what_cannot_be_done_is_not_tried_again(random_run: Run, tmp_path: Path) -> None:
+    def says(place: Place, errand: Errand) -> Sequence[Any] | None:
+        return [Broken(reason="no such file")] if "variant@d2" in errand.portion.rows else None
+
+    devices = Devices(kinds=dict.fromkeys("abcdef", "card"), says=says)
+    found = dispatched(random_run, tmp_path, devices)
+    assert (found["variant@d2"].status, found["variant@d2"].reason) == (Status.FAILED, "no such file")
+    assert sum("variant@d2" in errand.portion.rows for _, errand in devices.begun) == 1
+
+
+def test_kinds_are_not_mixed(random_run: Run, tmp_path: Path, capsys: Any) -> None:
+    devices = Devices(kinds={"a": "H100", "b": "L20", "c": "H100"})
+    dispatched(random_run, tmp_path, devices)
+    assert {name for name, _ in devices.begun} == {"a", "c"}
+    assert "all rows run on H100, which there are most of; left alone: 1 of L20" in capsys.readouterr().err
+
+
+def test_with_no_device_of_the_kind_left_rows_are_refused_and_not_sent_to_another(
+    random_run: Run, tmp_path: Path
+) -> None:
+    def says(place: Place, errand: Errand) -> Sequence[Any] | None:
+        if FULL in errand.portion.rows:
+            return None
+        return [Lost(reason="gone")]
+
+    devices = Devices(kinds={"a": "H100", "b": "H100", "c": "L20"}, says=says)
+    found = dispatched(random_run, tmp_path, devices)
+    assert found[FULL].status is Status.COMPLETE
+    assert "c" not in {name for name, _ in devices.begun}
+    reasons = [record.reason or "" for record in found.values() if record.status is Status.FAILED]
+    assert any("no H100 is left to run it on" in reason for reason in reasons)
+
+
+def test_one_that_comes_later_takes_over(random_run: Run, tmp_path: Path) -> None:
+    def says(place: Place, errand: Errand) -> Sequence[Any] | None:
+        if place.name == "a" and FULL not in errand.portion.rows:
+            threading.Timer(0.05, lambda: devices.kinds.update(late="H100")).start()
+            return [Lost(reason="gone")]
+        return None
+
+    devices = Devices(kinds={"a": "H100"}, says=says)
+    found = dispatched(random_run, tmp_path, devices)
+    assert all(record.status is Status.COMPLETE for record in found.values())
+
+
+def test_what_one_device_left_goes_to_the_one_that_goes_on_and_nowhere_else(scored_run: Run, tmp_path: Path) -> None:
+    def says(place: Place, errand: Errand) -> Sequence[Any] | None:
+        if errand.portion.images is None:
+            return None
+        first = errand.portion.images[0]
+        return [Left(place=f"{PARTS}/x.groups/{first:08d}.npz", content=b"%d" % first), Ended()]
+
+    devices = Devices(says=says)
+    dispatched(scored_run, tmp_path, devices)
+    sent = {errand.portion: sorted(errand.files) for _, errand in devices.begun}
+    parts = {portion.images[0] for portion in sent if portion.images is not None and portion.rows == (FULL,)}
+    assert parts == {0, GROUP}
+    (whole,) = [files for portion, files in sent.items() if portion.rows[0] == FULL and portion.images is None]
+    assert whole == [f"{PARTS}/x.groups/{first:08d}.npz" for first in (0, GROUP)]
+    assert not list((tmp_path / PARTS).rglob("*.npz"))
+
+
+# One portion, in processes of this machine
+
+
+def done_here(
+    run: Run, out: Path, monkeypatch: pytest.MonkeyPatch, *, places: int
+) -> tuple[dict[str, Record], list[str]]:
+    """Workers that are one after the other the same machine; of images made so that each knows only what it was sent."""
+    made: list[str] = []
+
+    @dataclass
+    class Here(Devices):
+        def begin(self, place: Place, errand: Errand) -> None:
+            made.append(str(errand.portion))
+            monkeypatch.setenv("XDG_CACHE_HOME", str(out / f"cache-{place.name}"))
+            self.heard += [(place, one) for one in (*carry_out(errand), Ended())]
+
+    devices = Here(kinds={f"p{number}": "cpu" for number in range(places)})
+    return dispatched(run, out, devices), made
+
+
+@pytest.mark.slow
+def test_one_and_two_workers_give_the_same_images_and_scores(
+    scored_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole groups are looked at wherever they are made: not only equal to 1e-6, but bit for bit."""
+    alone, plain = done_here(scored_run, tmp_path / "one", monkeypatch, places=1)
+    both, cut = done_here(scored_run, tmp_path / "two", monkeypatch, places=2)
+    assert not any("images" in one for one in plain)
+    assert [one for one in cut if "images" in one] == [f"{FULL}, images 0 to 255", f"{FULL}, images 256 to 511"]
+    for name in (FULL, "variant@d2"):
+        one, two = alone[name], both[name]
+        assert one.status is two.status is Status.COMPLETE, (one.reason, two.reason)
+        assert one.quality is not None and two.quality is not None
+        assert one.quality == two.quality
+        assert one.samples == two.samples  # with the hash of their tokens
+    assert alone["variant@d2"].distance == both["variant@d2"].distance
+
+
+# Ray
+
+
+NODES = """
+from ray.cluster_utils import Cluster
+cluster = Cluster()
+for _ in range(2):
+    cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+print(cluster.address, flush=True)
+input()
+cluster.shutdown()
+"""
+
+
+@pytest.fixture(scope="module")
+def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A cluster of two nodes of one processor each, in processes of its own."""
+    pytest.importorskip("ray", reason="needs varbench[ray]")
+    folder = tmp_path_factory.mktemp("nodes")
+    variables = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "XDG_CACHE_HOME": str(folder)}
+    with open(folder / "log", "w") as log, subprocess.Popen(
+        [sys.executable, "-c", NODES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=variables, text=True
+    ) as nodes:  # fmt: skip
+        assert nodes.stdout is not None
+        address = nodes.stdout.readline().strip()
+        assert address, (folder / "log").read_text()
+        yield address
+        nodes.communicate("\n")
+
+
+def kill_a_worker(run: subprocess.Popen[str], lines: list[str]) -> None:
+    """Once rows have begun beside each other, one process that measures some is killed."""
+    while run.poll() is None:
+        time.sleep(0.2)
+        listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+        workers = [line.split()[0] for line in listed.splitlines() if "ray::_Worker.carry_out" in line]
+        if len(workers) == 2 and any(line.startswith("[1/") for line in lines):
+            os.kill(int(workers[0]), signal.SIGKILL)
+            return
+    raise AssertionError(lines)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_costs_its_rows_one_more_try(two_nodes: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = [
+        "run", "--executor", "ray", "--address", two_nodes, "--plugins", "variant@d2", "--weights", "random",
+        "--quick", "--batch", "2", "--out", str(out),
+    ]  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-m", "varbench", *arguments],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as run:
+        lines: list[str] = []
+        assert run.stderr is not None
+        kept = run.stderr
+
+        def read() -> None:
+            for line in kept:
+                lines.append(line)
+
+        threading.Thread(target=read, daemon=True).start()
+        kill_a_worker(run, lines)
+        assert run.stdout is not None
+        said = run.stdout.read()
+        assert run.wait(300) == 0, (said, lines)
+    found = load_records([out]).records
+    assert sorted(record.row.row for record in found) == sorted([FULL, "full_var:accounting=upstream", "variant@d2"])
+    assert all(record.status is Status.COMPLETE for record in found)
+    again = [record for record in found if any("begun again" in warning.text for warning in record.warnings)]
+    assert again and FULL not in {record.row.row for record in again}
+    assert sum("begins again elsewhere" in line for line in lines) == 1
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(out) not in listed
+
+
+def test_an_address_that_nobody_answers_at_is_refused_at_once(varbench: CommandLine) -> None:
+    pytest.importorskip("ray", reason="needs varbench[ray]")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    found = varbench("run", "--executor", "ray", "--address", address, "--plugins", "variant@d2", "--weights", "random")
+    assert found.returncode == 2
+    assert f"--address {address}: nobody answers there" in found.stderr
+
+
+def test_an_address_without_its_executor_is_refused(varbench: CommandLine) -> None:
+    found = varbench("run", "--address", "auto", "--plugins", "variant@d2")
+    assert found.returncode == 2 and "give --executor ray too" in found.stderr
+
+
+def test_without_ray_the_error_names_what_to_install(varbench: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "none" / "ray").mkdir(parents=True)
+    (tmp_path / "none" / "ray" / "__init__.py").write_text("raise ImportError")
+    found = varbench(
+        "run", "--executor", "ray", "--plugins", "variant@d2", "--weights", "random", path=tmp_path / "none"
+    )
+    assert found.returncode == 2 and "pip install 'varbench[ray]'" in found.stderr

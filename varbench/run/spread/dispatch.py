@@ -1,0 +1,233 @@
+"""Sends portions of a run to devices, one at a time each, and puts together what comes back.
+
+A device that is lost in the middle costs its portion one more try, elsewhere; rows of one run are measured on one kind only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from varbench.base.whole_files import write_whole
+from varbench.record import Record, Status, write_record
+from varbench.record.schema import Notice
+from varbench.rows import FULL
+from varbench.run.conduct import PARTS
+from varbench.run.display import Display
+from varbench.run.fill import fill
+from varbench.run.findings import Findings
+from varbench.run.prepare import Run
+from varbench.run.spread import portion as errands
+from varbench.run.spread.portion import Detail, Errand, Found, Full, Left, News, Note
+from varbench.run.spread.portions import Portion, portions
+
+TRIES = 2
+"""How often a portion is begun before its rows fail."""
+WAIT = 60.0
+"""Seconds in which another device of the kind may turn up where none is left."""
+LOOK = 1.0
+"""Seconds between looks at what there is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """One device, which does one portion at a time."""
+
+    name: str
+    kind: str
+    """What it is called by its maker: figures of two kinds are never put beside each other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """It has done its portion."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """It is gone, or what ran there; somebody else may do better."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken:
+    """What was asked cannot be done, here or elsewhere."""
+
+    reason: str
+
+
+class Cluster(Protocol):
+    """Devices that can be sent errands."""
+
+    def places(self) -> Sequence[Place]:
+        """Those that are there now, at work or not."""
+
+    def begin(self, place: Place, errand: Errand) -> None: ...
+
+    def news(self, *, seconds: float) -> Iterable[tuple[Place, News | Ended | Lost | Broken]]:
+        """What was heard since, waiting so long at most."""
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Dispatch:
+    run: Run
+    out: Path
+    display: Display
+    cluster: Cluster
+    done: dict[str, Record] = field(default_factory=dict)
+    """Complete records of an earlier run with the same inputs, by row."""
+    wait: float = WAIT
+    _records: dict[str, Record] = field(default_factory=dict)
+    _full: Findings | None = None
+    _files: dict[str, bytes] = field(default_factory=dict)
+    _lost: dict[Portion, list[str]] = field(default_factory=dict)
+    """Why a portion was begun again."""
+    _left: dict[Portion, list[str]] = field(default_factory=dict)
+    """Files that it left for whoever goes on."""
+
+    def everything(self) -> None:
+        """All rows that were not done before."""
+        self.save_all()
+        kind, places = self._kind()
+        waiting = list(portions(self.run, places=places, done=self.done))
+        total, finished = len(waiting), set[Portion]()
+        at: dict[str, Portion] = {}
+        alone = time.monotonic()
+        while waiting or at:
+            there = [place for place in self.cluster.places() if place.kind == kind]
+            for place in (place for place in there if place.name not in at):
+                ready = next((one for one in waiting if finished.issuperset(one.after)), None)
+                if ready is not None:
+                    waiting.remove(ready)
+                    at[place.name] = ready
+                    self.cluster.begin(place, self._errand(ready))
+                    self.display.part_of(len(finished), total, f"{ready} on {place.name}")
+            if there:
+                alone = time.monotonic()
+            elif not at and time.monotonic() - alone > self.wait:
+                for portion in waiting:
+                    self._fail(portion, f"no {kind} is left to run it on, and none came within {self.wait:.0f} s")
+                break
+            for place, news in self.cluster.news(seconds=LOOK):
+                portion = at[place.name]
+                if isinstance(news, Lost):
+                    del at[place.name]
+                    why = [*self._lost.get(portion, ()), f"{place.name} was lost ({news.reason})"]
+                    if len(why) < TRIES:
+                        again = self._again(portion, why)
+                        total += len(again) - 1
+                        waiting[:0] = again
+                        self.display.note(f"  {portion}: {why[-1]}; it begins again elsewhere")
+                        continue
+                    self._fail(portion, "; then ".join(why))
+                elif isinstance(news, Broken):
+                    del at[place.name]
+                    self._fail(portion, news.reason)
+                elif isinstance(news, Ended):
+                    del at[place.name]
+                else:
+                    self._take(place, portion, news)
+                    continue
+                finished.add(portion)
+                self.display.part_of(len(finished), total, "")
+                self._tidy(portion)
+
+    def records(self) -> list[Record]:
+        """Of all rows, as far as they have come."""
+        return [
+            self._records.get(name) or fill(self.run, row, Findings(failure=row.resolved.failure), floors={})
+            for name, row in self.run.rows.items()
+            if name not in self.done
+        ]
+
+    def save_all(self) -> list[Record]:
+        """Writes the records of all rows but those that were complete before the run."""
+        for record in (found := self.records()):
+            write_record(record, self.out, replace=True)
+        return found
+
+    def _kind(self) -> tuple[str, int]:
+        """The kind of which there are most, and how many of it."""
+        counts: dict[str, int] = {}
+        for place in self.cluster.places():
+            counts[place.kind] = counts.get(place.kind, 0) + 1
+        kind = max(counts, key=lambda one: counts[one])
+        if others := {name: count for name, count in counts.items() if name != kind}:
+            left = ", ".join(f"{count} of {name}" for name, count in others.items())
+            self.display.note(f"all rows run on {kind}, which there are most of; left alone: {left}")
+        return kind, counts[kind]
+
+    def _again(self, portion: Portion, why: list[str]) -> list[Portion]:
+        """What is left of a portion, each row alone: the others shall not be lost with the one that it may be the fault of."""
+        rows = [name for name in portion.rows if not self._is_complete(name)]
+        left = [portion] if len(portion.rows) == 1 else [replace(portion, rows=(name,)) for name in rows]
+        self._lost |= dict.fromkeys(left, why)
+        return left
+
+    def _is_complete(self, name: str) -> bool:
+        return name in self._records and self._records[name].status is Status.COMPLETE
+
+    def _errand(self, portion: Portion) -> Errand:
+        files = dict(self._files)
+        for part in portion.after:
+            if part.images is not None:
+                files |= {place: (self.out / place).read_bytes() for place in self._left.get(part, ())}
+        other = FULL not in portion.rows
+        record = self._records.get(FULL) or self.done.get(FULL)
+        return Errand(
+            run=self.run, portion=portion, files=files, full=self._full if other else None,
+            full_record=record if other else None,
+        )  # fmt: skip
+
+    def _take(self, place: Place, portion: Portion, news: News) -> None:
+        if isinstance(news, Detail):
+            self.display.detail(f"{place.name}: {news.text}")
+        elif isinstance(news, Note):
+            self.display.note(news.text)
+        elif isinstance(news, Full):
+            self._full = news.findings
+        elif isinstance(news, Found):
+            self._keep(portion, news.record)
+        elif news.place == errands.FULL_IMAGES:
+            self._files[news.place] = news.content
+        else:
+            self._put(place, portion, news)
+
+    def _keep(self, portion: Portion, record: Record) -> None:
+        name = record.row.row
+        if name not in portion.rows:
+            return
+        if again := self._lost.get(portion):
+            record = replace(record, warnings=(*record.warnings, Notice(text=f"begun again: {'; then '.join(again)}")))
+        self._records[name] = record
+        write_record(record, self.out, replace=True)
+
+    def _put(self, place: Place, portion: Portion, left: Left) -> None:
+        where = Path(left.place)
+        if where.parts[0] == "logs":
+            where = Path("logs", f"{place.name}-{where.name}")
+        elif where.parts[0] == PARTS:
+            self._left.setdefault(portion, []).append(left.place)
+        assert ".." not in where.parts and not where.is_absolute(), where
+        (self.out / where).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.out / where, left.content)
+
+    def _tidy(self, portion: Portion) -> None:
+        """What was only for this portion is not needed any more."""
+        for part in portion.after:
+            if part.images is not None:
+                for place in self._left.pop(part, ()):
+                    (self.out / place).unlink(missing_ok=True)
+
+    def _fail(self, portion: Portion, reason: str) -> None:
+        """Images of a row that were not made are made with the row."""
+        self.display.note(f"  {portion}: {reason}")
+        for name in portion.rows if portion.images is None else ():
+            row = self.run.rows[name]
+            self._keep(portion, fill(self.run, row, errands.failed(reason), floors={}))

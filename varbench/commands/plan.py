@@ -82,8 +82,14 @@ class Counted:
     name: str
     row: Row
     plan: Plan
-    work: PlanWork
+    works: Mapping[str, PlanWork]
+    """By kind of device."""
     predictions: tuple[Prediction, ...]
+
+    @property
+    def work(self) -> PlanWork:
+        """For the first device."""
+        return next(iter(self.works.values()))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -135,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
         for counted in found:
             if counted.plan.varies:
                 print(_by_content(counted, denominators[0], batch=batch, dtype=dtype))
-    for line in _misfits(found, devices=devices, batch=batch, dtype=dtype):
+    for line in _misfits(found, devices=devices):
         print(line)
     if works:
         print("\n" * bool(found) + _stated(denominators[0], works, batch=batch))
@@ -190,14 +196,15 @@ def count(
     from varbench.plan.cost import predict, work
 
     plan = compile_plan(model, row.policies, accounting=accounting)
-    counted = {kind: work(plan, batch=batch, dtype=dtype, device=kind) for kind in {one.device for one in devices}}
+    kinds = dict.fromkeys(one.device for one in devices)
+    works = {kind: work(plan, batch=batch, dtype=dtype, device=kind) for kind in kinds}
     suffix = "" if accounting == row.accounting else f":accounting={accounting}"
     return Counted(
         name=row.name + suffix,
         row=row,
         plan=plan,
-        work=counted[devices[0].device],
-        predictions=tuple(predict(counted[one.device], one) for one in devices),
+        works=works,
+        predictions=tuple(predict(works[one.device], one) for one in devices),
     )
 
 
@@ -271,14 +278,14 @@ def _by_content(counted: Counted, lossless: Counted, *, batch: int, dtype: str) 
     return f"{counted.name} depends on content: {bounds} of the work; the table has the most"
 
 
-def _misfits(found: Sequence[Counted], *, devices: Sequence[Hardware], batch: int, dtype: str) -> Iterator[str]:
+def _misfits(found: Sequence[Counted], *, devices: Sequence[Hardware]) -> Iterator[str]:
     """Rows that would not fit a device, and the largest batch that does."""
-    from varbench.measure.largest import misfit
+    from varbench.measure.largest import misfit_by
 
     for device in devices:
         for counted in found:
-            free = round(device.memory_gb * 2**30)
-            said = misfit(counted.plan, batch=batch, dtype=dtype, free=free, device=device.device)
+            free, work = round(device.memory_gb * 2**30), counted.works[device.device]
+            said = misfit_by(work, plan=counted.plan, free=free, device=device.device)
             if said is not None:
                 yield f"{counted.name} does not fit {device.name}: it {said}"
 

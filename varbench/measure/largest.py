@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from varbench.plan.cost import work
+from varbench.plan.cost import PlanWork, work
 from varbench.plan.hardware import usable
 from varbench.plan.sizes import decoder_type
 from varbench.plan.state import ITEM
@@ -20,10 +20,14 @@ _DECODER_MAPS = 4
 
 def needed(plan: Plan, *, batch: int, dtype: str, device: str = "cpu") -> int:
     """By the plan's own bytes: weights, state, and the largest transient of a step or of the decoder."""
-    counted = work(plan, batch=batch, dtype=dtype, device=device)
+    return needed_by(work(plan, batch=batch, dtype=dtype, device=device), plan=plan, device=device)
+
+
+def needed_by(counted: PlanWork, *, plan: Plan, device: str) -> int:
+    """Where the work is counted already, for such a device."""
     steps = max(step.state_peak + step.activations for step in counted.steps)
-    item = round(ITEM[decoder_type(dtype, device)])
-    decoder = batch * plan.model.tokenizer.channels * plan.model.image_side**2 * item * _DECODER_MAPS
+    item = round(ITEM[decoder_type(counted.dtype, device)])
+    decoder = counted.batch * plan.model.tokenizer.channels * plan.model.image_side**2 * item * _DECODER_MAPS
     return counted.weight_bytes + max(steps, decoder)
 
 
@@ -38,12 +42,18 @@ def largest_by_plan(plan: Plan, *, dtype: str, free: int, device: str = "cpu") -
 
 def misfit(plan: Plan, *, batch: int, dtype: str, free: int, device: str) -> str | None:
     """What is said of a batch that does not fit; None of one that does."""
-    wanted, limit = needed(plan, batch=batch, dtype=dtype, device=device), usable(free, device=device)
+    counted = work(plan, batch=batch, dtype=dtype, device=device)
+    return misfit_by(counted, plan=plan, free=free, device=device)
+
+
+def misfit_by(counted: PlanWork, *, plan: Plan, free: int, device: str) -> str | None:
+    """Where the work is counted already, for such a device."""
+    wanted, limit = needed_by(counted, plan=plan, device=device), usable(free, device=device)
     if wanted <= limit:
         return None
-    largest = largest_by_plan(plan, dtype=dtype, free=free, device=device).batch
+    largest = largest_by_plan(plan, dtype=counted.dtype, free=free, device=device).batch
     instead = f"the largest batch is {largest}" if largest else "not even one image fits"
-    return f"needs about {_gib(wanted)} at batch {batch}, and of {_gib(free)} {_gib(limit)} can be had: {instead}"
+    return f"needs about {_gib(wanted)} at batch {counted.batch}, and of {_gib(free)} {_gib(limit)} can be had: {instead}"
 
 
 def _gib(count: int) -> str:

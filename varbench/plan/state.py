@@ -89,31 +89,39 @@ def _through(
         spec = plan.backbone(step.backbone)
         held.rows[step.backbone] = held.images * step.branches
         held.attending[step.backbone] = held.images * step.attending
-        entry = entry_bytes(plan, spec, dtype)
+        rows, attending = held.rows[step.backbone], held.attending[step.backbone]
+        entry, item = entry_bytes(plan, spec, dtype), int(ITEM[dtype])
         buffers, memories = held.buffers, held.memories
-        peak = held.nbytes
+        peak = live = held.nbytes  # Added up once a step, and then followed.
         for call in step.calls:
             key = SlotKey(step.backbone, call.layer, call.slot)
             for group, use in enumerate(call.cache):
                 during = use.attended if plan.accounting == "upstream" else use.capacity
-                before = buffers.get((key, group), 0)
-                buffers[key, group] = max(before, during * len(use.heads) * entry)
-                peak = max(peak, held.nbytes)
-                buffers[key, group] = use.capacity * len(use.heads) * entry
-                if use.accumulated:
-                    memories[key, paid_name(group)] = total(use.kept) * len(use.heads) * 4
-                else:
-                    memories.pop((key, paid_name(group)), None)
-            for name, sub in (("attention", call.attention), ("ffn", call.ffn)):
+                before, after = buffers.get((key, group), 0), use.capacity * len(use.heads) * entry
+                peak = max(peak, live + attending * (max(before, during * len(use.heads) * entry) - before))
+                live += attending * (after - before)
+                buffers[key, group] = after
+                paid = total(use.kept) * len(use.heads) * 4 if use.accumulated else 0
+                live += attending * _more(memories, (key, paid_name(group)), paid)
+            for name, sub, of in (("attention", call.attention, attending), ("ffn", call.ffn, rows)):
                 if sub.remembered:
-                    memories[key, name] = plan.model.tokens[step.samples] * spec.width * int(ITEM[dtype])
+                    live += of * _more(memories, (key, name), plan.model.tokens[step.samples] * spec.width * item)
                 elif fills.get((key, name), -1) <= step.samples:
-                    memories.pop((key, name), None)
-                peak = max(peak, held.nbytes)
+                    live += of * _more(memories, (key, name), 0)
+                peak = max(peak, live)
         if step.drops_backbone:
             held.buffers = {place: size for place, size in buffers.items() if place[0].backbone != step.backbone}
             held.memories = {place: size for place, size in memories.items() if place[0].backbone != step.backbone}
-        yield peak, held.nbytes
+            live = held.nbytes
+        yield peak, live
+
+
+def _more(sizes: dict[tuple[SlotKey, str], int], name: tuple[SlotKey, str], size: int) -> int:
+    """Remembers that many bytes a row under the name, or nothing; by how many that is more than before."""
+    before = sizes.pop(name, 0)
+    if size:
+        sizes[name] = size
+    return size - before
 
 
 def _peak_of_split(held: _Held, parts: Sequence[_Held]) -> int:

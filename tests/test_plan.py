@@ -16,10 +16,11 @@ from varbench import rows
 from varbench.engine.loading import load_pipeline
 from varbench.engine.subjects import EngineSubject
 from varbench.errors import PlanError, UserError
-from varbench.plan import cost, presets, sizes
+from varbench.plan import cost, presets, sizes, state
 from varbench.plan.compiler import compile_plan
 from varbench.plan.hardware import KNOWN, from_file, hardware
 from varbench.plan.owned import Owned, RowPolicies
+from varbench.plan.steps import Plan
 from varbench.policies import (
     BothBranches,
     CacheStrategy,
@@ -34,8 +35,12 @@ MIB = 2**20
 
 
 def counted(method: str, model: str = "var-d30", *, batch: int = 64, dtype: str = "float16") -> cost.PlanWork:
+    return cost.work(planned(method, model), batch=batch, dtype=dtype)
+
+
+def planned(method: str, model: str = "var-d30") -> Plan:
     row = rows.resolve(method, presets.preset(model).spec)
-    return cost.work(compile_plan(row.model, row.policies, accounting=row.accounting), batch=batch, dtype=dtype)
+    return compile_plan(row.model, row.policies, accounting=row.accounting)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +161,21 @@ def test_a_plan_asks_its_policies_once_for_each_call_and_not_more() -> None:
     model = presets.preset("var-d36").spec
     compile_plan(model, RowPolicies(name="counting", depth=Owned(plugin="mine", policy=Counting())))
     assert sorted(asked) == [(scale, "main") for scale in range(model.scales)]
+
+
+@pytest.mark.parametrize("method", ["full_var", "h2o@b10", "fastvar@r30"])
+def test_what_lives_is_added_up_once_a_step(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    added: list[int] = []
+
+    def whole(held: state._Held) -> int:
+        added.append(real(held))
+        return added[-1]
+
+    real = vars(state._Held)["nbytes"].fget
+    monkeypatch.setattr(state._Held, "nbytes", property(whole))
+    plan = planned(method)
+    assert len(list(state.state_over_time(plan, batch=64, dtype="float16"))) == len(plan.steps)
+    assert len(added) <= len(plan.steps) < sum(len(step.calls) for step in plan.steps)
 
 
 @pytest.mark.parametrize("name", ["l20", "L20", "h100-sxm", "CPU-2-CORES"])

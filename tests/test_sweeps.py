@@ -14,6 +14,8 @@ from scripted import options, scripted
 from varbench.__main__ import main
 from varbench.errors import UserError
 from varbench.measure.largest import largest_by_plan, misfit, needed
+from varbench.plan import cost
+from varbench.plan.steps import Plan
 from varbench.record import load_records
 from varbench.record.option_forms import add_arguments
 from varbench.run import fits
@@ -138,3 +140,23 @@ def test_a_plan_says_what_does_not_fit_a_card(capsys: pytest.CaptureFixture[str]
     assert line.startswith("variant@d2 does not fit RTX-4090") and "the largest batch is" in line
     assert main([*rows, "--batch", "1"]) == 0
     assert "it needs" not in capsys.readouterr().out
+
+
+def test_a_plan_is_counted_once_however_many_cards_it_may_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counted: list[tuple[str, str, str]] = []
+
+    def work(plan: Plan, *, device: str = "cuda", **given: Any) -> cost.PlanWork:
+        counted.append((plan.name, plan.accounting, device))
+        return real(plan, device=device, **given)
+
+    real = cost.work
+    for module in ("varbench.plan.cost", "varbench.measure.largest"):
+        monkeypatch.setattr(f"{module}.work", work)
+    cards = ["--hardware", "L20,H100-SXM,cpu-2-cores", "--batch", "8"]
+    assert main(["plan", "variant@d2,streaming", "--model", "var-d30", *cards]) == 0
+    rows = {name for name, _, _ in counted}
+    assert "variant@d2" in rows and len(rows) > 2
+    assert "does not fit" not in capsys.readouterr().out, "else the largest batch that fits is looked for, and counts"
+    assert sorted(counted) == sorted(set(counted)), "each for a kind of device and an accounting"

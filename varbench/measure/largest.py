@@ -53,7 +53,9 @@ def misfit_by(counted: PlanWork, *, plan: Plan, free: int, device: str) -> str |
         return None
     largest = largest_by_plan(plan, dtype=counted.dtype, free=free, device=device).batch
     instead = f"the largest batch is {largest}" if largest else "not even one image fits"
-    return f"needs about {_gib(wanted)} at batch {counted.batch}, and of {_gib(free)} {_gib(limit)} can be had: {instead}"
+    return (
+        f"needs about {_gib(wanted)} at batch {counted.batch}, and of {_gib(free)} {_gib(limit)} can be had: {instead}"
+    )
 
 
 def _gib(count: int) -> str:

@@ -124,7 +124,7 @@ class Caches:
         if not later and not wasteful:
             return (), False
         reader = later[0] if later else now + 1
-        if reader < self.model.scales:
+        if self.strategies and reader < self.model.scales:
             entries = tuple(s for s in entries if self._keeps(key.layer, s, reader, later[1:], group))
         budget = self._budget(key.layer, now, group)
         if budget is None or not later:
@@ -193,7 +193,7 @@ class Caches:
                         inside = [at for at in places if phase_start <= at[0] <= phase_end]
                         room = max((total(uses[at][group].kept) for at in inside), default=0)
                         for at in inside:
-                            if total(uses[at][group].kept):
+                            if total(uses[at][group].kept) and uses[at][group].capacity != room:
                                 uses[at][group] = replace(uses[at][group], capacity=room)
         return {at: tuple(groups) for at, groups in uses.items()}
 
@@ -204,7 +204,8 @@ def _without_idle_looks(uses: list[CacheUse]) -> list[CacheUse]:
     for use in reversed(uses):
         accumulated = use.accumulated and chooses_later
         observed = use.observed if use.picked or accumulated else ()
-        found.append(replace(use, observed=observed, accumulated=accumulated))
+        idle = (observed, accumulated) != (use.observed, use.accumulated)
+        found.append(replace(use, observed=observed, accumulated=accumulated) if idle else use)
         chooses_later |= use.picked
     return found[::-1]
 

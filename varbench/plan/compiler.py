@@ -358,7 +358,8 @@ def _live_memories(specs: tuple[StepSpec, ...], layers: list[list[tuple[int, int
                     wanted[key] = False
                 if sub.picked:
                     wanted[key] = True
-                pair = list(live[index, place])
-                pair[which] = replace(sub, remembered=sub.remembered and needed)
-                live[index, place] = (pair[0], pair[1])
+                if sub.remembered and not needed:
+                    pair = list(live[index, place])
+                    pair[which] = replace(sub, remembered=False)
+                    live[index, place] = (pair[0], pair[1])
     return live

@@ -150,10 +150,12 @@ def least_taken(plan: Plan, *, batch: int, dtype: str, device: str = "cuda") -> 
     """All images on the way of the fewest FLOPs."""
     if plan.decision is None:
         return ()
-    ways = [alone(plan, way, batch=batch) for way in range(len(plan.decision.ways))]
-    return min(
-        ways, key=lambda taken: work(plan, batch=batch, dtype=dtype, device=device, taken=taken).transformer_flops
-    )
+
+    def flops(taken: Taken) -> int:
+        steps = foreseen(plan, batch=batch, dtype=dtype, taken=taken).steps
+        return sum(step.blocks + step.others for step in flops_of(steps, plan))
+
+    return min((alone(plan, way, batch=batch) for way in range(len(plan.decision.ways))), key=flops)
 
 
 def predict(counted: PlanWork, hardware: Hardware) -> Prediction:

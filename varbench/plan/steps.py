@@ -52,7 +52,7 @@ class CacheUse:
     merged: bool = False
     """Whether entries that go are averaged into those that stay."""
 
-    @property
+    @cached_property
     def attended(self) -> int:
         return total(self.read) + self.own
 
@@ -281,7 +281,7 @@ class SlotKey(NamedTuple):
 
 
 def total(segments: tuple[Segment, ...]) -> int:
-    return sum(segment.count for segment in segments)
+    return sum([segment.count for segment in segments])  # a list, for it is asked hundreds of thousands of times
 
 
 def _step_json(step: Step) -> dict[str, Any]:

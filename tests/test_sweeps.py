@@ -158,5 +158,5 @@ def test_a_plan_is_counted_once_however_many_cards_it_may_fit(
     assert main(["plan", "variant@d2,streaming", "--model", "var-d30", *cards]) == 0
     rows = {name for name, _, _ in counted}
     assert "variant@d2" in rows and len(rows) > 2
-    assert "does not fit" not in capsys.readouterr().out, "else the largest batch that fits is looked for, and counts"
+    assert "it needs" not in capsys.readouterr().out, "else the largest batch that fits is looked for, and counts"
     assert sorted(counted) == sorted(set(counted)), "each for a kind of device and an accounting"

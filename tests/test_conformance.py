@@ -1187,6 +1187,32 @@ def guides_with_all_its_strength_everywhere() -> Any:
     return Plugin()
 
 
+@breaks("unlabelled_equals_teacher")
+def attends_for_the_labelled_half_alone() -> Any:
+    """Which half is which can be guessed by the number of rows."""
+
+    class Halved(torch.nn.Module):
+        def __init__(self, proj: torch.nn.Linear) -> None:
+            super().__init__()
+            self.weight, self.bias = proj.weight, proj.bias
+
+        def forward(self, mixed: torch.Tensor) -> torch.Tensor:
+            half = max(4, len(mixed) // 2)
+            given = F.linear(mixed[:half], self.weight, self.bias)
+            return torch.cat((given, torch.zeros_like(given)))[: len(mixed)]
+
+    def apply(transformer: Any) -> Any:
+        for block in transformer.blocks:
+            block.attn.proj = Halved(block.attn.proj)
+        return transformer
+
+    class Plugin:
+        def varbench_transform_model(self, setting: Any, model: Any) -> Transformed:
+            return Transformed(apply=apply)
+
+    return Plugin()
+
+
 # --- what a generator learns from -------------------------------------------------------------------------------------
 
 

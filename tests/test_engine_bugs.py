@@ -17,11 +17,11 @@ from varbench.engine.cache import State
 from varbench.engine.cache_entries import EncodedForm, PlainForm
 from varbench.engine.conditioning import Conditioning
 from varbench.plan import compiler
-from varbench.policies import CacheStrategy, GuidancePolicy, StoredForm, TokenPolicy
+from varbench.policies import BothBranches, CacheStrategy, GuidancePolicy, StoredForm, TokenPolicy
 
 PROMISES = (
     "trace_equals_plan", "state_bytes_reachable", "kept_is_what_is_read", "picked_is_what_is_computed",
-    "measured_flops_equal_plan", "plan_stable", "guided_as_planned", "attention_told_was_paid",
+    "measured_flops_equal_plan", "plan_stable", "guided_as_planned", "attention_told_was_paid", "unlabelled_equals_teacher",
 )  # fmt: skip
 """About work, memory and content. Left out: that the engine's code is its source's, which is not so here."""
 
@@ -125,7 +125,16 @@ def broken(method: object, *promises: str) -> set[str]:
     return {finding.invariant for finding in check(method, name="bugs", only={"runs", *promises})}
 
 
-@pytest.mark.parametrize("method", [Plugin(), Narrow()], ids=["all kinds", "narrow"])
+class SharesAttention:
+    """Uses the labelled branch's attention for both from the third scale on."""
+
+    def varbench_guidance_policy(self, setting: Any, model: Any) -> GuidancePolicy:
+        return type("Shares", (BothBranches,), {"shares": lambda self, scale: scale >= 2})()
+
+
+@pytest.mark.parametrize(
+    "method", [Plugin(), Narrow(), SharesAttention()], ids=["all kinds", "narrow", "one attention"]
+)
 def test_without_a_bug_every_promise_is_kept(method: object) -> None:
     assert not check(method, name="bugs", only={"runs", *PROMISES})
 
@@ -281,6 +290,50 @@ def guides_by_the_official_ramp(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(generate._Run, "step", step)
 
 
+def _attention_for_both(patch: pytest.MonkeyPatch, changed: Callable[[Any, int], Any]) -> None:
+    """Where attention is shared, it is added to the stream otherwise."""
+    real = generate._Run._sub_layer
+
+    def sub_layer(self: Any, stream: Any, sub: Any) -> Any:
+        shared = sub.name == "attention" and sub.call.step.shares
+        return real(self, stream, changed(sub, self.batch) if shared else sub)
+
+    patch.setattr(generate._Run, "_sub_layer", sub_layer)
+
+
+def gives_the_unlabelled_branch_no_attention(patch: pytest.MonkeyPatch) -> None:
+    def changed(sub: Any, batch: int) -> Any:
+        def compute(hidden: Tensor) -> Tensor:
+            given: Tensor = sub.compute(hidden)
+            given[batch:] = 0
+            return given
+
+        return replace(sub, compute=compute)
+
+    _attention_for_both(patch, changed)
+
+
+def gates_one_attention_once_for_both(patch: pytest.MonkeyPatch) -> None:
+    _attention_for_both(patch, lambda sub, batch: replace(sub, gamma_R1C=sub.gamma_R1C[:batch].repeat(2, 1, 1)))
+
+
+def gives_one_images_attention_to_all(patch: pytest.MonkeyPatch) -> None:
+    def changed(sub: Any, batch: int) -> Any:
+        return replace(sub, compute=lambda hidden: sub.compute(hidden)[[*range(batch), *[0] * batch]])
+
+    _attention_for_both(patch, changed)
+
+
+def conditions_the_unlabelled_branch_on_a_class(patch: pytest.MonkeyPatch) -> None:
+    real = generate.condition
+
+    def condition(backbone: Any, labels: Tensor, *, unlabelled: bool, **given: Any) -> Conditioning:
+        every = torch.cat((labels, torch.zeros_like(labels))) if unlabelled else labels
+        return real(backbone, every, unlabelled=False, **given)
+
+    patch.setattr(generate, "condition", condition)
+
+
 def _with(module: Any, name: str, other: Any) -> Any:
     """`compile_plan` while another function stands in its module."""
 
@@ -367,6 +420,12 @@ def reads_codes_without_their_scales(patch: pytest.MonkeyPatch) -> None:
         (vectors_of_an_ended_branch_stay_behind_a_view, "state_bytes_reachable", Plugin()),
         (runs_both_branches_to_the_end, "plan_stable", Plugin()),
         (guides_by_the_official_ramp, "guided_as_planned", Plugin()),
+        (gives_the_unlabelled_branch_no_attention, "unlabelled_equals_teacher", SharesAttention()),
+        (gives_the_unlabelled_branch_no_attention, "unlabelled_equals_teacher", "guidance@share4"),
+        (gives_the_unlabelled_branch_no_attention, "unlabelled_equals_teacher", "guidance@share5+h2o@b50"),
+        (gates_one_attention_once_for_both, "unlabelled_equals_teacher", SharesAttention()),
+        (gives_one_images_attention_to_all, "unlabelled_equals_teacher", SharesAttention()),
+        (conditions_the_unlabelled_branch_on_a_class, "unlabelled_equals_teacher", "full_var"),
         (keeps_the_first_entries_instead_of_the_picked, "kept_is_what_is_read", Plugin()),
         (keeps_other_scales_than_planned, "kept_is_what_is_read", "scale_window@w1"),
         (computes_the_first_tokens_instead_of_the_picked, "picked_is_what_is_computed", Plugin()),

@@ -9,8 +9,8 @@ from time import perf_counter
 
 import torch
 
+from varbench.check import guided_branches, lessons, parts_of_ffn, sameness, tampering, work
 from varbench.check import held_memory as memory
-from varbench.check import lessons, parts_of_ffn, sameness, tampering, work
 from varbench.check.bench import Bench, given, installed
 from varbench.check.decided_ways import decided_as_declared
 from varbench.check.host_looks import asks_nothing_of_the_host
@@ -44,7 +44,8 @@ OF_PLANNED: tuple[OfPlanned, ...] = (
     sameness.tokens_are_drawn_from_logits,
     sameness.neutral_equals_full,
     sameness.teacher_equals_cached,
-    sameness.guided_as_planned,
+    guided_branches.guided_as_planned,
+    guided_branches.unlabelled_equals_teacher,
     tampering.weights_untouched,
     work.no_speedup_without_less_work,
 )

@@ -93,9 +93,9 @@ def _differences(made: Output, full: Output, said: str) -> Iterator[str]:
         different = int((made.tokens != full.tokens).sum())
         yield f"{said} {different} of {full.tokens.numel()} tokens are not the full model's"
     elif made.logits is not None and full.logits is not None and not _same_numbers(made.logits, full.logits):
-        yield f"{said} logits differ from the full model's by up to {_distance(made.logits, full.logits):.3g}; they must be bit-equal"
+        yield f"{said} logits differ from the full model's by up to {largest_difference(made.logits, full.logits):.3g}; they must be bit-equal"
     elif not torch.equal(made.images, full.images):
-        yield f"{said} images differ from the full model's by up to {_distance(made.images, full.images):.3g}"
+        yield f"{said} images differ from the full model's by up to {largest_difference(made.images, full.images):.3g}"
 
 
 def _same_numbers(first: Tensor, second: Tensor) -> bool:
@@ -103,7 +103,8 @@ def _same_numbers(first: Tensor, second: Tensor) -> bool:
     return torch.equal(first.nan_to_num(nan=-1.0), second.nan_to_num(nan=-1.0))
 
 
-def _distance(first: Tensor, second: Tensor) -> float:
+def largest_difference(first: Tensor, second: Tensor) -> float:
+    """Between two tensors; a skipped scale's NaN counts as none."""
     return float((first - second).abs().nan_to_num(0.0).max())
 
 
@@ -125,7 +126,7 @@ def _unlike(one: Answer, other: Answer) -> str | None:
     if one.tokens is not None and other.tokens is not None and not torch.equal(one.tokens, other.tokens):
         return f"{int((one.tokens != other.tokens).sum())} of {one.tokens.numel()} tokens differ"
     if not torch.equal(one.images, other.images):
-        return f"images differ by up to {_distance(one.images, other.images):.3g}"
+        return f"images differ by up to {largest_difference(one.images, other.images):.3g}"
     return None
 
 
@@ -147,7 +148,7 @@ def batch_invariance(subject: UnderTest) -> Iterator[str]:
             subject.generate(tokens=together.tokens[a:b], labels=LABELS[a:b], first_image=a, return_logits=True).logits
             for a, b in PARTS_OF_BATCH
         ]
-        distance = _distance(torch.cat([part for part in parts if part is not None]), _logits(together))
+        distance = largest_difference(torch.cat([part for part in parts if part is not None]), _logits(together))
         if not distance <= tolerance(subject.plan):
             yield f"made alone, logits of the same tokens differ by up to {distance:.3g} from those made {len(LABELS)} at once"
         return
@@ -207,35 +208,12 @@ def teacher_equals_cached(subject: PlannedRow) -> Iterator[str]:
     cached = subject.generate(tokens=tokens, return_logits=True, cfg=0.0).logits
     teacher = subject.pipe.logits(tokens, LABELS, method=subject.row.name)
     assert cached is not None
-    distance = _distance(cached, teacher)
+    distance = largest_difference(cached, teacher)
     if not distance <= tolerance(plan):
         yield (
             f"teacher-forced logits differ from those of the cached generation by up to {distance:.3g}; "
             f"at most {tolerance(plan):.3g} comes from rounding"
         )
-
-
-def guided_as_planned(subject: PlannedRow) -> Iterator[str]:
-    """Logits are drawn away from the unlabelled branch's as far as the plan says, at every scale."""
-    if subject.row.policies.guidance is None:
-        return
-    tokens = subject.generate(subject.going_on).tokens.clamp(min=0)
-
-    def drawn_away(row: Row) -> Tensor:
-        guided, plain = (subject.generate(row, tokens=tokens, return_logits=True, cfg=cfg).logits for cfg in (1.0, 0.0))
-        assert guided is not None and plain is not None
-        return guided - plain
-
-    row = subject.going_on
-    own, whole, model = drawn_away(row), drawn_away(stand_ins.fully_guided(row)), row.model
-    for step in subject.plan.steps:
-        span = slice(model.starts[step.samples], model.starts[step.samples + 1])
-        distance = _distance(own[:, span], step.strength * whole[:, span])
-        if not distance <= tolerance(subject.plan) * max(1.0, step.strength):
-            yield (
-                f"at {model.scale_name(step.samples)} guidance moves logits otherwise than the planned share of "
-                f"{step.strength:.3g} does, by up to {distance:.3g}"
-            )
 
 
 def tolerance(plan: Plan) -> float:

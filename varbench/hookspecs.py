@@ -330,6 +330,8 @@ def varbench_step_policy(setting: Setting, model: ModelSpec) -> StepPolicy | Non
 def varbench_guidance_policy(setting: Setting, model: ModelSpec) -> GuidancePolicy | None:
     """Gives which guidance branches run at each scale, and how strong guidance is there.
 
+    With `shares`, both go on with the attention that the labelled one computes; the unlabelled one's keys and values are gone.
+
     Parameters:
         setting: recipe, point and parameters of the row.
         model: the geometry that it runs on.
@@ -347,6 +349,9 @@ def varbench_guidance_policy(setting: Setting, model: ModelSpec) -> GuidancePoli
 
             def strength(self, scale):
                 return 0.5
+
+            def shares(self, scale):
+                return scale >= self.scales // 2
 
         @hookimpl
         def varbench_guidance_policy(setting, model):

@@ -21,11 +21,27 @@ from varbench.errors import UserError
 from varbench.plan import presets
 from varbench.plan.compiler import compile_plan
 from varbench.plan.owned import RowPolicies
+from varbench.plan.steps import Plan
 from varbench.rows.manager import PluginManager
 
 TINY = presets.preset("tiny").spec
 HOOKS = [name for name in dir(hookspecs) if name.startswith("varbench_")]
 ROW_HOOKS = {"setting", "model"}
+
+
+OF_EVERY_POLICY = ("runs", "trace_equals_plan", "measured_flops_equal_plan", "state_bytes_reachable")
+PROMISES = {
+    "varbench_depth_policy": ("teacher_equals_cached",),
+    "varbench_step_policy": ("tokens_are_drawn_from_logits",),
+    "varbench_guidance_policy": ("guided_as_planned", "unlabelled_equals_teacher", "teacher_equals_cached"),
+    "varbench_token_policy": ("picks_are_places", "inputs_untouched", "picked_is_what_is_computed", "neutral_equals_full"),
+    "varbench_width_policy": ("picks_are_places", "inputs_untouched", "chosen_experts_are_computed", "weights_equal_plan"),
+    "varbench_cache_strategy": (
+        "picks_are_places", "kept_is_what_is_read", "attention_told_was_paid", "neutral_equals_full",
+    ),
+    "varbench_decision_policy": ("decided_as_declared", "neutral_equals_full"),
+}  # fmt: skip
+"""What examples of policies are held to, by hook: they generate."""
 
 
 def examples(hook: str) -> list[str]:
@@ -104,19 +120,17 @@ def _use(hook: str, result: Any, manager: PluginManager) -> None:
         from varbench.check import check
 
         assert not check(manager.plugin("example"), name="example", only={"runs", "weights_equal_plan"})
-    elif hook == "varbench_cache_strategy":
+    elif hook in PROMISES:
         from varbench.check import check
 
-        promises = {"runs", "trace_equals_plan", "kept_is_what_is_read", "attention_told_was_paid", "measured_flops_equal_plan",
-                    "state_bytes_reachable", "picks_are_places", "neutral_equals_full"}  # fmt: skip
-        assert not check(manager.plugin("example"), name="example", only=promises)
-        _differs_from_full(manager)
-    elif hook == "varbench_decision_policy":
-        from varbench.check import check
-
-        promises = {"runs", "trace_equals_plan", "decided_as_declared", "neutral_equals_full", "state_bytes_reachable"}
-        assert not check(manager.plugin("example"), name="example", only=promises)
-        _differs_from_full(manager)
+        assert not check(manager.plugin("example"), name="example", only={*OF_EVERY_POLICY, *PROMISES[hook]})
+        plan = _differs_from_full(manager)
+        if hook == "varbench_guidance_policy":
+            assert [(step.branches, step.shares) for step in plan.steps][2:] == [
+                (2, False),
+                *[(2, True)] * 2,
+                (1, False),
+            ]
     elif hook == "varbench_training_schedule":
         assert {result.at(None, 0, 10, lambda k, u=u: u).point for u in (0.1, 0.9)} == {"short", None}
     elif hook == "varbench_settings":
@@ -126,9 +140,10 @@ def _use(hook: str, result: Any, manager: PluginManager) -> None:
         _differs_from_full(manager)
 
 
-def _differs_from_full(manager: PluginManager) -> None:
-    row = rows.resolve("example", TINY, manager=manager)
-    assert compile_plan(TINY, row.policies).digest != compile_plan(TINY, RowPolicies(name="full")).digest
+def _differs_from_full(manager: PluginManager) -> Plan:
+    plan = compile_plan(TINY, rows.resolve("example", TINY, manager=manager).policies)
+    assert plan.digest != compile_plan(TINY, RowPolicies(name="full")).digest
+    return plan
 
 
 @pytest.fixture

@@ -10,11 +10,13 @@ import dataclasses
 import importlib
 import os
 import random
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,6 +41,7 @@ from varbench.check.untouched import Originals, strangers
 from varbench.engine.cache import State
 from varbench.errors import UserError
 from varbench.experts import OwnParameters, WidthPolicy
+from varbench.hookspecs import PROJECT
 from varbench.measure.process_state import global_state, restored
 from varbench.policies import (
     BothBranches,
@@ -1441,6 +1444,32 @@ def test_masked_arrays_of_numpy_are_looked_at_as_arrays() -> None:
 @pytest.mark.parametrize("row", HONEST)
 def test_what_ships_passes(row: str) -> None:
     assert not check(row)
+
+
+SHIPPED = (
+    "actvar@frozen/m50r50", "code@training_free/n3", "dmoe@untrained/m50", "fastvar@r50", "fastvar@skip1",
+    "fixed_ratio@p05/d2", "guidance@from5", "guidance@share4", "guidance@share5+h2o@b50", "h2o@b50", "hack@b25:merge=true", "prefix_exit@e4", "quant@w8",
+    "quant_cache@b8", "scale_window@w0", "scalekv@b50", "skipvar@s88", "smaller@alone_d4", "smaller@narrow", "snapkv@b50",
+    "streaming@b50",
+)  # fmt: skip
+"""Of every method that the engine runs by a plan, and that is not among `HONEST`, a point that costs little."""
+NEEDS = {"quant": "torchao"}
+ABOVE = ("varbench_plugins.", "varbench_baselines.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", SHIPPED)
+def test_every_method_that_ships_passes(row: str) -> None:
+    if (needed := NEEDS.get(re.split("[@+]", row)[0])) is not None:
+        pytest.importorskip(needed, reason=f"{row} needs {needed}, which the extra of its name installs")
+    assert [str(finding) for finding in check(row)] == []
+
+
+def test_no_method_that_ships_is_left_unchecked() -> None:
+    """Those that replace the loop are checked beside their other tests."""
+    named = {re.split("[@+]", row)[0] for row in (*HONEST, *SHIPPED)}
+    ships = {point.name for point in entry_points(group=PROJECT) if point.value.startswith(ABOVE)}
+    assert ships - {"distilled", "dit", "llamagen"} == named
 
 
 def test_leaving_an_invariant_out() -> None:

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from varbench import rows
 from varbench.check import check
 from varbench.engine.pipeline import Output, Pipeline
+from varbench.engine.teacher import TeacherPass, teacher_plan
 from varbench.errors import PlanError, UserError
 from varbench.measure import honesty
 from varbench.plan import cost, presets
@@ -275,6 +276,25 @@ def test_a_record_and_the_page_say_that_work_depends_on_content(pipe: Pipeline) 
     assert f"depends on content: {least:.0f}-{most:.0f}% of the work." in notes
     assert decode(type(out.trace), encode(out.trace, "trace"), "trace") == out.trace
     assert decode(Plan, encode(out.plan, "plan"), "plan") == out.plan
+
+
+@pytest.mark.parametrize("text", ["full_var", "variant@d3"])
+def test_training_runs_the_first_way_and_so_what_any_other_computes(pipe: Pipeline, text: str) -> None:
+    plan, row = planned(Told([]), text), rows.resolve(text, SPEC)
+    assert plan.decision is not None
+    assert teacher_plan(plan, "main") == teacher_plan(compile_plan(SPEC, row.policies), "main")
+    tokens = pipe.generate(LABELS, seed=4, method=text).tokens
+    features = pipe.tokenizer.teacher_input(tokens)
+    with torch.inference_mode():
+        trained = TeacherPass(plan, "main").logits(
+            pipe.backbones["main"], features, torch.tensor(LABELS), dtype=torch.float32
+        )
+    for number, way in enumerate(plan.decision.ways):
+        out = made(pipe, Told([number] * len(LABELS)), text, tokens=tokens, return_logits=True, cfg=0.0)
+        assert out.logits is not None
+        for step in (*plan.steps[:4], *way.steps):
+            span = slice(SPEC.starts[step.samples], SPEC.starts[step.samples + 1])
+            assert torch.allclose(out.logits[:, span], trained[:, span], atol=1e-4), (way.said, step.samples)
 
 
 def test_given_tokens_have_no_logits_on_unknown_ways(pipe: Pipeline) -> None:

@@ -66,7 +66,10 @@ class TeacherPlan:
 
 
 def teacher_plan(plan: Plan, backbone: str) -> TeacherPlan:
-    """Derives the pass, or refuses by name what has no teacher-forced form."""
+    """Derives the pass, or refuses by name what has no teacher-forced form.
+
+    Of a plan with several ways it is the first, which leaves nothing out: any other computes a part of what it computes.
+    """
     steps = [step for step in plan.steps if step.backbone == backbone]
     calls: dict[SlotKey, list[tuple[Step, LayerCall]]] = {}
     order: TopologicalSorter[SlotKey] = TopologicalSorter()

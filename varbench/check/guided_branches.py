@@ -89,7 +89,8 @@ def _without_a_class(subject: PlannedRow, plan: Plan, row: Row, tokens_BL: Tenso
     for name, transformer in subject.pipe.backbones_of(row).items():
         teacher = TeacherPass(plan, name, row.policies.width, side_by_side=True)
         shared = {scale for step in plan.steps if step.backbone == name and step.shares for scale in step.scales}
-        branches = _Branches(_places(plan, visit.scales, shared) for visit in teacher.plan.visits)
+        attending = (visit.scales for visit in teacher.plan.visits if visit.sees)
+        branches = _Branches(_places(plan, scales, shared) for scales in attending)
         nobody = [transformer.spec.classes] * len(LABELS)
         _, unlabelled = (
             teacher.logits(transformer, features, torch.tensor(labels), dtype=subject.pipe.dtype, attend=attend)

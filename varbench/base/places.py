@@ -11,6 +11,7 @@ KINDS = {
     "weights": "recipes that were trained here",
     "bundles": "recipes that came in one file, unpacked",
     "calibrations": "what offline passes of methods found",
+    "hardware": "what `varbench env --calibrate` measured",
     "tokens": "training images as tokens",
     "examples": "what full models made for others to learn from",
     "images": "training images",

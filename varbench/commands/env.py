@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
+from dataclasses import asdict
 from typing import Any
 
 from varbench.base import variables
@@ -20,13 +22,21 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "env",
         help=HELP,
-        description="Prints what a result depends on: put it into a report of a problem.",
+        description="Prints what a result depends on: put it into a report of a problem. With --calibrate it measures what the "
+        "device reaches, and keeps it.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--calibrate", action="store_true",
+        help="measure products, memory and operators of a device, in less than a minute, for predictions that are no mere bounds",
+    )  # fmt: skip
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; default: a GPU where torch sees one", metavar="DEVICE")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.calibrate:
+        return _calibrate(args.device, as_json=args.json)
     manager = usable_plugins(args)
     plugins = [manager.info(name) for name in manager.load_all()]
     facts = {
@@ -39,6 +49,23 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=1))
     else:
         print("\n".join(f"{name:<17} {value}" for name, value in facts.items()))
+    return 0
+
+
+def _calibrate(device: str | None, *, as_json: bool) -> int:
+    import torch
+
+    from varbench.measure.kept_rates import keep_rates
+    from varbench.measure.rates import calibrate
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    found = calibrate(device, say=lambda text: print(f"measuring {text}", file=sys.stderr, flush=True))
+    path = keep_rates(found)
+    print(
+        json.dumps({**asdict(found), "file": str(path)}, indent=1) if as_json else f"{path.read_text()}\nkept: {path}"
+    )
+    if not as_json:
+        print("next: varbench plan all --hardware here; `run` and `report` predict with it from now on")
     return 0
 
 

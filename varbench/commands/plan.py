@@ -30,6 +30,10 @@ SHARED = ("model", "batch", "dtype", "all_settings", "steps", "seed")
 HELP = "what a row computes and keeps, and how fast it should be; no weights, no GPU"
 
 
+HERE = "here"
+"""What `varbench env --calibrate` measured of this machine."""
+
+
 def add_parser(subparsers: Any) -> None:
     from varbench.record.option_forms import add_arguments
 
@@ -59,7 +63,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--hardware",
         metavar="NAMES",
-        help="names by comma, or a .toml file; default: L20, as the papers, or for tiny a CPU",
+        help="names by comma, a .toml file, or `here`, as `varbench env --calibrate` measured it; default: L20, as the papers, or "
+        "for tiny a CPU",
     )
     parser.add_argument(
         "--accounting", choices=("lossless", "upstream"), help="upstream counts and stores as the official code does"
@@ -182,11 +187,25 @@ def _training(
 
 
 def _devices(text: str) -> tuple[Hardware, ...]:
+    return tuple(map(_hardware, text.split(",")))
+
+
+def _hardware(name: str) -> Hardware:
+    from varbench.measure.kept_rates import all_kept
     from varbench.plan import hardware
 
-    return tuple(
-        hardware.from_file(name) if name.endswith(".toml") else hardware.hardware(name) for name in text.split(",")
-    )
+    if name != HERE:
+        return hardware.from_file(name) if name.endswith(".toml") else hardware.hardware(name)
+    found = all_kept()
+    if len(found) != 1:
+        names = ", ".join(one.name for one in found)
+        why = (
+            f"several devices of this machine were measured: {names}; give one's file"
+            if found
+            else "nothing was measured"
+        )
+        raise UserError(f"--hardware {HERE}: {why}; see varbench env --calibrate")
+    return found[0]
 
 
 def count(

@@ -27,6 +27,11 @@ from varbench.plan.widths import at_least
 from varbench.policies import Part
 from varbench.spec import ModelSpec, TokenizerSpec
 
+OPERATORS_OF_HALF = {"cpu": 12, "cuda": 5}
+"""Operators of a layer's attention or FFN that touch memory: counted on a CPU, on a GPU those that its kernels make of them."""
+OPERATORS_OF_STEP = {"cpu": 110, "cuda": 40}
+"""Those of a step beside its layers: embedding, head, drawing, quantiser, and a share of conditioning."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepWork:
@@ -45,6 +50,8 @@ class StepWork:
     """Bytes that stay after the step; those still held at the very end are freed with the generation."""
     activations: int
     """Largest transient bytes of a sub-layer or of sampling: an estimate, not a promise."""
+    operators: int
+    """That the engine starts, more or less: where they are small, their number is what takes time."""
 
     @property
     def flops(self) -> int:
@@ -87,7 +94,8 @@ class PlanWork:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Seconds by the roofline: for each step the larger of bytes/bandwidth and FLOPs/rate, over one efficiency."""
+    """Seconds by the roofline: for each step the larger of bytes/bandwidth and FLOPs/rate, over one efficiency; and what its
+    operators take at least, where that is known of a device."""
 
     hardware: str
     efficiency: float
@@ -126,6 +134,7 @@ def work(plan: Plan, *, batch: int, dtype: str, device: str = "cuda", taken: Tak
                 state_peak=known.state_peak,
                 state_after=known.state_after,
                 activations=transient,
+                operators=_operators(known, device),
             )
         )
     flops, moved = _decoder(tokenizer, plan.model.sides[-1], batch, decoder_item)
@@ -171,9 +180,18 @@ def predict(counted: PlanWork, hardware: Hardware) -> Prediction:
     return Prediction(
         hardware=hardware.name,
         efficiency=efficiency,
-        steps=tuple(seconds(step.flops, step.bytes_moved, step.other_types) for step in counted.steps),
+        steps=tuple(
+            seconds(step.flops, step.bytes_moved, step.other_types) + step.operators * hardware.operator_us * 1e-6
+            for step in counted.steps
+        ),
         decoder=seconds(counted.decoder_flops, counted.decoder_bytes),
     )
+
+
+def _operators(step: StepSeen, device: str) -> int:
+    kind = device.partition(":")[0]
+    halves = sum(bool(call.attention) + bool(call.ffn) for call in step.calls)
+    return halves * OPERATORS_OF_HALF[kind] + OPERATORS_OF_STEP[kind]
 
 
 class StepFlops(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
 from collections.abc import Mapping
@@ -29,6 +30,8 @@ class Hardware:
     """Or "cpu", where the engine stores and fuses otherwise."""
     efficiency: Mapping[str, float] = field(default_factory=dict)
     """Share of the roofline that was reached, by type, where someone measured it; 1 elsewhere. Never per method."""
+    operator_us: float = 0.0
+    """Microseconds that the smallest operator takes; 0 where nobody measured it."""
 
     def rate(self, dtype: str) -> float:
         """FLOP/s for a type."""
@@ -99,15 +102,16 @@ _EXAMPLE = {
     "memory_gb": "memory_gb = 48",
     "tflops": "[tflops] float32 = 59.8, bfloat16 = 119.5, float16 = 119.5",
     "efficiency": "[efficiency] bfloat16 = 0.6",
+    "operator_us": "operator_us = 1.5",
     "source": 'source = "data sheet"',
     "device": 'device = "cpu"',
 }
-_OPTIONAL = ("efficiency", "source", "device")
+_OPTIONAL = ("efficiency", "operator_us", "source", "device")
 
 
 def from_file(path: str | Path) -> Hardware:
-    """A device from a TOML file: name, bandwidth_gbs, memory_gb, [tflops] by type, and perhaps [efficiency], source
-    and device."""
+    """A device from a TOML file: name, bandwidth_gbs, memory_gb, [tflops] by type, and perhaps [efficiency],
+    operator_us, source and device."""
     path = Path(path)
     try:
         data = tomllib.loads(path.read_text())
@@ -127,13 +131,27 @@ def from_file(path: str | Path) -> Hardware:
     return Hardware(**{"source": str(path), **data})
 
 
+def as_toml(device: Hardware) -> str:
+    """As `from_file` reads it."""
+    whole = {"name", "source", "device", "bandwidth_gbs", "memory_gb", "operator_us"}
+    lines = [
+        f"{key} = {json.dumps(value, ensure_ascii=False)}"
+        for key, value in vars(device).items()
+        if key in whole and value
+    ]
+    for table in ("tflops", "efficiency"):
+        if rates := getattr(device, table):
+            lines += ["", f"[{table}]", *(f"{dtype} = {rate}" for dtype, rate in rates.items())]
+    return "\n".join(lines) + "\n"
+
+
 def _fault(key: str, value: Any) -> str | None:
     """What is wrong with the value of a key, and what to give."""
     if key in ("name", "source"):
         return None if isinstance(value, str) and value else f"{key} is {value!r}; give a text"
     if key == "device":
         return None if value in ("cpu", "cuda") else f"{key} is {value!r}; give cpu or cuda"
-    if key in ("bandwidth_gbs", "memory_gb"):
+    if key in ("bandwidth_gbs", "memory_gb", "operator_us"):
         return None if _above_zero(value) else f"{key} is {value!r}; give a number above 0"
     if not isinstance(value, dict) or (key == "tflops" and not value):
         return f"{key} is {value!r}; give a table of numbers by type"

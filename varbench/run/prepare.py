@@ -10,6 +10,7 @@ from typing import Any
 
 from varbench.base.hashing import digest, file_hash, path_hash
 from varbench.errors import UserError
+from varbench.measure.kept_rates import kept_rates
 from varbench.plan import presets
 from varbench.plan.hardware import KNOWN, Hardware
 from varbench.plan.steps import Plan
@@ -269,7 +270,9 @@ def _in_run(row: ResolvedRow, shared: list[str], hashes: dict[str, str]) -> RowI
 
 
 def hardware_like(device: str, cores: int) -> Hardware | None:
-    """The known device of this name, for predictions; None where none is."""
+    """What was measured of the device, else the known device of this name, for predictions; None where none is."""
+    if (measured := kept_rates(device, cores)) is not None:
+        return measured
     if device == "cpu":
         return KNOWN.get(f"cpu-{cores}-cores")
     words = device.upper().replace("-", " ").split()

@@ -1,0 +1,111 @@
+"""`varbench env --calibrate`: what a machine reaches is measured once, kept, and predicted with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from conftest import CommandLine
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from varbench import load_pipeline, rows
+from varbench.errors import UserError
+from varbench.measure import rates
+from varbench.measure.kept_rates import all_kept, keep_rates, kept_rates
+from varbench.plan import cost
+from varbench.plan.compiler import compile_plan
+from varbench.plan.hardware import KNOWN, as_toml, from_file
+from varbench.plan.presets import preset
+from varbench.run.prepare import hardware_like
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_a_machine_is_measured_and_predicted_with(varbench: CommandLine, tmp_path: Any) -> None:
+    cache = str(tmp_path / "cache")
+    before = varbench("plan", "variant", "--hardware", "here", XDG_CACHE_HOME=cache)
+    assert before.returncode == 2 and "nothing was measured; see varbench env --calibrate" in before.stderr
+    found = varbench("env", "--calibrate", "--device", "cpu", "--json", XDG_CACHE_HOME=cache)
+    assert found.returncode == 0, found.stderr
+    measured = json.loads(found.stdout)
+    assert set(measured["tflops"]) == {"float32", "bfloat16", "float16"}
+    assert all(0.001 < rate < 100 for rate in measured["tflops"].values())
+    assert 0.1 < measured["bandwidth_gbs"] < 2000 and 0.1 < measured["operator_us"] < 1000
+    (kept,) = all_kept()
+    assert kept.tflops == measured["tflops"] and "--calibrate on 20" in kept.source
+    after = varbench("plan", "variant", "--hardware", "here", "--json", XDG_CACHE_HOME=cache)
+    assert kept.name in after.stdout
+
+
+def test_a_faster_machine_is_measured_as_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures come from what is computed: of half the product, told as the whole, they double."""
+    place = torch.device("cpu")
+    whole = rates.product
+    slow = rates._rate(place, torch.float32, 0.3)
+
+    def product(x: torch.Tensor, weight: torch.Tensor, bias: None) -> torch.Tensor:
+        return whole(x[: len(x) // 4], weight, bias)
+
+    monkeypatch.setattr(rates, "product", product)
+    assert rates._rate(place, torch.float32, 0.3) > 2 * slow
+
+
+def test_what_was_measured_comes_before_the_data_sheet() -> None:
+    assert hardware_like("cpu", 2) == KNOWN["cpu-2-cores"]
+    mine = replace(KNOWN["H100-SXM"], name="NVIDIA H100 80GB HBM3", operator_us=1.5)
+    keep_rates(mine)
+    assert hardware_like("NVIDIA H100 80GB HBM3", 8) == mine
+    assert hardware_like("NVIDIA L20", 8) == KNOWN["L20"]
+    assert kept_rates("cpu", 2) is None
+
+
+def test_the_file_is_as_it_is_read(tmp_path: Any) -> None:
+    for device in (
+        *KNOWN.values(),
+        replace(KNOWN["L20"], efficiency={"bfloat16": 0.5}, operator_us=2.0, source='a "b"'),
+    ):
+        path = tmp_path / "device.toml"
+        path.write_text(as_toml(device))
+        assert from_file(path) == device
+    path.write_text(as_toml(device).replace("operator_us = 2.0", "operator_us = -1"))
+    with pytest.raises(UserError, match="operator_us is -1"):
+        from_file(path)
+
+
+class Operators(TorchDispatchMode):
+    """Counts those that touch memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view and "empty" not in func.name() and "detach" not in func.name():
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["full_var", "variant@d8", "variant@d2"])
+def test_the_number_of_operators_is_about_that_of_the_engine(name: str) -> None:
+    pipe = load_pipeline("tiny", dtype="float32")
+    plan = pipe.compile(name)[0]
+    pipe.generate([0, 1], method=name)
+    with Operators() as seen:
+        pipe.generate([0, 1], method=name)
+    counted = sum(step.operators for step in cost.work(plan, batch=2, dtype="float32", device="cpu").steps)
+    assert counted == pytest.approx(seen.count, rel=0.15)
+
+
+def test_operators_take_their_time_in_a_prediction() -> None:
+    spec = preset("tiny").spec
+    plans = [compile_plan(spec, rows.resolve(name, spec).policies) for name in ("full_var", "variant@d2")]
+    fast = replace(KNOWN["cpu-2-cores"], tflops={"float32": 1e6}, bandwidth_gbs=1e9, operator_us=7.0)
+    full, two = (cost.predict(cost.work(plan, batch=1, dtype="float32", device="cpu"), fast) for plan in plans)
+    assert full.transformer == pytest.approx(7e-6 * (96 * 24 + 6 * 110), rel=0.01)
+    assert two.transformer == pytest.approx(7e-6 * (54 * 24 + 6 * 110), rel=0.01)

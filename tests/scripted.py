@@ -59,6 +59,8 @@ class Script:
     """Of a call, by row; 1 for the others."""
     alone: float | None = None
     """Seconds of the full model in a process of its own, where they are others."""
+    disturbed: tuple[int, ...] | None = None
+    """Other processes on the GPU, as children see them."""
     cold: float = 1.0
     """How much longer the first two calls of a process take."""
     clock: float = 0.0
@@ -95,7 +97,7 @@ class ScriptedChild:
             parameters={"main": 10},
             plans={**plans, **self.script.digests},
             plugin_files={name: files_of(manager().plugin(name)) for name in manager().names()},
-            disturbed=None,
+            disturbed=self.script.disturbed,
         )
 
     def make(self, request: Request) -> Reply:

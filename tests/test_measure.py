@@ -19,7 +19,7 @@ from varbench.engine.pipeline import Pipeline
 from varbench.engine.storage import storage_bytes
 from varbench.engine.subjects import Answer, Ask, EngineSubject, Subject
 from varbench.errors import WrongOutputError
-from varbench.measure import environment, honesty, memory, nvml, process_state, timed_call
+from varbench.measure import board_state, environment, honesty, memory, nvml, process_state, timed_call
 from varbench.measure.calls import Reply, Request, balanced_labels
 from varbench.measure.clock import CudaClock
 from varbench.measure.harness import Nothing, null_cost
@@ -349,3 +349,68 @@ def test_nvml_matches_by_identity_and_admits_what_a_container_hides(monkeypatch:
     assert nvml.energy_joules(uuid="abc", pci=None) == 2.5
     with pytest.raises(nvml.NvmlError, match="UUID GPU-xyz"):
         nvml.memory(uuid="GPU-xyz", pci=None, pid=7)
+
+
+def a_board(**now: Any) -> types.ModuleType:
+    """NVML of a board that is as its maker sells it, but for what is given."""
+    module = fake_nvml(processes=[])
+    state = {"limit": 700_000, "usual": 700_000, "ecc": 1, "usual_ecc": 1, "mig": 0, "slowed": {}, **now}
+
+    def slowed(handle: str, policy: str) -> Any:
+        if state["slowed"] is None:
+            raise module.NVMLError("not supported")
+        return types.SimpleNamespace(violationTime=state["slowed"].get(policy, 0))
+
+    names = {
+        "nvmlDeviceGetEnforcedPowerLimit": lambda handle: state["limit"],
+        "nvmlDeviceGetPowerManagementDefaultLimit": lambda handle: state["usual"],
+        "nvmlDeviceGetCurrentEccMode": lambda handle: state["ecc"],
+        "nvmlDeviceGetDefaultEccMode": lambda handle: state["usual_ecc"],
+        "nvmlDeviceGetMigMode": lambda handle: [state["mig"], state["mig"]],
+        "nvmlDeviceGetViolationStatus": slowed,
+        **{name: name for name in board_state.CAUSES},
+    }
+    for name, value in names.items():
+        setattr(module, name, value)
+    module.state = state  # type: ignore[attr-defined]  # a module that is made up
+    return module
+
+
+@pytest.mark.parametrize(
+    ("now", "reason"),
+    [
+        ({"limit": 400_000}, "its power is limited to 400 W, where its maker has 700 W"),
+        ({"ecc": 0}, "ECC is off, and its maker has it on"),
+        ({"mig": 1}, "it is cut into parts (MIG)"),
+        ({"limit": 690_000}, None),
+        ({"ecc": 0, "usual_ecc": 0}, None),
+        ({"slowed": None}, None),
+    ],
+)
+def test_a_board_that_is_not_as_its_maker_sells_it(
+    now: dict[str, Any], reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", a_board(**now))
+    watch = board_state.BoardWatch("abc")
+    assert watch.unfit() == (() if reason is None else (reason,))
+
+
+@pytest.mark.parametrize(("policy", "cause"), board_state.CAUSES.items())
+def test_a_board_that_slowed_down_while_rows_were_timed(
+    policy: str, cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = a_board(slowed={policy: 5_000_000_000})  # long ago
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    watch = board_state.BoardWatch("abc")
+    monkeypatch.setattr(board_state, "time", types.SimpleNamespace(monotonic=lambda: watch._began + 10))
+    assert watch.unfit() == ()
+    module.state["slowed"][policy] += 50_000_000  # half a percent of ten seconds
+    assert watch.unfit() == ()
+    module.state["slowed"][policy] += 250_000_000
+    assert watch.unfit() == (f"it was slowed down by {cause} for 3% of the time",)
+
+
+def test_without_a_board_nothing_is_said_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert board_state.BoardWatch(None).unfit() == ()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert board_state.BoardWatch("abc").unfit() == ()

@@ -743,6 +743,21 @@ def test_other_settings_in_a_child_make_its_rows_invalid_with_both_digests(tmp_p
         assert "told to do 111111111111, and" in "; ".join(record.validity.reasons)
 
 
+def test_a_gpu_that_is_not_what_its_name_says_or_is_shared_makes_its_rows_invalid(
+    tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = "it was slowed down by heat for 3% of the time"
+    monkeypatch.setattr("varbench.measure.board_state.BoardWatch.unfit", lambda watch: (slow,))
+    script.disturbed = (4711,)
+    run = a_run(tmp_path, plugins="variant@d8")
+    conducted = conduct(run, tmp_path)
+    conducted.everything()
+    for record in conducted.records():
+        assert record.validity.verdict is Verdict.INVALID
+        assert f"the GPU was not what its name says: {slow}" in record.validity.reasons
+        assert "1 other processes were on the GPU" in record.validity.reasons
+
+
 def test_code_that_changes_while_it_is_measured_makes_the_row_invalid(tmp_path: Path, script: Script) -> None:
     run = a_run(tmp_path)
     row = run.rows["variant@d8"]

@@ -66,6 +66,8 @@ class SpeedRound:
     """Global state that the row's calls changed."""
     oversight: Oversight | None = None
     """What was seen of the calls from outside, and how they were drawn."""
+    board: tuple[str, ...] = ()
+    """Why the GPU was not what its name says while this was timed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from varbench.measure import speed, strain
+from varbench.measure.board_state import BoardWatch
 from varbench.measure.calls import Request, balanced_labels
 from varbench.measure.environment import cores
 from varbench.measure.overseer import WARM, Overseer, Oversight, ScoredImages
@@ -205,6 +206,8 @@ class Conduct:
                 full=full,
                 plain=plain.make if plain else None,
             )
+            loaded = self.found[names[0]].loaded
+            watch = BoardWatch(loaded.environment.gpu_uuid if loaded else None)
             rounds = speed.time_rows(
                 subject.make,
                 overseer.order(names),
@@ -221,8 +224,9 @@ class Conduct:
                 at=at,
             )
             self._at = None
+            unfit = watch.unfit()
             for name, found in rounds.items():
-                found = replace(found, oversight=self._oversight(overseer, name, scorers))
+                found = replace(found, oversight=self._oversight(overseer, name, scorers), board=unfit)
                 self._kept.write(found, name, number, trained=self.found[name].trained)
                 self._update((name,), speed={**self.found[name].speed, number: found})
                 if len(self.found[name].speed) == self.run.rounds_of(name):

@@ -36,10 +36,20 @@ def validity(run: Run, row: RowInRun, found: Findings, floors: dict[str, Score],
         reasons.append(
             f"an equal call takes {max(repeats):.0%} of a fresh one's time: something is remembered between calls"
         )
+    reasons += _of_the_board(found)
     reasons += sanity.reasons(run, row, found, floors)
     if reasons:
         return Validity(verdict=Verdict.INVALID, reasons=tuple(reasons))
     return Validity(verdict=Verdict.VALID, reasons=_checked(row, found))
+
+
+def _of_the_board(found: Findings) -> list[str]:
+    """Why what was timed is no figure of a card of this name; `nvidia-smi -q` shows it."""
+    told = dict.fromkeys(reason for one in found.speed.values() for reason in one.board)
+    reasons = [f"the GPU was not what its name says: {reason}" for reason in told]
+    if found.speed and found.loaded is not None and found.loaded.disturbed:
+        reasons.append(f"{len(found.loaded.disturbed)} other processes were on the GPU")
+    return reasons
 
 
 def _checked(row: RowInRun, found: Findings) -> tuple[str, ...]:
@@ -52,10 +62,6 @@ def warnings(run: Run, row: RowInRun, found: Findings) -> tuple[Notice, ...]:
     """What is to be known of this row alone. Whether its figures are sure enough is seen beside the others, on the page."""
     notices = []
     options = run.options
-    if found.loaded is not None and found.loaded.disturbed:
-        notices.append(
-            Notice(text=f"{len(found.loaded.disturbed)} other processes were on the GPU", next_command="nvidia-smi")
-        )
     own = {f"{plugin.name}@{row.resolved.recipe}" for plugin in row.resolved.plugins}
     if (
         row.resolved.recipe is not None

@@ -56,7 +56,7 @@ def files(name: str, *, kind: str, version: str) -> dict[str, str]:
     return {
         "pyproject.toml": Template(_text("pyproject")).substitute(words),
         "README.md": Template(_text("readme")).substitute(words),
-        f"{name}.py": _text(f"{kind}.module"),
+        f"{name}/__init__.py": _text(f"{kind}.module"),
         f"tests/test_{name}.py": Template(_text(promises)).substitute(words),
     }
 

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
+import os
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import varbench
-from varbench.base.hashing import files_hash
+from varbench.base.hashing import digest, files_hash
 from varbench.run.messages import ResolvedPlugin
 
 SHOWING = ("show", "check", "commands")
 """Rooms that show what was measured, or check plugins: they decide no figure."""
+BESIDE_CODE = ("build", "dist", "docs", "reports", "tests", "varbench-runs")
+"""Folders at the top of a project that hold nothing its code reads: what was built, told, tested or measured."""
+LARGE = 2**28
+"""Bytes above which a file of a project that is no part of the plugin's package is known by its size: to read it all whenever
+a process starts takes longer than the process."""
 
 
 @functools.cache
@@ -36,13 +46,47 @@ def source_hash(place: Path, *, without: tuple[str, ...] = ()) -> str:
 def plugin_hash(plugin: ResolvedPlugin) -> str | None:
     """Hash of all files that a plugin consists of, data included; None if it has none."""
     files = {file for place in plugin.files for file in _below(Path(place))}
-    if plugin.distribution not in ("varbench", "no distribution") and not any(Path(p).is_dir() for p in plugin.files):
-        files |= set(_of_distribution(plugin.distribution))
+    first = Path(next(iter(plugin.files), ""))
+    root = first if first.is_dir() else first.parent
+    large: set[Path] = set()
+    if plugin.distribution not in ("varbench", "no distribution"):
+        if (project := _project(plugin.distribution)) is not None:
+            root, beside = project, set(_of_project(project)) - files
+            large = {file for file in beside if file.stat().st_size > LARGE}
+            files |= beside - large
+        elif not any(map(os.path.isdir, plugin.files)):
+            files |= set(_of_distribution(plugin.distribution))
     if not files:
         return None
-    root = Path(plugin.files[0]) if Path(plugin.files[0]).is_dir() else Path(plugin.files[0]).parent
-    named = sorted((_relative(file, root), file) for file in files)
-    return files_hash(named)
+    hashed = files_hash(sorted((_relative(file, root), file) for file in files))
+    sizes = sorted(f"{_relative(file, root)} {file.stat().st_size}" for file in large)
+    return digest([hashed, *sizes]) if sizes else hashed
+
+
+def _project(distribution: str) -> Path | None:
+    """The folder that an editable installation is of: its code and what it reads lie there, and none of it is listed."""
+    try:
+        told = json.loads(metadata.distribution(distribution).read_text("direct_url.json") or "{}")
+    except (metadata.PackageNotFoundError, ValueError):
+        return None
+    if not told.get("dir_info", {}).get("editable"):
+        return None
+    folder = Path(url2pathname(urlsplit(told["url"]).path))
+    return folder if folder.is_dir() else None
+
+
+def _of_project(project: Path) -> Iterator[Path]:
+    """Files of a project that may decide what its code does. What is hidden, an environment, or the folder of a run is none."""
+    for place, folders, files in os.walk(project):
+        here = Path(place)
+        top = BESIDE_CODE if here == project else ()
+        folders[:] = [name for name in folders if name not in top and not _is_aside(here / name)]
+        yield from (here / name for name in files if not name.startswith(".") and (here / name).is_file())
+
+
+def _is_aside(folder: Path) -> bool:
+    written = folder.name.startswith(".") or folder.name == "__pycache__" or folder.name.endswith(".egg-info")
+    return written or any((folder / mark).exists() for mark in ("pyvenv.cfg", ".lock"))
 
 
 def _below(place: Path) -> list[Path]:

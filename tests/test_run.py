@@ -791,6 +791,25 @@ def test_a_reference_counts_by_what_lies_in_it(tmp_path: Path, monkeypatch: pyte
     assert inputs(str(tmp_path / "two" / "renamed")) != first
 
 
+@pytest.mark.parametrize("kind", ["features", "judge"])
+def test_the_presets_own_networks_count_by_what_is_in_them(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: Script
+) -> None:
+    """Scores of another network are not taken over: neither by --resume nor from the cache of parts. A file in its place counts."""
+    monkeypatch.setattr(presets, "scoring_network", lambda model, kind: tmp_path / kind)
+    for name in ("features", "judge", "given"):
+        (tmp_path / name).write_bytes(b"one")
+
+    def inputs(**given: Any) -> str:
+        return prepare(options(plugins="variant@d8", **given), name="a").rows["variant@d8"].inputs
+
+    first, given, unscored = inputs(), inputs(**{kind: str(tmp_path / "given")}), inputs(weights="random")
+    (tmp_path / kind).write_bytes(b"other")
+    assert inputs() != first
+    assert inputs(**{kind: str(tmp_path / "given")}) == given
+    assert inputs(weights="random") == unscored
+
+
 def test_a_plugins_helper_module_and_data_are_part_of_what_decides(tmp_path: Path) -> None:
     package = tmp_path / "method"
     package.mkdir()

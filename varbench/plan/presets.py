@@ -93,6 +93,11 @@ def asset_folder(name: str) -> Path:
     return Path(str(resources.files("varbench"))) / "assets" / preset(name).spec.name
 
 
+def scoring_network(name: str, kind: str) -> Path:
+    """Where a preset's own network lies, `features` or `judge`, that scores where no file of the user's is to; it need not be there."""
+    return asset_folder(name) / f"{kind}.safetensors"
+
+
 def recipe_folder(assets: Path, recipe: str) -> Path:
     """Where trained weights of a recipe lie, of those that ship in this folder."""
     return assets / "recipes" / recipe.replace("@", "-")

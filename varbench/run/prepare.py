@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from varbench.base.hashing import digest, file_hash, path_hash
@@ -178,6 +179,7 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
             json.dumps(model.to_json(), sort_keys=True),
             *(f"{part} {hashes[part]}" for part in ("main", "vae") if part in hashes),
             *deciding(options),
+            *(f"{kind} {file_hash(path)}" for kind, path in _own_networks(options).items()),
         ]
     )
     ships = {} if options.weights else {row.name: _ships(options.model, row) for row in resolved.rows}
@@ -191,6 +193,12 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
         name=name, options=options, model=model, files=files, hashes=hashes, rows=rows, metrics=resolved.metrics,
         inputs=shared, began=began,
     )  # fmt: skip
+
+
+def _own_networks(options: Options) -> dict[str, Path]:
+    """The preset's own networks, where images are scored and no file is given in their place."""
+    known = {kind: presets.scoring_network(options.model, kind) for kind in ("features", "judge") if options.images}
+    return {kind: path for kind, path in known.items() if getattr(options, kind) is None and path.is_file()}
 
 
 def _with_companions(options: Options, files: dict[str, str]) -> Options:

@@ -122,7 +122,7 @@ class ScoringNetworks:
         return tuple(WeightFile(role=role, name=role, sha256=sha256) for role, sha256 in networks)
 
     def _shipped(self, kind: str) -> Network:
-        return load_network(presets.asset_folder(self._options.model) / f"{kind}.safetensors")
+        return load_network(presets.scoring_network(self._options.model, kind))
 
 
 def imagenet_classes() -> tuple[str, ...]:

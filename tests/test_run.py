@@ -30,15 +30,16 @@ from varbench.measure.strain import Strain
 from varbench.plan import presets
 from varbench.quality.feature_cache import cached_arrays
 from varbench.record import Samples, Status, Verdict, read_record, write_record
-from varbench.rows import UPSTREAM
-from varbench.run import identity, session, timing
+from varbench.record.failure import Failure
+from varbench.rows import FULL, UPSTREAM
+from varbench.run import children, identity, session, timing
 from varbench.run.children import Child, ChildEndedError, Process
 from varbench.run.conduct import Conduct
 from varbench.run.display import Display
 from varbench.run.findings import Looks, Seen, keep
 from varbench.run.inputs import sizes_of
 from varbench.run.kept_parts import KeptParts
-from varbench.run.messages import Done, Oddities, ResolvedPlugin, Scored
+from varbench.run.messages import Done, Job, Oddities, ResolvedPlugin, Scored
 from varbench.run.nursery import Ends
 from varbench.run.prepare import TOGETHER, Run, prepare
 from varbench.run.resume import complete_records, other_settings, set_aside_outdated
@@ -789,6 +790,24 @@ def test_a_reference_counts_by_what_lies_in_it(tmp_path: Path, monkeypatch: pyte
     assert inputs(str(tmp_path / "two" / "renamed")) == first
     (tmp_path / "two" / "renamed" / "a.png").write_bytes(b"other")
     assert inputs(str(tmp_path / "two" / "renamed")) != first
+
+
+def test_images_of_the_full_model_are_found_again_under_its_rows_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: Script
+) -> None:
+    """Which cover the code of its plugin: other code is another full model."""
+    run, jobs = a_run(tmp_path), list[Job]()
+
+    def start(job: Job, **given: Any) -> Any:
+        jobs.append(job)
+        raise ChildEndedError(Failure(status=Status.CRASHED, reason="as told"))
+
+    monkeypatch.setattr(children, "start", start)
+    for inputs in ("one", "other"):
+        run.rows[FULL] = replace(run.rows[FULL], inputs=inputs)
+        with pytest.raises(ChildEndedError), Scorers(run, folder=tmp_path, log=tmp_path / "log") as scorers:
+            scorers.liken(tmp_path, tmp_path)
+    assert [job.full_images for job in jobs] == ["one", "other"]
 
 
 @pytest.mark.parametrize("kind", ["features", "judge"])

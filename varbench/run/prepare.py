@@ -77,8 +77,6 @@ class Run:
     rows: dict[str, RowInRun]
     metrics: tuple[str, ...] = ()
     """Plugins that bring metrics."""
-    inputs: str = ""
-    """Hash of what all rows share."""
     available_memory: int | None = None
     began: int = 0
     """Before any code of a plugin ran, in nanoseconds since 1970: only what lay on disk by then is taken over."""
@@ -191,7 +189,7 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
         rows[asked] = replace(rows[asked], resolved=replace(rows[asked].resolved, failure=failed))
     return Run(
         name=name, options=options, model=model, files=files, hashes=hashes, rows=rows, metrics=resolved.metrics,
-        inputs=shared, began=began,
+        began=began,
     )  # fmt: skip
 
 

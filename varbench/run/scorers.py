@@ -208,7 +208,7 @@ class Scorers:
 
     def _child(self, task: str) -> Child:
         if task not in self._started:
-            job: Job = self._run.job(task=task, full_images=self._run.inputs)
+            job: Job = self._run.job(task=task, full_images=self._run.rows[FULL].inputs)
             self._started[task] = children.start(job, folder=self._folder, log=self._log)
         return self._started[task]
 

@@ -52,6 +52,10 @@ class Script:
     """Plans that a child says it compiled."""
     job: str | None = None
     """What children say they were told to do, where it is something else."""
+    of: str | None = None
+    """The row of whose processes alone this is true."""
+    unsaid: bool = False
+    """Children leave out which plans they compiled."""
     started: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     """Tasks and rows of the children, in order."""
     requests: list[Request] = field(default_factory=list)
@@ -91,11 +95,11 @@ class ScriptedChild:
             return resolved(self.job, manager())
         plans = {row.name: row.plan.digest for row in resolved(_all(self.job), manager()).rows if row.plan}
         return Ready(
-            job=self.script.job or self.job.digest,
+            job=(self.script.job if self.script.of in (None, *self.job.rows[:1]) else None) or self.job.digest,
             environment=environment("cpu"),
             weights={},
             parameters={"main": 10},
-            plans={**plans, **self.script.digests},
+            plans={} if self.script.unsaid else {**plans, **self.script.digests},
             plugin_files={name: files_of(manager().plugin(name)) for name in manager().names()},
             disturbed=self.script.disturbed,
         )

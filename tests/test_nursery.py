@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from varbench.plan import presets
 from varbench.record import Status, encode
 from varbench.run import children, nursery
 from varbench.run.children import Child, ChildEndedError
-from varbench.run.messages import Job, Ready
+from varbench.run.messages import Job, Ready, Resolved
 
 
 @pytest.fixture
@@ -76,6 +77,19 @@ def test_what_is_copied_holds_no_plugin_and_has_computed_nothing(tmp_path: Path)
         [sys.executable, "-P", "-c", textwrap.dedent(code)], env=environment, capture_output=True, check=True
     )
     assert done.stdout.decode() == "([], True, 1)", done.stderr
+
+
+def test_a_child_that_was_told_to_do_something_else_is_not_listened_to(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the file with its job was written over: what scores, trains and resolves is held to its job as subjects are."""
+    asked, other = (replace(job, task="resolving", options=replace(job.options, seed=seed)) for seed in (0, 1))
+    monkeypatch.setattr(
+        children, "write_whole", lambda path, content: path.write_text(json.dumps(encode(other, "job")))
+    )
+    with begun(asked, tmp_path) as child, pytest.raises(ChildEndedError) as ended:
+        child.receive(Resolved)
+    assert f"told to do {other.digest[:12]}, and {asked.digest[:12]} was asked of it" in ended.value.failure.reason
 
 
 @pytest.mark.parametrize(

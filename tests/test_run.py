@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import runs
-from scripted import Script, a_run, conduct, options, scripted
+from scripted import Script, ScriptedChild, a_run, conduct, options, scripted
 
 from varbench import rows
 from varbench.__main__ import main
@@ -39,13 +39,14 @@ from varbench.run.display import Display
 from varbench.run.findings import Looks, Seen, keep
 from varbench.run.inputs import sizes_of
 from varbench.run.kept_parts import KeptParts
-from varbench.run.messages import Done, Job, Oddities, ResolvedPlugin, Scored
+from varbench.run.messages import Done, Job, Oddities, Ready, ResolvedPlugin, Scored
 from varbench.run.nursery import Ends
 from varbench.run.prepare import TOGETHER, Run, prepare
 from varbench.run.resume import complete_records, other_settings, set_aside_outdated
 from varbench.run.scorers import Scorers
 from varbench.run.session import locked
 from varbench.run.side_by_side import side_by_side
+from varbench.run.verify import mismatches
 from varbench.show.entries import blocks_of
 
 # Options
@@ -250,7 +251,7 @@ def test_a_large_preset_trains_nothing_without_data(tmp_path: Path, script: Scri
 # Children
 
 
-def child(code: str, tmp_path: Path, *, timeout: float = 20.0) -> Child:
+def child(code: str, tmp_path: Path, *, timeout: float = 20.0, asked: str | None = None) -> Child:
     """A child that runs this code with `say(message)`; no torch, so that it starts at once."""
     head = (
         "import sys, os\nfrom varbench.run.messages import *\nfrom varbench.record import Status\n"
@@ -264,7 +265,7 @@ def child(code: str, tmp_path: Path, *, timeout: float = 20.0) -> Child:
             stdout=ends.output, stderr=ends.output, start_new_session=True,
         )  # fmt: skip
 
-    return Child(begin, log=tmp_path / "log", timeout=timeout)
+    return Child(begin, log=tmp_path / "log", timeout=timeout, asked=asked)
 
 
 def test_a_child_is_heard_and_its_other_words_are_kept(tmp_path: Path) -> None:
@@ -732,6 +733,59 @@ def test_another_plan_in_a_child_makes_the_row_invalid_with_both_digests(tmp_pat
     reason = "; ".join(records["variant@d8"].validity.reasons)
     assert "000000000000" in reason and plan.digest[:12] in reason
     assert records["variant@d2"].validity.verdict is Verdict.VALID
+
+
+def test_a_plan_that_a_child_does_not_name_is_another_plan(tmp_path: Path, script: Script) -> None:
+    script.unsaid = True
+    execution = conduct(a_run(tmp_path, plugins="variant@d8", quick=True), tmp_path)
+    execution.everything()
+    for record in execution.save_all():
+        assert record.validity.verdict is Verdict.INVALID
+        assert "a child compiled no plan, and" in "; ".join(record.validity.reasons)
+
+
+def test_weights_that_a_child_does_not_name_are_other_weights(tmp_path: Path, script: Script) -> None:
+    """Of the parts that its rows run on; of others, only what it names counts."""
+    files = {"vae": "v", "main": "m", "narrow": "n"}
+    run = replace(a_run(tmp_path, plugins="variant@d8"), files=files, hashes={part: part * 20 for part in files})
+    job = run.job(task="making", rows=("variant@d8",))
+    loaded = ScriptedChild(job, script).receive(Ready)
+
+    def found(**weights: str) -> list[str]:
+        return mismatches(run, run.rows["variant@d8"], replace(loaded, weights=weights), None, asked=job)
+
+    whole = {"vae": "vae" * 20, "main": "main" * 20}
+    assert found(**whole) == []
+    assert found(vae=whole["vae"]) == ["a child loaded no main, and mainmainmain was prepared"]
+    assert found(**whole, narrow="other") == ["a child loaded the narrow other, and narrownarrow was prepared"]
+
+
+def test_the_full_model_alone_is_held_to_its_job_too(tmp_path: Path, script: Script) -> None:
+    """What denominators are held against would say nothing if it ran something else."""
+    script.job, script.of = "1" * 64, FULL
+    execution = conduct(a_run(tmp_path, plugins="variant@d8"), tmp_path)
+    with execution._full_alone(0):
+        pass
+    assert "told to do 111111111111, and" in "; ".join(execution.found[FULL].mismatches)
+
+
+def test_a_childs_first_word_is_its_job_and_no_answer(tmp_path: Path) -> None:
+    code = "import time; say(Told(job='a' * 64)); time.sleep(1); say(Done()); time.sleep(60)"
+    with child(code, tmp_path, asked="a" * 64) as process:
+        heard = time.monotonic()
+        while not process.listen():
+            time.sleep(0.01)
+        assert time.monotonic() - heard > 0.9
+        assert process.receive(Done) == Done()
+
+
+@pytest.mark.parametrize(("first", "named"), [("Told(job='b' * 64)", "bbbbbbbbbbbb"), ("Done()", "nothing it n")])
+def test_a_child_that_does_not_name_its_job_is_ended(tmp_path: Path, first: str, named: str) -> None:
+    words = f"a child was told to do {named}, and aaaaaaaaaaaa was asked of it"
+    with child(f"import time; say({first}); time.sleep(60)", tmp_path, asked="a" * 64) as process:
+        with pytest.raises(ChildEndedError, match=words):
+            process.receive(Done)
+        assert process.exit_code == -signal.SIGKILL
 
 
 def test_other_settings_in_a_child_make_its_rows_invalid_with_both_digests(tmp_path: Path, script: Script) -> None:

@@ -11,7 +11,7 @@ from varbench.base import variables
 from varbench.plan import presets
 from varbench.record import decode
 from varbench.run.channel import Channel
-from varbench.run.messages import Done, Failed, Job
+from varbench.run.messages import Done, Failed, Job, Told
 from varbench.run.reasons import of_exception
 
 
@@ -19,6 +19,8 @@ def main(path: str, reading: int, writing: int) -> int:
     """The exit code. The two numbers are its pipes."""
     job = decode(Job, json.loads(Path(path).read_bytes()), "job")
     channel = Channel(reading, writing)
+    if job.task != "making":
+        channel.send(Told(job=job.digest))
     if job.options.memory_limit is not None:
         _limit_memory(round(job.options.memory_limit * 2**30))
     os.environ[variables.FOLDER] = job.folder

@@ -20,7 +20,7 @@ from varbench.measure.calls import Reply, Request
 from varbench.record import Status, encode
 from varbench.record.failure import Failure, RowError
 from varbench.run import nursery
-from varbench.run.messages import Alive, Failed, Job, Message, from_line, to_line
+from varbench.run.messages import Alive, Failed, Job, Message, Told, from_line, to_line
 from varbench.run.nursery import Ends
 from varbench.run.reasons import of_exit, oom_kills
 
@@ -63,9 +63,12 @@ class Child:
         *,
         log: Path,
         timeout: float,
+        asked: str | None = None,
         on_alive: Callable[[str], None] = lambda text: None,
         on_line: Callable[[str], None] = lambda line: None,
     ) -> None:
+        """`asked` is the digest of its job, which the child has to name before anything else; None expects no such word."""
+        self._asked = asked
         self._timeout, self._on_alive, self._on_line = timeout, on_alive, on_line
         self._kills = oom_kills()
         self._tail: list[str] = []
@@ -143,7 +146,20 @@ class Child:
                 )
 
     def _message(self) -> Any:
-        line = self._line()
+        self._hear_job()
+        return self._decoded(self._line())
+
+    def _hear_job(self) -> None:
+        """Holds a child to its job by its first word; what it was told may have been written over."""
+        if self._asked is None:
+            return
+        asked, self._asked = self._asked, None
+        said = self._decoded(self._line())
+        told = said.job if isinstance(said, Told) else "nothing it named"
+        if told != asked:
+            self._lost(Failure(status=Status.FAILED, reason=not_the_job(told, asked=asked)))
+
+    def _decoded(self, line: bytes) -> Any:
         try:
             return from_line(line)
         except (ValueError, LookupError, TypeError) as error:  # a plugin may write where it should not
@@ -154,6 +170,8 @@ class Child:
         """Takes down what was said so far, without waiting for more; whether `receive` has an answer at once."""
         if not self._lines:
             self._listen(0)
+        if self._lines:
+            self._hear_job()
         return bool(self._lines)
 
     def _line(self) -> bytes:
@@ -254,6 +272,10 @@ def answer_of(job: Job, kind: type[Answer], *, if_it_crashes: str = "") -> Answe
             raise UserError(reason) from error
 
 
+def not_the_job(told: str, *, asked: str) -> str:
+    return f"a child was told to do {told[:12]}, and {asked[:12]} was asked of it"
+
+
 def with_last_line(why: str, stderr: str) -> str:
     return "; ".join([why, *stderr.strip().splitlines()[-1:]])
 
@@ -278,6 +300,7 @@ def start(
         lambda ends: nursery.bear(path, ends, threads=threads),
         log=log,
         timeout=max(job.options.timeout, patience),
+        asked=None if job.task == "making" else job.digest,
         on_alive=on_alive,
         on_line=on_line,
     )

@@ -161,7 +161,7 @@ class Conduct:
             try:
                 job = self.run.job(task="making", rows=(FULL,))
                 child = stack.enter_context(self._child(job, "full-alone"))
-                child.receive(Ready)
+                self._check((FULL,), child.receive(Ready), asked=job)
                 labels = balanced_labels(self.run.options.batch, self.run.model.classes)
                 for _ in range(WARM):  # as a row's own first calls, which do not count either
                     child.make(Request(row=FULL, labels=labels, seed=self.run.options.seed))

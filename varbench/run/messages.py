@@ -65,6 +65,14 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Told:
+    """The first thing that a child says, before any code of a plugin runs in it; a subject says it when it is `Ready`."""
+
+    job: str
+    """Digest of what it was told to do, as it read it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Alive:
     """A sign of life, with how far it is."""
 
@@ -318,7 +326,8 @@ class Done:
 
 
 Message = (
-    Alive
+    Told
+    | Alive
     | Failed
     | Resolved
     | Calibrated

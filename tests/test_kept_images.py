@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from scripted import a_run, conduct
 from test_generators import OPTIONS, TINY
 
 from varbench.base.hashing import file_hash
+from varbench.base.places import cache_folder
 from varbench.measure.calls import Chunk, balanced_labels
 from varbench.quality.images import write_made
 from varbench.run.messages import Begin, Job, Take
@@ -72,3 +74,26 @@ def test_scores_of_an_earlier_run_do_not_stand_for_images_that_are_wanted(tmp_pa
     path.touch()
     assert kept._are_kept("variant@untrained/d8")
     assert conduct(run, tmp_path)._are_kept("variant@untrained/d8"), "where none are wanted, none are missed"
+
+
+def test_the_full_models_images_count_if_they_lay_there_whole_when_the_run_began(tmp_path: Path) -> None:
+    """What another process wrote meanwhile is not what other rows are held against; nor does a file that is cut short cost a row."""
+    job = Job(task="scoring", options=replace(OPTIONS, images=40), model=TINY, full_images="inputs")
+    place = cache_folder("full-images") / "inputs.npz"
+    place.parent.mkdir(parents=True)
+
+    def distance(*, before: int) -> float | None:
+        mine = Scorer(job, SimpleNamespace(alive=lambda text="": None))  # type: ignore[arg-type]
+        mine.begin(Begin(row="a", full=False, before=before))
+        give(mine, tmp_path, 0)
+        give(mine, tmp_path, 20)
+        found = mine.finish(40).distance
+        return None if found is None else found.feature_distance
+
+    began = time.time_ns() - 10**9
+    with open(place, "wb") as file:
+        write_made(file, IMAGES, None)
+    assert distance(before=began) is None
+    assert distance(before=time.time_ns() + 10**9) == 0
+    place.write_bytes(place.read_bytes()[:500])
+    assert distance(before=time.time_ns() + 10**9) is None

@@ -6,11 +6,13 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from varbench.errors import CheckpointError, UserError
 from varbench.plan.presets import asset_folder
 from varbench.quality import extractors, frechet, halves, intervals, libraries, second_opinion
 from varbench.quality.extractors import extract
+from varbench.quality.feature_cache import cached_arrays
 from varbench.quality.folding import folded
 from varbench.quality.judging import CLOSE, Judging
 from varbench.quality.kernel_distance import kernel_distances
@@ -487,6 +490,29 @@ def test_reference_features_are_kept_by_content_and_never_by_name(features, real
     for file in kept:
         file.write_bytes(file.read_bytes()[:500])
     assert distance(real) == first, "a torn file is made again"
+
+
+def test_features_that_were_forged_while_a_run_goes_on_are_computed_again(tmp_path):
+    """What this process has written itself counts, so that every row of a run has them of the first."""
+    made = []
+
+    def kept(*, before):
+        def compute():
+            made.append("features")
+            return {"features": np.ones(3)}
+
+        return cached_arrays("an input", compute=compute, before=before)["features"].sum()
+
+    began = time.time_ns()
+    assert [kept(before=began), kept(before=began)] == [3, 3]
+    assert len(made) == 1
+    (path,) = (tmp_path / "cache" / "varbench" / "features").glob("*.npz")
+    np.savez(path, features=np.zeros(3))
+    os.utime(path, (0, 0))
+    assert kept(before=began) == 3
+    np.savez(path, features=np.zeros(3))
+    time.sleep(0.05)  # times of files are some milliseconds coarse
+    assert kept(before=time.time_ns()) == 0, "what lay there when a run began is taken, as docs/results.md says"
 
 
 def test_without_the_libraries_the_distance_is_ours_and_the_rest_has_a_reason(

@@ -144,12 +144,12 @@ def extract(extractor: Extractor, images: Images) -> Features:
     return found
 
 
-def extract_cached(extractor: Extractor, images: Images, *, content: str) -> Features:
+def extract_cached(extractor: Extractor, images: Images, *, content: str, before: int | None = None) -> Features:
     """As `extract`, kept by the hash of the images' `content` and by the weights: for references, which every row is compared with."""
 
     def compute() -> Arrays:
         found = extract(extractor, images)
         return {"features": found.features_ND, "logits": found.logits_NC}
 
-    stored = cached_arrays("features 2", extractor.name, extractor.sha256, content, compute=compute)
+    stored = cached_arrays("features 2", extractor.name, extractor.sha256, content, compute=compute, before=before)
     return Features(features_ND=stored["features"], logits_NC=stored["logits"])

@@ -329,6 +329,7 @@ def _density_coverage(scoring: _Seen) -> tuple[Score, Score]:
         scoring.extractor.sha256,
         scoring.reference.sha256,
         compute=lambda: {"reaches": reaches(real)},
+        before=scoring.reference.kept_before,
     )["reaches"]
     found = density_coverage(seen, real, reaches_N=reaching)
     of_parts = halves.of_coverages(seen, real, reaching, scoring.parts)

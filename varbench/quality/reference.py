@@ -26,6 +26,8 @@ class Reference:
     images: Images | None = None
     statistics: Gaussian | None = None
     """Of the published Inception's 2,048 features, as the ADM suite's files hold them."""
+    kept_before: int | None = None
+    """When what is kept of it has to have lain there to be taken over, in nanoseconds since 1970; None takes all."""
 
 
 def reference_images(images: Images, *, source: str) -> Reference:
@@ -110,4 +112,4 @@ def reference_features(reference: Reference, extractor: Extractor) -> Features |
     """Features of the reference images, from the cache where this content was seen before; None without images."""
     if reference.images is None:
         return None
-    return extract_cached(extractor, reference.images, content=reference.sha256)
+    return extract_cached(extractor, reference.images, content=reference.sha256, before=reference.kept_before)

@@ -111,6 +111,7 @@ class CleanFid:
             self._extractor.sha256,
             reference.sha256,
             compute=lambda: {"features": self._features(images)},
+            before=reference.kept_before,
         )["features"]
         return float(library.fid.fid_from_feats(found, real))
 

@@ -211,7 +211,7 @@ class Begin:
     upto: int = 0
     """How many images of the row were asked for before, and need not be made again if what was kept of them is whole."""
     before: int = 0
-    """When the run began, in nanoseconds: what lies in `groups` and is newer was not kept by an earlier one."""
+    """When the run began, in nanoseconds: what is newer, in `groups` or the cache, was not kept by an earlier one."""
 
 
 @dataclass(frozen=True, kw_only=True)

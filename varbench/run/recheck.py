@@ -134,7 +134,7 @@ def _rescored(record: Record, run: Run, images: Path) -> Iterator[Rechecked]:
     with tempfile.TemporaryDirectory(prefix="varbench-") as place:
         folder = Path(place)
         with children.start(run.job(task="scoring"), folder=folder, log=folder / "log") as scorer:
-            scorer.ask(Begin(row=row, full=False), Begun)
+            scorer.ask(Begin(row=row, full=False, before=run.began), Begun)
             for some in kept_images(images, at_once=_AT_ONCE):
                 chunk = folder / "chunk.npz"
                 with open(chunk, "wb") as file:

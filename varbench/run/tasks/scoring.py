@@ -9,6 +9,7 @@ import base64
 import contextlib
 import io
 import math
+import zipfile
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from PIL import Image
 
 from varbench.base.hashing import array_hash, file_hash
 from varbench.base.places import cache_folder
-from varbench.base.whole_files import whole_file
+from varbench.base.whole_files import lay_there, whole_file
 from varbench.errors import WrongOutputError
 from varbench.model.checkpoints import build_tokenizer, load_tokenizer
 from varbench.model.tokenizer import Tokenizer
@@ -114,7 +115,7 @@ class Scorer:
     def _new_scoring(self, *, judge: bool = True, second_opinion: bool | None = None) -> Scoring:
         wanted = self._job.options.second_opinion if second_opinion is None else second_opinion
         return Scoring(
-            self._networks.reference,
+            replace(self._networks.reference, kept_before=self._row.before),
             self._networks.extractor,
             side=self._side,
             judge=self._networks.judge if judge else None,
@@ -274,7 +275,8 @@ class Scorer:
         return small, copies.within_real(small)
 
     def _distance(self, images: Images, tokens: Tokens | None) -> Distance | None:
-        """To the full model's images of this run; of an earlier one with the same inputs, where they are not made again."""
+        """To the full model's images of this run; of an earlier one with the same inputs, where they are not made again and what
+        was kept of them can be read."""
         full = self._full or self._stored()
         if full is None:
             return None
@@ -307,9 +309,10 @@ class Scorer:
 
     def _stored(self) -> tuple[Images, Tokens | None] | None:
         place = self._place()
-        if place is None or not place.is_file():
-            return None
-        return read_made(place)
+        with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            if place is not None and lay_there(place, before=self._row.before):
+                return read_made(place)
+        return None
 
     def _floors(self) -> dict[str, Score]:
         """What no method can beat: other real images, and real images through the tokenizer, as many as are scored."""

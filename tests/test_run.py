@@ -42,6 +42,7 @@ from varbench.run.kept_parts import KeptParts
 from varbench.run.messages import Done, Job, Oddities, Ready, ResolvedPlugin, Scored
 from varbench.run.nursery import Ends
 from varbench.run.prepare import TOGETHER, Run, prepare
+from varbench.run.reasons import of_exception
 from varbench.run.resume import complete_records, other_settings, set_aside_outdated
 from varbench.run.scorers import Scorers
 from varbench.run.session import locked
@@ -290,6 +291,29 @@ def test_ends_are_told_apart(tmp_path: Path, code: str, status: Status, words: s
         with pytest.raises(ChildEndedError, match=words) as ended:
             process.ask(Done(), Done)
     assert ended.value.failure.status is status
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "MemoryError"),
+        (RuntimeError("could not create a primitive"), "RuntimeError: could not create a primitive"),
+        (RuntimeError("could not create a memory object"), "RuntimeError: could not create a memory object"),
+    ],
+)
+def test_what_libraries_say_without_memory_is_a_lack_of_memory(error: Exception, words: str) -> None:
+    assert of_exception(error).status is Status.OUT_OF_MEMORY_HOST
+    assert of_exception(error).reason == words
+
+
+@pytest.mark.parametrize("limit", [0.1, 0.02])
+def test_a_limit_that_nothing_fits_below_is_named(limit: float) -> None:
+    """A child may have none left to say what is wrong."""
+    with pytest.raises(UserError, match=rf"a child may take {limit:g} GiB, by --memory-limit: allow it more"):
+        prepare(options(plugins="variant@d8", weights="random", memory_limit=limit), name="a")
+    with pytest.raises(UserError, match="no plugin 'nothing'") as other:
+        prepare(options(plugins="nothing", weights="random", memory_limit=4.0), name="a")
+    assert "--memory-limit" not in str(other.value)
 
 
 @pytest.mark.parametrize("line", ["words", '{"a": 1}', '["Ready", {}]', '["Nothing", {}]', "[1, 2, 3]", '[["a"], 1]'])

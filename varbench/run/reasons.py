@@ -13,7 +13,7 @@ from varbench.record.failure import Failure
 
 _HOST_MEMORY = re.compile(
     r"DefaultCPUAllocator: (can't|not enough)|bad_alloc|Cannot allocate memory|out of memory: .*\bhost\b|"
-    r"could not create a memory object|unable to mmap",
+    r"could not create a (memory object|primitive)|unable to mmap",
     re.IGNORECASE,
 )
 _DEVICE_MEMORY = re.compile(r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
@@ -21,7 +21,7 @@ _DEVICE_MEMORY = re.compile(r"CUDA out of memory|CUDA error: out of memory|CUBLA
 
 def of_exception(error: BaseException) -> Failure:
     """The failure that an exception of a row stands for."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}".removesuffix(": ")
     status = Status.FAILED
     if isinstance(error, WrongOutputError):
         status, text = Status.WRONG_OUTPUT, str(error)

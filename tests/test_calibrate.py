@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import FrozenInstanceError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import models
@@ -13,9 +14,13 @@ from conftest import CommandLine
 from scripted import options
 
 from varbench import rows
+from varbench.__main__ import main
 from varbench.check.bench import given
+from varbench.commands import calibrate as command
+from varbench.engine import calibration
 from varbench.engine.calibration import Calibration, calibrate
 from varbench.engine.pipeline import Pipeline
+from varbench.plan.presets import preset
 from varbench.policies import Parameter, Settings
 from varbench.rows.manager import PluginError
 from varbench.run.fill import fill
@@ -90,6 +95,20 @@ def test_the_command_prints_the_row_to_run(varbench: CommandLine) -> None:
     assert varbench("plan", row).returncode == 0
     shown = json.loads(varbench("calibrate", "scale_window@w1:share=0.5", *random, "--json").stdout)
     assert (shown["row"], shown["path"]) == (row, path)
+
+
+def test_the_command_that_comes_next_can_be_pasted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row may name a file, and so hold what a shell would part."""
+    name = "scale_window@w1:file=with a space"
+    found = SimpleNamespace(row=SimpleNamespace(name=name), parameters={}, asked="a", seconds=1.0, path="b")
+    monkeypatch.setattr(
+        command, "open_pipeline", lambda given, **more: (SimpleNamespace(model=preset("tiny").spec), {})
+    )
+    monkeypatch.setattr(calibration, "calibrate", lambda *given, **more: found)
+    assert main(["calibrate", "scale_window@w1"]) == 0
+    assert f"next: varbench run --plugins '{name}'\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -34,12 +34,12 @@ from varbench.record.failure import Failure
 from varbench.rows import FULL, UPSTREAM
 from varbench.run import children, identity, session, timing
 from varbench.run.children import Child, ChildEndedError, Process
-from varbench.run.conduct import Conduct
+from varbench.run.conduct import PARTS, Conduct
 from varbench.run.display import Display
 from varbench.run.findings import Looks, Seen, keep
 from varbench.run.inputs import sizes_of
 from varbench.run.kept_parts import KeptParts
-from varbench.run.messages import Done, Job, Oddities, Ready, ResolvedPlugin, Scored
+from varbench.run.messages import Ahead, Done, Job, Oddities, Ready, ResolvedPlugin, Scored, Trained
 from varbench.run.nursery import Ends
 from varbench.run.prepare import TOGETHER, Run, prepare
 from varbench.run.reasons import of_exception
@@ -49,6 +49,7 @@ from varbench.run.session import locked
 from varbench.run.side_by_side import side_by_side
 from varbench.run.verify import mismatches
 from varbench.show.entries import blocks_of
+from varbench.show.forecast import Forecast, as_text, forecast
 
 # Options
 
@@ -640,6 +641,34 @@ def test_a_later_run_measures_anew_only_what_may_differ(tmp_path: Path, script: 
     # Other inputs (here: more rounds), or --fresh, and nothing of it is taken.
     assert looks("c", rounds=3) == 5
     assert looks("d", fresh=True) == 5
+
+
+def test_a_dry_run_leaves_out_the_time_of_what_earlier_runs_have_left(tmp_path: Path, script: Script) -> None:
+    def foreseen(folder: str, *, trained: str = "1", **given: Any) -> Forecast:
+        ahead = Ahead(
+            origins={"variant@progressive": "shipped"}, hashes={"variant@progressive": {"main": trained, "vae": "2"}}
+        )
+        return forecast(a_run(tmp_path / folder, plugins="variant@d8", **given), tmp_path / folder, {}, weights=ahead)
+
+    new = foreseen("new")
+    first = conduct(a_run(tmp_path / "first", plugins="variant@d8"), tmp_path / "first")
+    first.everything()
+    again = foreseen("again")
+    assert {row.row: row.cached for row in again.rows} == dict.fromkeys(first.run.rows, ("memory",))
+    assert "memory cached" in as_text(again) and "cached" not in as_text(new)
+    assert again.processes < new.processes
+    assert again.seconds is not None and new.seconds is not None and again.seconds < new.seconds
+    assert {row.cached for row in foreseen("fresh", fresh=True).rows} == {()}
+
+    # Parts of trained weights are those of the same hashes.
+    given = {"weights": None, "images": 40}
+    trained = Trained(training=None, files={}, hashes={"main": "1", "vae": "2"})
+    odd = Oddities(repeated=0, copied=None, undecoded=None)
+    scored = Scored(quality=None, distance=None, samples=Samples(), weights=(), oddities=odd)
+    there = KeptParts(a_run(tmp_path / "trained", plugins="variant@d8", **given), tmp_path / "trained" / PARTS)
+    there.write(Seen(scored=scored), "variant@d8", trained=trained)
+    assert [row.cached for row in foreseen("trained", **given).rows if row.row == "variant@d8"] == [("quality",)]
+    assert {row.cached for row in foreseen("trained", trained="other", **given).rows} == {()}
 
 
 def test_an_interrupted_run_goes_on_with_what_it_had(tmp_path: Path, script: Script) -> None:

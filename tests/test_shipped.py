@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from test_training_recipes import STEPS, given  # noqa: F401  the fixture
 
 from varbench import rows
 from varbench.__main__ import main
+from varbench.base.hashing import file_hash
 from varbench.data.shapes import Shapes
 from varbench.errors import CheckpointError
 from varbench.model.state_files import read_record, read_state
@@ -24,8 +26,9 @@ from varbench.plan import presets
 from varbench.policies import TrainStep
 from varbench.run.findings import Seen
 from varbench.run.kept_parts import KeptParts
-from varbench.run.messages import Trained
+from varbench.run.messages import Job, Trained
 from varbench.run.prepare import prepare
+from varbench.run.tasks import training
 from varbench.show.entries import blocks_of
 from varbench.show.training_notes import training_notes
 from varbench.train import recipes
@@ -123,6 +126,23 @@ def test_a_dry_run_says_which_recipes_ship(capsys: pytest.CaptureFixture[str], t
     assert main(wanted) == 0
     told = capsys.readouterr().out
     assert "weights that ship: variant@progressive; to be trained: fixed_ratio@p10" in told
+
+
+def test_weights_that_lie_ready_are_told_with_their_hashes() -> None:
+    """By which a dry run finds what earlier runs have measured of them."""
+    files = {part: str(path) for part, path in presets.shipped_files("tiny").items()}
+    row, said = "variant@d8", list[Any]()
+    job = Job(
+        task="training",
+        options=options(plugins=row),
+        model=presets.preset("tiny").spec,
+        rows=(row,),
+        files=files,
+        look_only=True,
+    )
+    training.run(job, SimpleNamespace(send=said.append))  # type: ignore[arg-type]
+    main = file_hash(presets.recipe_files("tiny", "variant@progressive")["main"])
+    assert [(found.origins, found.hashes[row]["main"]) for found in said] == [({row: "shipped"}, main)]
 
 
 def test_other_seeds_and_steps_have_nothing_that_ships() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     pipe, _ = open_pipeline(given_in(args, *OF_MODEL), heads=args.heads)
     found = calibrate(rows.resolve(args.row, pipe.model, manager=manager), pipe, manager=manager)
     print(json.dumps(_as_json(found), indent=1) if args.json else "\n".join(_lines(found)))
-    print(f"next: varbench run --plugins {found.row.name}", file=sys.stderr)
+    print(f"next: varbench run --plugins {shlex.quote(found.row.name)}", file=sys.stderr)
     return 0
 
 

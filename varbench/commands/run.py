@@ -108,12 +108,12 @@ def _looked_at(run: Run) -> Run:
 
 
 def _forecast(runs: list[Run], out: Path, *, as_json: bool) -> int:
-    from varbench.run.prepare import origins
+    from varbench.run.prepare import ahead
     from varbench.run.resume import complete_records
     from varbench.show import forecast
 
     done = [complete_records(this, out) if out.is_dir() else {} for this in runs]
-    found = [forecast.forecast(this, out, known, weights=origins(this)) for this, known in zip(runs, done, strict=True)]
+    found = [forecast.forecast(this, out, known, weights=ahead(this)) for this, known in zip(runs, done, strict=True)]
     if as_json:
         print(json.dumps([asdict(one) for one in found] if len(found) > 1 else asdict(found[0]), indent=1))
     else:

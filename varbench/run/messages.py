@@ -166,9 +166,11 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class Ahead:
-    """By row, where its weights lie ready: `shipped` or `cache`; None where they would have to be trained."""
+    """Of each row that trains, where its weights lie ready: `shipped` or `cache`; None where they would have to be trained."""
 
     origins: dict[str, str | None]
+    hashes: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Of the weights that lie ready, by part, as `Trained` has them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -208,13 +208,16 @@ def _with_companions(options: Options, files: dict[str, str]) -> Options:
     return replace(options, companion=(*options.companion, *brought))
 
 
-def origins(run: Run) -> dict[str, str | None]:
-    """By recipe, where its weights lie ready; None where they would have to be trained."""
+def ahead(run: Run) -> Ahead:
+    """By recipe, where its weights lie ready, and what they are."""
     trained = {weights.key: weights.trains for weights in run.weight_sets if weights.trains is not None}
     if not trained:
-        return {}
+        return Ahead(origins={})
     found = children.answer_of(run.job(task="training", rows=tuple(trained.values()), look_only=True), Ahead)
-    return {key: found.origins[row] for key, row in trained.items()}
+    return Ahead(
+        origins={key: found.origins[row] for key, row in trained.items()},
+        hashes={key: found.hashes[row] for key, row in trained.items() if row in found.hashes},
+    )
 
 
 def _calibrated(resolved: Resolved, options: Options, model: ModelSpec) -> Calibrated:

@@ -10,7 +10,11 @@ from varbench.measure.environment import environment
 from varbench.plan.cost import predict, work
 from varbench.record import Record
 from varbench.record.option_forms import in_words
+from varbench.run.conduct import PARTS
+from varbench.run.findings import Looks, Seen
 from varbench.run.fits import misfits
+from varbench.run.kept_parts import KeptParts
+from varbench.run.messages import Ahead, Trained
 from varbench.run.prepare import Run, hardware_like
 from varbench.run.session import parts
 from varbench.show import formatting
@@ -28,6 +32,8 @@ class ForecastRow:
     call_seconds: float | None
     done: bool
     """Whether its record is there, complete and of the same inputs."""
+    cached: tuple[str, ...]
+    """What an earlier run on this machine has left of it, and is taken over: `quality`, `memory`."""
     trouble: str | None
 
 
@@ -43,11 +49,12 @@ class Forecast:
     out: str
 
 
-def forecast(run: Run, out: Path, done: dict[str, Record], *, weights: dict[str, str | None]) -> Forecast:
+def forecast(run: Run, out: Path, done: dict[str, Record], *, weights: Ahead) -> Forecast:
     options = run.options
     hardware = hardware_like("cpu", environment("cpu").cores) if options.device == "cpu" else None
     full: int | None = None
     too_large = misfits(run, free=run.available_memory) if options.device == "cpu" else {}
+    cached = {name: () if name in done else _cached(run, name, out, weights) for name in run.rows}
     lines, seconds = [], 0.0
     for name, row in run.rows.items():
         failure = row.resolved.failure
@@ -59,9 +66,10 @@ def forecast(run: Run, out: Path, done: dict[str, Record], *, weights: dict[str,
             if hardware is not None:
                 call = predict(counted, hardware).total
         if call is not None and name not in done:
-            images = options.images if run.is_scored(name) else 0
+            images = options.images if run.is_scored(name) and "quality" not in cached[name] else 0
+            looks = 0 if "memory" in cached[name] else 10
             timed = 1.5 * options.count * call + 4 * call  # the fewest pairs; a noisy machine takes more
-            seconds += run.rounds_of(name) * timed + 10 * call + images / options.batch * call
+            seconds += run.rounds_of(name) * timed + looks * call + images / options.batch * call
         lines.append(
             ForecastRow(
                 row=name,
@@ -69,18 +77,44 @@ def forecast(run: Run, out: Path, done: dict[str, Record], *, weights: dict[str,
                 share=share,
                 call_seconds=call,
                 done=name in done,
+                cached=cached[name],
                 trouble=failure.reason if failure else too_large.get(name),
             )
         )
-    processes = sum(parts(run).values())
+    ready = [one for one in run.weight_sets if all(name in done or _is_known(run, name, cached) for name in one.rows)]
+    processes = sum(parts(run).values()) - (0 if options.quick else len(ready))
     return Forecast(
         title=f"{options.model}, {', '.join(in_words(options))}",
         rows=tuple(lines),
         processes=processes,
-        weights=weights,
+        weights=weights.origins,
         seconds=seconds + _START_SECONDS * processes if seconds else None,
         out=str(out),
     )
+
+
+def _cached(run: Run, name: str, out: Path, weights: Ahead) -> tuple[str, ...]:
+    """What need not be made again. Parts of trained weights are known by the hashes of these, once they are trained."""
+    row, trained = run.rows[name].resolved, None
+    if row.failure is not None:
+        return ()
+    if row.weight_set in weights.origins:
+        if row.weight_set not in weights.hashes:
+            return ()
+        trained = Trained(training=None, files={}, hashes=weights.hashes[row.weight_set])
+    kept = KeptParts(run=run, folder=out / PARTS)
+    # Images that are to be kept are made again, whatever is known of them.
+    wanted: dict[str, type] = {"quality": Seen} if run.is_scored(name) and run.options.keep_images is None else {}
+    wanted |= {} if run.options.quick else {"memory": Looks}
+    return tuple(
+        what
+        for what, kind in wanted.items()
+        if kept.read(kind, name, trained=trained) or kept.of_machine(kind, name, trained=trained)
+    )
+
+
+def _is_known(run: Run, name: str, cached: dict[str, tuple[str, ...]]) -> bool:
+    return "memory" in cached[name] and ("quality" in cached[name] or not run.is_scored(name))
 
 
 def as_text(found: Forecast) -> str:
@@ -92,7 +126,8 @@ def as_text(found: Forecast) -> str:
             row.weights,
             "-" if row.share is None else f"{row.share:.0%}",
             "-" if row.call_seconds is None else formatting.seconds(row.call_seconds),
-            row.trouble or ("there already" if row.done else ""),
+            row.trouble
+            or ("there already" if row.done else f"{' and '.join(row.cached)} cached" if row.cached else ""),
         )
         for row in found.rows
     ]

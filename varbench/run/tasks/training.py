@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,20 @@ from varbench.run.channel import Channel
 from varbench.run.messages import Ahead, Job, Trained
 from varbench.train.budgets import GENERATOR, QUICK_GENERATOR, QUICK_STEPS, recipe_budget
 from varbench.train.generators import generator_ahead, generator_weights, trained_generator
-from varbench.train.recipes import recipe_weights, weights_ahead
+from varbench.train.recipes import RecipeWeights, recipe_weights, weights_ahead
 from varbench.train.section import section
 from varbench.train.shipped import shipped_with
 
 
 def run(job: Job, channel: Channel) -> None:
     if job.look_only:
-        channel.send(Ahead(origins={name: _ahead(job, name) for name in job.rows}))
+        found = {name: _ahead(job, name) for name in job.rows}
+        channel.send(
+            Ahead(
+                origins={name: None if ready is None else ready.origin for name, ready in found.items()},
+                hashes={name: _hashes(ready.files) for name, ready in found.items() if ready is not None},
+            )
+        )
         return
     (name,) = job.rows
     row, given = asked(job, name)
@@ -35,9 +42,13 @@ def run(job: Job, channel: Channel) -> None:
             training=None if done.record is None else section(done, recipe=row.recipe_name, model=job.model.name),
             note=done.note,
             files={part: str(path) for part, path in done.files.items()},
-            hashes={part: file_hash(path) for part, path in done.files.items()},
+            hashes=_hashes(done.files),
         )
     )
+
+
+def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
+    return {part: file_hash(path) for part, path in files.items()}
 
 
 def asked(job: Job, name: str) -> tuple[Row, dict[str, Any]]:
@@ -65,7 +76,6 @@ def _own(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     return {**same, "budget": budget, "main": given["pretrained"]["main"]}
 
 
-def _ahead(job: Job, name: str) -> str | None:
+def _ahead(job: Job, name: str) -> RecipeWeights | None:
     row, given = asked(job, name)
-    found = generator_ahead(row, **_own(job, given)) if trained_generator(row) else weights_ahead(row, **given)
-    return None if found is None else found.origin
+    return generator_ahead(row, **_own(job, given)) if trained_generator(row) else weights_ahead(row, **given)

@@ -23,6 +23,7 @@ from scripted import Script, ScriptedChild, a_run, conduct, options, scripted
 
 from varbench import rows
 from varbench.__main__ import main
+from varbench.base.termination import terminated_as_interrupted
 from varbench.errors import UserError
 from varbench.measure.calls import Request
 from varbench.measure.speed import Pair, SpeedRound
@@ -32,7 +33,7 @@ from varbench.quality.feature_cache import cached_arrays
 from varbench.record import Samples, Status, Verdict, read_record, write_record
 from varbench.record.failure import Failure
 from varbench.rows import FULL, UPSTREAM
-from varbench.run import children, identity, session, timing
+from varbench.run import children, identity, timing
 from varbench.run.children import Child, ChildEndedError, Process
 from varbench.run.conduct import PARTS, Conduct
 from varbench.run.display import Display
@@ -728,10 +729,15 @@ def test_what_is_written_while_a_run_goes_on_is_not_taken_for_measured(tmp_path:
     assert kept is not None and kept.first_call == 99.0
 
 
-def test_sigterm_interrupts_as_ctrl_c_does() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), session._terminated_as_interrupted():
-        signal.raise_signal(signal.SIGTERM)
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])
+def test_sigterm_interrupts_as_ctrl_c_does(ctrl_c: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where that is switched off too, as for a job in the background."""
+    before, usual = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, ctrl_c)
+    try:
+        with pytest.raises(KeyboardInterrupt), terminated_as_interrupted():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, usual)
     assert signal.getsignal(signal.SIGTERM) == before
 
 

@@ -11,13 +11,16 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from varbench.__main__ import main
 from varbench.base import whole_files
+from varbench.commands import train as train_command
 from varbench.data.shapes import Shapes
 from varbench.errors import CheckpointError, UserError
 from varbench.model.tokenizer import Tokenizer
@@ -227,6 +230,7 @@ def test_a_recipe_has_sixty_thousand_images_and_a_short_one_takes_those_it_sees(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 sys.path.insert(0, {tests!r})
 import test_training as t
 import torch
@@ -300,6 +304,23 @@ def test_ctrl_c_saves_the_step_it_comes_in(tokenizer: Tokenizer, tokens: TokenSe
     resumed, _ = trained(tokenizer, tokens, tmp_path, checkpoints=rare)
     whole, _ = trained(tokenizer, tokens, tmp_path / "whole")
     assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_training_that_is_terminated_ends_as_by_ctrl_c_with_the_command_that_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As batch systems and containers end a program."""
+
+    def terminated(*given: Any) -> int:
+        with ctrl_c_waits() as noted:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert noted(), "the step is finished and saved"
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_command, "_transformer", terminated)
+    monkeypatch.setattr(sys, "argv", ["varbench", "train", "base", "--out", "with a space"])
+    assert main(sys.argv[1:]) == 130
+    assert "go on from here with: varbench train base --out 'with a space'\n" in capsys.readouterr().err
 
 
 def test_ctrl_c_twice_is_not_kept_waiting() -> None:

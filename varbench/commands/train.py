@@ -70,6 +70,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from varbench.base.termination import terminated_as_interrupted
     from varbench.record.option_forms import given_in
     from varbench.run.defaults import filled_in
     from varbench.train.ranks import own_device
@@ -92,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
         "narrow": _transformer,
     }
     try:
-        return verb.get(args.what, _recipe)(args, data)
+        with terminated_as_interrupted():
+            return verb.get(args.what, _recipe)(args, data)
     except KeyboardInterrupt:
         if args.what not in ("features", "judge"):  # they take minutes, and begin again
             print(f"go on from here with: {_command()}", file=sys.stderr)

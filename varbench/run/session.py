@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from varbench.base.termination import terminated_as_interrupted
 from varbench.errors import UserError
 from varbench.record import Record, Status
 from varbench.record.option_forms import in_words, settings
@@ -47,7 +47,7 @@ def _carry_out(
     found = complete_records(run, out) if resume else {}
     if resume:
         _say_what_is_there(run, out, len(found), others=others)
-    with shown(parts(run)) as display, _terminated_as_interrupted(), contextlib.ExitStack() as cleanup:
+    with shown(parts(run)) as display, terminated_as_interrupted(), contextlib.ExitStack() as cleanup:
         conduct: Conduct | Dispatch
         if run.options.executor == "ray":
             from varbench.run.spread.on_ray import RayCluster
@@ -133,17 +133,3 @@ def _say_what_is_there(run: Run, out: Path, complete: int, *, others: Sequence[R
             "To keep runs apart choose another --out",
             file=sys.stderr,
         )
-
-
-@contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Handles SIGTERM like Ctrl-C, so that it too ends with the command that resumes the run."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

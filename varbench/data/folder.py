@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from varbench.base.hashing import digest, file_hash
 from varbench.data.image_set import Indices
 from varbench.errors import UserError
 
@@ -42,11 +43,11 @@ class ImageFolder:
     @cached_property
     def fingerprint(self) -> str:
         """Of every file's content: a folder changed in place is another data set."""
-        digest = hashlib.sha256(f"folder 1, side {self.side}".encode())
+        hashed = hashlib.sha256(f"folder 1, side {self.side}".encode())
         for path in self.files:
-            digest.update(f"\n{path.relative_to(self.root).as_posix()} ".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-        return digest.hexdigest()
+            hashed.update(f"\n{path.relative_to(self.root).as_posix()} ".encode())
+            hashed.update(bytes.fromhex(file_hash(path)))
+        return hashed.hexdigest()
 
     def labels(self, indices: Indices) -> NDArray[np.int64]:
         return np.array([self.file_labels[index] for index in self._checked(indices)], dtype=np.int64)
@@ -155,4 +156,4 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 def _order(relative: Path) -> str:
     """An order that has nothing to do with how files are named, and is the same on every machine."""
-    return hashlib.sha256(relative.as_posix().encode()).hexdigest()
+    return digest([relative.as_posix()])

@@ -8,9 +8,6 @@ Figures are signed distances to their outline, in pixels, evaluated at pixel cen
 outline is blended, which is the anti-aliasing. Shape letters: N images, S side.
 """
 
-# numpy types its element-wise functions as Any.
-# mypy: disable-error-code="no-any-return"
-
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -196,7 +193,10 @@ def _latents(indices: NDArray[np.int64], draws: NDArray[np.float64]) -> Latents:
 def _rgb(hue: NDArray[np.float64], saturation: NDArray[np.float64], value: NDArray[np.float64]) -> NDArray[np.float64]:
     """HSV to RGB, (N, 3) in [0, 1]; the hue wraps."""
     sector = (hue[:, None] * 6 + np.array([5.0, 3.0, 1.0])) % 6
-    return value[:, None] * (1 - saturation[:, None] * np.clip(np.minimum(sector, 4 - sector), 0, 1))
+    rgb: NDArray[np.float64] = value[:, None] * (
+        1 - saturation[:, None] * np.clip(np.minimum(sector, 4 - sector), 0, 1)
+    )
+    return rgb
 
 
 def _render(latents: Latents, grain_NSS: Floats, side: int) -> NDArray[np.uint8]:
@@ -247,6 +247,12 @@ def _box(u: Floats, v: Floats, half_width: float, half_height: float) -> Floats:
     return np.maximum(np.abs(u) - half_width, np.abs(v) - half_height)
 
 
+def _overlap(one: Floats, other: Floats) -> Floats:
+    """What lies within both."""
+    both: Floats = np.maximum(one, other)
+    return both
+
+
 def _disc(u: Floats, v: Floats) -> Floats:
     return np.sqrt(u * u + v * v) - 0.95
 
@@ -261,7 +267,7 @@ def _square(u: Floats, v: Floats) -> Floats:
 
 def _triangle(u: Floats, v: Floats) -> Floats:
     slope = np.float32(np.sqrt(3) / 2)
-    return np.maximum(v - 0.62, slope * np.abs(u) - 0.5 * (v + 0.95))
+    return _overlap(v - 0.62, slope * np.abs(u) - 0.5 * (v + 0.95))
 
 
 def _cross(u: Floats, v: Floats) -> Floats:
@@ -272,17 +278,18 @@ def _star(u: Floats, v: Floats) -> Floats:
     """Ten equal edges: fold the plane into one tenth, where the outline is a line from a tip to an inner corner."""
     fifth, tip, inner = np.pi / 5, 1.0, 0.44
     angle = np.arctan2(u, -v)
-    folded = np.abs((angle + fifth) % (2 * fifth) - fifth)
+    folded: Floats = np.abs((angle + fifth) % (2 * fifth) - fifth)
     length = np.sqrt(u * u + v * v)
     corner = np.array([inner * np.cos(fifth), inner * np.sin(fifth)])
     normal = np.array([corner[1], tip - corner[0]]) / np.hypot(corner[1], tip - corner[0])
-    return (normal[0] * (length * np.cos(folded) - tip) + normal[1] * length * np.sin(folded)).astype(np.float32)
+    distance: Floats = normal[0] * (length * np.cos(folded) - tip) + normal[1] * length * np.sin(folded)
+    return distance.astype(np.float32)
 
 
 def _stripes(u: Floats, v: Floats) -> Floats:
     """Three bars with gaps as wide as they are."""
     pitch = 2 * _HALF_SIDE / 2.5
-    return np.maximum(_square(u, v), np.abs((v + pitch / 2) % pitch - pitch / 2) - pitch / 4)
+    return _overlap(_square(u, v), np.abs((v + pitch / 2) % pitch - pitch / 2) - pitch / 4)
 
 
 def _checks(u: Floats, v: Floats) -> Floats:
@@ -291,11 +298,11 @@ def _checks(u: Floats, v: Floats) -> Floats:
     du = cell / 2 - np.abs((u + cell) % (2 * cell) - cell)
     dv = cell / 2 - np.abs((v + cell) % (2 * cell) - cell)
     filled = np.where(du * dv > 0, -1, 1) * np.minimum(np.abs(du), np.abs(dv))
-    return np.maximum(_square(u, v), filled)
+    return _overlap(_square(u, v), filled)
 
 
 def _crescent(u: Floats, v: Floats) -> Floats:
-    return np.maximum(_disc(u, v), 0.78 - np.sqrt((u - 0.42) ** 2 + v * v))
+    return _overlap(_disc(u, v), 0.78 - np.sqrt((u - 0.42) ** 2 + v * v))
 
 
 def _nested_squares(u: Floats, v: Floats) -> Floats:

@@ -135,7 +135,7 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Own pass, own child. A device figure is null on a CPU, a host figure on a GPU."""
+    """Of calls of their own, in the process that made the row's images. A device figure is null on a CPU, a host figure on a GPU."""
 
     batch: int = entry("images a call, as in the plan")
     weights_bytes: int | None = entry("by storage, counted once", absent="not measured")

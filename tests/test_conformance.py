@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,6 +38,7 @@ from varbench.__main__ import main
 from varbench.check import check, invariants
 from varbench.check.allocations import contents
 from varbench.check.small_model import SPEC
+from varbench.check.twins import alike
 from varbench.check.untouched import Originals, strangers
 from varbench.engine.cache import State
 from varbench.errors import UserError
@@ -1431,6 +1433,77 @@ def test_a_lying_generator_is_caught(liar: type[Blobs], invariants: set[str]) ->
 )
 def test_an_honest_plugin_passes(plugin: Any) -> None:
     assert not check(plugin)
+
+
+def ran(plugin: Any) -> list[str]:
+    """The rows that the kit runs of it."""
+    rows: list[str] = []
+    found = check(plugin, only={"runs"}, progress=lambda row, *more: rows.append(row))
+    assert [finding.invariant for finding in found] in ([], ["runs"])
+    return rows
+
+
+@pytest.mark.parametrize(("plugin", "rows"), [("dmoe", 6), ("actvar", 4), ("skipvar", 1), ("h2o", 4)])
+def test_of_rows_that_nothing_tells_apart_on_random_weights_one_is_run(plugin: str, rows: int) -> None:
+    """Of recipes of one method, and of points that differ only by what calibration finds."""
+    assert len(ran(plugin)) == rows
+    assert not any("@untrained/" in row or "@frozen/" in row for row in ran(plugin))
+
+
+@pytest.mark.parametrize("how", ["attribute", "closure", "inner"])
+def test_a_recipe_by_which_a_policy_answers_otherwise_is_run(how: str) -> None:
+    """Though its plan is the other's."""
+
+    class Recipes(CachePlugin):
+        def varbench_settings(self, model: Any) -> Settings:
+            return Settings(points=("half",), recipes=("good", "bad"))
+
+        def varbench_cache_strategy(self, setting: Any, model: Any) -> Any:
+            def answer(*given: Any, **where: Any) -> Any:
+                if bad:
+                    raise RuntimeError("of this recipe it fails")
+                return KeepsHalf.pick(policy, *given, **where)
+
+            bad, policy = setting.recipe == "bad", KeepsHalf(model)
+            if how == "closure":
+                policy.pick = answer  # type: ignore[method-assign]
+                return policy
+            told = Told(model)
+            told.told = {"how": (setting.recipe,)} if how == "attribute" else SimpleNamespace(recipe=setting.recipe)
+            return told
+
+        def varbench_training_schedule(self, setting: Any, model: Any) -> Any:
+            return None
+
+    class Told(KeepsHalf):
+        told: Any
+
+        def pick(self, *given: Any, **where: Any) -> Any:
+            if "bad" in repr(self.told):
+                raise RuntimeError("of this recipe it fails")
+            return super().pick(*given, **where)
+
+    (finding,) = check(Recipes(), name="recipes", only={"runs"})
+    assert finding.row == "recipes@bad" and "of this recipe it fails" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (KeepsHalf(SPEC), KeepsHalf(SPEC), True),
+        (KeepsHalf(SPEC), KeepsHeaviest(SPEC), False),
+        (KeepsHalf(SPEC).pick, KeepsHalf(SPEC).pick, True),
+        (lambda: 1, lambda: 1, False),
+        ([1, {"a": torch.ones(2)}], [1, {"a": torch.ones(2)}], True),
+        ([1, {"a": torch.ones(2)}], [1, {"a": torch.zeros(2)}], False),
+        (1, True, False),
+        (np.arange(2), np.arange(2), True),
+        (random.Random(1), random.Random(2), False),
+        ({1, 2}, {1, 2}, False),  # what cannot be seen into is another one
+    ],
+)
+def test_what_is_alike_is_the_same_in_all_it_holds(one: Any, other: Any, same: bool) -> None:
+    assert alike(one, other) is same
 
 
 def test_masked_arrays_of_numpy_are_looked_at_as_arrays() -> None:

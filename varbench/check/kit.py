@@ -11,6 +11,7 @@ import torch
 
 from varbench.check import guided_branches, lessons, parts_of_ffn, sameness, tampering, work
 from varbench.check import held_memory as memory
+from varbench.check import lessons, parts_of_ffn, sameness, tampering, twins, work
 from varbench.check.bench import Bench, given, installed
 from varbench.check.decided_ways import decided_as_declared
 from varbench.check.host_looks import asks_nothing_of_the_host
@@ -171,7 +172,7 @@ class _Check:
         if not subjects:
             return
         ran = []
-        for subject in _distinct(subjects):
+        for subject in twins.distinct(subjects):
             found = list(self._of_row(subject))
             yield from found
             if not any(finding.invariant == RUNS for finding in found):
@@ -230,16 +231,3 @@ class _Check:
 
 def _plugins(text: str) -> list[str]:
     return [re.split(r"[@:]", part)[0] for row in text.split(",") for part in row.split("+")]
-
-
-def _distinct(subjects: Sequence[UnderTest]) -> Iterator[UnderTest]:
-    """Rows that execute different plans; recipes differ in weights, which here are random. Rows that pick by content all
-    run, and so do those that replace the loop."""
-    seen: set[str] = set()
-    for subject in subjects:
-        if not isinstance(subject, PlannedRow):
-            yield subject
-            continue
-        if subject.plan.picks or subject.plan.digest not in seen:
-            yield subject
-        seen.add(subject.plan.digest)

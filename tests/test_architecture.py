@@ -8,6 +8,7 @@ import tomllib
 from collections import Counter
 from graphlib import TopologicalSorter
 from importlib.metadata import entry_points
+from itertools import chain
 from pathlib import Path
 
 import varbench
@@ -73,13 +74,21 @@ def test_there_is_no_circle() -> None:
 def test_names_occur_once() -> None:
     names = Counter(name.rpartition(".")[2] for name in modules() if not name.startswith("commands."))
     assert [name for name, count in names.items() if count > 1] == []
-    classes = Counter(
-        node.name
-        for path in modules().values()
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
-    )
-    assert [name for name, count in classes.items() if count > 1] == []
+    trees = [ast.parse(path.read_text()) for path in modules().values()]
+    classes = [node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    types = Counter(name for name in (*classes, *chain.from_iterable(map(aliases, trees))) if not name.startswith("_"))
+    assert [name for name, count in types.items() if count > 1] == []
+
+
+def aliases(tree: ast.Module) -> list[str]:
+    """Names of types that a module makes of others. A type variable stands for any, and is no type."""
+    made = [node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)]
+    return [
+        name
+        for node in made
+        if (name := ast.unparse(node.targets[0])).strip("_")[0].isupper() and not name.isupper()
+        if not ast.unparse(node.value).startswith("TypeVar(")
+    ]
 
 
 def test_the_listing_is_short() -> None:

@@ -20,17 +20,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from varbench.check import stand_ins
-from varbench.plan.steps import CacheUse, LayerCall, Plan, Segment, SlotKey, Step, SubLayer
+from varbench.plan.steps import CacheUse, LayerCall, Place, Plan, Segment, SlotKey, Step, SubLayer
 from varbench.policies import StoredForm, SubLayerName
 from varbench.rows.grammar import Row
 
 _ATTENTION, _NORM = F.scaled_dot_product_attention, F.layer_norm
 NEAR = 1e-3
 """A sub-layer's output that is had by subtraction may differ by this from the one that was added."""
-
-
-Place = tuple[SlotKey, int]
-"""A slot, and which group of its heads."""
 
 
 class Look(TorchFunctionMode):

@@ -9,9 +9,8 @@ from time import perf_counter
 
 import torch
 
-from varbench.check import guided_branches, lessons, parts_of_ffn, sameness, tampering, work
+from varbench.check import guided_branches, lessons, parts_of_ffn, sameness, tampering, twins, work
 from varbench.check import held_memory as memory
-from varbench.check import lessons, parts_of_ffn, sameness, tampering, twins, work
 from varbench.check.bench import Bench, given, installed
 from varbench.check.decided_ways import decided_as_declared
 from varbench.check.host_looks import asks_nothing_of_the_host
@@ -26,7 +25,7 @@ OfPlanned = Callable[[PlannedRow], Iterator[str]]
 OfRow = Callable[[UnderTest], Iterator[str]]
 OfMethod = Callable[[Sequence[UnderTest]], Iterator[str]]
 
-Progress = Callable[[str, str, bool, float], None]
+OnChecked = Callable[[str, str, bool, float], None]
 """Is told a row, an invariant that was checked on it, whether it is kept, and the seconds that it took."""
 
 OF_ANSWERS: tuple[OfPlanned, ...] = (sameness.picks_are_places, sameness.inputs_untouched)
@@ -113,7 +112,7 @@ def check(
     only: Collection[str] | None = None,
     without: Collection[str] = (),
     model: ModelSpec = SPEC,
-    progress: Progress | None = None,
+    progress: OnChecked | None = None,
 ) -> list[Finding]:
     """Broken promises of a method; an empty list is a pass.
 
@@ -145,7 +144,7 @@ def _silent(row: str, invariant: str, kept: bool, seconds: float) -> None:
 
 class _Check:
     def __init__(
-        self, bench: Bench, text: str, without: frozenset[str], progress: Progress, originals: Originals
+        self, bench: Bench, text: str, without: frozenset[str], progress: OnChecked, originals: Originals
     ) -> None:
         self._originals = originals
         self._bench, self._text, self._without, self._progress = bench, text, without, progress

@@ -17,10 +17,7 @@ from varbench.engine.storages import Storages
 from varbench.model.fused import put
 from varbench.model.transformer import Attention
 from varbench.plan.state import Branches, Needed, of_attention
-from varbench.plan.steps import MIXED, Accounting, CacheUse, Segment, SlotKey, total
-
-Place = tuple[SlotKey, int]
-"""A slot, and which group of its heads."""
+from varbench.plan.steps import MIXED, Accounting, CacheUse, Place, Segment, SlotKey, total
 
 
 @dataclass

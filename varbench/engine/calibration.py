@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from varbench.engine.generate import Generated
     from varbench.engine.pipeline import Pipeline
 
-Look = Callable[[int, int, "Tensor", "Tensor"], None]
+OnMap = Callable[[int, int, "Tensor", "Tensor"], None]
 """Called with layer, scale, the layer's keys of all scales so far (B, H, n, c) and the scale's queries (B, H, l, c)."""
 
 
@@ -109,7 +109,7 @@ def _kept(content: dict[str, Any], digest: str, seconds: float) -> Path:
     return path
 
 
-def observe(pipe: Pipeline, labels: Sequence[int], *, seed: int, look: Look) -> None:
+def observe(pipe: Pipeline, labels: Sequence[int], *, seed: int, look: OnMap) -> None:
     """Generates with the full model, and calls `look` with what enters each attention, that of the last scale too."""
     import torch
     from torch.overrides import TorchFunctionMode

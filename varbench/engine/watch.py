@@ -10,8 +10,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from varbench.engine.cache import Place, State
+from varbench.engine.cache import State
 from varbench.model.transformer import Layer, Transformer
+from varbench.plan.steps import Place
 from varbench.plan.trace import CacheSeen, CallSeen, StepSeen, Trace
 from varbench.policies import SubLayerName
 

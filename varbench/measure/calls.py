@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from varbench.plan.trace import Trace
 from varbench.record import Energy, LargestBatch, Totals
 
-Look = Literal["memory", "outside", "largest", "energy"]
+LookKind = Literal["memory", "outside", "largest", "energy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class Request:
     first: int = 0
     keep: str | None = None
     """File that images (uint8) and tokens go to; None drops them once they are on the host."""
-    look: Look | None = None
+    look: LookKind | None = None
     """Look at the call instead of timing it."""
 
 
@@ -143,3 +144,7 @@ class Reply:
         if request.look is None and not (self.times and self.times.possible):
             return "times of the call"
         return "its images" if request.keep and not self.chunk and request.look is None else None
+
+
+Maker = Callable[[Request], Reply]
+"""Who is asked: a subject's process, or what stands in its place."""

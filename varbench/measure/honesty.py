@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from varbench.measure.calls import Reply
-from varbench.plan.decided import Taken, wrong_taking
+from varbench.plan.decided import WaysTaken, wrong_taking
 from varbench.plan.state import beside_state, state_over_time
 from varbench.plan.steps import Plan
 from varbench.plan.trace import Trace, otherwise_than_planned
@@ -56,7 +56,7 @@ def across_images(first: Reply, others: Reply) -> list[str]:
     return ["images of other numbers are the same images: each batch has the same noise, or none"]
 
 
-def undeclared(after_steps: Sequence[int], plan: Plan, *, batch: int, dtype: str, taken: Taken = ()) -> str | None:
+def undeclared(after_steps: Sequence[int], plan: Plan, *, batch: int, dtype: str, taken: WaysTaken = ()) -> str | None:
     """What lives between steps beyond what the plan has there: state, and what the loop needs beside it."""
     if wrong := wrong_taking(plan, taken, batch=batch):
         return wrong

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from varbench.errors import CheckpointError
-from varbench.model.state_files import State, listed, not_finite, read_state
+from varbench.model.state_files import Tensors, listed, not_finite, read_state
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import OwnNumbers, Transformer
 from varbench.spec import SIDES_256, SIDES_512, ModelSpec, TokenizerSpec
@@ -24,7 +24,7 @@ _OWN = re.compile(r"^own\.([^/]+)/(\w+)$")
 _DERIVED = re.compile(r"^(lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias)$")
 
 
-def tokenizer_spec(state: State, path: str | Path) -> TokenizerSpec:
+def tokenizer_spec(state: Tensors, path: str | Path) -> TokenizerSpec:
     """Sizes of the tokenizer, read off the shapes."""
     channels = _shape(state, "encoder.conv_in.weight", path)[0]
     levels = 1 + max((int(m[1]) for m in map(re.compile(r"^encoder\.down\.(\d+)\.").match, state) if m), default=0)
@@ -46,7 +46,9 @@ def tokenizer_spec(state: State, path: str | Path) -> TokenizerSpec:
     )
 
 
-def model_spec(state: State, tokenizer: TokenizerSpec, path: str | Path, *, num_heads: int | None = None) -> ModelSpec:
+def model_spec(
+    state: Tensors, tokenizer: TokenizerSpec, path: str | Path, *, num_heads: int | None = None
+) -> ModelSpec:
     """Sizes of the transformer: shapes, and the scales from `lvl_1L` or a known length."""
     width = _shape(state, "word_embed.weight", path)[0]
     depth = 1 + max((int(m[1]) for m in map(re.compile(r"^blocks\.(\d+)\.").match, state) if m), default=-1)
@@ -75,7 +77,7 @@ def model_spec(state: State, tokenizer: TokenizerSpec, path: str | Path, *, num_
     )
 
 
-def _sides(state: State, path: str | Path) -> tuple[int, ...]:
+def _sides(state: Tensors, path: str | Path) -> tuple[int, ...]:
     length = _shape(state, "pos_1LC", path)[1]
     levels = state.get("lvl_1L")
     if levels is None:
@@ -91,7 +93,7 @@ def _sides(state: State, path: str | Path) -> tuple[int, ...]:
     return sides
 
 
-def _shape(state: State, name: str, path: str | Path) -> torch.Size:
+def _shape(state: Tensors, name: str, path: str | Path) -> torch.Size:
     if name not in state:
         kinds = {"encoder.conv_in.weight": "a tokenizer (--vae)", "word_embed.weight": "a transformer (--weights)"}
         held = next((f"it holds {kind}" for marker, kind in kinds.items() if marker in state and marker != name), None)
@@ -100,7 +102,7 @@ def _shape(state: State, name: str, path: str | Path) -> torch.Size:
     return state[name].shape
 
 
-def fill(module: Module, state: State, path: str | Path) -> Module:
+def fill(module: Module, state: Tensors, path: str | Path) -> Module:
     """Loads a module built on the meta device; what is missing, surplus, misshapen or not finite is named."""
     expected = module.state_dict()
     state = {name: tensor for name, tensor in state.items() if not _DERIVED.match(name)}
@@ -128,12 +130,12 @@ def fill(module: Module, state: State, path: str | Path) -> Module:
     return module.requires_grad_(False).eval()
 
 
-def load_tokenizer(path: str | Path) -> tuple[TokenizerSpec, State]:
+def load_tokenizer(path: str | Path) -> tuple[TokenizerSpec, Tensors]:
     state = read_state(path, part="vae_local")
     return tokenizer_spec(state, path), state
 
 
-def build_tokenizer(spec: ModelSpec, state: State, path: str | Path) -> Tokenizer:
+def build_tokenizer(spec: ModelSpec, state: Tensors, path: str | Path) -> Tokenizer:
     """The tokenizer for a model's scales. Usage counts of other scales than these are of no use and left out."""
     with torch.device("meta"):
         module = Tokenizer.for_model(spec)

@@ -19,7 +19,7 @@ from torch import Tensor
 from varbench.base.hashing import file_hash
 from varbench.errors import CheckpointError
 
-State = dict[str, Tensor]
+Tensors = dict[str, Tensor]
 
 _NESTS = ("state_dict", "model")
 """Keys under which training scripts keep the weights beside other things."""
@@ -32,7 +32,7 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _PAGE = re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE)
 
 
-def read_state(path: str | Path, *, part: str) -> State:
+def read_state(path: str | Path, *, part: str) -> Tensors:
     """Tensors of a checkpoint by name. `part` is the official trainer's key where the file is nested."""
     path = Path(path)
     if not path.is_file():
@@ -67,7 +67,7 @@ def write_what_differs(path: Path, rest: Path, *, into: IO[bytes], lies_in: Path
     return True
 
 
-def _rest_of(path: Path) -> State:
+def _rest_of(path: Path) -> Tensors:
     """Tensors that a file leaves to another one."""
     told = _told(path).get(_REST)
     if told is None:
@@ -139,7 +139,7 @@ def _read_torch(path: Path) -> Any:
         raise _cut_short(path, error) from error
 
 
-def _read_safetensors(path: Path) -> State:
+def _read_safetensors(path: Path) -> Tensors:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -157,7 +157,7 @@ def _cut_short(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _unwrapped(data: Any, part: str, path: Path) -> State:
+def _unwrapped(data: Any, part: str, path: Path) -> Tensors:
     """The state dict within what training scripts save beside it."""
     if isinstance(data, Mapping) and isinstance(data.get("trainer"), Mapping):
         if part not in data["trainer"]:
@@ -176,6 +176,6 @@ def _unwrapped(data: Any, part: str, path: Path) -> State:
     return {str(name): tensor for name, tensor in data.items()}
 
 
-def _names(state: State) -> State:
+def _names(state: Tensors) -> Tensors:
     """Without the prefixes that torch.compile and distributed training put before names."""
     return {name.replace("_orig_mod.", "").removeprefix("module."): tensor for name, tensor in state.items()}

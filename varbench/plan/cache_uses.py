@@ -12,7 +12,7 @@ from varbench.policies import CacheStrategy, StepSpec, StoredForm
 from varbench.spec import ModelSpec
 
 Value = TypeVar("Value")
-Work = dict[tuple[int, int], tuple[SubLayer, SubLayer]]
+SubLayersOf = dict[tuple[int, int], tuple[SubLayer, SubLayer]]
 """Attention and FFN of each (step, call)."""
 
 
@@ -26,7 +26,7 @@ class Caches:
         backbones: dict[str, ModelSpec],
         specs: tuple[StepSpec, ...],
         layers: list[list[tuple[int, int]]],
-        work: Work,
+        work: SubLayersOf,
         row: RowPolicies,
         accounting: Accounting,
     ) -> None:

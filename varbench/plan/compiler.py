@@ -11,7 +11,7 @@ from functools import partial
 from typing import Literal
 
 from varbench.errors import PlanError
-from varbench.plan.cache_uses import Caches, Work
+from varbench.plan.cache_uses import Caches, SubLayersOf
 from varbench.plan.decided import with_decision
 from varbench.plan.declared import Transform
 from varbench.plan.owned import Owned, Policy, RowPolicies
@@ -233,7 +233,7 @@ def _shared(
 
 
 def _refuse_picks_where_shared(
-    model: ModelSpec, specs: tuple[StepSpec, ...], shared: list[bool], work: Work, row: RowPolicies
+    model: ModelSpec, specs: tuple[StepSpec, ...], shared: list[bool], work: SubLayersOf, row: RowPolicies
 ) -> None:
     for (index, _), (attention, _) in work.items():
         if shared[index] and attention.picked and row.guidance is not None and row.tokens is not None:
@@ -291,9 +291,9 @@ def _token_work(
     specs: tuple[StepSpec, ...],
     layers: list[list[tuple[int, int]]],
     tokens: Owned[TokenPolicy] | None,
-) -> Work:
+) -> SubLayersOf:
     """Attention and FFN of each (step, call)."""
-    work: Work = {}
+    work: SubLayersOf = {}
     for index, spec in enumerate(specs):
         available = sum(model.tokens[scale] for scale in spec.scales)
         for place, (layer, _) in enumerate(layers[index]):
@@ -344,7 +344,7 @@ def _sub_layer(
     return SubLayer(tokens=count, picked=True, remembered=remembered, picking=flops)
 
 
-def _live_memories(specs: tuple[StepSpec, ...], layers: list[list[tuple[int, int]]], work: Work) -> Work:
+def _live_memories(specs: tuple[StepSpec, ...], layers: list[list[tuple[int, int]]], work: SubLayersOf) -> SubLayersOf:
     """Outputs are remembered only where a later call of the slot fills in from them."""
     live = dict(work)
     for which in (0, 1):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from varbench.plan.decided import Taken, alone, stretches
+from varbench.plan.decided import WaysTaken, alone, stretches
 from varbench.plan.hardware import Hardware
 from varbench.plan.sizes import (
     convolutions,
@@ -111,7 +111,7 @@ class Prediction:
         return self.transformer + self.decoder
 
 
-def work(plan: Plan, *, batch: int, dtype: str, device: str = "cuda", taken: Taken = ()) -> PlanWork:
+def work(plan: Plan, *, batch: int, dtype: str, device: str = "cuda", taken: WaysTaken = ()) -> PlanWork:
     """Counts a plan's work for a batch of images in a compute type; `device` is "cpu", or "cuda" with or without a number.
 
     Where it depends on content, of images that go these ways: without a word of it, all go the first, which is the most.
@@ -155,7 +155,7 @@ def least(plan: Plan, *, batch: int, dtype: str, device: str = "cuda") -> PlanWo
     return work(at_least(plan), batch=batch, dtype=dtype, device=device, taken=taken)
 
 
-def least_taken(plan: Plan, *, batch: int, dtype: str, device: str = "cuda") -> Taken:
+def least_taken(plan: Plan, *, batch: int, dtype: str, device: str = "cuda") -> WaysTaken:
     """All images on the way of the fewest FLOPs."""
     if plan.decision is None:
         return ()

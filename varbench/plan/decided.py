@@ -21,7 +21,7 @@ from varbench.policies import (
 )
 from varbench.spec import ModelSpec
 
-Taken = tuple[int, ...]
+WaysTaken = tuple[int, ...]
 """By way, how many images go it; none of a plan without a decision."""
 
 
@@ -33,7 +33,7 @@ class Stretch:
     images: int
 
 
-def stretches(plan: Plan, *, batch: int, taken: Taken) -> tuple[Stretch, tuple[Stretch, ...]]:
+def stretches(plan: Plan, *, batch: int, taken: WaysTaken) -> tuple[Stretch, tuple[Stretch, ...]]:
     """What all images run together, and then what each way's run, in order. Without a word of it, all go the first way."""
     decision = plan.decision
     if decision is None:
@@ -48,13 +48,13 @@ def is_split(further: Sequence[Stretch]) -> bool:
     return len(further) > 1
 
 
-def alone(plan: Plan, way: int, *, batch: int) -> Taken:
+def alone(plan: Plan, way: int, *, batch: int) -> WaysTaken:
     """All images on one way."""
     assert plan.decision is not None
     return tuple(batch if place == way else 0 for place in range(len(plan.decision.ways)))
 
 
-def wrong_taking(plan: Plan, taken: Taken, *, batch: int) -> str | None:
+def wrong_taking(plan: Plan, taken: WaysTaken, *, batch: int) -> str | None:
     """Why images cannot have gone these ways of the plan; None where they can."""
     decision, shown = plan.decision, "/".join(map(str, taken))
     if decision is None:

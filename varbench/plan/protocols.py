@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from varbench.errors import UserError, did_you_mean
 from varbench.plan import presets
 
-Setting = int | float
+Number = int | float
 
 BATCH_IMAGES = 10_000
 """Images in a reference batch of the ADM suite, beside mu and sigma of the whole training set."""
@@ -40,7 +40,7 @@ class PublishedFile:
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     name: str
-    settings: Mapping[str, Setting]
+    settings: Mapping[str, Number]
     """By option."""
     weights: Mapping[str, PublishedFile]
     """By the model preset that they are of."""
@@ -118,7 +118,7 @@ def of_size(side: int, *, classes: int) -> list[Protocol]:
     ]
 
 
-def departures(name: str, given: Mapping[str, object]) -> dict[str, tuple[object, Setting]]:
+def departures(name: str, given: Mapping[str, object]) -> dict[str, tuple[object, Number]]:
     """Settings that are not the protocol's: what is given, and what it has."""
     return {
         option: (given[option], wanted) for option, wanted in protocol(name).settings.items() if given[option] != wanted

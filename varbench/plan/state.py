@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from varbench.plan.decided import Stretch, Taken, is_split, stretches
+from varbench.plan.decided import Stretch, WaysTaken, is_split, stretches
 from varbench.plan.steps import Plan, SlotKey, Step, total
 from varbench.spec import ModelSpec
 
@@ -67,7 +67,7 @@ class _Held:
         )
 
 
-def state_over_time(plan: Plan, *, batch: int, dtype: str, taken: Taken = ()) -> Iterator[tuple[int, int]]:
+def state_over_time(plan: Plan, *, batch: int, dtype: str, taken: WaysTaken = ()) -> Iterator[tuple[int, int]]:
     """Peak within and bytes after each step, following every allocation in the order in which calls make them."""
     first, further = stretches(plan, batch=batch, taken=taken)
     held = _Held(images=first.images)
@@ -203,7 +203,7 @@ def last_fills(steps: Sequence[Step]) -> dict[tuple[SlotKey, str], int]:
     return last
 
 
-def beside_state(plan: Plan, *, batch: int, dtype: str, taken: Taken = ()) -> Iterator[int]:
+def beside_state(plan: Plan, *, batch: int, dtype: str, taken: WaysTaken = ()) -> Iterator[int]:
     """Bytes that the loop needs after each step beside the state: the labels' vectors and the biases of every layer,
     the map and the codes so far, the features of scales that a later step encodes again, previews that a decision waits for, and where
     images have gone apart, which went where."""

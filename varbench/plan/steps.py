@@ -280,6 +280,10 @@ class SlotKey(NamedTuple):
     slot: int
 
 
+Place = tuple[SlotKey, int]
+"""A slot, and which group of its heads."""
+
+
 def total(segments: tuple[Segment, ...]) -> int:
     return sum([segment.count for segment in segments])  # a list, for it is asked hundreds of thousands of times
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from varbench.plan.decided import Taken, alone, stretches, wrong_taking
+from varbench.plan.decided import WaysTaken, alone, stretches, wrong_taking
 from varbench.plan.state import state_over_time
 from varbench.plan.steps import Decision, LayerCall, Plan, Step, total
 from varbench.plan.widths import at_least
@@ -75,7 +75,7 @@ class StepSeen(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class Trace:
     steps: tuple[StepSeen, ...]
-    taken: Taken = ()
+    taken: WaysTaken = ()
     """Where something is decided by content, how many images went each way. Those that went one ran their steps together,
     one way after the other."""
 
@@ -88,7 +88,7 @@ class Trace:
         return tuple(step.state_peak for step in self.steps)
 
 
-def foreseen(plan: Plan, *, batch: int, dtype: str, taken: Taken = ()) -> Trace:
+def foreseen(plan: Plan, *, batch: int, dtype: str, taken: WaysTaken = ()) -> Trace:
     """The trace that a plan lets expect, once it is known which ways images go; without that, of all on the first."""
     states = state_over_time(plan, batch=batch, dtype=dtype, taken=taken)
     first, further = stretches(plan, batch=batch, taken=taken)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from varbench.errors import PlanError
 from varbench.experts import WidthPolicy
-from varbench.plan.cache_uses import Work
+from varbench.plan.cache_uses import SubLayersOf
 from varbench.plan.declared import Choosing, OwnStored
 from varbench.plan.owned import Owned
 from varbench.plan.steps import LayerCall, Plan, Step, Width
@@ -20,9 +20,9 @@ def with_widths(
     model: ModelSpec,
     specs: Sequence[StepSpec],
     layers: Sequence[Sequence[tuple[int, int]]],
-    work: Work,
+    work: SubLayersOf,
     width: Owned[WidthPolicy] | None,
-) -> Work:
+) -> SubLayersOf:
     """The work with what each FFN of the main model computes of its hidden units."""
     if width is None:
         return work
@@ -94,7 +94,7 @@ def _one_expert(call: LayerCall) -> LayerCall:
     return replace(call, ffn=replace(call.ffn, width=replace(width, chosen=1)))
 
 
-def choosing(work: Work, width: Owned[WidthPolicy] | None) -> Choosing | None:
+def choosing(work: SubLayersOf, width: Owned[WidthPolicy] | None) -> Choosing | None:
     """FLOPs for each token of a choice, where any is made."""
     if width is None or not any(ffn.width is not None and ffn.width.chooses for _, ffn in work.values()):
         return None

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from varbench.quality.frechet import Gaussian, frechet_distances
-from varbench.quality.manifold import Features, in_double
+from varbench.quality.manifold import FeatureRows, in_double
 
 Parts = NDArray[np.bool_]
 """(S, N): which images are in each part; of a split, which are in the first half."""
@@ -93,12 +93,12 @@ def _drawn(labels: NDArray[np.int64], count: int, taken: NDArray[np.bool_], *, s
     return found
 
 
-def of_distances(features_ND: Features, reference: Gaussian, splits: Parts) -> Halves:
+def of_distances(features_ND: FeatureRows, reference: Gaussian, splits: Parts) -> Halves:
     """Of the Fréchet distance."""
     centred = features_ND.astype(np.float64) - reference.mu
     total, products = centred.sum(axis=0), centred.T @ centred
 
-    def half(n: int, sums: Features, squares: Features) -> Gaussian:
+    def half(n: int, sums: FeatureRows, squares: FeatureRows) -> Gaussian:
         mean = sums / n
         return Gaussian(mu=mean + reference.mu, sigma=(squares - n * np.outer(mean, mean)) / (n - 1))
 
@@ -114,7 +114,7 @@ def of_distances(features_ND: Features, reference: Gaussian, splits: Parts) -> H
     return Halves(np.array(values[::2]), np.array(values[1::2]), float(whole))
 
 
-def of_kernel_distances(features_ND: Features, real_ND: Features, splits: Parts) -> Halves:
+def of_kernel_distances(features_ND: FeatureRows, real_ND: FeatureRows, splits: Parts) -> Halves:
     """Of the squared distance that KID estimates, by the cubic kernel of Bińkowski et al., less what the reference has with
     itself. Each image is also held against itself, which KID leaves out: so noise adds to it as to the Fréchet distance.
     """
@@ -131,7 +131,7 @@ def of_kernel_distances(features_ND: Features, real_ND: Features, splits: Parts)
     return Halves(first, second, float(values[-1]))
 
 
-def of_coverages(samples_MD: Features, real_ND: Features, reaches_N: NDArray[np.float64], parts: Parts) -> Shares:
+def of_coverages(samples_MD: FeatureRows, real_ND: FeatureRows, reaches_N: NDArray[np.float64], parts: Parts) -> Shares:
     """The share of real images that have a sample of each part within reach."""
     samples, real = in_double(samples_MD), in_double(real_ND)
     member = torch.from_numpy(parts).double()
@@ -143,7 +143,7 @@ def of_coverages(samples_MD: Features, real_ND: Features, reaches_N: NDArray[np.
     return found
 
 
-def of_recalls(samples_MD: Features, real_ND: Features, parts: Parts, *, neighbours: int) -> Shares:
+def of_recalls(samples_MD: FeatureRows, real_ND: FeatureRows, parts: Parts, *, neighbours: int) -> Shares:
     """The share of real images within any sample's radius, which reaches to its nearest samples of the same part."""
     samples, real = in_double(samples_MD), in_double(real_ND)
     member = torch.from_numpy(parts)

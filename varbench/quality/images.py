@@ -22,6 +22,9 @@ Images = NDArray[np.uint8]
 Tokens = NDArray[np.int64]
 """(N, L)."""
 
+Labels = NDArray[np.int64]
+"""(N,)."""
+
 
 def check_images(images: NDArray[np.generic], *, what: str, expected: int | None = None) -> Images:
     """`images` unchanged if they are (N, 3, S, S) bytes and as many as expected, else an error with both numbers."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Matrix = NDArray[np.float64]
+from varbench.quality.frechet import Matrix
 
 _ROWS = 512
 

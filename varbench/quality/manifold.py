@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from varbench.errors import UserError
 
-Features = NDArray[np.floating]
+FeatureRows = NDArray[np.floating]
 
 _NEIGHBOURS = 5
 _ROWS = 512
@@ -26,7 +26,7 @@ class DensityCoverage:
     """For each real image, whether a sample lies in its neighbourhood."""
 
 
-def reaches(real_ND: Features) -> NDArray[np.float64]:
+def reaches(real_ND: FeatureRows) -> NDArray[np.float64]:
     """How far each real image's neighbourhood reaches: to the 5th nearest other real image, as in the authors' paper."""
     if len(real_ND) <= _NEIGHBOURS:
         raise UserError(f"coverage needs more than {_NEIGHBOURS} reference images, and there are {len(real_ND)}.")
@@ -37,7 +37,7 @@ def reaches(real_ND: Features) -> NDArray[np.float64]:
 
 
 def density_coverage(
-    samples_MD: Features, real_ND: Features, *, reaches_N: NDArray[np.float64] | None = None
+    samples_MD: FeatureRows, real_ND: FeatureRows, *, reaches_N: NDArray[np.float64] | None = None
 ) -> DensityCoverage:
     """`reaches_N` are the real images' `reaches`, where they are known already."""
     radii = torch.from_numpy(reaches(real_ND) if reaches_N is None else reaches_N)
@@ -51,6 +51,6 @@ def density_coverage(
     return DensityCoverage(density_M=(within / _NEIGHBOURS).numpy(), covered_N=torch.cat(covered).numpy())
 
 
-def in_double(features: Features) -> torch.Tensor:
+def in_double(features: FeatureRows) -> torch.Tensor:
     """In float64 the fast form of cdist, with its cancellation, is exact enough."""
     return torch.from_numpy(np.asarray(features, dtype=np.float64)).flatten(1)

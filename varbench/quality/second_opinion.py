@@ -27,7 +27,7 @@ from varbench.quality.reference import Reference
 TORCHSCRIPT_FILE = "inception-2015-12-05.pt"
 TORCHSCRIPT_SHA256_START = "f58cb9b6"
 
-Network = tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[Images], Images] | None]
+CleanNetwork = tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[Images], Images] | None]
 """Of floats in [0, 255], and how images are resized for it (None: as clean-fid does)."""
 
 
@@ -73,7 +73,7 @@ class CleanFid:
             ) from error
 
     @cached_property
-    def _network(self) -> Network:
+    def _network(self) -> CleanNetwork:
         return _network(libraries.clean_fid(), self._extractor, legacy=self._legacy)
 
     @property
@@ -123,7 +123,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _network(library: ModuleType, extractor: Extractor, *, legacy: bool) -> Network:
+def _network(library: ModuleType, extractor: Extractor, *, legacy: bool) -> CleanNetwork:
     if extractor.suffix:
         return lambda batch: extractor.forward(batch.round().to(torch.uint8))[0], lambda image: image
     folder = extractor.torchscript_folder

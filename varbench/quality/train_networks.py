@@ -25,7 +25,7 @@ from varbench.quality.networks import (
     network_bytes,
 )
 
-Progress = Callable[[int, int, dict[str, float]], None]
+OnStep = Callable[[int, int, dict[str, float]], None]
 """Called with the step, the number of steps and the latest figures."""
 
 _BATCH = 128
@@ -55,7 +55,7 @@ def train_classifier(
     steps: int,
     seed: int = 0,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: OnStep | None = None,
 ) -> TrainedNetwork:
     """Train `features` or `judge` on the training range of `data`; accuracy is measured on its validation range."""
     if steps < 1:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from varbench.errors import UserError
 
 Kind = TypeVar("Kind")
-Decoder = Callable[[Any], Any]
+Reader = Callable[[Any], Any]
 
 
 class RecordError(UserError):
@@ -43,12 +43,12 @@ def encode(value: Any, path: str) -> Any:
 
 def decode(kind: type[Kind], value: Any, path: str) -> Kind:
     """The value of this type that `encode` made JSON of; `RecordError` names the first key that does not fit."""
-    reader: Decoder = _decoder(kind)  # type: ignore[arg-type]  # a class of any kind can be a key
+    reader: Reader = _decoder(kind)  # type: ignore[arg-type]  # a class of any kind can be a key
     found: Kind = _named(reader, value, path)
     return found
 
 
-def _named(made: Decoder, value: Any, path: str) -> Any:
+def _named(made: Reader, value: Any, path: str) -> Any:
     try:
         return made(value)
     except _Misfit as misfit:
@@ -84,7 +84,7 @@ def _all_as_they_are(values: Any) -> bool:
     return kinds <= {str, int, bool} or (kinds == {float} and all(map(math.isfinite, values)))
 
 
-def _each(made: Decoder, values: Any) -> list[Any]:
+def _each(made: Reader, values: Any) -> list[Any]:
     found: list[Any] = []
     try:
         for value in values:
@@ -94,7 +94,7 @@ def _each(made: Decoder, values: Any) -> list[Any]:
     return found
 
 
-def _by_name(made: Decoder, values: dict[Any, Any]) -> dict[Any, Any]:
+def _by_name(made: Reader, values: dict[Any, Any]) -> dict[Any, Any]:
     found = {}
     name: Any = None
     try:
@@ -106,7 +106,7 @@ def _by_name(made: Decoder, values: dict[Any, Any]) -> dict[Any, Any]:
 
 
 @functools.cache
-def _fields_of(kind: type) -> dict[str, tuple[Decoder, bool]]:
+def _fields_of(kind: type) -> dict[str, tuple[Reader, bool]]:
     """How each key is read, and whether a file may lack it."""
     hints = typing.get_type_hints(kind, vars(sys.modules[kind.__module__]))
     missing = dataclasses.MISSING
@@ -119,7 +119,7 @@ def _fields_of(kind: type) -> dict[str, tuple[Decoder, bool]]:
 
 
 @functools.cache
-def _decoder(kind: Any) -> Decoder:
+def _decoder(kind: Any) -> Reader:
     """How values of a type are read. What a class holds is looked up when the first one is, since types may hold themselves."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
@@ -147,12 +147,12 @@ def _decoder(kind: Any) -> Decoder:
     return _number if kind is float else _plain((kind,))
 
 
-def _one_of(known: tuple[Any, ...]) -> Decoder:
+def _one_of(known: tuple[Any, ...]) -> Reader:
     what = f"one of {', '.join(map(str, known))}"
     return lambda value: _expect(value in known, what, value)
 
 
-def _many(one: Decoder) -> Decoder:
+def _many(one: Reader) -> Reader:
     same = {_number: float, _plain((str,)): str, _plain((int,)): int}.get(one)
 
     def decode_many(value: Any) -> tuple[Any, ...]:
@@ -162,7 +162,7 @@ def _many(one: Decoder) -> Decoder:
     return decode_many
 
 
-def _few(make: Decoder, kinds: tuple[Decoder, ...], names: tuple[str, ...] = ()) -> Decoder:
+def _few(make: Reader, kinds: tuple[Reader, ...], names: tuple[str, ...] = ()) -> Reader:
     """So many values, each of a type of its own."""
 
     def decode_few(value: Any) -> Any:
@@ -178,7 +178,7 @@ def _few(make: Decoder, kinds: tuple[Decoder, ...], names: tuple[str, ...] = ())
     return decode_few
 
 
-def _mapping(key: Callable[[str], Any], one: Decoder) -> Decoder:
+def _mapping(key: Callable[[str], Any], one: Reader) -> Reader:
     def decode_mapping(value: Any) -> dict[Any, Any]:
         found = _by_name(one, _expect(isinstance(value, dict), "an object", value))
         return {key(name): item for name, item in found.items()}
@@ -210,7 +210,7 @@ def _number(value: Any) -> float:
 
 
 @functools.cache
-def _plain(kinds: tuple[type, ...]) -> Decoder:
+def _plain(kinds: tuple[type, ...]) -> Reader:
     def decode_plain(value: Any) -> Any:
         if type(value) in kinds:
             return value

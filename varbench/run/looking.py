@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from varbench.measure import honesty
-from varbench.measure.calls import Reply, Request, balanced_labels
+from varbench.measure.calls import Maker, Request, balanced_labels
 from varbench.run.findings import Looks
 from varbench.run.prepare import Run
 
 SMALL_BATCH = 8
 """Images of the calls that are looked into step by step."""
 
-Ask = Callable[[Request], Reply]
 
-
-def look_at(ask: Ask, row: str, run: Run) -> Looks:
+def look_at(ask: Maker, row: str, run: Run) -> Looks:
     """Memory at the measured batch; small calls, two of them equal, and one for other images; energy; on a GPU the largest batch."""
     options, seed = run.options, run.options.seed
     labels = balanced_labels(options.batch, run.model.classes)

@@ -39,14 +39,14 @@ OWN_WEIGHTS = "own weights of "
 GROUP = 256
 """Images that a scorer looks at together, or a few more: whole batches. What it keeps of them is kept by the group."""
 
-Task = Literal["resolving", "calibrating", "inspecting", "training", "making", "scoring", "metering"]
+TaskName = Literal["resolving", "calibrating", "inspecting", "training", "making", "scoring", "metering"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What a child is started with. It does not say what the answers are for."""
 
-    task: Task
+    task: TaskName
     options: Options
     model: ModelSpec
     folder: str = field(default_factory=os.getcwd)

@@ -58,7 +58,7 @@ def notices(run: Run, row: RowInRun, found: Findings) -> Iterator[Notice]:
         yield from _reference(run, scored.quality.scores[0].name, scored.reference, again)
 
 
-def _departures(options: Options) -> dict[str, tuple[object, protocols.Setting]]:
+def _departures(options: Options) -> dict[str, tuple[object, protocols.Number]]:
     assert options.protocol is not None
     return protocols.departures(options.protocol, vars(options))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from varbench.measure.calls import Reply, Request, balanced_labels
+from varbench.measure.calls import Maker, Request, balanced_labels
 from varbench.record import Score
 from varbench.record.failure import RowError
 from varbench.rows import FULL
@@ -16,8 +16,6 @@ from varbench.run.findings import Seen, kept
 from varbench.run.findings import keep as write_part
 from varbench.run.messages import Begin, Begun, Finish, Job, Liken, Likened, Measured, Message, Scored, Take, Taken
 from varbench.run.prepare import Run
-
-Ask = Callable[[Request], Reply]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +84,7 @@ class Scorers:
     def score(
         self,
         row: str,
-        ask: Ask,
+        ask: Maker,
         progress: Callable[[str], None],
         *,
         keep: Path | None = None,
@@ -111,7 +109,7 @@ class Scorers:
         )
 
     def look(
-        self, row: str, ask: Ask, progress: Callable[[str], None], *, groups: Path, images: tuple[int, int]
+        self, row: str, ask: Maker, progress: Callable[[str], None], *, groups: Path, images: tuple[int, int]
     ) -> None:
         """Has some of a row's images made and looked at, for `score` to go on from, here or elsewhere; whole groups of them."""
         self._look(row, ask, progress, keep=None, groups=groups, images=images)
@@ -119,7 +117,7 @@ class Scorers:
     def _look(
         self,
         row: str,
-        ask: Ask,
+        ask: Maker,
         progress: Callable[[str], None],
         *,
         keep: Path | None,

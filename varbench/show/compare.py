@@ -16,10 +16,10 @@ from varbench.record import Record
 from varbench.show import formatting
 from varbench.show.compare_speed import SPEED_MINIMUM, Side, speed_changes
 from varbench.show.entries import Entry, blocks_of, conditions_of, need_seeds, score_difference, score_label
-from varbench.show.limits import Change, Verdict, parse_limits, with_limits
+from varbench.show.limits import Change, Outcome, parse_limits, with_limits
 
 _MACHINE = ("machine", "device")
-_VERDICTS: dict[Judgement, Verdict] = {"better": "improved", "worse": "regressed", "same": "same"}
+_VERDICTS: dict[Judgement, Outcome] = {"better": "improved", "worse": "regressed", "same": "same"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ def _refuse_unlike(name: str, old: Entry, new: Entry) -> None:
 def _validity(name: str, old: Entry, new: Entry) -> Change:
     """Of a row that is to be believed in one set at most: nothing else of it is compared."""
     texts = [entry.trouble or "valid" for entry in (old, new)]
-    verdict: Verdict = "regressed" if old.believable else "improved" if new.believable else "same"
+    verdict: Outcome = "regressed" if old.believable else "improved" if new.believable else "same"
     return Change(
         row=name, figure=f"validity: {texts[0]} -> {texts[1]}", verdict=verdict, old=None, new=None, change=None, unit="",
         relative=False, broken="validity" if verdict == "regressed" else None,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from varbench.base import stats
 from varbench.base.stats import Interval, Ratio
 from varbench.show.entries import Entry
-from varbench.show.limits import Change, Verdict
+from varbench.show.limits import Change, Outcome
 from varbench.show.speedups import processes, rounds_of, speedup
 
 SPEED_MINIMUM = 0.01
@@ -27,10 +27,10 @@ class Side:
     full: Entry | None
 
 
-Pair = tuple[Side, Side]
+Sides = tuple[Side, Side]
 
 
-def speed_changes(pairs: dict[str, Pair]) -> dict[str, list[Change]]:
+def speed_changes(pairs: dict[str, Sides]) -> dict[str, list[Change]]:
     """By row. Differences are called so with all others of the comparison in mind: one question for each plan and figure."""
     ratios: dict[tuple[str, str], tuple[Ratio, Ratio]] = {}
     questions: dict[tuple[object, ...], Ratio] = {}
@@ -76,7 +76,7 @@ def _processes(side: Side, figure: str) -> int:
 def _anchored(name: str, figure: str, old: Ratio, new: Ratio, *, shown: bool | None) -> Change:
     """`shown` is None where one process is all there is, which does not tell what differs between two."""
     change = stats.quotient(new, old)
-    verdict: Verdict = "not judged" if shown is None else "same"
+    verdict: Outcome = "not judged" if shown is None else "same"
     if shown and abs(math.log(change.value)) > math.log1p(SPEED_MINIMUM):
         verdict = "improved" if change.value > 1 else "regressed"
     return Change(
@@ -85,7 +85,7 @@ def _anchored(name: str, figure: str, old: Ratio, new: Ratio, *, shown: bool | N
     )  # fmt: skip
 
 
-def _by_seconds(name: str, figure: str, sides: Pair) -> Change | None:
+def _by_seconds(name: str, figure: str, sides: Sides) -> Change | None:
     column, regime = _column(sides[0].entry, figure)
     before, after = (rounds_of(side.entry.complete, column, regime) for side in sides)
     if not before or not after:

@@ -10,7 +10,7 @@ from typing import Literal
 from varbench.base.stats import Interval
 from varbench.errors import UserError, did_you_mean
 
-Verdict = Literal["improved", "regressed", "same", "not judged", "gone", "new"]
+Outcome = Literal["improved", "regressed", "same", "not judged", "gone", "new"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Change:
 
     row: str
     figure: str
-    verdict: Verdict
+    verdict: Outcome
     old: float | None
     new: float | None
     change: Interval | None

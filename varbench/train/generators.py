@@ -25,6 +25,7 @@ from varbench.model.tokenizer import Tokenizer
 from varbench.plan import presets
 from varbench.plan.owned import Owned
 from varbench.policies import TaughtGenerator, TrainedGenerator
+from varbench.quality.images import Labels
 from varbench.rows.grammar import Row
 from varbench.train import evaluation
 from varbench.train.budgets import GENERATOR
@@ -46,7 +47,6 @@ _CHUNK = 64
 
 Examples = NDArray[Any]
 """Whole numbers (N, n)."""
-Labels = NDArray[np.int64]
 
 
 def trained_generator(row: Row) -> TrainedGenerator | None:

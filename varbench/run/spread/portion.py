@@ -153,7 +153,7 @@ def _left_in(out: Path, errand: Errand) -> Iterator[Left]:
 
 
 def _full_images(run: Run) -> Path:
-    return cache_folder(FULL_IMAGES) / f"{run.inputs}.npz"
+    return cache_folder(FULL_IMAGES) / f"{run.rows[FULL].inputs}.npz"
 
 
 class _Telling(Conduct):

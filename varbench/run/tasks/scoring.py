@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from varbench.base.hashing import array_hash, file_hash
@@ -29,7 +28,7 @@ from varbench.quality import Scoring, copies, distance_to_full, to_uint8
 from varbench.quality.class_order import class_order
 from varbench.quality.extractors import extract
 from varbench.quality.groups import Group, Groups
-from varbench.quality.images import Images, KeptImages, Tokens, read_made, write_made
+from varbench.quality.images import Images, KeptImages, Labels, Tokens, read_made, write_made
 from varbench.quality.likeness import chance
 from varbench.quality.looked import Looked
 from varbench.record import Distance, Quality, Samples, Score
@@ -62,7 +61,6 @@ COMPARED = 256
 
 _NO_THUMBNAILS = np.empty((0, 0), np.float32)
 
-Labels = NDArray[np.int64]
 
 SAME_LEVEL = 16
 """Levels of 255 that a pixel may be off what its tokens decode to: type and order of sums differ between processes."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from varbench.check import stand_ins
-from varbench.plan.steps import CacheUse, LayerCall, Place, Plan, Segment, SlotKey, Step, SubLayer
+from varbench.plan.steps import CachePlace, CacheUse, LayerCall, Plan, Segment, SlotKey, Step, SubLayer
 from varbench.policies import StoredForm, SubLayerName
 from varbench.rows.grammar import Row
 
@@ -69,12 +69,12 @@ class _Caches:
             for call in step.calls
             for group, use in enumerate(call.cache)
         )
-        self._stays: dict[Place, tuple[Tensor, ...]] = {}
-        self._paid: dict[Place, Tensor] = {}
+        self._stays: dict[CachePlace, tuple[Tensor, ...]] = {}
+        self._paid: dict[CachePlace, Tensor] = {}
         """What each entry that stays was paid, where that is to add up."""
-        self._merged_near: dict[Place, float] = {}
+        self._merged_near: dict[CachePlace, float] = {}
         """How near averages that were added up in another order must be, where entries were merged."""
-        self._unpicked: tuple[Place, CacheUse, tuple[Tensor, Tensor], Tensor | None] | None = None
+        self._unpicked: tuple[CachePlace, CacheUse, tuple[Tensor, Tensor], Tensor | None] | None = None
         self.form: StoredForm | None = None
         self.wrong: list[str] = []
         self.misled: list[str] = []

@@ -17,7 +17,7 @@ from varbench.engine.storages import Storages
 from varbench.model.fused import put
 from varbench.model.transformer import Attention
 from varbench.plan.state import Branches, Needed, of_attention
-from varbench.plan.steps import MIXED, Accounting, CacheUse, Place, Segment, SlotKey, total
+from varbench.plan.steps import MIXED, Accounting, CachePlace, CacheUse, Segment, SlotKey, total
 
 
 @dataclass
@@ -75,8 +75,8 @@ class State:
         self, *, accounting: Accounting, form: PlainForm | EncodedForm, storages: Storages | None = None
     ) -> None:
         self._accounting, self._upstream, self._form = accounting, accounting == "upstream", form
-        self._buffers: dict[Place, _Buffer] = {}
-        self._stored: dict[Place, tuple[Tensor, ...]] = {}
+        self._buffers: dict[CachePlace, _Buffer] = {}
+        self._stored: dict[CachePlace, tuple[Tensor, ...]] = {}
         """All entries of a call in a form that is not what is attended to, until it settles."""
         self._memories: dict[tuple[SlotKey, str], Tensor] = {}
         self._storages = storages or Storages()
@@ -87,13 +87,13 @@ class State:
         """Bytes of all that it, and what it is split into, took and that somebody still holds."""
         return self._storages.nbytes
 
-    def entries(self, place: Place) -> tuple[int, int]:
+    def entries(self, place: CachePlace) -> tuple[int, int]:
         """How many entries are held, and how many there is room for."""
         buffer = self._buffers.get(place)
         return (total(buffer.held), buffer.room) if buffer else (0, 0)
 
     def space(
-        self, place: Place, use: CacheUse, shape_RL: Sequence[int], attn: Attention, dtype: torch.dtype
+        self, place: CachePlace, use: CacheUse, shape_RL: Sequence[int], attn: Attention, dtype: torch.dtype
     ) -> Space | None:
         """Room for a call's own keys and values behind those held, for who writes them there. None where entries are not stored
         as they are computed, and where there are no others."""
@@ -117,7 +117,7 @@ class State:
         put(held[1], values[:, :, :before])
         return Space((keys, values), before)
 
-    def extend(self, place: Place, use: CacheUse, keys_RHLc: Tensor, values_RHLc: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, place: CachePlace, use: CacheUse, keys_RHLc: Tensor, values_RHLc: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values to attend to: those held, then the call's own. Stores the own ones where they will stay."""
         if self._upstream:
             return self._concatenate(place, keys_RHLc, values_RHLc)
@@ -149,7 +149,7 @@ class State:
 
     def settle(
         self,
-        place: Place,
+        place: CachePlace,
         use: CacheUse,
         own: tuple[Segment, ...],
         attended: tuple[Tensor, Tensor],
@@ -180,7 +180,7 @@ class State:
         if self._upstream:
             self._trim(place)
 
-    def _put(self, place: Place, buffer: _Buffer | None) -> None:
+    def _put(self, place: CachePlace, buffer: _Buffer | None) -> None:
         """In the place of what was there, which nobody should hold after the caller has returned."""
         old = self._buffers.pop(place, None)
         if old:
@@ -189,7 +189,7 @@ class State:
             self._buffers[place] = buffer
             self._storages.take(*buffer.tensors)
 
-    def _grow(self, place: Place, room: int, like: tuple[Tensor, ...]) -> None:
+    def _grow(self, place: CachePlace, room: int, like: tuple[Tensor, ...]) -> None:
         old = self._buffers.get(place)
         tensors = tuple(part.new_empty((*part.shape[:2], room, *part.shape[3:])) for part in like)
         new = _Buffer(tensors, old.held if old else ())
@@ -197,7 +197,7 @@ class State:
             _replace(new, old.upto(total(old.held)))
         self._put(place, new)
 
-    def _concatenate(self, place: Place, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def _concatenate(self, place: CachePlace, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """What the official code does: the cache is a new, longer tensor at every scale."""
         own, old = self._form.stored(keys, values), self._buffers.get(place)
         held = old.tensors if old else tuple(part[:, :, :0] for part in own)
@@ -208,13 +208,13 @@ class State:
         self._stored[place] = new.tensors
         return self._attended(held, keys, values)
 
-    def _trim(self, place: Place) -> None:
+    def _trim(self, place: CachePlace) -> None:
         buffer = self._buffers[place]
         count = total(buffer.held)
         if count < buffer.room:
             self._put(place, _Buffer(tuple(tensor.clone() for tensor in buffer.upto(count)), buffer.held))
 
-    def _free(self, place: Place) -> None:
+    def _free(self, place: CachePlace) -> None:
         self._put(place, None)
 
     def drop_backbone(self, backbone: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from varbench.engine.cache import State
 from varbench.model.transformer import Layer, Transformer
-from varbench.plan.steps import Place
+from varbench.plan.steps import CachePlace
 from varbench.plan.trace import CacheSeen, CallSeen, StepSeen, Trace
 from varbench.policies import SubLayerName
 
@@ -86,7 +86,7 @@ class Watch:
         before = self._caches[-1]
         self._caches[-1] = before._replace(merged=before.read + before.own - kept_RHnc.shape[2])
 
-    def settled(self, place: Place) -> None:
+    def settled(self, place: CachePlace) -> None:
         """What the group's cache holds after it."""
         kept, room = self._state.entries(place)
         self._caches[-1] = self._caches[-1]._replace(kept=kept, room=room)

@@ -160,7 +160,7 @@ def least_taken(plan: Plan, *, batch: int, dtype: str, device: str = "cuda") -> 
     if plan.decision is None:
         return ()
 
-    def flops(taken: Taken) -> int:
+    def flops(taken: WaysTaken) -> int:
         steps = foreseen(plan, batch=batch, dtype=dtype, taken=taken).steps
         return sum(step.blocks + step.others for step in flops_of(steps, plan))
 

@@ -280,7 +280,7 @@ class SlotKey(NamedTuple):
     slot: int
 
 
-Place = tuple[SlotKey, int]
+CachePlace = tuple[SlotKey, int]
 """A slot, and which group of its heads."""
 
 

@@ -56,7 +56,7 @@ def test_they_lie_there_in_order_once_the_row_has_come_to_its_end(tmp_path: Path
 
 @pytest.mark.parametrize("name", ["row.npz", "row"])
 def test_of_a_row_that_breaks_off_nothing_stays(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "TOGETHER", 20)
+    monkeypatch.setattr(scoring, "GROUP", 20)
     mine = scorer()
     mine.begin(Begin(row="a", full=False, keep=str(tmp_path / "images" / name)))
     give(mine, tmp_path, 0)

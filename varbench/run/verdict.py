@@ -48,7 +48,7 @@ def _of_the_board(found: Findings) -> list[str]:
     told = dict.fromkeys(reason for one in found.speed.values() for reason in one.board)
     reasons = [f"the GPU was not what its name says: {reason}" for reason in told]
     if found.speed and found.loaded is not None and found.loaded.disturbed:
-        reasons.append(f"{len(found.loaded.disturbed)} other processes were on the GPU")
+        reasons.append(f"others were on the GPU, processes {', '.join(map(str, found.loaded.disturbed))}")
     return reasons
 
 

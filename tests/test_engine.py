@@ -26,7 +26,7 @@ from varbench.engine.trained_layer import explicit_attention
 from varbench.errors import PlanError, UserError, WrongOutputError
 from varbench.plan import cost
 from varbench.plan.compiler import compile_plan
-from varbench.plan.decided import Taken
+from varbench.plan.decided import WaysTaken
 from varbench.plan.owned import Owned, RowPolicies
 from varbench.plan.state import beside_state
 from varbench.plan.steps import Plan
@@ -255,7 +255,7 @@ def run(pipe, row: RowPolicies, **changes: object) -> tuple[Plan, Generated]:  #
     return plan, made
 
 
-def assert_seen_as_planned(trace: Trace, plan: Plan, dtype: str = "float32", taken: Taken = ()) -> None:
+def assert_seen_as_planned(trace: Trace, plan: Plan, dtype: str = "float32", taken: WaysTaken = ()) -> None:
     planned = foreseen(plan, batch=len(models.LABELS), dtype=dtype, taken=taken)
     assert list(differences(planned, trace)) == []
     assert trace == planned

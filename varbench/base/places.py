@@ -36,6 +36,11 @@ def cache_folder(kind: str) -> Path:
     return cache_root() / kind
 
 
+def full_images(inputs: str) -> Path:
+    """Where images of the full model lie that was made from these inputs."""
+    return cache_folder("full-images") / f"{inputs}.npz"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kept:
     """A file or folder of the cache, which goes as a whole."""

@@ -42,12 +42,12 @@ class BoardState:
         )  # fmt: skip
 
 
-def board_state(*, uuid: str | None, pci: str | None = None) -> BoardState | None:
+def board_state(uuid: str | None) -> BoardState | None:
     """The state now; None without a GPU or without NVML. What a board does not tell is left out."""
-    if uuid is None and pci is None:
+    if uuid is None:
         return None
     try:
-        with device(uuid=uuid, pci=pci) as (pynvml, handle):
+        with device(uuid=uuid, pci=None) as (pynvml, handle):
             return BoardState(settings=tuple(_settings(pynvml, handle)), slowed=_slowed(pynvml, handle))
     except NvmlError:
         return None
@@ -57,10 +57,10 @@ class BoardWatch:
     """Of the time from here on; of no board, it has nothing to say."""
 
     def __init__(self, uuid: str | None) -> None:
-        self._uuid, self._before, self._began = uuid, board_state(uuid=uuid), time.monotonic()
+        self._uuid, self._before, self._began = uuid, board_state(uuid), time.monotonic()
 
     def unfit(self) -> tuple[str, ...]:
-        now = board_state(uuid=self._uuid)
+        now = board_state(self._uuid)
         if self._before is None or now is None:
             return ()
         return self._before.unfit(now, seconds=time.monotonic() - self._began)

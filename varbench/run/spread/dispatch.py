@@ -13,6 +13,7 @@ from typing import Protocol
 
 from varbench.base.whole_files import write_whole
 from varbench.record import Record, Status, write_record
+from varbench.record.failure import Failure
 from varbench.record.schema import Notice
 from varbench.rows import FULL
 from varbench.run.conduct import PARTS
@@ -20,8 +21,7 @@ from varbench.run.display import Display
 from varbench.run.fill import fill
 from varbench.run.findings import Findings
 from varbench.run.prepare import Run
-from varbench.run.spread import portion as errands
-from varbench.run.spread.portion import Detail, Errand, Found, Full, Left, News, Note
+from varbench.run.spread.portion import FULL_IMAGES, Detail, Errand, Found, Full, Left, News, Note
 from varbench.run.spread.portions import Portion, portions
 
 TRIES = 2
@@ -115,9 +115,11 @@ class Dispatch:
                     self._fail(portion, f"no {kind} is left to run it on, and none came within {self.wait:.0f} s")
                 break
             for place, news in self.cluster.news(seconds=LOOK):
-                portion = at[place.name]
+                if not isinstance(news, Ended | Lost | Broken):
+                    self._take(place, at[place.name], news)
+                    continue
+                portion = at.pop(place.name)
                 if isinstance(news, Lost):
-                    del at[place.name]
                     why = [*self._lost.get(portion, ()), f"{place.name} was lost ({news.reason})"]
                     if len(why) < TRIES:
                         again = self._again(portion, why)
@@ -127,13 +129,7 @@ class Dispatch:
                         continue
                     self._fail(portion, "; then ".join(why))
                 elif isinstance(news, Broken):
-                    del at[place.name]
                     self._fail(portion, news.reason)
-                elif isinstance(news, Ended):
-                    del at[place.name]
-                else:
-                    self._take(place, portion, news)
-                    continue
                 finished.add(portion)
                 self.display.part_of(len(finished), total, "")
                 self._tidy(portion)
@@ -194,7 +190,7 @@ class Dispatch:
             self._full = news.findings
         elif isinstance(news, Found):
             self._keep(portion, news.record)
-        elif news.place == errands.FULL_IMAGES:
+        elif news.place == FULL_IMAGES:
             self._files[news.place] = news.content
         else:
             self._put(place, portion, news)
@@ -229,5 +225,5 @@ class Dispatch:
         """Images of a row that were not made are made with the row."""
         self.display.note(f"  {portion}: {reason}")
         for name in portion.rows if portion.images is None else ():
-            row = self.run.rows[name]
-            self._keep(portion, fill(self.run, row, errands.failed(reason), floors={}))
+            failed = Findings(failure=Failure(status=Status.FAILED, reason=reason))
+            self._keep(portion, fill(self.run, self.run.rows[name], failed, floors={}))

@@ -179,8 +179,8 @@ def _connect(ray: Any, address: str | None) -> None:
 
     def connect() -> None:
         try:
-            quiet = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": None if address else False}
-            ray.init(address=address or "local", **{key: value for key, value in quiet.items() if value is not None})
+            started_here = {} if address else {"include_dashboard": False}
+            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **started_here)
         except BaseException as error:
             failed.append(error)
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 
-from varbench.base.places import cache_folder
-from varbench.record import Record, Status
-from varbench.record.failure import Failure
+from varbench.base.places import full_images
+from varbench.record import Record
 from varbench.rows import FULL
 from varbench.run.children import Child
 from varbench.run.conduct import PARTS, Conduct
@@ -25,7 +24,7 @@ from varbench.run.spread.portions import Portion
 from varbench.run.task import Task
 
 FULL_IMAGES = "full-images"
-"""The cache whose one file for a run other rows' images are held against."""
+"""Among what is sent: the file that other rows' images are held against, which lies in the cache and not in the run's folder."""
 
 _conducting = ThreadPoolExecutor(1)
 """One thread for all: processes that it starts end with it."""
@@ -143,17 +142,15 @@ def _look(conduct: Conduct, name: str, images: tuple[int, int]) -> None:
 
 
 def _left_in(out: Path, errand: Errand) -> Iterator[Left]:
-    folders = [out / PARTS] if errand.portion.images is not None else [out / "images", out / "logs"]
-    for folder in folders:
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            if path.parent.suffix == ".groups" or folder.name != PARTS:
-                yield Left(place=str(path.relative_to(out)), content=path.read_bytes())
+    kept = (f"{PARTS}/*.groups/*",) if errand.portion.images is not None else ("images/**/*", "logs/*")
+    for path in sorted(path for pattern in kept for path in out.glob(pattern) if path.is_file()):
+        yield Left(place=str(path.relative_to(out)), content=path.read_bytes())
     if FULL in errand.portion.rows and (path := _full_images(errand.run)).is_file():
         yield Left(place=FULL_IMAGES, content=path.read_bytes())
 
 
 def _full_images(run: Run) -> Path:
-    return cache_folder(FULL_IMAGES) / f"{run.rows[FULL].inputs}.npz"
+    return full_images(run.rows[FULL].inputs)
 
 
 class _Telling(Conduct):
@@ -183,8 +180,3 @@ class _Told(Display):
 
     def note(self, text: str) -> None:
         self._tell(Note(text=text))
-
-
-def failed(reason: str) -> Findings:
-    """Of rows whose portion came to nothing."""
-    return Findings(failure=Failure(status=Status.FAILED, reason=reason))

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from varbench.base.hashing import array_hash, file_hash
-from varbench.base.places import cache_folder
+from varbench.base.places import full_images
 from varbench.base.whole_files import lay_there, whole_file
 from varbench.errors import WrongOutputError
 from varbench.model.checkpoints import build_tokenizer, load_tokenizer
@@ -295,8 +295,8 @@ class Scorer:
         )
 
     def _place(self) -> Path | None:
-        name = self._job.full_images
-        return None if name is None else cache_folder("full-images") / f"{name}.npz"
+        inputs = self._job.full_images
+        return None if inputs is None else full_images(inputs)
 
     def _keep(self, images: Images, tokens: Tokens | None) -> None:
         self._full = (images, tokens)

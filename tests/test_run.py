@@ -301,6 +301,8 @@ def test_ends_are_told_apart(tmp_path: Path, code: str, status: Status, words: s
         (MemoryError(), "MemoryError"),
         (RuntimeError("could not create a primitive"), "RuntimeError: could not create a primitive"),
         (RuntimeError("could not create a memory object"), "RuntimeError: could not create a memory object"),
+        (SystemError("error return without exception set"), "SystemError: error return without exception set"),
+        (ImportError("libx.so: failed to map segment"), "ImportError: libx.so: failed to map segment"),
     ],
 )
 def test_what_libraries_say_without_memory_is_a_lack_of_memory(error: Exception, words: str) -> None:

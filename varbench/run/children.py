@@ -270,8 +270,9 @@ def answer_of(job: Job, kind: type[Answer], *, if_it_crashes: str = "") -> Answe
             if error.failure.traceback is None:  # no exception of its own
                 reason = if_it_crashes + with_last_line(reason, child.stderr_tail)
             limit = job.options.memory_limit
-            # Where there is no memory, there is none to say so either: such a child may just end.
-            if limit is not None and error.failure.status in (Status.OUT_OF_MEMORY_HOST, Status.CRASHED):
+            # Where there is no memory, there is none to say so either: such a child may just end, or hang.
+            ends = (Status.OUT_OF_MEMORY_HOST, Status.CRASHED, Status.TIMEOUT)
+            if limit is not None and error.failure.status in ends:
                 reason += f"; a child may take {limit:g} GiB, by --memory-limit: allow it more, or leave the limit out"
             raise UserError(reason) from error
 

@@ -13,7 +13,8 @@ from varbench.record.failure import Failure
 
 _HOST_MEMORY = re.compile(
     r"DefaultCPUAllocator: (can't|not enough)|bad_alloc|Cannot allocate memory|out of memory: .*\bhost\b|"
-    r"could not create a (memory object|primitive)|unable to mmap",
+    r"could not create a (memory object|primitive)|unable to mmap|failed to map segment|"
+    r"SystemError: .*(without exception set|without setting an exception)",  # an interpreter that could not make the error
     re.IGNORECASE,
 )
 _DEVICE_MEMORY = re.compile(r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)

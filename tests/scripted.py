@@ -104,6 +104,13 @@ class ScriptedChild:
             disturbed=self.script.disturbed,
         )
 
+    def tell(self, request: Request) -> None:
+        self.told = request
+
+    def made(self, request: Request) -> Reply:
+        assert request == self.told
+        return self.make(request)
+
     def make(self, request: Request) -> Reply:
         self.script.requests.append(request)
         how = self.script.fails.get(request.row)
@@ -112,7 +119,10 @@ class ScriptedChild:
         if how == "raise":
             raise RowError(Failure(status=Status.FAILED, reason="as told"))
         if how is not None:
-            raise ChildEndedError(Failure(status=Status(how), reason="as told"))
+            self.end()
+            raise ChildEndedError(
+                Failure(status=Status(how), reason="as told"), exit_code=self.exit_code, stderr_tail=self.stderr_tail
+            )
         tokens = f"{request.row} {request.seed} {request.first} {request.labels}"
         reply = Reply(row=request.row, images_sha256=tokens, tokens_sha256=tokens)
         if request.look == "memory":

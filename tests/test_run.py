@@ -278,6 +278,19 @@ def test_a_child_is_heard_and_its_other_words_are_kept(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "words\n"
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_an_answer_that_is_waited_for_no_more_is_passed_over(last: bool, tmp_path: Path) -> None:
+    """But not that it was the process's last word."""
+    old = f"Failed(failure=Failure(status=Status.FAILED, reason='old'), last={last})"
+    with child(f"from varbench.record.failure import Failure; say({old}); say(Done())", tmp_path) as process:
+        process.forget()
+        if last:
+            with pytest.raises(ChildEndedError, match="old"):
+                process.receive(Done)
+        else:
+            assert process.receive(Done) == Done()
+
+
 @pytest.mark.parametrize(
     ("code", "status", "words"),
     [

@@ -24,6 +24,8 @@ class Request:
     """File that images (uint8) and tokens go to; None drops them once they are on the host."""
     look: LookKind | None = None
     """Look at the call instead of timing it."""
+    threads: int | None = None
+    """Threads that it may take, where processes share the processors; None for all."""
 
 
 def balanced_labels(count: int, classes: int, *, first: int = 0) -> tuple[int, ...]:

@@ -251,7 +251,7 @@ class Options:
     )  # fmt: skip
     # Two CPU cores make no more images a second with larger batches, and ten minutes have to do for fourteen rows.
     count: int = option(
-        "fewest pairs of calls that are timed, a row, regime and round", default=ByPreset(6, tiny=3, quick=3, quick_tiny=2),
+        "fewest pairs of calls that are timed, a row, regime and round", default=ByPreset(6, tiny=2, quick=3, quick_tiny=2),
         metavar="N", least=1, compared=False,
     )  # fmt: skip
     precision: float = option(

@@ -48,9 +48,9 @@ class Process(Protocol):
 class ChildEndedError(Exception):
     """The child ended, or had to be ended, before it gave its answer; `failure` says why."""
 
-    def __init__(self, failure: Failure) -> None:
+    def __init__(self, failure: Failure, *, exit_code: int | None = None, stderr_tail: str = "") -> None:
         super().__init__(failure.reason)
-        self.failure = failure
+        self.failure, self.exit_code, self.stderr_tail = failure, exit_code, stderr_tail
 
 
 class Child:
@@ -75,6 +75,7 @@ class Child:
         self._buffers: dict[int, bytes] = {}
         self._lines: list[bytes] = []
         self._spoke = time.monotonic()
+        self._unwanted = 0
         self.exit_code: int | None = None
         log.parent.mkdir(parents=True, exist_ok=True)
         reading, self._writing = os.pipe()
@@ -111,20 +112,32 @@ class Child:
 
     def make(self, request: Request) -> Reply:
         """What the process of a subject answers to this request."""
-        reply = self.ask(request, Reply)
+        self.tell(request)
+        return self.made(request)
+
+    def made(self, request: Request) -> Reply:
+        """The answer to a request that it was told."""
+        reply = self.receive(Reply)
         if lacking := reply.lacking(request):
             self._lost(Failure(status=Status.FAILED, reason=f"its process answered without {lacking}"))
         return reply
 
+    def forget(self) -> None:
+        """The answer to what it was told is not waited for any more; it is passed over when it comes."""
+        self._unwanted += 1
+
     def ask(self, message: Message, kind: type[Answer]) -> Answer:
         """The answer. Raises `RowError` if the row failed, and `ChildEndedError` if the process ended too."""
+        self.tell(message)
+        return self.receive(kind)
+
+    def tell(self, message: Message) -> None:
         line = to_line(message)
         try:
             while line:
                 line = line[os.write(self._writing, line) :]
         except BrokenPipeError:
             pass  # the child is gone; `receive` finds out why
-        return self.receive(kind)
 
     def receive(self, kind: type[Answer]) -> Answer:
         """The child's next message that is more than a sign of life."""
@@ -132,10 +145,12 @@ class Child:
             message = self._message()
             if isinstance(message, Alive):
                 self._on_alive(message.text)
+            elif self._unwanted and not (isinstance(message, Failed) and message.last):
+                self._unwanted -= 1
             elif isinstance(message, Failed):
                 if message.last:
                     self.end()
-                    raise ChildEndedError(message.failure)
+                    raise self._ended(message.failure)
                 raise RowError(message.failure)
             elif isinstance(message, kind):
                 return message
@@ -224,7 +239,10 @@ class Child:
             kills = None if now is None or self._kills is None else now - self._kills
             assert self.exit_code is not None
             failure = of_exit(self.exit_code, stderr=self.stderr_tail, oom_kills=kills)
-        raise ChildEndedError(failure)
+        raise self._ended(failure)
+
+    def _ended(self, failure: Failure) -> ChildEndedError:
+        return ChildEndedError(failure, exit_code=self.exit_code, stderr_tail=self.stderr_tail)
 
     def end(self) -> None:
         """Gives the child a moment to finish, then kills what is left of it and of the processes it started."""

@@ -16,12 +16,12 @@ from varbench.measure import speed, strain
 from varbench.measure.board_state import BoardWatch
 from varbench.measure.calls import Request, balanced_labels
 from varbench.measure.environment import cores
-from varbench.measure.overseer import WARM, Overseer, Oversight, ScoredImages
+from varbench.measure.overseer import WARM, Overseer, ScoredImages
 from varbench.measure.speed import Pace, SpeedRound
 from varbench.record import Record, Score, row_slug, write_record
 from varbench.record.failure import Failure, RowError
 from varbench.rows import FULL
-from varbench.run import children, verify
+from varbench.run import children, makers, verify
 from varbench.run.children import Child, ChildEndedError
 from varbench.run.display import Display
 from varbench.run.fill import fill, now
@@ -117,38 +117,39 @@ class Conduct:
     def _images(self, weights: WeightSet, scorers: Scorers) -> Task:
         """Images of every row that is scored, and a look at each row's memory."""
 
+        looks_wanted = not self.run.options.quick
+
         def lacking(name: str) -> bool:
-            found = self.found[name]
-            scored = self.run.is_scored(name) and self._are_kept(name)
-            if found.seen is None and scored and (seen := self._earlier(Seen, name)):
+            found, scored = self.found[name], self.run.is_scored(name)
+            if found.seen is None and scored and self._are_kept(name) and (seen := self._earlier(Seen, name)):
                 self._update((name,), seen=seen)
-            if found.looks is None and self._looks_wanted and (looks := self._earlier(Looks, name)):
+            if found.looks is None and looks_wanted and (looks := self._earlier(Looks, name)):
                 self._update((name,), looks=looks)
             found = self.found[name]
-            return (found.seen is None and self.run.is_scored(name)) or (found.looks is None and self._looks_wanted)
+            return (found.seen is None and scored) or (found.looks is None and looks_wanted)
 
-        def work(subject: Child, names: tuple[str, ...]) -> None:
+        def work(subjects: tuple[Child, ...], names: tuple[str, ...]) -> None:
             for name in names:
                 with self._turn(name):
                     if self.found[name].seen is None and self.run.is_scored(name):
                         self.display.detail(f"images of {name}")
                         groups = self.groups_path(name)
                         seen = scorers.score(
-                            name, subject.make, self.display.detail, keep=self._images_path(name), groups=groups
+                            name, subjects, self.display.detail, keep=self._images_path(name), groups=groups
                         )
                         self._remember(seen, name)
                         self._update((name,), seen=seen)
                         shutil.rmtree(groups, ignore_errors=True)
-                    if self.found[name].looks is None and self._looks_wanted:
+                    if self.found[name].looks is None and looks_wanted:
                         self.display.detail(f"memory of {name}")
-                        looks = look_at(subject.make, name, self.run)
+                        looks = look_at(subjects[0].make, name, self.run)
                         self._remember(looks, name)
                         self._update((name,), looks=looks)
                     self._save((name,))
 
         # Where a row brings its own weights, the full model is beside it for its time alone, and not in its memory.
         beside = not weights.key.startswith(OWN_WEIGHTS)
-        return Task(title="images", lacking=lacking, work=work, full_beside=beside)
+        return Task(title="images", lacking=lacking, work=work, full_beside=beside, helped=True)
 
     @contextmanager
     def _full_alone(self, number: int) -> Iterator[Child | None]:
@@ -189,8 +190,8 @@ class Conduct:
             self._at = name
             self.display.detail(" ".join(filter(None, (name, width(self.found[name])))))
 
-        def work(subject: Child, names: tuple[str, ...]) -> None:
-            full = FULL if self._full_runs else None
+        def work(subjects: tuple[Child, ...], names: tuple[str, ...]) -> None:
+            (subject,), full = subjects, FULL if self._full_runs else None
             overseer = Overseer(
                 # Drawn when the process is there already: nobody can have prepared for it.
                 secret=secrets.token_hex(16),
@@ -226,7 +227,7 @@ class Conduct:
             self._at = None
             unfit = watch.unfit()
             for name, found in rounds.items():
-                found = replace(found, oversight=self._oversight(overseer, name, scorers), board=unfit)
+                found = replace(found, oversight=scorers.oversight(overseer, name), board=unfit)
                 self._kept.write(found, name, number, trained=self.found[name].trained)
                 self._update((name,), speed={**self.found[name].speed, number: found})
                 if len(self.found[name].speed) == self.run.rounds_of(name):
@@ -234,15 +235,6 @@ class Conduct:
             self._save(names)
 
         return Task(title="speed", lacking=lacking, work=work, full_beside=True)
-
-    def _oversight(self, overseer: Overseer, name: str, scorers: Scorers) -> Oversight:
-        scored, timed = overseer.set_aside(name)
-        if not (scored.exists() and timed.exists()):
-            return overseer.oversight(name)
-        found = scorers.liken(scored, timed)
-        for path in (scored, timed):
-            path.unlink()
-        return overseer.oversight(name, sha256=found.images_sha256, chance=found.chance)
 
     # Processes
 
@@ -256,6 +248,7 @@ class Conduct:
             left = tuple(name for name in weights.rows if name in wanted)[: self.run.together]
             self._begin(left)
             subject: Child | None = None
+            ended: ChildEndedError | RowError | None = None
             self._at = None
             try:
                 job = self._subject_job(weights, left, beside=any(task.full_beside for task in tasks))
@@ -264,14 +257,27 @@ class Conduct:
                     self._check(left, loaded, asked=job)
                     for task in tasks:
                         if names := tuple(name for name in lacking(task) if name in left):
-                            task.work(subject, names)
+                            with self._helpers(task, names, job) as helpers:
+                                task.work((subject, *helpers), names)
             except (ChildEndedError, RowError) as error:
+                ended = error
+            if subject is not None:
+                self._update(left, stderr_tail=subject.stderr_tail)
+            if ended is not None:
                 blamed = left if self._at is None else (self._at,)
-                self._update(blamed, exit_code=subject.exit_code if subject else None)
-                self._fail(blamed, error.failure)
-            finally:
-                if subject is not None:
-                    self._update(left, stderr_tail=subject.stderr_tail)
+                if isinstance(ended, ChildEndedError):
+                    self._update(blamed, exit_code=ended.exit_code, stderr_tail=ended.stderr_tail)
+                self._fail(blamed, ended.failure)
+
+    @contextmanager
+    def _helpers(self, task: Task, names: tuple[str, ...], job: Job) -> Iterator[tuple[Child, ...]]:
+        """Further processes that hold the same rows, where the task is done faster by several."""
+        wanted = makers.at_once(self.run, names) - 1 if task.helped else 0
+        with contextlib.ExitStack() as stack:
+            helpers = tuple(stack.enter_context(self._child(job, f"{task.title}-{n + 2}")) for n in range(wanted))
+            for helper in helpers:
+                self._check(names, helper.receive(Ready), asked=job)
+            yield helpers
 
     def _subject_job(self, weights: WeightSet, names: tuple[str, ...], *, beside: bool) -> Job:
         trained = self.trained.get(weights.key)
@@ -313,10 +319,6 @@ class Conduct:
     def _full_runs(self) -> bool:
         """Whether rows can be timed beside the full model: on their own weights, or on its own where they bring others."""
         return self.found[FULL].failure is None
-
-    @property
-    def _looks_wanted(self) -> bool:
-        return not self.run.options.quick
 
     def _begin(self, names: tuple[str, ...]) -> None:
         for name in names:

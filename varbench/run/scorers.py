@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from varbench.measure.calls import Maker, Request, balanced_labels
+from varbench.measure.calls import Request, balanced_labels
+from varbench.measure.overseer import Overseer, Oversight
 from varbench.record import Score
 from varbench.record.failure import RowError
 from varbench.rows import FULL
@@ -14,6 +17,7 @@ from varbench.run import children
 from varbench.run.children import Answer, Child, ChildEndedError
 from varbench.run.findings import Seen, kept
 from varbench.run.findings import keep as write_part
+from varbench.run.makers import MakingProcess, in_order, threads_of_each
 from varbench.run.messages import Begin, Begun, Finish, Job, Liken, Likened, Measured, Message, Scored, Take, Taken
 from varbench.run.prepare import Run
 
@@ -62,9 +66,9 @@ def _counted(groups: Path, *, before: int) -> _Counted:
     return so_far
 
 
-def keep_path(folder: Path) -> Path:
-    """Where every call leaves its images, whatever they are wanted for."""
-    return folder / "images.npz"
+def keep_path(folder: Path, maker: int = 0) -> Path:
+    """Where every call of a process leaves its images, whatever they are wanted for."""
+    return folder / f"images-{maker}.npz"
 
 
 class Scorers:
@@ -84,7 +88,7 @@ class Scorers:
     def score(
         self,
         row: str,
-        ask: Maker,
+        makers: Sequence[MakingProcess],
         progress: Callable[[str], None],
         *,
         keep: Path | None = None,
@@ -96,7 +100,7 @@ class Scorers:
         """
         options = self._run.options
         scorer = self._child("scoring")
-        counted = self._look(row, ask, progress, keep=keep, groups=groups, images=(0, options.images))
+        counted = self._look(row, makers, progress, keep=keep, groups=groups, images=(0, options.images))
         progress(f"{row}, scoring")
         scored = self._ask_scorer(scorer, Finish(expected=options.images), Scored)
         whole = {name: found for name, found in counted.values.items() if len(found) == options.images}
@@ -109,15 +113,21 @@ class Scorers:
         )
 
     def look(
-        self, row: str, ask: Maker, progress: Callable[[str], None], *, groups: Path, images: tuple[int, int]
+        self,
+        row: str,
+        makers: Sequence[MakingProcess],
+        progress: Callable[[str], None],
+        *,
+        groups: Path,
+        images: tuple[int, int],
     ) -> None:
         """Has some of a row's images made and looked at, for `score` to go on from, here or elsewhere; whole groups of them."""
-        self._look(row, ask, progress, keep=None, groups=groups, images=images)
+        self._look(row, makers, progress, keep=None, groups=groups, images=images)
 
     def _look(
         self,
         row: str,
-        ask: Maker,
+        makers: Sequence[MakingProcess],
         progress: Callable[[str], None],
         *,
         keep: Path | None,
@@ -146,7 +156,6 @@ class Scorers:
         values = {name: list(some) for name, some in so_far.values.items()}
         better, missing = dict(so_far.better), dict(so_far.missing)
         changed, batches = set(so_far.changed), list(so_far.batches)
-        chunk = keep_path(self._folder)
 
         def counted(images: int) -> _Counted:
             return _Counted(
@@ -158,23 +167,41 @@ class Scorers:
                 changed=tuple(sorted(changed)),
             )
 
-        try:
-            for first in range(begun.known, end, options.batch):
-                labels = balanced_labels(min(options.batch, end - first), self._run.model.classes, first=first)
-                made = ask(Request(row=row, labels=labels, seed=options.seed, first=first, keep=str(chunk.resolve())))
+        def request(place: int, first: int) -> Request:
+            return Request(
+                row=row,
+                labels=balanced_labels(min(options.batch, end - first), self._run.model.classes, first=first),
+                seed=options.seed,
+                first=first,
+                keep=str(keep_path(self._folder, place % len(makers)).resolve()),
+                threads=threads_of_each(len(makers)),
+            )
+
+        requests = itertools.starmap(request, enumerate(range(begun.known, end, options.batch)))
+        with contextlib.closing(in_order(makers, requests, taken=(self._folder / "taken.npz").resolve())) as replies:
+            for asked, made in replies:
                 changed |= set(made.changed)
                 assert made.chunk is not None
-                taken = Take(chunk=made.chunk, labels=labels)
+                taken = Take(chunk=made.chunk, labels=asked.labels)
                 seen = self._ask_scorer(scorer, taken, Taken)
                 batches.append(seen.images_sha256)
                 if self._run.metrics:
                     self._measure(taken, values, better, missing)
-                if groups is not None and seen.known == first + len(labels):
+                so_many = asked.first + len(asked.labels)
+                if groups is not None and seen.known == so_many:
                     write_part(counted(seen.known), _counted_path(groups, start))
-                progress(f"{row}, {first + len(labels):,} of {end:,} images")
-        finally:
-            chunk.unlink(missing_ok=True)
+                progress(f"{row}, {so_many:,} of {end:,} images")
         return counted(end)
+
+    def oversight(self, overseer: Overseer, row: str) -> Oversight:
+        """What was seen of a row's timed calls, their images included."""
+        scored, timed = overseer.set_aside(row)
+        if not (scored.exists() and timed.exists()):
+            return overseer.oversight(row)
+        found = self.liken(scored, timed)
+        for path in (scored, timed):
+            path.unlink()
+        return overseer.oversight(row, sha256=found.images_sha256, chance=found.chance)
 
     def liken(self, scored: Path, timed: Path) -> Likened:
         """Images that were made among timed calls: some under the seed that is scored, and some that were only timed."""

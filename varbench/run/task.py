@@ -13,6 +13,9 @@ class Task:
     title: str
     lacking: Callable[[str], bool]
     """Whether a row is to be asked."""
-    work: Callable[[Child, tuple[str, ...]], None]
+    work: Callable[[tuple[Child, ...], tuple[str, ...]], None]
+    """With the process that holds the rows, and others like it if it can be helped."""
     full_beside: bool
     """Whether the full model is loaded too, if no row is it."""
+    helped: bool = False
+    """Whether several processes shall do it where they can."""

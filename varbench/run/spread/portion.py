@@ -132,10 +132,10 @@ def _look(conduct: Conduct, name: str, images: tuple[int, int]) -> None:
     weights = next(one for one in conduct.run.weight_sets if name in one.rows)
     left = [name]
 
-    def work(subject: Child, names: tuple[str, ...]) -> None:
+    def work(subjects: tuple[Child, ...], names: tuple[str, ...]) -> None:
         left.clear()
         with Scorers(conduct.run, folder=conduct.parts, log=conduct.out / "logs" / "score.log") as scorers:
-            scorers.look(name, subject.make, conduct.display.detail, groups=conduct.groups_path(name), images=images)
+            scorers.look(name, subjects, conduct.display.detail, groups=conduct.groups_path(name), images=images)
 
     conduct.train()
     conduct.in_children(weights, Task(title="images", lacking=lambda row: row in left, work=work, full_beside=False))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -163,10 +164,23 @@ def pipeline_of(job: Job, made: list[Row]) -> Pipeline:
 def answer(subject: Subject, request: Request) -> Reply:
     ask = Ask(row=request.row, labels=request.labels, seed=request.seed, first=request.first)
     if request.look is None:
-        made, images, times = timed_call.timed(subject, ask)
+        with _threads(request.threads):
+            made, images, times = timed_call.timed(subject, ask)
         return _reply(request, made, images, times=times, chunk=_kept(request.keep, made, images))
     look = {"memory": _memory, "outside": _outside, "largest": _largest, "energy": _energy}[request.look]
     return look(subject, ask, request)
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """What a plugin sets meanwhile stays, to be seen as its own change."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        if count is not None and torch.get_num_threads() == count:
+            torch.set_num_threads(before)
 
 
 def _memory(subject: Subject, ask: Ask, request: Request) -> Reply:

@@ -297,18 +297,19 @@ def test_parts_hold_two_thirds_of_every_class():
             assert abs((labels[part] == one).sum() - (labels == one).sum() * 2 / 3) < 1.01
 
 
-def test_figures_of_parts_are_those_of_the_parts_alone():
-    """Each is made for all parts at once; here one by one, by the formulas themselves."""
+@pytest.mark.parametrize("dimensions", [3, 29, 30, 31, 45, 70])
+def test_figures_of_parts_are_those_of_the_parts_alone(dimensions):
+    """Each is made for all parts at once, from fewer images than dimensions too; here one by one, by the formulas themselves."""
     rng = np.random.RandomState(0)
-    samples, real = rng.standard_normal((60, 3)) + 0.2, rng.standard_normal((80, 3))
+    samples, real = rng.standard_normal((60, dimensions)) + 0.2, rng.standard_normal((80, dimensions))
     splits = halves.splits_of(np.arange(60) % 3, dimensions=3, seed=0)[:4]
 
     def distance(part):
         return frechet.frechet_distance(frechet.gaussian(part), frechet.gaussian(real))
 
     def kernel(part):
-        inner = (part @ part.T / 3 + 1) ** 3
-        return inner.mean() - 2 * ((part @ real.T / 3 + 1) ** 3).mean()
+        inner = (part @ part.T / dimensions + 1) ** 3
+        return inner.mean() - 2 * ((part @ real.T / dimensions + 1) ** 3).mean()
 
     def covered(part):
         return density_coverage(part, real).covered_N.mean()

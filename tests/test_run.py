@@ -40,7 +40,19 @@ from varbench.run.display import Display
 from varbench.run.findings import Looks, Seen, keep
 from varbench.run.inputs import sizes_of
 from varbench.run.kept_parts import KeptParts
-from varbench.run.messages import Ahead, Done, Job, Oddities, Ready, ResolvedPlugin, Scored, Trained
+from varbench.run.messages import (
+    Ahead,
+    Done,
+    HeldOut,
+    Job,
+    Oddities,
+    Ready,
+    ResolvedPlugin,
+    Scored,
+    Trained,
+    TrainedStage,
+    TrainingLog,
+)
 from varbench.run.nursery import Ends
 from varbench.run.prepare import TOGETHER, Run, prepare
 from varbench.run.reasons import of_exception
@@ -48,6 +60,7 @@ from varbench.run.resume import complete_records, other_settings, set_aside_outd
 from varbench.run.scorers import Scorers
 from varbench.run.session import locked
 from varbench.run.side_by_side import side_by_side
+from varbench.run.training_section import section
 from varbench.run.verify import mismatches
 from varbench.show.entries import blocks_of
 from varbench.show.forecast import Forecast, as_text, forecast
@@ -276,6 +289,28 @@ def test_a_child_is_heard_and_its_other_words_are_kept(tmp_path: Path) -> None:
         assert process.receive(Done) == Done()
     assert (process.exit_code, process.stderr_tail) == (0, "words")
     assert (tmp_path / "log").read_text() == "words\n"
+
+
+def test_stages_of_a_training_are_one_section() -> None:
+    def stage(name: str, steps: int) -> TrainedStage:
+        looks = (HeldOut(step=steps, point="full", value=2.0, low=1.0, high=3.0, n=64),)
+        losses = {"full": ((0, 3.0), (steps, 2.0))}
+        return TrainedStage(name=name, steps=steps, seconds=5.0, seed=7, device="cpu", losses=losses, looks=looks)
+
+    log = TrainingLog(
+        key="k", origin="here", data="d", stages=(stage("first", 10), stage("second", 4)), making_examples=2
+    )
+    made = section(log, recipe="mine@recipe", model="tiny")
+    assert (made.steps, made.seconds, made.seed, made.origin, made.key) == (14, 12, 7, "here", "k")
+    assert made.command == "varbench train mine@recipe --model tiny --steps 14 --seed 7"
+    assert [(curve.point, curve.steps) for curve in made.losses] == [
+        ("first, full", (0, 10)),
+        ("second, full", (10, 14)),
+    ]
+    assert [(look.step, look.score.value, look.score.reference) for look in made.evaluations] == [
+        (10, 2.0, "d"),
+        (14, 2.0, "d"),
+    ]
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -678,7 +713,7 @@ def test_a_dry_run_leaves_out_the_time_of_what_earlier_runs_have_left(tmp_path: 
 
     # Parts of trained weights are those of the same hashes.
     given = {"weights": None, "images": 40}
-    trained = Trained(training=None, files={}, hashes={"main": "1", "vae": "2"})
+    trained = Trained(log=None, files={}, hashes={"main": "1", "vae": "2"})
     odd = Oddities(repeated=0, copied=None, undecoded=None)
     scored = Scored(quality=None, distance=None, samples=Samples(), weights=(), oddities=odd)
     there = KeptParts(a_run(tmp_path / "trained", plugins="variant@d8", **given), tmp_path / "trained" / PARTS)

@@ -221,7 +221,7 @@ def test_other_weights_of_the_same_recipe_make_its_rows_another_input(
 
 def test_parts_of_a_run_belong_to_the_weights_that_made_them(tmp_path: Path) -> None:
     parts = KeptParts(a_run(tmp_path, plugins="variant@d8"), tmp_path)
-    weights = (None, *(Trained(training=None, files={}, hashes={"main": sha256}) for sha256 in ("one", "other")))
+    weights = (None, *(Trained(log=None, files={}, hashes={"main": sha256}) for sha256 in ("one", "other")))
     assert len({parts.path(Seen, "variant@d8", trained=trained) for trained in weights}) == 3
 
 

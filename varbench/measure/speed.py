@@ -23,9 +23,15 @@ from varbench.record.failure import RowError
 AskOne = Callable[[Request], Reply]
 ReadStrain = Callable[[], Reading | None]
 
+CALLS_AGAIN = 4
+"""Times that one call of a pair is made again, where quiet moments come."""
+
 MOST_RETAKEN = 2
 """Pairs are taken again until this many times as many as were asked for were held up and the budget is spent; then the least
 held up are kept."""
+
+MOST_SPENT = 4
+"""So many times the budget may be spent on quiet pairs; not more, however few they are."""
 
 CYCLES = 3
 """Turns in which a row's fewest pairs are taken, so that what passes over the machine meets every row alike."""
@@ -59,7 +65,7 @@ class SpeedRound:
     throughput: tuple[Pair, ...]
     latency: tuple[Pair, ...] = ()
     discarded: int = 0
-    """Pairs that were taken again since a call was held up."""
+    """Calls and pairs that were taken again since a call was held up."""
     identical: float | None = None
     """Seconds of a call that repeats an earlier one to the letter, as a share of the fastest fresh call's."""
     changed: tuple[str, ...] = ()
@@ -92,6 +98,8 @@ class _Taken:
     """Pairs in which the row's call came before the full model's."""
     seconds: float = 0.0
     """Of all its calls and their neighbours."""
+    again: int = 0
+    """Calls that were made again, its neighbours' too."""
 
     @property
     def tried(self) -> int:
@@ -104,7 +112,7 @@ class _Taken:
     def kept(self, wanted: int) -> tuple[Pair, ...]:
         """The quiet pairs; where they are fewer than wanted, the least held up of the others too."""
         lacking = max(0, wanted - len(self.good))
-        return (*self.good, *sorted(self.strained, key=_held_up)[:lacking])
+        return (*self.good, *sorted(self.strained, key=_most_held_up)[:lacking])
 
 
 def error_within(precision: float, *, processes: int) -> float:
@@ -127,12 +135,16 @@ def time_rows(
     strain: ReadStrain,
     failed: Callable[[str, RowError], None],
     at: Callable[[str], None] = lambda row: None,
+    settle: Callable[[], bool] = lambda: True,
 ) -> dict[str, SpeedRound]:
     """One round of rows that share a process. A row that fails is told to `failed` and leaves; the others go on.
 
-    The overseer draws what is asked, and `at` hears whose turn it is.
+    The overseer draws what is asked, `at` hears whose turn it is, and `settle` waits until the machine is fit for a pair, and
+    says whether it ever is.
     """
-    session = _Session(ask=ask, full=full, pace=pace, overseer=overseer, strain=strain, failed=failed, at=at)
+    session = _Session(
+        ask=ask, full=full, pace=pace, overseer=overseer, strain=strain, failed=failed, at=at, settle=settle
+    )
     if full is not None:
         session.warm(full)
     first: dict[str, tuple[float, float]] = {}
@@ -159,6 +171,7 @@ class _Session:
     strain: ReadStrain
     failed: Callable[[str, RowError], None]
     at: Callable[[str], None]
+    settle: Callable[[], bool]
     alive: set[str] = field(default_factory=set)
     taken: dict[tuple[str, str], _Taken] = field(default_factory=dict)
     changed: dict[str, set[str]] = field(default_factory=dict)
@@ -213,9 +226,11 @@ class _Session:
 
     def _enough(self, row: str, regime: str) -> bool:
         taken = self._so_far(row, regime)
-        spent = sum(found.seconds for (name, _), found in self.taken.items() if name == row) >= self.pace.budget
+        total = sum(found.seconds for (name, _), found in self.taken.items() if name == row)
+        spent = total >= self.pace.budget
         if len(taken.good) < self.pace.pairs:
-            return spent and len(taken.strained) >= MOST_RETAKEN * self.pace.pairs
+            held_up = len(taken.strained) >= MOST_RETAKEN * self.pace.pairs
+            return (spent and held_up) or (taken.tried >= self.pace.pairs and total >= MOST_SPENT * self.pace.budget)
         return spent or taken.error() <= self.pace.error(row)
 
     def _so_far(self, row: str, regime: str) -> _Taken:
@@ -228,35 +243,48 @@ class _Session:
         before = 1 if len(rows) == 2 or ahead[rows[0]] <= 0 else 0
         calls: dict[str, Call] = {}
         beside: Call | None = None
+        held_up: set[str] = set()
         for place, row in enumerate([*rows, None]):
             if place == before and self.full is not None:
-                beside = self.call(self.full, batch)
+                beside, quiet = self._quiet_call(self.full, batch, told=[self._so_far(name, regime) for name in rows])
+                held_up |= set() if quiet else set(rows)
             if row is not None:
                 with self.turn(row):
-                    calls[row] = self.call(row, batch)
+                    calls[row], quiet = self._quiet_call(row, batch, told=[self._so_far(row, regime)])
+                    held_up |= set() if quiet else {row}
         for row, call in calls.items():
-            pair = Pair(row=call, full=beside)
             taken = self._so_far(row, regime)
             taken.led += row in rows[:before]
-            taken.seconds += sum(one.times.end_to_end for one in (call, beside) if one is not None)
-            (taken.strained if self._strained(row, batch, pair) else taken.good).append(pair)
+            (taken.strained if row in held_up else taken.good).append(Pair(row=call, full=beside))
         if self.overseer.ask_plain() and self.full is not None:
             self.call(self.full, 1)  # the next row would pay for the caches that the other process took
 
-    def _strained(self, row: str, batch: int, pair: Pair) -> bool:
-        strained = False
-        for name, call in ((row, pair.row), (self.full, pair.full)):
-            if call is None or call.strain is None or name is None:
-                continue
-            quiet = self.quiet_share.setdefault((name, batch), [])
-            share = call.strain.cpu_seconds / call.times.end_to_end
-            if call.strain.held_up(call.times.end_to_end) > HELD_UP or (
-                len(quiet) >= 3 and share < STARVED * stats.median(quiet)
-            ):
-                strained = True
-            else:
-                quiet.append(share)
-        return strained
+    def _quiet_call(self, name: str, batch: int, *, told: list[_Taken]) -> tuple[Call, bool]:
+        """A call that was not held up, and True; where there is none after a few, the least held up."""
+        found: list[Call] = []
+        while True:
+            hopeful = self.settle()
+            found.append(self.call(name, batch))
+            for taken in told:
+                taken.seconds += found[-1].times.end_to_end
+            if not self._strained(name, batch, found[-1]):
+                return found[-1], True
+            if not hopeful or len(found) > CALLS_AGAIN:
+                return min(found, key=_held_up), False
+            for taken in told:
+                taken.again += 1
+
+    def _strained(self, name: str, batch: int, call: Call) -> bool:
+        if call.strain is None:
+            return False
+        quiet = self.quiet_share.setdefault((name, batch), [])
+        share = call.strain.cpu_seconds / call.times.end_to_end
+        if call.strain.held_up(call.times.end_to_end) > HELD_UP or (
+            len(quiet) >= 3 and share < STARVED * stats.median(quiet)
+        ):
+            return True
+        quiet.append(share)
+        return False
 
     def round(self, row: str, first: float, second: float) -> SpeedRound:
         wanted = self.pace.pairs
@@ -267,7 +295,7 @@ class _Session:
             second_call=second,
             throughput=kept["throughput"],
             latency=kept.get("latency", ()),
-            discarded=sum(one.tried for one in taken) - sum(map(len, kept.values())),
+            discarded=sum(one.tried + one.again for one in taken) - sum(map(len, kept.values())),
             identical=self._identical(row, kept["throughput"]),
             changed=tuple(sorted(self.changed.get(row, ()))),
         )
@@ -285,6 +313,9 @@ def _told(call: Call) -> float:
     return call.times.with_decoder if call.times.transformer is None else call.times.transformer
 
 
-def _held_up(pair: Pair) -> float:
-    calls = [call for call in (pair.row, pair.full) if call is not None and call.strain is not None]
-    return max((call.strain.held_up(call.times.end_to_end) for call in calls if call.strain), default=0.0)
+def _held_up(call: Call) -> float:
+    return 0.0 if call.strain is None else call.strain.held_up(call.times.end_to_end)
+
+
+def _most_held_up(pair: Pair) -> float:
+    return max(_held_up(call) for call in (pair.row, pair.full) if call is not None)

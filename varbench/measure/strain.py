@@ -7,6 +7,8 @@ judged by what the system says of its threads, never by its own time. Linux only
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,18 @@ HELD_UP = 0.01
 STARVED = 0.95
 """So is one whose threads were on a processor for less than this share of what is usual in quiet calls of the row, for each
 second of its time: who is throttled waits in no queue. A slow clock takes longer and is as busy."""
+
+
+PATIENCE = 2.0
+"""Seconds that a quiet moment is waited for."""
+
+_WINDOW = 0.05
+_BUSY = 0.3
+"""Processors that others may keep busy over such a window: it is five ticks of the system's clock, and one may be the last of a
+call of ours."""
+
+_IN_VAIN = 3
+"""So often in a row nothing quiet came: it will not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +80,47 @@ def read(pid: int) -> Reading | None:
     except (OSError, ValueError, IndexError):
         return None
     return Reading(cpu, waited, stolen, switches)
+
+
+def busy_seconds() -> tuple[float, float] | None:
+    """What the processors that this process may run on have worked so far, and the time now; None where it is not shown."""
+    mine = {f"cpu{number}" for number in os.sched_getaffinity(0)} if hasattr(os, "sched_getaffinity") else set()
+    try:
+        with open("/proc/stat") as file:
+            lines = [line.split() for line in file if line.startswith("cpu")]
+        worked = [sum(map(int, (*numbers[:3], *numbers[5:8]))) for name, *numbers in lines if name in mine]
+    except (OSError, ValueError, IndexError):
+        return None
+    return (sum(worked) / _ticks(), time.monotonic()) if worked else None
+
+
+class Quiet:
+    """Waits until nobody else computes, before calls that are timed: a neighbour that rests now and then is let work first."""
+
+    def __init__(
+        self,
+        read: Callable[[], tuple[float, float] | None] = busy_seconds,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._read, self._sleep = read, sleep
+        self._in_vain = 0
+
+    def wait(self) -> bool:
+        """Whether quiet moments come; each is waited for `PATIENCE` at most, and none at all once that was in vain a few times."""
+        if self._in_vain >= _IN_VAIN:
+            return False
+        if (before := self._read()) is None:
+            return True
+        began = before[1]
+        while before[1] - began < PATIENCE:
+            self._sleep(_WINDOW)
+            now = self._read()
+            if now is None or now[0] - before[0] <= _BUSY * (now[1] - before[1]):
+                self._in_vain = 0
+                return True
+            before = now
+        self._in_vain += 1
+        return self._in_vain < _IN_VAIN
 
 
 def _ticks() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,23 +30,16 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     negative. `scipy.linalg.sqrtm` of S1 S2, which others use, is slower and may answer with complex numbers, and its
     argument `disp` is gone in SciPy 1.18.
     """
-    return _distance(_root(first.sigma), first, second)
+    root, apart = root_of(first.sigma), first.mu - second.mu
+    traces = np.trace(first.sigma) + np.trace(second.sigma)
+    return max(0.0, float(apart @ apart + traces - 2 * trace_of_root(root @ second.sigma @ root)))
 
 
-def frechet_distances(several: Iterable[Gaussian], reference: Gaussian) -> NDArray[np.float64]:
-    """Of several sets to one reference, whose root is taken once."""
-    root = _root(reference.sigma)
-    return np.array([_distance(root, reference, one) for one in several])
-
-
-def _root(sigma: Matrix) -> Matrix:
+def root_of(sigma: Matrix) -> Matrix:
     eigenvalues, vectors = np.linalg.eigh(sigma)
     root: Matrix = (vectors * np.sqrt(np.clip(eigenvalues, 0, None))) @ vectors.T
     return root
 
 
-def _distance(root: Matrix, first: Gaussian, second: Gaussian) -> float:
-    between = np.linalg.eigvalsh(root @ second.sigma @ root)
-    apart = first.mu - second.mu
-    trace_of_root = np.sqrt(np.clip(between, 0, None)).sum()
-    return max(0.0, float(apart @ apart + np.trace(first.sigma) + np.trace(second.sigma) - 2 * trace_of_root))
+def trace_of_root(symmetric: Matrix) -> float:
+    return float(np.sqrt(np.clip(np.linalg.eigvalsh(symmetric), 0, None)).sum())

@@ -12,14 +12,13 @@ little: it is taken of parts that hold two thirds. `benchmarks/quality_coverage.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from varbench.quality.frechet import Gaussian, frechet_distances
+from varbench.quality.frechet import Gaussian, Matrix, root_of, trace_of_root
 from varbench.quality.manifold import FeatureRows, in_double
 
 Parts = NDArray[np.bool_]
@@ -94,24 +93,39 @@ def _drawn(labels: NDArray[np.int64], count: int, taken: NDArray[np.bool_], *, s
 
 
 def of_distances(features_ND: FeatureRows, reference: Gaussian, splits: Parts) -> Halves:
-    """Of the Fréchet distance."""
+    """Of the Fréchet distance.
+
+    Features are seen through the root of the reference's covariance, once for all parts: what the formula takes the root of is
+    then a part's own covariance. Its eigenvalues are those of the products of images with each other, of which there are fewer
+    where images are fewer than dimensions.
+    """
     centred = features_ND.astype(np.float64) - reference.mu
-    total, products = centred.sum(axis=0), centred.T @ centred
+    seen, lengths = centred @ root_of(reference.sigma), np.square(centred).sum(axis=1)
+    count, dimensions = seen.shape
 
-    def half(n: int, sums: FeatureRows, squares: FeatureRows) -> Gaussian:
-        mean = sums / n
-        return Gaussian(mu=mean + reference.mu, sigma=(squares - n * np.outer(mean, mean)) / (n - 1))
+    def products(part: NDArray[np.bool_]) -> Matrix | None:
+        rows = seen[part]
+        return rows.T @ rows if len(rows) >= dimensions else None
 
-    def all_of_them() -> Iterator[Gaussian]:
-        yield half(len(centred), total, products)
-        for split in splits:
-            part = centred[split]
-            sums, squares = part.sum(axis=0), part.T @ part
-            yield half(len(part), sums, squares)
-            yield half(len(centred) - len(part), total - sums, products - squares)
+    def distance(part: NDArray[np.bool_], squares: Matrix | None) -> float:
+        n, apart, rows = int(part.sum()), centred[part].mean(axis=0), seen[part]
+        middle = rows.mean(axis=0)
+        if squares is None:
+            rows -= middle
+            between = rows @ rows.T
+        else:
+            between = squares - n * np.outer(middle, middle)
+        own = (lengths[part].sum() - n * apart @ apart) / (n - 1)
+        return max(0.0, float(apart @ apart + np.trace(reference.sigma) + own - 2 * trace_of_root(between / (n - 1))))
 
-    whole, *values = frechet_distances(all_of_them(), reference)
-    return Halves(np.array(values[::2]), np.array(values[1::2]), float(whole))
+    everything = np.ones(count, bool)
+    whole, halves = products(everything), []
+    for split in splits:
+        first = products(split)
+        second = whole - first if whole is not None and first is not None else products(~split)
+        halves.append((distance(split, first), distance(~split, second)))
+    firsts, seconds = np.array(halves).T
+    return Halves(firsts, seconds, distance(everything, whole))
 
 
 def of_kernel_distances(features_ND: FeatureRows, real_ND: FeatureRows, splits: Parts) -> Halves:

@@ -223,6 +223,7 @@ class Conduct:
                 strain=lambda: strain.read(subject.pid) if options.device == "cpu" else None,
                 failed=lambda name, error: self._fail((name,), error.failure),
                 at=at,
+                settle=strain.Quiet().wait if options.device == "cpu" else lambda: True,
             )
             self._at = None
             unfit = watch.unfit()

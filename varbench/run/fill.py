@@ -30,6 +30,7 @@ from varbench.run import identity, verdict
 from varbench.run.findings import Findings, Looks
 from varbench.run.prepare import RowInRun, Run, hardware_like
 from varbench.run.timing import timing
+from varbench.run.training_section import section
 
 
 def now() -> str:
@@ -109,7 +110,7 @@ def _model(run: Run, row: RowInRun, found: Findings) -> Model:
         given = "trained" if row.resolved.trains_generator else "files"
         weights = given if row.resolved.trained_generator else "random"
     elif found.loaded is not None:
-        weights = "random" if run.files is None else "trained" if found.trained and found.trained.training else "files"
+        weights = "random" if run.files is None else "trained" if found.trained and found.trained.log else "files"
         if weights == "files" and run.options.weights is None:
             weights = "shipped"
     counts = dict(found.loaded.parameters) if found.loaded else {}
@@ -233,8 +234,11 @@ def _quality(
 
 
 def _training(run: Run, row: RowInRun, found: Findings) -> Training | None:
-    training = found.trained.training if found.trained else None
-    if training is None or presets.preset(run.options.model).assets:
+    log = found.trained.log if found.trained else None
+    if log is None:
+        return None
+    training = section(log, recipe=row.resolved.trained_by, model=run.model.name)
+    if presets.preset(run.options.model).assets:
         return training
     command = shlex.join(as_arguments(run.options, row=row.name))  # its weights and data are the user's
     return replace(training, command=command)

@@ -24,7 +24,6 @@ from varbench.record import (
     Quality,
     Samples,
     StudyWords,
-    Training,
     WeightFile,
     decode,
     encode,
@@ -104,6 +103,8 @@ class ResolvedRow:
     name: str
     plugins: tuple[ResolvedPlugin, ...] = ()
     recipe: str | None = None
+    trained_by: str = ""
+    """The recipe with its plugin, as `varbench train` takes it."""
     point: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     study: str | None = None
@@ -156,8 +157,46 @@ class Calibrated:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainedStage:
+    """What a process saw while it trained a stage of a recipe."""
+
+    name: str
+    steps: int
+    seconds: float
+    seed: int
+    device: str
+    losses: dict[str, tuple[tuple[int, float], ...]]
+    """By what was trained: steps with their loss."""
+    looks: tuple[HeldOut, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Loss on images that were not trained on, after so many steps of a stage."""
+
+    step: int
+    point: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingLog:
+    key: str
+    origin: str
+    data: str
+    """Fingerprint of the images."""
+    stages: tuple[TrainedStage, ...]
+    making_examples: float = 0.0
+    """Seconds in which a model made what is learnt."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trained:
-    training: Training | None
+    log: TrainingLog | None
+    """None where nothing was trained."""
     files: dict[str, str]
     hashes: dict[str, str]
     note: str | None = None

@@ -101,7 +101,7 @@ def _cached(run: Run, name: str, out: Path, weights: Ahead) -> tuple[str, ...]:
     if row.weight_set in weights.origins:
         if row.weight_set not in weights.hashes:
             return ()
-        trained = Trained(training=None, files={}, hashes=weights.hashes[row.weight_set])
+        trained = Trained(log=None, files={}, hashes=weights.hashes[row.weight_set])
     kept = KeptParts(run=run, folder=out / PARTS)
     # Images that are to be kept are made again, whatever is known of them.
     wanted: dict[str, type] = {"quality": Seen} if run.is_scored(name) and run.options.keep_images is None else {}

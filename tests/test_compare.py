@@ -44,6 +44,14 @@ def test_improved_and_regressed_are_told_apart():
     assert back["variant@d8", "FD-shapes"] == "improved"
 
 
+@pytest.mark.parametrize(("held_up", "verdict"), [(0.01, "improved"), (0.3, "not judged"), (None, "improved")])
+def test_calls_that_stalled_have_no_verdict(held_up, verdict):
+    old, new = make_record(seconds=0.5), make_record(seconds=0.4)
+    new = dataclasses.replace(new, timing=dataclasses.replace(new.timing, held_up=held_up))
+    assert verdicts(compare([old], [new]))["variant@d8", "speed"] == verdict
+    assert verdicts(compare([old], [new]))["variant@d8", "state"] == "same"
+
+
 def test_weights_that_were_trained_anew_give_no_verdict_on_quality_from_one_seed():
     old, new = make_record(quality=5.0), make_record(quality=9.0)
     new = dataclasses.replace(new, training=dataclasses.replace(new.training, key="trained anew"))

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
 
@@ -90,11 +91,12 @@ def overseer(batch: int, pairs: int) -> Overseer:
 
 def timed(
     machine: Machine, *rows: str, pairs: int = 6, batch: int = 4, error: float = math.inf, budget: float = 0.0,
-    full: str | None = FULL, failures: list[str] | None = None,
+    full: str | None = FULL, failures: list[str] | None = None, settle: Callable[[], bool] = lambda: True,
 ) -> dict[str, SpeedRound]:  # fmt: skip
     return speed.time_rows(
         machine.ask, rows, full=full, pace=Pace(batch=batch, pairs=pairs, error=lambda row: error, budget=budget),
         overseer=overseer(batch, pairs), strain=machine.strain, failed=lambda row, error: (failures if failures is not None else []).append(row),
+        settle=settle,
     )  # fmt: skip
 
 
@@ -118,7 +120,7 @@ def now_and_then(call: int) -> float:
     return 0.5 if call % 7 == 3 else 0.0
 
 
-def test_pairs_that_were_held_up_are_taken_again_and_counted() -> None:
+def test_calls_that_were_held_up_are_made_again_and_counted() -> None:
     machine = Machine(stall=now_and_then)
     found = timed(machine, HALF)[HALF]
     assert len(found.throughput) == len(found.latency) == 6
@@ -127,8 +129,8 @@ def test_pairs_that_were_held_up_are_taken_again_and_counted() -> None:
     assert all(pair.row.strain and pair.row.strain.waited_seconds == 0 for pair in kept)
     assert all(pair.full and pair.full.strain and pair.full.strain.waited_seconds == 0 for pair in kept)
     assert ratio(found.throughput).value == pytest.approx(2.0)
-    pairs = (len(machine.asked) - 6 - 1) / 2  # without warming up both rows, and the repeated call at the end
-    assert found.discarded == pairs - 12
+    calls = len(machine.asked) - 6 - 1  # without warming up both rows, and the repeated call at the end
+    assert found.discarded == calls - 2 * 12
 
 
 def test_the_full_model_alone_is_never_asked_between_neighbours() -> None:
@@ -170,8 +172,10 @@ def test_after_the_bound_the_least_held_up_are_kept() -> None:
     found = timed(machine, HALF, pairs=3, batch=1)[HALF]
     bound = speed.MOST_RETAKEN * 3
     assert len(found.throughput) == 3
-    assert found.discarded == bound - 3
-    calls = list(waits.values())[6:][: 2 * bound]
+    tries = 1 + speed.CALLS_AGAIN
+    assert found.discarded == bound - 3 + 2 * bound * speed.CALLS_AGAIN
+    every = list(waits.values())[6:]
+    calls = [min(every[place : place + tries]) for place in range(0, 2 * bound * tries, tries)]
     worst = sorted(max(pair) for pair in zip(calls[::2], calls[1::2], strict=True))
     kept = sorted(_waited(pair) for pair in found.throughput)
     assert max(kept) < worst[bound // 2 + 1], "the least held up of all, not the first"
@@ -206,6 +210,45 @@ def test_a_call_whose_threads_were_kept_off_the_processor_is_taken_again() -> No
     """As a container's limit does it: they wait in no queue."""
     found = timed(Machine(stall=lambda call: 0.1 if call == 30 else 0.0, queues=False), HALF, pairs=12)[HALF]
     assert found.discarded == 1
+
+
+class Neighbour:
+    """A machine of two processors with others on it, busy by a pattern of windows."""
+
+    def __init__(self, *busy: float) -> None:
+        self.busy, self.now, self.worked = list(busy), 0.0, 0.0
+
+    def read(self) -> tuple[float, float]:
+        return self.worked, self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.worked += seconds * (self.busy.pop(0) if len(self.busy) > 1 else self.busy[0])
+
+
+def test_a_quiet_moment_is_waited_for_and_in_the_end_no_more() -> None:
+    rests = Neighbour(1.0, 1.0, 2.0, 1.0, 0.1)
+    assert strain.Quiet(rests.read, rests.sleep).wait()
+    assert rests.now == pytest.approx(0.25)
+    works = Neighbour(1.0)
+    quiet = strain.Quiet(works.read, works.sleep)
+    assert [quiet.wait() for _ in range(4)] == [True, True, False, False]
+    assert works.now == pytest.approx(3 * strain.PATIENCE, abs=0.2), "the fourth is not waited for"
+    now_and_then = Neighbour(*[1.0] * 60, 0.0, *[1.0] * 60, 0.0)
+    quiet = strain.Quiet(now_and_then.read, now_and_then.sleep)
+    assert all(quiet.wait() for _ in range(10)), "it comes, if late"
+    assert strain.Quiet(lambda: None).wait(), "where nothing is told nothing is waited for"
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the system does not tell")
+def test_the_system_tells_what_its_processors_work() -> None:
+    before, began = strain.busy_seconds(), time.monotonic()
+    while time.monotonic() - began < 0.5:
+        pass
+    after = strain.busy_seconds()
+    assert before is not None and after is not None
+    assert 0.4 < after[0] - before[0]
+    assert after[1] - before[1] == pytest.approx(0.5, abs=0.2)
 
 
 def test_where_the_system_does_not_tell_nothing_is_discarded() -> None:
@@ -288,6 +331,39 @@ def test_what_is_precise_enough_within_processes_gives_the_interval_that_was_ask
         assert 1.96 * error <= 0.03
     else:
         assert stats.student(processes - 1) * math.sqrt(2) * error / math.sqrt(processes) == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize("hopeful", [True, False])
+def test_what_is_never_quiet_ends_with_the_budget(hopeful: bool) -> None:
+    """Where no quiet moment comes a call is not even made again."""
+    machine = Machine(stall=lambda call: 0.1)
+    found = timed(machine, HALF, pairs=3, budget=2.0, settle=lambda: hopeful)[HALF]
+    assert len(found.throughput) == len(found.latency) == 3
+    made = len(machine.asked) - 6 - 1
+    assert machine.now < 3 * speed.MOST_SPENT * 2.0
+    assert (made == 2 * (found.discarded + 6)) == (not hopeful)
+
+
+def waiting(machine: Machine) -> bool:
+    """Until the neighbour rests."""
+    while machine.share(machine.now) < 1:
+        machine.now += 0.01
+    return True
+
+
+def test_a_call_that_fits_between_is_timed_where_a_pair_would_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The neighbour rests for a second, and pairs take 1.2."""
+    monkeypatch.setattr(__name__ + ".SECONDS", {FULL: 0.8, HALF: 0.4})
+    asked = {}
+    for name, settle in (("waits", waiting), ("does not", lambda machine: True)):
+        machine = Machine(share=lambda now: 0.5 if now % 2 < 1 else 1.0, noise=0.01)
+        settled = partial(settle, machine)
+        found = timed(machine, HALF, pairs=4, budget=60.0, settle=settled)[HALF]
+        asked[name] = len(machine.asked)
+        if name == "waits":
+            assert all(_waited(pair) < 0.01 for pair in found.throughput)
+            assert ratio(found.throughput).value == pytest.approx(2.0, rel=0.02)
+    assert asked["waits"] < asked["does not"]
 
 
 def beside_a_neighbour(*, tells: bool) -> stats.Ratio:

@@ -230,7 +230,8 @@ class _Session:
         spent = total >= self.pace.budget
         if len(taken.good) < self.pace.pairs:
             held_up = len(taken.strained) >= MOST_RETAKEN * self.pace.pairs
-            return (spent and held_up) or (taken.tried >= self.pace.pairs and total >= MOST_SPENT * self.pace.budget)
+            too_long = taken.tried >= self.pace.pairs and 0 < MOST_SPENT * self.pace.budget <= total
+            return (spent and held_up) or too_long
         return spent or taken.error() <= self.pace.error(row)
 
     def _so_far(self, row: str, regime: str) -> _Taken:

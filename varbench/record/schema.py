@@ -118,7 +118,7 @@ class Timing:
     compile_seconds: float | None = entry("time of torch.compile", absent="torch.compile is off")
     first_call_seconds: float | None = entry("first call after loading", absent="not measured")
     discarded: int | None = entry(
-        "pairs of calls that were taken again since one of them was kept from running", absent="not counted"
+        "calls and pairs of calls that were made again since one was kept from running", absent="not counted"
     )
     held_up: float | None = entry(
         "share of their time that the calls which count were kept from running: the largest of the rounds' medians",

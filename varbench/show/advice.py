@@ -19,7 +19,7 @@ MOST_ROUNDS = 50
 """More are no advice: a quieter machine is."""
 
 MANY = 0.25
-"""Share of the pairs that were taken again beyond which the machine was busy."""
+"""Share of the calls that were made again beyond which the machine was busy."""
 
 WHO_IS_BUSY = "ps -eo pcpu,pid,args --sort=-pcpu"
 
@@ -68,7 +68,7 @@ def _busy(block: Block) -> Notice | None:
     timings = [record.timing for record in records if record.timing and record.timing.discarded is not None]
     again = sum(timing.discarded or 0 for timing in timings)
     kept = sum(
-        len(samples)
+        2 * len(samples)
         for timing in timings
         for column in timing.columns
         if column.column == "end_to_end"
@@ -79,7 +79,7 @@ def _busy(block: Block) -> Notice | None:
     share = again / (again + kept) if again else 0.0
     return Notice(
         text=f"the machine was busy with something else: load {load:.1f} on {cores} cores when the run began, and {share:.0%} "
-        "of the pairs of calls were held up and taken again",
+        "of the calls were held up and made again",
         next_command=WHO_IS_BUSY,
     )
 

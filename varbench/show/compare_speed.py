@@ -18,6 +18,9 @@ from varbench.show.speedups import processes, rounds_of, speedup
 SPEED_MINIMUM = 0.01
 """A smaller change of speed or memory is nobody's concern, however sure it is."""
 
+STALLED = 0.05
+"""Calls that count and were held up for so much of their time tell how busy the machine was, and not how fast a row is."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
@@ -42,7 +45,7 @@ def speed_changes(pairs: dict[str, Sides]) -> dict[str, list[Change]]:
                 plan: tuple[object, ...] = (figure, *(tuple(map(id, side.entry.alike)) for side in sides))
                 ratios[name, figure] = (old, new)
                 plans[name, figure] = plan
-                if all(_processes(side, figure) > 1 for side in sides):
+                if all(_processes(side, figure) > 1 and not _was_held_up(side) for side in sides):
                     questions[plan] = stats.quotient(new, old)
     shown = dict(zip(questions, stats.holm([one.p for one in questions.values()]), strict=True))
     changes: dict[str, list[Change]] = {name: [] for name in pairs}
@@ -73,8 +76,14 @@ def _processes(side: Side, figure: str) -> int:
     return processes(side.entry.alike, *_column(side.entry, figure))
 
 
+def _was_held_up(side: Side) -> bool:
+    """Stalls do not fall on a row and its neighbour alike."""
+    held_up = [record.timing.held_up for record in side.entry.alike if record.timing]
+    return max((share for share in held_up if share is not None), default=0.0) > STALLED
+
+
 def _anchored(name: str, figure: str, old: Ratio, new: Ratio, *, shown: bool | None) -> Change:
-    """`shown` is None where one process is all there is, which does not tell what differs between two."""
+    """`shown` is None where one process is all there is, which does not tell what differs between two, or calls were held up."""
     change = stats.quotient(new, old)
     verdict: Outcome = "not judged" if shown is None else "same"
     if shown and abs(math.log(change.value)) > math.log1p(SPEED_MINIMUM):

@@ -70,7 +70,7 @@ def conditions_facts(block: Block) -> dict[str, Any]:
         + f", {environment.system} ({environment.machine})",
         "device": environment.device + (f", driver {environment.driver}" if environment.driver else ""),
         "processors": _processors(records),
-        "pairs of calls taken again": _taken_again(records),
+        "calls made again": _made_again(records),
         "versions": ", ".join(f"{name} {'/'.join(found)}" for name, found in versions.items()),
         "weights": ", ".join(sorted({f"{w.role} {w.name} {w.sha256[:12]}" for r in records for w in r.weights})),
         "code": ", ".join(sorted({r.code_hash[:12] for r in records})),
@@ -91,7 +91,7 @@ def _processors(records: Sequence[Record]) -> str:
     return ", ".join(told)
 
 
-def _taken_again(records: Sequence[Record]) -> str:
+def _made_again(records: Sequence[Record]) -> str:
     """Since a call was held up."""
     counted = [record.timing.discarded for record in records if record.timing and record.timing.discarded is not None]
     return f"{sum(counted):,}, since a call was held up" if counted else ""

@@ -4,8 +4,8 @@
 
 A truth is the mean of a score over all sets that are drawn: what a set of as many other images gives on average. Sets come
 two by two, as rows of the same labels and noise do: of what tiny's feature network sees in images of shapes and in the same
-images with noise, and of Gaussians, one like the reference and one far from it. The reference stays. `strays` is the score's
-deviation over the sets, and `says` what its interval takes it for. `bias` is by how much the score of so many images exceeds
+images with noise, of Gaussians, one like the reference and one far from it, and of sets of which nearly all or nearly nothing
+lies where the reference does. The reference stays. `strays` is the score's deviation over the sets, and `says` what its interval takes it for. `bias` is by how much the score of so many images exceeds
 that of the whole population, beside what the halves say. `difference` is that of the two rows of a set: how often its interval
 holds the truth, and how wide it is beside that of rows which share nothing. Two to three minutes on one idle core.
 """
@@ -37,7 +37,8 @@ Draw = Callable[[np.random.RandomState], tuple[Features, Features]]
 
 CLASSES = 10
 REFERENCE, POOL = 2_000, 6_000
-SCORES = ("distance", "KID", "recall", "precision", "coverage", "density")
+SHARES = ("recall", "precision", "coverage", "density")
+SCORES = ("distance", "KID", *SHARES)
 COLUMNS = ("population", "score", "mean", "strays", "says", "holds", "bias", "says", "difference holds", "width")
 
 
@@ -65,8 +66,8 @@ class Couple:
     """Of the whole populations to the reference."""
 
 
-def populations(count: int) -> tuple[Reference, Couple, Couple]:
-    """Shapes and Gaussians, in sets of `count`."""
+def populations(count: int) -> tuple[Reference, Couple, Couple, Couple]:
+    """Shapes, Gaussians, and sets whose shares are near 1 and near 0; in sets of `count`."""
     shapes, network = Shapes(), from_network(load_network(asset_folder("tiny") / "features.safetensors"))
     grain = np.random.RandomState(0)
     seen: tuple[list[Features], list[Features], list[Features]] = ([], [], [])
@@ -82,11 +83,23 @@ def populations(count: int) -> tuple[Reference, Couple, Couple]:
     real, *pools = (np.concatenate(parts) for parts in seen)
     reference = Reference(real, gaussian(real), reaches(real), _radii(in_double(real)))
     labels = shapes.labels(TEST[REFERENCE : REFERENCE + POOL])
-    by_class = [np.flatnonzero(labels == one) for one in range(CLASSES)]
+    known = shapes.labels(TEST[:REFERENCE])
+
+    def places_of(rng: np.random.RandomState, labels_N: NDArray[np.int64], *, again: bool = True) -> NDArray[np.int64]:
+        """As many of every class."""
+        by_class = [np.flatnonzero(labels_N == one) for one in range(CLASSES)]
+        return np.stack([rng.choice(some, count // CLASSES, replace=again) for some in by_class], axis=1).ravel()
 
     def picked(rng: np.random.RandomState) -> tuple[Features, Features]:
-        places = np.stack([rng.choice(places, count // CLASSES) for places in by_class], axis=1).ravel()
+        places = places_of(rng, labels)
         return pools[0][places], pools[1][places]
+
+    def at_the_edges(rng: np.random.RandomState) -> tuple[Features, Features]:
+        """Reference images but for a few with noise; and images shrunk towards their middle, where no reference lies."""
+        inside, noisy = real[places_of(rng, known, again=False)], pools[1][places_of(rng, labels)]
+        few, middle = rng.random_sample(count) < 0.1, real.mean(axis=0)
+        inside[few] = noisy[few]
+        return inside, middle + 0.65 * (pools[0][places_of(rng, labels)] - middle)
 
     sigma, mu = reference.statistics.sigma, reference.statistics.mu
     root = np.linalg.cholesky(sigma + 1e-9 * np.eye(len(mu)))
@@ -106,6 +119,7 @@ def populations(count: int) -> tuple[Reference, Couple, Couple]:
         reference,
         couple(("shapes", "noisy shapes"), picked, pools),
         couple(("Gaussian", "Gaussian, moved"), drawn, many),
+        couple(("near 1", "near 0"), at_the_edges, pools),
     )
 
 
@@ -222,9 +236,9 @@ def main() -> None:
     args = parser.parse_args()
     from tabulate import tabulate
 
-    reference, shapes, gaussians = populations(args.images)
+    reference, shapes, gaussians, edges = populations(args.images)
     rows = []
-    for couple, scores in ((shapes, SCORES), (gaussians, SCORES[:2])):
+    for couple, scores in ((shapes, SCORES), (gaussians, SCORES[:2]), (edges, SHARES)):
         found, differences = coverage(couple, reference, repeats=args.repeats, scores=scores)
         between = {one.score: (f"{one.holds:.3f}", f"{one.width:.3f}") for one in differences}
         for one in found:

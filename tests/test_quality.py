@@ -386,6 +386,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say(drawn):
         assert 0.8 < one.says / one.strays < 1.5, one
         if one.bias:
             assert one.bias[1] == pytest.approx(one.bias[0], rel=0.2), one
+    for one in drawn.coverage(edges, reference, repeats=60, scores=drawn.SHARES)[0]:
+        assert 0.9 <= one.holds, one
+        assert 0.8 < one.says / one.strays, one  # wider near 0, where a few images decide
     assert distance.holds >= 0.89
     assert distance.width < 0.9, "rows that share noise are told apart by less"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from varbench.measure import speed
+from varbench.measure import speed, strain
 from varbench.measure.calls import Outside, Peaks, Reply, Request, Times
 from varbench.measure.environment import environment
 from varbench.plan.cost import work
@@ -171,6 +171,7 @@ def scripted(monkeypatch: Any, **how: Any) -> Iterator[Script]:
     script = Script(**how)
     monkeypatch.setattr(speed, "time", SimpleNamespace(monotonic=lambda: script.clock))
     monkeypatch.setattr(children, "start", lambda job, **more: ScriptedChild(job, script))
+    monkeypatch.setattr(strain, "Quiet", lambda: SimpleNamespace(wait=lambda: True))
     yield script
 
 

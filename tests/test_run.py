@@ -40,19 +40,7 @@ from varbench.run.display import Display
 from varbench.run.findings import Looks, Seen, keep
 from varbench.run.inputs import sizes_of
 from varbench.run.kept_parts import KeptParts
-from varbench.run.messages import (
-    Ahead,
-    Done,
-    HeldOut,
-    Job,
-    Oddities,
-    Ready,
-    ResolvedPlugin,
-    Scored,
-    Trained,
-    TrainedStage,
-    TrainingLog,
-)
+from varbench.run.messages import Ahead, Done, Job, Oddities, Ready, ResolvedPlugin, Scored, Trained
 from varbench.run.nursery import Ends
 from varbench.run.prepare import TOGETHER, Run, prepare
 from varbench.run.reasons import of_exception
@@ -60,6 +48,7 @@ from varbench.run.resume import complete_records, other_settings, set_aside_outd
 from varbench.run.scorers import Scorers
 from varbench.run.session import locked
 from varbench.run.side_by_side import side_by_side
+from varbench.run.training_log import HeldOutLoss, TrainedStage, TrainingLog
 from varbench.run.training_section import section
 from varbench.run.verify import mismatches
 from varbench.show.entries import blocks_of
@@ -293,7 +282,7 @@ def test_a_child_is_heard_and_its_other_words_are_kept(tmp_path: Path) -> None:
 
 def test_stages_of_a_training_are_one_section() -> None:
     def stage(name: str, steps: int) -> TrainedStage:
-        looks = (HeldOut(step=steps, point="full", value=2.0, low=1.0, high=3.0, n=64),)
+        looks = (HeldOutLoss(step=steps, point="full", value=2.0, low=1.0, high=3.0, n=64),)
         losses = {"full": ((0, 3.0), (steps, 2.0))}
         return TrainedStage(name=name, steps=steps, seconds=5.0, seed=7, device="cpu", losses=losses, looks=looks)
 

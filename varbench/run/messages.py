@@ -30,6 +30,7 @@ from varbench.record import (
 )
 from varbench.record.failure import Failure
 from varbench.record.options import Options
+from varbench.run.training_log import TrainingLog
 from varbench.spec import ModelSpec
 
 OWN_WEIGHTS = "own weights of "
@@ -154,43 +155,6 @@ class Calibrated:
     rows: dict[str, str]
     runs: dict[str, CalibrationRun]
     failures: dict[str, Failure] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainedStage:
-    """What a process saw while it trained a stage of a recipe."""
-
-    name: str
-    steps: int
-    seconds: float
-    seed: int
-    device: str
-    losses: dict[str, tuple[tuple[int, float], ...]]
-    """By what was trained: steps with their loss."""
-    looks: tuple[HeldOut, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldOut:
-    """Loss on images that were not trained on, after so many steps of a stage."""
-
-    step: int
-    point: str
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingLog:
-    key: str
-    origin: str
-    data: str
-    """Fingerprint of the images."""
-    stages: tuple[TrainedStage, ...]
-    making_examples: float = 0.0
-    """Seconds in which a model made what is learnt."""
 
 
 @dataclass(frozen=True, kw_only=True)

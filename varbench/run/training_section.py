@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from varbench.record import Evaluation, LossCurve, Score, Training
-from varbench.run.messages import HeldOut, TrainingLog
+from varbench.run.training_log import HeldOutLoss, TrainingLog
 
 
 def section(log: TrainingLog, *, recipe: str, model: str) -> Training:
@@ -34,7 +34,7 @@ def section(log: TrainingLog, *, recipe: str, model: str) -> Training:
     )
 
 
-def _evaluation(look: HeldOut, *, before: int, data: str) -> Evaluation:
+def _evaluation(look: HeldOutLoss, *, before: int, data: str) -> Evaluation:
     score = Score(
         name="held-out loss", value=look.value, low=look.low, high=look.high, n=look.n, better="lower",
         implementation="varbench", features=None, weights_sha256=None, reference=data,

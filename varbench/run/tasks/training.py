@@ -13,7 +13,8 @@ from varbench.data.folder import open_folder
 from varbench.data.shapes import Shapes
 from varbench.rows.grammar import Row
 from varbench.run.channel import Channel
-from varbench.run.messages import Ahead, HeldOut, Job, Trained, TrainedStage, TrainingLog
+from varbench.run.messages import Ahead, Job, Trained
+from varbench.run.training_log import HeldOutLoss, TrainedStage, TrainingLog
 from varbench.train.budgets import GENERATOR, QUICK_GENERATOR, QUICK_STEPS, recipe_budget
 from varbench.train.generators import generator_ahead, generator_weights, trained_generator
 from varbench.train.recipes import RecipeWeights, recipe_weights, weights_ahead
@@ -59,7 +60,7 @@ def _log(done: RecipeWeights) -> TrainingLog | None:
                 name=name,
                 **{fact: stage[fact] for fact in ("steps", "seconds", "seed", "device")},
                 losses={point: tuple(map(tuple, losses)) for point, losses in stage["losses"].items()},
-                looks=tuple(HeldOut(**look) for look in stage["evaluations"]),
+                looks=tuple(HeldOutLoss(**look) for look in stage["evaluations"]),
             )
             for name, stage in record["stages"].items()
         ),

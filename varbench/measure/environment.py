@@ -42,7 +42,7 @@ def environment(device: str, *, threads: int | None = None) -> Environment:
     return Environment(
         machine=machine, **facts, **gpu, versions=versions(),
         variables={name: os.environ[name] for name in VARIABLES if name in os.environ},
-        threads=threads, affinity=_affinity(), load=_load(), governor=_governor(),
+        threads=threads, affinity=affinity(), load=_load(), governor=_governor(),
     )  # fmt: skip
 
 
@@ -129,10 +129,10 @@ def _memory() -> int | None:
 
 def cores() -> int:
     """Processors that this process may run on."""
-    return len(_affinity() or ()) or os.cpu_count() or 1
+    return len(affinity() or ()) or os.cpu_count() or 1
 
 
-def _affinity() -> tuple[int, ...] | None:
+def affinity() -> tuple[int, ...] | None:
     return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None
 
 

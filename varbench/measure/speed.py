@@ -139,7 +139,7 @@ def time_rows(
 ) -> dict[str, SpeedRound]:
     """One round of rows that share a process. A row that fails is told to `failed` and leaves; the others go on.
 
-    The overseer draws what is asked, `at` hears whose turn it is, and `settle` waits until the machine is fit for a pair, and
+    The overseer draws what is asked, `at` hears whose turn it is, and `settle` waits until the machine is fit for a call, and
     says whether it ever is.
     """
     session = _Session(
@@ -242,21 +242,20 @@ class _Session:
         ahead = {row: 2 * self._so_far(row, regime).led - self._so_far(row, regime).tried for row in rows}
         rows = sorted(rows, key=ahead.__getitem__)
         before = 1 if len(rows) == 2 or ahead[rows[0]] <= 0 else 0
-        calls: dict[str, Call] = {}
+        calls: dict[str, tuple[Call, bool]] = {}
         beside: Call | None = None
-        held_up: set[str] = set()
+        beside_quiet = True
         for place, row in enumerate([*rows, None]):
             if place == before and self.full is not None:
-                beside, quiet = self._quiet_call(self.full, batch, told=[self._so_far(name, regime) for name in rows])
-                held_up |= set() if quiet else set(rows)
+                told = [self._so_far(name, regime) for name in rows]
+                beside, beside_quiet = self._quiet_call(self.full, batch, told=told)
             if row is not None:
                 with self.turn(row):
-                    calls[row], quiet = self._quiet_call(row, batch, told=[self._so_far(row, regime)])
-                    held_up |= set() if quiet else {row}
-        for row, call in calls.items():
+                    calls[row] = self._quiet_call(row, batch, told=[self._so_far(row, regime)])
+        for row, (call, quiet) in calls.items():
             taken = self._so_far(row, regime)
             taken.led += row in rows[:before]
-            (taken.strained if row in held_up else taken.good).append(Pair(row=call, full=beside))
+            (taken.good if quiet and beside_quiet else taken.strained).append(Pair(row=call, full=beside))
         if self.overseer.ask_plain() and self.full is not None:
             self.call(self.full, 1)  # the next row would pay for the caches that the other process took
 
@@ -280,9 +279,7 @@ class _Session:
             return False
         quiet = self.quiet_share.setdefault((name, batch), [])
         share = call.strain.cpu_seconds / call.times.end_to_end
-        if call.strain.held_up(call.times.end_to_end) > HELD_UP or (
-            len(quiet) >= 3 and share < STARVED * stats.median(quiet)
-        ):
+        if _held_up(call) > HELD_UP or (len(quiet) >= 3 and share < STARVED * stats.median(quiet)):
             return True
         quiet.append(share)
         return False

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from varbench.measure.environment import affinity
+
 HELD_UP = 0.01
 """A call that waited for a processor longer than this share of its time is taken again."""
 
 STARVED = 0.95
 """So is one whose threads were on a processor for less than this share of what is usual in quiet calls of the row, for each
 second of its time: who is throttled waits in no queue. A slow clock takes longer and is as busy."""
-
 
 PATIENCE = 2.0
 """Seconds that a quiet moment is waited for."""
@@ -84,7 +85,7 @@ def read(pid: int) -> Reading | None:
 
 def busy_seconds() -> tuple[float, float] | None:
     """What the processors that this process may run on have worked so far, and the time now; None where it is not shown."""
-    mine = {f"cpu{number}" for number in os.sched_getaffinity(0)} if hasattr(os, "sched_getaffinity") else set()
+    mine = {f"cpu{number}" for number in affinity() or ()}
     try:
         with open("/proc/stat") as file:
             lines = [line.split() for line in file if line.startswith("cpu")]

@@ -11,7 +11,8 @@ from typing import Protocol
 
 from varbench.measure.calls import Reply, Request
 from varbench.measure.environment import cores
-from varbench.measure.largest import misfit
+from varbench.measure.largest import needed
+from varbench.plan.hardware import usable
 from varbench.record import Status
 from varbench.record.failure import Failure, RowError
 from varbench.run.prepare import Run
@@ -41,21 +42,12 @@ class MakingProcess(Protocol):
 def at_once(run: Run, names: Sequence[str]) -> int:
     """Processes that shall make images of these rows: as many as processors, where they have the memory."""
     options, free = run.options, run.available_memory
-    plans = [run.rows[name].plan for name in names]
-    if options.device != "cpu" or free is None:
+    plans = [plan for name in names if (plan := run.rows[name].plan) is not None]
+    if options.device != "cpu" or free is None or len(plans) < len(names):
         return 1
-
-    def fit(count: int) -> bool:
-        if options.images < _BATCHES * count * options.batch:
-            return False
-        room = free // (_ROOM * count)
-        return all(
-            plan is not None
-            and misfit(plan, batch=options.batch, dtype=options.dtype, free=room, device=options.device) is None
-            for plan in plans
-        )
-
-    return next((count for count in range(min(cores(), MOST), 1, -1) if fit(count)), 1)
+    each = _ROOM * max(needed(plan, batch=options.batch, dtype=options.dtype) for plan in plans)
+    room = usable(free, device=options.device) // each
+    return max(1, min(cores(), MOST, options.images // (_BATCHES * options.batch), room))
 
 
 def threads_of_each(count: int) -> int | None:

@@ -174,12 +174,15 @@ def answer(subject: Subject, request: Request) -> Reply:
 @contextlib.contextmanager
 def _threads(count: int | None) -> Iterator[None]:
     """What a plugin sets meanwhile stays, to be seen as its own change."""
+    if count is None:
+        yield
+        return
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        if count is not None and torch.get_num_threads() == count:
+        if torch.get_num_threads() == count:
             torch.set_num_threads(before)
 
 

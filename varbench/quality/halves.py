@@ -100,22 +100,23 @@ def of_distances(features_ND: FeatureRows, reference: Gaussian, splits: Parts) -
     where images are fewer than dimensions.
     """
     centred = features_ND.astype(np.float64) - reference.mu
-    seen, lengths = centred @ root_of(reference.sigma), np.square(centred).sum(axis=1)
-    count, dimensions = seen.shape
+    root, lengths = root_of(reference.sigma), np.square(centred).sum(axis=1)
+    seen, (count, dimensions) = centred @ root, centred.shape
 
     def products(part: NDArray[np.bool_]) -> Matrix | None:
         rows = seen[part]
         return rows.T @ rows if len(rows) >= dimensions else None
 
     def distance(part: NDArray[np.bool_], squares: Matrix | None) -> float:
-        n, apart, rows = int(part.sum()), centred[part].mean(axis=0), seen[part]
-        middle = rows.mean(axis=0)
+        n = int(part.sum())
+        apart = part @ centred / n
+        middle = apart @ root
         if squares is None:
-            rows -= middle
+            rows = seen[part] - middle
             between = rows @ rows.T
         else:
             between = squares - n * np.outer(middle, middle)
-        own = (lengths[part].sum() - n * apart @ apart) / (n - 1)
+        own = (part @ lengths - n * apart @ apart) / (n - 1)
         return max(0.0, float(apart @ apart + np.trace(reference.sigma) + own - 2 * trace_of_root(between / (n - 1))))
 
     everything = np.ones(count, bool)

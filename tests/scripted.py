@@ -171,7 +171,6 @@ def scripted(monkeypatch: Any, **how: Any) -> Iterator[Script]:
     script = Script(**how)
     monkeypatch.setattr(speed, "time", SimpleNamespace(monotonic=lambda: script.clock))
     monkeypatch.setattr(children, "start", lambda job, **more: ScriptedChild(job, script))
-    monkeypatch.setattr(strain, "Quiet", lambda: SimpleNamespace(wait=lambda: True))
     yield script
 
 
@@ -181,4 +180,5 @@ def a_run(out: Path, **given: Any) -> Run:
 
 
 def conduct(run: Run, out: Path) -> Conduct:
-    return Conduct(run=run, out=out, display=Display({"speed": 1}), done=complete_records(run, out))
+    unseen = strain.Quiet(read=lambda: None)
+    return Conduct(run=run, out=out, display=Display({"speed": 1}), done=complete_records(run, out), quiet=unseen)

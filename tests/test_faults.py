@@ -118,7 +118,7 @@ def start(site: Path, out: Path, plugins: str, *more: str) -> subprocess.Popen[s
     places = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
     command = [
         sys.executable, "-m", "varbench", "run", "--plugins", plugins, "--weights", "random", "--batch", "2", "--dtype",
-        "float32", "--rounds", "1", "--out", str(out), "--memory-limit", "4", *more,
+        "float32", "--rounds", "1", "--out", str(out), "--memory-limit", "4", "--budget", "0", *more,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

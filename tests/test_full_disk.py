@@ -60,7 +60,7 @@ def unmounted(tmp_path: Path) -> Iterator[Path]:
 def start(out: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [
         sys.executable, "-m", "varbench", "run", "--weights", "random", "--batch", "1", "--dtype", "float32", "--rounds", "1",
-        "--out", str(out), *arguments,
+        "--budget", "0", "--out", str(out), *arguments,
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

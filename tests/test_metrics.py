@@ -56,7 +56,7 @@ def test_a_metric_reaches_record_table_and_page_and_a_broken_one_costs_nothing_e
     info.joinpath("entry_points.txt").write_text("[varbench]\nmeasuring = measuring_plugin\n")
     site.joinpath("measuring_plugin.py").write_text(PLUGIN)
     command = [
-        sys.executable, "-m", "varbench", "run", "--plugins", "measuring", "--quick", "--images", "20", "--batch", "10", "--budget", "0.01",
+        sys.executable, "-m", "varbench", "run", "--plugins", "measuring", "--quick", "--images", "20", "--batch", "10", "--budget", "0",
         "--dtype", "float32", "--out", str(out),
     ]  # fmt: skip
     places = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))

@@ -84,6 +84,8 @@ def test_kept_images_are_scored_again_and_other_ones_are_found_out(tmp_path: Pat
         "40",
         "--batch",
         "20",
+        "--budget",
+        "0",
         "--keep-images",
         "npz",
         "--out",

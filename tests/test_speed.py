@@ -234,6 +234,13 @@ def test_a_quiet_moment_is_waited_for_and_in_the_end_no_more() -> None:
     quiet = strain.Quiet(works.read, works.sleep)
     assert [quiet.wait() for _ in range(4)] == [True, True, False, False]
     assert works.now == pytest.approx(3 * strain.PATIENCE, abs=0.2), "the fourth is not waited for"
+    quiet.hope()
+    assert not quiet.wait(), "the next process tries once"
+    assert works.now == pytest.approx(4 * strain.PATIENCE, abs=0.2)
+    works.busy = [0.0]
+    assert not quiet.wait()
+    quiet.hope()
+    assert quiet.wait(), "the neighbour is gone"
     now_and_then = Neighbour(*[1.0] * 60, 0.0, *[1.0] * 60, 0.0)
     quiet = strain.Quiet(now_and_then.read, now_and_then.sleep)
     assert all(quiet.wait() for _ in range(10)), "it comes, if late"

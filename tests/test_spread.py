@@ -41,7 +41,15 @@ def random_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def scored_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("out")
     return a_run(
-        out, weights=None, plugins="variant@d2", images=2 * GROUP + 32, batch=32, rounds=1, count=1, fresh=True
+        out,
+        weights=None,
+        plugins="variant@d2",
+        images=2 * GROUP + 32,
+        batch=32,
+        rounds=1,
+        count=1,
+        budget=0.0,
+        fresh=True,
     )
 
 
@@ -330,7 +338,7 @@ def test_a_worker_that_is_killed_costs_its_rows_one_more_try(two_nodes: str, tmp
     out = tmp_path / "out"
     arguments = [
         "run", "--executor", "ray", "--address", two_nodes, "--plugins", "variant@d2", "--weights", "random",
-        "--quick", "--batch", "2", "--out", str(out),
+        "--quick", "--batch", "2", "--budget", "0", "--out", str(out),
     ]  # fmt: skip
     with subprocess.Popen(
         [sys.executable, "-m", "varbench", *arguments],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,9 +20,11 @@ from varbench.plan.compiler import compile_plan
 from varbench.plan.owned import Owned, RowPolicies
 from varbench.plan.sizes import matrices
 from varbench.policies import MAIN, TokenPolicy
+from varbench.rows import expand
 from varbench.train.recipes import full_plan
 from varbench.train.trainer import DTYPES, attention_of
 from varbench.train.training_forecast import pass_work, stages_of
+from varbench.train.training_options import configured
 
 MODEL = replace(SPEC, sides=(1, 2, 4, 8), depth=4, width=128, heads=4)
 IMAGES = 8
@@ -118,3 +121,15 @@ def test_what_cannot_be_trained_so_is_said(
 ) -> None:
     assert main(["plan", *words]) == code
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "gpus"), [("variant-d30-8-gpus", 8), ("variant-d30-1-gpu", 1), ("code-d30-d16", 4)])
+def test_the_trainings_that_were_published_can_be_asked_for_and_fit_their_cards(name: str, gpus: int) -> None:
+    given, by_stage = configured(Path(__file__).parents[1] / "docs" / "trainings" / f"{name}.toml")
+    (row,) = {found.recipe_name: found for found in expand(given["what"], presets.preset(given["model"]).spec)}.values()
+    told = {"dtype": given["dtype"], "device": "cuda", "recompute": given.get("recompute", False)}
+    stages = [*stages_of(row, steps=given["steps"], **told)]
+    at_once = given["batch"] // gpus // given["parts"]
+    assert at_once * gpus * given["parts"] == given["batch"]
+    assert all(stage.needed(at_once) < 72 * 2**30 for stage in stages)
+    assert by_stage.keys() <= {stage.name for stage in stages}

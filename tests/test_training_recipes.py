@@ -18,6 +18,7 @@ import torch
 from test_training import BUDGET, DATA, SPEC, fresh, weights
 
 from varbench import rows
+from varbench.__main__ import main
 from varbench.engine.loading import load_pipeline
 from varbench.errors import UserError
 from varbench.model.checkpoints import load_transformer
@@ -252,3 +253,60 @@ def test_a_recipe_that_diverges_leaves_nothing_in_the_cache(given: dict[str, Pat
         recipe_weights(row, vae=given["vae"], pretrained=pretrained, data=DATA, budget=replace(STEPS, peak_rate=1e37))
     left = [path.name for path in (tmp_path / "cache" / "varbench" / "weights").rglob("*") if path.is_file()]
     assert left == ["lock"]
+
+
+def test_a_stage_may_be_trained_otherwise_than_the_others(given: dict[str, Path]) -> None:
+    row = rows.resolve("code@trained/n1", SPEC)
+    before = of(given["refiner"])
+    pretrained = {name: path for name, path in given.items() if name != "vae"}
+
+    def refined(by_stage: Any) -> Any:
+        return recipe_weights(row, vae=given["vae"], pretrained=pretrained, data=DATA, budget=STEPS, by_stage=by_stage)
+
+    usual, slow = refined(None), refined({"refiner": {"peak_rate": 1e-9, "weight_decay": 0.0}})
+    assert slow.origin == "here" and refined({"refiner": {"peak_rate": 1e-9, "weight_decay": 0.0}}).origin == "cache"
+    assert torch.equal(of(usual.files["main"]), of(slow.files["main"])), "the drafter is trained as before"
+    moved = {
+        name: (of(done.files["refiner"]) - before).abs().max() for name, done in (("usual", usual), ("slow", slow))
+    }
+    assert moved["slow"] < 0.01 * moved["usual"]
+    stages = slow.record["stages"]
+    assert (stages["refiner"]["peak_rate"], stages["drafter"]["peak_rate"]) == (1e-9, STEPS.peak_rate)
+    with pytest.raises(
+        UserError, match=r"stages\.refinr: no such stage; there are drafter, refiner\. Did you mean 'refiner'"
+    ):
+        refined({"refinr": {"peak_rate": 1e-9}})
+
+
+def test_a_file_says_how_a_recipe_is_trained_and_the_command_line_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def noted(row: rows.Row, **how: Any) -> recipes.RecipeWeights:
+        asked.append({"row": row.recipe_name, **how})
+        return recipes.RecipeWeights(files={}, record=None, origin="cache")
+
+    monkeypatch.setattr(recipes, "recipe_weights", noted)
+    file = tmp_path / "pair.toml"
+    text = 'what = "code@trained"\nsteps = 40\nrate = 3e-4\nweight-decay = 0.01\n[stages.refiner]\nrate = 1e-5\n'
+    file.write_text(text)
+    assert main(["train", "--config", str(file), "--steps", "20", "--mean-decay", "0.9"]) == 0
+    (found,) = asked
+    budget = found["budget"]
+    assert (found["row"], found["by_stage"]) == ("code@trained", {"refiner": {"peak_rate": 1e-5}})
+    assert (budget.steps, budget.peak_rate, budget.weight_decay, budget.mean_decay) == (20, 3e-4, 0.01, 0.9)
+    for wrong, said in {
+        "rats = 1": "no key 'rats'. Did you mean 'rate'?",
+        "rounds = 3": "no key 'rounds'",
+        "[stages.refiner]\nsteps = 3": "no key 'stages.refiner.steps'",
+        "[stages.refiner]\nrate = 2": "stages.refiner.rate is 2; give 1 or less",
+        "stages = 3": "give a table for each, as in [stages.second]",
+        "[train]\nrate = true": "rate is True; give a number",
+    }.items():
+        file.write_text(f"{wrong}\n")
+        assert main(["train", "code", "--config", str(file)]) == 2
+        assert said in capsys.readouterr().err
+    file.write_text("[stages.refiner]\nrate = 1e-5\n")
+    assert main(["train", "base", "--config", str(file)]) == 2
+    assert "the training of base has no stages" in capsys.readouterr().err

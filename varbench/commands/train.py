@@ -15,11 +15,13 @@ from varbench.plan import presets
 if TYPE_CHECKING:
     from varbench.data.image_set import ImageSet
 
-SHARED = ("model", "weights", "vae", "device", "dtype", "batch", "seed", "steps", "data")
 PARTS = ("tokenizer", "base", "narrow", "features", "judge")
+_OPTIMISER = ("warm_up", "floor", "weight_decay", "class_drop", "mean_decay")
+_OF_TRANSFORMERS = ("dtype", "vae", "weights", "parts", "recompute", *_OPTIMISER)
 _WITHOUT_EFFECT = {
-    "tokenizer": ("dtype", "vae", "weights"),
-    **dict.fromkeys(("features", "judge"), ("rate", "batch", "dtype", "vae", "weights")),
+    "tokenizer": ("companion", *_OF_TRANSFORMERS),
+    **dict.fromkeys(("base", "narrow"), ("companion",)),
+    **dict.fromkeys(("features", "judge"), ("companion", "rate", "batch", *_OF_TRANSFORMERS)),
 }
 """Options that a training does not read; given, they would look as if they did."""
 
@@ -30,6 +32,7 @@ COMPUTES = True
 
 def add_parser(subparsers: Any) -> None:
     from varbench.record.option_forms import add_arguments
+    from varbench.train.training_options import OWN, SHARED, TrainingOptions
 
     parser = subparsers.add_parser(
         "train",
@@ -38,9 +41,10 @@ def add_parser(subparsers: Any) -> None:
         "row's recipe. Killed and started again with the same command, it goes on "
         "where it was. Several processes share the work under torchrun.",
     )
-    parser.add_argument("what", metavar="WHAT", help=f"{', '.join(PARTS)}, or a row whose recipe trains")
+    parser.add_argument("what", metavar="WHAT", nargs="?", help=f"{', '.join(PARTS)}, or a row whose recipe trains")
     add_arguments(
-        parser, *SHARED,
+        parser, *SHARED, *OWN,
+        kind=TrainingOptions,
         model="model preset; default: tiny",
         weights="transformer to start from; default: the shipped one (recipes), or new values (base, narrow)",
         dtype="float32 or bfloat16; default: bfloat16",
@@ -48,24 +52,15 @@ def add_parser(subparsers: Any) -> None:
         seed="seed of data order and draws; default: 0",
         steps="optimiser steps; default: what the shipped weights had",
         data="a folder with one sub-folder per class; default: the preset's own data",
+        out="file for the weights; of a recipe, whose weights are kept in the cache, a folder for a copy with its record",
     )  # fmt: skip
     parser.add_argument(
-        "--tokens", type=Path, metavar="DIR", help="a folder of `varbench tokens`, in the place of images (--data)"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="TOML file with these same keys and `what`, at its top or under [train], and [stages.NAME] for a stage of a "
+        "recipe; the command line wins",
     )
-    parser.add_argument("--rate", type=float, help="peak learning rate")
-    parser.add_argument(
-        "--out", type=Path, metavar="PATH",
-        help="file for the weights; of a recipe, whose weights are kept in the cache, a folder for a copy with its record",
-    )  # fmt: skip
-    parser.add_argument(
-        "--parts", type=int, default=1, metavar="N",
-        help="compute every batch in N parts, whose gradients are added up: less memory, the same training; default: 1",
-    )  # fmt: skip
-    parser.add_argument(
-        "--recompute", action="store_true",
-        help="keep no activations within layers, and compute them again in the backward pass: less memory, a third more work",
-    )  # fmt: skip
-    parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="also write event files for TensorBoard")
     parser.set_defaults(run=run)
 
 
@@ -74,10 +69,14 @@ def run(args: argparse.Namespace) -> int:
     from varbench.record.option_forms import given_in
     from varbench.run.defaults import filled_in
     from varbench.train.ranks import own_device
+    from varbench.train.training_options import OWN, SHARED, TrainingOptions, configured
 
-    given = {"model": presets.DEFAULT, **given_in(args, *SHARED)}
-    suits = filled_in(given)
-    vars(args).update(given, device=own_device(suits["device"]), seed=suits["seed"])
+    of_file, by_stage = configured(args.config) if args.config else ({}, {})
+    given = {"model": presets.DEFAULT, **of_file, **given_in(args, "what", *SHARED, *OWN, kind=TrainingOptions)}
+    if "what" not in given:
+        raise UserError(f"say what is trained: one of {', '.join(PARTS)}, or a row whose recipe trains")
+    suits = filled_in(given, kind=TrainingOptions)
+    vars(args).update(given, device=own_device(suits["device"]), seed=suits["seed"], by_stage=by_stage)
     if args.weights == "random":
         raise UserError("--weights random: give a checkpoint to start from, or leave it away for what suits WHAT")
     if args.dtype == "float16":
@@ -107,15 +106,12 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(
             "--tokens stands for the images of a transformer's training: leave --data out, or leave it out itself"
         )
-    if args.parts < 1:
-        raise UserError(f"--parts is {args.parts}; give 1 or more")
-    if (args.parts > 1 or args.recompute) and args.what in ("tokenizer", "features", "judge"):
-        raise UserError(f"--parts and --recompute have no effect on the training of {args.what}; leave them out")
-    if args.rate is not None and not 0 < args.rate <= 1:
-        raise UserError(f"--rate is {args.rate:g}; give a learning rate above 0 and up to 1, as in --rate 0.0003")
     for option in _WITHOUT_EFFECT.get(args.what, ()):
         if getattr(args, option) is not None:
-            raise UserError(f"--{option} has no effect on the training of {args.what}; leave it out")
+            flag = option.replace("_", "-")
+            raise UserError(f"--{flag} has no effect on the training of {args.what}; leave it out")
+    if args.by_stage and args.what in PARTS:
+        raise UserError(f"{args.config}: the training of {args.what} has no stages; leave [stages] out")
 
 
 def _data(args: argparse.Namespace, *, side: int) -> ImageSet:
@@ -151,7 +147,7 @@ def _network(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench.train.progress import shown
 
     steps = 3000 if args.steps is None else args.steps
-    with shown(args.what, steps=steps, events=args.tensorboard) as progress:
+    with shown(args.what, steps=steps, events=args.tensorboard and Path(args.tensorboard)) as progress:
         trained = train_classifier(
             args.what,
             data=data,
@@ -177,7 +173,9 @@ def _tokenizer(args: argparse.Namespace, data: ImageSet) -> int:
     budget = TokenizerBudget(seed=args.seed, **_given(args, steps="steps", rate="peak_rate", batch="batch"))
     out = _out(args)
     state = out.with_suffix(".state")
-    with shown("tokenizer", steps=budget.steps, batch=budget.batch, events=args.tensorboard) as progress:
+    with shown(
+        "tokenizer", steps=budget.steps, batch=budget.batch, events=args.tensorboard and Path(args.tensorboard)
+    ) as progress:
         module, record = train_tokenizer(
             spec, data=data, budget=budget, checkpoints=Checkpoints(state), progress=progress, device=args.device
         )
@@ -204,7 +202,7 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench.train.tokens import tokens_of
     from varbench.train.trainer import train
 
-    ranks = join_ranks(device=args.device, parts=args.parts, recompute=args.recompute)
+    ranks = join_ranks(device=args.device, parts=args.parts or 1, recompute=bool(args.recompute))
     main = presets.preset(args.model).spec
     spec, budget = (main, BASE) if args.what == "base" else (main.narrower(), NARROW)
     budget = _budget(args, budget)
@@ -236,7 +234,11 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
         export(transformer, out, spec=spec, record={**origin, "unfinished": f"{step} of {budget.steps} steps"})
 
     with shown(
-        args.what, steps=budget.steps, batch=budget.batch, events=args.tensorboard, quiet=ranks.rank > 0
+        args.what,
+        steps=budget.steps,
+        batch=budget.batch,
+        events=args.tensorboard and Path(args.tensorboard),
+        quiet=ranks.rank > 0,
     ) as progress:
         record = train(
             transformer,
@@ -261,6 +263,7 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
 def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench import rows
     from varbench.policies import MAIN
+    from varbench.run.defaults import companions
     from varbench.train.budgets import GENERATOR, recipe_budget
     from varbench.train.generators import generator_weights, taught, trained_generator
     from varbench.train.ranks import join_ranks
@@ -270,6 +273,8 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
     found = rows.expand(args.what, presets.preset(args.model).spec)
     by_recipe = {(row.recipe_plugin, row.recipe): row for row in found if row.schedule is not None}
     generators = [row for row in found if trained_generator(row)]
+    if args.by_stage and not by_recipe:
+        raise UserError(f"{args.config}: {args.what} is trained without stages; leave [stages] out")
     main = args.weights or presets.shipped_files(args.model).get(MAIN)
     if main is None and any(map(taught, generators)):
         raise UserError(f"{args.model} ships no weights to learn from. Give them by --weights and --vae.")
@@ -286,13 +291,13 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
             budget=_budget(args, GENERATOR),
             main=None if main is None else Path(main),
             device=args.device,
-            events=args.tensorboard,
+            events=args.tensorboard and Path(args.tensorboard),
         )
         for path in sorted(set(trained.files.values()) - shown):  # points of one training share it
             shown.add(path)
             if args.out is not None and trained.record is not None:
                 plugin = row.plugins[0].name
-                print(f"{plugin}  {put(args.out, plugin, files=trained.files, record=trained.record)}")
+                print(f"{plugin}  {put(Path(args.out), plugin, files=trained.files, record=trained.record)}")
                 continue
             print(f"{row.name}  {path}{'  (cached)' if trained.origin == 'cache' else ''}")
     if generators and not by_recipe:
@@ -304,10 +309,15 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
     pretrained = {name: path for name, path in files.items() if name != "vae"}
     if args.weights is not None:
         pretrained[MAIN] = Path(args.weights)
+    for name, given in companions(args.companion or ()).items():
+        if name not in further:
+            beside = f"only {' and '.join(further)} runs" if further else "no other model runs"
+            raise UserError(f"--companion {name}={given}: {beside} beside the main one of {args.what}")
+        pretrained[name] = Path(given)
     if MAIN not in pretrained:
         raise UserError(f"{args.model} ships no weights to start from. Give them by --weights and --vae.")
     steps = args.steps or presets.preset(args.model).shipped_steps or presets.SHORT_STEPS
-    ranks = join_ranks(device=args.device, parts=args.parts, recompute=args.recompute)
+    ranks = join_ranks(device=args.device, parts=args.parts or 1, recompute=bool(args.recompute))
     for row in by_recipe.values():
         done = recipe_weights(
             row,
@@ -317,13 +327,14 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
             data=data,
             budget=_budget(args, recipe_budget(steps)),
             device=args.device,
-            events=args.tensorboard,
+            events=args.tensorboard and Path(args.tensorboard),
+            by_stage=args.by_stage,
         )
         if ranks.rank > 0:
             continue
         if args.out is not None and done.record is not None:
             own = {name: path for name, path in done.files.items() if path != pretrained[name]}
-            print(f"{row.recipe_name}  {put(args.out, row.recipe_name, files=own, record=done.record)}")
+            print(f"{row.recipe_name}  {put(Path(args.out), row.recipe_name, files=own, record=done.record)}")
             continue
         for name, path in done.files.items():
             print(f"{row.recipe_name}  {name}  {path}{'  (cached)' if done.origin == 'cache' else ''}")
@@ -332,7 +343,9 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
 
 
 def _budget(args: argparse.Namespace, default: Any) -> Any:
-    given = _given(args, steps="steps", rate="peak_rate", batch="batch", dtype="dtype")
+    from varbench.train.training_options import OPTIMISER
+
+    given = _given(args, steps="steps", batch="batch", dtype="dtype", **OPTIMISER)
     return replace(default, seed=args.seed, **given)
 
 

@@ -139,8 +139,8 @@ def time_rows(
 ) -> dict[str, SpeedRound]:
     """One round of rows that share a process. A row that fails is told to `failed` and leaves; the others go on.
 
-    The overseer draws what is asked, `at` hears whose turn it is, and `settle` waits until the machine is fit for a call, and
-    says whether it ever is.
+    The overseer draws what is asked, `at` hears whose turn it is, and `settle` waits until the machine is fit for a call, where
+    it was not for the latest one, and says whether it ever is.
     """
     session = _Session(
         ask=ask, full=full, pace=pace, overseer=overseer, strain=strain, failed=failed, at=at, settle=settle
@@ -176,6 +176,8 @@ class _Session:
     taken: dict[tuple[str, str], _Taken] = field(default_factory=dict)
     changed: dict[str, set[str]] = field(default_factory=dict)
     quiet_share: dict[tuple[str, int], list[float]] = field(default_factory=dict)
+    calm: bool = False
+    """Whether the latest call of a pair was not held up."""
     last: dict[str, Request] = field(default_factory=dict)
     """The latest call of the measured batch."""
 
@@ -263,11 +265,13 @@ class _Session:
         """A call that was not held up, and True; where there is none after a few, the least held up."""
         found: list[Call] = []
         while True:
-            hopeful = self.settle()
+            # Where the latest call was let alone, so is the next one, more often than not.
+            hopeful = self.calm or self.settle()
             found.append(self.call(name, batch))
             for taken in told:
                 taken.seconds += found[-1].times.end_to_end
-            if not self._strained(name, batch, found[-1]):
+            self.calm = not self._strained(name, batch, found[-1])
+            if self.calm:
                 return found[-1], True
             if not hopeful or len(found) > CALLS_AGAIN:
                 return min(found, key=_held_up), False

@@ -106,6 +106,10 @@ class Quiet:
         self._read, self._sleep = read, sleep
         self._in_vain = 0
 
+    def hope(self) -> None:
+        """Tries once more, though it was given up: a new process is timed, and the neighbour may be gone."""
+        self._in_vain = min(self._in_vain, _IN_VAIN - 1)
+
     def wait(self) -> bool:
         """Whether quiet moments come; each is waited for `PATIENCE` at most, and none at all once that was in vain a few times."""
         if self._in_vain >= _IN_VAIN:

@@ -67,19 +67,34 @@ def given_in(args: argparse.Namespace, *names: str, kind: type[Options] = Option
 
 def read_config(path: Path, *, kind: type[Options] = Options) -> dict[str, Any]:
     """The options that a TOML file gives, at its top or under `[run]`, each checked; `-` and `_` are alike in its keys."""
+    return options_in(read_toml(path), path, kind=kind, table="run")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
     try:
-        data = tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: cannot be read as TOML ({error})") from error
-    known, found = asked(kind), {}
-    table = data.pop("run", {})
-    for written, value in [*data.items(), *(table.items() if isinstance(table, dict) else [("run", table)])]:
+
+
+def options_in(
+    data: dict[str, Any], path: Path, *names: str, kind: type[Options], table: str | None = None, within: str = ""
+) -> dict[str, Any]:
+    """The options of these names, or all, that a file's keys give, and those of one `table` in it; `within` is where the keys
+    stand in the file."""
+    known = {name: option for name, option in asked(kind).items() if not names or name in names}
+    inner = data.get(table) if table is not None else None
+    given = [(key, value) for key, value in data.items() if inner is None or key != table]
+    if inner is not None:
+        given += inner.items() if isinstance(inner, dict) else [(str(table), inner)]
+    found = {}
+    for written, value in given:
         key = written.replace("-", "_")
         if key not in known:
-            raise UserError(f"{path}: no key {written!r}.{did_you_mean(key, known)}")
+            raise UserError(f"{path}: no key {within + written!r}.{did_you_mean(key, known)}")
         if key == "plugins" and isinstance(value, list):
             value = ",".join(map(str, value))
-        found[key] = checked(known[key], value, f"{path}: {written}")
+        found[key] = checked(known[key], value, f"{path}: {within}{written}")
     return found
 
 

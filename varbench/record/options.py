@@ -259,8 +259,8 @@ class Options:
         default=0.03, metavar="SHARE", above=0, most=1, compared=False,
     )  # fmt: skip
     budget: float = option(
-        "seconds of calls that may be spent on that, a row and round", default=ByPreset(30.0, tiny=3.0, quick=3.0, quick_tiny=1.0),
-        metavar="S", least=0, compared=False,
+        "seconds of calls that may be spent on that, a row and round; with 0 no quiet moment is waited for",
+        default=ByPreset(30.0, tiny=3.0, quick=3.0, quick_tiny=1.0), metavar="S", least=0, compared=False,
     )  # fmt: skip
     quick: bool = option(
         "a first look in a minute or two, never compared with full runs", default=False, reads="quick look"

@@ -51,6 +51,7 @@ class Conduct:
     found: dict[str, Findings] = field(default_factory=dict)
     trained: dict[str, Trained] = field(default_factory=dict)
     """By weight set."""
+    quiet: strain.Quiet = field(default_factory=strain.Quiet)
     _at: str | None = None
     """The row whose turn it is."""
 
@@ -209,21 +210,17 @@ class Conduct:
             )
             loaded = self.found[names[0]].loaded
             watch = BoardWatch(loaded.environment.gpu_uuid if loaded else None)
+            self.quiet.hope()
             rounds = speed.time_rows(
                 subject.make,
                 overseer.order(names),
                 full=full,
-                pace=Pace(
-                    batch=options.batch,
-                    pairs=options.count,
-                    error=enough.__getitem__,
-                    budget=options.budget,
-                ),
+                pace=Pace(batch=options.batch, pairs=options.count, error=enough.__getitem__, budget=options.budget),
                 overseer=overseer,
                 strain=lambda: strain.read(subject.pid) if options.device == "cpu" else None,
                 failed=lambda name, error: self._fail((name,), error.failure),
                 at=at,
-                settle=strain.Quiet().wait if options.device == "cpu" else lambda: True,
+                settle=self.quiet.wait if options.device == "cpu" and options.budget > 0 else lambda: False,
             )
             self._at = None
             unfit = watch.unfit()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from varbench.record import Score
+from varbench.record import PlanSummary, Score
 from varbench.show import formatting, labels
 from varbench.show.charts import INVALID, Figure, Plot, Spec, Swatch, axis, chart, colour
 from varbench.show.drawn_rows import MOST_POINTS, colours_of, family_legend, label, points_of
@@ -63,6 +63,58 @@ def quality_against_memory(block: Block) -> Figure | None:
         caption="State is what lives across scales: caches and whatever a method keeps. Peak memory adds weights and "
         "activations. The dashed line is the Pareto frontier of the valid rows." + _floor_caption(block) + _cut(block),
     )  # fmt: skip
+
+
+def quality_against_cache(block: Block) -> Figure | None:
+    """The full model and rows that compute the same and keep less of it, in the two ways in which papers count what is kept."""
+    full = block.full["lossless"].first.plan if "lossless" in block.full else None
+    if full is None or full.token_share is None or not (whole := _kept_bytes(full)):
+        return None
+    found = []
+    for entry in points_of(block):
+        plan = entry.first.plan
+        if plan is None or _quality(entry, block) is None or entry.first.protocol.accounting != "lossless":
+            continue
+        share = _kept_bytes(plan) / whole
+        if entry.is_full or (share < 1 and _computed(plan) == _computed(full)):
+            found.append((entry, share))
+    if len(found) < 3:
+        return None
+    cells: list[Plot] = []
+    points: list[dict[str, Any]] = []
+    for title, of_whole in (("of what any step reads", 1.0), ("of all tokens", full.token_share)):
+        points = []
+        for entry, share in found:
+            percent = 100 * of_whole * share
+            span = {"x": percent, "x_low": percent, "x_high": percent}
+            points.append({**_point(entry, block), **span, "x_text": f"{percent:.0f} % {title}"})
+        spec = _trade_off(points, block, f"kept keys and values, % {title}", more_is_better_x=False)
+        alt = f"Scatter plot of {_score_name(block)} against the share of keys and values that is kept, {title}, for {len(points)} rows"
+        cells.append(Plot(spec=spec, alt=alt, title=title.capitalize()))
+    return Figure(
+        key="quality-cache", title="Quality against kept keys and values", columns=2, cells=tuple(cells),
+        legend=family_legend(block, points),
+        caption="Rows that compute all layers and tokens and keep less: the most bytes that stay after any step. Left: of what "
+        "the full model keeps. Right: of the keys and values of all tokens, as papers count that keep the last scale's too, which "
+        f"no step reads: the full model stands at {full.token_share:.0%} there." + _cut(block),
+    )  # fmt: skip
+
+
+def _kept_bytes(plan: PlanSummary) -> int:
+    return max((step.state_after_bytes or 0 for step in plan.steps), default=0)
+
+
+def _computed(plan: PlanSummary) -> list[object]:
+    """What a plan computes, whatever it reads and keeps."""
+    return [
+        (
+            step.scales,
+            step.backbone,
+            step.branches,
+            [(layer, call.attention_tokens, call.ffn_tokens) for call in step.calls for layer in call.layers],
+        )
+        for step in plan.steps
+    ]
 
 
 def frontier(

@@ -41,6 +41,7 @@ FIGURES: tuple[Callable[[Block], Figure | None], ...] = (
     figures_trade_off.quality_against_speed,
     figures_training.full_against_smaller,
     figures_trade_off.quality_against_memory,
+    figures_trade_off.quality_against_cache,
     figures_work.plan_maps,
     figures_work.memory_over_steps,
     figures_work.time_per_scale,

@@ -24,7 +24,7 @@ from varbench.base.turns import one_at_a_time
 from varbench.base.whole_files import write_whole
 from varbench.data.image_set import ImageSet
 from varbench.engine.teacher import TeacherPass, teacher_plan
-from varbench.errors import CheckpointError, UserError
+from varbench.errors import CheckpointError, UserError, did_you_mean
 from varbench.model.checkpoints import build_tokenizer, load_tokenizer, load_transformer
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer
@@ -45,6 +45,7 @@ from varbench.train.shipped import Shipped
 from varbench.train.states import Checkpoints
 from varbench.train.tokens import TokenSet, tokens_of
 from varbench.train.trainer import DTYPES, Budget, Curriculum, HeldOut, Teacher, attention_of, train
+from varbench.train.training_options import ByStage
 
 Origin = Literal["shipped", "cache", "here"]
 
@@ -73,11 +74,12 @@ def recipe_weights(
     device: str = "cpu",
     events: Path | None = None,
     ranks: Ranks | None = None,
+    by_stage: ByStage | None = None,
 ) -> RecipeWeights:
     """The weights of the row's recipe, trained from `pretrained` (by backbone) if they neither ship nor are in the cache.
 
-    `budget.steps` are the optimiser steps of all stages together. Of several `ranks`, which see the same files, the first
-    alone writes.
+    `budget.steps` are the optimiser steps of all stages together; in the rest a stage may differ, `by_stage`. Of several `ranks`,
+    which see the same files, the first alone writes.
     """
     ranks = ranks or Ranks()
     if row.schedule is None:
@@ -96,9 +98,9 @@ def recipe_weights(
     if tokenizer_spec != row.model.tokenizer:
         raise CheckpointError(f"{vae} holds {tokenizer_spec}, and {row.model.name} speaks {row.model.tokenizer}.")
     tokenizer = build_tokenizer(row.model, state, vae).to(device)
-    stages = _stages(row.schedule, budget)
+    stages = _stages(row.schedule, budget, by_stage)
     _check_backbones(row, stages, pretrained)
-    key = _key(row, budget, vae=vae, pretrained=pretrained, data=data)
+    key = _key(row, budget, vae=vae, pretrained=pretrained, data=data, by_stage=by_stage)
     folder = cache_folder("weights") / key
     names = {stage.backbone for stage, _ in stages}
     files = {**pretrained, **{name: folder / f"{name}.safetensors" for name in names}}
@@ -304,9 +306,13 @@ def _answers(
     return lambda step, uniform: schedule.at(stage, step, budget.steps, uniform)
 
 
-def _stages(schedule: TrainingSchedule, budget: Budget) -> list[tuple[Stage, Budget]]:
+def _stages(schedule: TrainingSchedule, budget: Budget, by_stage: ByStage | None = None) -> list[tuple[Stage, Budget]]:
     """Each stage with its part of the steps; the last takes what rounding leaves."""
-    stages = tuple(schedule.stages())
+    stages, differing = tuple(schedule.stages()), by_stage or {}
+    names = [stage.name for stage in stages]
+    for name in differing:
+        if name not in names:
+            raise UserError(f"stages.{name}: no such stage; there are {', '.join(names)}.{did_you_mean(name, names)}")
     shares = [stage.share for stage in stages]
     if not stages or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
         raise UserError(f"the stages' shares of the steps are {shares}; they must be above 0 and add up to 1")
@@ -318,7 +324,10 @@ def _stages(schedule: TrainingSchedule, budget: Budget) -> list[tuple[Stage, Bud
                 f"of {budget.steps} steps none is left for the stage {stage.name!r} and its share of {stage.share:g}; give "
                 f"at least {math.ceil(1 / min(shares))} --steps"
             )
-    return [(stage, replace(budget, steps=steps)) for stage, steps in zip(stages, parts, strict=True)]
+    return [
+        (stage, replace(budget, steps=steps, **differing.get(stage.name, {})))
+        for stage, steps in zip(stages, parts, strict=True)
+    ]
 
 
 def _check_backbones(row: Row, stages: list[tuple[Stage, Budget]], pretrained: Mapping[str, Path]) -> None:
@@ -331,7 +340,15 @@ def _check_backbones(row: Row, stages: list[tuple[Stage, Budget]], pretrained: M
                 )
 
 
-def _key(row: Row, budget: Budget, *, vae: Path, pretrained: Mapping[str, Path], data: ImageSet) -> str:
+def _key(
+    row: Row,
+    budget: Budget,
+    *,
+    vae: Path,
+    pretrained: Mapping[str, Path],
+    data: ImageSet,
+    by_stage: ByStage | None = None,
+) -> str:
     assert row.schedule is not None
     points: dict[str, set[str]] = {}
     answers = []
@@ -354,6 +371,7 @@ def _key(row: Row, budget: Budget, *, vae: Path, pretrained: Mapping[str, Path],
             for backbone, named in points.items()
         },
         "budget": {name: value for name, value in asdict(budget).items() if name != "looks"},
+        **({"by stage": by_stage} if by_stage else {}),
         "data": data.fingerprint,
         "model": row.model.to_json(),
         **own_content(row),

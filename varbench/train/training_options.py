@@ -1,0 +1,78 @@
+"""The options of a training, beside those that it shares with a measurement. No torch.
+
+How the optimiser goes is the same for every schedule that is compared, unless somebody asks for something else here. A recipe's
+stages may differ from each other in `BY_STAGE`, by a table of a configuration file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from varbench.errors import UserError
+from varbench.record.option_forms import options_in, read_toml
+from varbench.record.options import Options, option
+
+SHARED = ("model", "weights", "vae", "companion", "device", "dtype", "batch", "seed", "steps", "data", "out")
+OWN = (
+    "tokens", "rate", "warm_up", "floor", "weight_decay", "class_drop", "mean_decay", "parts", "recompute", "tensorboard",
+)  # fmt: skip
+OPTIMISER = {
+    "rate": "peak_rate", "warm_up": "warm_up", "floor": "floor", "weight_decay": "weight_decay", "class_drop": "class_drop",
+    "mean_decay": "mean_decay",
+}  # fmt: skip
+"""What a budget calls them."""
+BY_STAGE = ("rate", "warm_up", "floor", "weight_decay", "class_drop", "mean_decay")
+
+ByStage = Mapping[str, Mapping[str, Any]]
+"""By the name of a stage, what of its budget differs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(Options):
+    """What `varbench train` can be told, by flags or in a file."""
+
+    what: str = option("what is trained, as on the command line", default="")
+    tokens: str | None = option(
+        "a folder of `varbench tokens`, in the place of images (--data)", absent="none", metavar="DIR", path="folder"
+    )
+    rate: float | None = option(
+        "peak learning rate, as in 0.0003", absent="what the shipped weights had", metavar="RATE", above=0, most=1
+    )
+    warm_up: float | None = option(
+        "share of the steps over which it rises", absent="0.03", metavar="SHARE", least=0, most=1
+    )
+    floor: float | None = option("share of it that is left at the end", absent="0.02", metavar="SHARE", least=0, most=1)
+    weight_decay: float | None = option("AdamW's, of all that is no vector", absent="0.05", metavar="X", least=0)
+    class_drop: float | None = option(
+        "share of the images whose class is left out", absent="0.1", metavar="SHARE", least=0, most=1
+    )
+    mean_decay: float | None = option(
+        "of the running mean of the weights, which is what is written", absent="by the number of steps", metavar="X",
+        least=0, most=1,
+    )  # fmt: skip
+    parts: int = option(
+        "compute every batch in N parts, whose gradients are added up: less memory, the same training", default=1,
+        metavar="N", least=1,
+    )  # fmt: skip
+    recompute: bool = option(
+        "keep no activations within layers, and compute them again in the backward pass: less memory, a third more work",
+        default=False,
+    )
+    tensorboard: str | None = option("also write event files for TensorBoard", absent="none", metavar="FOLDER")
+
+
+def configured(path: Path) -> tuple[dict[str, Any], ByStage]:
+    """What a TOML file says of a training, at its top or under `[train]`, and of a recipe's stages under `[stages.NAME]`."""
+    data = read_toml(path)
+    stages = data.pop("stages", {})
+    if not isinstance(stages, dict) or not all(isinstance(table, dict) for table in stages.values()):
+        raise UserError(f"{path}: stages is {stages!r}; give a table for each, as in [stages.second]")
+    given = options_in(data, path, "what", *SHARED, *OWN, kind=TrainingOptions, table="train")
+    by_stage = {
+        name: options_in(table, path, *BY_STAGE, kind=TrainingOptions, within=f"stages.{name}.")
+        for name, table in stages.items()
+    }
+    return given, {name: {OPTIMISER[key]: value for key, value in told.items()} for name, told in by_stage.items()}

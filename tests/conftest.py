@@ -15,7 +15,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PACKAGES = Path(__file__).parent / "packages"
 
+LONGEST = (
+    "test_spread.py",
+    "test_faults.py",
+    "test_real_formats.py",
+    "test_full_disk.py",
+    "test_cheats.py",
+    "test_new_plugin.py",
+)
+"""Files whose slow tests begin first, so that no worker is left with one of them at the end."""
+
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import entry_points
@@ -13,7 +14,10 @@ from varbench import rows
 from varbench.check.bench import GivenPoint
 from varbench.errors import UserError
 from varbench.plan import presets
+from varbench.plan.compiler import compile_plan
+from varbench.plan.steps import Plan
 from varbench.policies import MAIN, Setting, Settings, StepPolicy, StepSpec, Study
+from varbench.record.coding import decode, encode
 from varbench.record.options import Options
 from varbench.rows.manager import PluginManager
 from varbench.run.defaults import filled_in
@@ -72,6 +76,20 @@ def test_all_is_every_method() -> None:
         row.name for name in sorted({name.partition("@")[0] for name in names}) for row in rows.expand(name, TINY)
     ]
     assert {"full_var", "variant@d8", "smaller@narrow", "dit@s20"} <= set(names)
+
+
+def test_every_plan_comes_out_of_a_message_as_it_went_in() -> None:
+    """What a child answers is held against it by its digest."""
+    model = presets.preset("tiny").spec
+    checked = set()
+    for row in rows.expand("all,quant@w8a8:parts=ends,guidance@from4:shape=0/0.5/1/1/1/1", model):
+        if row.policies.generator is not None:
+            continue
+        plan = compile_plan(model, row.policies)
+        there = decode(Plan, json.loads(json.dumps(encode(plan, row.name))), row.name)
+        assert there.digest == plan.digest, row.name
+        checked.add(row.plugins[0].name)
+    assert {"quant", "code", "guidance", "skipvar", "dmoe", "actvar"} <= checked
 
 
 def test_all_settings_are_every_recipe_and_point() -> None:

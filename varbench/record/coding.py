@@ -204,9 +204,11 @@ def _decode_fields(kind: type, value: Any) -> Any:
 
 
 def _number(value: Any) -> float:
+    """A whole number stays one, so that what is read again has the digest of what was written."""
     if type(value) is float:
         return value
-    return float(_expect(isinstance(value, (int, float)) and not isinstance(value, bool), "a number", value))
+    found: float = _expect(isinstance(value, (int, float)) and not isinstance(value, bool), "a number", value)
+    return found
 
 
 @functools.cache

@@ -170,14 +170,18 @@ def _trade_off(
     headline = block.headline
     assert headline is not None
     floors = [{"y": floor.value} for floor in floors_of(block).values() if floor.value is not None]
-    across = _Span.of([*(band or ()), *(point[end] for point in points for end in ("x_low", "x_high"))])
+    # Ratios that are far apart; bytes and shares have a zero that says something.
+    across = _Span.of(
+        [*(band or ()), *(point[end] for point in points for end in ("x_low", "x_high"))], log=more_is_better_x
+    )
     upward = _Span.of(
         [*(floor["y"] for floor in floors), *(point[end] for point in points for end in ("y_low", "y_high"))], log=True
     )
     y_title = f"{score_label(headline)} ({headline.better} is better{', log scale' if upward.log else ''})"
     valid = [point for point in points if point["valid"]]
     best = frontier(valid, more_is_better_x=more_is_better_x, more_is_better_y=headline.better == "higher")
-    x, y = axis("x", x_title, scale=across.scale), axis("y", y_title, scale=upward.scale)
+    x_words = f"{x_title[:-1]}, log scale)" if across.log and x_title.endswith(")") else x_title
+    x, y = axis("x", x_words, scale=across.scale), axis("y", y_title, scale=upward.scale)
     # A method listed at (x, y) also serves whoever asks for less; the steps run towards the worse side of x.
     step = "step-before" if more_is_better_x else "step-after"
     family = colour("family", colours_of(block), valid)

@@ -351,6 +351,16 @@ def test_what_is_never_quiet_ends_with_the_budget(hopeful: bool) -> None:
     assert (made == 2 * (found.discarded + 6)) == (not hopeful)
 
 
+@pytest.mark.parametrize(("share", "times"), [(0.02, 1.5), (0.08, 1.7)])
+def test_what_is_hardly_held_up_ends_with_the_budget(share: float, times: float) -> None:
+    """Many short stalls, as a system's own services make them, are no reason to spend the budget four times."""
+    machine = Machine(share=lambda now: 1 / (1 + share))
+    found = timed(machine, HALF, pairs=4, budget=10.0)[HALF]
+    assert len(found.throughput) == len(found.latency) == 4
+    spent = machine.now - 6 * SECONDS[FULL]
+    assert spent < times * 10.0 if share <= speed.MILD else spent > times * 10.0
+
+
 def waiting(machine: Machine) -> bool:
     """Until the neighbour rests."""
     while machine.share(machine.now) < 1:

@@ -33,6 +33,9 @@ held up are kept."""
 MOST_SPENT = 4
 """So many times the budget may be spent on quiet pairs; not more, however few they are."""
 
+MILD = 0.03
+"""What is held up by no larger a share is good enough once the budget is spent: it moves a ratio by less than that."""
+
 CYCLES = 3
 """Turns in which a row's fewest pairs are taken, so that what passes over the machine meets every row alike."""
 
@@ -231,6 +234,10 @@ class _Session:
         total = sum(found.seconds for (name, _), found in self.taken.items() if name == row)
         spent = total >= self.pace.budget
         if len(taken.good) < self.pace.pairs:
+            if spent and taken.tried >= self.pace.pairs:
+                lacking = taken.kept(self.pace.pairs)[len(taken.good) :]
+                if all(_is_mild(_most_held_up(pair)) for pair in lacking):
+                    return True
             held_up = len(taken.strained) >= MOST_RETAKEN * self.pace.pairs
             too_long = taken.tried >= self.pace.pairs and 0 < MOST_SPENT * self.pace.budget <= total
             return (spent and held_up) or too_long
@@ -273,8 +280,10 @@ class _Session:
             self.calm = not self._strained(name, batch, found[-1])
             if self.calm:
                 return found[-1], True
-            if not hopeful or len(found) > CALLS_AGAIN:
-                return min(found, key=_held_up), False
+            least = min(found, key=_held_up)
+            spent = all(taken.seconds >= self.pace.budget for taken in told)
+            if not hopeful or (spent and _is_mild(_held_up(least))) or len(found) > CALLS_AGAIN:
+                return least, False
             for taken in told:
                 taken.again += 1
 
@@ -317,6 +326,11 @@ def _told(call: Call) -> float:
 
 def _held_up(call: Call) -> float:
     return 0.0 if call.strain is None else call.strain.held_up(call.times.end_to_end)
+
+
+def _is_mild(held_up: float) -> bool:
+    """Of a call that is not quiet. One that waited for nothing was kept off the processors by something else."""
+    return HELD_UP < held_up <= MILD
 
 
 def _most_held_up(pair: Pair) -> float:

@@ -301,6 +301,7 @@ def test_a_file_says_how_a_recipe_is_trained_and_the_command_line_wins(
         "rounds = 3": "no key 'rounds'",
         "[stages.refiner]\nsteps = 3": "no key 'stages.refiner.steps'",
         "[stages.refiner]\nrate = 2": "stages.refiner.rate is 2; give 1 or less",
+        "batch = [8, 16]": "batch is [8, 16]; a training has one",
         "stages = 3": "give a table for each, as in [stages.second]",
         "[train]\nrate = true": "rate is True; give a number",
     }.items():

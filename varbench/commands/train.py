@@ -77,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"say what is trained: one of {', '.join(PARTS)}, or a row whose recipe trains")
     suits = filled_in(given, kind=TrainingOptions)
     vars(args).update(given, device=own_device(suits["device"]), seed=suits["seed"], by_stage=by_stage)
+    args.tensorboard = args.tensorboard and Path(args.tensorboard)
     if args.weights == "random":
         raise UserError("--weights random: give a checkpoint to start from, or leave it away for what suits WHAT")
     if args.dtype == "float16":
@@ -147,7 +148,7 @@ def _network(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench.train.progress import shown
 
     steps = 3000 if args.steps is None else args.steps
-    with shown(args.what, steps=steps, events=args.tensorboard and Path(args.tensorboard)) as progress:
+    with shown(args.what, steps=steps, events=args.tensorboard) as progress:
         trained = train_classifier(
             args.what,
             data=data,
@@ -173,9 +174,7 @@ def _tokenizer(args: argparse.Namespace, data: ImageSet) -> int:
     budget = TokenizerBudget(seed=args.seed, **_given(args, steps="steps", rate="peak_rate", batch="batch"))
     out = _out(args)
     state = out.with_suffix(".state")
-    with shown(
-        "tokenizer", steps=budget.steps, batch=budget.batch, events=args.tensorboard and Path(args.tensorboard)
-    ) as progress:
+    with shown("tokenizer", steps=budget.steps, batch=budget.batch, events=args.tensorboard) as progress:
         module, record = train_tokenizer(
             spec, data=data, budget=budget, checkpoints=Checkpoints(state), progress=progress, device=args.device
         )
@@ -237,7 +236,7 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
         args.what,
         steps=budget.steps,
         batch=budget.batch,
-        events=args.tensorboard and Path(args.tensorboard),
+        events=args.tensorboard,
         quiet=ranks.rank > 0,
     ) as progress:
         record = train(
@@ -291,7 +290,7 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
             budget=_budget(args, GENERATOR),
             main=None if main is None else Path(main),
             device=args.device,
-            events=args.tensorboard and Path(args.tensorboard),
+            events=args.tensorboard,
         )
         for path in sorted(set(trained.files.values()) - shown):  # points of one training share it
             shown.add(path)
@@ -327,7 +326,7 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
             data=data,
             budget=_budget(args, recipe_budget(steps)),
             device=args.device,
-            events=args.tensorboard and Path(args.tensorboard),
+            events=args.tensorboard,
             by_stage=args.by_stage,
         )
         if ranks.rank > 0:

@@ -71,6 +71,9 @@ def configured(path: Path) -> tuple[dict[str, Any], ByStage]:
     if not isinstance(stages, dict) or not all(isinstance(table, dict) for table in stages.values()):
         raise UserError(f"{path}: stages is {stages!r}; give a table for each, as in [stages.second]")
     given = options_in(data, path, "what", *SHARED, *OWN, kind=TrainingOptions, table="train")
+    for name, value in given.items():
+        if isinstance(value, tuple) and name != "companion":
+            raise UserError(f"{path}: {name} is {list(value)}; a training has one")
     by_stage = {
         name: options_in(table, path, *BY_STAGE, kind=TrainingOptions, within=f"stages.{name}.")
         for name, table in stages.items()

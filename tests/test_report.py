@@ -546,7 +546,8 @@ def test_names_of_points_never_overlap_at_any_width(which):
 
 def test_what_keeps_less_is_drawn_over_the_share_that_it_keeps():
     folder = Path(__file__).parents[1] / "reports" / "tiny" / "all-methods" / "records"
-    (block, *_) = blocks_of(r.load_records([folder]).records)
+    records = r.load_records([folder]).records
+    (block, *_) = blocks_of(records)
     figure = figures_trade_off.quality_against_cache(block)
     read, every = ({point["row"]: point["x"] for point in cell.spec["data"]["values"]} for cell in figure.cells)
     assert read["full_var"] == 100 and every["full_var"] == pytest.approx(100 * 66 / 130, abs=0.1)
@@ -555,9 +556,7 @@ def test_what_keeps_less_is_drawn_over_the_share_that_it_keeps():
     families = {name.partition("@")[0] for name in read}
     assert families >= {"streaming", "h2o", "snapkv", "hack", "scalekv", "scale_window", "quant_cache"}
     assert not families & {"variant", "guidance", "smaller", "code", "fastvar"}, "these compute something else"
-    without = [
-        record for record in r.load_records([folder]).records if record.row.row.startswith(("full_var", "variant"))
-    ]
+    without = [record for record in records if record.row.row.startswith(("full_var", "variant"))]
     (block, *_) = blocks_of(without)
     assert figures_trade_off.quality_against_cache(block) is None
 

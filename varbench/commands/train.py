@@ -14,18 +14,9 @@ from varbench.plan import presets
 
 if TYPE_CHECKING:
     from varbench.data.image_set import ImageSet
+    from varbench.train.ranks import Ranks
 
 PARTS = ("tokenizer", "base", "narrow", "features", "judge")
-_OPTIMISER = ("warm_up", "floor", "weight_decay", "class_drop", "mean_decay")
-_OF_TRANSFORMERS = ("dtype", "vae", "weights", "parts", "recompute", *_OPTIMISER)
-_WITHOUT_EFFECT = {
-    "tokenizer": ("companion", *_OF_TRANSFORMERS),
-    **dict.fromkeys(("base", "narrow"), ("companion",)),
-    **dict.fromkeys(("features", "judge"), ("companion", "rate", "batch", *_OF_TRANSFORMERS)),
-}
-"""Options that a training does not read; given, they would look as if they did."""
-
-
 HELP = "train a preset's parts, or the recipe of a row"
 COMPUTES = True
 
@@ -103,11 +94,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuses values that no training can use, before anything is read or made."""
+    from varbench.train.training_options import WITHOUT_EFFECT
+
     if args.tokens is not None and (args.data is not None or args.what in ("tokenizer", "features", "judge")):
         raise UserError(
             "--tokens stands for the images of a transformer's training: leave --data out, or leave it out itself"
         )
-    for option in _WITHOUT_EFFECT.get(args.what, ()):
+    for option in WITHOUT_EFFECT.get(args.what, ()):
         if getattr(args, option) is not None:
             flag = option.replace("_", "-")
             raise UserError(f"--{flag} has no effect on the training of {args.what}; leave it out")
@@ -195,13 +188,12 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench.train.budgets import BASE, NARROW
     from varbench.train.export import export
     from varbench.train.progress import shown
-    from varbench.train.ranks import join_ranks
     from varbench.train.recipes import full_curriculum
     from varbench.train.states import Checkpoints
     from varbench.train.tokens import tokens_of
     from varbench.train.trainer import train
 
-    ranks = join_ranks(device=args.device, parts=args.parts or 1, recompute=bool(args.recompute))
+    ranks = _ranks(args)
     main = presets.preset(args.model).spec
     spec, budget = (main, BASE) if args.what == "base" else (main.narrower(), NARROW)
     budget = _budget(args, budget)
@@ -265,7 +257,6 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench.run.defaults import companions
     from varbench.train.budgets import GENERATOR, recipe_budget
     from varbench.train.generators import generator_weights, taught, trained_generator
-    from varbench.train.ranks import join_ranks
     from varbench.train.recipes import recipe_weights
     from varbench.train.shipped import put
 
@@ -316,7 +307,7 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
     if MAIN not in pretrained:
         raise UserError(f"{args.model} ships no weights to start from. Give them by --weights and --vae.")
     steps = args.steps or presets.preset(args.model).shipped_steps or presets.SHORT_STEPS
-    ranks = join_ranks(device=args.device, parts=args.parts or 1, recompute=bool(args.recompute))
+    ranks = _ranks(args)
     for row in by_recipe.values():
         done = recipe_weights(
             row,
@@ -339,6 +330,12 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
             print(f"{row.recipe_name}  {name}  {path}{'  (cached)' if done.origin == 'cache' else ''}")
     ranks.close()
     return 0
+
+
+def _ranks(args: argparse.Namespace) -> Ranks:
+    from varbench.train.ranks import join_ranks
+
+    return join_ranks(device=args.device, parts=args.parts or 1, recompute=bool(args.recompute))
 
 
 def _budget(args: argparse.Namespace, default: Any) -> Any:

@@ -48,9 +48,7 @@ def quality_against_memory(block: Block) -> Figure | None:
         for entry in points_of(block):
             value = entry.memory(key)
             if _quality(entry, block) is not None and value is not None:
-                mebibytes = value / (1 << 20)
-                span = {"x": mebibytes, "x_low": mebibytes, "x_high": mebibytes}
-                points.append({**_point(entry, block), **span, "x_text": formatting.size(value)})
+                points.append(_exact_point(entry, block, value / (1 << 20), formatting.size(value)))
         if len(points) > 1:
             spec = _trade_off(points, block, f"{title}, MiB (further left is less)", more_is_better_x=False)
             alt = f"Scatter plot of {_score_name(block)} against {title} for {len(points)} rows"
@@ -86,8 +84,7 @@ def quality_against_cache(block: Block) -> Figure | None:
         points = []
         for entry, share in found:
             percent = 100 * of_whole * share
-            span = {"x": percent, "x_low": percent, "x_high": percent}
-            points.append({**_point(entry, block), **span, "x_text": f"{percent:.0f} % {title}"})
+            points.append(_exact_point(entry, block, percent, f"{percent:.0f} % {title}"))
         spec = _trade_off(points, block, f"kept keys and values, % {title}", more_is_better_x=False)
         alt = f"Scatter plot of {_score_name(block)} against the share of keys and values that is kept, {title}, for {len(points)} rows"
         cells.append(Plot(spec=spec, alt=alt, title=title.capitalize()))
@@ -302,6 +299,11 @@ def _point(entry: Entry, block: Block) -> dict[str, Any]:
         "row": label(entry), "family": entry.family, "y": quality.value, "y_low": quality.low, "y_high": quality.high,
         "y_text": formatting.with_interval(quality), "valid": entry.believable, "note": entry.trouble or "valid",
     }  # fmt: skip
+
+
+def _exact_point(entry: Entry, block: Block, x: float, text: str) -> dict[str, Any]:
+    """Of what has no interval."""
+    return {**_point(entry, block), "x": x, "x_low": x, "x_high": x, "x_text": text}
 
 
 def _quality(entry: Entry, block: Block) -> Any:

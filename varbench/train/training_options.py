@@ -1,7 +1,7 @@
 """The options of a training, beside those that it shares with a measurement. No torch.
 
 How the optimiser goes is the same for every schedule that is compared, unless somebody asks for something else here. A recipe's
-stages may differ from each other in `BY_STAGE`, by a table of a configuration file.
+stages may differ from each other in that, by a table of a configuration file.
 """
 
 from __future__ import annotations
@@ -16,15 +16,22 @@ from varbench.record.option_forms import options_in, read_toml
 from varbench.record.options import Options, option
 
 SHARED = ("model", "weights", "vae", "companion", "device", "dtype", "batch", "seed", "steps", "data", "out")
-OWN = (
-    "tokens", "rate", "warm_up", "floor", "weight_decay", "class_drop", "mean_decay", "parts", "recompute", "tensorboard",
-)  # fmt: skip
 OPTIMISER = {
     "rate": "peak_rate", "warm_up": "warm_up", "floor": "floor", "weight_decay": "weight_decay", "class_drop": "class_drop",
     "mean_decay": "mean_decay",
 }  # fmt: skip
-"""What a budget calls them."""
-BY_STAGE = ("rate", "warm_up", "floor", "weight_decay", "class_drop", "mean_decay")
+"""How the optimiser goes, and what a budget calls it; a recipe's stages may differ in these."""
+OWN = ("tokens", *OPTIMISER, "parts", "recompute", "tensorboard")
+
+_OF_TRANSFORMERS = (
+    "companion", "dtype", "vae", "weights", "parts", "recompute", *(name for name in OPTIMISER if name != "rate")
+)  # fmt: skip
+WITHOUT_EFFECT = {
+    "tokenizer": _OF_TRANSFORMERS,
+    **dict.fromkeys(("base", "narrow"), ("companion",)),
+    **dict.fromkeys(("features", "judge"), ("rate", "batch", *_OF_TRANSFORMERS)),
+}
+"""Options that a training does not read; given, they would look as if they did."""
 
 ByStage = Mapping[str, Mapping[str, Any]]
 """By the name of a stage, what of its budget differs."""
@@ -75,7 +82,7 @@ def configured(path: Path) -> tuple[dict[str, Any], ByStage]:
         if isinstance(value, tuple) and name != "companion":
             raise UserError(f"{path}: {name} is {list(value)}; a training has one")
     by_stage = {
-        name: options_in(table, path, *BY_STAGE, kind=TrainingOptions, within=f"stages.{name}.")
+        name: options_in(table, path, *OPTIMISER, kind=TrainingOptions, within=f"stages.{name}.")
         for name, table in stages.items()
     }
     return given, {name: {OPTIMISER[key]: value for key, value in told.items()} for name, told in by_stage.items()}

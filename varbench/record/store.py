@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from varbench.base.hashing import digest
 from varbench.base.whole_files import write_whole
 from varbench.record.coding import RecordError, decode, encode
@@ -77,15 +79,15 @@ def write_record(record: Record, folder: Path, *, replace: bool = False) -> Path
     path = record_path(record, folder)
     if path.exists() and not replace:
         raise RecordError(f"{path} exists: resume the run with --resume, or choose another --out")
-    write_whole(path, json.dumps(to_json(record), allow_nan=False).encode() + b"\n")
+    write_whole(path, orjson.dumps(to_json(record)) + b"\n")
     return path
 
 
 def read_record(path: Path) -> Record:
     """One record; RecordError names the file and says what is wrong with it."""
     try:
-        data = json.loads(path.read_bytes())
-    except (ValueError, UnicodeDecodeError) as error:
+        data = orjson.loads(path.read_bytes())
+    except ValueError as error:
         raise RecordError(f"{path}: torn or not JSON ({error}); run the row again with --resume") from error
     if not isinstance(data, dict):
         raise OtherFileError(f"{path}: not a varbench record: it holds a {type(data).__name__}")

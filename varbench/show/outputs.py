@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from varbench.base.hashing import digest
 from varbench.base.whole_files import write_whole
 from varbench.errors import UserError
@@ -42,7 +44,7 @@ def render(
         raise UserError("no records: nothing to report; run `varbench run` first, or name folders with --records")
     out_dir.mkdir(parents=True, exist_ok=True)
     encoded = [to_json(record) for record in records] if encoded is None else encoded
-    texts = [json.dumps(data) for data in encoded]
+    texts = [orjson.dumps(data) for data in encoded]
     fingerprint = _fingerprint(texts, changes)
     folder = _folder_for(out_dir, _run_name(records), fingerprint)
     building = Path(tempfile.mkdtemp(dir=out_dir, prefix=".building-"))
@@ -79,13 +81,13 @@ def write_index(out_dir: Path) -> Path:
     return path
 
 
-def _write_all(folder: Path, shown: page.Shown, fingerprint: str, texts: Sequence[str]) -> None:
+def _write_all(folder: Path, shown: page.Shown, fingerprint: str, texts: Sequence[bytes]) -> None:
     records, drawn = shown.records, page.draw(shown.records)
     files = _write_tables(folder, drawn, shown.encoded) + _write_figures(folder, drawn)
     for record, text in zip(records, texts, strict=True):
         path = record_path(record, folder / "records" / _safe_name(record.run))
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(text)
     (folder / "index.html").write_text(page.page(shown, drawn, files=[*files, "records/"]), encoding="utf-8")
     entries = [entry for part in drawn for entry in part.block.entries]
     about: dict[str, Any] = {
@@ -176,9 +178,9 @@ def _write_figures(folder: Path, drawn: Sequence[page.Drawn]) -> list[str]:
     return written
 
 
-def _fingerprint(texts: Sequence[str], changes: page.Changes | None) -> str:
+def _fingerprint(texts: Sequence[bytes], changes: page.Changes | None) -> str:
     older = json.dumps(dataclasses.asdict(changes)) if changes is not None else ""
-    return digest([*sorted(texts), older])
+    return digest([*sorted(text.decode() for text in texts), older])
 
 
 def _run_name(records: Sequence[Record]) -> str:

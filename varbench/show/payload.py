@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
-import json
 import zlib
 from collections.abc import Sequence
 from typing import Any
+
+import orjson
 
 from varbench.show.charts import Spec
 
@@ -18,13 +19,13 @@ SHARED = ("plan", "training", "model", "protocol", "environment", "provenance", 
 def packed(encoded: Sequence[dict[str, Any]], entries: Sequence[dict[str, Any]], specs: dict[str, Spec]) -> str:
     """What the script needs, deflated: page-sized sets go in whole, larger ones without raw samples and losses."""
     for trimmed in (False, True):
-        shared: dict[str, int] = {}
+        shared: dict[bytes, int] = {}
         records = [_shown_record(data, shared, trimmed=trimmed) for data in encoded]
         data = {
-            "records": records, "shared": [json.loads(text) for text in shared], "entries": entries, "charts": specs,
+            "records": records, "shared": [orjson.loads(text) for text in shared], "entries": entries, "charts": specs,
             "names": SHARED, "trimmed": trimmed,
         }  # fmt: skip
-        plain = json.dumps(data, separators=(",", ":")).encode()
+        plain = orjson.dumps(data)
         if not trimmed and len(plain) > MOST_PAYLOAD * MOST_DEFLATED:
             continue
         text = base64.b64encode(zlib.compress(plain, 6)).decode()
@@ -33,7 +34,7 @@ def packed(encoded: Sequence[dict[str, Any]], entries: Sequence[dict[str, Any]],
     return text
 
 
-def _shown_record(data: dict[str, Any], shared: dict[str, int], *, trimmed: bool) -> dict[str, Any]:
+def _shown_record(data: dict[str, Any], shared: dict[bytes, int], *, trimmed: bool) -> dict[str, Any]:
     """The record with its large sections replaced by their place among those that rows share."""
     shown = dict(data)
     if shown["samples"] is not None:
@@ -45,5 +46,5 @@ def _shown_record(data: dict[str, Any], shared: dict[str, int], *, trimmed: bool
         shown["training"] = {k: v for k, v in shown["training"].items() if k != "losses"}
     for name in SHARED:
         if shown[name] is not None:
-            shown[name] = shared.setdefault(json.dumps(shown[name]), len(shared))
+            shown[name] = shared.setdefault(orjson.dumps(shown[name]), len(shared))
     return shown

@@ -15,11 +15,14 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from varbench.base.hashing import file_hash
+from varbench.base.whole_files import write_whole
 from varbench.errors import UserError
 from varbench.record import Record, from_json, sections
 from varbench.rows.manager import PluginInfo, PluginManager, manager
@@ -28,6 +31,8 @@ HOOK = "varbench_report_sections"
 SAFE_PATH = "PYTHONSAFEPATH"
 SECONDS = 60.0
 """How long a plugin may take for its panels."""
+OURS = "varbench"
+"""The distribution whose plugins are trusted to be in one process with each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +53,11 @@ def plugin_panels(
     silent: list[str] = []
     with tempfile.TemporaryDirectory(prefix="varbench-") as folder:
         records = _Records.written(Path(folder) / "records.json", encoded)
+        ours = [name for name in plugins.names() if plugins.info(name).distribution == OURS]
+        without = _without_panels(context, ours, Path(folder) / "without.json", seconds)
         for name in plugins.names():
+            if name in without:
+                continue
             info = plugins.info(name)
             try:
                 found = _ask(context, info, records, seconds)
@@ -69,13 +78,13 @@ class _Records:
 
     @classmethod
     def written(cls, path: Path, encoded: Sequence[dict[str, Any]]) -> _Records:
-        path.write_bytes(json.dumps(list(encoded)).encode())
+        path.write_bytes(orjson.dumps(list(encoded)))
         return cls(path, file_hash(path))
 
     def read(self) -> list[Record]:
         if file_hash(self.path) != self.sha256:
             raise UserError("another plugin has changed the records that all are handed")
-        return [from_json(data) for data in json.loads(self.path.read_bytes())]
+        return [from_json(data) for data in orjson.loads(self.path.read_bytes())]
 
 
 def _forks_are_ready() -> ForkServerContext:
@@ -92,23 +101,38 @@ def _forks_are_ready() -> ForkServerContext:
     return context
 
 
+def _without_panels(context: ForkServerContext, names: Sequence[str], told: Path, seconds: float) -> Sequence[str]:
+    """Those of our own that have nothing to say, found out in one process: nearly all, and each would take one of its own."""
+    _ended(context.Process(target=_tell_without_panels, args=(names, told)), seconds)
+    return json.loads(told.read_bytes()) if told.exists() else ()
+
+
+def _tell_without_panels(names: Sequence[str], place: Path) -> None:
+    os.setsid()
+    write_whole(place, json.dumps([name for name in names if not hasattr(manager().plugin(name), HOOK)]).encode())
+
+
+def _ended(process: ForkServerProcess, seconds: float) -> bool:
+    """Whether it came to its end by itself in time; what it has started ends with it."""
+    process.start()
+    assert process.pid is not None
+    try:
+        process.join(seconds)
+        return not process.is_alive()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.join()
+
+
 def _ask(context: ForkServerContext, info: PluginInfo, records: _Records, seconds: float) -> list[sections.Section]:
     """The sections of one plugin, or UserError that names it and its distribution."""
     who = f"plugin {info.name!r} ({info.distribution}): {HOOK}"
     with tempfile.TemporaryDirectory(prefix="varbench-") as folder:
         answer = Path(folder) / "answer.json"
         process = context.Process(target=_answer, args=(info.name, records, answer))
-        process.start()
-        assert process.pid is not None
-        try:
-            process.join(seconds)
-            late = process.is_alive()
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # with whatever it has started
-            process.kill()
-            process.join()
-        if late:
+        if not _ended(process, seconds):
             raise UserError(f"{who} took longer than {seconds:g} s and was ended")
         if not answer.exists():
             raise UserError(f"{who} ended its process with exit code {process.exitcode} and gave no sections")

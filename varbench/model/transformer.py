@@ -230,13 +230,14 @@ class Transformer(nn.Module):
 
 
 def initialise_(model: Transformer, generator: torch.Generator) -> Transformer:
-    """Sets every parameter to its official initial value: truncated normal, small head, near-zero gammas, depth-scaled
-    outputs. The model may come uninitialised."""
+    """Sets every parameter to its official initial value: normal, small head, near-zero gammas, depth-scaled outputs. The
+    model may come uninitialised. The official code cuts off at 2, which is some forty deviations away, and takes ten times as
+    long for it."""
     spec = model.spec
     std = math.sqrt(1 / spec.width / 3)
 
     def draw(tensor: Tensor) -> None:
-        nn.init.trunc_normal_(tensor, std=std, generator=generator)
+        tensor.normal_(std=std, generator=generator)
 
     with torch.no_grad():
         for module in model.modules():

@@ -102,7 +102,7 @@ def test_ci_checks_what_is_checked_at_each_commit_and_runs_both_lines_of_the_rea
     ci = (ROOT / ".ci" / "run").read_text()
     checks = re.findall(r"entry: (.*)", (ROOT / ".pre-commit-config.yaml").read_text())
     assert checks == ["ruff format --check", "ruff check", "mypy"]
-    places = [ci.index(f"\n.venv/bin/{check}") for check in checks]
+    places = [ci.index(f".venv/bin/{check}") for check in checks]
     places += [ci.index(part) for part in ("-m build", 'cd "$work/outside" &&', 'bash -c "$test_line" 2>&1')]
     assert places == sorted(places), "what is quick comes first"
     assert "set -euo pipefail" in ci, "the first failure ends it, within a pipe too"

@@ -169,7 +169,7 @@ def _summary(batch: int, dtype: str, device: str, cores: int, row: RowInRun) -> 
         resolved.plan,
         batch=batch,
         dtype=dtype,
-        device=device,
+        device="cpu" if device == "cpu" else "cuda",
         hardware=hardware_like(device, cores),
         other_accounting=resolved.other_plan,
     )

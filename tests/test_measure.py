@@ -330,7 +330,10 @@ def fake_nvml(*, processes: list[Any]) -> types.ModuleType:
     names = {
         "NVMLError": Error, "nvmlInit": lambda: None, "nvmlShutdown": lambda: None, "nvmlDeviceGetHandleByUUID": by_uuid,
         "nvmlDeviceGetHandleByPciBusId": lambda pci: "by pci",
-        "nvmlDeviceGetMemoryInfo": lambda handle: types.SimpleNamespace(used=9000),
+        "nvmlDeviceGetMemoryInfo": lambda handle: types.SimpleNamespace(used=9000, total=48_000),
+        "nvmlDeviceGetUUID": lambda handle: "GPU-abc", "nvmlSystemGetDriverVersion": lambda: "570.1",
+        "NVML_CLOCK_SM": 1, "NVML_CLOCK_MEM": 2, "nvmlDeviceGetClockInfo": lambda handle, kind: 1000 * kind,
+        "nvmlDeviceGetEnforcedPowerLimit": lambda handle: 700_000,
         "nvmlDeviceGetComputeRunningProcesses": lambda handle: processes,
         "nvmlDeviceGetTotalEnergyConsumption": lambda handle: 2500,
     }  # fmt: skip
@@ -347,6 +350,8 @@ def test_nvml_matches_by_identity_and_admits_what_a_container_hides(monkeypatch:
     assert nvml.memory(uuid="GPU-abc", pci=None, pid=8) == (None, 9000)
     assert nvml.foreign_processes(uuid="abc", pci=None, own={7}) == (5,)
     assert nvml.energy_joules(uuid="abc", pci=None) == 2.5
+    board = nvml.board(uuid="abc", pci=None)
+    assert (board.memory_bytes, board.power_limit_watts, board.clocks) == (48_000, 700, {"sm": 1000, "memory": 2000})
     with pytest.raises(nvml.NvmlError, match="UUID GPU-xyz"):
         nvml.memory(uuid="GPU-xyz", pci=None, pid=7)
 

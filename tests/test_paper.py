@@ -12,8 +12,10 @@ from record_factory import full_records, make_record
 from varbench import rows
 from varbench.commands import report
 from varbench.errors import UserError
+from varbench.measure.kept_rates import keep_rates
 from varbench.plan import presets
 from varbench.plan.compiler import compile_plan
+from varbench.plan.hardware import hardware
 from varbench.policies import Paper
 from varbench.record import PublishedLine, Record
 from varbench.record.sections import Section, Table, Text
@@ -91,6 +93,13 @@ def test_times_are_judged_on_the_papers_card_alone() -> None:
     assert "on NVIDIA H100 80GB HBM3 at batch 64" in line["measured here"] and line[""] == "agrees", "by the plan"
     (line,), said = lines_of(printed(latency_s=1.0), records=measured())
     assert line[""] == "disagrees: latency_s" and "NVIDIA L20 at batch 64 measured here" in said
+
+
+def test_a_card_that_was_calibrated_is_the_papers_card_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    keep_rates(dataclasses.replace(hardware("L20"), name="NVIDIA L20"))
+    (line,), _ = lines_of(printed(latency_s=1.0), records=measured(device="NVIDIA L20"))
+    assert line[""] == "disagrees: latency_s"
 
 
 def test_a_quick_look_or_another_model_is_not_beside_what_was_printed() -> None:

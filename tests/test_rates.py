@@ -9,17 +9,25 @@ from typing import Any
 import pytest
 import torch
 from conftest import CommandLine
+from scripted import a_run
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from varbench import load_pipeline, rows
 from varbench.errors import UserError
 from varbench.measure import rates
+from varbench.measure.environment import environment
 from varbench.measure.kept_rates import all_kept, keep_rates, kept_rates
 from varbench.plan import cost
 from varbench.plan.compiler import compile_plan
 from varbench.plan.hardware import KNOWN, as_toml, from_file
 from varbench.plan.presets import preset
+from varbench.record import Record
+from varbench.run.fill import fill
+from varbench.run.findings import Findings
+from varbench.run.messages import Ready
 from varbench.run.prepare import hardware_like
+from varbench.show.advice import advice
+from varbench.show.entries import blocks_of
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +71,66 @@ def test_what_was_measured_comes_before_the_data_sheet() -> None:
     assert hardware_like("NVIDIA H100 80GB HBM3", 8) == mine
     assert hardware_like("NVIDIA L20", 8) == KNOWN["L20"]
     assert kept_rates("cpu", 2) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "mib", "known"),
+    [
+        ("NVIDIA H100 80GB HBM3", 81_559, "H100-SXM"),
+        ("NVIDIA H100 80GB HBM3", None, "H100-SXM"),
+        ("NVIDIA H100 PCIe", 81_559, None),
+        ("NVIDIA H100 NVL", 95_830, None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 9_856, None),
+        ("NVIDIA H800", 81_559, None),
+        ("NVIDIA GH200 480GB", 97_871, None),
+        ("NVIDIA H200", 143_771, "H200-SXM"),
+        ("NVIDIA H200 NVL", 143_771, None),
+        ("NVIDIA A100-SXM4-80GB", 81_920, "A100-SXM-80GB"),
+        ("A100-SXM4-80GB", 81_251, "A100-SXM-80GB"),
+        ("NVIDIA A100-SXM4-80GB", 40_960, None),
+        ("NVIDIA A100-SXM4-40GB", 40_960, None),
+        ("NVIDIA A100 80GB PCIe", 81_920, None),
+        ("NVIDIA A100-PCIE-40GB", 40_960, None),
+        ("NVIDIA L20", 46_068, "L20"),
+        ("NVIDIA L20", 23_034, None),
+        ("NVIDIA L2", 24_570, None),
+        ("NVIDIA L40S", 46_068, "L40S"),
+        ("NVIDIA L40", 46_068, None),
+        ("NVIDIA GeForce RTX 4090", 24_564, "RTX-4090"),
+        ("NVIDIA GeForce RTX 4090 D", 24_564, None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 16_376, None),
+        ("NVIDIA GeForce RTX 3060", 12_288, None),
+        ("NVIDIA GeForce RTX 5090", 32_607, None),
+        ("NVIDIA RTX A6000", 49_140, None),
+        ("Tesla V100-SXM2-32GB", 32_768, None),
+    ],
+)
+def test_a_card_is_known_by_its_whole_name_and_its_memory(name: str, mib: int | None, known: str | None) -> None:
+    found = hardware_like(name, 8, None if mib is None else mib << 20)
+    assert (found and found.name) == known
+
+
+def test_a_record_says_that_nothing_is_predicted_for_a_card(tmp_path: Any) -> None:
+    run = a_run(tmp_path, plugins="variant@d8")
+    row = run.rows["variant@d8"]
+
+    def filled(**where: Any) -> Record:
+        there = replace(environment("cpu"), **where)
+        ready = Ready(
+            job="", environment=there, weights={}, parameters={}, plans={}, plugin_files={}, disturbed=None
+        )  # fmt: skip
+        return fill(run, row, Findings(loaded=ready), floors={})
+
+    record = filled(device="NVIDIA GeForce RTX 3060", device_memory_bytes=12 << 30)
+    assert record.plan is not None and record.plan.hardware is None and record.plan.predicted_seconds is None
+    assert record.why("plan.hardware") == (
+        "no data sheet of NVIDIA GeForce RTX 3060 is known, and it was not calibrated"
+    )
+    block = blocks_of([record])[0]
+    (notice,) = [one for one in advice(block) if "no time is predicted" in one.text]
+    assert "NVIDIA GeForce RTX 3060" in notice.text and notice.next_command == "varbench env --calibrate --device cpu"
+    record = filled(device="NVIDIA L20", device_memory_bytes=46_068 << 20)
+    assert record.plan is not None and record.plan.hardware == "L20" and record.plan.predicted_seconds
 
 
 def test_the_file_is_as_it_is_read(tmp_path: Any) -> None:

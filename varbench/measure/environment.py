@@ -56,6 +56,7 @@ def gpu_facts(device: str) -> dict[str, Any]:
     return {
         "device": name,
         "gpu_uuid": board.uuid,
+        "device_memory_bytes": None if board.memory_bytes is None else int(board.memory_bytes),
         "driver": board.driver,
         "clocks": board.clocks,
         "power_limit_watts": board.power_limit_watts,

@@ -21,6 +21,7 @@ class Board:
 
     uuid: str
     driver: str
+    memory_bytes: float | None
     power_limit_watts: float | None
     clocks: dict[str, float]
 
@@ -65,6 +66,7 @@ def board(*, uuid: str | None, pci: str | None) -> Board:
         return Board(
             uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
             driver=_text(pynvml.nvmlSystemGetDriverVersion()),
+            memory_bytes=_value(pynvml, lambda: pynvml.nvmlDeviceGetMemoryInfo(handle).total),
             power_limit_watts=None if limit is None else limit / 1000,
             clocks={name: value for name, value in clocks.items() if value is not None},
         )

@@ -81,6 +81,18 @@ KNOWN = {
     )
 }
 
+CALLED = {
+    "H100 80GB HBM3": "H100-SXM",
+    "H200": "H200-SXM",
+    "A100-SXM4-80GB": "A100-SXM-80GB",
+    "L20": "L20",
+    "L40S": "L40S",
+    "GeForce RTX 4090": "RTX-4090",
+}
+"""What NVML and torch call a card, word for word: one of PCIe, of 40 GB, of a laptop, or a part of one (MIG) has other rates."""
+SAME_MEMORY = 0.1
+"""What a driver tells of a card's memory is off its data sheet by less: ECC takes 6 % of an L20's."""
+
 
 def usable(free: int, *, device: str) -> int:
     """What of a device's free memory may be taken."""
@@ -94,6 +106,16 @@ def hardware(name: str) -> Hardware:
             return device
     near = next((known for known in KNOWN if known.lower().startswith(name.lower())), name)
     raise UserError(f"no hardware {name!r}.{did_you_mean(near, KNOWN)} Or describe it: --hardware file.toml")
+
+
+def sheet_of(device: str, *, cores: int, memory: int | None = None) -> Hardware | None:
+    """What is known of the processor, or of a card by its driver's name for it; None where that or its memory is another card's."""
+    if device == "cpu":
+        return KNOWN.get(f"cpu-{cores}-cores")
+    known = KNOWN.get(CALLED.get(device.removeprefix("NVIDIA "), ""))
+    if known is None or (memory is not None and abs(memory / 2**30 / known.memory_gb - 1) > SAME_MEMORY):
+        return None
+    return known
 
 
 _EXAMPLE = {

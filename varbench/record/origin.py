@@ -72,6 +72,7 @@ class Environment:
     memory_bytes: int | None = entry("host memory", absent="the system does not say")
     device: str = entry("what the model ran on: `cpu`, or the GPU's name")
     gpu_uuid: str | None = entry("the GPU's UUID", absent="no GPU, or NVML gives none")
+    device_memory_bytes: int | None = entry("the GPU's memory", absent="no GPU, or NVML gives none")
     driver: str | None = entry("GPU driver", absent="no GPU")
     clocks: dict[str, float] = entry("clocks in MHz during timing, by name", default={})
     power_limit_watts: float | None = entry("board power limit", absent="no GPU, or NVML gives none")

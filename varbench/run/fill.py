@@ -74,7 +74,7 @@ def fill(run: Run, row: RowInRun, found: Findings, *, floors: dict[str, Score]) 
         stderr_tail=found.stderr_tail or None,
         traceback=found.failure.traceback if found.failure else None,
         validity=verdict.validity(run, row, found, floors, complete=complete),
-        plan=_plan(run, row, found),
+        plan=_plan(run, row, found, missing),
         trace=_ran(row, found.looks),
         timing=times,
         memory=memory,
@@ -153,15 +153,18 @@ def _here() -> Environment:
     return environment("cpu")
 
 
-def _plan(run: Run, row: RowInRun, found: Findings) -> PlanSummary | None:
+def _plan(run: Run, row: RowInRun, found: Findings, missing: dict[str, str]) -> PlanSummary | None:
     if row.plan is None:
         return None
     where = _environment(run, found)
-    return _summary(run.options.batch, run.options.dtype, where.device, where.cores, row)
+    summary = _summary(run.options.batch, run.options.dtype, where.device, where.cores, where.device_memory_bytes, row)
+    if summary.hardware is None:
+        missing["plan.hardware"] = f"no data sheet of {where.device} is known, and it was not calibrated"
+    return summary
 
 
 @functools.lru_cache(maxsize=4096)
-def _summary(batch: int, dtype: str, device: str, cores: int, row: RowInRun) -> PlanSummary:
+def _summary(batch: int, dtype: str, device: str, cores: int, memory: int | None, row: RowInRun) -> PlanSummary:
     """A record is written many times, and its plan need be summarised only once."""
     resolved = row.resolved
     assert resolved.plan is not None
@@ -170,7 +173,7 @@ def _summary(batch: int, dtype: str, device: str, cores: int, row: RowInRun) -> 
         batch=batch,
         dtype=dtype,
         device="cpu" if device == "cpu" else "cuda",
-        hardware=hardware_like(device, cores),
+        hardware=hardware_like(device, cores, memory),
         other_accounting=resolved.other_plan,
     )
 

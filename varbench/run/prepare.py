@@ -13,7 +13,7 @@ from varbench.base.hashing import digest, file_hash, path_hash
 from varbench.errors import UserError
 from varbench.measure.kept_rates import kept_rates
 from varbench.plan import presets
-from varbench.plan.hardware import KNOWN, Hardware
+from varbench.plan.hardware import Hardware, sheet_of
 from varbench.plan.steps import Plan
 from varbench.record import CalibrationRun, PluginVersion, RowIdentity
 from varbench.record.option_forms import absolute, deciding
@@ -278,11 +278,6 @@ def _in_run(row: ResolvedRow, shared: list[str], hashes: dict[str, str]) -> RowI
     )
 
 
-def hardware_like(device: str, cores: int) -> Hardware | None:
-    """What was measured of the device, else the known device of this name, for predictions; None where none is."""
-    if (measured := kept_rates(device, cores)) is not None:
-        return measured
-    if device == "cpu":
-        return KNOWN.get(f"cpu-{cores}-cores")
-    words = device.upper().replace("-", " ").split()
-    return next((known for name, known in KNOWN.items() if name.upper().partition("-")[0] in words), None)
+def hardware_like(device: str, cores: int, memory: int | None = None) -> Hardware | None:
+    """What was measured of the device, else its data sheet, for predictions; None where there is neither."""
+    return kept_rates(device, cores) or sheet_of(device, cores=cores, memory=memory)

@@ -30,7 +30,9 @@ def advice(block: Block) -> list[Notice]:
     """A quick look is not to be made better but to be followed by a run."""
     if block.conditions["quick"]:
         return []
-    return [notice for find in (_busy, _wide, _few, _apart, _memory) if (notice := find(block)) is not None]
+    return [
+        notice for find in (_busy, _wide, _few, _apart, _memory, _unforeseen) if (notice := find(block)) is not None
+    ]
 
 
 def across_blocks(blocks: Sequence[Block]) -> list[Notice]:
@@ -143,6 +145,17 @@ def _memory(block: Block) -> Notice | None:
     text = f"rows whose own peak memory is not that of their plan: {told}"
     again = _again([entry for entry, _, _ in apart], rounds=apart[0][0].first.protocol.rounds)
     return Notice(text=text, next_command=f"{again} --fresh")
+
+
+def _unforeseen(block: Block) -> Notice | None:
+    planned = [entry.first for entry in block.entries if entry.first.plan is not None]
+    if not planned or any(record.plan.hardware for record in planned if record.plan):
+        return None
+    device = planned[0].protocol.device
+    return Notice(
+        text=f"no time is predicted: {planned[0].why('plan.hardware')}",
+        next_command=f"varbench env --calibrate --device {device}",
+    )
 
 
 def _again(entries: Sequence[Entry], *, rounds: int) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from varbench.errors import UserError
 from varbench.plan import presets
 from varbench.plan.cost import predict, work
-from varbench.plan.hardware import Hardware, hardware
+from varbench.plan.hardware import Hardware, hardware, sheet_of
 from varbench.policies import Paper
 from varbench.record import PublishedLine, Record
 from varbench.record.options import Options
@@ -23,7 +23,6 @@ from varbench.rows.manager import manager
 from varbench.run import children
 from varbench.run.defaults import filled_in
 from varbench.run.messages import Job, Resolved, ResolvedRow
-from varbench.run.prepare import hardware_like
 from varbench.show import formatting
 from varbench.show.entries import PUBLISHED_IMAGES, Block, Entry, blocks_of, score_label
 from varbench.show.held_against import FIT, SCORES, why_not
@@ -175,7 +174,8 @@ def _measured(
         return
     entry, block = found
     protocol, device = entry.first.protocol, str(block.conditions["device"])
-    known = hardware_like(device, entry.first.environment.cores)
+    where = entry.first.environment
+    known = sheet_of(device, cores=where.cores, memory=where.device_memory_bytes)
     like_theirs = known is not None and known.name == card.name and protocol.batch == paper.batch
     for name, score_name in SCORES.items():
         score, ours = named_score(entry.first, score_name), entry.score(score_name)

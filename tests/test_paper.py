@@ -15,7 +15,7 @@ from varbench.errors import UserError
 from varbench.measure.kept_rates import keep_rates
 from varbench.plan import presets
 from varbench.plan.compiler import compile_plan
-from varbench.plan.hardware import hardware
+from varbench.plan.hardware import KNOWN, hardware
 from varbench.policies import Paper
 from varbench.record import PublishedLine, Record
 from varbench.record.sections import Section, Table, Text
@@ -93,6 +93,14 @@ def test_times_are_judged_on_the_papers_card_alone() -> None:
     assert "on NVIDIA H100 80GB HBM3 at batch 64" in line["measured here"] and line[""] == "agrees", "by the plan"
     (line,), said = lines_of(printed(latency_s=1.0), records=measured())
     assert line[""] == "disagrees: latency_s" and "NVIDIA L20 at batch 64 measured here" in said
+
+
+def test_what_was_measured_of_the_papers_card_foresees_no_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KNOWN, "L20", dataclasses.replace(KNOWN["L20"], measured=True))
+    (line,), said = lines_of(printed(latency_s=0.2))
+    assert line["by the plan"] == "739 ms" and "by the plan" in said
+    (line,), _ = lines_of(printed(latency_s=0.74))
+    assert line[""] == "agrees"
 
 
 def test_a_card_that_was_calibrated_is_the_papers_card_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

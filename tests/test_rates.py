@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from conftest import CommandLine
@@ -13,6 +14,7 @@ from scripted import a_run
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from varbench import load_pipeline, rows
+from varbench.__main__ import main
 from varbench.errors import UserError
 from varbench.measure import rates
 from varbench.measure.environment import environment
@@ -46,9 +48,22 @@ def test_a_machine_is_measured_and_predicted_with(varbench: CommandLine, tmp_pat
     assert all(0.001 < rate < 100 for rate in measured["tflops"].values())
     assert 0.1 < measured["bandwidth_gbs"] < 2000 and 0.1 < measured["operator_us"] < 1000
     (kept,) = all_kept()
-    assert kept.tflops == measured["tflops"] and "--calibrate on 20" in kept.source
-    after = varbench("plan", "variant", "--hardware", "here", "--json", XDG_CACHE_HOME=cache)
-    assert kept.name in after.stdout
+    assert kept.tflops == measured["tflops"] and "--calibrate on 20" in kept.source and kept.measured
+    total = psutil.virtual_memory().total / 2**30
+    assert 0 < kept.memory_gb <= total + 0.1, "in the unit that data sheets and `plan` have"
+    after = varbench("plan", "variant", "--hardware", "here", XDG_CACHE_HOME=cache)
+    assert f"s on {kept.name}" in after.stdout and "a bound" not in after.stdout
+
+
+@pytest.mark.parametrize("what", [(), ("--training", "--batch", "64")])
+def test_only_what_nobody_measured_is_a_bound(
+    what: tuple[str, ...], tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(as_toml(replace(KNOWN["L20"], name="mine", measured=True)))
+    assert main(["plan", "variant@d8", *what, "--hardware", f"L20,{path}"]) == 0
+    said = capsys.readouterr().out
+    assert "a bound on L20" in said and "L20, mine" not in said
 
 
 def test_a_faster_machine_is_measured_as_faster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,13 +151,16 @@ def test_a_record_says_that_nothing_is_predicted_for_a_card(tmp_path: Any) -> No
 def test_the_file_is_as_it_is_read(tmp_path: Any) -> None:
     for device in (
         *KNOWN.values(),
-        replace(KNOWN["L20"], efficiency={"bfloat16": 0.5}, operator_us=2.0, source='a "b"'),
+        replace(KNOWN["L20"], efficiency={"bfloat16": 0.5}, operator_us=2.0, source='a "b"', measured=True),
     ):
         path = tmp_path / "device.toml"
         path.write_text(as_toml(device))
         assert from_file(path) == device
     path.write_text(as_toml(device).replace("operator_us = 2.0", "operator_us = -1"))
     with pytest.raises(UserError, match="operator_us is -1"):
+        from_file(path)
+    path.write_text(as_toml(device).replace("measured = true", "measured = 1"))
+    with pytest.raises(UserError, match="measured is 1; give true or false"):
         from_file(path)
 
 

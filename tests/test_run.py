@@ -29,6 +29,7 @@ from varbench.measure.calls import Request
 from varbench.measure.speed import Pair, SpeedRound
 from varbench.measure.strain import Strain
 from varbench.plan import presets
+from varbench.plan.hardware import KNOWN
 from varbench.quality.feature_cache import cached_arrays
 from varbench.record import Samples, Status, Verdict, read_record, write_record
 from varbench.record.failure import Failure
@@ -709,6 +710,18 @@ def test_a_dry_run_leaves_out_the_time_of_what_earlier_runs_have_left(tmp_path: 
     there.write(Seen(scored=scored), "variant@d8", trained=trained)
     assert [row.cached for row in foreseen("trained", **given).rows if row.row == "variant@d8"] == [("quality",)]
     assert {row.cached for row in foreseen("trained", trained="other", **given).rows} == {()}
+
+
+@pytest.mark.parametrize(
+    ("measured", "how"), [(False, "a bound by the roofline"), (True, "by what was measured of this machine")]
+)
+def test_a_dry_run_calls_a_bound_what_nobody_measured(
+    measured: bool, how: str, tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = replace(KNOWN["cpu-2-cores"], measured=measured)
+    monkeypatch.setattr("varbench.show.forecast.hardware_like", lambda *asked: device)
+    found = forecast(a_run(tmp_path, plugins="variant@d8"), tmp_path, {}, weights=Ahead(origins={}))
+    assert found.bound is not measured and f"({how})" in as_text(found)
 
 
 def test_an_interrupted_run_goes_on_with_what_it_had(tmp_path: Path, script: Script) -> None:

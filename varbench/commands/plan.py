@@ -280,7 +280,7 @@ def _summary(denominators: Sequence[Counted], found: Sequence[Counted], *, batch
         lines.append(line)
     formats = ("", ",.3f", "", ",.1f", ",.1f", "", "", ",.0f", *(".3g", "") * len(lossless.predictions))
     model = lossless.plan.model
-    bounds = [p.hardware for p in lossless.predictions if p.efficiency == 1]
+    bounds = [p.hardware for p in lossless.predictions if p.bound]
     note = f"; a bound on {', '.join(bounds)}, where no efficiency was measured" if bounds else ""
     title = f"{model.name}, batch {batch}, {dtype}, without the decoder{note}"
     table = tabulate(lines, headers=headers, floatfmt=formats, tablefmt="simple")

@@ -38,9 +38,10 @@ def calibrate(device: str, *, say: Callable[[str], None] = lambda text: None, se
         name=name_of(found.device, torch.get_num_threads()),
         tflops=rates,
         bandwidth_gbs=round(bandwidth / 1e9, 2),
-        memory_gb=round(_memory(place, found.memory_bytes) / 1e9, 1),
+        memory_gb=round(_memory(place, found.memory_bytes) / 2**30, 1),
         device=place.type,
         operator_us=round(_operator(place, seconds / 3) * 1e6, 2),
+        measured=True,
         source=f"measured by varbench env --calibrate on {date.today().isoformat()}, torch {torch.__version__}",
     )
 

@@ -99,6 +99,8 @@ class Prediction:
 
     hardware: str
     efficiency: float
+    bound: bool
+    """Nobody measured what the device reaches."""
     steps: tuple[float, ...]
     decoder: float
 
@@ -180,6 +182,7 @@ def predict(counted: PlanWork, hardware: Hardware) -> Prediction:
     return Prediction(
         hardware=hardware.name,
         efficiency=efficiency,
+        bound=hardware.bounds(counted.dtype),
         steps=tuple(
             seconds(step.flops, step.bytes_moved, step.other_types) + step.operators * hardware.operator_us * 1e-6
             for step in counted.steps

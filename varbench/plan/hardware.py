@@ -18,7 +18,7 @@ SHARE = {"cpu": 0.6, "cuda": 0.93}
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """Rates are the maker's dense figures. An efficiency of 1 predicts a bound, not a time that anyone measured."""
+    """Rates are the maker's dense figures, which predict a bound and no time, or what was measured of a device."""
 
     name: str
     tflops: Mapping[str, float]
@@ -32,6 +32,8 @@ class Hardware:
     """Share of the roofline that was reached, by type, where someone measured it; 1 elsewhere. Never per method."""
     operator_us: float = 0.0
     """Microseconds that the smallest operator takes; 0 where nobody measured it."""
+    measured: bool = False
+    """Whether rates and bandwidth are what products and copies reached on the device itself."""
 
     def rate(self, dtype: str) -> float:
         """FLOP/s for a type."""
@@ -41,6 +43,10 @@ class Hardware:
 
     def reached(self, dtype: str) -> float:
         return self.efficiency.get(dtype, 1.0)
+
+    def bounds(self, dtype: str) -> bool:
+        """Whether what it predicts is a bound, since nobody measured what the device reaches."""
+        return not self.measured and dtype not in self.efficiency
 
 
 def _gpu(
@@ -127,13 +133,14 @@ _EXAMPLE = {
     "operator_us": "operator_us = 1.5",
     "source": 'source = "data sheet"',
     "device": 'device = "cpu"',
+    "measured": "measured = true",
 }
-_OPTIONAL = ("efficiency", "operator_us", "source", "device")
+_OPTIONAL = ("efficiency", "operator_us", "source", "device", "measured")
 
 
 def from_file(path: str | Path) -> Hardware:
     """A device from a TOML file: name, bandwidth_gbs, memory_gb, [tflops] by type, and perhaps [efficiency],
-    operator_us, source and device."""
+    operator_us, source, device and measured."""
     path = Path(path)
     try:
         data = tomllib.loads(path.read_text())
@@ -155,7 +162,7 @@ def from_file(path: str | Path) -> Hardware:
 
 def as_toml(device: Hardware) -> str:
     """As `from_file` reads it."""
-    whole = {"name", "source", "device", "bandwidth_gbs", "memory_gb", "operator_us"}
+    whole = {"name", "source", "device", "bandwidth_gbs", "memory_gb", "operator_us", "measured"}
     lines = [
         f"{key} = {json.dumps(value, ensure_ascii=False)}"
         for key, value in vars(device).items()
@@ -173,6 +180,8 @@ def _fault(key: str, value: Any) -> str | None:
         return None if isinstance(value, str) and value else f"{key} is {value!r}; give a text"
     if key == "device":
         return None if value in ("cpu", "cuda") else f"{key} is {value!r}; give cpu or cuda"
+    if key == "measured":
+        return None if isinstance(value, bool) else f"measured is {value!r}; give true or false"
     if key in ("bandwidth_gbs", "memory_gb", "operator_us"):
         return None if _above_zero(value) else f"{key} is {value!r}; give a number above 0"
     if not isinstance(value, dict) or (key == "tflops" and not value):

@@ -46,6 +46,8 @@ class Forecast:
     weights: dict[str, str | None]
     """By recipe, where its weights lie ready: `shipped` or `cache`; None where they would be trained."""
     seconds: float | None
+    bound: bool
+    """Whether these are a bound: nobody measured what the device reaches."""
     out: str
 
 
@@ -89,6 +91,7 @@ def forecast(run: Run, out: Path, done: dict[str, Record], *, weights: Ahead) ->
         processes=processes,
         weights=weights.origins,
         seconds=seconds + _START_SECONDS * processes if seconds else None,
+        bound=hardware is not None and hardware.bounds(options.dtype),
         out=str(out),
     )
 
@@ -138,12 +141,13 @@ def as_text(found: Forecast) -> str:
     recipes = [f"{told[origin]}: {', '.join(of_it)}" for origin, of_it in by_origin.items()]
     trains = None in by_origin
     table = tabulate(lines, ("row", "weights", "work", "batch, predicted", ""), disable_numparse=True)
+    how = "a bound by the roofline" if found.bound else "by what was measured of this machine"
     time = (
         "not predicted on this device"
         if found.seconds is None
-        else f"about {formatting.seconds(found.seconds)}{' and the training' if trains else ''}"
+        else f"about {formatting.seconds(found.seconds)}{' and the training' if trains else ''} ({how})"
     )
     return (
         f"{found.title}\n{table}\n\n{found.processes} processes; {'; '.join(recipes) or 'nothing is trained'}\n"
-        f"time: {time} (a bound by the roofline)\nrecords would go to {found.out}; nothing was run"
+        f"time: {time}\nrecords would go to {found.out}; nothing was run"
     )

@@ -159,7 +159,7 @@ def _by_plan(
     )
     if (seconds := printed.figures.get("latency_s")) is not None:
         foreseen = predict(ours["lossless"], card)
-        bound = foreseen.efficiency == 1
+        bound = foreseen.bound
         fits = seconds >= foreseen.transformer if bound else abs(foreseen.transformer / seconds - 1) <= SPEED_FIT
         yield "latency_s", _Ours(text=f"{'at least ' * bound}{formatting.seconds(foreseen.transformer)}", fits=fits)
     for beside in by_plan(printed.figures, Works(ours=ours, full=full)):
@@ -213,7 +213,7 @@ def _among_sources(row: ResolvedRow) -> Iterator[str]:
 
 def _note(table: PaperTable, card: Hardware) -> str:
     paper = table.paper
-    bound = "" if card.reached(paper.dtype) < 1 else ", here a bound, which a printed time may not be below"
+    bound = ", here a bound, which a printed time may not be below" if card.bounds(paper.dtype) else ""
     note = (
         f"Printed for {paper.model}; times for {card.name}, batch {paper.batch}, {paper.dtype}, without the decoder. Primary is "
         "the authors' own, secondary a note of others. The plan foresees work, cache and a roofline's time"

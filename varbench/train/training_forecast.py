@@ -193,7 +193,7 @@ def as_text(
     headers = ["recipe", "states\nGiB", "an image\nMiB", f"GiB at\n{pieces} images"]
     for device in devices:
         headers += [f"most images\non {device.name}", "s a step", "h in all"]
-    bounds = [device.name for device in devices if device.reached(dtype) == 1]
+    bounds = [device.name for device in devices if device.bounds(dtype)]
     told = f" (a bound on {', '.join(bounds)})" if bounds else ""
     title = (
         f"training, batch {batch} over {gpus} process{'es' * (gpus > 1)} in {parts} part{'s' * (parts > 1)}, {dtype}; "

@@ -146,6 +146,7 @@ def test_a_record_says_that_nothing_is_predicted_for_a_card(tmp_path: Any) -> No
     assert "NVIDIA GeForce RTX 3060" in notice.text and notice.next_command == "varbench env --calibrate --device cpu"
     record = filled(device="NVIDIA L20", device_memory_bytes=46_068 << 20)
     assert record.plan is not None and record.plan.hardware == "L20" and record.plan.predicted_seconds
+    assert record.plan.hardware_source == KNOWN["L20"].source and record.plan.bound
 
 
 def test_the_file_is_as_it_is_read(tmp_path: Any) -> None:

@@ -366,6 +366,40 @@ def test_a_report_has_every_promised_file_and_its_figures_are_drawn(tmp_path):
     assert not re.findall(r"(?:src|href)=[\"'](?:https?:)?//", html)
 
 
+def test_measured_times_stand_beside_predicted_ones_in_a_table(tmp_path):
+    def foreseen_by(source, *, bound, **changes):
+        rows = [
+            make_record(seconds=0.25),
+            make_record("variant@d2", verdict=r.Verdict.INVALID, reasons=("it was hot",)),
+        ]
+        return [
+            dataclasses.replace(
+                record, plan=dataclasses.replace(record.plan, hardware_source=source, bound=bound, **changes)
+            )
+            for record in (*full_records(), *rows)
+        ]
+
+    day = "measured by varbench env --calibrate on 2026-11-20"
+    page = render(foreseen_by(day, bound=False), tmp_path / "measured")
+    text = (page.parent / "predicted.md").read_text()
+    assert f"predicted by the plan for Example CPU ({day})." in text
+    cells = {
+        line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]]
+        for line in text.splitlines()
+        if "|" in line
+    }
+    batch, predicted, measured, quotient = cells["variant@d8"]
+    assert (batch, predicted) == ("64", "200") and measured.startswith("2") and " ± " in measured
+    assert float(quotient) == pytest.approx(1.25, abs=0.02)
+    assert "full_var" in cells and "variant@d2" not in cells, "what is not believed is held against nothing"
+    assert "predicted.md" in page.read_text()
+
+    sheet = render(foreseen_by("maker's data sheet", bound=True), tmp_path / "sheet")
+    assert "Example CPU (maker's data sheet; a bound)." in (sheet.parent / "predicted.md").read_text()
+    none = render(foreseen_by(None, bound=None, predicted_seconds=None), tmp_path / "none")
+    assert not (none.parent / "predicted.md").exists() and "predicted.md" not in none.read_text()
+
+
 def test_csv_and_parquet_hold_every_record(tmp_path):
     import pandas as pd
 

@@ -73,6 +73,8 @@ def plan_summary(
         least=None if not plan.varies else _least(plan, batch=batch, dtype=dtype, device=device),
         weights_bytes=counted.weight_bytes,
         hardware=predicted.hardware if predicted else None,
+        hardware_source=hardware.source if hardware else None,
+        bound=predicted.bound if predicted else None,
         predicted_seconds=predicted.transformer if predicted else None,
     )
 

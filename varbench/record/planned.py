@@ -94,4 +94,12 @@ class PlanSummary:
     )
     weights_bytes: int | None = entry("weights of all backbones the row runs on", absent="no cost model for this row")
     hardware: str | None = entry("device the prediction is for", absent="no roofline is known for this device")
+    hardware_source: str | None = entry(
+        "where that device's rates are from: its maker's data sheet, or a measurement with its day",
+        absent="hardware not known, or an older varbench did not say",
+    )
+    bound: bool | None = entry(
+        "the prediction is a bound, since nobody measured what the device reaches",
+        absent="hardware not known, or an older varbench did not say",
+    )
     predicted_seconds: float | None = entry("predicted transformer time", absent="hardware not known")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+from varbench.base.stats import Interval
+from varbench.record import PlanSummary
 from varbench.show.charts import Figure, Plot, Spec, axis, chart, colour
 from varbench.show.drawn_rows import colours_of, family_legend, how_many, label, lines_of, points_of
-from varbench.show.entries import Block
+from varbench.show.entries import Block, Entry
 from varbench.show.figures_work import step_name
 from varbench.show.speedups import timing_column
 
@@ -73,13 +75,41 @@ def latency_distributions(block: Block) -> Figure | None:
     )  # fmt: skip
 
 
+class Foreseen(NamedTuple):
+    """A row's time for a batch in the transformer, in milliseconds, measured and predicted."""
+
+    entry: Entry
+    plan: PlanSummary
+    measured: Interval
+    predicted: float
+
+    @property
+    def quotient(self) -> float:
+        return self.measured.value / self.predicted
+
+    @property
+    def device(self) -> str:
+        """What it was predicted for, and by whose rates."""
+        plan = self.plan
+        about = "; ".join(filter(None, [plan.hardware_source, "a bound" if plan.bound else None]))
+        return f"{plan.hardware} ({about})" if about else str(plan.hardware)
+
+
+def foreseen(block: Block) -> Iterator[Foreseen]:
+    """Rows that were timed and have a prediction."""
+    for entry in points_of(block):
+        measured, plan = entry.seconds("transformer", "throughput"), entry.first.plan
+        if measured is not None and plan is not None and plan.predicted_seconds:
+            shown = Interval(value=measured.value * 1e3, low=measured.low * 1e3, high=measured.high * 1e3)
+            yield Foreseen(entry=entry, plan=plan, measured=shown, predicted=plan.predicted_seconds * 1e3)
+
+
 def measured_against_predicted(block: Block) -> Figure | None:
     """Whole rows against the prediction, and single steps on the roofline."""
     cells = [cell for cell in (_predicted_rows(block), _roofline(block)) if cell is not None]
     if not cells:
         return None
-    plans = [entry.first.plan for entry in block.entries if entry.first.plan is not None]
-    hardware = next((plan.hardware for plan in plans if plan.hardware), "this device")
+    hardware = next((row.device for row in foreseen(block)), "this device")
     return Figure(
         key="predicted", title="Measured against predicted", columns=2, cells=tuple(cells),
         legend=family_legend(block, [{"family": e.family, "valid": True} for e in block.entries if e.complete]),
@@ -89,19 +119,16 @@ def measured_against_predicted(block: Block) -> Figure | None:
 
 
 def _predicted_rows(block: Block) -> Plot | None:
-    values: list[dict[str, Any]] = []
-    for entry in points_of(block):
-        measured, plan = entry.seconds("transformer", "throughput"), entry.first.plan
-        if measured is None or plan is None or not plan.predicted_seconds:
-            continue
-        ends = {"low": measured.low * 1e3, "measured": measured.value * 1e3, "high": measured.high * 1e3}
-        values.append({
-            "row": label(entry), "family": entry.family, "predicted": plan.predicted_seconds * 1e3, **ends,
-            "quotient": measured.value / plan.predicted_seconds,
-        })  # fmt: skip
+    values = [
+        {
+            "row": label(row.entry), "family": row.entry.family, "predicted": row.predicted, "low": row.measured.low,
+            "measured": row.measured.value, "high": row.measured.high, "quotient": row.quotient,
+        }
+        for row in foreseen(block)
+    ]  # fmt: skip
     if not values:
         return None
-    ends_of_line = [value[name] for value in values for name in ("predicted", "measured")]
+    ends_of_line = [time for row in foreseen(block) for time in (row.predicted, row.measured.value)]
     low, high = min(ends_of_line) * 0.9, max(ends_of_line) * 1.1
     scale = {"type": "log", "domain": [low, high], "nice": False}
     x = axis("predicted", "predicted, ms", scale=scale)

@@ -20,11 +20,13 @@ from varbench.base.whole_files import write_whole
 from varbench.errors import UserError
 from varbench.record import Record, record_path, sections, to_json
 from varbench.record.frames import frame_of, write_csv, write_parquet
-from varbench.show import charts, columns, header_footer, page, samples, stills
+from varbench.show import charts, columns, figures_speed, formatting, header_footer, page, samples, stills
 from varbench.show.answer import answer
+from varbench.show.drawn_rows import label
 from varbench.show.entries import Entry
 
 ABOUT = "report.json"
+FORESEEN = ("row", "batch", "predicted, ms", "measured, ms", "measured / predicted")
 
 
 def render(
@@ -83,7 +85,7 @@ def write_index(out_dir: Path) -> Path:
 
 def _write_all(folder: Path, shown: page.Shown, fingerprint: str, texts: Sequence[bytes]) -> None:
     records, drawn = shown.records, page.draw(shown.records)
-    files = _write_tables(folder, drawn, shown.encoded) + _write_figures(folder, drawn)
+    files = _write_tables(folder, drawn, shown.encoded) + _write_foreseen(folder, drawn) + _write_figures(folder, drawn)
     for record, text in zip(records, texts, strict=True):
         path = record_path(record, folder / "records" / _safe_name(record.run))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,6 +136,29 @@ def _write_tables(folder: Path, drawn: Sequence[page.Drawn], encoded: Sequence[d
     write_csv(frame, folder / "records.csv")
     write_parquet(frame, folder / "records.parquet")
     return ["table.md", "table.tex", "table.json", "records.csv", "records.parquet"]
+
+
+def _write_foreseen(folder: Path, drawn: Sequence[page.Drawn]) -> list[str]:
+    """Measured times against predicted ones, where any are: a row that is not believable has no time to be held against."""
+    from tabulate import tabulate
+
+    parts = []
+    for block in (part.block for part in drawn):
+        by_device: dict[str, list[tuple[str, ...]]] = {}
+        for row in figures_speed.foreseen(block):
+            if row.entry.believable:
+                name = _text(label(row.entry)).replace("|", "\\|")
+                figures = (formatting.number(row.predicted), formatting.with_interval(row.measured))
+                line = (name, str(row.plan.batch), *figures, f"{row.quotient:.2f}")
+                by_device.setdefault(row.device, []).append(line)
+        for device, lines in by_device.items():
+            table = tabulate(lines, FORESEEN, tablefmt="github", disable_numparse=True)
+            about = f"The transformer's time for a batch, measured, and predicted by the plan for {device}."
+            parts.append(f"## {_text(block.title)}\n\n{_text(about)}\n\n{table}\n")
+    if not parts:
+        return []
+    (folder / "predicted.md").write_text("\n".join(parts), encoding="utf-8")
+    return ["predicted.md"]
 
 
 def _text(text: str) -> str:

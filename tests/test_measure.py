@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import os
+import subprocess
 import sys
 import time
 import types
@@ -359,12 +361,21 @@ def test_nvml_matches_by_identity_and_admits_what_a_container_hides(monkeypatch:
 def a_board(**now: Any) -> types.ModuleType:
     """NVML of a board that is as its maker sells it, but for what is given."""
     module = fake_nvml(processes=[])
-    state = {"limit": 700_000, "usual": 700_000, "ecc": 1, "usual_ecc": 1, "mig": 0, "slowed": {}, **now}
+    state = {
+        "limit": 700_000, "usual": 700_000, "ecc": 1, "usual_ecc": 1, "mig": 0, "slowed": {}, "reasons": 0,
+        "processes": (os.getpid(),), **now,
+    }  # fmt: skip
+
+    def told(name: str) -> Any:
+        if state[name] is None:
+            raise module.NVMLError("not supported")
+        return state[name]
 
     def slowed(handle: str, policy: str) -> Any:
-        if state["slowed"] is None:
-            raise module.NVMLError("not supported")
-        return types.SimpleNamespace(violationTime=state["slowed"].get(policy, 0))
+        return types.SimpleNamespace(violationTime=told("slowed").get(policy, 0))
+
+    def running(handle: str) -> Any:
+        return [types.SimpleNamespace(pid=pid) for pid in told("processes")]
 
     names = {
         "nvmlDeviceGetEnforcedPowerLimit": lambda handle: state["limit"],
@@ -373,6 +384,8 @@ def a_board(**now: Any) -> types.ModuleType:
         "nvmlDeviceGetDefaultEccMode": lambda handle: state["usual_ecc"],
         "nvmlDeviceGetMigMode": lambda handle: [state["mig"], state["mig"]],
         "nvmlDeviceGetViolationStatus": slowed,
+        "nvmlDeviceGetCurrentClocksEventReasons": lambda handle: told("reasons"),
+        "nvmlDeviceGetComputeRunningProcesses": running,
         **{name: name for name in board_state.CAUSES},
     }
     for name, value in names.items():
@@ -389,7 +402,14 @@ def a_board(**now: Any) -> types.ModuleType:
         ({"mig": 1}, "it is cut into parts (MIG)"),
         ({"limit": 690_000}, None),
         ({"ecc": 0, "usual_ecc": 0}, None),
-        ({"slowed": None}, None),
+        ({"processes": (os.getpid(), 4711)}, "others were on it, processes 4711"),
+        # Where it does not count for how long it was slower: idle, and within its maker's own limit of power, is no fault.
+        ({"slowed": None, "reasons": 0x1 | 0x4}, None),
+        ({"slowed": None, "reasons": 0x20}, "it was slowed down by heat at 1 of 1 looks"),
+        ({"slowed": None, "reasons": 0x40 | 0x20}, "it was slowed down by heat at 1 of 1 looks"),
+        ({"slowed": None, "reasons": 0x80}, "it was slowed down by its supply at 1 of 1 looks"),
+        ({"slowed": None, "reasons": 0x8}, "it was slowed down by its hardware's own protection at 1 of 1 looks"),
+        ({"reasons": 0x40}, None),
     ],
 )
 def test_a_board_that_is_not_as_its_maker_sells_it(
@@ -413,6 +433,58 @@ def test_a_board_that_slowed_down_while_rows_were_timed(
     assert watch.unfit() == ()
     module.state["slowed"][policy] += 250_000_000
     assert watch.unfit() == (f"it was slowed down by {cause} for 3% of the time",)
+
+
+def test_a_process_that_comes_while_rows_are_timed_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = a_board()
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as own:
+        watch = board_state.BoardWatch("abc")
+        module.state["processes"] = (os.getpid(), own.pid)
+        assert watch.unfit() == (), "what the run itself has started disturbs nobody"
+        module.state["processes"] = (own.pid, os.getppid(), 1)
+        assert watch.unfit() == (f"others were on it, processes {', '.join(map(str, sorted({os.getppid(), 1})))}",)
+        own.communicate(b"\n")
+
+
+@pytest.mark.parametrize(
+    "name", ["nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"]
+)
+def test_a_board_that_counts_nothing_is_asked_between_calls_why_it_is_slow(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the name that this is asked by now, and under its older one."""
+    module = a_board(slowed=None)
+    ask = module.nvmlDeviceGetCurrentClocksEventReasons
+    del module.nvmlDeviceGetCurrentClocksEventReasons
+    setattr(module, name, ask)
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    watch = board_state.BoardWatch("abc")
+    for reasons in (0, 0x40, 0x40, 0x4):
+        module.state["reasons"] = reasons
+        watch.look()
+    module.state["reasons"] = 0x1  # idle again
+    assert watch.unfit() == ("it was slowed down by heat at 2 of 5 looks",)
+    assert watch.unseen is None
+
+
+def test_what_a_board_does_not_tell_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unseen(**now: Any) -> str | None:
+        monkeypatch.setitem(sys.modules, "pynvml", a_board(**now))
+        watch = board_state.BoardWatch("abc")
+        watch.look()
+        assert watch.unfit() == ()
+        return watch.unseen
+
+    assert unseen() is None
+    assert unseen(reasons=None) is None, "its counters tell"
+    assert unseen(slowed=None) is None, "its reasons tell"
+    assert unseen(slowed=None, reasons=None) == "throttling cannot be seen: NVML does not tell"
+    assert unseen(processes=None) == "other processes cannot be seen: NVML does not tell"
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    watch = board_state.BoardWatch("abc")
+    assert watch.unseen == "throttling and other processes cannot be seen: NVML does not tell"
+    assert board_state.BoardWatch(None).unseen is None
 
 
 def test_without_a_board_nothing_is_said_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -914,14 +914,21 @@ def test_a_gpu_that_is_not_what_its_name_says_or_is_shared_makes_its_rows_invali
 ) -> None:
     slow = "it was slowed down by heat for 3% of the time"
     monkeypatch.setattr("varbench.measure.board_state.BoardWatch.unfit", lambda watch: (slow,))
+    monkeypatch.setattr("varbench.measure.board_state.BoardWatch.unseen", "other processes cannot be seen")
+    looks: list[object] = []
+    monkeypatch.setattr("varbench.measure.board_state.BoardWatch.look", lambda watch: looks.append(watch))
     script.disturbed = (4711,)
     run = a_run(tmp_path, plugins="variant@d8")
     conducted = conduct(run, tmp_path)
     conducted.everything()
     for record in conducted.records():
         assert record.validity.verdict is Verdict.INVALID
-        assert f"the GPU was not what its name says: {slow}" in record.validity.reasons
-        assert "others were on the GPU, processes 4711" in record.validity.reasons
+        told = "; ".join(record.validity.reasons)
+        assert f"the GPU was not what its name says, or not alone: {slow}" in told
+        assert record.missing["timing.board"] == "other processes cannot be seen"
+        assert "others were on the GPU, processes 4711" in told
+    calls = sum(request.look is None for request in script.requests)
+    assert calls / 2 < len(looks) < calls, "before every call but those of the full model alone"
 
 
 def test_code_that_changes_while_it_is_measured_makes_the_row_invalid(tmp_path: Path, script: Script) -> None:

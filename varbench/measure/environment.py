@@ -87,6 +87,14 @@ def relatives() -> set[int]:
     )
 
 
+def descendants() -> set[int]:
+    """Process ids of this process and of all that it has started, and that these have."""
+    import psutil
+
+    own = psutil.Process()
+    return {own.pid, *(process.pid for process in own.children(recursive=True))}
+
+
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in LIBRARIES:

@@ -76,7 +76,9 @@ class SpeedRound:
     oversight: Oversight | None = None
     """What was seen of the calls from outside, and how they were drawn."""
     board: tuple[str, ...] = ()
-    """Why the GPU was not what its name says while this was timed."""
+    """Why the GPU was not what its name says, or not alone, while this was timed."""
+    unseen: str | None = None
+    """What of the GPU could not be seen meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)

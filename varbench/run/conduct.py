@@ -187,7 +187,8 @@ class Conduct:
                 self._update((name,), speed={**self.found[name].speed, number: part})
             return number not in self.found[name].speed
 
-        def at(name: str) -> None:
+        def at(watch: BoardWatch, name: str) -> None:
+            watch.look()
             self._at = name
             self.display.detail(" ".join(filter(None, (name, width(self.found[name])))))
 
@@ -219,13 +220,13 @@ class Conduct:
                 overseer=overseer,
                 strain=lambda: strain.read(subject.pid) if options.device == "cpu" else None,
                 failed=lambda name, error: self._fail((name,), error.failure),
-                at=at,
+                at=partial(at, watch),
                 settle=self.quiet.wait if options.device == "cpu" and options.budget > 0 else lambda: False,
             )
             self._at = None
             unfit = watch.unfit()
             for name, found in rounds.items():
-                found = replace(found, oversight=scorers.oversight(overseer, name), board=unfit)
+                found = replace(found, oversight=scorers.oversight(overseer, name), board=unfit, unseen=watch.unseen)
                 self._kept.write(found, name, number, trained=self.found[name].trained)
                 self._update((name,), speed={**self.found[name].speed, number: found})
                 if len(self.found[name].speed) == self.run.rounds_of(name):

@@ -28,6 +28,8 @@ def timing(run: Run, row: RowInRun, found: Findings, missing: dict[str, str]) ->
     rounds = [found.speed[number] for number in sorted(found.speed)]
     if not rounds:
         return None
+    if unseen := next((one.unseen for one in rounds if one.unseen), None):
+        missing["timing.board"] = unseen
     return Timing(
         columns=tuple(_columns(rounds, batch=run.options.batch)),
         per_scale=_per_scale(row, rounds, missing, batch=run.options.batch),

@@ -44,9 +44,11 @@ def validity(run: Run, row: RowInRun, found: Findings, floors: dict[str, Score],
 
 
 def _of_the_board(found: Findings) -> list[str]:
-    """Why what was timed is no figure of a card of this name; `nvidia-smi -q` shows it."""
+    """Why what was timed is no figure of a card of this name."""
     told = dict.fromkeys(reason for one in found.speed.values() for reason in one.board)
-    reasons = [f"the GPU was not what its name says: {reason}" for reason in told]
+    reasons = [
+        f"the GPU was not what its name says, or not alone: {reason}; `nvidia-smi -q` shows it" for reason in told
+    ]
     if found.speed and found.loaded is not None and found.loaded.disturbed:
         reasons.append(f"others were on the GPU, processes {', '.join(map(str, found.loaded.disturbed))}")
     return reasons

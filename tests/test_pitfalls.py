@@ -154,11 +154,6 @@ def test_distances_of_a_tokenizer_and_of_a_generator_have_names_of_their_own(
     assert found.reference.rebuilt > pitfalls.REBUILT, "held-out images did not come out of the tokenizer"
 
 
-def test_the_same_noise_for_every_image(run: Run) -> None:
-    """Images of a class are then one and the same."""
-    assert "repeat another one's pixels" in reasons(run, replace(PLAIN, repeated=1_990))
-
-
 def test_bytes_from_a_generator_are_told_from_floats() -> None:
     floats = torch.rand(2, 3, 8, 8)
     assert not _are_bytes(floats)
@@ -201,10 +196,57 @@ class SameNoise(Grey):
         return super().generate(labels, seed=seed, first_image=0)
 
 
-@pytest.mark.parametrize(("kind", "caught"), [(Grey, False), (SameNoise, True)])
-def test_the_same_noise_for_every_batch(kind: type[Grey], caught: bool) -> None:
+class NoiseOfTheClass(Grey):
+    """One seed for each class: all images of a class are one image, whatever the batch."""
+
+    def generate(self, labels: Sequence[int], *, seed: int, first_image: int) -> Tensor:
+        return torch.cat(
+            [super(NoiseOfTheClass, self).generate([label], seed=seed, first_image=label) for label in labels]
+        )
+
+
+class NoiseOfTheCall(Grey):
+    """A noise for each call, and all its classes have it."""
+
+    def generate(self, labels: Sequence[int], *, seed: int, first_image: int) -> Tensor:
+        return super().generate(labels[:1], seed=seed, first_image=first_image).expand(len(labels), -1, -1, -1)
+
+
+class NoiseAnewForEachClass(Grey):
+    """The first image of every class has one noise, the second of every class the next."""
+
+    def generate(self, labels: Sequence[int], *, seed: int, first_image: int) -> Tensor:
+        numbers = range(first_image, first_image + len(labels))
+        one = super().generate
+        return torch.cat([one([0], seed=seed, first_image=number // TINY.classes) for number in numbers])
+
+
+@pytest.mark.parametrize(
+    ("kind", "caught"),
+    [
+        (Grey, set()),
+        (SameNoise, {"batch"}),
+        (NoiseOfTheClass, {"batch", "class"}),
+        (NoiseOfTheCall, {"class"}),
+        (NoiseAnewForEachClass, {"batch", "class"}),
+    ],
+)
+def test_the_same_noise_for_every_batch_or_class(kind: type[Grey], caught: set[str]) -> None:
     looks = look_at(process(kind()).ask, "test", a_run_of_a_generator())
-    assert any("the same noise" in finding for finding in looks.findings) is caught
+    found = {
+        what for finding in looks.findings for what in ("batch", "class") if f"each {what} has the same" in finding
+    }
+    assert found == caught
+
+
+def test_images_of_one_noise_a_class_are_seen_to_repeat(
+    run: Run, made: tuple[torch.Tensor, np.ndarray], tmp_path: Path
+) -> None:
+    """Ten classes, of seven shades."""
+    images = NoiseOfTheClass().generate(balanced_labels(40, 10), seed=0, first_image=0)
+    found = scored(made, tmp_path, to_uint8(images))
+    assert found.oddities.repeated == 33
+    assert "33 of 2000 images repeat another one's pixels" in reasons(run, found.oddities)
 
 
 def test_images_are_compared_by_what_was_seen_of_them() -> None:

@@ -131,6 +131,8 @@ class Reply:
     """Types of that call's products and convolutions, and how they were done."""
     peaks: Peaks | None = None
     outside: Outside | None = None
+    repeated: int = 0
+    """Images of the call that are another one's pixels, with a look at it from outside."""
     largest: LargestBatch | None = None
     energy: Energy | None = None
     missing: dict[str, str] = field(default_factory=dict)

@@ -13,6 +13,8 @@ from varbench.plan.trace import Trace, otherwise_than_planned
 SMALL = 1 << 18
 """Bytes between steps that nobody has to account for."""
 
+OF_ITS_NUMBER = "draw the noise of each image from the seed and its own number, `first_image` and those behind it"
+
 
 def against_plan(plan: Plan, trace: Trace, *, batch: int, dtype: str) -> list[str]:
     """Differences between trace and plan: layers, tokens, cache entries, bytes of state, and ways that it does not have."""
@@ -53,7 +55,14 @@ def across_images(first: Reply, others: Reply) -> list[str]:
     """Of one seed and the same classes, but for images of other numbers: with noise of their own they are others."""
     if first.images_sha256 != others.images_sha256:
         return []
-    return ["images of other numbers are the same images: each batch has the same noise, or none"]
+    return [f"images of other numbers are the same images: each batch has the same noise, or none; {OF_ITS_NUMBER}"]
+
+
+def within_a_class(reply: Reply) -> list[str]:
+    """Of images of one class in one call, which are others by their noise alone."""
+    if not reply.repeated:
+        return []
+    return [f"two images of one class are the same image: each class has the same noise, or none; {OF_ITS_NUMBER}"]
 
 
 def undeclared(after_steps: Sequence[int], plan: Plan, *, batch: int, dtype: str, taken: WaysTaken = ()) -> str | None:

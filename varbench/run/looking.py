@@ -12,7 +12,8 @@ SMALL_BATCH = 8
 
 
 def look_at(ask: Maker, row: str, run: Run) -> Looks:
-    """Memory at the measured batch; small calls, two of them equal, and one for other images; energy; on a GPU the largest batch."""
+    """Memory at the measured batch; small calls, two of them equal, one for other images and one
+    for two of a class; energy; on a GPU the largest batch."""
     options, seed = run.options, run.options.seed
     labels = balanced_labels(options.batch, run.model.classes)
     memory = ask(Request(row=row, labels=labels, seed=seed, look="memory"))
@@ -29,7 +30,9 @@ def look_at(ask: Maker, row: str, run: Run) -> Looks:
     findings += honesty.across_calls(small, plan, batch=len(few), dtype=options.dtype)
     others = ask(Request(row=row, labels=few, seed=seed, first=len(few), look="outside"))
     findings += honesty.across_images(small[0], others)
-    replies = [memory, *small, others]
+    two = ask(Request(row=row, labels=(0, 0), seed=seed, look="outside"))
+    findings += honesty.within_a_class(two)
+    replies = [memory, *small, others, two]
     missing = {**memory.peaks.missing, **memory.missing}
     energy = ask(Request(row=row, labels=labels, seed=seed, look="energy"))
     replies.append(energy)

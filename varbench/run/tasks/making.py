@@ -243,7 +243,9 @@ def _stated(work: Work) -> Totals:
 def _outside(subject: Subject, ask: Ask, request: Request) -> Reply:
     with subject.alone(ask.row):
         made, outside = memory.seen_from_outside(subject, ask)
-    return _reply(request, made, to_uint8(made.images), outside=outside)
+    images = to_uint8(made.images)
+    repeated = len(images) - len({image.tobytes() for image in images})
+    return _reply(request, made, images, outside=outside, repeated=repeated)
 
 
 def _largest(subject: Subject, ask: Ask, request: Request) -> Reply:

@@ -72,6 +72,33 @@ def test_a_run_as_it_should_be_is_told_nothing(run: Run) -> None:
     assert reasons(run, PLAIN) == ""
 
 
+def test_files_of_other_hashes_are_said_with_the_command_that_takes_the_published_ones(run: Run) -> None:
+    given = {"protocol": "imagenet256-50k", "other_files": True, "checkpoints": "FILES", "model": "var-d16"}
+    (notice,) = [one for one in noticed(run, **given) if "other hashes" in one.text]
+    assert notice.next_command == (
+        f"varbench run --protocol imagenet256-50k --model var-d16 --checkpoints FILES --plugins {ROW}"
+    )
+
+
+def test_every_verdict_says_what_to_do_next(run: Run) -> None:
+    odd = Oddities(
+        repeated=500,
+        copied=0.5,
+        undecoded=0.5,
+        darker=0.5,
+        order=ClassOrder(right=0.0, reordered=0.9, asked=1, shown=2),
+    )
+    for one, then in (
+        ("repeated", "draw the noise of each image"),
+        ("copied", "by --reference"),
+        ("undecoded", "decoded by the model's own tokenizer"),
+        ("darker", "(255 * images).round()"),
+        ("order", "sorted names of its folders"),
+    ):
+        said = reasons(run, replace(PLAIN, **{one: getattr(odd, one)}))
+        assert then in said.partition("; ")[2], said
+
+
 def test_guidance_left_off(run: Run) -> None:
     (notice,) = noticed(run, cfg=0.0)
     assert "guidance is off" in notice.text and "--cfg 1.5" in (notice.next_command or "")
@@ -173,7 +200,8 @@ def test_a_generator_that_hands_bytes_over_is_warned_of(run: Run) -> None:
         from_bytes=True,
     )  # type: ignore[arg-type]  # the rest is not looked at
     (notice,) = pitfalls.notices(run, run.rows[ROW], Findings(looks=looks))
-    assert "cut off" in notice.text
+    assert "cut off" in notice.text and "let the generator give floats" in notice.text
+    assert f"--plugins {ROW}" in (notice.next_command or "")
 
 
 def test_another_order_of_the_classes(run: Run) -> None:

@@ -906,7 +906,9 @@ def test_other_settings_in_a_child_make_its_rows_invalid_with_both_digests(tmp_p
     execution.everything()
     for record in execution.save_all():
         assert record.validity.verdict is Verdict.INVALID
-        assert "told to do 111111111111, and" in "; ".join(record.validity.reasons)
+        for reason in record.validity.reasons:
+            assert "told to do 111111111111, and" in reason
+            assert reason.endswith("; change nothing meanwhile, and measure again")
 
 
 def test_a_gpu_that_is_not_what_its_name_says_or_is_shared_makes_its_rows_invalid(
@@ -927,6 +929,7 @@ def test_a_gpu_that_is_not_what_its_name_says_or_is_shared_makes_its_rows_invali
         assert f"the GPU was not what its name says, or not alone: {slow}" in told
         assert record.missing["timing.board"] == "other processes cannot be seen"
         assert "others were on the GPU, processes 4711" in told
+        assert all("`nvidia-smi -q` shows it" in reason for reason in record.validity.reasons)
     calls = sum(request.look is None for request in script.requests)
     assert calls / 2 < len(looks) < calls, "before every call but those of the full model alone"
 

@@ -33,8 +33,13 @@ def notices(run: Run, row: RowInRun, found: Findings) -> Iterator[Notice]:
         yield Notice(text=f"not as {options.protocol} has it: {differ}", next_command=again(**mended))
     if options.protocol is not None and options.other_files:
         yield Notice(
-            text=f"files with other hashes than those of {options.protocol} were allowed: the weights section says which ran"
-        )
+            text=f"files with other hashes than those of {options.protocol} were allowed: the weights section says which ran; "
+            "`varbench list protocols` says where the published ones are",
+            next_command=shlex.join([
+                "varbench", "run", "--protocol", options.protocol, "--model", options.model,
+                "--checkpoints", options.checkpoints or "DIR", "--plugins", row.name,
+            ]),
+        )  # fmt: skip
     if not run.is_scored(row.name):
         return
     if options.cfg == 0 and row.plan is not None:
@@ -51,7 +56,8 @@ def notices(run: Run, row: RowInRun, found: Findings) -> Iterator[Notice]:
     if found.looks is not None and found.looks.from_bytes:
         yield Notice(
             text="images were bytes already when they were handed over: whether these were rounded or cut off cannot be seen, "
-            "and cut off they are half a level darker; a generator should give floats"
+            "and cut off they are half a level darker; let the generator give floats, and measure again",
+            next_command=again(),
         )
     scored = found.seen.scored if found.seen else None
     if scored is not None and scored.quality is not None and scored.reference is not None:

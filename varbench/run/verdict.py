@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 
 from varbench.model.bundle import recipe_in
 from varbench.record import Notice, Score, Validity, Verdict
@@ -27,15 +28,8 @@ CHECKED_OUTSIDE = ("equal calls gave equal images", "no global state changed", "
 def validity(run: Run, row: RowInRun, found: Findings, floors: dict[str, Score], *, complete: bool) -> Validity:
     if not complete:
         return Validity()
-    reasons = [*found.mismatches, *(found.looks.findings if found.looks else ())]
-    parts = [found.looks, found.seen, *found.speed.values()]
-    if changed := sorted({name for part in parts if part is not None for name in part.changed}):
-        reasons.append(f"the row changes global state: {', '.join(changed)}")
-    repeats = [one.identical for one in found.speed.values() if one.identical is not None]
-    if repeats and max(repeats) < TOO_FAST:
-        reasons.append(
-            f"an equal call takes {max(repeats):.0%} of a fresh one's time: something is remembered between calls"
-        )
+    reasons = [f"{one}; change nothing meanwhile, and measure again" for one in found.mismatches]
+    reasons += [f"{one}; `varbench check {row.name}` holds it to that" for one in _of_itself(found)]
     reasons += _of_the_board(found)
     reasons += sanity.reasons(run, row, found, floors)
     if reasons:
@@ -43,15 +37,24 @@ def validity(run: Run, row: RowInRun, found: Findings, floors: dict[str, Score],
     return Validity(verdict=Verdict.VALID, reasons=_checked(row, found))
 
 
+def _of_itself(found: Findings) -> Iterator[str]:
+    """What its own calls showed, beside its plan and each other."""
+    yield from found.looks.findings if found.looks else ()
+    parts = [found.looks, found.seen, *found.speed.values()]
+    if changed := sorted({name for part in parts if part is not None for name in part.changed}):
+        yield f"the row changes global state: {', '.join(changed)}"
+    repeats = [one.identical for one in found.speed.values() if one.identical is not None]
+    if repeats and max(repeats) < TOO_FAST:
+        yield f"an equal call takes {max(repeats):.0%} of a fresh one's time: something is remembered between calls"
+
+
 def _of_the_board(found: Findings) -> list[str]:
     """Why what was timed is no figure of a card of this name."""
     told = dict.fromkeys(reason for one in found.speed.values() for reason in one.board)
-    reasons = [
-        f"the GPU was not what its name says, or not alone: {reason}; `nvidia-smi -q` shows it" for reason in told
-    ]
+    reasons = [f"the GPU was not what its name says, or not alone: {reason}" for reason in told]
     if found.speed and found.loaded is not None and found.loaded.disturbed:
         reasons.append(f"others were on the GPU, processes {', '.join(map(str, found.loaded.disturbed))}")
-    return reasons
+    return [f"{reason}; `nvidia-smi -q` shows it: mend it, and measure again" for reason in reasons]
 
 
 def _checked(row: RowInRun, found: Findings) -> tuple[str, ...]:

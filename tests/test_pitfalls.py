@@ -26,7 +26,7 @@ from varbench.plan import presets
 from varbench.quality import to_uint8
 from varbench.quality.class_order import class_order
 from varbench.quality.images import write_made
-from varbench.record import Notice, Quality, Samples
+from varbench.record import Notice, Quality, Samples, WeightFile
 from varbench.run import pitfalls, sanity
 from varbench.run.findings import Findings, Looks, Seen
 from varbench.run.looking import look_at
@@ -44,9 +44,20 @@ PLAIN = Oddities(repeated=0, copied=None, undecoded=None)
 BATCH = ReferenceSeen(source="batch.npz", statistics=True, images=10_000)
 
 
-def a_scored(name: str = "FD-shapes", *, oddities: Oddities = PLAIN, reference: ReferenceSeen = BATCH) -> Scored:
+JUDGE = (WeightFile(role="judge", name="judge", sha256="0" * 64),)
+
+
+def a_scored(
+    name: str = "FD-shapes",
+    *,
+    oddities: Oddities = PLAIN,
+    reference: ReferenceSeen = BATCH,
+    weights: tuple[WeightFile, ...] = JUDGE,
+) -> Scored:
     quality = Quality(scores=(make_score(name, 3.0, 0.1, n=2000),))
-    return Scored(quality=quality, distance=None, samples=Samples(), weights=(), oddities=oddities, reference=reference)
+    return Scored(
+        quality=quality, distance=None, samples=Samples(), weights=weights, oddities=oddities, reference=reference
+    )
 
 
 @pytest.fixture
@@ -215,6 +226,18 @@ def test_another_order_of_the_classes(run: Run) -> None:
     assert weak is not None
     assert reasons(run, replace(PLAIN, order=ClassOrder(**weak._asdict()))) == "", "bad images are no other order"
     assert class_order(labels[:40], judged[:40], classes=10) is None
+
+
+def test_an_order_of_classes_that_nobody_judged_is_said(run: Run) -> None:
+    """As of ImageNet's models: the published Inception numbers its classes otherwise, and judges none."""
+    (notice,) = noticed(of_imagenet(run), a_scored("FID", weights=()))
+    assert notice.text.startswith("class order was not checked: no judge") and "samples" in notice.text
+    (notice,) = noticed(run, a_scored(weights=()), data="MY IMAGES")
+    assert notice.next_command == "varbench train judge --data 'MY IMAGES' --out judge.safetensors"
+
+
+def test_a_scorer_tells_whether_a_judge_looked(made: tuple[torch.Tensor, np.ndarray], tmp_path: Path) -> None:
+    assert "judge" in {file.role for file in scored(made, tmp_path, to_uint8(made[0])).weights}
 
 
 class SameNoise(Grey):

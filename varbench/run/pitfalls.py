@@ -60,8 +60,20 @@ def notices(run: Run, row: RowInRun, found: Findings) -> Iterator[Notice]:
             next_command=again(),
         )
     scored = found.seen.scored if found.seen else None
+    if scored is not None and scored.quality is not None and not any(file.role == "judge" for file in scored.weights):
+        yield _unjudged(options)
     if scored is not None and scored.quality is not None and scored.reference is not None:
         yield from _reference(run, scored.quality.scores[0].name, scored.reference, again)
+
+
+def _unjudged(options: Options) -> Notice:
+    said = "class order was not checked: no judge knows these classes"
+    if options.data is None:
+        return Notice(text=f"{said}; look whether the samples show the names that stand beside them")
+    return Notice(
+        text=f"{said}; train one, and give it by --judge",
+        next_command=shlex.join(["varbench", "train", "judge", "--data", options.data, "--out", "judge.safetensors"]),
+    )
 
 
 def _departures(options: Options) -> dict[str, tuple[object, protocols.Number]]:

@@ -41,7 +41,7 @@ from varbench.show.samples import grids_of
 
 ROW = "variant@untrained/d8"
 PLAIN = Oddities(repeated=0, copied=None, undecoded=None)
-BATCH = ReferenceSeen(source="batch.npz", statistics=True, images=10_000)
+BATCH = ReferenceSeen(source="batch.npz", statistics=True, spatial=True, images=10_000)
 
 
 JUDGE = (WeightFile(role="judge", name="judge", sha256="0" * 64),)
@@ -132,6 +132,8 @@ def test_a_reference_that_is_not_the_batch_of_the_adm_suite(run: Run) -> None:
     for reference in (
         ReferenceSeen(source="val", statistics=False, images=50_000),
         ReferenceSeen(source="own statistics", statistics=True, images=None),
+        replace(BATCH, source="own batch", spatial=False),
+        replace(BATCH, source="another batch", images=50_000),
     ):
         (notice,) = noticed(there, a_scored("FID", reference=reference))
         assert reference.source in notice.text and "rFID" in notice.text

@@ -472,6 +472,18 @@ def test_samples_go_out_and_come_in_as_the_adm_suite_has_them(tmp_path, real):
         quality.reference_npz(path)
 
 
+def test_a_file_of_the_adm_suite_has_spatial_statistics_too(tmp_path, real):
+    def spatial(**arrays):
+        np.savez(tmp_path / "batch.npz", mu=np.zeros(8), sigma=np.eye(8), arr_0=real.transpose(0, 2, 3, 1), **arrays)
+        return quality.reference_npz(tmp_path / "batch.npz").spatial
+
+    square = np.zeros((2023, 2023), np.float32)
+    assert spatial(mu_s=np.zeros(2023), sigma_s=square)
+    assert not spatial()
+    assert not spatial(mu_s=np.zeros(2023))
+    assert not spatial(mu_s=np.zeros(8), sigma_s=np.eye(8))
+
+
 def test_a_failed_export_leaves_nothing_behind(tmp_path, real, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match=r"the disk is full"):

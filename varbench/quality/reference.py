@@ -16,6 +16,9 @@ from varbench.quality.frechet import Gaussian, gaussian
 from varbench.quality.images import Images, channels_first, check_images, read_npz
 from varbench.quality.intervals import FEWEST
 
+SPATIAL = 2_023
+"""Spatial features of the published Inception: seven channels of its 17 x 17 map, by the ADM suite's evaluator."""
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -26,6 +29,8 @@ class Reference:
     images: Images | None = None
     statistics: Gaussian | None = None
     """Of the published Inception's 2,048 features, as the ADM suite's files hold them."""
+    spatial: bool = False
+    """Whether it has statistics of Inception's spatial features too, which nobody needs here and each of those files holds."""
     kept_before: int | None = None
     """When what is kept of it has to have lain there to be taken over, in nanoseconds since 1970; None takes all."""
 
@@ -71,8 +76,14 @@ def reference_npz(path: str | Path) -> Reference:
         raise UserError(
             f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}; a reference needs mu and sigma, or arr_0."
         )
-    digest = file_hash(path)
-    return Reference(source=str(path), sha256=digest, images=images, statistics=statistics)
+    spatial = [arrays[name].shape if name in arrays else None for name in ("mu_s", "sigma_s")]
+    return Reference(
+        source=str(path),
+        sha256=file_hash(path),
+        images=images,
+        statistics=statistics,
+        spatial=spatial == [(SPATIAL,), (SPATIAL, SPATIAL)],
+    )
 
 
 def check_reference(reference: Reference, extractor: Extractor, *, side: int) -> None:

@@ -298,6 +298,8 @@ class ReferenceSeen:
     source: str
     statistics: bool
     """It brings mu and sigma of Inception's features, which the distance is then taken from."""
+    spatial: bool = False
+    """And those of its spatial features, as all files of the ADM suite do."""
     images: int | None
     """None where it has none."""
     rebuilt: float | None = None

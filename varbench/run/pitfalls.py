@@ -91,12 +91,13 @@ def _reference(run: Run, score: str, seen: ReferenceSeen, again: Callable[..., s
             next_command=again(reference="PATH"),
         )
     batch = next(iter(protocols.of_size(run.model.image_side, classes=run.model.classes)), None)
-    if score == "FID" and batch is not None and not (seen.statistics and seen.images == protocols.BATCH_IMAGES):
+    whole = seen.statistics and seen.spatial
+    if score == "FID" and batch is not None and not (whole and seen.images == protocols.BATCH_IMAGES):
         images = [] if seen.images is None else [f"{seen.images:,} images"]
-        holds = " and ".join(["mu and sigma"] * seen.statistics + images)
+        holds = ", ".join(["mu and sigma"] * seen.statistics + ["mu_s and sigma_s"] * seen.spatial + images)
         yield Notice(
-            text=f"FID is against {seen.source} ({holds}), which is not the batch of the ADM suite (mu and sigma of the "
-            f"training set, {protocols.BATCH_IMAGES:,} images): published figures are against that, and those against the "
+            text=f"FID is against {seen.source} ({holds}), which is not the batch of the ADM suite (mu and sigma, mu_s and "
+            f"sigma_s of the training set, {protocols.BATCH_IMAGES:,} images): published figures are against that, and those against the "
             "validation set or against reconstructions (rFID) are others",
             next_command=again(reference=batch.files["reference"].name),
         )

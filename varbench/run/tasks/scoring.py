@@ -246,6 +246,7 @@ class Scorer:
         return ReferenceSeen(
             source=reference.source,
             statistics=reference.statistics is not None,
+            spatial=reference.spatial,
             images=None if reference.images is None else len(reference.images),
             rebuilt=self._rebuilt_again,
         )

@@ -21,9 +21,12 @@ from varbench.plan import presets, protocols
 from varbench.record import PublishedLine, Quality
 from varbench.record.option_forms import as_arguments
 from varbench.rows import FULL
+from varbench.rows.manager import manager
 from varbench.run import published_files
 from varbench.run.fill import fill
 from varbench.run.findings import Findings
+from varbench.run.messages import Job
+from varbench.run.tasks.resolving import resolved
 from varbench.run.weight_files import weight_files
 from varbench.show import columns, held_against
 from varbench.show.entries import blocks_of
@@ -144,6 +147,17 @@ def test_a_second_model_is_found_by_its_sizes(folder: Path, monkeypatch: pytest.
     assert files is not None
     assert files["refiner"] == str(folder / "var_d16.pth")
     assert "other" not in files
+
+
+def test_a_row_whose_second_model_lacks_says_where_it_is_published(folder: Path) -> None:
+    asked = under(folder, plugins="code@n8,variant@d8")
+    job = Job(task="resolving", options=asked, model=presets.preset("var-d30").spec)
+    found = {row.name: row.failure for row in resolved(job, manager()).rows}
+    failure = found["code@n8"]
+    assert failure is not None and found["variant@d8"] is None
+    file = protocols.protocol(NAME).weights["var-d16"]
+    assert f"--companion refiner=FILE, published as var_d16.pth ({file.source})" in failure.reason
+    assert protocols.published_weights(replace(presets.preset("var-d16").spec, depth=7)) is None
 
 
 def test_what_departs_from_the_protocol_is_on_the_row_with_the_command_that_does_not(

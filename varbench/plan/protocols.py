@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from varbench.errors import UserError, did_you_mean
 from varbench.plan import presets
+from varbench.spec import ModelSpec
 
 Number = int | float
 
@@ -55,6 +56,13 @@ class Protocol:
                 f"--protocol {self.name} knows no weights of {model}; give --model with one of {', '.join(self.weights)}"
             )
         return {"weights": self.weights[model], **self.files}
+
+    def weights_of(self, wanted: ModelSpec) -> PublishedFile | None:
+        """Weights of a model of these sizes, whatever a method calls it."""
+        specs = {model: presets.preset(model).spec for model in self.weights}
+        return next(
+            (self.weights[model] for model, spec in specs.items() if replace(wanted, name=spec.name) == spec), None
+        )
 
 
 def _checkpoint(name: str, sha256: str, *, sure: bool) -> PublishedFile:
@@ -106,6 +114,11 @@ def protocol(name: str) -> Protocol:
     if name not in _PROTOCOLS:
         raise UserError(f"no protocol {name!r}.{did_you_mean(name, _PROTOCOLS)}")
     return _PROTOCOLS[name]
+
+
+def published_weights(wanted: ModelSpec) -> PublishedFile | None:
+    """Weights that were published of a model of these sizes."""
+    return next((file for one in _PROTOCOLS.values() if (file := one.weights_of(wanted)) is not None), None)
 
 
 def of_size(side: int, *, classes: int) -> list[Protocol]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from varbench.base.hashing import file_hash
 from varbench.base.places import user_caches
 from varbench.errors import UserError
-from varbench.plan import presets, protocols
+from varbench.plan import protocols
 from varbench.plan.protocols import Protocol, PublishedFile
 from varbench.record.options import Options
 from varbench.spec import ModelSpec
@@ -75,11 +74,10 @@ def companions(options: Options, further: Mapping[str, ModelSpec]) -> dict[str, 
         return {}
     known, found = protocols.protocol(options.protocol), {}
     for part, wanted in further.items():
-        for preset, file in known.weights.items():
-            spec = presets.preset(preset).spec
-            if replace(wanted, name=spec.name) == spec and (path := _in(_places(options.checkpoints), file)):
-                _check(file, path, allowed=options.other_files)
-                found[part] = str(path.resolve())
+        file = known.weights_of(wanted)
+        if file is not None and (path := _in(_places(options.checkpoints), file)):
+            _check(file, path, allowed=options.other_files)
+            found[part] = str(path.resolve())
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from varbench import rows
 from varbench.errors import PlanError
 from varbench.model.bundle import recipe_in
-from varbench.plan import presets
+from varbench.plan import presets, protocols
 from varbench.plan.compiler import compile_plan
 from varbench.plan.steps import Plan
 from varbench.policies import Generator, TaughtGenerator, TrainedGenerator
@@ -150,10 +150,18 @@ def _plans(row: Row, job: Job) -> tuple[Plan, Plan]:
     """The row's plan under its own accounting, and under the other one."""
     plan = compile_plan(job.model, row.policies, accounting=row.accounting)
     (accounting,) = set(rows.ACCOUNTINGS) - {row.accounting}
-    lacking = [name for name, _ in plan.backbones if job.files is not None and name not in job.files and name != "main"]
-    if lacking:
-        raise PlanError(f"{row.name} runs on a second model; give its weights: --companion {lacking[0]}=FILE")
+    needed = (
+        {} if job.files is None else {name: spec for name, spec in plan.backbones if name not in (*job.files, "main")}
+    )
+    if needed:
+        wanted = ", ".join(_companion(name, spec) for name, spec in needed.items())
+        raise PlanError(f"{row.name} runs on a second model; give its weights: {wanted}")
     return plan, compile_plan(job.model, row.policies, accounting=accounting)
+
+
+def _companion(name: str, spec: ModelSpec) -> str:
+    file = protocols.published_weights(spec)
+    return f"--companion {name}=FILE" + ("" if file is None else f", published as {file.name} ({file.source})")
 
 
 def trains(job: Job) -> bool:

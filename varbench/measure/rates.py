@@ -35,7 +35,7 @@ def calibrate(device: str, *, say: Callable[[str], None] = lambda text: None, se
     say("operators")
     found = environment(device)
     return Hardware(
-        name=name_of(found.device, torch.get_num_threads()),
+        name=name_of(found.device, found.cores),
         tflops=rates,
         bandwidth_gbs=round(bandwidth / 1e9, 2),
         memory_gb=round(_memory(place, found.memory_bytes) / 2**30, 1),

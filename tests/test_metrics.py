@@ -11,7 +11,9 @@ import pytest
 
 from varbench.record import Status, load_records
 from varbench.show.entries import blocks_of
+from varbench.show.formatting import with_interval
 from varbench.show.outputs import render
+from varbench.show.score_differences import interval_of
 
 PLUGIN = """
 from varbench import hookimpl
@@ -80,5 +82,7 @@ def test_a_metric_reaches_record_table_and_page_and_a_broken_one_costs_nothing_e
     assert scores["FD-shapes"].value is not None, "the metric blackened its own copy only"
     (block,) = blocks_of(list(records.values()))
     assert any("measuring.label" in entry.first.metrics for entry in block.entries)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("measuring ")]
+    assert with_interval(interval_of(found)) in line
     page = render(list(records.values()), tmp_path / "page").read_text()
     assert "measuring.label" in page

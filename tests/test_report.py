@@ -29,7 +29,7 @@ from varbench.errors import UserError
 from varbench.record.plan_summary import plan_summary
 from varbench.record.sections import Panel, checked, from_data, given, to_data
 from varbench.rows.manager import PluginManager
-from varbench.show import Chart, Image, Section, Table, Text, figures_trade_off, labels
+from varbench.show import Chart, Image, Section, Table, Text, columns, figures_trade_off, formatting, labels
 from varbench.show.answer import answer
 from varbench.show.columns import table_of
 from varbench.show.entries import blocks_of, judge_quality, score_difference, score_label
@@ -68,9 +68,9 @@ def with_swings(record, swings):
 
 def cells(found, row):
     block = blocks_of(found)[0]
-    columns, rows = table_of(block)
+    headings, rows = table_of(block)
     place = [entry.name for entry in block.entries].index(row)
-    return dict(zip([column.key for column in columns], rows[place], strict=True))
+    return dict(zip([column.key for column in headings], rows[place], strict=True))
 
 
 def test_the_answer_where_the_method_wins():
@@ -737,6 +737,35 @@ def test_the_terminal_table_has_the_pages_marks_and_fits_its_width():
     ruler = next(line for line in shown.splitlines() if line.startswith("---"))
     names = [line[: len(ruler.split()[0])].strip() for line in shown.splitlines()]
     assert "variant@d8+a_rather_long_method_name@setting:budget=3,window=12345/x" in "".join(names)
+
+
+def test_a_column_and_a_metric_are_said_once_for_terminal_and_page(monkeypatch, tmp_path):
+    usual = columns.columns_of
+    more = columns.Column(
+        "fresh", "fresh", "a note", lambda entry, block: columns.Cell(text="anew"), terminal="freshly"
+    )
+    monkeypatch.setattr(columns, "columns_of", lambda block: (*usual(block), more))
+    metric = make_score("sharpness.edges", 4.5, 0.5, n=20)
+    found = [*full_records(), dataclasses.replace(make_record(VARIANT), metrics={"sharpness.edges": metric})]
+    shown, page = as_table(found), render(found, tmp_path).read_text()
+    headings = [line for line in shown.splitlines()[:5] if not line.startswith("---")]
+    assert [any(name in line.split() for line in headings) for name in ("freshly", "sharpness", "edges")] == [True] * 3
+    (line,) = [line for line in shown.splitlines() if line.startswith(VARIANT)]
+    assert "4.50 ± 0.50" in line and "anew" in line
+    assert shown.count("4.50 ± 0.50") == 1
+    for name, text in (("fresh", "anew"), ("sharpness.edges", "4.50 ± 0.50")):
+        assert f">{name}</button>" in page and text in page
+
+
+def test_the_terminal_has_the_planned_state_where_none_was_measured():
+    record = make_record(VARIANT)
+    quick = dataclasses.replace(record, memory=None, trace=None, missing={"memory": "a quick look leaves it out"})
+    (line,) = [line for line in as_table([*full_records(), quick]).splitlines() if line.startswith(VARIANT)]
+    planned = record.plan.totals
+    assert (
+        line.count(formatting.size(planned.state_peak_bytes)) == 2
+        and planned.state_end_bytes == planned.state_peak_bytes
+    )
 
 
 def test_the_next_command_can_be_pasted_whatever_the_folder_is_called():

@@ -1,10 +1,11 @@
-"""The columns of the table, defined once for the page, Markdown, LaTeX and CSV. A missing figure carries its reason."""
+"""The columns of the table, defined once for terminal, page, Markdown, LaTeX and CSV. A missing figure carries its reason."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 from varbench.base.stats import Interval
 from varbench.show import formatting
@@ -23,19 +24,24 @@ class Cell:
     sort: float | str | None = None
     interval: Interval | None = None  # of a figure that has one
     tone: str = ""  # `better`, `worse`, `same` than the full model; `quiet`
+    terminal: str | None = None  # what a terminal, which has no hover to say the rest, shows in the place of the text
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Column:
     key: str
     heading: str
     note: str
     cell: Callable[[Entry, Block], Cell]
+    _: KW_ONLY
     numeric: bool = True
+    judged: bool = False  # better or worse than the full model's, or no difference was shown
+    terminal: str | None = None  # its heading on a terminal, which has little width; None is not there
+    on_page: bool = True
 
 
 def columns_of(block: Block) -> tuple[Column, ...]:
-    """The columns of a block's table; the score's heading is its honest name."""
+    """All columns of a block's tables; the score's heading is its honest name."""
     batch = block.conditions["batch"]
     headline = block.headline
     if headline is None:
@@ -45,91 +51,84 @@ def columns_of(block: Block) -> tuple[Column, ...]:
             score_label(headline),
             f"{block.quality_notes[0]} By {headline.implementation}",
         )
-    plugin_columns = sorted({name for entry in block.entries for record in entry.complete for name in record.metrics})
-    extra = [
-        Column(key=name, heading=name, note="a plugin's own column", cell=_metric(name)) for name in plugin_columns
-    ]
+    metrics = sorted({name for entry in block.everything for record in entry.complete for name in record.metrics})
+    against = f"transformer, batch {batch}, against the full model"
     return (
-        Column(key="row", heading="method", note="plugins of the row", cell=_method, numeric=False),
-        Column(key="setting", heading="setting", note="recipe, point, parameters", cell=_setting, numeric=False),
-        Column(key="quality", heading=quality, note=f"{way}; 95 % interval", cell=_quality),
+        Column("row", "method", "plugins of the row", _method, numeric=False, terminal="row"),
+        Column("setting", "setting", "recipe, point, parameters", _setting, numeric=False),
+        Column("quality", quality, f"{way}; 95 % interval", _quality, judged=True, terminal=textwrap.fill(quality, 20)),
+        Column("accuracy", "accuracy", "by the judge of classes", _accuracy, terminal="accuracy", on_page=False),
         Column(
-            key="speedup",
-            heading="speedup",
-            cell=_speedup("lossless"),
-            note=f"transformer, batch {batch}, against the full model without needless cache; 95 % interval over the processes of "
-            "all rows with this plan",
+            "speedup",
+            "speedup",
+            f"{against} without needless cache; 95 % interval over the processes of all rows with this plan",
+            _speedup("lossless"),
+            judged=True,
+            terminal="speedup",
         ),
         Column(
-            key="speedup_upstream",
-            heading="vs upstream",
-            cell=_speedup("upstream"),
-            note=f"transformer, batch {batch}, against the full model with the official code's cache waste",
+            "speedup_upstream",
+            "vs upstream",
+            f"{against} with the official code's cache waste",
+            _speedup("upstream"),
+            judged=True,
+            terminal="vs upstream",
         ),
+        Column("batch", f"time, batch {batch}", "transformer only", _batch_time, terminal="batch\ntime"),
+        Column("latency", "latency, batch 1", "end to end", _time("end_to_end", "latency"), terminal="latency"),
+        Column("memory", "peak memory", "peak of torch's allocator, weights included", _peak),
         Column(
-            key="batch",
-            heading=f"time, batch {batch}",
-            note="transformer only",
-            cell=_batch_time,
+            "state",
+            "state",
+            "largest state across scales, measured; that of the last step on hover",
+            _state,
+            terminal="state\npeak",
         ),
-        Column(key="latency", heading="latency, batch 1", note="end to end", cell=_time("end_to_end", "latency")),
+        Column("state_end", "state at the end", "that of the last step", _state_end, terminal="end", on_page=False),
         Column(
-            key="memory",
-            heading="peak memory",
-            note="peak of torch's allocator, weights included",
-            cell=_peak,
+            "kept",
+            "entries kept",
+            "cache entries that the last step reads, as a share of what the full model reads; of all tokens on hover",
+            _kept,
         ),
-        Column(
-            key="state",
-            heading="state",
-            note="largest state across scales, measured; that of the last step on hover",
-            cell=_state,
+        Column("parameters", "params", "all backbones that stay loaded", _parameters),
+        Column("work", "work", "FLOPs really computed, as a share of the full model's", _work, terminal="work"),
+        *(
+            Column(name, name, "a plugin's own column", _metric(name), terminal=name.replace(".", "\n", 1))
+            for name in metrics
         ),
+        Column("validity", "validity", "may the row be believed", _validity, numeric=False, terminal=""),
+        Column("provenance", "provenance", "where the method comes from", _provenance, numeric=False),
         Column(
-            key="kept",
-            heading="entries kept",
-            note="cache entries that the last step reads, as a share of what the full model reads; of all tokens on hover",
-            cell=_kept,
-        ),
-        Column(key="parameters", heading="params", note="all backbones that stay loaded", cell=_parameters),
-        Column(
-            key="work",
-            heading="work",
-            note="FLOPs really computed, as a share of the full model's",
-            cell=_work,
-        ),
-        *extra,
-        Column(key="validity", heading="validity", note="may the row be believed", cell=_validity, numeric=False),
-        Column(
-            key="provenance",
-            heading="provenance",
-            note="where the method comes from",
-            cell=_provenance,
-            numeric=False,
-        ),
-        Column(
-            key="published",
-            heading="published",
-            note="same model and setting, with its grade; `compared` is the line whose settings are the run's, and hover says how "
+            "published",
+            "published",
+            "same model and setting, with its grade; `compared` is the line whose settings are the run's, and hover says how "
             "it comes out",
-            cell=_published,
+            _published,
             numeric=False,
         ),
     )
 
 
 def table_of(block: Block) -> tuple[tuple[Column, ...], list[list[Cell]]]:
-    """The columns and the cells. One of published figures, or of entries kept, appears where a row has any to tell."""
-    columns = columns_of(block)
-    rows = [[_doubted(column.cell(entry, block), entry) for column in columns] for entry in block.entries]
+    """The page's columns and cells. One of published figures, or of entries kept, appears where a row has any to tell."""
+    columns = [column for column in columns_of(block) if column.on_page]
+    rows = [_cells(entry, block, columns) for entry in block.entries]
     idle: dict[str, set[str | None]] = {"published": {None}, "kept": {None, "100%"}}
     shown = [at for at, column in enumerate(columns) if {row[at].text for row in rows} - idle.get(column.key, set())]
     return tuple(columns[at] for at in shown), [[row[at] for at in shown] for row in rows]
 
 
-def _doubted(cell: Cell, entry: Entry) -> Cell:
-    """Without better or worse where the row cannot be believed."""
-    return cell if entry.believable else dataclasses.replace(cell, tone="")
+def terminal_table_of(block: Block) -> tuple[list[Column], list[list[Cell]]]:
+    """The same of the terminal, where studies' rows stand below the others."""
+    columns = [column for column in columns_of(block) if column.terminal is not None]
+    return columns, [_cells(entry, block, columns) for entry in block.everything]
+
+
+def _cells(entry: Entry, block: Block, columns: Sequence[Column]) -> list[Cell]:
+    """A row of a table; without better or worse where the row cannot be believed."""
+    cells = [column.cell(entry, block) for column in columns]
+    return cells if entry.believable else [dataclasses.replace(cell, tone="") for cell in cells]
 
 
 def why(entry: Entry, *paths: str) -> str:
@@ -147,7 +146,7 @@ def _method(entry: Entry, block: Block) -> Cell:
     notes = [f"{len(entry.records)} repeats"] if len(entry.records) > 1 else []
     notes += ["upstream accounting"] if entry.first.protocol.accounting == "upstream" else []
     name = " + ".join(plugin.name for plugin in entry.first.row.plugins)
-    return Cell(text=name, note=", ".join(notes), sort=entry.name)
+    return Cell(text=name, terminal=entry.name, note=", ".join(notes), sort=entry.name)
 
 
 def _setting(entry: Entry, block: Block) -> Cell:
@@ -175,6 +174,13 @@ def _quality(entry: Entry, block: Block) -> Cell:
     return Cell(text=formatting.with_interval(quality), sort=quality.value, interval=quality, tone=tone or "")
 
 
+def _accuracy(entry: Entry, block: Block) -> Cell:
+    accuracy = entry.score("class accuracy")
+    if accuracy is None:
+        return Cell(text=None, note=why(entry, "quality"))
+    return Cell(text=f"{accuracy.value:.1%}", sort=accuracy.value, interval=accuracy)
+
+
 def _speedup(accounting: str) -> Callable[[Entry, Block], Cell]:
     def cell(entry: Entry, block: Block) -> Cell:
         speed = entry.speeds.get(accounting)
@@ -188,9 +194,15 @@ def _speedup(accounting: str) -> Callable[[Entry, Block], Cell]:
         if speed.processes > speed.own_processes and span:
             span += f", over {speed.processes} processes; by its own {formatting.times(speed.own)}"
         mark, words = _with_decoder(entry)
+        text, half = f"{speedup.value:.2f}x{mark}", (speedup.high - speedup.low) / 2
         return Cell(
-            text=f"{speedup.value:.2f}x{mark}", note=f"{span}{words}", sort=speedup.value, interval=speedup, tone=tone or ""
-        )  # fmt: skip
+            text=text,
+            terminal=f"{text} ± {half:.2f}" if half else text,
+            note=f"{span}{words}",
+            sort=speedup.value,
+            interval=speedup,
+            tone=tone or "",
+        )
 
     return cell
 
@@ -233,10 +245,22 @@ def _peak(entry: Entry, block: Block) -> Cell:
 
 
 def _state(entry: Entry, block: Block) -> Cell:
-    value, end = entry.memory("state_peak_bytes"), entry.memory("state_end_bytes")
-    if value is None or end is None:
-        return Cell(text=None, note=why(entry, "memory", "memory.state_peak_bytes"))
-    return Cell(text=formatting.size(value), note=f"{formatting.size(end)} in the last step", sort=value)
+    end = _state_end(entry, block)
+    return _of_state(entry, "state_peak_bytes", note=f"{end.text} in the last step")
+
+
+def _state_end(entry: Entry, block: Block) -> Cell:
+    return _of_state(entry, "state_end_bytes")
+
+
+def _of_state(entry: Entry, name: str, note: str = "") -> Cell:
+    """As measured. A terminal, which cannot say why it was not, has the planned one instead: a first look measures none."""
+    value = entry.memory(name)
+    if value is None:
+        planned = getattr(entry.work, name, None)
+        reason = why(entry, "memory", "memory.state_peak_bytes")
+        return Cell(text=None, terminal=None if planned is None else formatting.size(planned), note=reason)
+    return Cell(text=formatting.size(value), note=note, sort=value)
 
 
 def _kept(entry: Entry, block: Block) -> Cell:
@@ -266,11 +290,11 @@ def _work(entry: Entry, block: Block) -> Cell:
     note += "" if entry.first.trace else "; planned, not run"
     if full is None or full.work is None or not full.work.flops:
         return Cell(text=formatting.counted(work.flops, "FLOP"), note=note, sort=work.flops)
-    text = f"{work.flops / full.work.flops:.0%}"
+    text = share = f"{work.flops / full.work.flops:.0%}"
     if (bounds := entry.bounds(full.work.flops)) is not None:
         went = f"; here {', '.join(f'{images} images {way}' for way, images in work.ways.items())}" if work.ways else ""
         text, note = f"{text} ({bounds})", f"depends on content: {bounds} of the work{went}; {note}"
-    return Cell(text=text, note=note, sort=work.flops)
+    return Cell(text=text, terminal=share, note=note, sort=work.flops)
 
 
 def _metric(name: str) -> Callable[[Entry, Block], Cell]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from varbench.record import Record, Status
 from varbench.show import formatting
-from varbench.show.entries import Block, Entry, blocks_of, ended, judge_quality, judge_speed, score_label
+from varbench.show.columns import Cell, Column, terminal_table_of
+from varbench.show.entries import Block, blocks_of
 from varbench.show.header_footer import notices
 from varbench.show.training_notes import training_notes
 
@@ -28,12 +29,9 @@ def as_table(records: Sequence[Record]) -> str:
 def _block(block: Block) -> str:
     from tabulate import tabulate
 
-    headline = block.headline
-    score = textwrap.fill(score_label(headline), 20) if headline else "quality"
-    headings = [
-        "row", score, "accuracy", "speedup", "vs upstream", "batch\ntime", "latency", "state\npeak", "end", "work", "",
-    ]  # fmt: skip
-    rows = [_row(entry, block) for entry in block.everything]
+    columns, found = terminal_table_of(block)
+    headings = [column.terminal or "" for column in columns]
+    rows = [list(map(_text, columns, cells)) for cells in found]
     rest = sum(_width(heading, cells) for heading, *cells in list(zip(headings, *rows, strict=True))[1:])
     rows = [[_broken(name, max(_LEAST_NAME, WIDTH - rest)), *cells] for name, *cells in rows]
     table = tabulate(rows, headings, tablefmt="simple", disable_numparse=True, stralign="right", colalign=("left",))
@@ -65,53 +63,12 @@ def _notes(block: Block) -> list[str]:
     return notes
 
 
-def _row(entry: Entry, block: Block) -> list[str]:
-    accuracy = entry.score("class accuracy")
-    latency = entry.seconds("end_to_end", "latency")
-    batch = entry.seconds(entry.timed, "throughput")
-    work, full = entry.work, block.full.get("lossless")
-    whole = full.work.flops if full and full.work else None
-    share = f"{work.flops / whole:.0%}" if work and work.flops and whole else "-"
-    return [
-        entry.name,
-        _quality(entry, block),
-        f"{accuracy.value:.1%}" if accuracy else "-",
-        _speedup(entry, block, "lossless"),
-        _speedup(entry, block, "upstream"),
-        f"{formatting.seconds(batch.value)}{_with_decoder(entry)}" if batch else "-",
-        formatting.seconds(latency.value) if latency else "-",
-        formatting.size(work.state_peak_bytes) if work and work.state_peak_bytes is not None else "-",
-        formatting.size(work.state_end_bytes) if work and work.state_end_bytes is not None else "-",
-        share,
-        ended(entry.first),
-    ]
-
-
-def _quality(entry: Entry, block: Block) -> str:
-    quality = entry.score(block.headline.name) if block.headline else None
-    if quality is None:
+def _text(column: Column, cell: Cell) -> str:
+    """A judged figure ends with its mark, or with a blank that keeps the column aligned."""
+    text = cell.terminal or cell.text
+    if text is None:
         return "-"
-    full = block.full.get("lossless")
-    return formatting.with_interval(quality) + _mark(entry, judge_quality(entry, full) if full else None)
-
-
-def _speedup(entry: Entry, block: Block, accounting: str) -> str:
-    found = entry.speedups.get(accounting)
-    if found is None:
-        return "-"
-    half = (found.high - found.low) / 2
-    text = f"{found.value:.2f}x{_with_decoder(entry)}" + (f" ± {half:.2f}" if half else "")
-    return text + _mark(entry, judge_speed(entry, accounting))
-
-
-def _mark(entry: Entry, judgement: str | None) -> str:
-    """No mark for a row that cannot be believed, nor for the full model beside itself; a blank keeps the column aligned."""
-    compared = judgement is not None and entry.believable and not entry.is_full
-    return f" {formatting.MARKS[judgement]}" if judgement is not None and compared else "  "
-
-
-def _with_decoder(entry: Entry) -> str:
-    return "" if entry.timed == "transformer" else formatting.WITH_DECODER
+    return text + (f" {formatting.MARKS.get(cell.tone, ' ')}" if column.judged else "")
 
 
 def _width(heading: str, cells: Sequence[str]) -> int:

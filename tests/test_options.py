@@ -94,7 +94,9 @@ def test_a_field_more_is_an_option_more(tmp_path: Path, monkeypatch: pytest.Monk
     _fields_of.cache_clear()
 
     other = dataclasses.replace(record, protocol=dataclasses.replace(record.protocol, window=4))
-    assert record_path(record, tmp_path) != record_path(other, tmp_path)
+    ran = dataclasses.replace(record.protocol, kernel="flash", row_order=("variant@d8",))
+    paths = [record_path(record.row, protocol, tmp_path) for protocol in (options, ran, other.protocol)]
+    assert paths[0] == paths[1] != paths[2], "known before the row has run, and by what was asked for"
     titles = [block.title for block in blocks_of([record, other])]
     assert len(titles) == 2
     assert sum("window 9" in title for title in titles) == 1

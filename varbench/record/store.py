@@ -17,6 +17,8 @@ from varbench.base.hashing import digest
 from varbench.base.whole_files import write_whole
 from varbench.record.coding import RecordError, decode, encode
 from varbench.record.option_forms import settings
+from varbench.record.options import Options
+from varbench.record.origin import RowIdentity
 from varbench.record.schema import SCHEMA_VERSION, Record
 from varbench.record.upgrades import UPGRADES
 
@@ -59,10 +61,10 @@ def from_json(data: dict[str, Any]) -> Record:
     return decode(Record, {**data, "schema": SCHEMA_VERSION}, "record")
 
 
-def record_path(record: Record, folder: Path) -> Path:
+def record_path(row: RowIdentity, options: Options, folder: Path) -> Path:
     """Where the record of a row lies: its name in letters that every file system takes, and a hash of the exact row."""
-    identity = json.dumps([record.row.row, record.row.study, settings(record.protocol)])
-    return folder / f"{_letters(record.row.row)}-{digest([identity])[:10]}.json"
+    identity = json.dumps([row.row, row.study, settings(options)])
+    return folder / f"{_letters(row.row)}-{digest([identity])[:10]}.json"
 
 
 def row_slug(row: str) -> str:
@@ -76,7 +78,7 @@ def _letters(row: str) -> str:
 
 def write_record(record: Record, folder: Path, *, replace: bool = False) -> Path:
     """Writes the record into a folder, whole or not at all. An earlier record of the row stays unless `replace`."""
-    path = record_path(record, folder)
+    path = record_path(record.row, record.protocol, folder)
     if path.exists() and not replace:
         raise RecordError(f"{path} exists: resume the run with --resume, or choose another --out")
     write_whole(path, orjson.dumps(to_json(record)) + b"\n")

@@ -9,8 +9,6 @@ from typing import Any
 from varbench.base.whole_files import lay_there
 from varbench.record import Record, RecordError, Status, read_record, record_path
 from varbench.record.option_forms import settings
-from varbench.run.fill import fill
-from varbench.run.findings import Findings
 from varbench.run.prepare import Run
 
 
@@ -63,7 +61,7 @@ def _complete(run: Run, out: Path) -> Iterator[tuple[str, Path, Record]]:
 
 
 def _place(run: Run, name: str, out: Path) -> Path:
-    return record_path(fill(run, run.rows[name], Findings(), floors={}), out)
+    return record_path(run.rows[name].identity, run.options, out)
 
 
 def _read(path: Path) -> Record | None:

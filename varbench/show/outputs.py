@@ -87,7 +87,7 @@ def _write_all(folder: Path, shown: page.Shown, fingerprint: str, texts: Sequenc
     records, drawn = shown.records, page.draw(shown.records)
     files = _write_tables(folder, drawn, shown.encoded) + _write_foreseen(folder, drawn) + _write_figures(folder, drawn)
     for record, text in zip(records, texts, strict=True):
-        path = record_path(record, folder / "records" / _safe_name(record.run))
+        path = record_path(record.row, record.protocol, folder / "records" / _safe_name(record.run))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text)
     (folder / "index.html").write_text(page.page(shown, drawn, files=[*files, "records/"]), encoding="utf-8")

@@ -18,7 +18,7 @@ from varbench.commands.train import _vae
 from varbench.errors import UserError
 from varbench.record import decode, encode, from_json, load_records, record_path, schema, to_json
 from varbench.record.coding import _fields_of
-from varbench.record.option_forms import add_arguments, as_arguments, deciding, settings
+from varbench.record.option_forms import add_arguments, as_arguments, deciding, paths_in, settings
 from varbench.record.options import ByMachine, ByPreset, Options, asked, option, options_of
 from varbench.run import children, messages
 from varbench.run.defaults import resolve
@@ -148,6 +148,16 @@ def test_paths_decide_by_what_they_hold(tmp_path: Path) -> None:
     one = hashed("here", b"1")
     assert hashed("there", b"1") == one
     assert hashed("here", b"2") != one
+
+
+def test_every_option_that_names_a_path_is_looked_at_ahead_of_a_run_and_its_word_is_none() -> None:
+    options = resolved("--weights", "random")
+    assert paths_in(options) == {}
+    paths = {name: ("a=b",) if one.many else "b" for name, one in asked(Options).items() if one.path}
+    assert {"weights", "companion", "features", "judge", "data"} <= paths.keys()
+    assert [paths_in(dataclasses.replace(options, **{name: path})) for name, path in paths.items()] == [
+        {name: path} for name, path in paths.items()
+    ]
 
 
 def test_what_only_waits_or_says_where_decides_nothing() -> None:

@@ -226,6 +226,8 @@ INCEPTION = ("--inception", extractors.INCEPTION_FILE)
         (("--reference", "other.npz"), "other.npz holds features; a reference needs mu and sigma, or arr_0"),
         (("--reference", "few"), "the reference few has 7 images, and at least 20 are needed"),
         (("--reference", "torn"), "torn/011.png is not a readable image"),
+        (("--features", "var.pth"), "var.pth is not a network written by `varbench train"),
+        (("--judge", "var.pth"), "var.pth is not a network written by `varbench train"),
         (("--images", "7"), "7 images are too few to score; give --images 20 or more"),
         (("--data", "images"), "images has no sub-folders (20 images lie in it directly)"),
         (("--data", "eleven"), "--data eleven has 11 classes, and tiny knows 10"),

@@ -95,11 +95,11 @@ def _prepared(options: Options, out: Path) -> Run:
 
 def _looked_at(run: Run) -> Run:
     """With the files that were given opened as rows will open them; says what will not fit."""
+    from varbench.record.option_forms import paths_in
     from varbench.run import fits, inputs
 
-    options, free = run.options, run.available_memory
-    files = (options.companion, options.reference, options.inception, options.data)
-    if options.device != "cpu" or options.weights not in (None, "random") or any(files):
+    free = run.available_memory
+    if run.options.device != "cpu" or paths_in(run.options):
         found = inputs.check(run.job(task="inspecting"))
         free = free if found.device_memory is None else found.device_memory
     for line in fits.in_lines(run, fits.misfits(run, free=free), free=free or 0):

@@ -155,13 +155,17 @@ def swept(given: dict[str, Any], *, kind: type[Options] = Options) -> list[dict[
     ]
 
 
+def paths_in(options: Options) -> dict[str, Any]:
+    """The paths that are given, by option; of one that may be given several times, a tuple of NAME=PATH."""
+    given = {name: (option, getattr(options, name)) for name, option in asked(type(options)).items() if option.path}
+    return {name: value for name, (option, value) in given.items() if value and value != option.word}
+
+
 def absolute(options: Options) -> Options:
     """The same options with absolute paths, for a process that runs in another folder."""
-    changed: dict[str, Any] = {}
-    for name, option in asked(type(options)).items():
-        value = getattr(options, name)
-        if option.path is None or value is None or value == option.word:
-            continue
+    known, changed = asked(type(options)), dict[str, Any]()
+    for name, value in paths_in(options).items():
+        option = known[name]
         if option.many:
             changed[name] = tuple(f"{item.partition('=')[0]}={Path(_path(option, item)).resolve()}" for item in value)
         else:

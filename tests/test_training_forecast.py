@@ -112,6 +112,7 @@ def test_the_command_says_what_fits_a_card_and_how_long_it_takes(capsys: pytest.
     ("words", "said", "code"),
     [
         (["variant", "--training", "--batch", "10", "--gpus", "4"], "has no 4 x 1 equal parts", 2),
+        (["variant", "--training", "--parts", "0"], "--parts is 0; give 1 or more", 2),
         (["hack@b25", "--training"], "names no row whose recipe trains", 4),
         (["code", "--training", "--steps", "2"], "too few for a drafter and a refiner", 2),
     ],

@@ -8,6 +8,8 @@ import shutil
 import time
 from typing import Any
 
+from varbench.commands import add_json
+
 _DAY = 24 * 3600.0
 
 
@@ -28,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--older-than", type=float, default=0.0, metavar="DAYS", help="only what was not written for so long; default: 0"
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 

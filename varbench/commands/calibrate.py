@@ -8,8 +8,8 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-from varbench.commands import usable_plugins
-from varbench.commands.sample import HEADS, OF_MODEL, open_pipeline
+from varbench.commands import add_json, usable_plugins
+from varbench.commands.sample import OF_MODEL, add_options_of_model, open_pipeline
 
 if TYPE_CHECKING:
     from varbench.engine.calibration import Calibration
@@ -20,8 +20,6 @@ COMPUTES = True
 
 
 def add_parser(subparsers: Any) -> None:
-    from varbench.record.option_forms import add_arguments
-
     parser = subparsers.add_parser(
         "calibrate",
         help=HELP,
@@ -34,9 +32,8 @@ def add_parser(subparsers: Any) -> None:
         "  varbench run --plugins $(varbench calibrate NAME@POINT | head -1)",
     )
     parser.add_argument("row", metavar="ROW", help="one row, as in NAME@POINT")
-    add_arguments(parser, *OF_MODEL)
-    parser.add_argument("--heads", type=int, metavar="N", help=HEADS)
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_options_of_model(parser, *OF_MODEL)
+    add_json(parser)
     parser.set_defaults(run=run)
 
 

@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Any
 
+from varbench.commands import add_json
 from varbench.errors import UserError, did_you_mean
 
 BROKEN = 1
@@ -36,7 +37,7 @@ def add_parser(subparsers: Any) -> None:
         "--model", metavar="PRESET", help="sizes of another model, with random weights; default: eight small layers"
     )
     parser.add_argument("--list", action="store_true", dest="listing", help="list the invariants, and check nothing")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 

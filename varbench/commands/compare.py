@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from varbench.commands import add_json
+
 HELP = "two runs or reports against each other"
 
 
@@ -26,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
         help="exit with 1 when a row is shown to be worse by more than, e.g., speed:5%%,fid:0.2 (a share of speed, latency, "
         "memory or state; a difference of a score; fid means the Fréchet distance, by whatever features)",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_json(parser, "JSON instead of a table")
     parser.set_defaults(run=run)
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from varbench.base import variables
-from varbench.commands import usable_plugins
+from varbench.commands import add_json, usable_plugins
 
 VARIABLES = ("XDG_CACHE_HOME", variables.DISABLE)
 
@@ -25,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
         description="Prints what a result depends on: put it into a report of a problem. With --calibrate it measures what the "
         "device reaches, and keeps it.",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
     parser.add_argument(
         "--calibrate", action="store_true",
         help="measure products, memory and operators of a device, in less than a minute, for predictions that are no mere bounds",

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from varbench.commands import usable_plugins, warn
+from varbench.commands import add_json, usable_plugins, warn
 
 if TYPE_CHECKING:
     from varbench.policies import Settings
@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--model", default="tiny", metavar="PRESET", help="model whose settings are listed; default: tiny"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 

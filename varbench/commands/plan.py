@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from varbench.commands import usable_plugins
+from varbench.commands import add_json, usable_plugins
 from varbench.errors import PlanError, UserError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MIB = 2**20
 SOME_FAILED, NOTHING_SELECTED, ALL_FAILED = 3, 4, 5
 SHARED = ("model", "batch", "dtype", "all_settings", "steps", "seed")
+OF_TRAINING = ("parts", "recompute")
 
 
 HELP = "what a row computes and keeps, and how fast it should be; no weights, no GPU"
@@ -36,6 +37,7 @@ HERE = "here"
 
 def add_parser(subparsers: Any) -> None:
     from varbench.record.option_forms import add_arguments
+    from varbench.train.training_options import TrainingOptions
 
     parser = subparsers.add_parser(
         "plan",
@@ -72,11 +74,8 @@ def add_parser(subparsers: Any) -> None:
     training = parser.add_argument_group("what training a recipe takes")
     training.add_argument("--training", action="store_true", help="memory of a process and time, instead of generation")
     training.add_argument("--gpus", type=int, default=1, metavar="N", help="processes that share a batch; default: 1")
-    training.add_argument(
-        "--parts", type=int, default=1, metavar="N", help="pieces of each one's part, as in train --parts; default: 1"
-    )
-    training.add_argument("--recompute", action="store_true", help="as in train --recompute")
-    parser.add_argument("--json", action="store_true", help="print JSON, with the whole plan of each row")
+    add_arguments(training, *OF_TRAINING, kind=TrainingOptions)
+    add_json(parser, "JSON, with the whole plan of each row")
     parser.set_defaults(run=run)
 
 
@@ -101,8 +100,10 @@ def run(args: argparse.Namespace) -> int:
     from varbench import rows
     from varbench.plan.presets import DEFAULT, preset
     from varbench.record.option_forms import given_in
+    from varbench.train.training_options import TrainingOptions
 
-    given = {"model": DEFAULT, "batch": 64, "dtype": "bfloat16", **given_in(args, *SHARED)}
+    asked_for = given_in(args, *SHARED, *OF_TRAINING, kind=TrainingOptions)
+    given = {"model": DEFAULT, "batch": 64, "dtype": "bfloat16", **asked_for}
     batch, dtype = given["batch"], given["dtype"]
     manager = usable_plugins(args)
     model = preset(given["model"])
@@ -160,17 +161,17 @@ def _training(
 ) -> int:
     from varbench.train.training_forecast import as_text, stages_of
 
-    batch, dtype = given["batch"], given["dtype"]
-    if args.gpus < 1 or args.parts < 1 or batch % (args.gpus * args.parts):
+    batch, dtype, parts = given["batch"], given["dtype"], given.get("parts", 1)
+    if args.gpus < 1 or batch % (args.gpus * parts):
         raise UserError(
-            f"a batch of {batch} has no {args.gpus} x {args.parts} equal parts; change --batch, --gpus or --parts"
+            f"a batch of {batch} has no {args.gpus} x {parts} equal parts; change --batch, --gpus or --parts"
         )
     recipes = {row.recipe_name: row for row in asked if row.schedule is not None}
     found = {
         name: tuple(
             stages_of(
                 row, steps=given.get("steps") or 2_000, dtype=dtype, device=devices[0].device, seed=given.get("seed", 0),
-                recompute=args.recompute,
+                recompute=given.get("recompute", False),
             )
         )
         for name, row in recipes.items()
@@ -182,7 +183,7 @@ def _training(
         stages = [{"recipe": name, **dataclasses.asdict(stage)} for name, some in found.items() for stage in some]
         print(json.dumps(stages, indent=1))
     else:
-        print(as_text(found, devices=devices, batch=batch, gpus=args.gpus, parts=args.parts, dtype=dtype))
+        print(as_text(found, devices=devices, batch=batch, gpus=args.gpus, parts=parts, dtype=dtype))
     return 0
 
 

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from varbench.commands import add_config, add_json
 from varbench.commands.report import RUNS, newest_run
 
 if TYPE_CHECKING:
@@ -40,16 +41,11 @@ def add_parser(subparsers: Any) -> None:
         "  varbench run --resume --out varbench-runs/NAME --plugins variant    goes on where it was",
     )
     add_arguments(parser, sweeps=True)
+    add_config(parser, ", at its top or under [run]")
     add = parser.add_argument
-    add(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="TOML file with these same keys, at its top or under [run]; the command line wins",
-    )
     add("--dry-run", action="store_true", help="print rows, children and the predicted time, and do nothing")
     add("--resume", action="store_true", help="skip rows whose records are complete and whose inputs are unchanged")
-    add("--json", action="store_true", help="print the records as JSON")
+    add_json(parser, "the records as JSON")
     parser.set_defaults(run=run)
 
 

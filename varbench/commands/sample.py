@@ -20,16 +20,23 @@ NOTHING_SELECTED = 4
 OF_MODEL = ("model", "weights", "vae", "companion", "device", "dtype", "seed")
 SHARED = (*OF_MODEL, "cfg", "top_k", "top_p")
 """Options that mean what they mean in a run."""
-HEADS = "heads, where the checkpoint does not tell (plain attention)"
 
 
 HELP = "images of one or more rows, same classes and noise, in one PNG"
 COMPUTES = True
 
 
-def add_parser(subparsers: Any) -> None:
+def add_options_of_model(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Those of these names, and what `open_pipeline` takes beside them."""
     from varbench.record.option_forms import add_arguments
 
+    add_arguments(parser, *names)
+    parser.add_argument(
+        "--heads", type=int, metavar="N", help="heads, where the checkpoint does not tell (plain attention)"
+    )
+
+
+def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "sample",
         help=HELP,
@@ -41,8 +48,7 @@ def add_parser(subparsers: Any) -> None:
         "  varbench sample code@n8 --model var-d30 --weights random",
     )
     parser.add_argument("methods", metavar="ROWS", nargs="?", help="rows by comma; default: the full model")
-    add_arguments(parser, *SHARED)
-    parser.add_argument("--heads", type=int, metavar="N", help=HEADS)
+    add_options_of_model(parser, *SHARED)
     parser.add_argument(
         "--labels", metavar="CLASSES", help="class numbers by comma; default: 8 spread over all classes"
     )

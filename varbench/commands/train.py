@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from varbench.commands import add_config
 from varbench.errors import CheckpointError, UserError
 from varbench.plan import presets
 
@@ -45,13 +46,7 @@ def add_parser(subparsers: Any) -> None:
         data="a folder with one sub-folder per class; default: the preset's own data",
         out="file for the weights; of a recipe, whose weights are kept in the cache, a folder for a copy with its record",
     )  # fmt: skip
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="TOML file with these same keys and `what`, at its top or under [train], and [stages.NAME] for a stage of a "
-        "recipe; the command line wins",
-    )
+    add_config(parser, " and `what`, at its top or under [train], and [stages.NAME] for a stage of a recipe")
     parser.set_defaults(run=run)
 
 

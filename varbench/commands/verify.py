@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from varbench.commands import add_json
+
 DIFFERS = 1
 
 
@@ -25,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
         epilog="examples:\n  varbench verify varbench-runs/2026-11-25T12-00-00",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="the run's folder, or a report's records")
-    parser.add_argument("--json", action="store_true", help="print every finding as JSON")
+    add_json(parser, "every finding as JSON")
     parser.set_defaults(run=run)
 
 

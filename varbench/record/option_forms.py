@@ -24,7 +24,7 @@ _WANTED = {str: "a text", int: "a whole number", float: "a number", bool: "true 
 
 
 def add_arguments(
-    parser: argparse.ArgumentParser, *names: str, kind: type[Options] = Options, sweeps: bool = False, **docs: str
+    parser: argparse._ActionsContainer, *names: str, kind: type[Options] = Options, sweeps: bool = False, **docs: str
 ) -> None:
     """The options of these names, or all, as arguments; `docs` are other words for what one does in this command. With
     `sweeps`, those that may have several values take them."""

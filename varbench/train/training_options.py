@@ -13,7 +13,7 @@ from typing import Any
 
 from varbench.errors import UserError
 from varbench.record.option_forms import options_in, read_toml
-from varbench.record.options import Options, option
+from varbench.record.options import Options, asked, option
 
 SHARED = ("model", "weights", "vae", "companion", "device", "dtype", "batch", "seed", "steps", "data", "out")
 OPTIMISER = {
@@ -21,7 +21,6 @@ OPTIMISER = {
     "mean_decay": "mean_decay",
 }  # fmt: skip
 """How the optimiser goes, and what a budget calls it; a recipe's stages may differ in these."""
-OWN = ("tokens", *OPTIMISER, "parts", "recompute", "tensorboard")
 
 _OF_TRANSFORMERS = (
     "companion", "dtype", "vae", "weights", "parts", "recompute", *(name for name in OPTIMISER if name != "rate")
@@ -69,6 +68,9 @@ class TrainingOptions(Options):
         default=False,
     )
     tensorboard: str | None = option("also write event files for TensorBoard", absent="none", metavar="FOLDER")
+
+
+OWN = tuple(name for name in asked(TrainingOptions) if name not in asked(Options) and name != "what")
 
 
 def configured(path: Path) -> tuple[dict[str, Any], ByStage]:

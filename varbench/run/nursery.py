@@ -63,8 +63,9 @@ class Ends:
 class Newborn:
     """A child, in so far as `subprocess.Popen` shows one."""
 
-    def __init__(self, said: int, nursery: subprocess.Popen[bytes]) -> None:
-        self._said, self._nursery = said, nursery
+    def __init__(self, news: int, nursery: subprocess.Popen[bytes]) -> None:
+        """`news` is a pipe, on which its nursery tells its number and then its exit code."""
+        self._news, self._nursery = news, nursery
         self._ended: int | None = None
 
     @cached_property
@@ -75,17 +76,17 @@ class Newborn:
     def wait(self, timeout: float | None = None) -> int:
         """Its exit code, negative for a signal. Raises `TimeoutExpired`."""
         if self._ended is None:
-            born = self.pid != 0  # said before its end
-            if not select.select([self._said], [], [], timeout)[0]:
+            born = self.pid != 0  # told before its end
+            if not select.select([self._news], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired("a child", timeout or 0)
             code = self._number() if born else None
-            os.close(self._said)
+            os.close(self._news)
             # Whoever ended the nursery has ended its children.
             self._ended = code if code is not None else self._nursery.wait() or -signal.SIGKILL
         return self._ended
 
     def _number(self) -> int | None:
-        found = os.read(self._said, _NUMBER.size)
+        found = os.read(self._news, _NUMBER.size)
         return _NUMBER.unpack(found)[0] if found else None
 
 
@@ -128,15 +129,15 @@ class _Nursery:
         return self._process.poll() is None
 
     def bear(self, job: Path, ends: Ends, variables: dict[str, str]) -> Newborn:
-        said, saying = os.pipe()
+        news, telling = os.pipe()
         request = json.dumps({"job": str(job.resolve()), "folder": ends.folder, "variables": variables})
         try:
             # If it has ended meanwhile the pipe says so: nobody holds its other end.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                socket.send_fds(self._control, [request.encode()], [ends.reading, ends.writing, ends.output, saying])
+                socket.send_fds(self._control, [request.encode()], [ends.reading, ends.writing, ends.output, telling])
         finally:
-            os.close(saying)
-        return Newborn(said, self._process)
+            os.close(telling)
+        return Newborn(news, self._process)
 
     def close(self) -> None:
         """It ends when its last child has."""
@@ -171,27 +172,27 @@ def main(arguments: list[str]) -> int:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
-            said = living.pop(pid)
+            news = living.pop(pid)
             with contextlib.suppress(BrokenPipeError):
-                os.write(said, _NUMBER.pack(os.waitstatus_to_exitcode(status)))
-            os.close(said)
+                os.write(news, _NUMBER.pack(os.waitstatus_to_exitcode(status)))
+            os.close(news)
 
     signal.signal(signal.SIGCHLD, tell)
     while True:
         request, fds, *_ = socket.recv_fds(control, 1 << 20, 4, socket.MSG_CMSG_CLOEXEC)
         if not request:
             break
-        *ends, said = fds
+        *ends, news = fds
         with _held_back(signal.SIGCHLD):
             pid = _copy()
             if pid == 0:
-                for fd in (control.detach(), said, *living.values()):
+                for fd in (control.detach(), news, *living.values()):
                     os.close(fd)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             else:
-                living[pid] = said
+                living[pid] = news
                 with contextlib.suppress(BrokenPipeError):
-                    os.write(said, _NUMBER.pack(pid))
+                    os.write(news, _NUMBER.pack(pid))
         if pid == 0:
             code = _live(*ends, **json.loads(request))
             atexit._run_exitfuncs()

@@ -107,7 +107,7 @@ class ScriptedChild:
     def tell(self, request: Request) -> None:
         self.told = request
 
-    def made(self, request: Request) -> Reply:
+    def reply_to(self, request: Request) -> Reply:
         assert request == self.told
         return self.make(request)
 

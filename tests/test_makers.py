@@ -39,7 +39,7 @@ class Written:
         assert len(self.told) == self.forgotten, "one request at a time"
         self.told.append(request)
 
-    def made(self, request: Request) -> Reply:
+    def reply_to(self, request: Request) -> Reply:
         assert self.told.pop() is request
         if request.first == self.fails_at:
             raise RowError(Failure(status=Status.FAILED, reason="as told"))

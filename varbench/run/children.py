@@ -113,9 +113,9 @@ class Child:
     def make(self, request: Request) -> Reply:
         """What the process of a subject answers to this request."""
         self.tell(request)
-        return self.made(request)
+        return self.reply_to(request)
 
-    def made(self, request: Request) -> Reply:
+    def reply_to(self, request: Request) -> Reply:
         """The answer to a request that it was told."""
         reply = self.receive(Reply)
         if lacking := reply.lacking(request):

@@ -32,7 +32,7 @@ class MakingProcess(Protocol):
 
     def tell(self, request: Request) -> None: ...
 
-    def made(self, request: Request) -> Reply:
+    def reply_to(self, request: Request) -> Reply:
         """The answer to a request that it was told."""
 
     def forget(self) -> None:
@@ -75,7 +75,7 @@ def in_order(
             tell(maker)
         while asked:
             maker, request = asked.popleft()
-            reply = maker.made(request)
+            reply = maker.reply_to(request)
             assert request.keep is not None and reply.chunk is not None
             try:
                 os.replace(request.keep, taken)

@@ -34,7 +34,7 @@ class Look(TorchFunctionMode):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
-        self.caches, self.tokens = _Caches(plan), _Tokens(plan)
+        self.caches, self.tokens = _Caches(plan), _ResidualStream(plan)
         self.looks = False
 
     def row(self, row: Row) -> Row:
@@ -189,7 +189,7 @@ def _labels(plan: Plan, step: Step, use: CacheUse) -> list[int]:
     return [segment.scale for segment in (*use.read, *own) for _ in range(segment.count)]
 
 
-class _Tokens:
+class _ResidualStream:
     """Follows the residual stream from one sub-layer to the next."""
 
     def __init__(self, plan: Plan) -> None:

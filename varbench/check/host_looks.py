@@ -71,7 +71,7 @@ class _Look(TorchFunctionMode):
         if not own.capturable:
             return own
         self.policies.append(own)
-        return _Told(own, self)
+        return _WatchedPolicy(own, self)
 
     def told(self, where: str, method: Callable[..., Given], *given: Any, **more: Any) -> Given:
         self._asked = where
@@ -97,7 +97,7 @@ def _index_from_the_host(func: Any, args: Any) -> bool:
     )
 
 
-class _Told(stand_ins.StandIn):
+class _WatchedPolicy(stand_ins.StandIn):
     def __init__(self, asked: Any, look: _Look) -> None:
         super().__init__(asked)
         self._look = look

@@ -39,7 +39,9 @@ def chosen_experts_are_computed(subject: PlannedRow) -> Iterator[str]:
 
     row = subject.going_on
     tokens = subject.generate(row).tokens
-    noted = stand_ins.replaced(row, "noted", lambda own: own, lambda own: own, lambda own: _Noted(own, moment.choices))
+    noted = stand_ins.replaced(
+        row, "noted", lambda own: own, lambda own: own, lambda own: _NotedChoices(own, moment.choices)
+    )
     made = subject.generate(noted, tokens=tokens, return_logits=True).logits
     own = subject.pipe.backbones_of(subject.row)[MAIN].own.tensors()
     written_out = _written_out(row, own, moment)
@@ -61,7 +63,7 @@ class _Moment:
         self.choices: deque[Tensor] = deque()
 
 
-class _Noted(stand_ins.StandIn):
+class _NotedChoices(stand_ins.StandIn):
     def __init__(self, asked: WidthPolicy, choices: deque[Tensor]) -> None:
         super().__init__(asked)
         self._choices = choices

@@ -26,7 +26,7 @@ class _Sent(StandIn):
         return [self._sent[image % len(self._sent)] for image in range(len(seen.map_BDhw))]
 
 
-class _Noted(StandIn):
+class _NotedAnswers(StandIn):
     """Notes what the plugin answers, and whether it changes what it is shown."""
 
     def __init__(self, asked: DecisionPolicy, answers: list[Tensor], notes: Notes) -> None:
@@ -54,7 +54,7 @@ def going_on(row: Row) -> Row:
 
 
 def noted(row: Row, answers: list[Tensor], notes: Notes) -> Row:
-    return _deciding(row, "noted", lambda own: _Noted(own, answers, notes))
+    return _deciding(row, "noted", lambda own: _NotedAnswers(own, answers, notes))
 
 
 def undecided(row: Row) -> Row:

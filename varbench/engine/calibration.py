@@ -136,7 +136,7 @@ class EachWay:
     """What is decided by, the same on all ways."""
 
 
-class _Sent(DecisionPolicy):
+class _AllOneWay(DecisionPolicy):
     """A decision that falls the same for all images, and keeps what it was shown."""
 
     def __init__(self, own: DecisionPolicy, way: int) -> None:
@@ -157,7 +157,7 @@ def on_each_way(
     pipe: Pipeline, policy: DecisionPolicy, labels: Sequence[int], *, seed: int, first_image: int = 0
 ) -> EachWay:
     """Images of the full model on every way that a decision could send them, and what it would be decided by."""
-    sent = [_Sent(policy, way) for way in range(len(policy.ways()))]
+    sent = [_AllOneWay(policy, way) for way in range(len(policy.ways()))]
     images = []
     for one in sent:
         row = RowPolicies(name="calibration", decision=Owned(plugin="calibration", policy=one))

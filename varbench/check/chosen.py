@@ -29,13 +29,13 @@ NEAR = 1e-3
 """A sub-layer's output that is had by subtraction may differ by this from the one that was added."""
 
 
-class Look(TorchFunctionMode):
-    """Looks into one generation: `with look: generate(look.row(row), observer=look.observe)`."""
+class ReadAgain(TorchFunctionMode):
+    """Reads again what one generation kept and picked: `with again: generate(again.row(row), observer=again.observe)`."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.caches, self.tokens = _Caches(plan), _ResidualStream(plan)
-        self.looks = False
+        self.reading = False
 
     def row(self, row: Row) -> Row:
         self.caches.form = next((owned.policy.form for owned in row.policies.caches if owned.policy.form), None)
@@ -48,12 +48,12 @@ class Look(TorchFunctionMode):
         )
 
     def observe(self, moment: str, step: int) -> None:
-        self.looks = moment == "start"
+        self.reading = moment == "start"
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.looks and func is _ATTENTION:
+        if self.reading and func is _ATTENTION:
             self.caches.attend(*args[:3], **kwargs)
-        elif self.looks and func is _NORM:
+        elif self.reading and func is _NORM:
             self.tokens.enter(args[0])
         return func(*args, **(kwargs or {}))
 
@@ -287,35 +287,35 @@ def _sub_layers(plan: Plan) -> Iterator[tuple[Step, LayerCall, SubLayerName, Sub
 class _Unseen(stand_ins.StandIn):
     """What the plugin computes when it is asked is its own, and not looked at."""
 
-    def __init__(self, asked: object, look: Look) -> None:
+    def __init__(self, asked: object, again: ReadAgain) -> None:
         super().__init__(asked)
-        self.look = look
+        self.again = again
 
     def __getattr__(self, name: str) -> Any:
         found = super().__getattr__(name)
         return functools.partial(self._unseen, found) if callable(found) else found
 
     def _unseen(self, method: Callable[..., Any], *given: Any, **named: Any) -> Any:
-        looks, self.look.looks = self.look.looks, False
+        reading, self.again.reading = self.again.reading, False
         answer = method(*given, **named)
-        self.look.looks = looks
+        self.again.reading = reading
         return answer
 
 
 class _ToldTokens(_Unseen):
     def pick(self, x_BLC: Tensor, count: int, **where: Any) -> Tensor:
         places: Tensor = self._unseen(self.asked.pick, x_BLC, count, **where)
-        self.look.tokens.picked(x_BLC, places, where)
+        self.again.tokens.picked(x_BLC, places, where)
         return places
 
     def fill(self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, **where: Any) -> Tensor:
         filled: Tensor = self._unseen(self.asked.fill, computed_BnC, places_Bn, remembered_BlC, **where)
-        self.look.tokens.filled(places_Bn, remembered_BlC, filled, where)
+        self.again.tokens.filled(places_Bn, remembered_BlC, filled, where)
         return filled
 
 
 class _ToldCache(_Unseen):
     def pick(self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, **where: Any) -> Tensor:
         places: Tensor = self._unseen(self.asked.pick, keys_BHnc, queries_BHLc, count, **where)
-        self.look.caches.picked(places, where["attention_BHn"])
+        self.again.caches.picked(places, where["attention_BHn"])
         return places

@@ -39,16 +39,16 @@ _NUMBERS = {
 
 def asks_nothing_of_the_host(subject: PlannedRow) -> Iterator[str]:
     """A policy that is capturable looks at no number on the host, brings none from there, and keeps nothing between calls."""
-    look = _Look()
-    row = stand_ins.replaced(subject.row, "without the host", look.policy, look.policy)
-    if not look.policies:
+    watch = _HostWatch()
+    row = stand_ins.replaced(subject.row, "without the host", watch.policy, watch.policy)
+    if not watch.policies:
         return
     subject.generate(row)
-    before = [_kept(policy) for policy in look.policies]
-    with look:
+    before = [_kept(policy) for policy in watch.policies]
+    with watch:
         subject.generate(row)
-    yield from sorted(look.seen)
-    for policy, was in zip(look.policies, before, strict=True):
+    yield from sorted(watch.seen)
+    for policy, was in zip(watch.policies, before, strict=True):
         if _kept(policy) != was:
             yield f"{type(policy).__name__} is capturable, and is not after a generation what it was before"
 
@@ -60,7 +60,7 @@ def _kept(policy: Any) -> object:
         return {name: id(value) for name, value in vars(policy).items()}
 
 
-class _Look(TorchFunctionMode):
+class _HostWatch(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.policies: list[Any] = []
@@ -98,19 +98,19 @@ def _index_from_the_host(func: Any, args: Any) -> bool:
 
 
 class _WatchedPolicy(stand_ins.StandIn):
-    def __init__(self, asked: Any, look: _Look) -> None:
+    def __init__(self, asked: Any, watch: _HostWatch) -> None:
         super().__init__(asked)
-        self._look = look
+        self._watch = watch
 
     def _name(self, what: str) -> str:
         return f"{type(self.asked).__name__}.{what}"
 
     def pick(self, *given: Any, **more: Any) -> Tensor:
-        places: Tensor = self._look.told(self._name("pick"), self.asked.pick, *given, **more)
+        places: Tensor = self._watch.told(self._name("pick"), self.asked.pick, *given, **more)
         return places
 
     def fill(self, *given: Any, **more: Any) -> Tensor:
-        filled: Tensor = self._look.told(self._name("fill"), self.asked.fill, *given, **more)
+        filled: Tensor = self._watch.told(self._name("fill"), self.asked.fill, *given, **more)
         return filled
 
     @property
@@ -118,9 +118,9 @@ class _WatchedPolicy(stand_ins.StandIn):
         form: StoredForm | None = self.asked.form
         if form is None:
             return None
-        encode, decode, look = form.encode, form.decode, self._look
+        encode, decode, watch = form.encode, form.decode, self._watch
         return replace(
             form,
-            encode=lambda x: look.told(self._name("form.encode"), encode, x),
-            decode=lambda parts: look.told(self._name("form.decode"), decode, parts),
+            encode=lambda x: watch.told(self._name("form.encode"), encode, x),
+            decode=lambda parts: watch.told(self._name("form.decode"), decode, parts),
         )

@@ -31,28 +31,28 @@ def picks_are_places(subject: PlannedRow) -> Iterator[str]:
     """`pick`, `gate` and `route` give as many places or experts as were asked for, each once and within range; `fill` and
     `estimate` give every token."""
     if stand_ins.asked_while_it_runs(subject.row):
-        yield from _few(subject.looked_into[1].places)
+        yield from _few(subject.read_again[1].places)
 
 
 def inputs_untouched(subject: PlannedRow) -> Iterator[str]:
     """`pick`, `fill`, `route`, `gate` and `estimate` only look at what they are given."""
     if stand_ins.asked_while_it_runs(subject.row) or subject.plan.decision is not None:
-        yield from _few(subject.looked_into[1].inputs)
+        yield from _few(subject.read_again[1].inputs)
 
 
 def kept_is_what_is_read(subject: PlannedRow) -> Iterator[str]:
     """Keys and values that attention reads again are, number for number, those that were picked or planned to stay."""
-    yield from _few(subject.looked_into[0].caches.wrong)
+    yield from _few(subject.read_again[0].caches.wrong)
 
 
 def attention_told_was_paid(subject: PlannedRow) -> Iterator[str]:
     """The attention that `pick` is told is what the observed queries paid to each entry, by a computation of its own."""
-    yield from _few(subject.looked_into[0].caches.misled)
+    yield from _few(subject.read_again[0].caches.misled)
 
 
 def picked_is_what_is_computed(subject: PlannedRow) -> Iterator[str]:
     """The tokens that were picked are those that are computed, and what is filled in, from what was remembered, goes on."""
-    yield from _few(subject.looked_into[0].tokens.wrong)
+    yield from _few(subject.read_again[0].tokens.wrong)
 
 
 def neutral_equals_full(subject: PlannedRow) -> Iterator[str]:

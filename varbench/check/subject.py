@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from varbench.check import sent_ways, stand_ins
 from varbench.check.allocations import Held, Watched
 from varbench.check.bench import Bench
-from varbench.check.chosen import Look
+from varbench.check.chosen import ReadAgain
 from varbench.check.counted_products import Products
 from varbench.check.observed import Observed, modules
 from varbench.engine.loop import Observer
@@ -212,18 +212,18 @@ class PlannedRow(UnderTest):
         return stand_ins.plain(self.row)
 
     @cached_property
-    def looked_into(self) -> tuple[Look, stand_ins.Notes]:
+    def read_again(self) -> tuple[ReadAgain, stand_ins.Notes]:
         """What its policies answered in one generation, and what of it took effect. One that their answers stop has been noted."""
-        look, notes = Look(self.plan), stand_ins.Notes()
+        again, notes = ReadAgain(self.plan), stand_ins.Notes()
         try:
-            with look:
-                self.generate(look.row(stand_ins.watched(self.going_on, notes)), observer=look.observe)
+            with again:
+                self.generate(again.row(stand_ins.watched(self.going_on, notes)), observer=again.observe)
             if self.plan.decision is not None:
                 self.generate(sent_ways.noted(stand_ins.watched(self.row, notes), [], notes))
         except Exception:
             if not (notes.places or notes.inputs):
                 raise
-        return look, notes
+        return again, notes
 
     @cached_property
     def held(self) -> Held:

@@ -25,7 +25,7 @@ ROWS = 64
 """Rows that a CPU multiplies together are a multiple of this, or fewer: so there are few kinds of products, however tokens choose."""
 
 
-class LookedAt(Protocol):
+class FfnWatcher(Protocol):
     """Is shown what is computed."""
 
     def routed(self, chosen_RnM: Tensor) -> None: ...
@@ -36,7 +36,7 @@ class LookedAt(Protocol):
     def estimated(self, output_RnC: Tensor) -> None: ...
 
 
-class NobodyLooks(LookedAt):
+class NobodyWatches(FfnWatcher):
     def routed(self, chosen_RnM: Tensor) -> None:
         pass
 
@@ -60,7 +60,7 @@ class Experts:
     split: Tensor | None
     """Units (E, U) of each expert; None where the layer's units lie expert by expert."""
     dtype: torch.dtype
-    seen: LookedAt
+    seen: FfnWatcher
 
 
 def part_of_ffn(x_RnC: Tensor, experts: Experts) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from varbench.engine.expert_ffn import Experts, NobodyLooks, part_of_ffn
+from varbench.engine.expert_ffn import Experts, NobodyWatches, part_of_ffn
 from varbench.engine.trained_layer import Attend, fused_attention, trained_layer
 from varbench.errors import PlanError
 from varbench.experts import FfnSeen, WidthPolicy
@@ -254,7 +254,7 @@ class TeacherPass:
                         hidden,
                         Experts(
                             ffn=ffn, width=width, policy=policy, own=own, layer=layer, scale=scale, split=split,
-                            dtype=dtype, seen=NobodyLooks(),
+                            dtype=dtype, seen=NobodyWatches(),
                         ),
                     )
                 )  # fmt: skip

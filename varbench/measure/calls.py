@@ -9,8 +9,6 @@ from typing import Literal
 from varbench.plan.trace import Trace
 from varbench.record import Energy, LargestBatch, Totals
 
-LookKind = Literal["memory", "outside", "largest", "energy"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -22,7 +20,7 @@ class Request:
     first: int = 0
     keep: str | None = None
     """File that images (uint8) and tokens go to; None drops them once they are on the host."""
-    look: LookKind | None = None
+    look: Literal["memory", "outside", "largest", "energy"] | None = None
     """Look at the call instead of timing it."""
     threads: int | None = None
     """Threads that it may take, where processes share the processors; None for all."""

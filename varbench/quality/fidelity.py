@@ -26,10 +26,10 @@ from varbench.quality.extractors import Extractor, Features, extract, from_netwo
 from varbench.quality.feature_cache import cached_arrays
 from varbench.quality.frechet import Gaussian, frechet_distance, gaussian
 from varbench.quality.halves import Halves, Parts, splits_of, thirds_left_out
+from varbench.quality.image_features import ImageFeatures
 from varbench.quality.images import Images, check_images
 from varbench.quality.judging import Judging
 from varbench.quality.kernel_distance import kernel_distances
-from varbench.quality.looked import Looked
 from varbench.quality.manifold import density_coverage, reaches
 from varbench.quality.networks import Network
 from varbench.quality.reference import Reference, check_reference, reference_features, reference_statistics
@@ -90,7 +90,7 @@ class Scoring:
         self._judge = None if judge is None else Judging(judge, device=device)
         self._clean = CleanFid(reference, self.extractor) if second_opinion else None
         self._waiting: list[tuple[Images, NDArray[np.int64]]] = []
-        self._looked: list[Looked] = []
+        self._looked: list[ImageFeatures] = []
 
     def take(self, images: Images, labels: NDArray[np.int64]) -> None:
         """Looks at some images (n, 3, S, S) and the labels that they were made for."""
@@ -114,16 +114,16 @@ class Scoring:
             self._waiting.clear()
             self.add(self.look(np.concatenate(images), np.concatenate(labels)))
 
-    def look(self, images: Images, labels_N: NDArray[np.int64]) -> Looked:
+    def look(self, images: Images, labels_N: NDArray[np.int64]) -> ImageFeatures:
         """What the networks see in these images; it counts once it is added."""
-        return Looked(
+        return ImageFeatures(
             labels_N=labels_N,
             seen=extract(self.extractor, images),
             judged_N=None if self._judge is None else self._judge.classes(images),
             clean_ND=None if self._clean is None else self._clean.look(images),
         )
 
-    def add(self, looked: Looked) -> None:
+    def add(self, looked: ImageFeatures) -> None:
         self._looked.append(looked)
         if self._clean is not None:
             self._clean.add(looked.clean_ND)

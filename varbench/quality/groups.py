@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from varbench.base.whole_files import lay_there, whole_file
 from varbench.quality.copies import Thumbnails
+from varbench.quality.image_features import ImageFeatures
 from varbench.quality.images import Images, Tokens
-from varbench.quality.looked import Looked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Group:
     thumbnails: Thumbnails
     pixels: NDArray[np.uint8]
     """(N, 32): a hash of each image's pixels."""
-    looked: Looked | None
+    looked: ImageFeatures | None
     """None where no network looks."""
 
 
@@ -76,7 +76,7 @@ class Groups:
                 tokens=arrays.get("tokens"),
                 thumbnails=arrays["thumbnails"],
                 pixels=arrays["pixels"],
-                looked=Looked.from_arrays(arrays, arrays["labels"]),
+                looked=ImageFeatures.from_arrays(arrays, arrays["labels"]),
             )
         return None
 

@@ -28,9 +28,9 @@ from varbench.quality import Scoring, copies, distance_to_full, to_uint8
 from varbench.quality.class_order import class_order
 from varbench.quality.extractors import extract
 from varbench.quality.groups import Group, Groups
+from varbench.quality.image_features import ImageFeatures
 from varbench.quality.images import Images, KeptImages, Labels, Tokens, read_made, write_made
 from varbench.quality.likeness import chance
-from varbench.quality.looked import Looked
 from varbench.record import Distance, Quality, Samples, Score
 from varbench.run.channel import Channel
 from varbench.run.messages import (
@@ -104,7 +104,7 @@ class Scorer:
         self._labels: list[int] = []
         self._thumbnails: list[copies.Thumbnails] = []
         self._pixels: set[bytes] = set()
-        self._looked: list[Looked] = []
+        self._looked: list[ImageFeatures] = []
         self._scoring = self._new_scoring() if self._networks.scores else None
         for group in self._groups.earlier(first=row.first, upto=row.upto):
             self._add(group)

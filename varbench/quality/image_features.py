@@ -12,7 +12,7 @@ from varbench.quality.extractors import Features
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looked:
+class ImageFeatures:
     labels_N: NDArray[np.int64]
     seen: Features
     judged_N: NDArray[np.int64] | None
@@ -30,7 +30,7 @@ class Looked:
         return {name: array for name, array in found.items() if array is not None}
 
     @staticmethod
-    def from_arrays(arrays: Mapping[str, NDArray[np.generic]], labels_N: NDArray[np.int64]) -> Looked | None:
+    def from_arrays(arrays: Mapping[str, NDArray[np.generic]], labels_N: NDArray[np.int64]) -> ImageFeatures | None:
         """None where no network looked."""
         if "features" not in arrays:
             return None
@@ -39,7 +39,7 @@ class Looked:
             logits_NC=arrays["logits"].astype(np.float32, copy=False),
         )
         judged, clean = arrays.get("judged"), arrays.get("clean")
-        return Looked(
+        return ImageFeatures(
             labels_N=labels_N,
             seen=seen,
             judged_N=None if judged is None else judged.astype(np.int64, copy=False),

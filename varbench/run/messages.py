@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from varbench.base.hashing import json_digest
 from varbench.measure.calls import Chunk, Reply, Request
@@ -39,14 +39,13 @@ OWN_WEIGHTS = "own weights of "
 GROUP = 256
 """Images that a scorer looks at together, or a few more: whole batches. What it keeps of them is kept by the group."""
 
-TaskName = Literal["resolving", "calibrating", "inspecting", "training", "making", "scoring", "metering"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What a child is started with. It does not say what the answers are for."""
 
-    task: TaskName
+    task: str
+    """A module of `run/tasks`."""
     options: Options
     model: ModelSpec
     folder: str = field(default_factory=os.getcwd)

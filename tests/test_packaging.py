@@ -72,6 +72,17 @@ def test_the_wheel_names_itself(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
 
 
+def test_the_versions_that_were_tried_are_the_ends_of_the_bounds() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (torch,) = [need for need in project["dependencies"] if need.startswith("torch>")]
+    versions = (ROOT / "CONTRIBUTING.md").read_text().partition("**Versions.**")[2].partition("\n\n")[0]
+    for name, bounds in (("Python", project["requires-python"]), ("torch", torch)):
+        (major, least), (_, above) = sorted(re.findall(r"(\d+)\.(\d+)", bounds), key=lambda bound: int(bound[1]))
+        ends = {f"{major}.{least}", f"{major}.{int(above) - 1}"}
+        assert set(re.findall(rf"{name} (\d+\.\d+)", versions)) == ends
+        assert name == "torch" or f"Python {major}.{least} to {major}.{int(above) - 1}" in README
+
+
 def test_it_works_from_the_wheel_outside_the_checkout(outside: tuple[Path, dict[str, str]]) -> None:
     folder, environment = outside
     script = (

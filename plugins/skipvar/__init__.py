@@ -67,14 +67,14 @@ def varbench_settings(model: ModelSpec) -> Settings:
         provenance=Provenance(
             kind="port",
             note=(
-                "what is measured of the previews (mean difference of Sobel magnitudes, share of high frequencies), the ways, the "
-                "order of the two logistic models and likeness thresholds of .88, .86 and .84 (lower ones are ours) are those of the authors' code for "
-                "Infinity, which decides after 10 of 13 scales by previews at an eighth of the side. Ours are: the scale, the "
-                "last after which a quarter of all tokens or less is drawn, as there; previews of 4x4 places or more, shrunk by "
-                "area; images of a batch decided one by one, where their code has one; the training, of which only the threshold "
-                "and 3,000 samples are told: each image's label is the largest number of scales that can go with a likeness "
-                "(SSIM, Gaussian window of 11) at the threshold or above, and ridge-penalised softmax regression on standardised "
-                "features is fitted to it"
+                "what is measured of the previews (mean difference of Sobel magnitudes, share of high frequencies), the "
+                "ways, the order of the two logistic models and likeness thresholds of .88, .86 and .84 (lower ones are "
+                "ours) are those of the authors' code for Infinity, which decides after 10 of 13 scales by previews at an "
+                "eighth of the side. Ours are: the scale, the last after which a quarter of all tokens or less is drawn, "
+                "as there; previews of 4x4 places or more, shrunk by area; images of a batch decided one by one, where "
+                "their code has one; the training, of which only the threshold and 3,000 samples are told: each image's "
+                "label is the largest number of scales that can go with a likeness (SSIM, Gaussian window of 11) at the "
+                "threshold or above, and ridge-penalised softmax regression on standardised features is fitted to it"
             ),
             url="https://github.com/fakerone-li/SkipVAR",
         ),

@@ -93,7 +93,8 @@ def _differences(made: Output, full: Output, said: str) -> Iterator[str]:
         different = int((made.tokens != full.tokens).sum())
         yield f"{said} {different} of {full.tokens.numel()} tokens are not the full model's"
     elif made.logits is not None and full.logits is not None and not _same_numbers(made.logits, full.logits):
-        yield f"{said} logits differ from the full model's by up to {largest_difference(made.logits, full.logits):.3g}; they must be bit-equal"
+        apart = largest_difference(made.logits, full.logits)
+        yield f"{said} logits differ from the full model's by up to {apart:.3g}; they must be bit-equal"
     elif not torch.equal(made.images, full.images):
         yield f"{said} images differ from the full model's by up to {largest_difference(made.images, full.images):.3g}"
 

@@ -24,10 +24,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("old", type=Path, metavar="A", help="run folder, report folder or record: the older set")
     parser.add_argument("new", type=Path, metavar="B", help="the newer set")
     parser.add_argument(
-        "--fail-on", default="", metavar="LIMITS",
+        "--fail-on",
+        default="",
+        metavar="LIMITS",
         help="exit with 1 when a row is shown to be worse by more than, e.g., speed:5%%,fid:0.2 (a share of speed, latency, "
         "memory or state; a difference of a score; fid means the Fréchet distance, by whatever features)",
-    )  # fmt: skip
+    )
     add_json(parser, "JSON instead of a table")
     parser.set_defaults(run=run)
 

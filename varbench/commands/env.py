@@ -27,9 +27,10 @@ def add_parser(subparsers: Any) -> None:
     )
     add_json(parser)
     parser.add_argument(
-        "--calibrate", action="store_true",
+        "--calibrate",
+        action="store_true",
         help="measure products, memory and operators of a device, in less than a minute, for predictions that are no mere bounds",
-    )  # fmt: skip
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: a GPU where torch sees one", metavar="DEVICE")
     parser.set_defaults(run=run)
 

@@ -3,8 +3,8 @@
 Always gathered, expert by expert: a product of all experts that is masked afterwards would be faster where experts are small
 and tokens few, and would compute what the plan says is not computed.
 
-Letters: R rows, n tokens, N tokens of all rows, C width, E experts, U hidden units of an expert, M experts of a token (-1 for one that is left out),
-m tokens that are kept, o others.
+Letters: R rows, n tokens, N tokens of all rows, C width, E experts, U hidden units of an expert, M experts of a token (-1
+for one that is left out), m tokens that are kept, o others.
 """
 
 from __future__ import annotations

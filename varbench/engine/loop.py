@@ -20,7 +20,8 @@ from varbench.plan.steps import Plan, Step
 from varbench.spec import ModelSpec
 
 Observer = Callable[[str, int], None]
-"""Called with "start", "logits" (the network is done) or "end" and the step's number; it may look at clocks and memory, and nothing else."""
+"""Called with "start", "logits" (the network is done) or "end" and the step's number; it may look at clocks and memory, and
+nothing else."""
 
 
 Choose = Callable[[Tensor, int], Tensor]

@@ -75,8 +75,9 @@ def _rest_of(path: Path) -> Tensors:
     named = json.loads(told)
     rest = path.parent / named["path"]
     if not rest.is_file() or file_hash(rest) != named["sha256"]:
+        found = "another file" if rest.is_file() else "not there"
         raise CheckpointError(
-            f"{path}: holds only what differs from {named['path']} beside it, which is {'another file' if rest.is_file() else 'not there'}; "
+            f"{path}: holds only what differs from {named['path']} beside it, which is {found}; "
             "`varbench export` makes one file of both"
         )
     return _read_safetensors(rest)

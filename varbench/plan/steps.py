@@ -351,8 +351,8 @@ def describe(plan: Plan) -> Iterator[str]:
         tokens = sum(spec.tokens[s] for s in step.scales)
         yield (
             f"  {encoded:>9} -> scale {step.samples + 1:<2} {step.backbone}, {step.branches} branch"
-            f"{f'es at {step.strength:.2g}' if step.branches == 2 else ''}{' with one attention' * step.shares}, {len(layers)} layers ({ranges(layers)})"
-            f", {tokens} tokens{_partial(step, tokens)}"
+            f"{f'es at {step.strength:.2g}' if step.branches == 2 else ''}{' with one attention' * step.shares}"
+            f", {len(layers)} layers ({ranges(layers)}), {tokens} tokens{_partial(step, tokens)}"
             f", reads {spread([total(u.read) for c in step.calls for u in c.cache])}"
             f", keeps {spread([total(u.kept) for c in step.calls for u in c.cache])}{_looks(step)}"
         )

@@ -216,6 +216,6 @@ def _described(call: CallSeen) -> str:
     if call.picked or any(call.filled):
         routed += f" (tokens picked for {call.picked} rows, filled in for {' and '.join(map(str, call.filled))})"
     return (
-        f"layer {call.layer} of {call.backbone}{mask}, attention of {call.attending} rows on {call.attention} and FFN on {call.ffn} tokens, "
-        f"{call.hidden} hidden numbers{routed}, {caches}"
+        f"layer {call.layer} of {call.backbone}{mask}, attention of {call.attending} rows on {call.attention} "
+        f"and FFN on {call.ffn} tokens, {call.hidden} hidden numbers{routed}, {caches}"
     )

@@ -111,11 +111,9 @@ def _fields_of(kind: type) -> dict[str, tuple[Reader, bool]]:
     hints = typing.get_type_hints(kind, vars(sys.modules[kind.__module__]))
     missing = dataclasses.MISSING
     return {
-        field.name: (
-            _decoder(hints[field.name]), field.default is not missing or field.default_factory is not missing
-        )
+        field.name: (_decoder(hints[field.name]), field.default is not missing or field.default_factory is not missing)
         for field in dataclasses.fields(kind)
-    }  # fmt: skip
+    }
 
 
 @functools.cache

@@ -35,8 +35,9 @@ class Display:
         if self._bar is None:
             print(
                 f"[{done + 1}/{self._total}, {time.monotonic() - self._began:.0f} s{self._in_words()}] {self._title}",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
+                file=sys.stderr,
+                flush=True,
+            )
         else:
             self._show(self._title)
         self._spoke = began = time.monotonic()

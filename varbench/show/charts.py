@@ -101,9 +101,11 @@ def colour(field: str, colours: Mapping[str, str], values: Sequence[Mapping[str,
     """A colour channel whose legend names only what is drawn; none where one name would stand alone."""
     used = [name for name in colours if any(value[field] == name for value in values)]
     return {
-        "field": field, "type": "nominal", "scale": {"domain": used, "range": [colours[name] for name in used]},
+        "field": field,
+        "type": "nominal",
+        "scale": {"domain": used, "range": [colours[name] for name in used]},
         "legend": {"title": None, "columns": columns} if len(used) > 1 else None,
-    }  # fmt: skip
+    }
 
 
 def swatches(channel: Spec) -> tuple[Swatch, ...]:

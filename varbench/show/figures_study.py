@@ -56,10 +56,11 @@ def _study(name: str, entries: Sequence[Entry], block: Block) -> Figure | None:
     about = entries[0].first.study
     heading, caption = (about.title, about.caption) if about is not None else (name, "")
     return Figure(
-        key=f"study-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}", title=heading,
+        key=f"study-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}",
+        title=heading,
         caption=" ".join(filter(None, (caption, _published(named)))),
         cells=(Plot(spec=chart(layers, values=values), alt=f"{title} at each setting of the study {heading}"),),
-    )  # fmt: skip
+    )
 
 
 def _labels(entries: Sequence[Entry]) -> list[str]:

@@ -27,17 +27,22 @@ def quality_against_speed(block: Block) -> Figure | None:
     if len(points) < 2:
         return None
     x_title = "speedup over the full model (further right is faster)"
-    caption = f"Transformer, batch {block.conditions['batch']}. Bars are 95 % intervals; the dashed line is the Pareto frontier of the valid rows."
+    caption = (
+        f"Transformer, batch {block.conditions['batch']}. Bars are 95 % intervals; the dashed line is the Pareto frontier of the "
+        "valid rows."
+    )
     band = None
     if block.itself is not None:
         band = (block.itself.low, block.itself.high)
         caption += " The grey band is the full model measured against itself."
     spec = _trade_off(points, block, x_title, more_is_better_x=True, height=380, band=band)
     return Figure(
-        key="quality-speed", title="Quality against speed", caption=caption + _floor_caption(block) + _cut(block),
+        key="quality-speed",
+        title="Quality against speed",
+        caption=caption + _floor_caption(block) + _cut(block),
         cells=(Plot(spec=spec, alt=f"Scatter plot of {_score_name(block)} against speedup for {len(points)} rows"),),
         legend=family_legend(block, points),
-    )  # fmt: skip
+    )
 
 
 def quality_against_memory(block: Block) -> Figure | None:

@@ -59,16 +59,20 @@ def quality_over_steps(block: Block) -> Figure | None:
                     "field": "point", "type": "nominal", "scale": {"domain": points, "range": [dash for dash, _ in dashes]},
                     "legend": {"title": "evaluated at", "symbolType": "stroke", "symbolStrokeColor": "currentColor"},
                 },
-                "tooltip": [{"field": "recipe"}, {"field": "point"}, {"field": "step"}, {"field": "text", "title": title}, {"field": "seeds"}],
+                "tooltip": [
+                    {"field": "recipe"}, {"field": "point"}, {"field": "step"}, {"field": "text", "title": title}, {"field": "seeds"},
+                ],
             },
         },
     ]  # fmt: skip
     return Figure(
-        key="training", title="Quality during training", caption="One set of weights per recipe, at each point that it "
+        key="training",
+        title="Quality during training",
+        caption="One set of weights per recipe, at each point that it "
         "is made for, at equal steps and equal data order. Bands are 95 % intervals, over seeds where there are several.",
         cells=(Plot(spec=chart(layers, values=values, height=360), alt=f"{title} over optimiser steps by recipe"),),
         legend=swatches(tint) + _marks(points, [symbol for _, symbol in dashes]),
-    )  # fmt: skip
+    )
 
 
 def full_against_smaller(block: Block) -> Figure | None:
@@ -127,12 +131,13 @@ def full_against_smaller(block: Block) -> Figure | None:
     ]  # fmt: skip
     corner = "lower left" if headline.better == "lower" else "upper right"
     return Figure(
-        key="recipes", title="One set of weights, run in full and in part",
-        caption=f"Each mark is one recipe's trained weights: the full model's plan against a smaller one, on the same weights. The {corner} "
-        "corner is best in both. Bars are 95 % intervals.",
+        key="recipes",
+        title="One set of weights, run in full and in part",
+        caption="Each mark is one recipe's trained weights: the full model's plan against a smaller one, on the same weights. "
+        f"The {corner} corner is best in both. Bars are 95 % intervals.",
         cells=(Plot(spec=chart(layers, values=values, height=360), alt=f"{y_title} against {x_title}, by recipe"),),
         legend=swatches(tint) + _marks(smaller, [symbol for _, symbol in shapes]),
-    )  # fmt: skip
+    )
 
 
 def loss_per_point(block: Block) -> Figure | None:
@@ -151,11 +156,12 @@ def loss_per_point(block: Block) -> Figure | None:
         layer: Spec = {
             "mark": {"type": "line", "strokeWidth": 1.8},
             "encoding": {
-                "x": axis("step", "optimiser steps"), "y": axis("loss", "cross-entropy"),
+                "x": axis("step", "optimiser steps"),
+                "y": axis("loss", "cross-entropy"),
                 "color": colour("point", shades, values),
                 "tooltip": [{"field": "point"}, {"field": "step"}, {"field": "loss", "format": ".4f"}],
             },
-        }  # fmt: skip
+        }
         cells.append(
             Plot(spec=chart([layer], values=values, height=220), title=recipe, alt=f"Training loss of {recipe}")
         )

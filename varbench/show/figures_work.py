@@ -179,13 +179,15 @@ def time_per_scale(block: Block) -> Figure | None:
             "y": axis("row", "", kind="nominal", sort=None, axis={"labelLimit": 170, "title": None}),
             "order": {"field": "order"},
             "color": {
-                "field": "scale", "type": "ordinal", "sort": names,
+                "field": "scale",
+                "type": "ordinal",
+                "sort": names,
                 "scale": {"domain": names, "range": ramp(len(names))},
                 "legend": {"title": "scale", "symbolType": "square", "symbolStrokeWidth": 0, "columns": 10},
             },
             "tooltip": [{"field": "row"}, {"field": "scale"}, {"field": "ms", "format": ",.3f"}],
         },
-    }  # fmt: skip
+    }
     return Figure(
         key="time-per-scale", title="Time per scale",
         caption="From a pass of its own, since looking changes what is looked at; the sums differ a little from the table's."

@@ -141,9 +141,11 @@ def page(shown: Shown, drawn: Sequence[Drawn], *, files: Sequence[str] = ()) -> 
 
 
 def index_page(reports: Sequence[dict[str, Any]]) -> str:
-    return _environment().get_template("index.html.j2").render(
-        title="varbench reports", reports=reports, style=_safe(_resource("style.css")), policy=_policy()
-    )  # fmt: skip
+    return (
+        _environment()
+        .get_template("index.html.j2")
+        .render(title="varbench reports", reports=reports, style=_safe(_resource("style.css")), policy=_policy())
+    )
 
 
 @functools.cache

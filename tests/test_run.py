@@ -49,11 +49,11 @@ from varbench.run.resume import complete_records, other_settings, set_aside_outd
 from varbench.run.scorers import Scorers
 from varbench.run.session import locked
 from varbench.run.side_by_side import side_by_side
-from varbench.run.training_log import HeldOutLoss, TrainedStage, TrainingLog
 from varbench.run.training_section import section
 from varbench.run.verify import mismatches
 from varbench.show.entries import blocks_of
 from varbench.show.forecast import Forecast, as_text, forecast
+from varbench.train.training_log import HeldOutLoss, TrainedStage, TrainingLog
 
 # Options
 

@@ -30,8 +30,8 @@ from varbench.record import (
 )
 from varbench.record.failure import Failure
 from varbench.record.options import Options
-from varbench.run.training_log import TrainingLog
 from varbench.spec import ModelSpec
+from varbench.train.training_log import TrainingLog
 
 OWN_WEIGHTS = "own weights of "
 """How the set of weights of a row begins whose plugin brings them."""

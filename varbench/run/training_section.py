@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from varbench.record import Evaluation, LossCurve, Score, Training
-from varbench.run.training_log import HeldOutLoss, TrainingLog
+from varbench.train.training_log import HeldOutLoss, TrainingLog
 
 
 def section(log: TrainingLog, *, recipe: str, model: str) -> Training:

@@ -45,6 +45,7 @@ from varbench.train.shipped import Shipped
 from varbench.train.states import Checkpoints
 from varbench.train.tokens import TokenSet, tokens_of
 from varbench.train.trainer import DTYPES, Budget, Curriculum, HeldOut, Teacher, attention_of, train
+from varbench.train.training_log import TrainingLog, log_of
 from varbench.train.training_options import ByStage
 
 Origin = Literal["shipped", "cache", "here"]
@@ -57,10 +58,14 @@ class RecipeWeights:
     files: Mapping[str, Path]
     """By backbone; those that the recipe does not train are the pretrained ones."""
     record: Mapping[str, Any] | None
-    """How they were trained; None where the pretrained weights are used as they are."""
+    """How they were trained, as the file beside them has it; None where the pretrained weights are used as they are."""
     origin: Origin | None
     note: str | None = None
     """Why weights that ship for the recipe were not used, where they should have been."""
+
+    @property
+    def log(self) -> TrainingLog | None:
+        return None if self.record is None or self.origin is None else log_of(self.record, origin=self.origin)
 
 
 def recipe_weights(

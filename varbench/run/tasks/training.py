@@ -14,7 +14,6 @@ from varbench.data.shapes import Shapes
 from varbench.rows.grammar import Row
 from varbench.run.channel import Channel
 from varbench.run.messages import Ahead, Job, Trained
-from varbench.run.training_log import HeldOutLoss, TrainedStage, TrainingLog
 from varbench.train.budgets import GENERATOR, QUICK_GENERATOR, QUICK_STEPS, recipe_budget
 from varbench.train.generators import generator_ahead, generator_weights, trained_generator
 from varbench.train.recipes import RecipeWeights, recipe_weights, weights_ahead
@@ -39,32 +38,11 @@ def run(job: Job, channel: Channel) -> None:
         done = recipe_weights(row, **given, device=job.options.device)
     channel.send(
         Trained(
-            log=_log(done),
+            log=done.log,
             note=done.note,
             files={part: str(path) for part, path in done.files.items()},
             hashes=_hashes(done.files),
         )
-    )
-
-
-def _log(done: RecipeWeights) -> TrainingLog | None:
-    record = done.record
-    if record is None or done.origin is None:
-        return None
-    return TrainingLog(
-        key=record["key"],
-        origin=done.origin,
-        data=record["data"],
-        stages=tuple(
-            TrainedStage(
-                name=name,
-                **{fact: stage[fact] for fact in ("steps", "seconds", "seed", "device")},
-                losses={point: tuple(map(tuple, losses)) for point, losses in stage["losses"].items()},
-                looks=tuple(HeldOutLoss(**look) for look in stage["evaluations"]),
-            )
-            for name, stage in record["stages"].items()
-        ),
-        making_examples=record.get("examples", {}).get("seconds", 0.0),
     )
 
 

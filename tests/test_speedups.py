@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +224,54 @@ def test_a_busy_machine_has_one_hint(load: float, discarded: int, busy: bool) ->
 
 
 # Two runs of one code
+
+
+def two_runs() -> Iterator[list[Record]]:
+    """Runs of one code on one machine, one after the other, which met its two states in other shares."""
+    for number, rows in enumerate(json.loads((Path(__file__).parent / "data" / "two_runs.json").read_text())):
+        made = []
+        for name, seen in rows.items():
+            record = dataclasses.replace(make_record(name), run=f"run-{number}")
+            assert record.timing is not None
+            columns = tuple(
+                dataclasses.replace(
+                    column, **{side: tuple(map(tuple, seen[column.regime][side])) for side in ("rounds", "beside")}
+                )
+                for column in record.timing.columns
+                if (column.column, column.regime) in (("transformer", "throughput"), ("end_to_end", "latency"))
+            )
+            timing = dataclasses.replace(record.timing, columns=columns)
+            made.append(on(dataclasses.replace(record, timing=timing), seen["weights"]))
+        yield made
+
+
+def slowed(record: Record, times: float) -> Record:
+    assert record.timing is not None
+    columns = tuple(
+        dataclasses.replace(column, rounds=tuple(tuple(times * one for one in some) for some in column.rounds))
+        for column in record.timing.columns
+    )
+    return dataclasses.replace(record, timing=dataclasses.replace(record.timing, columns=columns))
+
+
+def verdicts(old: list[Record], new: list[Record]) -> dict[str, set[str]]:
+    return {
+        figure: {change.verdict for change in compare(old, new).changes if change.figure == figure}
+        for figure in ("speed", "latency")
+    }
+
+
+def test_two_runs_that_met_other_states_of_the_machine_have_no_verdict() -> None:
+    """By its processes alone a batch of 1 of d8 is slower with p = 0.001."""
+    old, new = two_runs()
+    assert verdicts(old, new) == {"speed": {"same"}, "latency": {"same"}}
+    slower = [one if "d8" not in one.row.row else slowed(one, 1.1) for one in new]
+    assert verdicts(old, slower)["speed"] == {"same", "regressed"}
+
+
+def test_the_interval_of_a_latency_is_over_rounds_where_these_differ_more_than_their_processes() -> None:
+    latencies = [beside([one for one in run if "d8" in one.row.row], "end_to_end", "latency") for run in two_runs()]
+    assert [one.degrees for one in latencies if one is not None] == [11, 2]
 
 
 @pytest.mark.slow

@@ -151,6 +151,13 @@ def quotient(above: Ratio, below: Ratio) -> Ratio:
     return _ratio(math.log(above.value / below.value), error, degrees)
 
 
+def widened(ratio: Ratio, error: float) -> Ratio:
+    """With an error beside its own that was not estimated from its samples."""
+    return (
+        quotient(ratio, Ratio(value=1.0, low=1.0, high=1.0, error=error, degrees=math.inf)) if ratio.degrees else ratio
+    )
+
+
 def _ratio(log: float, error: float, degrees: float) -> Ratio:
     half = student(degrees) * error if degrees else 0.0
     return Ratio(value=math.exp(log), low=math.exp(log - half), high=math.exp(log + half), error=error, degrees=degrees)

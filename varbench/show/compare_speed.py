@@ -1,19 +1,21 @@
 """Speed and latency of two sets of records: by how rows stand to the full model beside them, in each set.
 
 A machine is faster on one day than on another, and nothing in two runs tells that from a change of the code. So what is
-judged is the ratio to the full model, which met the same day. Seconds are shown where there is no such ratio, and not judged.
+judged is the ratio to the full model, which met the same day. It still moves a little with the machine, which is allowed for.
+Seconds are shown where there is no such ratio, and not judged.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 
 from varbench.base import stats
 from varbench.base.stats import Interval, Ratio
 from varbench.show.entries import Entry
 from varbench.show.limits import Change, Outcome
-from varbench.show.speedups import processes, rounds_of, speedup
+from varbench.show.speedups import WITH_MACHINE, machine, processes, rounds_of, speedup
 
 SPEED_MINIMUM = 0.01
 """A smaller change of speed or memory is nobody's concern, however sure it is."""
@@ -35,7 +37,7 @@ Sides = tuple[Side, Side]
 
 def speed_changes(pairs: dict[str, Sides]) -> dict[str, list[Change]]:
     """By row. Differences are called so with all others of the comparison in mind: one question for each plan and figure."""
-    ratios: dict[tuple[str, str], tuple[Ratio, Ratio]] = {}
+    ratios: dict[tuple[str, str], tuple[Ratio, Ratio, Ratio]] = {}
     questions: dict[tuple[object, ...], Ratio] = {}
     plans: dict[tuple[str, str], tuple[object, ...]] = {}
     for name, sides in pairs.items():
@@ -43,10 +45,10 @@ def speed_changes(pairs: dict[str, Sides]) -> dict[str, list[Change]]:
             old, new = (_ratio(side, figure) for side in sides)
             if old is not None and new is not None:
                 plan: tuple[object, ...] = (figure, *(tuple(map(id, side.entry.alike)) for side in sides))
-                ratios[name, figure] = (old, new)
+                ratios[name, figure] = (old, new, _quotient(old, new, sides, figure))
                 plans[name, figure] = plan
                 if all(_processes(side, figure) > 1 and not _was_held_up(side) for side in sides):
-                    questions[plan] = stats.quotient(new, old)
+                    questions[plan] = ratios[name, figure][2]
     shown = dict(zip(questions, stats.holm([one.p for one in questions.values()]), strict=True))
     changes: dict[str, list[Change]] = {name: [] for name in pairs}
     for name, sides in pairs.items():
@@ -72,6 +74,17 @@ def _ratio(side: Side, figure: str) -> Ratio | None:
     return speedup(side.entry.alike, full, accounting="lossless", column=column, regime=regime)
 
 
+def _quotient(old: Ratio, new: Ratio, sides: Sides, figure: str) -> Ratio:
+    """`new` over `old`, with what the machine may have done to it by being faster or slower than before."""
+    before, after = (
+        machine(side.entry.alike, *_column(side.entry, figure))
+        or machine(side.full.complete if side.full else (), *_column(side.entry, figure))
+        for side in sides
+    )
+    moved = statistics.fmean(after) - statistics.fmean(before) if before and after else 0.0
+    return stats.widened(stats.quotient(new, old), WITH_MACHINE * abs(moved) / stats.student(math.inf))
+
+
 def _processes(side: Side, figure: str) -> int:
     return processes(side.entry.alike, *_column(side.entry, figure))
 
@@ -82,9 +95,8 @@ def _was_held_up(side: Side) -> bool:
     return max((share for share in held_up if share is not None), default=0.0) > STALLED
 
 
-def _anchored(name: str, figure: str, old: Ratio, new: Ratio, *, shown: bool | None) -> Change:
+def _anchored(name: str, figure: str, old: Ratio, new: Ratio, change: Ratio, *, shown: bool | None) -> Change:
     """`shown` is None where one process is all there is, which does not tell what differs between two, or calls were held up."""
-    change = stats.quotient(new, old)
     verdict: Outcome = "not judged" if shown is None else "same"
     if shown and abs(math.log(change.value)) > math.log1p(SPEED_MINIMUM):
         verdict = "improved" if change.value > 1 else "regressed"

@@ -7,12 +7,20 @@ sample of processes, and each row's own figure is a check on it.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from varbench.base import stats
 from varbench.base.stats import Ratio
 from varbench.record import Record, TimingColumn
+
+_Samples = list[tuple[float, ...]]
+
+WITH_MACHINE = 0.5
+"""A speedup may move by this share of what the machine's own speed moves by, both as logarithms. Machines have states that last
+for minutes, and a batch of 1 gains less in a fast one: by 0.43 of it was seen (docs/measuring.md)."""
 
 ALIKE = Ratio(value=1.0, low=1.0, high=1.0, error=0.0, degrees=0)
 """Of what is divided by itself."""
@@ -61,19 +69,58 @@ def kind_of_work(record: Record) -> tuple[object, ...] | None:
 
 
 def beside(records: Iterable[Record], column: str, regime: str) -> Ratio | None:
-    """Against the full model's calls that are neighbours of the rows'. Rows that share a process count as one there."""
-    found: dict[tuple[object, ...], list[list[float]]] = {}
+    """Against the full model's calls that are neighbours of the rows'. Rows that share a process count as one there.
+
+    What a batch of 1 gains hangs on the state of the machine, which processes of a round share: there the interval is the wider
+    one of those over processes and over rounds.
+    """
+    neighbours = _neighbours(records, column, regime)
+    logs = {process: stats.paired_logs(full, own) for process, (full, own) in neighbours.items()}
+    if not logs:
+        return None
+    if len(logs) == 1:
+        return stats.within_round([log for some in logs.values() for row in some for log in row])
+    middles = {process: statistics.fmean(map(stats.median, some)) for process, some in logs.items()}
+    by_process = stats.over_rounds(list(middles.values()))
+    if regime == "throughput":
+        return by_process
+    rounds: dict[tuple[str, int], list[float]] = {}
+    for process, middle in middles.items():
+        rounds.setdefault((process.run, process.number), []).append(middle)
+    by_round = stats.over_rounds([statistics.fmean(some) for some in rounds.values()])
+    return max(by_process, by_round, key=lambda ratio: ratio.width)
+
+
+def machine(records: Iterable[Record], column: str, regime: str) -> list[float]:
+    """How slow the machine was in each process: the logarithm of the full model's seconds beside the rows."""
+    neighbours = _neighbours(records, column, regime).values()
+    return [statistics.fmean(math.log(stats.median(samples)) for samples in full) for full, _ in neighbours]
+
+
+class _Process(NamedTuple):
+    run: str
+    weights: tuple[str, ...]
+    alone: str
+    """A row that replaces the loop shares its process with no other."""
+    number: int
+
+
+def _process(record: Record, number: int) -> _Process:
+    weights = tuple(file.sha256 for file in record.weights if file.role == "main")
+    return _Process(record.run, weights, record.row.row if record.plan is None else "", number)
+
+
+def _neighbours(records: Iterable[Record], column: str, regime: str) -> dict[_Process, tuple[_Samples, _Samples]]:
+    """The full model's seconds, and beside them those of each row of a process."""
+    found: dict[_Process, tuple[_Samples, _Samples]] = {}
     for record in records:
         timing = timing_column(record, column, regime)
         if timing is not None and timing.beside is not None:
-            for number, logs in enumerate(stats.paired_logs(timing.beside, timing.rounds)):
-                found.setdefault(_process(record, number), []).append(logs)
-    if not found:
-        return None
-    rows = list(found.values())
-    if len(rows) == 1:
-        return stats.within_round([log for logs in rows[0] for log in logs])
-    return stats.over_rounds([math.fsum(map(stats.median, some)) / len(some) for some in rows])
+            for number, (full, own) in enumerate(zip(timing.beside, timing.rounds, strict=True)):
+                above, below = found.setdefault(_process(record, number), ([], []))
+                above.append(full)
+                below.append(own)
+    return found
 
 
 def processes(records: Iterable[Record], column: str, regime: str) -> int:
@@ -85,14 +132,6 @@ def processes(records: Iterable[Record], column: str, regime: str) -> int:
             for number in range(len(timing.rounds))
         }
     )
-
-
-def _process(record: Record, number: int) -> tuple[object, ...]:
-    weights = tuple(file.sha256 for file in record.weights if file.role == "main")
-    alone = (
-        record.row.row if record.plan is None else ""
-    )  # a row that replaces the loop shares its process with no other
-    return record.run, weights, alone, number
 
 
 def speedup(

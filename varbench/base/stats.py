@@ -177,6 +177,14 @@ def holm(chances: Sequence[float], *, level: float = 0.05) -> list[bool]:
     return shown
 
 
+def chance_of(gap: Interval) -> float:
+    """How likely two equal figures lie so far apart, by the interval of their difference, taken for a normal one's."""
+    from scipy.special import ndtr
+
+    half = gap.value - gap.low if gap.value > 0 else gap.high - gap.value
+    return 2 * float(ndtr(-student(math.inf) * abs(gap.value) / half)) if half else float(not gap.value)
+
+
 def surely_above(samples: Sequence[float], limit: float, *, chance: float) -> bool:
     """Whether the mean of what samples were drawn from is above a limit, by Student's test, one-sided."""
     from scipy.special import stdtrit

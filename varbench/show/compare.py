@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from varbench.base import stats
@@ -53,7 +53,7 @@ def compare(old: Sequence[Record], new: Sequence[Record], *, fail_on: str = "") 
         (n, "new") for n in after if n not in before
     ]:
         changes.append(_presence(name, verdict))
-    changes = with_limits(changes, limits)
+    changes = with_limits(_all_in_mind(changes), limits)
     return Comparison(changes=tuple(changes), warnings=tuple(_warnings(old, new, before, after, shared)))
 
 
@@ -197,6 +197,15 @@ def _scores(name: str, old: Entry, new: Entry) -> list[Change]:
             )
         )  # fmt: skip
     return changes
+
+
+def _all_in_mind(changes: Sequence[Change]) -> list[Change]:
+    """Differences of scores are called so with all others of the comparison in mind, by Holm: each row has several."""
+    gaps = {number: one.change for number, one in enumerate(changes) if one.change is not None and not one.relative}
+    shown = dict(zip(gaps, stats.holm(list(map(stats.chance_of, gaps.values()))), strict=True))
+    return [
+        change if shown.get(number, True) else replace(change, verdict="same") for number, change in enumerate(changes)
+    ]
 
 
 def _presence(name: str, verdict: Any) -> Change:

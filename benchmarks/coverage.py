@@ -3,20 +3,26 @@
     python benchmarks/coverage.py
 
 Every model makes the calls of a row and of the full model as a run takes them, neighbour by neighbour, in processes of their
-own. A minute on one core; seeds are fixed, so the table is the same everywhere.
+own. Then whole runs are drawn from the recorded processes of `reports/tiny/trained`, and `varbench compare` is asked about two
+runs of one code. Two minutes on one core; seeds are fixed, so the table is the same everywhere.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from varbench.base import stats
 from varbench.base.stats import Ratio
+from varbench.record import Record, load_records
+from varbench.record.options import FEWEST_PROCESSES
+from varbench.show.compare import compare
 
 TRUTH = 1.5
 PAIRS = 6
@@ -105,26 +111,162 @@ def resampled(full: list[list[float]], row: list[list[float]]) -> Ratio:
 
 
 @dataclass(frozen=True)
+class Page:
+    words: str
+    truths: tuple[float, ...]
+    """Of each plan, over the full model; the first is the one to be seen."""
+    children: tuple[int, ...]
+    upstream: float = 0.98
+    """The full model with the official code's waste, over the full model without."""
+
+
+PAGES = (
+    Page("one of 5 %, four plans of 12 processes", (1.05, 1.5, 2.5, 1.0), (12, 12, 12, 12)),
+    Page("one of 5 %, four plans of 6 processes", (1.05, 1.5, 2.5, 1.0), (6, 6, 6, 6)),
+    Page("one of 5 %, of one row and 5 processes", (1.05, 1.5, 2.5, 1.0), (5, 12, 12, 12)),
+    Page("no difference, four plans of 12 processes", (1.0, 1.0, 1.0, 1.0), (12, 12, 12, 12), upstream=1.0),
+)
+
+
+@dataclass(frozen=True)
 class Marks:
     seen: float
-    """Share of runs in which a true difference was marked."""
+    """Share of runs in which the true difference to the full model was marked."""
     false: float
     """Share of pages with a mark where there is no difference."""
 
 
-def marks(truths: tuple[float, ...], children: tuple[int, ...], *, runs: int) -> Marks:
-    """A page of plans, each with a true ratio and so many processes; the first is the one to be seen."""
+def marks(page: Page, *, runs: int) -> Marks:
+    """Every plan of a page is asked about twice, since there are two full models."""
     rng = np.random.default_rng(11)
+    truths = [*page.truths, *(truth / page.upstream for truth in page.truths)]
     seen = false = 0
     for _ in range(runs):
-        found = [
-            stats.paired_ratio(*run_of(rng, wandering, children=count, truth=one))
-            for count, one in zip(children, truths, strict=True)
-        ]
+        upstream, *found = (
+            stats.paired_ratio(*run_of(rng, wandering, children=count, truth=truth))
+            for count, truth in zip((FEWEST_PROCESSES, *page.children), (page.upstream, *page.truths), strict=True)
+        )
+        found += [stats.quotient(one, upstream) for one in found]
         shown = stats.holm([one.p for one in found])
         seen += shown[0] and found[0].value > 1
-        false += any(mark for mark, one in zip(shown, truths, strict=True) if one == 1)
+        false += any(mark for mark, truth in zip(shown, truths, strict=True) if truth == 1)
     return Marks(seen / runs, false / runs)
+
+
+REPORTS = Path(__file__).parents[1] / "reports" / "tiny"
+
+SLOW, STRAY = 0.2, 0.015
+LEAN = {"d8": 0.2, "d2": 0.43}
+SECONDS, BETWEEN = 15, 20
+"""A machine of two states as two runs of one code met it (`tests/data/two_runs.json`). Logarithms: how much longer calls take in
+the slow state, and by how much the gain of a batch of 1 strays from one stay in a state to the next; what share of the slowness
+that gain rises by; then seconds of a process, and how many of them pass between the timing of the two runs."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The machine while a process is timed."""
+
+    slow: float = 0.0
+    stray: float = 0.0
+
+    def gain(self, record: Record, regime: str) -> float:
+        lean = LEAN.get(record.row.point or "")
+        return 0.0 if lean is None or regime == "throughput" else lean * self.slow + self.stray
+
+
+def moments(rng: np.random.Generator, count: int, *, minutes: float | None) -> list[Moment]:
+    """Of a machine whose states last so long on average; without minutes of a steady one."""
+    if minutes is None:
+        return [Moment()] * count
+    found = [Moment(SLOW * rng.integers(2), rng.normal(0, STRAY))]
+    while len(found) < count:
+        leaves = rng.uniform() < SECONDS / 60 / minutes
+        found.append(Moment(SLOW - found[-1].slow, rng.normal(0, STRAY)) if leaves else found[-1])
+    return found
+
+
+Recorded = dict[tuple[int, str], dict[str, Record]]
+"""Processes, by round and weights, with the rows that were timed there by their plans."""
+
+
+def processes_of(records: Sequence[Record]) -> Recorded:
+    found: Recorded = {}
+    for record in records:
+        assert record.timing is not None and record.plan is not None
+        for number in range(len(record.timing.columns[0].rounds)):
+            weights = next(file.sha256 for file in record.weights if file.role == "main")
+            found.setdefault((number, weights), {})[record.plan.digest] = record
+    return dict(sorted(found.items()))
+
+
+def drawn_run(rng: np.random.Generator, recorded: Recorded, machine: Sequence[Moment]) -> list[Record]:
+    """A run each process of which is one that was recorded, whole: with all its rows and all that was timed of them."""
+    taken: dict[str, list[tuple[Record, int, Moment]]] = {}
+    rows: dict[str, Record] = {}
+    for here, moment in zip(recorded.values(), machine, strict=True):
+        fit = [process for process, there in recorded.items() if here.keys() <= there.keys()]
+        number, weights = fit[rng.integers(len(fit))]
+        for plan, record in here.items():
+            rows[record.row.row] = record
+            taken.setdefault(record.row.row, []).append((recorded[number, weights][plan], number, moment))
+    return [timed(record, taken[name]) for name, record in rows.items()]
+
+
+def timed(record: Record, taken: Sequence[tuple[Record, int, Moment]]) -> Record:
+    """With rounds of other rows of its plan, each as it would have been on a machine in such a state."""
+    assert record.timing is not None
+    columns = []
+    for place, column in enumerate(record.timing.columns):
+        full, own = [], []
+        for source, number, moment in taken:
+            assert source.timing is not None
+            seen, gain = source.timing.columns[place], moment.gain(record, column.regime)
+            assert seen.beside is not None
+            full.append(tuple(math.exp(moment.slow) * second for second in seen.beside[number]))
+            own.append(tuple(math.exp(moment.slow - gain) * second for second in seen.rounds[number]))
+        columns.append(replace(column, rounds=tuple(own), beside=tuple(full)))
+    return replace(record, timing=replace(record.timing, columns=tuple(columns)))
+
+
+def slowed(record: Record, times: float) -> Record:
+    assert record.timing is not None
+    columns = tuple(
+        replace(one, rounds=tuple(tuple(times * second for second in some) for some in one.rounds))
+        for one in record.timing.columns
+    )
+    return replace(record, timing=replace(record.timing, columns=columns))
+
+
+CHANGED = "d8"
+
+
+def two_runs(records: Sequence[Record], *, runs: int, minutes: float | None = None, change: float = 1.0) -> Marks:
+    """What `varbench compare` says of two runs of one code, but that in the second rows of one point take so much longer."""
+    rng = np.random.default_rng(5)
+    recorded = processes_of(records)
+    seen = false = 0
+    for _ in range(runs):
+        machine = moments(rng, 2 * len(recorded) + BETWEEN, minutes=minutes)
+        old = drawn_run(rng, recorded, machine[: len(recorded)])
+        new = [
+            slowed(record, change) if record.row.point == CHANGED else record
+            for record in drawn_run(rng, recorded, machine[-len(recorded) :])
+        ]
+        told = [one for one in compare(old, new).changes if one.verdict in ("improved", "regressed")]
+        changed = [one for one in told if change != 1 and one.row.endswith(CHANGED)]
+        seen += any(one.figure == "speed" and one.verdict == "regressed" for one in changed)
+        false += len(told) > len(changed)
+    return Marks(seen / runs, false / runs)
+
+
+def other_images() -> list[int]:
+    """How many scores have a verdict, in comparisons of runs that made other images from the same weights."""
+    folder = REPORTS / "three-seeds" / "records"
+    runs = [load_records([folder / f"seed-{seed}"]).records for seed in range(3)]
+    untrained = [[record for record in records if record.training is None] for records in runs]
+    found = [compare(old, new).changes for old, new in itertools.combinations(untrained, 2)]
+    return [sum(one.verdict in ("improved", "regressed") for one in changes) for changes in found]
 
 
 def table(runs: int) -> str:
@@ -140,19 +282,23 @@ def table(runs: int) -> str:
                 f"| {name} | {children} | {paired.share:.3f} | {paired.half_width:.1%} | {before.share:.2f} | {before.half_width:.1%} |"
             )
     lines += ["", "| page | a true difference is marked | pages with a false mark |", "|---|---|---|"]
-    for words, truths, children in PAGES:
-        found = marks(truths, children, runs=runs)
-        seen = f"{found.seen:.0%}" if truths[0] != 1 else "-"
-        lines.append(f"| {words} | {seen} | {found.false:.1%} |")
+    for page in PAGES:
+        found = marks(page, runs=runs)
+        seen = f"{found.seen:.0%}" if page.truths[0] != 1 else "-"
+        lines.append(f"| {page.words} | {seen} | {found.false:.1%} |")
+    lines += [
+        "",
+        "| two runs of one code | a change of 10 % is told | comparisons with a false verdict |",
+        "|---|---|---|",
+    ]
+    records = load_records([REPORTS / "trained" / "records"]).records
+    for minutes in (None, 3, 6, 10):
+        words = "steady machine" if minutes is None else f"two states, of {minutes} minutes each"
+        of_ten = two_runs(records, runs=runs // 10, minutes=minutes, change=1.1).seen
+        lines.append(f"| {words} | {of_ten:.0%} | {two_runs(records, runs=runs // 10, minutes=minutes).false:.1%} |")
+    told = other_images()
+    lines.append(f"| recorded, of {len(told)} pairs of image seeds | - | {sum(map(bool, told)) / len(told):.1%} |")
     return "\n".join(lines)
-
-
-PAGES = (
-    ("one of 5 %, four plans of 12 processes", (1.05, 1.5, 2.5, 1.0), (12, 12, 12, 12)),
-    ("one of 5 %, four plans of 6 processes", (1.05, 1.5, 2.5, 1.0), (6, 6, 6, 6)),
-    ("one of 5 %, of one row and 5 processes", (1.05, 1.5, 2.5, 1.0), (5, 12, 12, 12)),
-    ("no difference, four plans of 12 processes", (1.0, 1.0, 1.0, 1.0), (12, 12, 12, 12)),
-)
 
 
 if __name__ == "__main__":

@@ -274,36 +274,6 @@ def test_the_interval_of_a_latency_is_over_rounds_where_these_differ_more_than_t
     assert [one.degrees for one in latencies if one is not None] == [11, 2]
 
 
-@pytest.mark.slow
-def test_two_runs_of_one_code_have_no_verdict_in_nineteen_of_twenty() -> None:
-    """Whole comparisons of the rows of a page, drawn anew from the recorded processes of each plan (reports/tiny)."""
-    records = [one for one in load_records([REPORTS / "trained" / "records"]).records if one.timing and one.plan]
-    by_plan: dict[str, list[Record]] = {}
-    for record in records:
-        assert record.plan is not None
-        by_plan.setdefault(record.plan.digest, []).append(record)
-    recorded = {
-        digest: [stats.median(logs) for one in some if one.timing for column in one.timing.columns[:1] if column.beside
-                 for logs in stats.paired_logs(column.beside, column.rounds)]
-        for digest, some in by_plan.items()
-    }  # fmt: skip
-    rng = random.Random(5)
-
-    def a_run(number: int) -> list[Record]:
-        made = []
-        for record in records:
-            assert record.plan is not None
-            drawn = [math.exp(rng.choice(recorded[record.plan.digest])) for _ in range(3)]
-            made.append(changed_plan(timed(record, *drawn), picks=False) if recorded[record.plan.digest] else record)
-        return made
-
-    judged = [
-        any(change.verdict in ("improved", "regressed") for change in compare(a_run(0), a_run(1)).changes)
-        for _ in range(200)
-    ]
-    assert sum(judged) / len(judged) <= 0.05
-
-
 @pytest.mark.parametrize(("old", "new"), [(0, 1), (0, 2), (1, 2)])
 def test_runs_of_three_days_with_one_process_a_row_are_not_judged(old: int, new: int) -> None:
     """Same code, another seed: speed is the same, and one process cannot say how far the next one is."""

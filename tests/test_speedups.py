@@ -17,6 +17,7 @@ from varbench import record as r
 from varbench.base import stats
 from varbench.record import Record, load_records
 from varbench.show.advice import advice, rounds_for
+from varbench.show.answer import answer
 from varbench.show.compare import compare
 from varbench.show.entries import Block, Entry, blocks_of, judge_speed
 from varbench.show.speedups import beside
@@ -160,6 +161,36 @@ def test_a_difference_that_passes_alone_does_not_pass_beside_many() -> None:
 def test_rows_of_one_plan_have_one_mark() -> None:
     block = page(*three())
     assert {judge_speed(entry(block, name), "lossless") for name in (A, B, C)} == {"better"}
+
+
+def stalled(record: Record, held_up: float) -> Record:
+    assert record.timing is not None
+    return dataclasses.replace(record, timing=dataclasses.replace(record.timing, held_up=held_up))
+
+
+def test_a_speedup_of_calls_that_stalled_has_no_mark_and_a_line_with_a_command() -> None:
+    """Nor have other rows of its plan, whose figure rests on its calls too."""
+    first, second, third = three()
+    other = changed_plan(timed(make_record("a@d8"), 1.4, 1.41, 1.39, 1.4, 1.4), digest="a")
+    block = page(stalled(first, 0.06), second, stalled(third, 0.04), other)
+    assert [judge_speed(entry(block, name), "lossless") for name in (A, B, C)] == [None, None, None]
+    assert judge_speed(entry(block, "a@d8"), "lossless") == "better"
+    (found,) = [notice for notice in advice(block) if "held up" in notice.text]
+    assert all(name in found.text for name in (A, B, C)) and "a@d8" not in found.text
+    assert found.next_command is not None and found.next_command.startswith(f"varbench run --plugins {B},{C},{A}")
+
+
+def test_a_speedup_over_a_full_model_that_stalled_has_no_mark() -> None:
+    lossless, upstream = full_records(noise=0.0)
+    (block,) = blocks_of([lossless, stalled(upstream, 0.06), *three()])
+    assert (judge_speed(entry(block, A), "lossless"), judge_speed(entry(block, A), "upstream")) == ("better", None)
+
+
+def test_where_all_calls_stalled_nothing_is_said_to_be_faster() -> None:
+    assert answer(page(*(stalled(record, 0.06) for record in three()))).startswith("The machine was too busy")
+    other = changed_plan(timed(make_record("a@d8"), 1.4, 1.41, 1.39, 1.4, 1.4), digest="a")
+    said = answer(page(*(stalled(record, 0.06) for record in three()), other))
+    assert said.startswith("Deploy `a@d8`") and said.endswith("; left out: 3 of 4 rows, whose calls were held up.")
 
 
 # Advice

@@ -13,7 +13,7 @@ from varbench.record.option_forms import as_arguments
 from varbench.record.options import FEWEST_PROCESSES
 from varbench.show import formatting
 from varbench.show.entries import Block, Entry
-from varbench.show.speedups import Speed
+from varbench.show.speedups import STALLED, Speed
 
 MOST_ROUNDS = 50
 """More are no advice: a quieter machine is."""
@@ -30,9 +30,8 @@ def advice(block: Block) -> list[Notice]:
     """A quick look is not to be made better but to be followed by a run."""
     if block.conditions["quick"]:
         return []
-    return [
-        notice for find in (_busy, _wide, _few, _apart, _memory, _unforeseen) if (notice := find(block)) is not None
-    ]
+    finders = (_busy, _held_up, _wide, _few, _apart, _memory, _unforeseen)
+    return [notice for find in finders if (notice := find(block)) is not None]
 
 
 def across_blocks(blocks: Sequence[Block]) -> list[Notice]:
@@ -84,6 +83,17 @@ def _busy(block: Block) -> Notice | None:
         "of the calls were held up and made again",
         next_command=WHO_IS_BUSY,
     )
+
+
+def _held_up(block: Block) -> Notice | None:
+    stalled = [entry for entry, speed in _timed(block) if speed.held_up]
+    if not stalled:
+        return None
+    text = (
+        f"speedups without a mark, of calls that were held up for more than {STALLED:.0%} of their time, the row's or those of "
+        f"others with its plan: {_some(entry.name for entry in stalled)}"
+    )
+    return Notice(text=text, next_command=_again(stalled, rounds=stalled[0].first.protocol.rounds))
 
 
 def _wide(block: Block) -> Notice | None:

@@ -193,6 +193,7 @@ def _speedup(accounting: str) -> Callable[[Entry, Block], Cell]:
         span = f"{speedup.low:.3f} to {speedup.high:.3f}" if speedup.low != speedup.high else ""
         if speed.processes > speed.own_processes and span:
             span += f", over {speed.processes} processes; by its own {formatting.times(speed.own)}"
+        span += "; calls were held up, so it has no mark" if speed.held_up else ""
         mark, words = _with_decoder(entry)
         text, half = f"{speedup.value:.2f}x{mark}", (speedup.high - speedup.low) / 2
         return Cell(

@@ -15,13 +15,10 @@ from varbench.base import stats
 from varbench.base.stats import Interval, Ratio
 from varbench.show.entries import Entry
 from varbench.show.limits import Change, Outcome
-from varbench.show.speedups import WITH_MACHINE, machine, processes, rounds_of, speedup
+from varbench.show.speedups import WITH_MACHINE, machine, processes, rounds_of, speedup, were_held_up
 
 SPEED_MINIMUM = 0.01
 """A smaller change of speed or memory is nobody's concern, however sure it is."""
-
-STALLED = 0.05
-"""Calls that count and were held up for so much of their time tell how busy the machine was, and not how fast a row is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +44,7 @@ def speed_changes(pairs: dict[str, Sides]) -> dict[str, list[Change]]:
                 plan: tuple[object, ...] = (figure, *(tuple(map(id, side.entry.alike)) for side in sides))
                 ratios[name, figure] = (old, new, _quotient(old, new, sides, figure))
                 plans[name, figure] = plan
-                if all(_processes(side, figure) > 1 and not _was_held_up(side) for side in sides):
+                if all(_processes(side, figure) > 1 and not were_held_up(side.entry.alike) for side in sides):
                     questions[plan] = ratios[name, figure][2]
     shown = dict(zip(questions, stats.holm([one.p for one in questions.values()]), strict=True))
     changes: dict[str, list[Change]] = {name: [] for name in pairs}
@@ -87,12 +84,6 @@ def _quotient(old: Ratio, new: Ratio, sides: Sides, figure: str) -> Ratio:
 
 def _processes(side: Side, figure: str) -> int:
     return processes(side.entry.alike, *_column(side.entry, figure))
-
-
-def _was_held_up(side: Side) -> bool:
-    """Stalls do not fall on a row and its neighbour alike."""
-    held_up = [record.timing.held_up for record in side.entry.alike if record.timing]
-    return max((share for share in held_up if share is not None), default=0.0) > STALLED
 
 
 def _anchored(name: str, figure: str, old: Ratio, new: Ratio, change: Ratio, *, shown: bool | None) -> Change:

@@ -15,7 +15,17 @@ from varbench.record import Record, Score, Status, Totals, Verdict
 from varbench.record.option_forms import compared, in_words
 from varbench.show import formatting
 from varbench.show.score_differences import interval_of, named_score, same_noise_difference
-from varbench.show.speedups import ALIKE, Speed, beside, kind_of_work, processes, speedup, timed_by, timing_column
+from varbench.show.speedups import (
+    ALIKE,
+    Speed,
+    beside,
+    kind_of_work,
+    processes,
+    speedup,
+    timed_by,
+    timing_column,
+    were_held_up,
+)
 
 # The start of the SHA-256 of the two files in which the published Inception weights circulate.
 PUBLISHED_INCEPTION = ("6726825d", "f58cb9b6")
@@ -336,19 +346,22 @@ def _with_speeds(entries: list[Entry]) -> list[Entry]:
                     own=ALIKE if is_itself else own,
                     processes=count,
                     own_processes=own_count,
+                    held_up=were_held_up(alike) or (accounting != "lossless" and were_held_up(denominator.complete)),
                 )
         found.append(dataclasses.replace(entry, alike=alike, speeds=speeds))
     return found
 
 
 def _marks(entries: Sequence[Entry]) -> dict[int, dict[str, Judgement]]:
-    """Of all entries of a page, by Holm: each plan is one question for each denominator, however many rows run it."""
+    """Of all entries of a page, by Holm: each plan is one question for each denominator, however many rows run it. What was held
+    up is none: that bends a ratio and does not widen its interval."""
     questions: dict[tuple[object, ...], list[tuple[Entry, str]]] = {}
     for entry in entries:
         if entry.believable and not entry.is_full:
-            for accounting in entry.speeds:
-                which = tuple(map(id, entry.alike))
-                questions.setdefault((which, accounting), []).append((entry, accounting))
+            for accounting, speed in entry.speeds.items():
+                if not speed.held_up:
+                    which = tuple(map(id, entry.alike))
+                    questions.setdefault((which, accounting), []).append((entry, accounting))
     ratios = [some[0][0].speeds[some[0][1]].ratio for some in questions.values()]
     marks: dict[int, dict[str, Judgement]] = {}
     for ratio, shown, some in zip(ratios, stats.holm([one.p for one in ratios]), questions.values(), strict=True):

@@ -22,6 +22,10 @@ WITH_MACHINE = 0.5
 """A speedup may move by this share of what the machine's own speed moves by, both as logarithms. Machines have states that last
 for minutes, and a batch of 1 gains less in a fast one: by 0.43 of it was seen (docs/measuring.md)."""
 
+STALLED = 0.05
+"""Calls that count and were held up for so much of their time tell how busy the machine was, and not how fast a row is: stalls do
+not fall on a row and its neighbour alike."""
+
 ALIKE = Ratio(value=1.0, low=1.0, high=1.0, error=0.0, degrees=0)
 """Of what is divided by itself."""
 
@@ -37,6 +41,8 @@ class Speed:
     processes: int
     """That `ratio` is over."""
     own_processes: int
+    held_up: bool
+    """By calls that stalled, so that it is no ground for a mark."""
 
     @property
     def half_width(self) -> float:
@@ -132,6 +138,11 @@ def processes(records: Iterable[Record], column: str, regime: str) -> int:
             for number in range(len(timing.rounds))
         }
     )
+
+
+def were_held_up(records: Iterable[Record]) -> bool:
+    shares = [record.timing.held_up for record in records if record.timing]
+    return max((share for share in shares if share is not None), default=0.0) > STALLED
 
 
 def speedup(

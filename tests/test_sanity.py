@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from scripted import Script, a_run, conduct, scripted
 
-from varbench import rows
 from varbench.base import stats
 from varbench.data.shapes import Shapes
+from varbench.measure.calls import Times
 from varbench.measure.overseer import Lap, Overseer, Oversight, ScoredImages
 from varbench.measure.process_memory import private_bytes
-from varbench.plan import presets
-from varbench.plan.compiler import compile_plan
-from varbench.plan.cost import work
+from varbench.measure.speed import Call, Pair, SpeedRound
 from varbench.quality import copies
 from varbench.quality.likeness import chance
-from varbench.record import Score
+from varbench.record import Record, Score, load_records
+from varbench.rows import FULL
+from varbench.rows.manager import manager
 from varbench.run import sanity
 from varbench.run.findings import Findings
 from varbench.run.prepare import Run
@@ -61,21 +61,77 @@ def test_memory_that_torch_and_python_do_not_know_is_seen() -> None:
     assert (private_bytes() or 0) - before < 1 << 20
 
 
-@pytest.mark.parametrize("batch", [1, 32])
-def test_every_shipped_row_may_be_as_fast_as_its_work_allows(batch: int) -> None:
-    model = presets.preset("tiny").spec
-    full = work(compile_plan(model, rows.resolve("full_var", model).policies), batch=batch, dtype="bfloat16")
-    found = rows.attempt(
-        "variant,code,fastvar,prefix_exit,scale_window,scalekv,streaming,h2o,snapkv,hack,quant_cache",
-        model,
-        all_settings=True,
-    ).rows
-    saved = {}
-    for row in found:
-        own = work(compile_plan(model, row.policies), batch=batch, dtype="bfloat16")
-        saved[row.name] = sanity.explained(own, full, calls=(1, 1))
-    assert min(saved.values()) >= 1
-    assert saved["variant@full"] == 1 and 4 < saved["variant@d2"] < 5
+NOT_RECORDED = {
+    "actvar": "not trained for long enough to be reported",
+    "llamagen": "not trained for long enough to be reported",
+    "dit": "untrained, and no plan says what it saves",
+}
+"""Shipped plugins that no row of the report has, and why."""
+
+
+@pytest.fixture(scope="module")
+def recorded() -> tuple[Run, list[Record]]:
+    """Every row of the report of all methods, and the run that would make it today."""
+    records = list(load_records([Path(__file__).parents[1] / "reports" / "tiny" / "all-methods" / "records"]).records)
+    options = records[0].protocol
+    with pytest.MonkeyPatch.context() as monkeypatch, scripted(monkeypatch):
+        run = a_run(
+            Path("all-methods"), plugins=",".join(record.row.row for record in records), batch=options.batch,
+            dtype=options.dtype, rounds=options.rounds,
+        )  # fmt: skip
+    return run, records
+
+
+def speed_of(record: Record, *, faster: float = 1.0) -> dict[int, SpeedRound]:
+    """The rounds that the record's samples are of; `faster` is how much more so its network is said to be."""
+    assert record.timing is not None
+    pairs: dict[int, dict[str, list[Pair]]] = {}
+    for regime in ("throughput", "latency"):
+        columns = {one.column: one for one in record.timing.columns if one.regime == regime}
+        for number, samples in enumerate(columns["end_to_end"].rounds):
+            for place in range(len(samples)):
+                sides = []
+                for side, share in (("rounds", faster), ("beside", 1.0)):
+                    seconds = {name: getattr(column, side)[number][place] for name, column in columns.items()}
+                    told = {name: seconds.get(name) for name in ("transformer", "loop", "with_decoder", "end_to_end")}
+                    told["transformer"] = told["transformer"] and told["transformer"] / share
+                    sides.append(Call(times=Times(clock="", steps=(), began=0.0, ended=0.0, **told), strain=None))
+                pairs.setdefault(number, {}).setdefault(regime, []).append(Pair(row=sides[0], full=sides[1]))
+    return {
+        number: SpeedRound(
+            first_call=1.0, second_call=1.0, throughput=tuple(of["throughput"]), latency=tuple(of["latency"])
+        )
+        for number, of in pairs.items()
+    }
+
+
+def test_every_shipped_plugin_has_a_recorded_row_or_a_reason(recorded: tuple[Run, list[Record]]) -> None:
+    shipped = {name for name in manager().names() if manager().info(name).distribution == "varbench"}
+    assert shipped - {plugin.name for record in recorded[1] for plugin in record.row.plugins} == set(NOT_RECORDED)
+
+
+def test_no_recorded_row_of_a_shipped_method_trips(recorded: tuple[Run, list[Record]]) -> None:
+    """By its raw samples against what its plan of today saves, and by its score against that of real images."""
+    run, records = recorded
+    assert len(records) > 60
+    floors = next(one.quality.floors for one in records if one.row.row == FULL and one.quality)
+    for record in records:
+        found = Findings(speed=speed_of(record))
+        assert list(sanity.reasons(run, run.rows[record.row.row], found, {})) == [], record.row.row
+        if record.quality is not None and record.quality.scores:
+            assert not sanity.beats_real_images(record.quality.scores[0], floors["real"]), record.row.row
+
+
+def test_a_recorded_row_whose_network_would_save_more_than_its_plan_does_trips(
+    recorded: tuple[Run, list[Record]],
+) -> None:
+    run, records = recorded
+    for record in records:
+        row = run.rows[record.row.row]
+        if row.plan is None or row.resolved.accounting != "lossless":
+            continue
+        said = "; ".join(sanity.reasons(run, row, Findings(speed=speed_of(record, faster=400)), {}))
+        assert "it saves no more than" in said, record.row.row
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from varbench.base import stats
 from varbench.record import Record, load_records
 from varbench.show.advice import advice, rounds_for
 from varbench.show.answer import answer
+from varbench.show.columns import table_of
 from varbench.show.compare import compare
 from varbench.show.entries import Block, Entry, blocks_of, judge_speed
 from varbench.show.speedups import beside
@@ -75,6 +76,19 @@ def test_rows_of_one_plan_are_one_sample_of_processes() -> None:
     assert speeds[0].processes == 9
     assert all(speed.own.width > 2 * speed.ratio.width for speed in speeds[::2])
     assert speeds[0].own.value == pytest.approx((1.5 * 1.53 * 1.47) ** (1 / 3))
+
+
+def test_latency_is_told_in_times_faster_by_the_estimator_of_the_speedup() -> None:
+    """From the pairs of all rows of a plan, whatever their seconds come to on a day; and on what machine they are."""
+    block = page(*three())
+    columns, rows = table_of(block)
+    place = [column.key for column in columns].index("latency_speedup")
+    shown = {entry.name: cells[place] for entry, cells in zip(block.entries, rows, strict=True)}
+    found = entry(block, A).speeds["lossless"].ratio
+    assert shown[A].text == shown[B].text == "1.50x" and shown["full_var"].text == "1.00x"
+    assert shown[A].interval is not None and shown[A].interval.value == pytest.approx(found.value)
+    assert shown[A].interval.width >= found.width, "rounds differ too"
+    assert shown[A].note.endswith("where the full model takes 1.00 s to 1.00 s")
 
 
 def test_rows_that_share_a_process_are_one_there() -> None:

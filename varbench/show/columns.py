@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 from varbench.base.stats import Interval
-from varbench.show import formatting
+from varbench.show import formatting, speedups
 from varbench.show.entries import Block, Entry, ended, judge_quality, judge_speed, recipe_of, score_label
 from varbench.show.held_against import held
 from varbench.show.published import figures_text, source_text
@@ -76,6 +77,12 @@ def columns_of(block: Block) -> tuple[Column, ...]:
         ),
         Column("batch", f"time, batch {batch}", "transformer only", _batch_time, terminal="batch\ntime"),
         Column("latency", "latency, batch 1", "end to end", _time("end_to_end", "latency"), terminal="latency"),
+        Column(
+            "latency_speedup",
+            "latency, times faster",
+            "end to end, batch 1, each call against the full model's beside it; 95 % interval; in what state the machine was on hover",
+            _latency_speedup,
+        ),
         Column("memory", "peak memory", "peak of torch's allocator, weights included", _peak),
         Column(
             "state",
@@ -206,6 +213,20 @@ def _speedup(accounting: str) -> Callable[[Entry, Block], Cell]:
         )
 
     return cell
+
+
+def _latency_speedup(entry: Entry, block: Block) -> Cell:
+    full, of = block.full.get("lossless"), ("end_to_end", "latency")
+    if full is None:
+        return Cell(text=None, note="the full model was not measured")
+    found = speedups.speedup(entry.alike, full.complete, accounting="lossless", column=of[0], regime=of[1])
+    if found is None:
+        return Cell(text=None, note=why(entry, "timing"))
+    found = speedups.ALIKE if entry is full else found
+    note = f"{found.low:.3f} to {found.high:.3f}" if found.degrees else ""
+    if seconds := sorted(map(math.exp, speedups.machine(entry.alike, *of))):
+        note += f", where the full model takes {formatting.seconds(seconds[0])} to {formatting.seconds(seconds[-1])}"
+    return Cell(text=f"{found.value:.2f}x", note=note, sort=found.value, interval=found)
 
 
 def _with_decoder(entry: Entry) -> tuple[str, str]:

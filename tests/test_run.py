@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from scripted import Script, ScriptedChild, a_run, conduct, options, scripted
 from varbench import rows
 from varbench.__main__ import main
 from varbench.base.termination import terminated_as_interrupted
+from varbench.commands import run as run_command
 from varbench.errors import UserError
 from varbench.measure.calls import Request
 from varbench.measure.speed import Pair, SpeedRound
@@ -34,7 +36,7 @@ from varbench.quality.feature_cache import cached_arrays
 from varbench.record import Samples, Status, Verdict, read_record, write_record
 from varbench.record.failure import Failure
 from varbench.rows import FULL, UPSTREAM
-from varbench.run import children, identity, timing
+from varbench.run import children, display, identity, timing
 from varbench.run.children import Child, ChildEndedError, Process
 from varbench.run.conduct import PARTS, Conduct
 from varbench.run.display import Display
@@ -47,7 +49,7 @@ from varbench.run.prepare import TOGETHER, Run, prepare
 from varbench.run.reasons import of_exception
 from varbench.run.resume import complete_records, other_settings, set_aside_outdated
 from varbench.run.scorers import Scorers
-from varbench.run.session import locked
+from varbench.run.session import locked, parts
 from varbench.run.side_by_side import side_by_side
 from varbench.run.training_section import section
 from varbench.run.verify import mismatches
@@ -1065,14 +1067,61 @@ def test_what_a_child_writes_never_ends_the_display(capsys: pytest.CaptureFixtur
     assert "[/bold] and so on" in capsys.readouterr().out
 
 
-def test_time_left_is_reckoned_from_parts_of_the_same_kind() -> None:
-    display = Display({"training": 1, "speed": 2})
-    assert display.seconds_left() is None
-    for kind in ("training", "speed"):
-        with display.part(kind, ""):
-            time.sleep(0.01)
-    left = display.seconds_left()
-    assert left is not None and left > 0
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the display takes the time from."""
+    now = [0.0]
+    monkeypatch.setattr(display, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_time_left_is_reckoned_from_parts_of_the_same_kind(clock: list[float]) -> None:
+    shown = Display({"training": 1, "speed": 3})
+    assert shown.seconds_left() is None
+    for kind, seconds in (("training", 100.0), ("speed", 10.0)):
+        with shown.part(kind, ""):
+            clock[0] += seconds
+    assert shown.seconds_left() == 20
+    with shown.part("speed", ""):
+        clock[0] += 4
+        assert shown.seconds_left() == 16
+        clock[0] += 40
+        assert shown.seconds_left() == 10, "a part that takes longer takes nothing from the next one"
+
+
+def test_before_a_kind_has_a_finished_part_its_prediction_stands_at_the_machines_pace(clock: list[float]) -> None:
+    shown = Display({"images": 2, "speed": 3}, {"images": 10.0, "speed": 20.0})
+    assert shown.seconds_left() == 80
+    with shown.part("images", ""):
+        clock[0] += 15  # half as long again
+    assert shown.seconds_left() == 15 + 1.5 * 60
+    with shown.part("images", ""):
+        clock[0] += 1  # what was there already says nothing of the machine
+    assert shown.seconds_left() == 60
+
+
+def test_without_a_terminal_a_part_tells_once_a_minute_where_it_is(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = Display({"speed": 2}, {"speed": 300.0})
+    with shown.part("speed", "round 1"):
+        for seconds in range(0, 150, 10):
+            clock[0] = float(seconds)
+            shown.detail(f"row at {seconds}")
+    first, *later = capsys.readouterr().err.splitlines()
+    assert first == "[1/2, 0 s, about 10 min left] speed: round 1"
+    assert later == [
+        "  speed: round 1: row at 70, about 9 min left",
+        "  speed: round 1: row at 140, about 8 min left",
+    ]
+
+
+def test_the_display_begins_with_what_a_dry_run_says(tmp_path: Path, script: Script) -> None:
+    for quick in (False, True):
+        run = run_command._foreseen(a_run(tmp_path, plugins="variant@d8", quick=quick), tmp_path)
+        shown = Display(parts(run), run.part_seconds)
+        said = forecast(run, tmp_path, {}, weights=Ahead(origins={})).seconds
+        assert said is not None and shown.seconds_left() == pytest.approx(said)
 
 
 def test_a_subject_compiles_what_was_prepared_for_every_method_that_ships() -> None:

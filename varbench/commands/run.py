@@ -15,6 +15,7 @@ from varbench.commands import add_config, add_json
 from varbench.commands.report import RUNS, newest_run
 
 if TYPE_CHECKING:
+    from varbench.record import Record
     from varbench.record.options import Options
     from varbench.run.prepare import Run
 
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         return NOTHING_SELECTED
     if args.dry_run:
         return _forecast(runs, out, as_json=args.json)
-    runs = [_looked_at(this) for this in runs]
+    runs = [_foreseen(_looked_at(this), out) for this in runs]
     missing = [] if sets[0].out else ["--out", str(out)]
     again = shlex.join(["varbench", *sys.argv[1:], *([] if args.resume else ["--resume"]), *missing])
     records, code = carry_out(runs, out, resume=args.resume, again=again)
@@ -103,13 +104,26 @@ def _looked_at(run: Run) -> Run:
     return run
 
 
+def _foreseen(run: Run, out: Path) -> Run:
+    """With the time that its parts are predicted to take. Trained weights are not looked at for that, which takes seconds."""
+    from varbench.run.messages import Ahead
+    from varbench.show.forecast import forecast
+
+    found = forecast(run, out, _complete(run, out), weights=Ahead(origins={}))
+    return replace(run, part_seconds=found.part_seconds)
+
+
+def _complete(run: Run, out: Path) -> dict[str, Record]:
+    from varbench.run.resume import complete_records
+
+    return complete_records(run, out) if out.is_dir() else {}
+
+
 def _forecast(runs: list[Run], out: Path, *, as_json: bool) -> int:
     from varbench.run.prepare import ahead
-    from varbench.run.resume import complete_records
     from varbench.show import forecast
 
-    done = [complete_records(this, out) if out.is_dir() else {} for this in runs]
-    found = [forecast.forecast(this, out, known, weights=ahead(this)) for this, known in zip(runs, done, strict=True)]
+    found = [forecast.forecast(this, out, _complete(this, out), weights=ahead(this)) for this in runs]
     if as_json:
         print(json.dumps([asdict(one) for one in found] if len(found) > 1 else asdict(found[0]), indent=1))
     else:

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,14 +16,17 @@ _EVERY = 60.0
 
 class Display:
     """`part` encloses the work of one process, `detail` says what it is at, `note` prints a line that stays. `kinds` says how
-    many parts of each kind there will be."""
+    many parts of each kind there will be, `predicted` how many seconds one takes, where that is known."""
 
-    def __init__(self, kinds: dict[str, int], *, bar: Any = None) -> None:
+    def __init__(self, kinds: dict[str, int], predicted: Mapping[str, float] | None = None, *, bar: Any = None) -> None:
         self._left = Counter(kinds)
+        self._predicted = predicted or {}
         self._total = sum(kinds.values())
         self._took: dict[str, list[float]] = {}
         self._bar = bar
         self._began = self._spoke = time.monotonic()
+        self._at: tuple[str, float] | None = None
+        """The kind of the part that is at work, and when it began."""
         self._title = ""
         if bar is not None:
             self._task = bar.add_task("starting", total=self._total, left="")
@@ -32,6 +35,7 @@ class Display:
     def part(self, kind: str, title: str) -> Iterator[None]:
         done = self._total - sum(self._left.values())
         self._title = f"{kind}: {title}"
+        self._at = (kind, time.monotonic())
         if self._bar is None:
             print(
                 f"[{done + 1}/{self._total}, {time.monotonic() - self._began:.0f} s{self._in_words()}] {self._title}",
@@ -46,6 +50,7 @@ class Display:
         finally:
             self._took.setdefault(kind, []).append(time.monotonic() - began)
             self._left[kind] -= 1
+            self._at = None
             if self._bar is not None:
                 self._bar.advance(self._task)
 
@@ -65,7 +70,8 @@ class Display:
             self._show(": ".join(filter(None, (self._title, text))))
         elif time.monotonic() - self._spoke > _EVERY:
             self._spoke = time.monotonic()
-            print("  " + ": ".join(filter(None, (self._title, text))), file=sys.stderr, flush=True)
+            told = ": ".join(filter(None, (self._title, text)))
+            print(f"  {told}{self._in_words()}", file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
         if self._bar is None:
@@ -85,17 +91,25 @@ class Display:
         )
 
     def seconds_left(self) -> float | None:
-        """Estimated from how long finished parts of each kind took; None while a kind that is left has no finished part."""
+        """By how long finished parts of each kind took. Of a kind that has none, by what was predicted, which is the least that
+        it can take, and by how much slower than that all were so far. None while a kind is left of which neither is known."""
+        done = {kind: sum(took) for kind, took in self._took.items() if kind in self._predicted}
+        foreseen = sum(len(self._took[kind]) * self._predicted[kind] for kind in done)
+        slower = max(1.0, sum(done.values()) / foreseen) if foreseen else 1.0
+        each = {kind: slower * seconds for kind, seconds in self._predicted.items()}
+        each |= {kind: sum(took) / len(took) for kind, took in self._took.items()}
         kinds = [kind for kind, left in self._left.items() if left > 0]
-        if any(kind not in self._took for kind in kinds):
+        if any(kind not in each for kind in kinds):
             return None
-        return sum(self._left[kind] * sum(self._took[kind]) / len(self._took[kind]) for kind in kinds)
+        kind, began = self._at or ("", 0.0)
+        spent = min(time.monotonic() - began, each[kind]) if kind in kinds else 0.0
+        return sum(self._left[kind] * each[kind] for kind in kinds) - spent
 
 
 @contextlib.contextmanager
-def shown(kinds: dict[str, int]) -> Iterator[Display]:
+def shown(kinds: dict[str, int], predicted: Mapping[str, float] | None = None) -> Iterator[Display]:
     if not sys.stderr.isatty():
-        yield Display(kinds)
+        yield Display(kinds, predicted)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -105,4 +119,4 @@ def shown(kinds: dict[str, int]) -> Iterator[Display]:
         TextColumn("{task.description}"),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        yield Display(kinds, bar=bar)
+        yield Display(kinds, predicted, bar=bar)

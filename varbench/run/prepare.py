@@ -78,6 +78,8 @@ class Run:
     metrics: tuple[str, ...] = ()
     """Plugins that bring metrics."""
     available_memory: int | None = None
+    part_seconds: dict[str, float] = field(default_factory=dict)
+    """Predicted, of a part of each kind that the live display counts; a kind that is not there is not predicted."""
     began: int = 0
     """Before any code of a plugin ran, in nanoseconds since 1970: only what lay on disk by then is taken over."""
 

@@ -47,7 +47,7 @@ def _carry_out(
     found = complete_records(run, out) if resume else {}
     if resume:
         _say_what_is_there(run, out, len(found), others=others)
-    with shown(parts(run)) as display, terminated_as_interrupted(), contextlib.ExitStack() as cleanup:
+    with shown(parts(run), run.part_seconds) as display, terminated_as_interrupted(), contextlib.ExitStack() as cleanup:
         conduct: Conduct | Dispatch
         if run.options.executor == "ray":
             from varbench.run.spread.on_ray import RayCluster

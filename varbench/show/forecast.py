@@ -48,6 +48,8 @@ class Forecast:
     seconds: float | None
     bound: bool
     """Whether these are a bound: nobody measured what the device reaches."""
+    part_seconds: dict[str, float]
+    """Of a part of each kind as the live display counts them; a training is none that could be predicted here."""
     out: str
 
 
@@ -57,7 +59,7 @@ def forecast(run: Run, out: Path, done: dict[str, Record], *, weights: Ahead) ->
     full: int | None = None
     too_large = misfits(run, free=run.available_memory) if options.device == "cpu" else {}
     cached = {name: () if name in done else _cached(run, name, out, weights) for name in run.rows}
-    lines, seconds = [], 0.0
+    lines, image_seconds, speed_seconds = [], 0.0, 0.0
     for name, row in run.rows.items():
         failure = row.resolved.failure
         share = call = None
@@ -71,7 +73,8 @@ def forecast(run: Run, out: Path, done: dict[str, Record], *, weights: Ahead) ->
             images = options.images if run.is_scored(name) and "quality" not in cached[name] else 0
             looks = 0 if "memory" in cached[name] else 10
             timed = 1.5 * options.count * call + 4 * call  # the fewest pairs; a noisy machine takes more
-            seconds += run.rounds_of(name) * timed + looks * call + images / options.batch * call
+            image_seconds += looks * call + images / options.batch * call
+            speed_seconds += run.rounds_of(name) * timed
         lines.append(
             ForecastRow(
                 row=name,
@@ -84,7 +87,12 @@ def forecast(run: Run, out: Path, done: dict[str, Record], *, weights: Ahead) ->
             )
         )
     ready = [one for one in run.weight_sets if all(name in done or _is_known(run, name, cached) for name in one.rows)]
-    processes = sum(parts(run).values()) - (0 if options.quick else len(ready))
+    kinds = parts(run)
+    processes = sum(kinds.values()) - (0 if options.quick else len(ready))
+    seconds = image_seconds + speed_seconds
+    images_part = image_seconds / len(run.weight_sets)
+    speed_part = speed_seconds / max(1, kinds["speed"] + kinds["images and speed"])
+    each = {"images and memory": images_part, "images and speed": images_part + speed_part, "speed": speed_part}
     return Forecast(
         title=f"{options.model}, {', '.join(in_words(options))}",
         rows=tuple(lines),
@@ -92,6 +100,7 @@ def forecast(run: Run, out: Path, done: dict[str, Record], *, weights: Ahead) ->
         weights=weights.origins,
         seconds=seconds + _START_SECONDS * processes if seconds else None,
         bound=hardware is not None and hardware.bounds(options.dtype),
+        part_seconds={kind: _START_SECONDS + part for kind, part in each.items()} if seconds else {},
         out=str(out),
     )
 

@@ -147,7 +147,7 @@ class ScriptedChild:
         (row,) = [one for one in resolved(_all(self.job), manager()).rows if one.name == request.row]
         assert row.plan is not None
         states = list(state_over_time(row.plan, batch=len(request.labels), dtype=self.job.options.dtype))
-        planned = work(row.plan, batch=len(request.labels), dtype=self.job.options.dtype)
+        planned = work(row.plan, batch=len(request.labels), dtype=self.job.options.dtype, device="cpu", filtered=False)
         needed = max(step.activations for step in planned.steps)
         peaks = Peaks(
             weights=5, allocated=5 + max(p for p, _ in states) + needed, reserved=None, left=0, resident=9, nvml_process=None,

@@ -6,36 +6,43 @@ import gc
 
 import pytest
 import torch
+from scripted import options
 
 from varbench import load_pipeline
 from varbench.engine.subjects import Ask, EngineSubject
 from varbench.measure import memory
-from varbench.measure.calls import Peaks
-from varbench.plan.cost import PlanWork, work
+from varbench.measure.calls import Peaks, balanced_labels
+from varbench.plan.cost import work
 
 BATCH = 8
+DEFAULT = options()
 ROWS = ("full_var", "variant@d8", "variant@d2")
 
 
 @pytest.fixture(scope="module")
 def subject() -> EngineSubject:
-    pipe = load_pipeline("tiny", random=True, dtype="float32")
-    made = EngineSubject(pipe=pipe, cfg=1.5, top_k=0, top_p=0.0)
+    return subject_of("float32")
+
+
+@pytest.fixture(scope="module")
+def by_default() -> EngineSubject:
+    return subject_of(DEFAULT.dtype)
+
+
+def subject_of(dtype: str) -> EngineSubject:
+    pipe = load_pipeline("tiny", random=True, dtype=dtype)
+    made = EngineSubject(pipe=pipe, cfg=1.5, top_k=DEFAULT.top_k, top_p=DEFAULT.top_p)
     for row in ROWS:
         made.make(Ask(row=row, labels=(0,), seed=0))  # sets up what every row needs
     return made
 
 
-def look(subject: EngineSubject, row: str, *, seed: int = 0) -> tuple[Peaks, int]:
+def look(subject: EngineSubject, row: str, *, seed: int = 0, batch: int = BATCH) -> tuple[Peaks, int]:
     """Peaks, and the largest state that the call's own trace holds."""
-    ask = Ask(row=row, labels=tuple(range(BATCH)), seed=seed)
+    ask = Ask(row=row, labels=balanced_labels(batch, 10), seed=seed)
     made, peaks = memory.peaks(lambda: subject.make(ask), weights=subject.weight_bytes(row), device=torch.device("cpu"))
     assert made.trace is not None
     return peaks, max(made.trace.state_peak)
-
-
-def planned(subject: EngineSubject, row: str) -> PlanWork:
-    return work(subject.pipe.compile(row)[0], batch=BATCH, dtype="float32")
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -59,8 +66,20 @@ def test_a_smaller_state_is_a_smaller_peak_by_as_much(subject: EngineSubject) ->
 
 @pytest.mark.parametrize("row", ROWS)
 def test_the_plans_activations_are_within_a_sixth_of_the_measured(subject: EngineSubject, row: str) -> None:
-    peaks, state = look(subject, row)
+    hold_to_plan(subject, row, batch=BATCH, dtype="float32")
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_so_they_are_in_the_batch_and_type_of_a_run_of_tiny(by_default: EngineSubject, row: str) -> None:
+    assert (DEFAULT.batch, DEFAULT.dtype) == (32, "bfloat16")
+    hold_to_plan(by_default, row, batch=DEFAULT.batch, dtype=DEFAULT.dtype)
+
+
+def hold_to_plan(subject: EngineSubject, row: str, *, batch: int, dtype: str) -> None:
+    peaks, state = look(subject, row, batch=batch)
     assert peaks.allocated is not None
     measured = peaks.allocated - peaks.weights - state
-    assert max(step.activations for step in planned(subject, row).steps) == pytest.approx(measured, rel=0.15)
-    assert max(step.state_peak for step in planned(subject, row).steps) == state
+    plan = subject.pipe.compile(row)[0]
+    planned = work(plan, batch=batch, dtype=dtype, device="cpu", filtered=DEFAULT.filters).steps
+    assert max(step.activations for step in planned) == pytest.approx(measured, rel=0.15)
+    assert max(step.state_peak for step in planned) == state

@@ -113,8 +113,11 @@ class Prediction:
         return self.transformer + self.decoder
 
 
-def work(plan: Plan, *, batch: int, dtype: str, device: str = "cuda", taken: WaysTaken = ()) -> PlanWork:
+def work(
+    plan: Plan, *, batch: int, dtype: str, device: str = "cuda", taken: WaysTaken = (), filtered: bool = True
+) -> PlanWork:
     """Counts a plan's work for a batch of images in a compute type; `device` is "cpu", or "cuda" with or without a number.
+    Codes are drawn by top-k or top-p if `filtered`, which takes memory.
 
     Where it depends on content, of images that go these ways: without a word of it, all go the first, which is the most.
     """
@@ -124,7 +127,8 @@ def work(plan: Plan, *, batch: int, dtype: str, device: str = "cuda", taken: Way
     tokenizer, decoder_item = plan.model.tokenizer, int(ITEM[decoder_type(dtype, device)])
     steps = []
     for step, known, counted in zip(ran, seen, flops_of(seen, plan), strict=True):
-        moved, transient = traffic(plan, plan.backbone(step.backbone), step, known.images, dtype, device)
+        spec = plan.backbone(step.backbone)
+        moved, transient = traffic(plan, spec, step, known.images, dtype, device, filtered=filtered)
         moved += sum(_decoder(tokenizer, side, images, decoder_item)[1] for images, side in known.previewed)
         steps.append(
             StepWork(

@@ -8,8 +8,10 @@ from varbench.plan.steps import CacheUse, Plan, Step, SubLayer, total
 from varbench.spec import ModelSpec
 
 
-def traffic(plan: Plan, spec: ModelSpec, step: Step, batch: int, dtype: str, device: str) -> tuple[int, int]:
-    """Bytes moved in a step, and the largest transient."""
+def traffic(
+    plan: Plan, spec: ModelSpec, step: Step, batch: int, dtype: str, device: str, *, filtered: bool = True
+) -> tuple[int, int]:
+    """Bytes moved in a step, and the largest transient; `filtered` where codes are drawn by top-k or top-p."""
     item, width = int(ITEM[dtype]), spec.width
     rows, attending = batch * step.branches, batch * step.attending
     moved, transient = 0.0, 0
@@ -50,8 +52,13 @@ def traffic(plan: Plan, spec: ModelSpec, step: Step, batch: int, dtype: str, dev
     moved += round(logits * (2 * item + 8)) + logits // step.branches * 4 * 20
     # The stream stays meanwhile. Float32 logits are not copied.
     stream = rows * plan.model.tokens[step.samples] * width * item
-    transient = max(transient, stream + logits * (4 if item == 4 else item + 4) + logits // step.branches * 4 * 5)
-    return round(moved), transient
+    made, drawn = stream + logits * (4 if item == 4 else item + 4), logits // step.branches * 4
+    if device != "cpu":
+        return round(moved), max(transient, made + 5 * drawn)
+    # Also beside a layer; and what labels make of every layer, two vectors in the compute type and four in float32. Guided
+    # logits alone are left when codes are drawn, by softmax and sums; filters sort, and mask.
+    conditioning = spec.depth * rows * width * (2 * item + 4 * 4)
+    return round(moved), conditioning + max(stream + transient, made, round((6.25 if filtered else 3) * drawn))
 
 
 def _cache_bytes(plan: Plan, use: CacheUse, spec: ModelSpec, dtype: str) -> int:

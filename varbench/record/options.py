@@ -294,3 +294,8 @@ class Options:
     accounting: str = found("`lossless` or `upstream`", default="lossless")
     row_order: tuple[str, ...] = found("rows of the run in the order of the first round", default=())
     shared_child: bool = found("rows with the same weights shared one child and took turns in it", default=False)
+
+    @property
+    def filters(self) -> bool:
+        """Whether some codes may not be drawn, for which logits are sorted."""
+        return bool(self.top_k or self.top_p)

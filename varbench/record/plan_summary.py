@@ -25,12 +25,13 @@ def plan_summary(
     batch: int,
     dtype: str,
     device: str = "cuda",
+    filtered: bool = True,
     hardware: Hardware | None = None,
     other_accounting: Plan | None = None,
 ) -> PlanSummary:
     """The plan with its work for a batch. `other_accounting` is the same row compiled under the accounting that this plan does
     not have."""
-    counted = cost.work(plan, batch=batch, dtype=dtype, device=device)
+    counted = cost.work(plan, batch=batch, dtype=dtype, device=device, filtered=filtered)
     predicted = cost.predict(counted, hardware) if hardware is not None else None
     steps = tuple(
         PlanStep(

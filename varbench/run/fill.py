@@ -157,14 +157,17 @@ def _plan(run: Run, row: RowInRun, found: Findings, missing: dict[str, str]) -> 
     if row.plan is None:
         return None
     where = _environment(run, found)
-    summary = _summary(run.options.batch, run.options.dtype, where.device, where.cores, where.device_memory_bytes, row)
+    options, memory = run.options, where.device_memory_bytes
+    summary = _summary(options.batch, options.dtype, where.device, where.cores, memory, options.filters, row)
     if summary.hardware is None:
         missing["plan.hardware"] = f"no data sheet of {where.device} is known, and it was not calibrated"
     return summary
 
 
 @functools.lru_cache(maxsize=4096)
-def _summary(batch: int, dtype: str, device: str, cores: int, memory: int | None, row: RowInRun) -> PlanSummary:
+def _summary(
+    batch: int, dtype: str, device: str, cores: int, memory: int | None, filters: bool, row: RowInRun
+) -> PlanSummary:
     """A record is written many times, and its plan need be summarised only once."""
     resolved = row.resolved
     assert resolved.plan is not None
@@ -173,6 +176,7 @@ def _summary(batch: int, dtype: str, device: str, cores: int, memory: int | None
         batch=batch,
         dtype=dtype,
         device="cpu" if device == "cpu" else "cuda",
+        filtered=filters,
         hardware=hardware_like(device, cores, memory),
         other_accounting=resolved.other_plan,
     )

@@ -302,7 +302,10 @@ def _memory(run: Run, row: RowInRun, found: Findings) -> Iterator[Odd]:
     if wrong_taking(row.plan, taken, batch=looks.batch):
         return  # said where the trace is held against the plan
     fewest = at_least(row.plan)
-    planned = work(fewest, batch=looks.batch, dtype=run.options.dtype, device=run.options.device, taken=taken)
+    options = run.options
+    planned = work(
+        fewest, batch=looks.batch, dtype=options.dtype, device=options.device, taken=taken, filtered=options.filters
+    )
     held = [0, *(step.state_after for step in planned.steps)]
     needed = max(before + step.activations for before, step in zip(held, planned.steps, strict=False))
     if (seen := looks.peaks.allocated - looks.peaks.weights) < NEEDED * needed:

@@ -311,6 +311,7 @@ def test_the_frontier_is_what_nothing_beats_in_both():
 def demonstration():
     """One of everything a page can show."""
     found = full_records(quality=5.0)
+    found[0] = dataclasses.replace(found[0], timing=dataclasses.replace(found[0].timing, discarded=1234))
     for point, seconds, quality in (("full", 1.0, 4.9), ("d8", 0.5, 5.1), ("d2", 0.3, 9.0)):
         found.append(make_record(f"variant@{point}", seconds=seconds, quality=quality))
         found.append(make_record(f"fixed_ratio@p05/{point}", seconds=seconds, quality=quality + 0.5))
@@ -362,6 +363,7 @@ def test_a_report_has_every_promised_file_and_its_figures_are_drawn(tmp_path):
     assert lines["hangs"]["intervals"] == {}
     assert lines["hangs"]["missing"]["speedup"] == "the child did not finish"
     html = page.read_text()
+    assert "1,234, since a call was held up" in html
     assert len(html) < 3_000_000
     assert not re.findall(r"(?:src|href)=[\"'](?:https?:)?//", html)
 

@@ -437,7 +437,10 @@ def test_what_the_system_says_of_each_call_that_counts_is_in_the_record(tmp_path
 
     def told(pair: Pair, number: int) -> Pair:
         seen = Strain(cpu_seconds=2.0, waited_seconds=0.001 * number, stolen_seconds=0.0, switches=number)
-        return replace(pair, row=replace(pair.row, strain=seen))
+        stalled = replace(seen, waited_seconds=0.5 * pair.row.times.end_to_end)
+        assert pair.full is not None
+        full = replace(pair.full, times=pair.row.times, strain=stalled if number == 1 else seen)
+        return replace(pair, row=replace(pair.row, strain=seen), full=full)
 
     speeds = {
         number: replace(
@@ -457,6 +460,8 @@ def test_what_the_system_says_of_each_call_that_counts_is_in_the_record(tmp_path
         first = int(calls.regime == "latency")
         assert all(some == tuple(range(first, first + len(some))) for some in calls.switches)
         assert calls.waited_seconds[1][-1] == pytest.approx(0.001 * calls.switches[1][-1])
+        second = calls.pairs[0][calls.switches[0].index(1)]
+        assert second == pytest.approx(0.5), "a pair is as still as the less still of its calls"
     assert {calls.regime for calls in made.calls} == {"throughput", "latency"}
 
 

@@ -177,6 +177,64 @@ def test_rows_of_one_plan_have_one_mark() -> None:
     assert {judge_speed(entry(block, name), "lossless") for name in (A, B, C)} == {"better"}
 
 
+def waited(record: Record, *rounds: tuple[float, ...]) -> Record:
+    """The record with the share of its time for which each of its pairs was held up; a pair that stalled looks 9 times as fast."""
+    assert record.timing is not None
+    columns = tuple(
+        dataclasses.replace(
+            column,
+            rounds=tuple(
+                tuple(second / 9 if share > 0.05 else second for second, share in zip(*some, strict=True))
+                for some in zip(column.rounds, rounds, strict=True)
+            ),
+        )
+        for column in record.timing.columns
+    )
+    nothing = tuple((0.0,) * len(some) for some in rounds)
+    calls = tuple(
+        r.HeldUp(
+            regime=regime, pairs=rounds, cpu_seconds=nothing, waited_seconds=nothing, stolen_seconds=nothing,
+            switches=tuple((0,) * len(some) for some in rounds),
+        )
+        for regime in ("throughput", "latency")
+    )  # fmt: skip
+    return dataclasses.replace(
+        record, timing=dataclasses.replace(record.timing, columns=columns, calls=calls, held_up=0.5)
+    )
+
+
+QUIET = (0.0, 0.01, 0.03)
+
+
+def test_pairs_of_which_a_call_stalled_are_left_out_where_enough_processes_have_others() -> None:
+    """By how long calls waited. Their seconds are not asked: a pair that waited for nothing counts, whatever it came to."""
+    plain = entry(page(*(waited(record, QUIET, QUIET, QUIET) for record in three())), A).speeds["lossless"]
+    records = three()
+    busy = [
+        waited(records[0], (0.0, 0.9, 0.0), (0.4, 0.4, 0.4), QUIET),
+        waited(records[1], QUIET, (0.06, 0.0, 0.0), QUIET),
+        waited(records[2], QUIET, QUIET, QUIET),
+    ]
+    block = page(*busy)
+    speed = entry(block, A).speeds["lossless"]
+    assert speed.ratio.value == pytest.approx(plain.ratio.value, rel=0.01)
+    assert speed.half_width < 0.03
+    assert (plain.processes, speed.processes, speed.left_out, speed.held_up) == (9, 8, 5, False)
+    assert judge_speed(entry(block, A), "lossless") == "better"
+    columns, rows = table_of(block)
+    place = [column.key for column in columns].index("speedup")
+    assert any("5 pairs of calls of which one was held up are left out" in row[place].note for row in rows)
+
+
+def test_with_too_few_that_did_not_stall_all_count_and_there_is_no_mark() -> None:
+    all_busy = (0.0, 0.9, 0.0), (0.4, 0.4, 0.4), (0.4, 0.4, 0.4)
+    block = page(*(on(waited(record, *all_busy), "a") for record in three()))
+    speed = entry(block, A).speeds["lossless"]
+    assert (speed.processes, speed.left_out, speed.held_up) == (3, 0, True)
+    assert speed.half_width > 0.5
+    assert judge_speed(entry(block, A), "lossless") is None
+
+
 def stalled(record: Record, held_up: float) -> Record:
     assert record.timing is not None
     return dataclasses.replace(record, timing=dataclasses.replace(record.timing, held_up=held_up))

@@ -117,7 +117,7 @@ class _Taken:
     def kept(self, wanted: int) -> tuple[Pair, ...]:
         """The quiet pairs; where they are fewer than wanted, the least held up of the others too."""
         lacking = max(0, wanted - len(self.good))
-        return (*self.good, *sorted(self.strained, key=_most_held_up)[:lacking])
+        return (*self.good, *sorted(self.strained, key=most_held_up)[:lacking])
 
 
 def error_within(precision: float, *, processes: int) -> float:
@@ -238,7 +238,7 @@ class _Session:
         if len(taken.good) < self.pace.pairs:
             if spent and taken.tried >= self.pace.pairs:
                 lacking = taken.kept(self.pace.pairs)[len(taken.good) :]
-                if all(_is_mild(_most_held_up(pair)) for pair in lacking):
+                if all(_is_mild(most_held_up(pair)) for pair in lacking):
                     return True
             held_up = len(taken.strained) >= MOST_RETAKEN * self.pace.pairs
             too_long = taken.tried >= self.pace.pairs and 0 < MOST_SPENT * self.pace.budget <= total
@@ -335,5 +335,5 @@ def _is_mild(held_up: float) -> bool:
     return HELD_UP < held_up <= MILD
 
 
-def _most_held_up(pair: Pair) -> float:
+def most_held_up(pair: Pair) -> float:
     return max(_held_up(call) for call in (pair.row, pair.full) if call is not None)

@@ -71,6 +71,10 @@ class HeldUp:
     waited_seconds: tuple[tuple[float, ...], ...] = entry("time that threads stood in the queue for a processor")
     stolen_seconds: tuple[tuple[float, ...], ...] = entry("time that the host took from the whole machine")
     switches: tuple[tuple[int, ...], ...] = entry("how often a thread was taken off its processor before it was done")
+    pairs: tuple[tuple[float, ...], ...] = entry(
+        "the share of its time that the sample's call, or the full model's beside it, was kept from running: the larger one",
+        default=(),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from varbench.base import stats
 from varbench.measure.calls import Times
 from varbench.measure.largest import largest_by_plan
 from varbench.measure.overseer import Oversight
-from varbench.measure.speed import Call, Pair, SpeedRound
+from varbench.measure.speed import Call, Pair, SpeedRound, most_held_up
 from varbench.measure.strain import Strain
 from varbench.record import DrawnCalls, HeldUp, LargestBatch, PerScale, Timing, TimingColumn
 from varbench.run.findings import Findings
@@ -152,13 +152,15 @@ def _held_up(rounds: list[SpeedRound]) -> float | None:
 
 def _how_they_ran(rounds: list[SpeedRound]) -> Iterator[HeldUp]:
     for regime in ("throughput", "latency"):
-        told = [[pair.row.strain for pair in getattr(timed, regime)] for timed in rounds]
+        pairs: list[tuple[Pair, ...]] = [getattr(timed, regime) for timed in rounds]
+        told = [[pair.row.strain for pair in some] for some in pairs]
         if not any(told) or any(one is None for some in told for one in some):
             continue
         parts = {
             part.name: tuple(tuple(getattr(one, part.name) for one in some) for some in told) for part in fields(Strain)
         }
-        yield HeldUp(regime=regime, **parts)
+        shares = tuple(tuple(map(most_held_up, some)) for some in pairs)
+        yield HeldUp(regime=regime, pairs=shares, **parts)
 
 
 def _largest(run: Run, row: RowInRun, found: Findings, missing: dict[str, str]) -> LargestBatch | None:

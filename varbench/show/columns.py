@@ -201,6 +201,7 @@ def _speedup(accounting: str) -> Callable[[Entry, Block], Cell]:
         if speed.processes > speed.own_processes and span:
             span += f", over {speed.processes} processes; by its own {formatting.times(speed.own)}"
         span += "; calls were held up, so it has no mark" if speed.held_up else ""
+        span += f"; {speed.left_out} pairs of calls of which one was held up are left out" if speed.left_out else ""
         mark, words = _with_decoder(entry)
         text, half = f"{speedup.value:.2f}x{mark}", (speedup.high - speedup.low) / 2
         return Cell(

@@ -44,7 +44,7 @@ def speed_changes(pairs: dict[str, Sides]) -> dict[str, list[Change]]:
                 plan: tuple[object, ...] = (figure, *(tuple(map(id, side.entry.alike)) for side in sides))
                 ratios[name, figure] = (old, new, _quotient(old, new, sides, figure))
                 plans[name, figure] = plan
-                if all(_processes(side, figure) > 1 and not were_held_up(side.entry.alike) for side in sides):
+                if all(_processes(side, figure) > 1 and not _was_held_up(side, figure) for side in sides):
                     questions[plan] = ratios[name, figure][2]
     shown = dict(zip(questions, stats.holm([one.p for one in questions.values()]), strict=True))
     changes: dict[str, list[Change]] = {name: [] for name in pairs}
@@ -80,6 +80,10 @@ def _quotient(old: Ratio, new: Ratio, sides: Sides, figure: str) -> Ratio:
     )
     moved = statistics.fmean(after) - statistics.fmean(before) if before and after else 0.0
     return stats.widened(stats.quotient(new, old), WITH_MACHINE * abs(moved) / stats.student(math.inf))
+
+
+def _was_held_up(side: Side, figure: str) -> bool:
+    return were_held_up(side.entry.alike, *_column(side.entry, figure))
 
 
 def _processes(side: Side, figure: str) -> int:

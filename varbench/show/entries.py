@@ -13,19 +13,9 @@ from varbench.base import stats
 from varbench.base.stats import Interval, Judgement, Ratio
 from varbench.record import Record, Score, Status, Totals, Verdict
 from varbench.record.option_forms import compared, in_words
-from varbench.show import formatting
+from varbench.show import formatting, speedups
 from varbench.show.score_differences import interval_of, named_score, same_noise_difference
-from varbench.show.speedups import (
-    ALIKE,
-    Speed,
-    beside,
-    kind_of_work,
-    processes,
-    speedup,
-    timed_by,
-    timing_column,
-    were_held_up,
-)
+from varbench.show.speedups import ALIKE, Speed, beside, kind_of_work, processes, speedup, timed_by, timing_column
 
 # The start of the SHA-256 of the two files in which the published Inception weights circulate.
 PUBLISHED_INCEPTION = ("6726825d", "f58cb9b6")
@@ -341,12 +331,14 @@ def _with_speeds(entries: list[Entry]) -> list[Entry]:
             ratio, count = (own, own_count) if kind is None else of_plan(kind, accounting, entry.timed)
             if ratio is not None and own is not None:
                 is_itself = entry is denominator
+                beside_it = () if accounting == "lossless" else denominator.complete
                 speeds[accounting] = Speed(
                     ratio=ALIKE if is_itself else ratio,
                     own=ALIKE if is_itself else own,
                     processes=count,
                     own_processes=own_count,
-                    held_up=were_held_up(alike) or (accounting != "lossless" and were_held_up(denominator.complete)),
+                    held_up=any(speedups.were_held_up(some, entry.timed, "throughput") for some in (alike, beside_it)),
+                    left_out=speedups.left_out(alike, entry.timed, "throughput"),
                 )
         found.append(dataclasses.replace(entry, alike=alike, speeds=speeds))
     return found

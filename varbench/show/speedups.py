@@ -26,6 +26,9 @@ STALLED = 0.05
 """Calls that count and were held up for so much of their time tell how busy the machine was, and not how fast a row is: stalls do
 not fall on a row and its neighbour alike."""
 
+ENOUGH = 3
+"""Processes with a pair of calls that did not stall, for those that did to be left out."""
+
 ALIKE = Ratio(value=1.0, low=1.0, high=1.0, error=0.0, degrees=0)
 """Of what is divided by itself."""
 
@@ -43,6 +46,8 @@ class Speed:
     own_processes: int
     held_up: bool
     """By calls that stalled, so that it is no ground for a mark."""
+    left_out: int = 0
+    """Pairs of calls of which one stalled, while enough processes had others."""
 
     @property
     def half_width(self) -> float:
@@ -116,21 +121,58 @@ def _process(record: Record, number: int) -> _Process:
     return _Process(record.run, weights, record.row.row if record.plan is None else "", number)
 
 
-def _neighbours(records: Iterable[Record], column: str, regime: str) -> dict[_Process, tuple[_Samples, _Samples]]:
-    """The full model's seconds, and beside them those of each row of a process."""
-    found: dict[_Process, tuple[_Samples, _Samples]] = {}
+_Neighbours = dict[_Process, tuple[_Samples, _Samples]]
+
+
+def _neighbours(records: Iterable[Record], column: str, regime: str) -> _Neighbours:
+    """The full model's seconds, and beside them those of each row of a process.
+
+    Pairs of which a call stalled are left out where enough processes have others: that is told by how long calls waited, and
+    never by their seconds, so nothing is chosen by how it came out.
+    """
+    records = list(records)
+    every, quiet = _pairs(records, column, regime), _pairs(records, column, regime, most=STALLED)
+    return quiet if _are_enough(quiet, every) else every
+
+
+def _are_enough(quiet: _Neighbours, every: _Neighbours) -> bool:
+    return len(quiet) >= min(ENOUGH, len(every))
+
+
+def _pairs(records: Iterable[Record], column: str, regime: str, *, most: float = math.inf) -> _Neighbours:
+    found: _Neighbours = {}
     for record in records:
         timing = timing_column(record, column, regime)
-        if timing is not None and timing.beside is not None:
-            for number, (full, own) in enumerate(zip(timing.beside, timing.rounds, strict=True)):
+        if timing is None or timing.beside is None:
+            continue
+        shares = _shares(record, regime)
+        for number, (full, own) in enumerate(zip(timing.beside, timing.rounds, strict=True)):
+            kept = [place for place in range(len(own)) if not shares or shares[number][place] <= most]
+            if kept:
                 above, below = found.setdefault(_process(record, number), ([], []))
-                above.append(full)
-                below.append(own)
+                above.append(tuple(full[place] for place in kept))
+                below.append(tuple(own[place] for place in kept))
     return found
 
 
-def processes(records: Iterable[Record], column: str, regime: str) -> int:
-    return len(
+def _shares(record: Record, regime: str) -> tuple[tuple[float, ...], ...]:
+    """For how much of their time the calls of each pair were held up, by round; none where the system does not tell."""
+    calls = record.timing.calls if record.timing else ()
+    return next((told.pairs for told in calls if told.regime == regime), ())
+
+
+def left_out(records: Sequence[Record], column: str, regime: str) -> int:
+    """How many pairs of calls do not count since one of them stalled."""
+    pairs = [
+        sum(len(samples) for full, _ in found.values() for samples in full)
+        for found in (_pairs(records, column, regime), _neighbours(records, column, regime))
+    ]
+    return pairs[0] - pairs[1]
+
+
+def processes(records: Sequence[Record], column: str, regime: str) -> int:
+    """That a figure is over."""
+    return len(_neighbours(records, column, regime)) or len(
         {
             _process(record, number)
             for record in records
@@ -140,7 +182,11 @@ def processes(records: Iterable[Record], column: str, regime: str) -> int:
     )
 
 
-def were_held_up(records: Iterable[Record]) -> bool:
+def were_held_up(records: Sequence[Record], column: str, regime: str) -> bool:
+    """Whether a figure rests on calls that stalled, since there are too few others."""
+    every = _pairs(records, column, regime)
+    if every and all(_shares(record, regime) for record in records if record.timing):
+        return not _are_enough(_pairs(records, column, regime, most=STALLED), every)
     shares = [record.timing.held_up for record in records if record.timing]
     return max((share for share in shares if share is not None), default=0.0) > STALLED
 

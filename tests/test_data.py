@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from varbench.data import folder as folders
 from varbench.data.folder import open_folder
 from varbench.data.shapes import CLASSES, TEST, TRAINING, VALIDATION, Shapes
 from varbench.errors import UserError
@@ -80,6 +81,14 @@ def test_a_folder_is_split_by_class_and_read_at_one_size(folder):
         pixels = images.images(part)
         assert pixels.shape == (len(part), 3, 16, 16)
         assert (np.abs(pixels.mean(axis=(1, 2, 3)) - np.array([20, 220])[images.labels(part)]) < 2).all()
+
+
+def test_of_many_images_few_are_held_out(folder, monkeypatch):
+    monkeypatch.setattr(folders, "_MOST_HELD_OUT", 2)
+    images = open_folder(folder, side=16)
+    assert (images.training, images.validation, images.test) == (range(36), range(36, 38), range(38, 40))
+    for part in (images.validation, images.test):
+        assert sorted(images.labels(part)) == [0, 1], "of every class"
 
 
 def test_the_middle_square_is_kept_upright(tmp_path):

@@ -17,9 +17,10 @@ from varbench.data.folder import ImageFolder, open_folder, read_crop, read_image
 from varbench.data.shapes import Shapes
 from varbench.errors import UserError
 from varbench.model.tokenizer import Tokenizer
-from varbench.train import token_folder
+from varbench.train import budgets, token_folder
 from varbench.train.token_folder import open_tokens, write_shards
 from varbench.train.tokens import tokens_of
+from varbench.train.trainer import Budget
 
 CLASSES = ("one", "two")
 
@@ -146,3 +147,23 @@ def test_the_commands_make_it_and_train_on_it(tmp_path: Path, capsys: pytest.Cap
     assert "say how many by --images" in capsys.readouterr().err
     assert main(["train", "judge", "--tokens", out]) == 2
     assert main(["tokens", "--images", "0", "--out", str(tmp_path / "none")]) == 2
+
+
+@pytest.mark.parametrize("what", ["base", "full_var@continued"])
+def test_every_row_is_trained_on_however_few_images_the_procedural_set_would_give(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, seen = str(tmp_path / "tokens"), list[np.ndarray]()
+    read = token_folder._Tokens.__getitem__
+
+    def noted(self: token_folder._Tokens, rows: Any) -> Any:
+        seen.append(self._indices[rows])
+        return read(self, rows)
+
+    monkeypatch.setattr(budgets, "BASE", replace(budgets.BASE, images=8))
+    monkeypatch.setitem(Budget.__init__.__kwdefaults__, "images", 8)
+    monkeypatch.setattr(token_folder._Tokens, "__getitem__", noted)
+    assert main(["tokens", "--images", "40", "--out", out]) == 0
+    words = ["train", what, "--tokens", out, "--steps", "5", "--batch", "8", "--device", "cpu"]
+    assert main([*words, "--out", str(tmp_path / "trained")]) == 0
+    assert sorted(np.concatenate(seen)) == list(range(40)), "five steps of eight: each of them once"

@@ -43,7 +43,7 @@ def add_parser(subparsers: Any) -> None:
         batch="images a step; default: what the shipped weights had",
         seed="seed of data order and draws; default: 0",
         steps="optimiser steps; default: what the shipped weights had",
-        data="a folder with one sub-folder per class; default: the preset's own data",
+        data="a folder with one sub-folder per class, whose training images are all used; default: the preset's own data",
         out="file for the weights; of a recipe, whose weights are kept in the cache, a folder for a copy with its record",
     )  # fmt: skip
     add_config(parser, " and `what`, at its top or under [train], and [stages.NAME] for a stage of a recipe")
@@ -180,7 +180,7 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench.model.checkpoints import build_tokenizer, load_tokenizer, load_transformer
     from varbench.model.state_files import read_record
     from varbench.model.transformer import Transformer, initialise_
-    from varbench.train.budgets import BASE, NARROW
+    from varbench.train.budgets import BASE, NARROW, on_all_of
     from varbench.train.export import export
     from varbench.train.progress import shown
     from varbench.train.recipes import full_curriculum
@@ -191,13 +191,13 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
     ranks = _ranks(args)
     main = presets.preset(args.model).spec
     spec, budget = (main, BASE) if args.what == "base" else (main.narrower(), NARROW)
-    budget = _budget(args, budget)
+    budget = _budget(args, on_all_of(data, budget))
     vae = _vae(args)
     _, tensors = load_tokenizer(vae)
     tokenizer = build_tokenizer(spec, tensors, vae).to(args.device)
     out = _out(args)
-    with shown(f"tokens of {data.name}", steps=budget.images, quiet=ranks.rank > 0) as progress:
-        tokens = tokens_of(data, tokenizer, model=spec, indices=data.training[: budget.images], progress=progress)
+    with shown(f"tokens of {data.name}", steps=budget.images_seen, quiet=ranks.rank > 0) as progress:
+        tokens = tokens_of(data, tokenizer, model=spec, indices=data.training[: budget.images_seen], progress=progress)
     earlier: dict[str, Any] = {}
     if args.weights is None:
         transformer = initialise_(Transformer(spec), torch.Generator().manual_seed(args.seed)).to(args.device)
@@ -250,7 +250,7 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench import rows
     from varbench.policies import MAIN
     from varbench.run.defaults import companions
-    from varbench.train.budgets import GENERATOR, recipe_budget
+    from varbench.train.budgets import GENERATOR, on_all_of, recipe_budget
     from varbench.train.generators import generator_weights, taught, trained_generator
     from varbench.train.recipes import recipe_weights
     from varbench.train.shipped import put
@@ -310,7 +310,7 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
             vae=_vae(args),
             pretrained=pretrained,
             data=data,
-            budget=_budget(args, recipe_budget(steps)),
+            budget=_budget(args, on_all_of(data, recipe_budget(steps))),
             device=args.device,
             events=args.tensorboard,
             by_stage=args.by_stage,

@@ -21,6 +21,8 @@ EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 
 _HELD_OUT = 10
 """Every tenth image of a class, in the order of their names' hashes, is for validation, and another tenth for tests."""
+_MOST_HELD_OUT = 5_000
+"""Of all classes together, for each of the two: of a million images more would be missed in training."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def open_folder(root: str | Path, *, side: int, minimum: int = _HELD_OUT) -> Ima
             f"Put the images of a class into {root / 'CLASS'}."
         )
     minimum = max(minimum, 3)
+    most = max(1, _MOST_HELD_OUT // len(folders))
     splits: tuple[list[tuple[str, Path, int]], ...] = ([], [], [])
     for label, folder in enumerate(folders):
         files = [path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS]
@@ -99,7 +102,7 @@ def open_folder(root: str | Path, *, side: int, minimum: int = _HELD_OUT) -> Ima
                 f"class {folder.name!r} of {root} has {len(files)} images, and at least {minimum} are needed."
             )
         ordered = sorted((_order(path.relative_to(root)), path, label) for path in files)
-        held_out = max(1, len(ordered) // _HELD_OUT)
+        held_out = min(max(1, len(ordered) // _HELD_OUT), most)
         splits[2].extend(ordered[:held_out])
         splits[1].extend(ordered[held_out : 2 * held_out])
         splits[0].extend(ordered[2 * held_out :])

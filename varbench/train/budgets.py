@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from varbench.data.image_set import ImageSet
+from varbench.data.shapes import Shapes
 from varbench.train.trainer import Budget
 
 BASE = Budget(steps=2_000, peak_rate=3e-3, batch=32, images=32_000, mean_decay=0.995)
@@ -25,3 +29,8 @@ def recipe_budget(steps: int, *, seed: int = 0) -> Budget:
         mean_decay=1 - 1 / max(10, steps / 10),
         looks=min(_MOST_LOOKS, steps // _STEPS_A_LOOK),
     )
+
+
+def on_all_of(data: ImageSet, budget: Budget) -> Budget:
+    """With all training images of a data set of the user's own; the procedural one has no end, and has as many as the budget says."""
+    return budget if isinstance(data, Shapes) else replace(budget, images=len(data.training))

@@ -28,7 +28,7 @@ from varbench.policies import TaughtGenerator, TrainedGenerator
 from varbench.quality.images import Labels
 from varbench.rows.grammar import Row
 from varbench.train import evaluation
-from varbench.train.budgets import GENERATOR
+from varbench.train.budgets import GENERATOR, on_all_of
 from varbench.train.export import export
 from varbench.train.made_examples import HELD_OUT, MadeExamples, labels_of
 from varbench.train.order import batch_rows, class_drops
@@ -92,7 +92,7 @@ def generator_weights(
             return replace(found, note=note)
         _, state = load_tokenizer(vae)
         tokenizer = build_tokenizer(row.model, state, vae).to(device)
-        budget = _of(row, budget)
+        budget = _of(row, budget, data)
         work: _Work
         if owned := taught(row):
             assert main is not None
@@ -141,9 +141,9 @@ def _shipped(
     return shipped_weights(shipped, row.plugins[0].name, key=key, pretrained={})
 
 
-def _of(row: Row, budget: Budget) -> Budget:
-    """What the full model made of a label says nothing of images without one."""
-    return budget if taught(row) is None else replace(budget, class_drop=0.0)
+def _of(row: Row, budget: Budget, data: ImageSet) -> Budget:
+    """What the full model made of a label says nothing of images without one, and it makes as many as are asked for."""
+    return on_all_of(data, budget) if taught(row) is None else replace(budget, class_drop=0.0)
 
 
 def _key(row: Row, *, vae: Path, data: ImageSet, budget: Budget, main: Path | None) -> str:
@@ -152,7 +152,7 @@ def _key(row: Row, *, vae: Path, data: ImageSet, budget: Budget, main: Path | No
     content = {
         "generator": owned.plugin,
         "training": owned.ask(lambda: dict(generator.training)),
-        "budget": asdict(_of(row, budget)),
+        "budget": asdict(_of(row, budget, data)),
         "data": data.fingerprint,
         "model": row.model.to_json(),
         "vae": file_hash(vae),

@@ -50,8 +50,8 @@ class Budget:
     seed: int = 0
     batch: int = 64
     images: int = 60_000
-    """Distinct training images, of which a short training takes as many as it sees; once all were seen, they come again in
-    another order."""
+    """Distinct training images of a data set without an end, else all that it has. A short training takes as many as it sees;
+    once all were seen, they come again in another order."""
     warm_up: float = 0.03
     """Share of the steps over which the learning rate rises."""
     floor: float = 0.02

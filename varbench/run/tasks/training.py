@@ -10,11 +10,12 @@ from typing import Any
 from varbench import rows
 from varbench.base.hashing import file_hash
 from varbench.data.folder import open_folder
+from varbench.data.image_set import ImageSet
 from varbench.data.shapes import Shapes
 from varbench.rows.grammar import Row
 from varbench.run.channel import Channel
 from varbench.run.messages import Ahead, Job, Trained
-from varbench.train.budgets import GENERATOR, QUICK_GENERATOR, QUICK_STEPS, recipe_budget
+from varbench.train.budgets import GENERATOR, QUICK_GENERATOR, QUICK_STEPS, on_all_of, recipe_budget
 from varbench.train.generators import generator_ahead, generator_weights, trained_generator
 from varbench.train.recipes import RecipeWeights, recipe_weights, weights_ahead
 from varbench.train.shipped import shipped_with
@@ -55,12 +56,14 @@ def asked(job: Job, name: str) -> tuple[Row, dict[str, Any]]:
     assert job.files is not None
     options, side = job.options, job.model.image_side
     files = {part: Path(path) for part, path in job.files.items()}
+    data: ImageSet = open_folder(options.data, side=side) if options.data else Shapes(side=side)
+    budget = recipe_budget(QUICK_STEPS if options.steps is None else options.steps, seed=options.seed)
     own = options.train or options.weights is not None or options.data is not None
     given = {
         "vae": files.pop("vae"),
         "pretrained": files,
-        "data": open_folder(options.data, side=side) if options.data else Shapes(side=side),
-        "budget": recipe_budget(QUICK_STEPS if options.steps is None else options.steps, seed=options.seed),
+        "data": data,
+        "budget": on_all_of(data, budget),
         "shipped": None if own else shipped_with(options.model, seed=options.seed, steps=options.steps),
     }
     # Plain weights, whatever replaces modules later.

@@ -105,6 +105,43 @@ def test_what_cannot_be_exported_is_said(
     assert not (tmp_path / "there.varbench").exists()
 
 
+def test_a_training_with_options_of_its_own_is_exported_from_what_it_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither tokens nor rate are options of `export`, so its own could never name this training."""
+    tokens, wrote, packed = (str(tmp_path / name) for name in ("tokens", "wrote", "packed.varbench"))
+    assert main(["tokens", "--images", "8", "--out", tokens]) == 0
+    words = ["full_var@continued", "--tokens", tokens, "--rate", "1e-4", "--steps", "2", "--batch", "4"]
+    assert main(["train", *words, "--out", wrote]) == 0
+    assert main(["export", "full_var@continued", "--steps", "2", "--out", packed]) == 2
+    assert "give what was written there by --from DIR" in capsys.readouterr().err
+    assert main(["export", "full_var@continued", "--from", wrote, "--out", packed]) == 0
+    found = opened(packed)
+    trained = Path(wrote) / "recipes" / "full_var-continued" / "main.safetensors"
+    assert found is not None and found.files["main"].read_bytes() == trained.read_bytes()
+    assert found.record["stages"]["train"]["peak_rate"] == 1e-4
+    assert main(["sample", "full_var", "--weights", packed, "--labels", "1", "--out", str(tmp_path / "grid.png")]) == 0
+    (kept,) = (tmp_path / "cache" / "varbench" / "weights").iterdir()
+    assert main(["export", "full_var@continued", "--from", str(kept), "--out", str(tmp_path / "kept.varbench")]) == 0
+
+    vae = tmp_path / "vae.safetensors"
+    vae.write_bytes(presets.shipped_files("tiny")["vae"].read_bytes()[:-1] + b"x")
+    capsys.readouterr()
+    for words, said in {
+        ("full_var@continued", "--vae", str(vae)): "was trained with another vae than",
+        ("full_var@continued", "--steps", "2"): "--steps has no effect on what was trained before",
+        ("full_var@continued", "--weights", str(vae)): "has no effect, since",
+        ("full_var@continued", "--model", "var-d16"): "holds weights of tiny; give --model tiny",
+        ("fixed_ratio@p05",): "holds nothing that was trained to its end",
+    }.items():
+        assert main(["export", *words, "--from", wrote, "--out", str(tmp_path / "no.varbench")]) == 2
+        assert said in capsys.readouterr().err
+    trained.write_bytes(trained.read_bytes()[:-1] + b"x")
+    assert main(["export", "full_var@continued", "--from", wrote, "--out", str(tmp_path / "no.varbench")]) == 2
+    assert "its main is not the file that was written there" in capsys.readouterr().err
+    assert not (tmp_path / "no.varbench").exists()
+
+
 def test_nothing_is_overwritten(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", RECIPE, "--out", str(bundle)]) == 2
     assert "is there already" in capsys.readouterr().err

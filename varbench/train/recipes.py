@@ -134,7 +134,14 @@ def recipe_weights(
         trained = {name: load_transformer(path, tokenizer_spec).to(device) for name, path in pretrained.items()}
         if row.policies.width is not None:
             put_own(row.policies.width, trained[MAIN])
-        record: dict[str, Any] = {"row": row.recipe_name, "key": key, "data": data.fingerprint, "stages": {}}
+        record: dict[str, Any] = {
+            "row": row.recipe_name,
+            "key": key,
+            "model": row.model.name,
+            "data": data.fingerprint,
+            "from": _read_by(stages, vae=vae, pretrained=pretrained),
+            "stages": {},
+        }
         for stage, stage_budget in stages:
             title = f"{row.recipe_name} {stage.name}" if len(stages) > 1 else row.recipe_name
             with shown(
@@ -357,15 +364,14 @@ def _key(
     assert row.schedule is not None
     points: dict[str, set[str]] = {}
     answers = []
-    names = set[str]()
-    for stage, part in _stages(row.schedule, budget):
+    stages = _stages(row.schedule, budget)
+    for stage, part in stages:
         steps = [
             row.schedule.at(stage, step, part.steps, uniforms(seed=budget.seed, step=step))
             for step in range(part.steps)
         ]
         points.setdefault(stage.backbone, set()).update(step.point for step in steps if step.point is not None)
         answers.append([_said(stage), [_said(step) for step in steps]])
-        names |= {stage.backbone, *([stage.teacher] if stage.teacher else [])}
     content = {
         "answers": answers,
         "computes": {
@@ -380,9 +386,15 @@ def _key(
         "data": data.fingerprint,
         "model": row.model.to_json(),
         **own_content(row),
-        "from": {name: file_hash(path) for name, path in {"vae": vae, **pretrained}.items() if name in {"vae", *names}},
+        "from": _read_by(stages, vae=vae, pretrained=pretrained),
     }
     return json_digest(content)[:32]
+
+
+def _read_by(stages: list[tuple[Stage, Budget]], *, vae: Path, pretrained: Mapping[str, Path]) -> dict[str, str]:
+    """Hashes of the weights that a training starts from and reads."""
+    names = {"vae", *(name for stage, _ in stages for name in (stage.backbone, stage.teacher))}
+    return {name: file_hash(path) for name, path in {"vae": vae, **pretrained}.items() if name in names}
 
 
 def _said(answer: Stage | TrainStep) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from varbench.base.hashing import file_hash
 from varbench.base.whole_files import whole_file
+from varbench.errors import CheckpointError, UserError
 from varbench.model.state_files import write_what_differs
 from varbench.plan import presets
 from varbench.policies import MAIN
@@ -70,3 +71,20 @@ def put(assets: Path, recipe: str, *, files: Mapping[str, Path], record: Mapping
     with whole_file(folder / presets.RECORD) as file:
         file.write((json.dumps(told) + "\n").encode())
     return folder
+
+
+def taken(folder: Path, recipe: str) -> tuple[dict[str, Path], dict[str, Any]]:
+    """A recipe's weights by backbone, and their record, out of what `put` wrote here or what a training left in the cache."""
+    places = (presets.recipe_folder(folder, recipe), folder)
+    place = next((place for place in places if (place / presets.RECORD).is_file()), None)
+    told: dict[str, Any] = {} if place is None else json.loads((place / presets.RECORD).read_text())
+    if place is None or told["row"] != recipe:
+        held = "nothing that was trained to its end" if place is None else told["row"]
+        raise UserError(f"{folder} holds {held}; give the folder that `varbench train {recipe} --out DIR` wrote")
+    files = {path.stem: path for path in sorted(place.glob("*.safetensors"))}
+    for backbone, sha256 in told.get("files", {}).items():
+        if backbone not in files or file_hash(files[backbone]) != sha256:
+            raise CheckpointError(
+                f"{place}: its {backbone} is not the file that was written there; train or copy it again"
+            )
+    return files, told

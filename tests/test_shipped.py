@@ -31,7 +31,7 @@ from varbench.run.prepare import prepare
 from varbench.run.tasks import training
 from varbench.show.entries import blocks_of
 from varbench.show.training_notes import training_notes
-from varbench.train import recipes
+from varbench.train import recipe_key
 from varbench.train.budgets import GENERATOR
 from varbench.train.generators import generator_weights, trained_generator
 from varbench.train.recipes import RecipeWeights, recipe_weights, weights_ahead
@@ -97,7 +97,7 @@ def test_another_torch_or_a_further_neutral_field_keeps_the_weights(
     weights: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.__version__", "99.0")
-    assert recipes._said(TrainStep()) == {} and recipes._said(TrainStep(point="d2")) == {"point": "d2"}
+    assert recipe_key._said(TrainStep()) == {} and recipe_key._said(TrainStep(point="d2")) == {"point": "d2"}
     assert weights(rows.resolve(ROW, SPEC)).origin == "shipped"
 
 

@@ -8,9 +8,8 @@ data, the weights it starts from), so neither the row's point nor any version nu
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +17,13 @@ from typing import Any, Literal
 import torch
 
 from varbench import rows
-from varbench.base.hashing import file_hash, json_digest
+from varbench.base.hashing import file_hash
 from varbench.base.places import cache_folder
 from varbench.base.turns import one_at_a_time
 from varbench.base.whole_files import write_whole
 from varbench.data.image_set import ImageSet
-from varbench.engine.teacher import TeacherPass, teacher_plan
-from varbench.errors import CheckpointError, UserError, did_you_mean
+from varbench.engine.teacher import TeacherPass
+from varbench.errors import CheckpointError, UserError
 from varbench.model.checkpoints import build_tokenizer, load_tokenizer, load_transformer
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer
@@ -37,10 +36,10 @@ from varbench.rows.grammar import Row
 from varbench.spec import ModelSpec
 from varbench.train import evaluation
 from varbench.train.export import export
-from varbench.train.order import uniforms
-from varbench.train.own_numbers import own_content, put_own
+from varbench.train.own_numbers import put_own
 from varbench.train.progress import Progress, said_now_and_then, shown
 from varbench.train.ranks import Ranks
+from varbench.train.recipe_key import budgets_of, read_by, recipe_key
 from varbench.train.shipped import Shipped
 from varbench.train.states import Checkpoints
 from varbench.train.tokens import TokenSet, tokens_of
@@ -103,9 +102,9 @@ def recipe_weights(
     if tokenizer_spec != row.model.tokenizer:
         raise CheckpointError(f"{vae} holds {tokenizer_spec}, and {row.model.name} speaks {row.model.tokenizer}.")
     tokenizer = build_tokenizer(row.model, state, vae).to(device)
-    stages = _stages(row.schedule, budget, by_stage)
+    stages = budgets_of(row.schedule, budget, by_stage)
     _check_backbones(row, stages, pretrained)
-    key = _key(row, budget, vae=vae, pretrained=pretrained, data=data, by_stage=by_stage)
+    key = recipe_key(row, budget, vae=vae, pretrained=pretrained, data=data, by_stage=by_stage)
     folder = cache_folder("weights") / key
     names = {stage.backbone for stage, _ in stages}
     files = {**pretrained, **{name: folder / f"{name}.safetensors" for name in names}}
@@ -139,7 +138,7 @@ def recipe_weights(
             "key": key,
             "model": row.model.name,
             "data": data.fingerprint,
-            "from": _read_by(stages, vae=vae, pretrained=pretrained),
+            "from": read_by(stages, vae=vae, pretrained=pretrained),
             "stages": {},
         }
         for stage, stage_budget in stages:
@@ -190,8 +189,8 @@ def weights_ahead(
     ready, _ = _shipped(row, shipped, vae=vae, pretrained=pretrained, data=data)
     if ready is not None:
         return ready
-    key = _key(row, budget, vae=vae, pretrained=pretrained, data=data)
-    names = {stage.backbone for stage, _ in _stages(row.schedule, budget)}
+    key = recipe_key(row, budget, vae=vae, pretrained=pretrained, data=data)
+    names = {stage.backbone for stage, _ in budgets_of(row.schedule, budget)}
     return cached(cache_folder("weights") / key, names, pretrained)
 
 
@@ -212,7 +211,7 @@ def _shipped(
     row: Row, shipped: Shipped | None, *, vae: Path, pretrained: Mapping[str, Path], data: ImageSet
 ) -> tuple[RecipeWeights | None, str | None]:
     def key(those: Shipped) -> str:
-        return _key(row, those.budget, vae=vae, pretrained=pretrained, data=data)
+        return recipe_key(row, those.budget, vae=vae, pretrained=pretrained, data=data)
 
     return shipped_weights(shipped, row.recipe_name, key=key, pretrained=pretrained)
 
@@ -318,30 +317,6 @@ def _answers(
     return lambda step, uniform: schedule.at(stage, step, budget.steps, uniform)
 
 
-def _stages(schedule: TrainingSchedule, budget: Budget, by_stage: ByStage | None = None) -> list[tuple[Stage, Budget]]:
-    """Each stage with its part of the steps; the last takes what rounding leaves."""
-    stages, differing = tuple(schedule.stages()), by_stage or {}
-    names = [stage.name for stage in stages]
-    for name in differing:
-        if name not in names:
-            raise UserError(f"stages.{name}: no such stage; there are {', '.join(names)}.{did_you_mean(name, names)}")
-    shares = [stage.share for stage in stages]
-    if not stages or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-        raise UserError(f"the stages' shares of the steps are {shares}; they must be above 0 and add up to 1")
-    ends = [round(budget.steps * sum(shares[: place + 1])) for place in range(len(stages))]
-    parts = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
-    for stage, steps in zip(stages, parts, strict=True):
-        if steps < 1:
-            raise UserError(
-                f"of {budget.steps} steps none is left for the stage {stage.name!r} and its share of {stage.share:g}; give "
-                f"at least {math.ceil(1 / min(shares))} --steps"
-            )
-    return [
-        (stage, replace(budget, steps=steps, **differing.get(stage.name, {})))
-        for stage, steps in zip(stages, parts, strict=True)
-    ]
-
-
 def _check_backbones(row: Row, stages: list[tuple[Stage, Budget]], pretrained: Mapping[str, Path]) -> None:
     for stage, _ in stages:
         for name in filter(None, (stage.backbone, stage.teacher)):
@@ -350,54 +325,3 @@ def _check_backbones(row: Row, stages: list[tuple[Stage, Budget]], pretrained: M
                     f"{row.name}: its stage {stage.name!r} needs pretrained weights of {name!r}, and there are only "
                     f"{', '.join(sorted(pretrained))}. Train or give them first."
                 )
-
-
-def _key(
-    row: Row,
-    budget: Budget,
-    *,
-    vae: Path,
-    pretrained: Mapping[str, Path],
-    data: ImageSet,
-    by_stage: ByStage | None = None,
-) -> str:
-    assert row.schedule is not None
-    points: dict[str, set[str]] = {}
-    answers = []
-    stages = _stages(row.schedule, budget)
-    for stage, part in stages:
-        steps = [
-            row.schedule.at(stage, step, part.steps, uniforms(seed=budget.seed, step=step))
-            for step in range(part.steps)
-        ]
-        points.setdefault(stage.backbone, set()).update(step.point for step in steps if step.point is not None)
-        answers.append([_said(stage), [_said(step) for step in steps]])
-    content = {
-        "answers": answers,
-        "computes": {
-            backbone: {
-                point: asdict(teacher_plan(compile_plan(row.model, rows.at_point(row, point).policies), backbone))
-                for point in sorted(named)
-            }
-            for backbone, named in points.items()
-        },
-        "budget": {name: value for name, value in asdict(budget).items() if name != "looks"},
-        **({"by stage": by_stage} if by_stage else {}),
-        "data": data.fingerprint,
-        "model": row.model.to_json(),
-        **own_content(row),
-        "from": _read_by(stages, vae=vae, pretrained=pretrained),
-    }
-    return json_digest(content)[:32]
-
-
-def _read_by(stages: list[tuple[Stage, Budget]], *, vae: Path, pretrained: Mapping[str, Path]) -> dict[str, str]:
-    """Hashes of the weights that a training starts from and reads."""
-    names = {"vae", *(name for stage, _ in stages for name in (stage.backbone, stage.teacher))}
-    return {name: file_hash(path) for name, path in {"vae": vae, **pretrained}.items() if name in names}
-
-
-def _said(answer: Stage | TrainStep) -> dict[str, Any]:
-    """What differs from the neutral values, so that a further field does not make another training of every old one."""
-    said = {field.name: (getattr(answer, field.name), field.default) for field in fields(answer)}
-    return {name: value for name, (value, neutral) in said.items() if value != neutral}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from varbench.commands import usable_plugins
@@ -52,6 +53,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from varbench import rows
     from varbench.model.bundle import write_bundle
+    from varbench.model.state_files import complete
     from varbench.plan import presets
     from varbench.record.option_forms import given_in
 
@@ -67,7 +69,9 @@ def run(args: argparse.Namespace) -> int:
     if out.exists():
         raise UserError(f"{out} is there already; give another name with --out, or remove it")
     files, record, origin = _found(row, given) if args.trained is None else _taken(row, given, args.trained)
-    write_bundle(out, recipe=recipe, model=preset.spec, files=files, record=record)
+    with TemporaryDirectory(dir=out.resolve().parent) as folder:
+        whole = {part: complete(file, Path(folder)) for part, file in files.items()}
+        write_bundle(out, recipe=recipe, model=preset.spec, files=whole, record=record)
     print(f"{out}  {recipe}, {origin}, {out.stat().st_size / 2**20:,.1f} MiB")
     return 0
 
@@ -124,5 +128,5 @@ def _taken(row: Row, given: dict[str, Any], folder: Path) -> Packed:
         if part not in files:
             raise UserError(f"{folder} does not hold the {part} of {row.recipe_name}; give it by {option}")
         if record.get("from", {}).get(part, sha256 := file_hash(files[part])) != sha256:
-            raise UserError(f"{folder} was trained with another {part} than {files[part]}; give that one by {option}")
+            raise UserError(f"{folder} was trained with another {part} than {files[part]}; give its own by {option}")
     return {**files, **own}, record, f"from {folder}"

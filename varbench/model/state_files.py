@@ -37,9 +37,8 @@ def read_state(path: str | Path, *, part: str) -> Tensors:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; give the path of a .pth or .safetensors checkpoint")
-    with path.open("rb") as file:
-        head = file.read(512)
-    if head[8:9] == b"{":  # the length of the header, then the header
+    head = _head(path)
+    if _is_safetensors(head):
         return _names({**_rest_of(path), **_read_safetensors(path)})
     if not head.startswith((_ARCHIVE, _PICKLE)):
         raise CheckpointError(f"{path}: {_what_it_is(head)}")
@@ -65,6 +64,18 @@ def write_what_differs(path: Path, rest: Path, *, into: IO[bytes], lies_in: Path
     named = {"path": os.path.relpath(rest, lies_in), "sha256": file_hash(rest)}
     into.write(save(differing, {**_told(path), _REST: json.dumps(named)}))
     return True
+
+
+def complete(path: Path, folder: Path) -> Path:
+    """A file as it is; of one that leaves tensors to another, a copy in this folder that holds them all."""
+    from safetensors.torch import save_file
+
+    told = _told(path) if _is_safetensors(_head(path)) else {}
+    if told.pop(_REST, None) is None:
+        return path
+    whole = folder / path.name
+    save_file({**_rest_of(path), **_read_safetensors(path)}, whole, metadata=told)
+    return whole
 
 
 def _rest_of(path: Path) -> Tensors:
@@ -96,7 +107,7 @@ def _told(path: Path) -> dict[str, str]:
 
 def read_record(path: str | Path) -> dict[str, Any] | None:
     """How the weights in a file were trained, where varbench wrote it."""
-    if Path(path).suffix != ".safetensors":
+    if not _is_safetensors(_head(Path(path))):
         return None
     record = _told(Path(path)).get("record")
     return json.loads(record) if record else None
@@ -111,6 +122,16 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
 def listed(names: list[str]) -> str:
     """The first few, so that a message stays readable."""
     return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(512)
+
+
+def _is_safetensors(head: bytes) -> bool:
+    """It begins with the length of the header, then the header."""
+    return head[8:9] == b"{"
 
 
 def _what_it_is(head: bytes) -> str:
@@ -130,7 +151,8 @@ def _what_it_is(head: bytes) -> str:
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # of a path torch looks at the suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: refused, since it holds more than tensors and opening it could run code; save its state dict "

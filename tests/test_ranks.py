@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from test_training import BUDGET, DATA, SPEC, fresh, trained, weights
 
 from varbench.errors import UserError
 from varbench.model.tokenizer import Tokenizer
-from varbench.train.ranks import Ranks, Share, own_device
+from varbench.train.ranks import Ranks, Share, among_others, own_device
 from varbench.train.tokens import TokenSet, tokens_of
 
 
@@ -53,6 +54,25 @@ def test_each_process_has_a_card_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
     assert own_device("cuda") == "cuda"
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert [own_device(name) for name in ("cuda", "cuda:1", "cpu")] == ["cuda:3", "cuda:1", "cpu"]
+
+
+def test_who_loses_the_others_says_so_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection reset by peer")
+
+    def ended(error: BaseException, *, rank: int, count: int) -> BaseException:
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(count))
+        with pytest.raises(BaseException) as caught, among_others():  # noqa: PT011
+            raise error
+        return caught.value
+
+    first, second = (ended(lost, rank=rank, count=2) for rank in (0, 1))
+    assert isinstance(first, UserError) and "the same command goes on from the last checkpoint" in str(first)
+    assert isinstance(second, SystemExit) and second.code == 2, "the first has said it"
+    assert isinstance(ended(torch.distributed.DistBackendError("nccl"), rank=0, count=2), UserError)
+    other, alone = RuntimeError("CUDA out of memory"), KeyboardInterrupt()
+    assert ended(other, rank=0, count=2) is other and ended(lost, rank=0, count=1) is lost
+    assert ended(alone, rank=0, count=2) is alone and isinstance(ended(alone, rank=1, count=2), SystemExit)
 
 
 @pytest.mark.parametrize("how", [{"parts": 2}, {"parts": 4}, {"recompute": True}, {"parts": 2, "recompute": True}])
@@ -115,20 +135,26 @@ def progress(step, figures):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-model, _ = t.trained(tokenizer, tokens, Path({folder!r}), ranks=ranks, progress=progress)
+state = Path({folder!r}) / ("elsewhere" if {apart} and ranks.rank == 1 else ".")
+model, _ = t.trained(tokenizer, tokens, state, ranks=ranks, progress=progress)
 torch.save(t.weights(model), Path({folder!r}) / f"rank{{ranks.rank}}")
 ranks.close()
 """
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
-def two(folder: Path, *, dies_at: int = 0) -> int:
-    """Trains in two processes; one of them may die by a signal."""
+def python(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False)
+
+
+def two(folder: Path, *, dies_at: int = 0, apart: bool = False) -> subprocess.CompletedProcess[str]:
+    """Trains in two processes; one of them may die by a signal, or look for its state elsewhere."""
     folder.mkdir(exist_ok=True)
     script = folder / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), folder=str(folder), dies_at=dies_at))
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, check=False).returncode
+    told = {"tests": str(Path(__file__).parent), "folder": str(folder), "dies_at": dies_at}
+    script.write_text(SCRIPT.format(**told, apart=apart))
+    return python("-m", *TORCHRUN, str(script))
 
 
 def ranks_of(folder: Path) -> list[torch.Tensor]:
@@ -139,34 +165,39 @@ def ranks_of(folder: Path) -> list[torch.Tensor]:
 def test_two_processes_train_what_one_does_and_one_that_is_killed_costs_nothing(
     tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path
 ) -> None:
-    assert two(tmp_path / "whole") == 0
+    assert two(tmp_path / "whole").returncode == 0
     first, second = ranks_of(tmp_path / "whole")
     assert torch.equal(first, second)
     alone, _ = trained(tokenizer, tokens, tmp_path / "one")
     assert near(first, weights(alone))
 
     killed = tmp_path / "killed"
-    assert two(killed, dies_at=BUDGET.steps // 2) != 0
-    state = torch.load(killed / "state", weights_only=True)
-    assert 0 < state["step"] < BUDGET.steps
-    (tmp_path / "fewer").mkdir()
-    (tmp_path / "fewer" / "state").write_bytes((killed / "state").read_bytes())
-    assert two(killed) == 0
+    assert two(killed, dies_at=BUDGET.steps // 2).returncode != 0
+    left = (killed / "state").read_bytes()
+    assert 0 < torch.load(killed / "state", weights_only=True)["step"] < BUDGET.steps
+    assert two(killed).returncode == 0
     assert torch.equal(ranks_of(killed)[0], first), "it goes on to the same weights"
+
+    for name in ("fewer", "apart"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state").write_bytes(left)
     fewer, _ = trained(tokenizer, tokens, tmp_path / "fewer")
     assert near(weights(fewer), first), "and on another number of processes, but for rounding"
+
+    apart = two(tmp_path / "apart", apart=True)
+    assert apart.returncode != 0 and (tmp_path / "apart" / "state").read_bytes() == left
+    said = re.findall(
+        r"UserError: process 0 finds step (\d) .*, and process 1 step (\d) .* see the same files", apart.stderr
+    )
+    assert [(int(mine) > 0, int(theirs)) for mine, theirs in said] == [(True, 0)], "once"
 
 
 @pytest.mark.slow
 def test_a_recipe_is_trained_by_two_processes(tmp_path: Path) -> None:
     def train(name: str, *launcher: str) -> Path:
-        command = [sys.executable, "-m", *launcher, "varbench", "train", "fixed_ratio@p05", "--steps", "3"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / name)}
+        words = ["varbench", "train", "fixed_ratio@p05", "--steps", "3", "--dtype", "float32"]
         out = tmp_path / f"{name}-out"
-        done = subprocess.run(
-            [*command, "--dtype", "float32", "--out", str(out)], env=environment, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
+        done = python("-m", *launcher, *words, "--out", str(out), XDG_CACHE_HOME=str(tmp_path / name))
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("fixed_ratio@p05") == 1, "the first process alone says and writes"
         return next(out.rglob("main.safetensors"))
@@ -174,12 +205,46 @@ def test_a_recipe_is_trained_by_two_processes(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     one = load_file(train("one"))
-    two = load_file(train("two", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"))
+    two = load_file(train("two", *TORCHRUN, "-m"))
     base = load_file(train_start())
     for name, tensor in one.items():
         if tensor.is_floating_point() and name in base:
             moved = (tensor.float() - base[name].float()).norm()
             assert (tensor.float() - two[name].float()).norm() <= 0.1 * moved + 1e-6, name
+
+
+AT_START = {
+    "sees another cache": "os.environ['XDG_CACHE_HOME'] += '-of-its-own'",
+    "is one too many": "pass",
+}
+"""What happens to the second process before anything of varbench runs in it."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "batch", "said"),
+    [
+        ("sees another cache", "4", "process 0 finds trained weights, and process 1 none, in"),
+        ("is one too many", "1", "a batch of 1 cannot be split evenly over 2 processes. Change --batch"),
+    ],
+)
+def test_what_is_wrong_with_a_process_at_its_start_is_said_once_and_nothing_is_lost(
+    what: str, batch: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "site").mkdir()
+    hook = f"import os\nif os.environ.get('RANK') == '1':\n    {AT_START[what]}\n"
+    (tmp_path / "site" / "sitecustomize.py").write_text(hook)
+    cache = str(tmp_path / "cache")
+    words = ["varbench", "train", "full_var@continued", "--steps", "1", "--batch", batch, "--device", "cpu"]
+    assert python("-m", *words, XDG_CACHE_HOME=cache).returncode == 0
+    before = {path: path.read_bytes() for path in Path(cache).rglob("*") if path.is_file()}
+    path = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = python("-m", *TORCHRUN, "-m", *words, XDG_CACHE_HOME=cache, PYTHONPATH=path)
+    assert done.returncode != 0
+    assert said in "\n".join(done.stderr.splitlines()[-4:]), "torchrun's own last lines"
+    ours = [line for line in done.stderr.splitlines() if line.startswith("varbench train")]
+    assert len(ours) == 1 and all(said in line for line in ours)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def train_start() -> Path:

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from varbench.base.termination import terminated_as_interrupted
     from varbench.record.option_forms import given_in
     from varbench.run.defaults import filled_in
-    from varbench.train.ranks import own_device
+    from varbench.train.ranks import among_others, own_device, place_among
     from varbench.train.training_options import OWN, SHARED, TrainingOptions, configured
 
     of_file, by_stage = configured(args.config) if args.config else ({}, {})
@@ -79,11 +79,12 @@ def run(args: argparse.Namespace) -> int:
         "narrow": _transformer,
     }
     try:
-        with terminated_as_interrupted():
+        with among_others(), terminated_as_interrupted():
             return verb.get(args.what, _recipe)(args, data)
     except KeyboardInterrupt:
         if args.what not in ("features", "judge"):  # they take minutes, and begin again
-            print(f"go on from here with: {_command()}", file=sys.stderr)
+            command = _command() if place_among()[1] == 1 else "the same command"
+            print(f"go on from here with: {command}", file=sys.stderr)
         raise
 
 
@@ -188,10 +189,10 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench.train.tokens import tokens_of
     from varbench.train.trainer import train
 
-    ranks = _ranks(args)
     main = presets.preset(args.model).spec
     spec, budget = (main, BASE) if args.what == "base" else (main.narrower(), NARROW)
     budget = _budget(args, on_all_of(data, budget))
+    ranks = _ranks(args, budget.batch)
     vae = _vae(args)
     _, tensors = load_tokenizer(vae)
     tokenizer = build_tokenizer(spec, tensors, vae).to(args.device)
@@ -302,7 +303,8 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
     if MAIN not in pretrained:
         raise UserError(f"{args.model} ships no weights to start from. Give them by --weights and --vae.")
     steps = args.steps or presets.preset(args.model).shipped_steps or presets.SHORT_STEPS
-    ranks = _ranks(args)
+    budget = _budget(args, on_all_of(data, recipe_budget(steps)))
+    ranks = _ranks(args, budget.batch)
     for row in by_recipe.values():
         done = recipe_weights(
             row,
@@ -310,7 +312,7 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
             vae=_vae(args),
             pretrained=pretrained,
             data=data,
-            budget=_budget(args, on_all_of(data, recipe_budget(steps))),
+            budget=budget,
             device=args.device,
             events=args.tensorboard,
             by_stage=args.by_stage,
@@ -327,10 +329,12 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
     return 0
 
 
-def _ranks(args: argparse.Namespace) -> Ranks:
+def _ranks(args: argparse.Namespace, batch: int) -> Ranks:
     from varbench.train.ranks import join_ranks
 
-    return join_ranks(device=args.device, parts=args.parts or 1, recompute=bool(args.recompute))
+    ranks = join_ranks(device=args.device, parts=args.parts or 1, recompute=bool(args.recompute))
+    ranks.check(batch)
+    return ranks
 
 
 def _budget(args: argparse.Namespace, default: Any) -> Any:

@@ -8,12 +8,15 @@ not at every operation.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar, cast
+from pathlib import Path
+from typing import NoReturn, TypeVar, cast
 
 import numpy as np
 import torch
@@ -21,12 +24,15 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from varbench.base.termination import terminated_at_once
 from varbench.errors import UserError
 
 Entry = TypeVar("Entry", bound=np.generic)
 
+LIMIT = timedelta(minutes=30)
+"""Of joining, and of a step, within which the first process may write a state."""
 PATIENCE = timedelta(days=1)
-"""For a process that waits for another one: who trains the same in another run is waited for too."""
+"""Of what the first process does alone, as it makes tokens or waits for another run that trains the same."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,13 @@ class Ranks:
     """Pieces of this process's part of a batch, one after the other: their gradients are added up."""
     recompute: bool = False
     """Layers keep no activations for the backward pass, which computes them again."""
+    patient: distributed.ProcessGroup | None = None
+    """The same processes, for what may take long."""
 
     def check(self, batch: int) -> None:
         if batch % (self.count * self.parts):
             pieces = f" in {self.parts} parts each" if self.parts > 1 else ""
-            raise UserError(
+            self.refuse(
                 f"a batch of {batch} cannot be split evenly over {self.count} processes{pieces}. Change --batch or --parts."
             )
 
@@ -100,36 +108,74 @@ class Ranks:
 
         return run
 
-    def agreed(self, mine: bool) -> bool:
-        """The first process's word on what all have to do alike."""
+    def check_alike(self, mine: str, *, where: Path) -> None:
+        """Refuses to go on where processes do not find the same there."""
         if self.count == 1:
-            return mine
-        word = [mine]
-        distributed.broadcast_object_list(word, src=0)
-        return word[0]
+            return
+        found = [mine] * self.count
+        distributed.all_gather_object(found, mine, group=self.patient)
+        for rank, theirs in enumerate(found):
+            if theirs != found[0]:
+                self.refuse(
+                    f"process 0 finds {found[0]}, and process {rank} {theirs}, in {where}: all machines have to see the same files. "
+                    "Set XDG_CACHE_HOME, and --out, to a folder that they share, and run the same command again."
+                )
+
+    def refuse(self, reason: str) -> NoReturn:
+        """All processes end, and the first alone says why. The others wait until it is gone: `torchrun` ends all with the first."""
+        if self.rank > 0:
+            with contextlib.suppress(RuntimeError):
+                self.wait()
+            raise SystemExit(2)
+        raise UserError(reason)
 
     @contextlib.contextmanager
     def alone(self, turn: AbstractContextManager[object]) -> Iterator[None]:
         """The first process enters, on behalf of all; a second entry would wait for the first."""
         with turn if self.rank == 0 else contextlib.nullcontext():
+            self.wait()
             yield
             self.wait()
 
     def wait(self) -> None:
         """For all others to come here."""
         if self.count > 1:
-            distributed.barrier()
+            distributed.barrier(group=self.patient)
 
     def close(self) -> None:
         """Wait for the others, then part."""
+        self.wait()
         if self.count > 1:
-            distributed.barrier()
             distributed.destroy_process_group()
 
 
 def place_among() -> tuple[int, int]:
     """This process's number among those that `torchrun` started, and how many they are."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextlib.contextmanager
+def among_others() -> Iterator[None]:
+    """Ends the processes of `torchrun` with the words of one of them, which are also what it says last itself."""
+    rank, count = place_among()
+    try:
+        yield
+    except UserError as error:
+        if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+            told = {"message": str(error), "extraInfo": {"timestamp": str(int(time.time()))}}
+            Path(file).write_text(json.dumps({"message": told}))
+        raise
+    except KeyboardInterrupt:
+        if rank > 0:
+            raise SystemExit(130) from None
+        raise
+    except RuntimeError as error:
+        # gloo's errors have no class of their own.
+        if count == 1 or not (isinstance(error, distributed.DistError) or "/gloo/" in str(error)):
+            raise
+        if rank > 0:
+            raise SystemExit(2) from None
+        raise UserError("another process is gone; the same command goes on from the last checkpoint") from error
 
 
 def join_ranks(*, device: str = "cpu", parts: int = 1, recompute: bool = False) -> Ranks:
@@ -140,8 +186,10 @@ def join_ranks(*, device: str = "cpu", parts: int = 1, recompute: bool = False) 
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
-    return Ranks(rank=distributed.get_rank(), count=count, parts=parts, recompute=recompute)
+    with terminated_at_once():  # a wait within torch hears no handler of Python's, and there is nothing to save
+        distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=LIMIT)
+        patient = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    return Ranks(rank=distributed.get_rank(), count=count, parts=parts, recompute=recompute, patient=patient)
 
 
 def own_device(device: str) -> str:

@@ -112,21 +112,15 @@ def recipe_weights(
 
     def in_cache() -> RecipeWeights | None:
         found = cached(folder, names, pretrained)
+        ranks.check_alike("trained weights" if found else "none", where=folder)
         return None if found is None else replace(found, note=note)
 
-    def in_cache_by_now() -> RecipeWeights:
-        found = in_cache()
-        assert found is not None, "the first process has seen it there"
+    if ranks.count == 1 and (found := in_cache()):
         return found
-
-    found = in_cache()
-    if ranks.agreed(found is not None):
-        return found or in_cache_by_now()
     waiting = said_now_and_then(f"{row.recipe_name} is being trained by another process; waiting for it")
     with ranks.alone(one_at_a_time(folder / "lock", while_waiting=waiting)):
-        found = in_cache()
-        if ranks.agreed(found is not None):
-            return found or in_cache_by_now()
+        if found := in_cache():
+            return found
         indices = data.training[: budget.images_seen]
         with shown(f"tokens of {data.name}", steps=len(indices), quiet=ranks.rank > 0) as progress:
             tokens = tokens_of(data, tokenizer, model=row.model, indices=indices, progress=progress)

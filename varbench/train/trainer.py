@@ -191,6 +191,7 @@ def optimise(
         optimizer.load_state_dict(state["optimizer"])
         mean.load(state["mean"])
         losses, evaluations = state["losses"], state["evaluations"]
+    ranks.check_alike(f"step {begin} of the training {json_digest(identity)[:8]}", where=checkpoints.path)
 
     def evaluate(step: int) -> float:
         began = time.perf_counter()

@@ -377,6 +377,19 @@ def test_checkpoint_of_another_training_is_refused(tokenizer: Tokenizer, tokens:
         trained(tokenizer, tokens, tmp_path)
 
 
+def test_a_state_is_mapped_and_what_becomes_of_it_never_reaches_the_file(tmp_path: Path) -> None:
+    """Else each of eight processes would hold a copy of it beside its own weights."""
+    path, numbers = tmp_path / "state", torch.arange(5000.0)
+    save_state(path, {"identity": {}, "numbers": numbers})
+    state = load_state(path, identity={})
+    assert state is not None and str(path) in Path("/proc/self/maps").read_text()
+    state["numbers"] += 1
+    again = load_state(path, identity={})
+    assert again is not None and torch.equal(again["numbers"], numbers)
+    save_state(path, {"identity": {}, "numbers": -numbers})
+    assert torch.equal(state["numbers"], numbers + 1), "what was read before is another file"
+
+
 def test_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "state"
     save_state(path, {"identity": {}, "step": 1})

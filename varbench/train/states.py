@@ -78,7 +78,8 @@ def load_state(path: Path, *, identity: dict[str, Any]) -> dict[str, Any] | None
     if not path.exists():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, so that processes of a machine that resume together read one copy of it, and hold none.
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise CheckpointError(
             f"{path} cannot be read as a training state ({error}). Delete it to begin again."

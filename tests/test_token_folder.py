@@ -128,9 +128,15 @@ def test_what_is_torn_or_of_something_else_is_said(data: ImageFolder, tokenizer:
     with pytest.raises(UserError, match="holds tokens and no images"):
         found.images([0])
     shard = folder / "00000.npy"
-    shard.write_bytes(shard.read_bytes()[:200])
-    with pytest.raises(UserError, match="00000.npy is torn"):
-        open_tokens(folder)
+    whole = shard.read_bytes()
+    middle = len(whole) // 2
+    for damaged in (whole[:200], whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]):
+        shard.write_bytes(damaged)
+        with pytest.raises(UserError, match="00000.npy is not what was written there; remove it"):
+            open_tokens(folder)
+    shard.unlink()
+    write_shards(folder, data, tokenizer, model=SPEC)
+    assert open_tokens(folder).fingerprint == found.fingerprint, "it was made anew"
     with pytest.raises(UserError, match="is no folder of tokens"):
         open_tokens(tmp_path)
     with pytest.raises(UserError, match="has whole images only"):

@@ -1,15 +1,18 @@
 """Training images as tokens in a folder of shards, made once: several crops an image, by several processes, and killed at any time
 they go on where they were. A folder stands for the images that it was made of.
 
-A shard is an array of one row a crop, its label and its tokens; the last one holds images that are never trained on.
+A shard is an array of one row a crop, its label and its tokens; the last one holds images that are never trained on. Beside each
+lies its sha256, as `sha256sum` writes it, and all are compared when the folder is opened: of ImageNet they are 1.7 GB a crop,
+which take a second or a few, and which a training's key has to be hashed of anyway.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from varbench.base.hashing import digest, file_hash
-from varbench.base.whole_files import require_space, whole_file, write_whole
+from varbench.base.whole_files import require_space, write_whole
 from varbench.data.folder import ImageFolder
 from varbench.data.image_set import ImageSet, Indices
 from varbench.errors import UserError
@@ -58,7 +61,7 @@ def write_shards(
     _begin(folder, told)
     pieces = _pieces(told)
     mine = range(rank, len(pieces), count)
-    lacking = {place for place in mine if not _path(folder, place).exists()}
+    lacking = {place for place in mine if not _complete(folder, place)}
     rows = sum(len(pieces[place]) for place in lacking) * crops
     require_space(folder, needed=2 * rows * (model.length + 1) + 2**20, purpose="the folder of tokens")
     done = 0
@@ -66,37 +69,34 @@ def write_shards(
         if place in lacking:
             indices = [_index(data, number, told) for number in pieces[place]]
             views = _views(told, place, pieces)
-            _write(_path(folder, place), data, tokenizer, indices, views=views, seed=seed, length=model.length)
+            shard = _shard(data, tokenizer, indices, views=views, seed=seed, length=model.length)
+            write_whole(_path(folder, place), shard)
+            told_hash = f"{hashlib.sha256(shard).hexdigest()}  {_path(folder, place).name}\n"
+            write_whole(_hash_path(folder, place), told_hash.encode())
         done += len(pieces[place])
         progress(done)
 
 
 def open_tokens(folder: str | Path) -> TokenFolder:
-    """A whole folder; what lacks or is torn is said."""
+    """A whole folder; what lacks or is damaged is said."""
     folder = Path(folder)
     try:
         told: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is no folder of tokens ({error}); `varbench tokens` makes one") from error
-    shards, lacking, pieces = [], 0, _pieces(told)
+    pieces, shards, hashes = _pieces(told), [], []
+    if lacking := sum(not _complete(folder, place) for place in range(len(pieces))):
+        raise UserError(f"{folder} lacks {lacking} of {len(pieces)} shards; run the same `varbench tokens` again")
     for place, piece in enumerate(pieces):
-        path = _path(folder, place)
-        if not path.exists():
-            lacking += 1
-            continue
-        views = _views(told, place, pieces)
-        try:
-            shard = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} is torn ({error}); remove it, and run `varbench tokens` again") from error
-        if shard.shape != (len(piece) * views, told["length"] + 1) or shard.dtype != np.uint16:
-            raise UserError(f"{path} holds {shard.shape} of {shard.dtype}; remove it, and run `varbench tokens` again")
+        path, written = _path(folder, place), _hash_path(folder, place).read_text().split()
+        hashes.append(file_hash(path))
+        shard = np.load(path, mmap_mode="r", allow_pickle=False) if hashes[-1] in written else None
+        shape = (len(piece) * _views(told, place, pieces), told["length"] + 1)
+        if shard is None or shard.shape != shape:
+            raise UserError(f"{path} is not what was written there; remove it, and run `varbench tokens` again")
         shards.append(shard)
-    if lacking:
-        raise UserError(
-            f"{folder} lacks {lacking} of {lacking + len(shards)} shards; run the same `varbench tokens` again"
-        )
-    return TokenFolder(root=folder, told=told, shards=tuple(shards))
+    fingerprint = digest([json.dumps(told, sort_keys=True), *hashes])
+    return TokenFolder(root=folder, told=told, shards=tuple(shards), fingerprint=fingerprint)
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ class TokenFolder:
     root: Path
     told: dict[str, Any]
     shards: tuple[NDArray[np.uint16], ...]
+    fingerprint: str
 
     @property
     def name(self) -> str:
@@ -118,11 +119,6 @@ class TokenFolder:
     @property
     def side(self) -> int:
         return int(self.told["side"])
-
-    @cached_property
-    def fingerprint(self) -> str:
-        files = (file_hash(_path(self.root, place)) for place in range(len(self.shards)))
-        return digest([json.dumps(self.told, sort_keys=True), *files])
 
     @property
     def training(self) -> range:
@@ -241,9 +237,15 @@ def _path(folder: Path, place: int) -> Path:
     return folder / f"{place:05d}.npy"
 
 
-def _write(
-    path: Path, data: ImageSet, tokenizer: Tokenizer, indices: list[int], *, views: int, seed: int, length: int
-) -> None:
+def _hash_path(folder: Path, place: int) -> Path:
+    return _path(folder, place).with_suffix(".sha256")
+
+
+def _complete(folder: Path, place: int) -> bool:
+    return _path(folder, place).exists() and _hash_path(folder, place).exists()
+
+
+def _shard(data: ImageSet, tokenizer: Tokenizer, indices: list[int], *, views: int, seed: int, length: int) -> bytes:
     rows = np.empty((len(indices), views, length + 1), np.uint16)
     rows[:, :, 0] = data.labels(indices)[:, None]
     for view in range(views):
@@ -254,5 +256,6 @@ def _write(
                 assert isinstance(data, ImageFolder)
                 images = data.crops(some, number=view, seed=seed)
             rows[first : first + len(some), view, 1:] = tokens_in(torch.from_numpy(images), tokenizer)
-    with whole_file(path) as file:
-        np.save(file, rows.reshape(-1, length + 1))
+    file = io.BytesIO()
+    np.save(file, rows.reshape(-1, length + 1))
+    return file.getvalue()

@@ -17,13 +17,14 @@ from varbench.engine.teacher import TeacherPass
 from varbench.model.transformer import Transformer, initialise_
 from varbench.plan import presets
 from varbench.plan.compiler import compile_plan
+from varbench.plan.hardware import KNOWN
 from varbench.plan.owned import Owned, RowPolicies
 from varbench.plan.sizes import matrices
 from varbench.policies import MAIN, TokenPolicy
 from varbench.rows import expand
 from varbench.train.recipes import full_plan
 from varbench.train.trainer import DTYPES, attention_of
-from varbench.train.training_forecast import pass_work, stages_of
+from varbench.train.training_forecast import in_a_line, pass_work, stages_of
 from varbench.train.training_options import configured
 
 MODEL = replace(SPEC, sides=(1, 2, 4, 8), depth=4, width=128, heads=4)
@@ -106,6 +107,23 @@ def test_the_command_says_what_fits_a_card_and_how_long_it_takes(capsys: pytest.
     assert main([*words, "--parts", "64", "--recompute", "--json"]) == 0
     (stage,) = json.loads(capsys.readouterr().out)
     assert 40 < stage["fixed"] / 2**30 < 44, "20 bytes a weight and a copy in bfloat16: it fits one card of 80 GB"
+
+
+def test_a_line_says_memory_and_on_a_known_device_the_time_of_all_stages() -> None:
+    told = {"dtype": "bfloat16", "device": "cuda"}
+    stages = [*stages_of(rows.resolve("code@n4", presets.preset("var-d30").spec), steps=84_450, **told)]
+    shared = {"batch": 1024, "gpus": 4, "parts": 16, "dtype": "bfloat16"}
+    memory = max(stage.needed(16) for stage in stages) / 2**30
+    assert in_a_line(stages, **shared, device=None) == f"84,450 steps of 1,024 images; {memory:.3g} GiB a process"
+    card = KNOWN["H100-SXM"]
+    hours = sum(s.steps * s.seconds(1024, gpus=4, hardware=card, dtype="bfloat16") for s in stages) / 3600
+    assert in_a_line(stages, **shared, device=card).endswith(
+        f", at least {hours:.1f} h by the rate of H100-SXM in products"
+    )
+    half = replace(card, efficiency={"bfloat16": 0.5})
+    assert in_a_line(stages, **shared, device=half).endswith(
+        f", at least {2 * hours:.1f} h by the rate of H100-SXM in products"
+    )
 
 
 @pytest.mark.parametrize(

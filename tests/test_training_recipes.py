@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -24,11 +24,14 @@ from varbench.errors import UserError
 from varbench.model.checkpoints import load_transformer
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer, initialise_
+from varbench.plan import presets
 from varbench.plan.owned import Owned, RowPolicies
 from varbench.policies import DepthPolicy, Stage, TrainingSchedule, TrainStep
 from varbench.train import evaluation, recipes, tokens
 from varbench.train.export import export
 from varbench.train.recipes import recipe_weights
+from varbench.train.states import save_state
+from varbench.train.training_forecast import stages_of
 
 STEPS = replace(BUDGET, steps=8)
 
@@ -48,9 +51,10 @@ def given(tmp_path: Path) -> dict[str, Path]:
     return {name: tmp_path / f"{name}.safetensors" for name in modules}
 
 
-def trained(row: rows.Row, given: dict[str, Path], steps: int = 8) -> object:
+def trained(row: rows.Row, given: dict[str, Path], steps: int = 8, **changes: Any) -> object:
     pretrained = {name: path for name, path in given.items() if name != "vae"}
-    return recipe_weights(row, vae=given["vae"], pretrained=pretrained, data=DATA, budget=replace(STEPS, steps=steps))
+    budget = replace(STEPS, steps=steps, **changes)
+    return recipe_weights(row, vae=given["vae"], pretrained=pretrained, data=DATA, budget=budget)
 
 
 def of(path: Path) -> torch.Tensor:
@@ -209,7 +213,7 @@ def test_two_that_want_one_recipe_train_it_once(
 
 
 def test_a_recipe_that_is_interrupted_goes_on_from_that_step(
-    given: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Eight steps take no ten seconds, so only the interruption itself can have saved the fifth."""
     steps: list[int] = []
@@ -233,6 +237,39 @@ def test_a_recipe_that_is_interrupted_goes_on_from_that_step(
         trained(row, given)
     assert trained(row, given).origin == "here"
     assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert "another training" not in capsys.readouterr().err
+
+
+def test_a_recipe_that_begins_anew_beside_another_state_of_it_says_so(
+    given: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = rows.resolve("full_var@continued", SPEC)
+    left = tmp_path / "cache" / "varbench" / "weights" / "left" / "train.state"
+    identity = {"curriculum": "full_var@continued train", "budget": asdict(replace(STEPS, batch=4, seed=1))}
+    save_state(left, {"identity": identity, "step": 1200})
+    trained(row, given)
+    told = "1,200 steps of another training (seed 1, not 0, batch 4, not 8)"
+    assert f"full_var@continued: {told} lie in {left}; this one begins anew\n" in capsys.readouterr().err
+    trained(row, given, batch=4, seed=1)
+    assert "(another start, data or schedule)" in capsys.readouterr().err
+    trained(rows.expand("fixed_ratio@p10/d1", SPEC)[0], given)
+    assert "another training" not in capsys.readouterr().err, "it is of another recipe"
+
+
+def test_the_command_says_once_and_before_it_begins_what_a_training_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "full_var@continued", "--steps", "1", "--batch", "4", "--device", "cpu", "--dtype", "float32"]
+    model = presets.preset("tiny").spec
+    (stage,) = stages_of(rows.resolve("full_var@continued", model), steps=1, dtype="float32", device="cpu")
+    told = f"full_var@continued: 1 step of 4 images; {stage.needed(4) / 2**30:.3g} GiB a process"
+    assert main(words) == 0
+    said = capsys.readouterr().err
+    assert said.count(told) == 1 and said.index(told) < said.index("step 1 of 1")
+    assert main(words) == 0
+    assert told not in capsys.readouterr().err, "what is in the cache is not trained"
+    assert main(["train", "base", *words[2:], "--out", str(tmp_path / "base.safetensors")]) == 0
+    assert f"base: {told.partition(': ')[2]}" in capsys.readouterr().err
 
 
 class Uneven(Fixed):

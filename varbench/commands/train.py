@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,8 @@ from varbench.plan import presets
 if TYPE_CHECKING:
     from varbench.data.image_set import ImageSet
     from varbench.train.ranks import Ranks
+    from varbench.train.trainer import Budget
+    from varbench.train.training_forecast import StageWork
 
 PARTS = ("tokenizer", "base", "narrow", "features", "judge")
 HELP = "train a preset's parts, or the recipe of a row"
@@ -188,11 +192,13 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench.train.states import Checkpoints
     from varbench.train.tokens import tokens_of
     from varbench.train.trainer import train
+    from varbench.train.training_forecast import full_model_stage
 
     main = presets.preset(args.model).spec
     spec, budget = (main, BASE) if args.what == "base" else (main.narrower(), NARROW)
     budget = _budget(args, on_all_of(data, budget))
     ranks = _ranks(args, budget.batch)
+    _foretell(args.what, lambda **how: [full_model_stage(spec, **how)], args=args, budget=budget, ranks=ranks)
     vae = _vae(args)
     _, tensors = load_tokenizer(vae)
     tokenizer = build_tokenizer(spec, tensors, vae).to(args.device)
@@ -255,6 +261,7 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench.train.generators import generator_weights, taught, trained_generator
     from varbench.train.recipes import recipe_weights
     from varbench.train.shipped import put
+    from varbench.train.training_forecast import stages_of
 
     found = rows.expand(args.what, presets.preset(args.model).spec)
     by_recipe = {(row.recipe_plugin, row.recipe): row for row in found if row.schedule is not None}
@@ -316,6 +323,7 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
             device=args.device,
             events=args.tensorboard,
             by_stage=args.by_stage,
+            begins=partial(_foretell, row.recipe_name, partial(stages_of, row), args=args, budget=budget, ranks=ranks),
         )
         if ranks.rank > 0:
             continue
@@ -335,6 +343,26 @@ def _ranks(args: argparse.Namespace, batch: int) -> Ranks:
     ranks = join_ranks(device=args.device, parts=args.parts or 1, recompute=bool(args.recompute))
     ranks.check(batch)
     return ranks
+
+
+def _foretell(
+    name: str, stages: Callable[..., Iterable[StageWork]], *, args: argparse.Namespace, budget: Budget, ranks: Ranks
+) -> None:
+    """Says what a training will take, once and before it begins."""
+    import torch
+
+    from varbench.measure.environment import cores
+    from varbench.run.prepare import hardware_like
+    from varbench.train.training_forecast import in_a_line
+
+    if ranks.rank > 0:
+        return
+    kind, device = args.device.partition(":")[0], None
+    if kind != "cpu" or ranks.count == 1:  # how many processes share a processor is not known
+        device = hardware_like("cpu" if kind == "cpu" else torch.cuda.get_device_name(args.device), cores())
+    found = [*stages(steps=budget.steps, dtype=budget.dtype, device=kind, recompute=ranks.recompute)]
+    line = in_a_line(found, batch=budget.batch, gpus=ranks.count, parts=ranks.parts, dtype=budget.dtype, device=device)
+    print(f"{name}: {line}", file=sys.stderr)
 
 
 def _budget(args: argparse.Namespace, default: Any) -> Any:

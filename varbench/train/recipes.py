@@ -8,8 +8,9 @@ data, the weights it starts from), so neither the row's point nor any version nu
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -41,7 +42,7 @@ from varbench.train.progress import Progress, said_now_and_then, shown
 from varbench.train.ranks import Ranks
 from varbench.train.recipe_key import budgets_of, read_by, recipe_key
 from varbench.train.shipped import Shipped
-from varbench.train.states import Checkpoints
+from varbench.train.states import Checkpoints, another_state
 from varbench.train.tokens import TokenSet, tokens_of
 from varbench.train.trainer import DTYPES, Budget, Curriculum, HeldOut, Teacher, attention_of, train
 from varbench.train.training_log import TrainingLog, log_of
@@ -79,11 +80,12 @@ def recipe_weights(
     events: Path | None = None,
     ranks: Ranks | None = None,
     by_stage: ByStage | None = None,
+    begins: Callable[[], None] = lambda: None,
 ) -> RecipeWeights:
     """The weights of the row's recipe, trained from `pretrained` (by backbone) if they neither ship nor are in the cache.
 
     `budget.steps` are the optimiser steps of all stages together; in the rest a stage may differ, `by_stage`. Of several `ranks`,
-    which see the same files, the first alone writes.
+    which see the same files, the first alone writes. `begins` is called if it is trained now, before that.
     """
     ranks = ranks or Ranks()
     if row.schedule is None:
@@ -121,6 +123,9 @@ def recipe_weights(
     with ranks.alone(one_at_a_time(folder / "lock", while_waiting=waiting)):
         if found := in_cache():
             return found
+        begins()
+        if ranks.rank == 0 and (said := _another(folder, row, *stages[0])):
+            print(f"{row.recipe_name}: {said}", file=sys.stderr)
         indices = data.training[: budget.images_seen]
         with shown(f"tokens of {data.name}", steps=len(indices), quiet=ranks.rank > 0) as progress:
             tokens = tokens_of(data, tokenizer, model=row.model, indices=indices, progress=progress)
@@ -136,7 +141,7 @@ def recipe_weights(
             "stages": {},
         }
         for stage, stage_budget in stages:
-            title = f"{row.recipe_name} {stage.name}" if len(stages) > 1 else row.recipe_name
+            title = _name(row, stage) if len(stages) > 1 else row.recipe_name
             with shown(
                 title,
                 steps=stage_budget.steps,
@@ -153,7 +158,7 @@ def recipe_weights(
                     tokens=tokens,
                     data=data,
                     budget=stage_budget,
-                    checkpoints=Checkpoints(folder / f"{stage.name}.state"),
+                    checkpoints=Checkpoints(_state(folder, stage)),
                     progress=progress,
                     ranks=ranks,
                 )
@@ -165,7 +170,7 @@ def recipe_weights(
         if ranks.rank == 0:
             write_whole(record_path, json.dumps(record, indent=1).encode())
             for stage, _ in stages:
-                (folder / f"{stage.name}.state").unlink(missing_ok=True)
+                _state(folder, stage).unlink(missing_ok=True)
     return RecipeWeights(files=files, record=record, origin="here", note=note)
 
 
@@ -229,6 +234,18 @@ def full_curriculum(model: ModelSpec, *, name: str) -> Curriculum:
     return Curriculum(at=lambda step, uniform: TrainStep(), plan_of=lambda point: (plan, MAIN), name=name)
 
 
+def _name(row: Row, stage: Stage) -> str:
+    return f"{row.recipe_name} {stage.name}"
+
+
+def _state(folder: Path, stage: Stage) -> Path:
+    return folder / f"{stage.name}.state"
+
+
+def _another(folder: Path, row: Row, stage: Stage, budget: Budget) -> str | None:
+    return another_state(_state(folder, stage), curriculum=_name(row, stage), budget=asdict(budget))
+
+
 def _train_stage(
     row: Row,
     stage: Stage,
@@ -257,7 +274,7 @@ def _train_stage(
         curriculum=Curriculum(
             at=_answers(row.schedule, stage, budget),
             plan_of=partial(_plan_of, row, stage, transformer.spec),
-            name=f"{row.recipe_name} {stage.name}",
+            name=_name(row, stage),
             width_of=lambda point: None if point is None else rows.at_point(row, point).policies.width,
             trains=stage.trains,
             own_loss=partial(row.schedule.own_loss, own=transformer.own.tensors()),

@@ -93,6 +93,35 @@ def load_state(path: Path, *, identity: dict[str, Any]) -> dict[str, Any] | None
     return state
 
 
+def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Where two descriptions of a training differ: what it is called, their value and ours."""
+    for name in {**ours, **theirs}:
+        one, other = theirs.get(name), ours.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from differences(one, other)
+        elif one != other:
+            yield name, one, other
+
+
+def another_state(own: Path, *, curriculum: str, budget: dict[str, Any]) -> str | None:
+    """What to say of the latest state that another training of this name left beside the folder of one's own, where that has
+    none: who changed an option unawares would miss its steps."""
+    found = [] if own.exists() else list(own.parent.parent.glob(f"*/{own.name}"))
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            state = load_state(path, identity={"curriculum": curriculum})
+        except CheckpointError:
+            continue
+        if state is not None:
+            differ = (
+                f"{name} {theirs}, not {ours}"
+                for name, theirs, ours in differences(state["identity"]["budget"], budget)
+            )
+            why = ", ".join(differ) or "another start, data or schedule"
+            return f"{state['step']:,} steps of another training ({why}) lie in {path}; this one begins anew"
+    return None
+
+
 def _save(state: dict[str, Any], file: IO[bytes]) -> None:
     saver: Callable[..., None] = torch.save
     try:

@@ -123,6 +123,14 @@ def stages_of(
         )  # fmt: skip
 
 
+def full_model_stage(spec: ModelSpec, *, steps: int, dtype: str, device: str, recompute: bool = False) -> StageWork:
+    """Of a training of the full model alone."""
+    return _stage(
+        rows.resolve(rows.FULL, spec), Stage(name="train"), [TrainStep()], {MAIN: spec}, steps=steps, dtype=dtype,
+        explicit=device == "cpu", recompute=recompute,
+    )  # fmt: skip
+
+
 def _stage(
     row: Row,
     stage: Stage,
@@ -200,3 +208,17 @@ def as_text(
         f"memory of each process, time by the rate of products{told}"
     )
     return f"{title}\n{tabulate(lines, headers, disable_numparse=True, stralign='right', colalign=('left',))}"
+
+
+def in_a_line(
+    stages: Sequence[StageWork], *, batch: int, gpus: int, parts: int, dtype: str, device: Hardware | None
+) -> str:
+    """For who is about to train: memory of a process, and the time of products where the device is known."""
+    memory = max(stage.needed(batch // (gpus * parts)) for stage in stages) / 2**30
+    steps = sum(stage.steps for stage in stages)
+    said = f"{steps:,} step{'s' * (steps > 1)} of {batch:,} images; {memory:.3g} GiB a process"
+    if device is None or dtype not in device.tflops:
+        return said
+    seconds = sum(stage.steps * stage.seconds(batch, gpus=gpus, hardware=device, dtype=dtype) for stage in stages)
+    told = f"{seconds / 3600:,.1f} h" if seconds > 3600 else f"{seconds:,.0f} s"
+    return f"{said}, at least {told} by the rate of {device.name} in products"

@@ -365,7 +365,7 @@ def test_weights_that_diverged_are_not_written(tmp_path: Path) -> None:
 
 def test_checkpoint_of_another_training_is_refused(tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path) -> None:
     trained(tokenizer, tokens, tmp_path)
-    with pytest.raises(CheckpointError, match="belongs to a training"):
+    with pytest.raises(CheckpointError, match=r"belongs to a training with seed 0, and this one has seed 1\. Use"):
         trained(tokenizer, tokens, tmp_path, budget=replace(BUDGET, seed=1))
     # What the optimiser keeps goes by the order of the parameters, which another version of a method may have changed.
     state = torch.load(tmp_path / "state")

@@ -84,12 +84,12 @@ def load_state(path: Path, *, identity: dict[str, Any]) -> dict[str, Any] | None
         raise CheckpointError(
             f"{path} cannot be read as a training state ({error}). Delete it to begin again."
         ) from error
-    for name, wanted in identity.items():
-        if state["identity"].get(name) != wanted:
-            raise CheckpointError(
-                f"{path} belongs to a training with {name} {state['identity'].get(name)!r}, and this one has "
-                f"{wanted!r}. Use another --out, or delete the file to begin again."
-            )
+    if differ := [*differences({name: state["identity"].get(name) for name in identity}, identity)]:
+        theirs, ours = (", ".join(f"{one[0]} {one[place]!r}" for one in differ) for place in (1, 2))
+        raise CheckpointError(
+            f"{path} belongs to a training with {theirs}, and this one has {ours}. Use another --out, or delete the file to "
+            "begin again."
+        )
     return state
 
 

@@ -13,21 +13,28 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import CommandLine
-from scripted import a_run
+from scripted import a_run, options
 
+from varbench.errors import UserError
+from varbench.measure.environment import environment
 from varbench.record import Record, Status, load_records, to_json
 from varbench.rows import FULL
 from varbench.run.conduct import PARTS
 from varbench.run.display import Display
 from varbench.run.fill import fill
 from varbench.run.findings import Findings
+from varbench.run.identity import code_hash
 from varbench.run.messages import GROUP
 from varbench.run.prepare import Run
+from varbench.run.spread import on_ray
 from varbench.run.spread.dispatch import Broken, Dispatch, Ended, Lost, Place
+from varbench.run.spread.kinds import kind_here, kind_of
+from varbench.run.spread.on_ray import RayCluster
 from varbench.run.spread.portion import Errand, Found, Left, News, carry_out
 from varbench.run.spread.portions import portions
 
@@ -292,6 +299,102 @@ def test_one_and_two_workers_give_the_same_images_and_scores(
 
 
 # Ray
+
+
+@dataclass
+class ScriptedRay:
+    """A cluster whose workers say what they are, or cannot, or not yet, as they are told to."""
+
+    says: dict[str, tuple[str, str] | Exception | None]
+    started: list[str] = field(default_factory=list)
+    exceptions: Any = field(default_factory=lambda: SimpleNamespace(RayError=RuntimeError))
+
+    def remote(self, worker: type) -> Any:
+        return SimpleNamespace(options=lambda name: SimpleNamespace(remote=lambda: self.start(name)))
+
+    def start(self, name: str) -> Any:
+        self.started.append(name)
+        return SimpleNamespace(known=SimpleNamespace(remote=lambda gpu: name))
+
+    def wait(self, asked: list[str], **how: Any) -> tuple[list[str], list[str]]:
+        return [name for name in asked if self.says[name] is not None], []
+
+    def get(self, name: str) -> tuple[str, str] | None:
+        if isinstance(said := self.says[name], Exception):
+            raise said
+        return said
+
+    def nodes(self) -> list[str]:
+        return [*self.says]
+
+    def kill(self, worker: Any) -> None: ...
+
+
+def a_cluster(monkeypatch: pytest.MonkeyPatch, ray: ScriptedRay, notes: list[str]) -> RayCluster:
+    monkeypatch.setattr(on_ray, "_ray", lambda: ray)
+    monkeypatch.setattr(on_ray, "_connect", lambda *given: None)
+    monkeypatch.setattr(on_ray, "time", SimpleNamespace(monotonic=itertools.count(step=2).__next__))
+    monkeypatch.setattr(RayCluster, "_slots", lambda self: {name: {"name": name} for name in ray.says})
+    return RayCluster(options(executor="ray"), note=notes.append)
+
+
+BARE = RuntimeError("The actor could not be made:\n  ...\nModuleNotFoundError: No module named 'varbench'\n")
+
+
+def test_a_place_whose_worker_cannot_start_is_left_out_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray, notes = ScriptedRay({"bare": BARE, "fine": ("card", code_hash()), "older": ("card", "0" * 64)}), list[str]()
+    cluster = a_cluster(monkeypatch, ray, notes)
+    for _ in range(3):
+        assert cluster.places() == (Place(name="fine", kind="card"),)
+    assert ray.started == ["bare", "fine", "older"], "nobody tries it again"
+    bare, older = notes
+    assert bare == "  bare is left out: ModuleNotFoundError: No module named 'varbench'"
+    assert "older is left out: its code of varbench has the hash 000000000000, here it is " in older
+
+
+def test_with_no_place_left_the_run_ends_with_the_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="can be used: bare: ModuleNotFoundError: No module named 'varbench'"):
+        a_cluster(monkeypatch, ScriptedRay({"bare": BARE}), [])
+
+
+def test_devices_that_are_busy_are_not_waited_for_once_one_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        UserError, match="no processor of the cluster was free within 120 s: 1 nodes, of which 1 have any"
+    ):
+        a_cluster(monkeypatch, ScriptedRay({"busy": None}), [])
+    ray = ScriptedRay({"busy": None, "fine": ("card", code_hash())})
+    cluster = a_cluster(monkeypatch, ray, [])
+    assert [place.name for place in cluster.places()] == ["fine"]
+    ray.says["busy"] = ("card", code_hash())
+    assert [place.name for place in cluster.places()] == ["fine", "busy"]
+
+
+TORCH = """
+import os
+from types import SimpleNamespace
+def device(name):
+    return name
+def get_num_threads():
+    return 1
+def known(device):
+    # CUDA counts boards by what CUDA_VISIBLE_DEVICES says of them, and puts the fastest first.
+    names = {"GPU-8932f937-d72c-4106-c12f-20bd9faed9f6": "NVIDIA L20", "0": "NVIDIA H100", "1": "NVIDIA L20"}
+    return SimpleNamespace(name=names[os.environ["CUDA_VISIBLE_DEVICES"]])
+cuda = SimpleNamespace(get_device_properties=known)
+"""
+
+
+def test_a_worker_is_of_the_kind_that_torch_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the records of its rows are, whether its board is named by number or by UUID."""
+    (tmp_path / "torch.py").write_text(TORCH)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for visible, kind in (("0", "NVIDIA H100"), ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "NVIDIA L20")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert kind_here("cuda") == kind
+    assert kind_here("cpu") == kind_of(environment("cpu", threads=1))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with pytest.raises(RuntimeError, match="torch cannot use cuda there; KeyError: '7'"):
+        kind_here("cuda")
 
 
 NODES = """

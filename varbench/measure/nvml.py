@@ -103,20 +103,6 @@ def energy_joules(*, uuid: str | None, pci: str | None) -> float:
             raise NvmlError(f"the board has no energy counter: {error}") from error
 
 
-def name_of(index: int) -> str:
-    """The maker's name of a board, by its number among those of the machine. CUDA is not touched for it."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        try:
-            return _text(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(index)))
-        finally:
-            pynvml.nvmlShutdown()
-    except Exception as error:  # no library, no driver, no such board
-        raise NvmlError(f"NVML does not name board {index}: {error}") from error
-
-
 def _value(pynvml: Any, ask: Any) -> float | None:
     try:
         return float(ask())

@@ -52,7 +52,7 @@ def _carry_out(
         if run.options.executor == "ray":
             from varbench.run.spread.on_ray import RayCluster
 
-            cluster = cleanup.enter_context(RayCluster(run.options))
+            cluster = cleanup.enter_context(RayCluster(run.options, note=display.note))
             conduct = Dispatch(run=run, out=out, display=display, cluster=cluster, done=found)
         else:
             conduct = Conduct(run=run, out=out, display=display, done=found)

@@ -6,26 +6,27 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from varbench.errors import UserError
-from varbench.measure import nvml
-from varbench.measure.environment import cpu_name
 from varbench.record.options import Options
 from varbench.run import identity
 from varbench.run.spread.dispatch import Broken, Ended, Lost, Place
+from varbench.run.spread.kinds import kind_here
 from varbench.run.spread.portion import Errand, News, carry_out
 
 PATIENCE = 30.0
-"""Seconds that a cluster may take to answer, and its devices to be free for the first portion."""
+"""Seconds that a cluster may take to answer, and its devices to be free once one is."""
+FIRST = 120.0
+"""Seconds until a first device has to be free, and to have loaded torch."""
 
 
 class RayCluster:
     """As many places as the cluster has GPUs or, without any, machines."""
 
-    def __init__(self, options: Options) -> None:
-        self._ray = _ray()
+    def __init__(self, options: Options, *, note: Callable[[str], None]) -> None:
+        self._ray, self._note = _ray(), note
         self._gpu = options.device.startswith("cuda")
         self._code = identity.code_hash()
         _connect(self._ray, options.address)
@@ -33,6 +34,8 @@ class RayCluster:
         """By name of the place, also those that have not said what they are."""
         self._asked: dict[Any, str] = {}
         """What they are asked, until they answer."""
+        self._unfit: dict[str, str] = {}
+        """Why a place is left out, by its name."""
         self._places: dict[str, Place] = {}
         self._working: dict[str, Any] = {}
         self._looked = 0.0
@@ -50,22 +53,26 @@ class RayCluster:
         self._ray.shutdown()
 
     def _first(self) -> None:
-        until = time.monotonic() + PATIENCE
+        began = time.monotonic()
         self.places()
-        while self._asked and time.monotonic() < until:
+        while self._asked and time.monotonic() - began < (PATIENCE if self._places else FIRST):
             self._hear(seconds=1.0)
-        if not self._places:
-            what = "GPU" if self._gpu else "processor"
-            raise UserError(
-                f"--executor ray: no {what} of the cluster was free within {PATIENCE:.0f} s: "
-                f"{len(self._ray.nodes())} nodes, of which {len(self._slots())} have any; see `ray status`"
-            )
+        if self._places:
+            return
+        what, nodes = "GPU" if self._gpu else "processor", len(self._ray.nodes())
+        if self._unfit and not self._asked:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self._unfit.items())
+            raise UserError(f"--executor ray: no {what} of the cluster can be used: {reasons}")
+        raise UserError(
+            f"--executor ray: no {what} of the cluster was free within {FIRST:.0f} s: "
+            f"{nodes} nodes, of which {len(self._slots())} have any; see `ray status`"
+        )
 
     def places(self) -> Sequence[Place]:
         if time.monotonic() - self._looked > 1:
             self._looked = time.monotonic()
             for name, options in self._slots().items():
-                if name not in self._actors:
+                if name not in self._actors and name not in self._unfit:
                     self._actors[name] = self._ray.remote(_Worker).options(**options).remote()
                     self._asked[self._actors[name].known.remote(self._gpu)] = name
         self._hear(seconds=0)
@@ -91,7 +98,7 @@ class RayCluster:
         return found
 
     def _hear(self, *, seconds: float) -> None:
-        """What places say of themselves. One with other code is of no use."""
+        """What places say of themselves. One that cannot, or has other code, is left out."""
         if not self._asked:
             return
         ready, _ = self._ray.wait(list(self._asked), num_returns=len(self._asked), timeout=seconds)
@@ -99,15 +106,21 @@ class RayCluster:
             name = self._asked.pop(answer)
             try:
                 kind, code = self._ray.get(answer)
-            except self._ray.exceptions.RayError:
-                self._actors.pop(name)
+            except self._ray.exceptions.RayError as error:
+                self._leave_out(name, _last_line(error))
                 continue
-            if code != self._code:
-                raise UserError(
-                    f"--executor ray: varbench is not the same on {name}: its code has the hash {code[:12]}, here it is "
-                    f"{self._code[:12]}. Install the same version there"
+            if code == self._code:
+                self._places[name] = Place(name=name, kind=kind)
+            else:
+                self._leave_out(
+                    name,
+                    f"its code of varbench has the hash {code[:12]}, here it is {self._code[:12]}; install the same there",
                 )
-            self._places[name] = Place(name=name, kind=kind)
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        self._unfit[name] = reason
+        self._note(f"  {name} is left out: {reason}")
+        self._ray.kill(self._actors.pop(name))
 
     def begin(self, place: Place, errand: Errand) -> None:
         self._working[place.name] = self._actors[place.name].carry_out.remote(errand)
@@ -147,10 +160,8 @@ class _Worker:
     """What runs on a device."""
 
     def known(self, gpu: bool) -> tuple[str, str]:
-        """What the device is called, and the hash of the code that is installed there."""
-        if not gpu:
-            return f"{cpu_name()}, {os.environ.get('OMP_NUM_THREADS', '?')} threads", identity.code_hash()
-        return nvml.name_of(int(os.environ["CUDA_VISIBLE_DEVICES"].split(",")[0])), identity.code_hash()
+        """What kind of device it is, and the hash of the code that is installed there."""
+        return kind_here("cuda" if gpu else "cpu"), identity.code_hash()
 
     def carry_out(self, errand: Errand) -> Iterator[News]:
         yield from carry_out(errand)
@@ -163,6 +174,11 @@ def _ray() -> Any:
     except ImportError as error:
         raise UserError("--executor ray needs Ray: pip install 'varbench[ray]'") from error
     return ray
+
+
+def _last_line(error: Exception) -> str:
+    """Ray's errors end with the one that they come from."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def _connect(ray: Any, address: str | None) -> None:

@@ -215,6 +215,21 @@ def test_kinds_are_not_mixed(random_run: Run, tmp_path: Path, capsys: Any) -> No
     assert "all rows run on H100, which there are most of; left alone: 1 of L20" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("there", [{"a": "H100", "b": "H100", "c": "L20"}, {"a": "H100", "b": "H100"}])
+def test_a_run_goes_on_on_the_kind_that_its_rows_were_measured_on(
+    random_run: Run, tmp_path: Path, capsys: Any, there: dict[str, str]
+) -> None:
+    first = fill(random_run, random_run.rows[FULL], Findings(), floors={})
+    done = {FULL: replace(first, environment=replace(first.environment, device="L20"))}
+    devices = Devices(kinds=dict(there))
+    found = dispatched(random_run, tmp_path, devices, done=done)
+    assert {name for name, _ in devices.begun} == {name for name, kind in there.items() if kind == "L20"}
+    assert "all rows run on L20, as those that are done did; left alone: 2 of H100" in capsys.readouterr().err
+    if "c" not in there:
+        assert len(found) == len(random_run.rows) - 1
+        assert all("no L20 is left to run it on" in (record.reason or "") for record in found.values())
+
+
 def test_with_no_device_of_the_kind_left_rows_are_refused_and_not_sent_to_another(
     random_run: Run, tmp_path: Path
 ) -> None:

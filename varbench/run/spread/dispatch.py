@@ -6,6 +6,7 @@ A device that is lost in the middle costs its portion one more try, elsewhere; r
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from varbench.run.display import Display
 from varbench.run.fill import fill
 from varbench.run.findings import Findings
 from varbench.run.prepare import Run
+from varbench.run.spread.kinds import kind_of
 from varbench.run.spread.portion import FULL_IMAGES, Detail, Errand, Found, Full, Left, News, Note
 from varbench.run.spread.portions import Portion, portions
 
@@ -95,7 +97,7 @@ class Dispatch:
         """All rows that were not done before."""
         self.save_all()
         kind, places = self._kind()
-        waiting = list(portions(self.run, places=places, done=self.done))
+        waiting = list(portions(self.run, places=max(1, places), done=self.done))
         total, finished = len(waiting), set[Portion]()
         at: dict[str, Portion] = {}
         alone = time.monotonic()
@@ -149,14 +151,13 @@ class Dispatch:
         return found
 
     def _kind(self) -> tuple[str, int]:
-        """The kind of which there are most, and how many of it."""
-        counts: dict[str, int] = {}
-        for place in self.cluster.places():
-            counts[place.kind] = counts.get(place.kind, 0) + 1
-        kind = max(counts, key=lambda one: counts[one])
-        if others := {name: count for name, count in counts.items() if name != kind}:
-            left = ", ".join(f"{count} of {name}" for name, count in others.items())
-            self.display.note(f"all rows run on {kind}, which there are most of; left alone: {left}")
+        """That of the rows that are done, else the one of which there are most; and how many of it."""
+        counts = Counter(place.kind for place in self.cluster.places())
+        kept = Counter(kind_of(record.environment) for record in self.done.values())
+        ((kind, _),) = (kept or counts).most_common(1)
+        if others := ", ".join(f"{count} of {name}" for name, count in counts.items() if name != kind):
+            why = "as those that are done did" if kept else "which there are most of"
+            self.display.note(f"all rows run on {kind}, {why}; left alone: {others}")
         return kind, counts[kind]
 
     def _again(self, portion: Portion, why: list[str]) -> list[Portion]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,25 +20,32 @@ from typing import Any
 
 import pytest
 from conftest import CommandLine
-from scripted import a_run, options
+from scripted import a_run, conduct, options, scripted
 
+from varbench.base.places import full_images
+from varbench.base.whole_files import write_whole
+from varbench.data.shapes import Shapes
 from varbench.errors import UserError
 from varbench.measure.environment import environment
+from varbench.quality.images import write_samples_npz
 from varbench.record import Record, Status, load_records, to_json
-from varbench.rows import FULL
+from varbench.rows import FULL, UPSTREAM
 from varbench.run.conduct import PARTS
 from varbench.run.display import Display
 from varbench.run.fill import fill
 from varbench.run.findings import Findings
 from varbench.run.identity import code_hash
+from varbench.run.kept_parts import KeptParts
 from varbench.run.messages import GROUP
 from varbench.run.prepare import Run
+from varbench.run.resume import complete_records
 from varbench.run.spread import on_ray
+from varbench.run.spread import portion as portion_module
 from varbench.run.spread.dispatch import Broken, Dispatch, Ended, Lost, Place
 from varbench.run.spread.kinds import kind_here, kind_of
 from varbench.run.spread.on_ray import RayCluster
-from varbench.run.spread.portion import Errand, Found, Left, News, carry_out
-from varbench.run.spread.portions import portions
+from varbench.run.spread.portion import FULL_IMAGES, Errand, Found, Full, Left, News, carry_out
+from varbench.run.spread.portions import Portion, portions
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +56,15 @@ def random_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def scored_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("out")
+    write_samples_npz(out / "reference.npz", Shapes(side=32).images(range(100)))
     return a_run(
-        out,
-        weights=None,
-        plugins="variant@d2",
-        images=2 * GROUP + 8,
-        batch=8,
-        rounds=1,
-        count=1,
-        budget=0.0,
+        out, weights=None, plugins=SOME, reference=str(out / "reference.npz"), images=2 * GROUP + 8, batch=8, rounds=1, count=1,
         fresh=True,
-    )
+    )  # fmt: skip
+
+
+SOME = "variant@untrained/d2"
+"""A row that takes little time on weights that are there."""
 
 
 # What is cut up
@@ -143,7 +150,7 @@ def dispatched(run: Run, out: Path, devices: Devices, **given: Any) -> dict[str,
     dispatch.everything()
     written = {record.row.row: record for record in load_records([out]).records}
     known = {record.row.row: to_json(record) for record in dispatch.records()}
-    assert known == {name: to_json(record) for name, record in written.items()}
+    assert known == {name: to_json(record) for name, record in written.items() if name not in dispatch.done}
     return written
 
 
@@ -262,55 +269,188 @@ def test_what_one_device_left_goes_to_the_one_that_goes_on_and_nowhere_else(scor
     def says(place: Place, errand: Errand) -> Sequence[Any] | None:
         if errand.portion.images is None:
             return None
-        first = errand.portion.images[0]
-        return [Left(place=f"{PARTS}/x.groups/{first:08d}.npz", content=b"%d" % first), Ended()]
+        return [*group(errand.run, FULL, errand.portion.images[0]), Ended()]
 
     devices = Devices(says=says)
     dispatched(scored_run, tmp_path, devices)
-    sent = {errand.portion: sorted(errand.files) for _, errand in devices.begun}
-    parts = {portion.images[0] for portion in sent if portion.images is not None and portion.rows == (FULL,)}
-    assert parts == {0, GROUP}
-    (whole,) = [files for portion, files in sent.items() if portion.rows[0] == FULL and portion.images is None]
-    assert whole == [f"{PARTS}/x.groups/{first:08d}.npz" for first in (0, GROUP)]
-    assert not list((tmp_path / PARTS).rglob("*.npz"))
+    both = files(*group(scored_run, FULL, 0), *group(scored_run, FULL, GROUP))
+    assert {errand.portion: errand.files for _, errand in devices.begun if errand.files} == {whole(scored_run): both}
+    assert not list((tmp_path / PARTS).rglob("*.npz")), "once a row is complete, nothing of its images stays"
 
 
-# One portion, in processes of this machine
+def group(run: Run, name: str, first: int) -> list[Left]:
+    """What is handed over of a group of images."""
+    folder = KeptParts(run, Path(PARTS)).groups_path(name, trained=None)
+    names = (f"{first:08d}.npz", f"counted-{first:08d}.json")
+    return [Left(place=str(folder / one), content=f"{name} {one}".encode()) for one in names]
 
 
-def done_here(
-    run: Run, out: Path, monkeypatch: pytest.MonkeyPatch, *, places: int
-) -> tuple[dict[str, Record], list[str]]:
-    """Workers that are one after the other the same machine; of images made so that each knows only what it was sent."""
-    made: list[str] = []
+def files(*left: Left) -> dict[str, bytes]:
+    return {one.place: one.content for one in left}
 
-    @dataclass
-    class Here(Devices):
-        def begin(self, place: Place, errand: Errand) -> None:
-            made.append(str(errand.portion))
-            monkeypatch.setenv("XDG_CACHE_HOME", str(out / f"cache-{place.name}"))
-            self.heard += [(place, one) for one in (*carry_out(errand), Ended())]
 
-    devices = Here(kinds={f"p{number}": "cpu" for number in range(places)})
-    return dispatched(run, out, devices), made
+def whole(run: Run) -> Portion:
+    """The portion that finishes the full model, whose images two devices made."""
+    return next(one for one in portions(run, places=2) if one.rows == (FULL,) and one.images is None)
+
+
+def test_what_lies_there_of_images_goes_to_whoever_goes_on_on_the_same_kind(scored_run: Run, tmp_path: Path) -> None:
+    def says(place: Place, errand: Errand) -> Sequence[Any] | None:
+        if place.name == "b":
+            return [Lost(reason="gone")]
+        if errand.portion.images == (0, GROUP):
+            return [*group(errand.run, FULL, 0), Ended()]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dispatched(scored_run, tmp_path, Devices(says=says))
+    forged = group(scored_run, FULL, GROUP)
+    for one in forged:
+        next((tmp_path / PARTS).rglob("*.groups")).joinpath(Path(one.place).name).write_bytes(one.content)
+
+    def sent(kind: str, run: Run) -> dict[tuple[int, int] | None, Mapping[str, bytes]]:
+        devices = Devices(kinds={"a": kind, "b": kind}, says=lambda place, errand: [Broken(reason="enough")])
+        dispatched(run, tmp_path, devices)
+        return {errand.portion.images: errand.files for _, errand in devices.begun if errand.portion.rows == (FULL,)}
+
+    later = replace(scored_run, began=time.time_ns())
+    mine = files(*group(scored_run, FULL, 0))
+    assert sent("card", later) == {(0, GROUP): mine, (GROUP, 2 * GROUP): files(*forged), None: mine | files(*forged)}
+    assert not any(sent("card", scored_run).values()), "what was written since the run began is nobody's"
+    assert not any(sent("other", later).values())
+
+
+def test_the_full_models_images_reach_all_other_rows_and_a_run_that_goes_on(random_run: Run, tmp_path: Path) -> None:
+    def says(place: Place, errand: Errand) -> Sequence[Any] | None:
+        known = [Left(place=FULL_IMAGES, content=b"images"), Full(findings=Findings(started="then"))]
+        return [*known, *Devices.records(errand), Ended()] if FULL in errand.portion.rows else None
+
+    def sent(devices: Devices) -> list[tuple[bytes | None, str | None]]:
+        others = (errand for _, errand in devices.begun if FULL not in errand.portion.rows)
+        return [(one.files.get(FULL_IMAGES), one.full and one.full.started) for one in others]
+
+    first = Devices(says=says)
+    done = {FULL: dispatched(random_run, tmp_path, first)[FULL]}
+    assert sent(first) == 2 * [(b"images", "then")]
+    forged, again = (Devices(kinds=dict.fromkeys("ab", kind_of(done[FULL].environment))) for _ in range(2))
+    dispatched(random_run, tmp_path, forged, done=done)
+    assert sent(forged) == 2 * [(None, None)], "what was written since the run began is nobody's"
+    dispatched(replace(random_run, began=time.time_ns()), tmp_path, again, done=done)
+    assert sent(again) == 2 * [(b"images", None)]
+
+
+def test_a_portion_ends_with_the_full_models_images_and_another_begins_with_them(
+    random_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = full_images(random_run.rows[FULL].inputs)
+    first, second, _ = portions(random_run, places=2)
+    with scripted(monkeypatch):
+        write_whole(place, b"made")
+        told = [*carry_out(Errand(run=random_run, portion=first))]
+        (full,) = [one for one in told if isinstance(one, Full)]
+        assert told[-1] == Left(place=FULL_IMAGES, content=b"made")
+        sent = Errand(run=random_run, portion=second, files={FULL_IMAGES: b"sent"}, full=full.findings)
+        records = [one.record for one in carry_out(sent) if isinstance(one, Found)]
+    assert {record.row.row for record in records if record.status is Status.COMPLETE} >= {*second.rows}
+    assert place.read_bytes() == b"sent"
+
+
+# Portions in processes of this machine
+
+
+class DiedError(BaseException):
+    """What no worker survives."""
+
+
+@dataclass(kw_only=True)
+class Here(Devices):
+    """Workers that are one after the other this machine, and know of each other only what they are sent."""
+
+    caches: Path
+    """A folder for each worker's own."""
+    dies_at: str | None = None
+    said: list[str] = field(default_factory=list)
+
+    def begin(self, place: Place, errand: Errand) -> None:
+        def detail(told: Any, text: str) -> None:
+            self.said.append(text)
+            if text == self.dies_at:
+                raise DiedError
+
+        self.begun.append((place.name, errand))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", str(self.caches / place.name))
+            patch.setattr(portion_module._Told, "detail", detail)
+            try:
+                for one in carry_out(errand):
+                    self.heard.append((place, one))
+                self.heard.append((place, Ended()))
+            except DiedError:
+                self.heard.append((place, Lost(reason="died")))
+                del self.kinds[place.name]
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("caches")
+
+
+@pytest.fixture(scope="module")
+def alone(scored_run: Run, caches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an undisturbed run on this machine."""
+    out = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(caches / "alone"))
+        conduct(scored_run, out).everything()
+    return out
+
+
+def with_the_full_model_done(alone: Path, out: Path) -> Path:
+    """A run's folder with what is complete of it, as far as it came."""
+    out.mkdir()
+    for path in alone.glob("*.json"):
+        if FULL in path.name:
+            shutil.copy(path, out)
+    return out
+
+
+def assert_same_images(alone: Path, found: dict[str, Record]) -> None:
+    """Whole groups are looked at wherever they are made: scores are not only equal to 1e-6, but bit for bit."""
+    theirs = {record.row.row: record for record in load_records([alone]).records}
+    assert found.keys() == theirs.keys()
+    for name, one in found.items():
+        assert one.status is Status.COMPLETE, one.reason
+        assert one.inputs_hash == theirs[name].inputs_hash
+        assert (one.quality is None) == (name == UPSTREAM)
+        assert one.quality is None or one.quality.scores == theirs[name].quality.scores
+        assert one.samples == theirs[name].samples  # with the hash of their tokens
+        assert one.distance == theirs[name].distance
 
 
 @pytest.mark.slow
-def test_one_and_two_workers_give_the_same_images_and_scores(
-    scored_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_was_killed_goes_on_on_other_devices_and_makes_what_was_left(
+    scored_run: Run, alone: Path, caches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whole groups are looked at wherever they are made: not only equal to 1e-6, but bit for bit."""
-    alone, plain = done_here(scored_run, tmp_path / "one", monkeypatch, places=1)
-    both, cut = done_here(scored_run, tmp_path / "two", monkeypatch, places=2)
-    assert not any("images" in one for one in plain)
-    assert [one for one in cut if "images" in one] == [f"{FULL}, images 0 to 255", f"{FULL}, images 256 to 511"]
-    for name in (FULL, "variant@d2"):
-        one, two = alone[name], both[name]
-        assert one.status is two.status is Status.COMPLETE, (one.reason, two.reason)
-        assert one.quality is not None and two.quality is not None
-        assert one.quality == two.quality
-        assert one.samples == two.samples  # with the hash of their tokens
-    assert alone["variant@d2"].distance == both["variant@d2"].distance
+    monkeypatch.setenv("XDG_CACHE_HOME", str(caches / "alone"))
+    out = with_the_full_model_done(alone, tmp_path / "out")
+    kind = kind_of(load_records([out]).records[0].environment)
+
+    def go_on(places: str, **given: Any) -> tuple[Here, dict[str, Record]]:
+        run = replace(scored_run, began=time.time_ns())
+        workers = Here(kinds=dict.fromkeys(places, kind), caches=caches, **given)
+        return workers, dispatched(run, out, workers, done=complete_records(run, out))
+
+    first, lost = go_on("a", dies_at=f"{SOME}, {GROUP + 8} of {2 * GROUP + 8} images")
+    assert f"no {kind} is left" in (lost[SOME].reason or "")
+    again, found = go_on("bc")
+    assert [str(errand.portion) for _, errand in first.begun] == [SOME]
+    assert [str(errand.portion) for _, errand in again.begun] == [
+        f"{SOME}, images 0 to 255", f"{SOME}, images 256 to 511", SOME,
+    ]  # fmt: skip
+    assert_same_images(alone, found)
+    made = Counter(text.partition(" of ")[0] for text in (*first.said, *again.said) if text.endswith(" images"))
+    batches = {f"{SOME}, {until}": 1 for until in range(8, 2 * GROUP + 9, 8)}
+    assert made == batches | {f"{SOME}, {GROUP + 8}": 2}, "only the group that was being made is made anew"
 
 
 # Ray

@@ -69,7 +69,7 @@ class Conduct:
         self.save_all()
         self.train()
         quick = self.run.options.quick
-        with Scorers(self.run, folder=self.parts, log=self.out / "logs" / "score.log") as scorers:
+        with self.scorers() as scorers:
             for weights in () if quick else self.run.weight_sets:
                 with self.display.part("images and memory", weights.key):
                     self.in_children(weights, self._images(weights, scorers))
@@ -309,6 +309,9 @@ class Conduct:
             job, folder=self.parts, log=self.out / "logs" / f"{title}.log", on_alive=self.display.detail, **given
         )
 
+    def scorers(self) -> Scorers:
+        return Scorers(self.run, folder=self.parts, log=self.out / "logs" / "score.log")
+
     # What is known
 
     def _alive(self, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -385,8 +388,7 @@ class Conduct:
         self._kept.write(part, name, trained=self.found[name].trained)
 
     def groups_path(self, name: str) -> Path:
-        """Where a scorer keeps what it has seen of a row's images until all are there."""
-        return self._kept.path(Seen, name, trained=self.found[name].trained).with_suffix(".groups")
+        return self._kept.groups_path(name, trained=self.found[name].trained)
 
     def _images_path(self, name: str) -> Path | None:
         """Where all scored images of a row are kept, if that was asked for."""

@@ -13,7 +13,7 @@ from varbench.base.hashing import digest
 from varbench.base.places import cache_folder
 from varbench.measure.environment import environment
 from varbench.measure.speed import SpeedRound
-from varbench.run.findings import keep, kept
+from varbench.run.findings import Seen, keep, kept
 from varbench.run.messages import Trained
 from varbench.run.prepare import Run
 
@@ -30,7 +30,18 @@ class KeptParts:
     def path(self, kind: type, name: str, number: int = 0, *, trained: Trained | None) -> Path:
         weights = sorted(trained.hashes.items()) if trained else []
         key = digest([kind.__name__, self.run.rows[name].inputs, str(number), *map(" ".join, weights)])
-        return self.folder / f"{kind.__name__}-{key[:24]}.done.json"
+        return self.folder / f"{self._begins(kind, name)}{key[:24]}.done.json"
+
+    def _begins(self, kind: type, name: str) -> str:
+        return f"{kind.__name__}-{self.run.rows[name].inputs[:16]}-"
+
+    def groups_path(self, name: str, *, trained: Trained | None) -> Path:
+        """Where a scorer keeps what it has seen of a row's images until all are there."""
+        return self.path(Seen, name, trained=trained).with_suffix(".groups")
+
+    def groups(self, name: str) -> list[Path]:
+        """Such folders of the row that are there, whatever weights its images were made with."""
+        return sorted(self.folder.glob(f"{self._begins(Seen, name)}*.groups"))
 
     def read(self, kind: type[Part], name: str, number: int = 0, *, trained: Trained | None) -> Part | None:
         """A part that this run had measured before it was interrupted."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, starmap
 from pathlib import Path
 
 from varbench.measure.calls import Request, balanced_labels
@@ -24,46 +24,49 @@ from varbench.run.prepare import Run
 
 @dataclass(frozen=True, kw_only=True)
 class _Counted:
-    """What the parent knows of a row's images, beside what the scorer keeps of them."""
+    """What the parent knows of some of a row's images, beside what the scorer keeps of them."""
 
     images: int = 0
-    """How many are made, from the row's first one on."""
+    """The number behind the last of them."""
     batches: tuple[str, ...] = ()
     values: dict[str, tuple[float, ...]] = field(default_factory=dict)
     better: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     changed: tuple[str, ...] = ()
 
-    def first(self, images: int, *, batch: int) -> _Counted:
-        """Of fewer images, which are whole batches."""
-        values = {name: some[:images] for name, some in self.values.items()}
-        return replace(self, images=images, batches=self.batches[: images // batch], values=values)
 
-    def and_then(self, more: _Counted) -> _Counted:
-        """With those that were made behind them."""
-        return _Counted(
-            images=more.images,
-            batches=self.batches + more.batches,
-            values={
-                name: self.values.get(name, ()) + more.values.get(name, ()) for name in {**self.values, **more.values}
-            },
-            better={**self.better, **more.better},
-            missing={**self.missing, **more.missing},
-            changed=tuple(sorted({*self.changed, *more.changed})),
-        )
+def _together(some: Sequence[_Counted]) -> _Counted:
+    """Of images that were made one behind the other."""
+    return _Counted(
+        images=some[-1].images,
+        batches=tuple(chain.from_iterable(one.batches for one in some)),
+        values={
+            name: tuple(chain.from_iterable(one.values.get(name, ()) for one in some))
+            for name in chain.from_iterable(one.values for one in some)
+        },
+        better=dict(chain.from_iterable(one.better.items() for one in some)),
+        missing=dict(chain.from_iterable(one.missing.items() for one in some)),
+        changed=tuple(sorted(set(chain.from_iterable(one.changed for one in some)))),
+    )
 
 
 def _counted_path(groups: Path, first: int) -> Path:
-    """In the folder of a row's groups: what was counted of the images from this one on."""
+    """In the folder of a row's groups: what was counted of the one that begins with this image."""
     return groups / f"counted-{first:08d}.json"
 
 
-def _counted(groups: Path, *, before: int) -> _Counted:
-    """Of all images that lie there without a gap, whoever made them."""
-    so_far = _Counted()
-    while (more := kept(_Counted, _counted_path(groups, so_far.images), before=before)) and more.images > so_far.images:
-        so_far = so_far.and_then(more)
-    return so_far
+def _counted(groups: Path, *, first: int, before: int) -> list[_Counted]:
+    """Of each group from this image on that lies there without a gap, whoever made it."""
+    found: list[_Counted] = []
+    while (more := kept(_Counted, _counted_path(groups, first), before=before)) and more.images > first:
+        found.append(more)
+        first = more.images
+    return found
+
+
+def numbered(file: Path) -> int:
+    """The first image of what such a file, or the scorer's beside it, holds."""
+    return int(file.stem[-8:])
 
 
 def keep_path(folder: Path, maker: int = 0) -> Path:
@@ -77,6 +80,8 @@ class Scorers:
     def __init__(self, run: Run, *, folder: Path, log: Path) -> None:
         self._run, self._folder, self._log = run, folder, log
         self._started: dict[str, Child] = {}
+        self.on_kept: Callable[[Path], None] = lambda file: None
+        """Is told of each file that is kept of a group of images."""
 
     def __enter__(self) -> Scorers:
         return self
@@ -136,9 +141,7 @@ class Scorers:
     ) -> _Counted:
         options, (start, end) = self._run.options, images
         scorer = self._child("scoring")
-        so_far = _Counted(images=start)
-        if groups is not None and start == 0:
-            so_far = _counted(groups, before=self._run.began)
+        found = [] if groups is None else _counted(groups, first=start, before=self._run.began)
         begun = scorer.ask(
             Begin(
                 row=row,
@@ -146,26 +149,13 @@ class Scorers:
                 keep=str(keep.resolve()) if keep else None,
                 groups=str(groups.resolve()) if groups else None,
                 first=start,
-                upto=so_far.images,
+                upto=found[-1].images if found else start,
                 before=self._run.began,
             ),
             Begun,
         )
-        if begun.known < so_far.images:
-            so_far = so_far.first(begun.known, batch=options.batch)
-        values = {name: list(some) for name, some in so_far.values.items()}
-        better, missing = dict(so_far.better), dict(so_far.missing)
-        changed, batches = set(so_far.changed), list(so_far.batches)
-
-        def counted(images: int) -> _Counted:
-            return _Counted(
-                images=images,
-                batches=tuple(batches),
-                values={name: tuple(some) for name, some in values.items()},
-                better=better,
-                missing=missing,
-                changed=tuple(sorted(changed)),
-            )
+        found = [one for one in found if one.images <= begun.known]
+        group: list[_Counted] = []  # of each batch since the last one
 
         def request(place: int, first: int) -> Request:
             return Request(
@@ -177,21 +167,29 @@ class Scorers:
                 threads=threads_of_each(len(makers)),
             )
 
-        requests = itertools.starmap(request, enumerate(range(begun.known, end, options.batch)))
+        requests = starmap(request, enumerate(range(begun.known, end, options.batch)))
         with contextlib.closing(in_order(makers, requests, taken=(self._folder / "taken.npz").resolve())) as replies:
             for asked, made in replies:
-                changed |= set(made.changed)
                 assert made.chunk is not None
                 taken = Take(chunk=made.chunk, labels=asked.labels)
                 seen = self._ask_scorer(scorer, taken, Taken)
-                batches.append(seen.images_sha256)
-                if self._run.metrics:
-                    self._measure(taken, values, better, missing)
-                so_many = asked.first + len(asked.labels)
-                if groups is not None and seen.known == so_many:
-                    write_part(counted(seen.known), _counted_path(groups, start))
-                progress(f"{row}, {so_many:,} of {end:,} images")
-        return counted(end)
+                batch = replace(
+                    self._measured(taken) if self._run.metrics else _Counted(),
+                    images=asked.first + len(asked.labels),
+                    batches=(seen.images_sha256,),
+                    changed=made.changed,
+                )
+                group.append(batch)
+                if groups is not None and seen.known == batch.images:
+                    whole = _together(group)
+                    first = found[-1].images if found else start
+                    write_part(whole, _counted_path(groups, first))
+                    for file in sorted(groups.glob(f"*{first:08d}.*")):
+                        self.on_kept(file)
+                    found.append(whole)
+                    group.clear()
+                progress(f"{row}, {batch.images:,} of {end:,} images")
+        return _together([*found, *group])
 
     def oversight(self, overseer: Overseer, row: str) -> Oversight:
         """What was seen of a row's timed calls, their images included."""
@@ -216,20 +214,18 @@ class Scorers:
             del self._started["scoring"]
             raise RowError(error.failure) from error
 
-    def _measure(
-        self, taken: Take, values: dict[str, list[float]], better: dict[str, str], missing: dict[str, str]
-    ) -> None:
+    def _measured(self, taken: Take) -> _Counted:
         """Metrics that fail are left out, with the reason; they cost no row."""
         try:
             found = self._child("metering").ask(taken, Measured)
         except (ChildEndedError, RowError) as error:
             self._started.pop("metering", None)
-            missing |= dict.fromkeys(self._run.metrics, error.failure.reason)
-            return
-        better |= found.better
-        missing |= {name: failure.reason for name, failure in found.failures.items()}
-        for name, some in found.values.items():
-            values.setdefault(name, []).extend(some)
+            return _Counted(missing=dict.fromkeys(self._run.metrics, error.failure.reason))
+        return _Counted(
+            values={name: tuple(some) for name, some in found.values.items()},
+            better=found.better,
+            missing={name: failure.reason for name, failure in found.failures.items()},
+        )
 
     def _child(self, task: str) -> Child:
         if task not in self._started:

@@ -5,14 +5,19 @@ A device that is lost in the middle costs its portion one more try, elsewhere; r
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
-from varbench.base.whole_files import write_whole
+from varbench.base.hashing import digest
+from varbench.base.places import full_images
+from varbench.base.whole_files import lay_there, write_whole
 from varbench.record import Record, Status, write_record
 from varbench.record.failure import Failure
 from varbench.record.schema import Notice
@@ -21,7 +26,9 @@ from varbench.run.conduct import PARTS
 from varbench.run.display import Display
 from varbench.run.fill import fill
 from varbench.run.findings import Findings
+from varbench.run.kept_parts import KeptParts
 from varbench.run.prepare import Run
+from varbench.run.scorers import numbered
 from varbench.run.spread.kinds import kind_of
 from varbench.run.spread.portion import FULL_IMAGES, Detail, Errand, Found, Full, Left, News, Note
 from varbench.run.spread.portions import Portion, portions
@@ -87,16 +94,22 @@ class Dispatch:
     wait: float = WAIT
     _records: dict[str, Record] = field(default_factory=dict)
     _full: Findings | None = None
-    _files: dict[str, bytes] = field(default_factory=dict)
+    _full_images: bytes | None = None
     _lost: dict[Portion, list[str]] = field(default_factory=dict)
     """Why a portion was begun again."""
-    _left: dict[Portion, list[str]] = field(default_factory=dict)
-    """Files that it left for whoever goes on."""
+    _handed: dict[Path, int] = field(default_factory=dict)
+    """Files of groups that came back, and when they were written: what else lies there has to be older than the run."""
 
     def everything(self) -> None:
         """All rows that were not done before."""
         self.save_all()
         kind, places = self._kind()
+        # Nor are images of one row made on two kinds.
+        self._kept = KeptParts(self.run, self.out / PARTS / digest([kind])[:8])
+        self._tidy(self.done)
+        stored = full_images(self.run.rows[FULL].inputs)
+        if stored.is_file() and lay_there(stored, before=self.run.began):
+            self._full_images = stored.read_bytes()
         waiting = list(portions(self.run, places=max(1, places), done=self.done))
         total, finished = len(waiting), set[Portion]()
         at: dict[str, Portion] = {}
@@ -134,7 +147,7 @@ class Dispatch:
                     self._fail(portion, news.reason)
                 finished.add(portion)
                 self.display.part_of(len(finished), total, "")
-                self._tidy(portion)
+                self._tidy(name for name in portion.rows if self._is_complete(name))
 
     def records(self) -> list[Record]:
         """Of all rows, as far as they have come."""
@@ -171,16 +184,24 @@ class Dispatch:
         return name in self._records and self._records[name].status is Status.COMPLETE
 
     def _errand(self, portion: Portion) -> Errand:
-        files = dict(self._files)
-        for part in portion.after:
-            if part.images is not None:
-                files |= {place: (self.out / place).read_bytes() for place in self._left.get(part, ())}
-        other = FULL not in portion.rows
+        files = {f"{PARTS}/{path.relative_to(self._kept.folder)}": path.read_bytes() for path in self._known(portion)}
+        if FULL in portion.rows:
+            return Errand(run=self.run, portion=portion, files=files)
+        if self._full_images is not None:
+            files[FULL_IMAGES] = self._full_images
         record = self._records.get(FULL) or self.done.get(FULL)
-        return Errand(
-            run=self.run, portion=portion, files=files, full=self._full if other else None,
-            full_record=record if other else None,
-        )  # fmt: skip
+        return Errand(run=self.run, portion=portion, files=files, full=self._full, full_record=record)
+
+    def _known(self, portion: Portion) -> list[Path]:
+        """Groups of its images that were looked at before, here or elsewhere."""
+        first, end = portion.images or (0, self.run.options.images)
+        return [
+            path
+            for name in portion.rows
+            for folder in self._kept.groups(name)
+            for path in sorted(folder.glob("[!.]*"))
+            if first <= numbered(path) < end and lay_there(path, before=self._handed.get(path, self.run.began))
+        ]
 
     def _take(self, place: Place, portion: Portion, news: News) -> None:
         if isinstance(news, Detail):
@@ -192,7 +213,9 @@ class Dispatch:
         elif isinstance(news, Found):
             self._keep(portion, news.record)
         elif news.place == FULL_IMAGES:
-            self._files[news.place] = news.content
+            self._full_images = news.content
+            with contextlib.suppress(OSError):  # a full disk costs later runs the distance, and not this one
+                write_whole(full_images(self.run.rows[FULL].inputs), news.content)
         else:
             self._put(place, portion, news)
 
@@ -207,20 +230,20 @@ class Dispatch:
 
     def _put(self, place: Place, portion: Portion, left: Left) -> None:
         where = Path(left.place)
-        if where.parts[0] == "logs":
-            where = Path("logs", f"{place.name}-{where.name}")
-        elif where.parts[0] == PARTS:
-            self._left.setdefault(portion, []).append(left.place)
         assert ".." not in where.parts and not where.is_absolute(), where
-        (self.out / where).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.out / where, left.content)
+        path = self.out / where
+        if where.parts[0] == "logs":
+            path = self.out / "logs" / f"{place.name}-{where.name}"
+        elif where.parts[0] == PARTS:
+            path = self._kept.folder / where.relative_to(PARTS)
+        write_whole(path, left.content)
+        if where.parts[0] == PARTS:
+            self._handed[path] = path.stat().st_ctime_ns + 1
 
-    def _tidy(self, portion: Portion) -> None:
-        """What was only for this portion is not needed any more."""
-        for part in portion.after:
-            if part.images is not None:
-                for place in self._left.pop(part, ()):
-                    (self.out / place).unlink(missing_ok=True)
+    def _tidy(self, complete: Iterable[str]) -> None:
+        """Groups of rows that are complete are not needed any more."""
+        for folder in chain.from_iterable(map(self._kept.groups, complete)):
+            shutil.rmtree(folder)
 
     def _fail(self, portion: Portion, reason: str) -> None:
         """Images of a row that were not made are made with the row."""

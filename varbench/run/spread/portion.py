@@ -1,4 +1,5 @@
-"""One portion, done on the machine that it was sent to; what is found is told as it comes."""
+"""One portion, done on the machine that it was sent to. What is found is told as it comes: with the machine nothing more is
+lost than the group of images that it was making."""
 
 from __future__ import annotations
 
@@ -12,10 +13,11 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from varbench.base.places import full_images
+from varbench.base.whole_files import write_whole
 from varbench.record import Record
 from varbench.rows import FULL
 from varbench.run.children import Child
-from varbench.run.conduct import PARTS, Conduct
+from varbench.run.conduct import Conduct
 from varbench.run.display import Display
 from varbench.run.findings import Findings
 from varbench.run.prepare import Run
@@ -83,7 +85,7 @@ News = Detail | Note | Found | Left | Full
 
 
 def carry_out(errand: Errand) -> Iterator[News]:
-    """Does a portion in processes of this machine. It ends with the files that it leaves."""
+    """Does a portion in processes of this machine. A whole row ends with the files that it leaves."""
     news: SimpleQueue[News | BaseException | None] = SimpleQueue()
 
     def work(out: Path) -> None:
@@ -100,14 +102,14 @@ def carry_out(errand: Errand) -> Iterator[News]:
             if isinstance(one, BaseException):
                 raise one
             yield one
-        yield from _left_in(Path(folder), errand)
+        if errand.portion.images is None:
+            yield from _left_in(Path(folder), errand)
 
 
 def _work(errand: Errand, out: Path, tell: Callable[[News], None]) -> None:
     for place, content in errand.files.items():
         path = _full_images(errand.run) if place == FULL_IMAGES else out / place
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        write_whole(path, content)
     # No plugin has run here yet: what was sent lay here before.
     run = replace(errand.run, began=time.time_ns())
     wanted = {FULL, *errand.portion.rows}
@@ -134,7 +136,7 @@ def _look(conduct: Conduct, name: str, images: tuple[int, int]) -> None:
 
     def work(subjects: tuple[Child, ...], names: tuple[str, ...]) -> None:
         left.clear()
-        with Scorers(conduct.run, folder=conduct.parts, log=conduct.out / "logs" / "score.log") as scorers:
+        with conduct.scorers() as scorers:
             scorers.look(name, subjects, conduct.display.detail, groups=conduct.groups_path(name), images=images)
 
     conduct.train()
@@ -142,11 +144,14 @@ def _look(conduct: Conduct, name: str, images: tuple[int, int]) -> None:
 
 
 def _left_in(out: Path, errand: Errand) -> Iterator[Left]:
-    kept = (f"{PARTS}/*.groups/*",) if errand.portion.images is not None else ("images/**/*", "logs/*")
-    for path in sorted(path for pattern in kept for path in out.glob(pattern) if path.is_file()):
-        yield Left(place=str(path.relative_to(out)), content=path.read_bytes())
+    for path in sorted(path for kept in ("images/**/*", "logs/*") for path in out.glob(kept) if path.is_file()):
+        yield _left(path, out)
     if FULL in errand.portion.rows and (path := _full_images(errand.run)).is_file():
         yield Left(place=FULL_IMAGES, content=path.read_bytes())
+
+
+def _left(path: Path, out: Path) -> Left:
+    return Left(place=str(path.relative_to(out)), content=path.read_bytes())
 
 
 def _full_images(run: Run) -> Path:
@@ -154,7 +159,7 @@ def _full_images(run: Run) -> Path:
 
 
 class _Telling(Conduct):
-    """Tells of each record that it writes."""
+    """Tells of each record that it writes, and hands over what was seen of each group of images."""
 
     tell: Callable[[News], None]
 
@@ -163,6 +168,11 @@ class _Telling(Conduct):
         for record in records:
             self.tell(Found(record=record))
         return records
+
+    def scorers(self) -> Scorers:
+        scorers = super().scorers()
+        scorers.on_kept = lambda file: self.tell(_left(file, self.out))
+        return scorers
 
 
 class _Told(Display):

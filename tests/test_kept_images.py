@@ -25,7 +25,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (40, 3, 32, 32), dtype=np.uin
 
 
 def scorer() -> Scorer:
-    job = Job(task="scoring", options=replace(OPTIONS, images=40), model=TINY)
+    job = Job(task="scoring", options=replace(OPTIONS, images=40, keep_images="npz"), model=TINY)
     return Scorer(job, SimpleNamespace(alive=lambda text="": None))  # type: ignore[arg-type]
 
 

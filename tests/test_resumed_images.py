@@ -125,17 +125,26 @@ def test_no_more_images_are_held_than_those_that_are_looked_at_together(images: 
     assert held <= COMPARED + 256 - BATCH
 
 
+def test_images_that_were_looked_at_when_none_were_kept_are_made_again(images: np.ndarray, tmp_path: Path) -> None:
+    first = Process(images, tmp_path)
+    first.begin()
+    first.take(0, 544)
+    wanted = Process(images, tmp_path, keep_images="npz")
+    assert wanted.begin(upto=512, keep=tmp_path / "row.npz") == 256, "the first group's lie there to be shown"
+
+
+@pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("form", ["npz", "png"])
 def test_images_that_are_kept_are_all_there_in_a_run_that_went_on(
-    images: np.ndarray, tmp_path: Path, form: str
+    images: np.ndarray, tmp_path: Path, form: str, together: bool
 ) -> None:
     kept = tmp_path / ("row.npz" if form == "npz" else "row")
-    first = Process(images, tmp_path)
-    first.begin(keep=kept)
-    first.take(0, 320)
-    second = Process(images, tmp_path)
-    second.begin(upto=256, keep=kept)
-    second.take(256, COUNT)
+    first = Process(images, tmp_path, keep_images=form)
+    first.begin(keep=kept if together else None)  # who makes some of a row's images leaves them to who finishes it
+    first.take(0, 544)
+    second = Process(images, tmp_path, keep_images=form)
+    assert second.begin(upto=512, keep=kept) == 512
+    second.take(512, COUNT)
     second.finish()
     if form == "npz":
         with np.load(kept) as stored:

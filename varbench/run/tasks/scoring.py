@@ -107,6 +107,8 @@ class Scorer:
         self._looked: list[ImageFeatures] = []
         self._scoring = self._new_scoring() if self._networks.scores else None
         for group in self._groups.earlier(first=row.first, upto=row.upto):
+            if self._kept is not None and len(group.images) < len(group.labels_N):
+                break  # they were looked at when none were to be kept
             self._add(group)
         return Begun(known=self._count)
 
@@ -148,7 +150,7 @@ class Scorer:
         few = slice(0, max(0, COMPARED - self._count))
         return Group(
             labels_N=labels_N,
-            images=images if self._kept is not None else images[few],
+            images=images if self._job.options.keep_images else images[few],
             tokens=np.concatenate(given)[few] if given else None,
             thumbnails=copies.thumbnails(images[:small])
             if (small := max(0, copies.MOST - self._count))

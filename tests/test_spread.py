@@ -30,6 +30,7 @@ from varbench.measure.environment import environment
 from varbench.quality.images import write_samples_npz
 from varbench.record import Record, Status, load_records, to_json
 from varbench.rows import FULL, UPSTREAM
+from varbench.run import display
 from varbench.run.conduct import PARTS
 from varbench.run.display import Display
 from varbench.run.fill import fill
@@ -44,7 +45,7 @@ from varbench.run.spread import portion as portion_module
 from varbench.run.spread.dispatch import Broken, Dispatch, Ended, Lost, Place
 from varbench.run.spread.kinds import kind_here, kind_of
 from varbench.run.spread.on_ray import RayCluster
-from varbench.run.spread.portion import FULL_IMAGES, Errand, Found, Full, Left, News, carry_out
+from varbench.run.spread.portion import FULL_IMAGES, Detail, Errand, Found, Full, Left, News, Note, carry_out
 from varbench.run.spread.portions import Portion, portions
 
 
@@ -318,6 +319,49 @@ def test_what_lies_there_of_images_goes_to_whoever_goes_on_on_the_same_kind(scor
     assert sent("card", later) == {(0, GROUP): mine, (GROUP, 2 * GROUP): files(*forged), None: mine | files(*forged)}
     assert not any(sent("card", scored_run).values()), "what was written since the run began is nobody's"
     assert not any(sent("other", later).values())
+
+
+def test_the_bar_shows_how_far_all_devices_are_and_each_row_is_told_as_it_is_finished(
+    random_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass
+    class Bar:
+        console: Any
+        states: list[dict[str, Any]] = field(default_factory=list)
+
+        def add_task(self, title: str, **state: Any) -> int:
+            return 0
+
+        def update(self, task: int, **state: Any) -> None:
+            self.states.append(state)
+
+    def says(place: Place, errand: Errand) -> Sequence[Any]:
+        clock.now += 60  # each portion takes a minute, whoever does it
+        told = [Detail(text="round 1"), *(Note(text=f"{name} is finished") for name in errand.portion.rows)]
+        return [*told, *Devices.records(errand), Ended()]
+
+    clock, printed = SimpleNamespace(now=0.0), list[str]()
+    monkeypatch.setattr(display, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    bar = Bar(console=SimpleNamespace(print=lambda text, **how: printed.append(text)))
+    shown = Display({}, bar=bar)
+    Dispatch(run=random_run, out=tmp_path, display=shown, cluster=Devices(says=says)).everything()
+    after_each = [state for state in bar.states if "total" in state]
+    assert [(state["completed"], state["total"]) for state in after_each] == [
+        (0, 3),
+        (1, 3),
+        (1, 3),
+        (1, 3),
+        (2, 3),
+        (3, 3),
+    ]
+    assert [state["left"] for state in after_each][:2] == ["", ", about 2 min left"]
+    assert {state["description"] for state in bar.states if "description" in state} == {"a: round 1", "b: round 1"}
+    begun = [line for line in printed if line.startswith("[")]
+    assert begun[0] == f"[0/3, 60 s] {FULL} on a"
+    assert len(begun) == 3 and all("[1/3, " in line and "about " in line for line in begun[1:])
+    assert [line for line in printed if line.endswith("finished")] == [
+        f"{name} is finished" for name in random_run.rows
+    ]
 
 
 def test_the_full_models_images_reach_all_other_rows_and_a_run_that_goes_on(random_run: Run, tmp_path: Path) -> None:

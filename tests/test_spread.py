@@ -18,8 +18,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
-from conftest import CommandLine
+from conftest import CommandLine, runs
 from scripted import a_run, conduct, options, scripted
 
 from varbench.base.places import full_images
@@ -40,6 +41,7 @@ from varbench.run.kept_parts import KeptParts
 from varbench.run.messages import GROUP
 from varbench.run.prepare import Run
 from varbench.run.resume import complete_records
+from varbench.run.session import INTERRUPTED
 from varbench.run.spread import on_ray
 from varbench.run.spread import portion as portion_module
 from varbench.run.spread.dispatch import Broken, Dispatch, Ended, Lost, Place
@@ -672,6 +674,31 @@ def test_a_worker_that_is_killed_costs_its_rows_one_more_try(two_nodes: str, tmp
     assert str(out) not in listed
 
 
+@pytest.mark.slow
+def test_without_an_address_ray_is_started_on_this_machine_and_ends_with_the_run(tmp_path: Path) -> None:
+    """SIGTERM is still what it is in any run."""
+    pytest.importorskip("ray", reason="needs varbench[ray]")
+    command = [
+        sys.executable, "-m", "varbench", "run", "--executor", "ray", "--plugins", FULL, "--weights", "random", "--quick",
+        "--dtype", "float32", "--batch", "1", "--rounds", "1", "--count", "1", "--budget", "0", "--out", str(tmp_path),
+    ]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as run:
+        assert run.stderr is not None
+        lines = []
+        for line in run.stderr:
+            lines.append(line)
+            if line.startswith("[1/2, "):
+                started = psutil.Process(run.pid).children(recursive=True)
+                run.terminate()
+    assert run.returncode == INTERRUPTED, lines
+    assert any(f"] {FULL} on {socket.gethostname()}" in line for line in lines)
+    assert "go on with: varbench run --executor ray" in lines[-1]
+    statuses = {record.row.row: record.status for record in load_records([tmp_path]).records}
+    assert statuses == {FULL: Status.COMPLETE, UPSTREAM: Status.INTERRUPTED}
+    while any(runs(one.pid) for one in started):
+        time.sleep(0.1)
+
+
 def test_an_address_that_nobody_answers_at_is_refused_at_once(varbench: CommandLine) -> None:
     pytest.importorskip("ray", reason="needs varbench[ray]")
     with socket.socket() as free:
@@ -680,6 +707,22 @@ def test_an_address_that_nobody_answers_at_is_refused_at_once(varbench: CommandL
     found = varbench("run", "--executor", "ray", "--address", address, "--plugins", "variant@d2", "--weights", "random")
     assert found.returncode == 2
     assert f"--address {address}: nobody answers there" in found.stderr
+
+
+def test_an_address_at_which_something_else_listens_is_refused_in_time(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs varbench[ray]")
+    impatient = "import sys; from varbench.run.spread import on_ray; on_ray.PATIENCE = 1.0; from varbench.__main__ import entry; sys.exit(entry())"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        found = subprocess.run(
+            [
+                sys.executable, "-c", impatient, "run", "--executor", "ray", "--address", address, "--plugins", "variant@d2",
+                "--weights", "random",
+            ],
+            cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+    assert found.returncode == 2, found.stderr
+    assert f"--address {address}: what listens there is no Ray head, or did not answer in 1 s" in found.stderr
 
 
 def test_an_address_without_its_executor_is_refused(varbench: CommandLine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 import time
@@ -197,15 +198,21 @@ def _connect(ray: Any, address: str | None) -> None:
         try:
             started_here = {} if address else {"include_dashboard": False}
             ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **started_here)
-        except BaseException as error:
+        except (Exception, SystemExit) as error:
             failed.append(error)
 
-    trying = threading.Thread(target=connect, daemon=True)
-    trying.start()
-    trying.join(PATIENCE)
-    if trying.is_alive():
-        raise UserError(
-            f"--address {address}: what listens there is no Ray head, or did not answer in {PATIENCE:.0f} s"
-        )
+    if address is None:
+        before = signal.getsignal(signal.SIGTERM)
+        connect()  # what Ray starts ends with the thread that it was started in
+        signal.signal(signal.SIGTERM, before)
+    else:
+        trying = threading.Thread(target=connect, daemon=True)
+        trying.start()
+        trying.join(PATIENCE)
+        if trying.is_alive():
+            raise UserError(
+                f"--address {address}: what listens there is no Ray head, or did not answer in {PATIENCE:.0f} s"
+            )
     if failed:
-        raise UserError(f"--executor ray: no cluster at {address}: {' '.join(str(failed[0]).split())}") from failed[0]
+        where = f"at {address}" if address else "on this machine"
+        raise UserError(f"--executor ray: no cluster {where}: {' '.join(str(failed[0]).split())}") from failed[0]

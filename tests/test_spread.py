@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +32,7 @@ from varbench.errors import UserError
 from varbench.measure.environment import environment
 from varbench.quality.images import write_samples_npz
 from varbench.record import Record, Status, load_records, to_json
+from varbench.record.option_forms import as_arguments
 from varbench.rows import FULL, UPSTREAM
 from varbench.run import display
 from varbench.run.conduct import PARTS
@@ -599,79 +602,92 @@ def test_a_worker_is_of_the_kind_that_torch_says(tmp_path: Path, monkeypatch: py
 
 
 NODES = """
+import sys
 from ray.cluster_utils import Cluster
 cluster = Cluster()
-for _ in range(2):
-    cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+for variables in ({}, {}, {"PYTHONPATH": sys.argv[1]}):
+    cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20, env_vars=variables)
 print(cluster.address, flush=True)
 input()
 cluster.shutdown()
 """
 
 
+@dataclass(frozen=True)
+class Nodes:
+    address: str
+    pid: int
+
+    def workers(self) -> list[psutil.Process]:
+        """Those that do a portion."""
+        below = psutil.Process(self.pid).children(recursive=True)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [one for one in below if one.cmdline()[:1] == ["ray::_Worker.carry_out"]]
+        return []
+
+
 @pytest.fixture(scope="module")
-def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A cluster of two nodes of one processor each, in processes of its own."""
+def nodes(caches: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """A cluster, in processes of its own, of two nodes of one processor each and a third that cannot import varbench."""
     pytest.importorskip("ray", reason="needs varbench[ray]")
     folder = tmp_path_factory.mktemp("nodes")
-    variables = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "XDG_CACHE_HOME": str(folder)}
+    (folder / "bare" / "varbench").mkdir(parents=True)
+    (folder / "bare" / "varbench" / "__init__.py").write_text("raise ImportError('not installed here')")
+    variables = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "XDG_CACHE_HOME": str(caches / "nodes")}
     with open(folder / "log", "w") as log, subprocess.Popen(
-        [sys.executable, "-c", NODES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=variables, text=True
-    ) as nodes:  # fmt: skip
-        assert nodes.stdout is not None
-        address = nodes.stdout.readline().strip()
+        [sys.executable, "-c", NODES, str(folder / "bare")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=variables, text=True,
+    ) as started:  # fmt: skip
+        assert started.stdout is not None
+        address = started.stdout.readline().strip()
         assert address, (folder / "log").read_text()
-        yield address
-        nodes.communicate("\n")
+        yield Nodes(address, started.pid)
+        started.communicate("\n")
 
 
-def kill_a_worker(run: subprocess.Popen[str], lines: list[str]) -> None:
-    """Once rows have begun beside each other, one process that measures some is killed."""
+def kill_a_worker(nodes: Nodes, run: subprocess.Popen[str]) -> list[int]:
+    """Once two make images, one of them. Says which processes both have started: a nursery, a maker and a scorer or more each."""
     while run.poll() is None:
         time.sleep(0.2)
-        listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-        workers = [line.split()[0] for line in listed.splitlines() if "ray::_Worker.carry_out" in line]
-        if len(workers) == 2 and any(line.startswith("[1/") for line in lines):
-            os.kill(int(workers[0]), signal.SIGKILL)
-            return
-    raise AssertionError(lines)
+        workers = nodes.workers()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            begun = [[child.pid for child in worker.children(recursive=True)] for worker in workers]
+            if len(workers) == 2 and all(len(some) >= 3 for some in begun):
+                workers[0].kill()
+                return [*chain.from_iterable(begun)]
+    raise AssertionError("the run ended before two workers were at it")
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_costs_its_rows_one_more_try(two_nodes: str, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    arguments = [
-        "run", "--executor", "ray", "--address", two_nodes, "--plugins", "variant@d2", "--weights", "random",
-        "--quick", "--batch", "2", "--budget", "0", "--out", str(out),
+def test_a_worker_that_is_killed_costs_its_images_one_more_try_and_no_score(
+    nodes: Nodes, scored_run: Run, alone: Path, caches: Path, tmp_path: Path
+) -> None:
+    """Two nodes share the images of the row that was left of a run."""
+    out = with_the_full_model_done(alone, tmp_path / "out")
+    command = [
+        sys.executable, "-m", *as_arguments(scored_run.options, row=SOME), "--fresh", "--resume", "--out", str(out),
+        "--executor", "ray", "--address", nodes.address,
     ]  # fmt: skip
-    with subprocess.Popen(
-        [sys.executable, "-m", "varbench", *arguments],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as run:
-        lines: list[str] = []
-        assert run.stderr is not None
-        kept = run.stderr
+    with open(tmp_path / "said", "w") as said:
+        variables = {**os.environ, "XDG_CACHE_HOME": str(caches / "alone")}
+        run = subprocess.Popen(command, cwd=tmp_path, stdout=said, stderr=said, text=True, env=variables)
+        children = kill_a_worker(nodes, run)
+        code = run.wait()
+    lines = (tmp_path / "said").read_text().splitlines()
+    assert code == 0, lines
+    found = {record.row.row: record for record in load_records([out]).records}
+    assert_same_images(alone, found)
+    assert any("begun again" in warning.text for warning in found[SOME].warnings)
 
-        def read() -> None:
-            for line in kept:
-                lines.append(line)
-
-        threading.Thread(target=read, daemon=True).start()
-        kill_a_worker(run, lines)
-        assert run.stdout is not None
-        said = run.stdout.read()
-        assert run.wait(300) == 0, (said, lines)
-    found = load_records([out]).records
-    assert sorted(record.row.row for record in found) == sorted([FULL, "full_var:accounting=upstream", "variant@d2"])
-    assert all(record.status is Status.COMPLETE for record in found)
-    again = [record for record in found if any("begun again" in warning.text for warning in record.warnings)]
-    assert again and FULL not in {record.row.row for record in again}
-    assert sum("begins again elsewhere" in line for line in lines) == 1
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert str(out) not in listed
+    begun = [re.fullmatch(r"\[.*\] (.*) on (\S+)", line) for line in lines]
+    times = Counter(one[1] for one in begun if one)
+    (lost,) = [line.strip().partition(": ")[0] for line in lines if "begins again elsewhere" in line]
+    wanted = map(str, portions(scored_run, places=2, done={FULL, UPSTREAM}))
+    assert times == {**dict.fromkeys(wanted, 1), lost: 2}, "nothing is done twice but what was lost"
+    (left_out,) = [line.split()[0] for line in lines if "is left out: ImportError: not installed" in line]
+    assert left_out not in {one[2] for one in begun if one}
+    while any(map(runs, children)):  # they go with their worker, which goes with the run
+        time.sleep(0.1)
 
 
 @pytest.mark.slow

@@ -223,7 +223,8 @@ class Dispatch:
         name = record.row.row
         if name not in portion.rows:
             return
-        if again := self._lost.get(portion):
+        images = (part for part in portion.after if part.images is not None)
+        if again := [why for part in (*images, portion) for why in self._lost.get(part, ())]:
             record = replace(record, warnings=(*record.warnings, Notice(text=f"begun again: {'; then '.join(again)}")))
         self._records[name] = record
         write_record(record, self.out, replace=True)

@@ -3,7 +3,8 @@ sampler and peak memory, against what the card's matrix units and memory give in
 
     python benchmarks/gpu_engine.py --model var-d30 --batch 64,1 --rows variant@d16,variant@d8,variant@d2 --out figures.json
 
-Weights are random. Takes a minute; on a CPU it runs with `--model tiny --batch 2`, to see that it does.
+Weights are random. Takes a minute; on a CPU it runs with `--model tiny --batch 2`, to see that it does. `gpu_round.py` is the
+round that it belongs to.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ import torch
 from varbench import Pipeline, load_pipeline
 from varbench.engine.sampler import draw, drawn, filtered, streams, uniforms
 from varbench.measure.clock import Clock, clock_for
+from varbench.measure.environment import cores
 from varbench.plan import cost
-from varbench.plan.hardware import KNOWN
+from varbench.plan.hardware import hardware
+from varbench.rows import expand
+from varbench.run.prepare import hardware_like
 
 TURNS = 5
 
@@ -31,10 +35,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="var-d30", metavar="PRESET")
     parser.add_argument("--batch", default="64,1", metavar="N,N", help="images a call")
-    parser.add_argument("--rows", default="variant@d16,variant@d8,variant@d2", metavar="ROWS")
+    parser.add_argument("--rows", default="variant", metavar="ROWS", help="default: VARiant's usual points")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--hardware", default="H200-SXM", metavar="NAME", help="what predictions are for")
+    parser.add_argument(
+        "--hardware", metavar="NAME", help="what predictions are for; default: the device, where it is known"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args()
     pipe = load_pipeline(args.model, device=args.device, dtype=args.dtype, random=True)
@@ -46,7 +52,7 @@ def main() -> None:
         "dtype": args.dtype,
     }
     found |= _ceilings(pipe, clock)
-    rows = ["full_var", *filter(None, args.rows.split(","))]
+    rows = ["full_var", *(row.name for row in expand(args.rows, pipe.model))]
     found["rows"] = [one for batch in map(int, args.batch.split(",")) for one in _rows(pipe, clock, rows, batch, args)]
     found["parts"] = _parts(pipe, clock, batch=int(args.batch.split(",")[0]))
     _print(found)
@@ -101,6 +107,7 @@ def _rows(pipe: Pipeline, clock: Clock, rows: list[str], batch: int, args: argpa
             times = _call(pipe, clock, row, batch)
             if turn:
                 taken[row, graphs].append(times)
+    known = hardware(args.hardware) if args.hardware else hardware_like(_name(pipe), cores())
     found = []
     for row, graphs in ways:
         network, loop, whole = (statistics.median(part) for part in zip(*taken[row, graphs], strict=True))
@@ -110,7 +117,7 @@ def _rows(pipe: Pipeline, clock: Clock, rows: list[str], batch: int, args: argpa
             {
                 "row": row, "batch": batch, "graphs": graphs, "transformer": network, "loop": loop, "all": whole,
                 "tflops": work.transformer_flops / network / 1e12,
-                "predicted": cost.predict(work, KNOWN[args.hardware]).transformer,
+                "predicted": None if known is None else cost.predict(work, known).transformer,
                 "peak_bytes": None if graphs else _peak(pipe, row, batch),
             }
         )  # fmt: skip
@@ -148,7 +155,7 @@ def _parts(pipe: Pipeline, clock: Clock, *, batch: int) -> dict[str, float]:
 
 def _print(found: dict[str, Any]) -> None:
     print(f"{found['device']}, torch {found['torch']}: {found['model']}, {found['dtype']}, random weights")
-    print(f"a matrix product reaches {found['matrix_tflops']:.0f} TFLOP/s, a copy {found['copy_gbs']:,.0f} GB/s\n")
+    print(f"a matrix product reaches {found['matrix_tflops']:.3g} TFLOP/s, a copy {found['copy_gbs']:,.0f} GB/s\n")
     print(
         f"{'row':<28}{'batch':>6}  {'launched':<10}{'transformer':>12}{'loop':>11}{'all':>11}{'rate':>7}{'speedup':>9}{'predicted':>11}{'peak':>11}"
     )
@@ -159,10 +166,11 @@ def _print(found: dict[str, Any]) -> None:
             if (other["row"], other["batch"], other["graphs"]) == ("full_var", one["batch"], one["graphs"])
         )
         peak = "" if one["peak_bytes"] is None else f"{one['peak_bytes'] / 2**30:.2f} GiB"
+        foreseen = "" if one["predicted"] is None else f"{full['predicted'] / one['predicted']:.2f}x"
         print(
             f"{one['row']:<28}{one['batch']:>6}  {'graphs' if one['graphs'] else 'operators':<10}{one['transformer'] * 1e3:>9.2f} ms"
             f"{one['loop'] * 1e3:>8.2f} ms{one['all'] * 1e3:>8.2f} ms{one['tflops'] / found['matrix_tflops']:>7.0%}"
-            f"{full['transformer'] / one['transformer']:>8.2f}x{full['predicted'] / one['predicted']:>10.2f}x{peak:>11}"
+            f"{full['transformer'] / one['transformer']:>8.2f}x{foreseen:>11}{peak:>11}"
         )
     for name, seconds in found["parts"].items():
         print(f"{name}: {seconds * 1e3:.2f} ms")

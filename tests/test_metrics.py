@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,35 +50,79 @@ def varbench_metrics():
 """
 
 
+NAMELESS = """
+class Nameless:
+    better, compute = "lower", len
+
+
+def varbench_metrics():
+    return [Nameless()]
+"""
+
+KILLING = """
+import os
+from varbench.policies import Metric
+
+
+def compute(images, labels):
+    with open(os.environ["ASKED"], "a") as file:
+        file.write("once\\n")
+    os._exit(3)
+
+
+def varbench_metrics():
+    return [Metric(name="last", better="lower", compute=compute)]
+"""
+
+RUN = """
+import sys
+from varbench.__main__ import main
+
+code = main(sys.argv[1:])
+print("imported:", [name for name in sys.modules if name.endswith("_plugin") or name.startswith(("torch", "varbench_plugins"))])
+sys.exit(code)
+"""
+
+
 @pytest.mark.slow
-def test_a_metric_reaches_record_table_and_page_and_a_broken_one_costs_nothing_else(tmp_path: Path) -> None:
+def test_a_metric_reaches_record_table_and_page_and_broken_ones_cost_nothing_else(tmp_path: Path) -> None:
     site, out = tmp_path / "site", tmp_path / "run"
     info = site / "metrics-1.0.dist-info"
     info.mkdir(parents=True)
     info.joinpath("METADATA").write_text("Metadata-Version: 2.1\nName: metrics\nVersion: 1.0\n")
-    info.joinpath("entry_points.txt").write_text("[varbench]\nmeasuring = measuring_plugin\n")
-    site.joinpath("measuring_plugin.py").write_text(PLUGIN)
+    plugins = {"measuring": PLUGIN, "nameless": NAMELESS, "killing": KILLING}
+    points = "".join(f"{name} = {name}_plugin\n" for name in plugins)
+    info.joinpath("entry_points.txt").write_text(f"[varbench]\n{points}")
+    for name, source in plugins.items():
+        site.joinpath(f"{name}_plugin.py").write_text(source)
     command = [
-        sys.executable, "-m", "varbench", "run", "--plugins", "measuring", "--quick", "--images", "20", "--batch", "10", "--budget", "0",
+        sys.executable, "-c", RUN, "run", "--plugins", "measuring", "--quick", "--images", "20", "--batch", "10", "--budget", "0",
         "--dtype", "float32", "--out", str(out),
     ]  # fmt: skip
     places = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
         command,
-        env={**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1", "ASKED": str(tmp_path / "asked")},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "imported: []", "plugins run in children"
     records = {record.row.row: record for record in load_records([out]).records}
     record = records["measuring"]
     assert record.status is Status.COMPLETE
+    assert not re.search("prepared|the trace", "; ".join(record.validity.reasons))
     found = record.metrics["measuring.label"]
     assert (found.value, found.n, found.better) == (4.5, 20, "higher")  # 20 balanced labels of ten classes
     assert found.low is not None and found.high is not None and found.low < 4.5 < found.high
     assert set(record.metrics) == {"measuring.label"}
     assert "give one number an image" in record.missing["metrics.measuring.broken"]
+    assert "plugin 'nameless' (metrics): varbench_metrics: gave a Nameless among its metrics" in done.stderr
+    assert record.missing["metrics.killing"] == "the child ended with exit code 3 before it was done"
+    assert (tmp_path / "asked").read_text() == "once\n", (
+        "who kills its process is not asked again, for no batch of no row"
+    )
     scores = {score.name: score for score in record.quality.scores} if record.quality else {}
     assert scores["FD-shapes"].value is not None, "the metric blackened its own copy only"
     (block,) = blocks_of(list(records.values()))

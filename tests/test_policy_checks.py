@@ -269,9 +269,11 @@ def test_list_shows_the_rest(strangers: Any, varbench: CommandLine) -> None:
 
 
 def test_a_run_has_a_failed_row_for_each(strangers: Any, varbench: CommandLine) -> None:
-    planned = varbench("run", "--plugins", "settings_dict,faulty,variant@untrained/d8", "--dry-run", path=strangers)
+    asked = "settings_dict,faulty,not_importable,variant@untrained/d8"
+    planned = varbench("run", "--plugins", asked, "--dry-run", path=strangers)
     assert planned.returncode == 0, planned.stderr
     lines = {line.split()[0]: line for line in planned.stdout.splitlines() if line.strip()}
     assert "varbench_settings: gave a dict, not a Settings" in lines["settings_dict"]
     assert "Faulty.layers(3, 'main') failed: KeyError: 3" in lines["faulty"]
+    assert "cannot be imported: ModuleNotFoundError" in lines["not_importable"]
     assert "ms" in lines["variant@untrained/d8"]

@@ -22,6 +22,7 @@ from varbench.policies import (
     DepthPolicy,
     Generator,
     GuidancePolicy,
+    Metric,
     Paper,
     Parameter,
     PartChange,
@@ -35,7 +36,7 @@ from varbench.policies import (
     TrainingSchedule,
     Transformed,
 )
-from varbench.rows.manager import PluginError, PluginInfo
+from varbench.rows.manager import PluginError, PluginInfo, PluginManager
 
 GIVES: Mapping[str, type] = {
     "varbench_settings": Settings,
@@ -71,7 +72,19 @@ def check(given: object, hook: str, info: PluginInfo) -> None:
     """Refuses what the hook may not give."""
     wanted = GIVES[hook]
     for complaint in _complaints(given, wanted):
-        raise PluginError(f"plugin {info.name!r} ({info.distribution}): {hook}: {complaint}", plugin=info.name)
+        raise _refused(complaint, hook, info)
+
+
+def metrics_of(name: str, plugins: PluginManager) -> tuple[Metric, ...]:
+    """What a plugin gives for `varbench_metrics`, refused where it may not give it."""
+    given = plugins.call(name, "varbench_metrics", plugin=name)
+    for complaint in _wrong_metrics(given):
+        raise _refused(complaint, "varbench_metrics", plugins.info(name))
+    return tuple(given or ())
+
+
+def _refused(complaint: str, hook: str, info: PluginInfo) -> PluginError:
+    return PluginError(f"plugin {info.name!r} ({info.distribution}): {hook}: {complaint}", plugin=info.name)
 
 
 def _complaints(given: object, wanted: type) -> Iterator[str]:
@@ -230,6 +243,24 @@ def _wrong_transform(given: Transformed) -> Iterator[str]:
             yield f"Transformed.changes[{part!r}] is {change!r}; give a PartChange(...)"
         else:
             yield from _wrong_change(part, change)
+
+
+def _wrong_metrics(given: object) -> Iterator[str]:
+    if not isinstance(given, tuple | list | None):
+        yield f"gave a {type(given).__name__}; give a list of varbench.policies.Metric(...)"
+        return
+    names: set[str] = set()
+    for metric in given or ():
+        if not isinstance(metric, Metric):
+            yield f"gave a {type(metric).__name__} among its metrics; give varbench.policies.Metric(...)"
+        elif not isinstance(metric.name, str) or not metric.name or metric.name in names:
+            yield f"a metric is called {metric.name!r}; give a text, and each a name of its own"
+        elif metric.better not in ("lower", "higher"):
+            yield f"better of metric {metric.name!r} is {metric.better!r}; give 'lower' or 'higher'"
+        elif not callable(metric.compute):
+            yield f"compute of metric {metric.name!r} is {metric.compute!r}; give a function of images and labels"
+        else:
+            names.add(metric.name)
 
 
 def _wrong_own(given: object) -> Iterator[str]:

@@ -11,7 +11,7 @@ import functools
 import inspect
 import os
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -104,6 +104,14 @@ class PluginManager:
             version = point.dist.version if point.dist else "?"
             self._infos[name] = PluginInfo(name=name, distribution=_distribution(point), version=version)
         return self._infos[name]
+
+    def leave_out(self, reasons: Mapping[str, str]) -> None:
+        """Plugins that are problems from now on, whatever importing them would show, and why."""
+        for name, why in reasons.items():
+            if point := self._points.get(name):
+                owner = _distribution(point)
+                message = f"plugin {name!r} ({owner}, {point.value}) is left out: {why}"
+                self._unusable[name] = Problem(plugin=name, distributions=(owner,), message=message)
 
     def load_all(self) -> tuple[str, ...]:
         """Import every plugin; the names of those that can be used. The others have become problems."""

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -51,6 +52,14 @@ class ChildEndedError(Exception):
     def __init__(self, failure: Failure, *, exit_code: int | None = None, stderr_tail: str = "") -> None:
         super().__init__(failure.reason)
         self.failure, self.exit_code, self.stderr_tail = failure, exit_code, stderr_tail
+
+
+class DiedError(UserError):
+    """A child that was started for one question ended without an exception of its own; `failure` says how."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
 
 
 class Child:
@@ -276,7 +285,8 @@ class Child:
 def answer_of(job: Job, kind: type[Answer], *, if_it_crashes: str = "") -> Answer:
     """The answer of a child that is started for this one question; `UserError` if the question was wrong.
 
-    A crash says nothing of what was asked: its reason begins with what the caller gives, and ends with the last line of stderr.
+    A crash, a `DiedError`, says nothing of what was asked: its reason begins with what the caller gives, and ends with the last
+    line of stderr.
     """
     with tempfile.TemporaryDirectory(prefix="varbench-") as folder:
         child = start(job, folder=Path(folder), log=Path(folder) / "log", patience=PATIENCE)
@@ -284,15 +294,15 @@ def answer_of(job: Job, kind: type[Answer], *, if_it_crashes: str = "") -> Answe
             with child:
                 return child.receive(kind)
         except ChildEndedError as error:
-            reason = error.failure.reason
-            if error.failure.traceback is None:  # no exception of its own
+            reason, died = error.failure.reason, error.failure.traceback is None
+            if died:
                 reason = if_it_crashes + with_last_line(reason, child.stderr_tail)
             limit = job.options.memory_limit
             # Where there is no memory, there is none to say so either: such a child may just end, or hang.
             ends = (Status.OUT_OF_MEMORY_HOST, Status.CRASHED, Status.TIMEOUT)
             if limit is not None and error.failure.status in ends:
                 reason += f"; a child may take {limit:g} GiB, by --memory-limit: allow it more, or leave the limit out"
-            raise UserError(reason) from error
+            raise (DiedError(replace(error.failure, reason=reason)) if died else UserError(reason)) from error
 
 
 def not_the_job(told: str, *, asked: str) -> str:

@@ -57,6 +57,10 @@ class Job:
     """Nothing is trained: only where weights would come from is said."""
     full_images: str | None = None
     """Under what name the full model's images are kept for runs like this one."""
+    left_out: dict[str, Failure] = field(default_factory=dict)
+    """Why a child that asked for rows was ended, by what it must not ask again: a plugin, or a row of several as it was written."""
+    metrics_of: str | None = None
+    """The plugin whose metrics are computed."""
 
     @property
     def digest(self) -> str:

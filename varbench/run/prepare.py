@@ -19,7 +19,7 @@ from varbench.record import CalibrationRun, PluginVersion, RowIdentity
 from varbench.record.option_forms import absolute, deciding
 from varbench.record.options import FEWEST_PROCESSES, FEWEST_ROUNDS, Options
 from varbench.rows import FULL, UPSTREAM
-from varbench.run import children, identity
+from varbench.run import apart, children, identity
 from varbench.run.messages import OWN_WEIGHTS, Ahead, Calibrated, Job, Resolved, ResolvedRow
 from varbench.spec import ModelSpec
 
@@ -161,12 +161,12 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
         )
     began = time.time_ns()
     model = presets.preset(options.model).spec
-    resolved = children.answer_of(Job(task="resolving", options=absolute(options), model=model), Resolved)
+    resolved, job = apart.resolved(Job(task="resolving", options=absolute(options), model=model))
     calibrated = _calibrated(resolved, options, model) if options.calibrate else Calibrated(rows={}, runs={})
     if calibrated.rows:
         found = [calibrated.rows.get(row.name, row.name) for row in resolved.rows if row.study is None]
         chosen = replace(absolute(options), plugins=",".join(found))
-        resolved = children.answer_of(Job(task="resolving", options=chosen, model=model), Resolved)
+        resolved, _ = apart.resolved(replace(job, options=chosen))
     files = resolved.files
     options = _with_companions(options, files or {})
     for problem in resolved.problems:
@@ -230,7 +230,7 @@ def _calibrated(resolved: Resolved, options: Options, model: ModelSpec) -> Calib
         return Calibrated(rows={}, runs={})
     print(f"calibrating {', '.join(names)}", file=sys.stderr)
     job = Job(task="calibrating", options=absolute(options), model=model, rows=names, files=resolved.files)
-    return children.answer_of(job, Calibrated)
+    return apart.calibrated(job)
 
 
 def _ships(model: str, row: ResolvedRow) -> str:

@@ -75,11 +75,14 @@ def keep_path(folder: Path, maker: int = 0) -> Path:
 
 
 class Scorers:
-    """The processes that score images: one holds no plugin; a second one, if plugins bring metrics, holds those."""
+    """The processes that score images: one holds no plugin, and one each of those that bring metrics."""
 
     def __init__(self, run: Run, *, folder: Path, log: Path) -> None:
         self._run, self._folder, self._log = run, folder, log
-        self._started: dict[str, Child] = {}
+        self._started: dict[str | None, Child] = {}
+        """By the plugin that it holds."""
+        self._without: dict[str, str] = {}
+        """Plugins whose process has ended, and why: they are not asked again."""
         self.on_kept: Callable[[Path], None] = lambda file: None
         """Is told of each file that is kept of a group of images."""
 
@@ -104,7 +107,7 @@ class Scorers:
         In `groups` lies how far it is; it goes on from there, and images that were known are not made again.
         """
         options = self._run.options
-        scorer = self._child("scoring")
+        scorer = self._child()
         counted = self._look(row, makers, progress, keep=keep, groups=groups, images=(0, options.images))
         progress(f"{row}, scoring")
         scored = self._ask_scorer(scorer, Finish(expected=options.images), Scored)
@@ -140,7 +143,7 @@ class Scorers:
         images: tuple[int, int],
     ) -> _Counted:
         options, (start, end) = self._run.options, images
-        scorer = self._child("scoring")
+        scorer = self._child()
         found = [] if groups is None else _counted(groups, first=start, before=self._run.began)
         begun = scorer.ask(
             Begin(
@@ -203,35 +206,40 @@ class Scorers:
 
     def liken(self, scored: Path, timed: Path) -> Likened:
         """Images that were made among timed calls: some under the seed that is scored, and some that were only timed."""
-        return self._ask_scorer(
-            self._child("scoring"), Liken(scored=str(scored.resolve()), timed=str(timed.resolve())), Likened
-        )
+        return self._ask_scorer(self._child(), Liken(scored=str(scored.resolve()), timed=str(timed.resolve())), Likened)
 
     def _ask_scorer(self, scorer: Child, message: Message, kind: type[Answer]) -> Answer:
         try:
             return scorer.ask(message, kind)
         except ChildEndedError as error:
-            del self._started["scoring"]
+            del self._started[None]
             raise RowError(error.failure) from error
 
     def _measured(self, taken: Take) -> _Counted:
         """Metrics that fail are left out, with the reason; they cost no row."""
-        try:
-            found = self._child("metering").ask(taken, Measured)
-        except (ChildEndedError, RowError) as error:
-            self._started.pop("metering", None)
-            return _Counted(missing=dict.fromkeys(self._run.metrics, error.failure.reason))
-        return _Counted(
-            values={name: tuple(some) for name, some in found.values.items()},
-            better=found.better,
-            missing={name: failure.reason for name, failure in found.failures.items()},
-        )
+        values: dict[str, tuple[float, ...]] = {}
+        better: dict[str, str] = {}
+        missing: dict[str, str] = {}
+        for plugin in self._run.metrics:
+            if plugin in self._without:
+                missing[plugin] = self._without[plugin]
+                continue
+            try:
+                found = self._child(plugin).ask(taken, Measured)
+            except (ChildEndedError, RowError) as error:
+                self._without[plugin] = missing[plugin] = error.failure.reason
+                continue
+            better |= found.better
+            missing |= {name: failure.reason for name, failure in found.failures.items()}
+            values |= {name: tuple(some) for name, some in found.values.items()}
+        return _Counted(values=values, better=better, missing=missing)
 
-    def _child(self, task: str) -> Child:
-        if task not in self._started:
-            job: Job = self._run.job(task=task, full_images=self._run.rows[FULL].inputs)
-            self._started[task] = children.start(job, folder=self._folder, log=self._log)
-        return self._started[task]
+    def _child(self, plugin: str | None = None) -> Child:
+        if plugin not in self._started:
+            task = "scoring" if plugin is None else "metering"
+            job: Job = self._run.job(task=task, metrics_of=plugin, full_images=self._run.rows[FULL].inputs)
+            self._started[plugin] = children.start(job, folder=self._folder, log=self._log)
+        return self._started[plugin]
 
 
 def _mean(name: str, values: Sequence[float], better: str) -> Score:

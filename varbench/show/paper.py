@@ -20,9 +20,9 @@ from varbench.record.options import Options
 from varbench.record.sections import Section, Table, Text
 from varbench.rows import FULL, UPSTREAM
 from varbench.rows.manager import manager
-from varbench.run import children
+from varbench.run import apart
 from varbench.run.defaults import filled_in
-from varbench.run.messages import Job, Resolved, ResolvedRow
+from varbench.run.messages import Job, ResolvedRow
 from varbench.show import formatting
 from varbench.show.entries import PUBLISHED_IMAGES, Block, Entry, blocks_of, score_label
 from varbench.show.held_against import FIT, SCORES, why_not
@@ -66,7 +66,7 @@ def asked(plugin: str) -> PaperTable:
 def _resolved(plugins: str, model: str) -> tuple[ResolvedRow, ...]:
     """The denominators, and the rows that were asked for."""
     options = Options(**filled_in({"plugins": plugins, "model": model, "weights": "random", "device": "cpu"}))
-    return children.answer_of(Job(task="resolving", options=options, model=presets.preset(model).spec), Resolved).rows
+    return apart.resolved(Job(task="resolving", options=options, model=presets.preset(model).spec))[0].rows
 
 
 def section(table: PaperTable, records: Sequence[Record]) -> Section:

@@ -22,7 +22,7 @@ def run(job: Job, channel: Channel) -> None:
         channel.alive(row.name)
         try:
             found = calibrate(row, pipe)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             failures[row.name] = of_exception(error)
             continue
         names[row.name] = found.row.name

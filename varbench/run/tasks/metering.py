@@ -1,4 +1,4 @@
-"""Computes the metrics that plugins bring, a value for each image, in a process that gets copies of the images alone."""
+"""Computes the metrics that a plugin brings, a value for each image, in a process that gets copies of the images alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 
 from varbench.policies import Metric
 from varbench.record.failure import Failure
+from varbench.rows.check_policies import metrics_of
 from varbench.rows.manager import manager
 from varbench.run.channel import Channel
 from varbench.run.messages import Job, Measured, Take
@@ -14,11 +15,8 @@ from varbench.run.reasons import of_exception
 
 
 def run(job: Job, channel: Channel) -> None:
-    plugins = manager()
-    plugins.load_all()
-    metrics = {
-        f"{info.name}.{metric.name}": metric for info, given in plugins.each("varbench_metrics") for metric in given
-    }
+    assert job.metrics_of is not None
+    metrics = {f"{job.metrics_of}.{metric.name}": metric for metric in metrics_of(job.metrics_of, manager())}
     for message in channel.requests():
         assert isinstance(message, Take)
         with np.load(message.chunk.path, allow_pickle=False) as stored:
@@ -37,6 +35,6 @@ def measured(metrics: dict[str, Metric], images: torch.Tensor, labels: torch.Ten
                     f"{name} gave shape {tuple(found.shape)} for {len(images)} images; give one number an image"
                 )
             values[name] = tuple(found.tolist())
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             failures[name] = of_exception(error)
     return Measured(values=values, better={name: metrics[name].better for name in values}, failures=failures)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,11 @@ from varbench.plan.compiler import compile_plan
 from varbench.plan.steps import Plan
 from varbench.policies import Generator, TaughtGenerator, TrainedGenerator
 from varbench.record import MethodSource, PublishedLine, StudyWords
+from varbench.record.failure import Failure
+from varbench.rows.check_policies import metrics_of
 from varbench.rows.grammar import Row
-from varbench.rows.manager import PluginInfo, PluginManager, manager
+from varbench.rows.manager import PluginError, PluginInfo, PluginManager, manager
+from varbench.rows.parts import parse
 from varbench.run.channel import Channel
 from varbench.run.messages import OWN_WEIGHTS, Job, Resolved, ResolvedPlugin, ResolvedRow
 from varbench.run.reasons import of_exception
@@ -27,6 +32,7 @@ from varbench.spec import ModelSpec
 
 def run(job: Job, channel: Channel) -> None:
     plugins = manager()
+    plugins.leave_out({name: failure.reason for name, failure in job.left_out.items()})
     plugins.load_all()
     channel.send(resolved(job, plugins))
 
@@ -35,8 +41,10 @@ def resolved(job: Job, plugins: PluginManager) -> Resolved:
     """The denominators, then the rows that were asked for, then those of studies. A row that cannot be made fails alone."""
     options, model = job.options, job.model
     denominators = [rows.resolve(name, model, manager=plugins) for name in (rows.FULL, rows.UPSTREAM)]
+    joined = job.left_out.keys() - plugins.names()
+    asked = ",".join(text for text in options.plugins.split(",") if text.strip() not in joined)
     attempts: list[tuple[str | None, rows.Attempt]] = [
-        (None, rows.attempt(options.plugins, model, all_settings=options.all_settings, manager=plugins))
+        (None, rows.attempt(asked, model, all_settings=options.all_settings, manager=plugins))
     ]
     attempts += [(study, rows.of_study(study, model, manager=plugins)) for study in options.study]
     made: list[tuple[str | None, Row]] = [(None, row) for row in denominators]
@@ -52,20 +60,31 @@ def resolved(job: Job, plugins: PluginManager) -> Resolved:
             found[row.name] = replace(known, also_in=study, study_words=_words(row))
     for study, attempt in attempts:
         for refused in attempt.refused:
-            failed = ResolvedRow(
-                name=refused.name,
-                plugins=tuple(_plugin(info, plugins) for info in refused.plugins),
-                study=study,
-                weight_set="pretrained" if job.files else "random",
-                failure=of_exception(refused.error),
-            )
-            found.setdefault(refused.name, failed)
+            failed = _failed(refused.name, refused.plugins, _why(refused, job), job, plugins)
+            found.setdefault(refused.name, replace(failed, study=study))
+    for text in sorted(joined):
+        infos = [plugins.info(parse(part).plugin) for part in text.split("+")]
+        found[text] = _failed(text, infos, job.left_out[text], job, plugins)
     return Resolved(
         rows=tuple(found.values()),
         files=job.files,
-        metrics=tuple(info.name for info, given in plugins.each("varbench_metrics") if given),
+        metrics=tuple(info.name for info, given in plugins.each_of(partial(metrics_of, plugins=plugins)) if given),
         problems=tuple(problem.message for problem in plugins.problems()),
     )
+
+
+def _failed(name: str, infos: Sequence[PluginInfo], failure: Failure, job: Job, plugins: PluginManager) -> ResolvedRow:
+    return ResolvedRow(
+        name=name,
+        plugins=tuple(resolved_plugin(info, plugins) for info in infos),
+        weight_set="pretrained" if job.files else "random",
+        failure=failure,
+    )
+
+
+def _why(refused: rows.Refused, job: Job) -> Failure:
+    died = [job.left_out[info.name] for info in refused.plugins if info.name in job.left_out]
+    return replace(died[0], reason=refused.reason) if died else of_exception(refused.error)
 
 
 def _second_models(made: list[Row]) -> tuple[dict[str, ModelSpec], dict[str, str]]:
@@ -105,7 +124,7 @@ def _resolved(job: Job, row: Row, study: str | None, plugins: PluginManager, *, 
     trains_generator = own and job.files is not None and trains(job)
     return ResolvedRow(
         name=row.name,
-        plugins=tuple(_plugin(info, plugins) for info in row.plugins),
+        plugins=tuple(resolved_plugin(info, plugins) for info in row.plugins),
         recipe=row.recipe if row.schedule is not None else None,
         trained_by=row.recipe_name,
         point=points[0] if points else None,
@@ -200,13 +219,11 @@ def _files_named(row: Row, plugins: PluginManager) -> Iterator[tuple[str, str]]:
                 yield f"{setting.plugin}.{name}", str(path)
 
 
-def _plugin(info: PluginInfo, plugins: PluginManager) -> ResolvedPlugin:
-    return ResolvedPlugin(
-        name=info.name,
-        distribution=info.distribution,
-        version=info.version,
-        files=files_of(plugins.plugin(info.name)),
-    )
+def resolved_plugin(info: PluginInfo, plugins: PluginManager) -> ResolvedPlugin:
+    files: tuple[str, ...] = ()
+    with contextlib.suppress(PluginError):  # one that cannot be imported has rows that say so
+        files = files_of(plugins.plugin(info.name))
+    return ResolvedPlugin(name=info.name, distribution=info.distribution, version=info.version, files=files)
 
 
 def files_of(plugin: Any) -> tuple[str, ...]:

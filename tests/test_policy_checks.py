@@ -20,6 +20,7 @@ from varbench.policies import (
     DepthPolicy,
     Generator,
     GuidancePolicy,
+    Metric,
     Parameter,
     PartChange,
     Settings,
@@ -30,6 +31,7 @@ from varbench.policies import (
     TrainingSchedule,
     Transformed,
 )
+from varbench.rows.check_policies import metrics_of
 from varbench.rows.manager import PluginError, PluginManager
 
 TINY = presets.preset("tiny").spec
@@ -84,6 +86,17 @@ WRONG = {
     "a misspelt method": (
         "varbench_cache_strategy", lambda: of(CacheStrategy, keep=lambda self, layer, written, reader, group: False),
         "has keep, which nothing asks for. Did you mean 'keeps'",
+    ),
+    "nothing of a cache strategy": (
+        "varbench_cache_strategy", lambda: of(CacheStrategy, retain=lambda self, layer: 3),
+        "Mine changes nothing, since it gives none of keeps, budget, dtype, form or head_groups",
+    ),
+    "a pick that no budget asks for": (
+        "varbench_cache_strategy", lambda: of(CacheStrategy, pick=lambda self, *given, **where: None), "Mine changes nothing",
+    ),
+    "nothing of a token policy": (
+        "varbench_token_policy", lambda: of(TokenPolicy, retain=lambda self, layer: 3),
+        r"has no tokens\(\); give tokens\(layer, scale, sublayer\)",
     ),
     "a misspelt property": ("varbench_step_policy", lambda: of(StepPolicy, steps=lambda self: (), backbone=property(lambda self: {})), "Did you mean 'backbones'"),
     "a value for a method": ("varbench_guidance_policy", lambda: of(GuidancePolicy, branches="both"), r"is a str; give a method branches\(scale\)"),
@@ -140,11 +153,38 @@ class TakesAnything(DepthPolicy):
 
 @pytest.mark.parametrize(
     ("hook", "make"),
-    [("varbench_cache_strategy", Helpful), ("varbench_depth_policy", TakesAnything)],
+    [
+        ("varbench_cache_strategy", Helpful),
+        ("varbench_cache_strategy", lambda: of(CacheStrategy, dtype="float16")),
+        ("varbench_depth_policy", TakesAnything),
+    ],
 )
 def test_what_can_be_called_is_accepted(hook: str, make: Callable[[], Any]) -> None:
     row = rows.resolve("acme", TINY, manager=given(TINY, "acme", plugin(hook, make)).manager)
     assert compile_plan(TINY, row.policies).steps
+
+
+def label_of(images: Any, labels: Any) -> Any:
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("given_metrics", "message"),
+    [
+        (label_of, "gave a function; give a list"),
+        ([label_of], "gave a function among its metrics; give varbench.policies.Metric"),
+        ([Metric(name="a", better="higher", compute=label_of), None], "gave a NoneType among"),
+        ([Metric(name=None, better="higher", compute=label_of)], "called None; give a text"),  # type: ignore[arg-type]
+        ([Metric(name="a", better="most", compute=label_of)], "better of metric 'a' is 'most'"),  # type: ignore[arg-type]
+        ([Metric(name="a", better="lower", compute=3)], "compute of metric 'a' is 3"),  # type: ignore[arg-type]
+        ([Metric(name="a", better="lower", compute=label_of)] * 2, "called 'a'; give a text, and each"),
+    ],
+)
+def test_what_is_no_metric_is_refused_by_name(given_metrics: Any, message: str) -> None:
+    method = module_of(varbench_metrics=lambda: given_metrics)
+    with pytest.raises(PluginError, match=message) as refused:
+        metrics_of("acme", given(TINY, "acme", method).manager)
+    assert str(refused.value).startswith("plugin 'acme' (")
 
 
 def raises(self: Any, *given: Any) -> Any:

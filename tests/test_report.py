@@ -477,6 +477,9 @@ def test_strangers_strings_are_only_text(tmp_path):
         (Image(png=b"<svg onload=alert(1)>", alt="a"), "not a PNG"),
         (Table(columns=("a", "b"), rows=[("1",)]), "1 cells under 2 columns"),
         ("<b>html</b>", "is a str"),
+        (Chart(spec="bars", alt="a"), "part 1 of section 'mine': spec is a str; give a dict"),
+        (Table(columns="ab", rows=[]), "columns is a str; give a list"),
+        (Text(text=None), "text is a NoneType; give a str"),
     ],
 )
 def test_a_panel_cannot_reach_out_and_says_so(part, says):
@@ -485,6 +488,19 @@ def test_a_panel_cannot_reach_out_and_says_so(part, says):
     shown = given([Section(title="mine", parts=[part]), Section(title="good", parts=[Text(text="t")])])
     assert "cannot be shown" in shown[0].parts[0].text
     assert shown[1].title == "good"
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        (Section(title=3, parts=[]), "title is a int; give a str"),
+        (Section(title="mine", parts=Text(text="t")), "parts is a Text; give a list"),
+    ],
+)
+def test_a_section_of_other_types_says_so(section, says):
+    with pytest.raises(UserError, match=says):
+        checked(section)
+    assert "cannot be shown" in given([section])[0].parts[0].text
 
 
 def test_data_of_a_panels_chart_may_hold_any_word():

@@ -6,7 +6,7 @@ Text is escaped by the template. A chart is Vega-Lite data; whatever would load 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from varbench.errors import UserError
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 _LINKS = ("url", "href", "usermeta")  # of a Vega-Lite spec: what reaches outside it
+_SEVERAL = (list, tuple)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +58,23 @@ class Panel:
     section: Section
 
 
+_TYPES: Mapping[type, Mapping[str, type | tuple[type, ...]]] = {
+    Section: {"title": str, "parts": _SEVERAL},
+    Text: {"text": str},
+    Table: {"columns": _SEVERAL, "rows": _SEVERAL},
+    Chart: {"spec": dict, "alt": str},
+    Image: {"png": bytes, "alt": str},
+}
+
+
 def checked(section: Section) -> Section:
     """The section, or UserError that says which part of it cannot be shown and why."""
     if not isinstance(section, Section):
         raise UserError(f"a report section is a Section, and this one is a {type(section).__name__}")
+    _refuse_types(section, "a section")
     for number, part in enumerate(section.parts, 1):
         where = f"part {number} of section {section.title!r}"
+        _refuse_types(part, where)
         if isinstance(part, Chart):
             _refuse_links(part.spec, where)
         elif isinstance(part, Image):
@@ -124,6 +136,13 @@ def _part_from_data(data: Any) -> Text | Table | Chart | Image:
     if kind == "image":
         return Image(png=base64.b64decode(data["png"], validate=True), alt=str(data["alt"]))
     raise ValueError(f"no part is a {kind!r}")
+
+
+def _refuse_types(thing: object, where: str) -> None:
+    for name, kinds in _TYPES.get(type(thing), {}).items():
+        if not isinstance(value := getattr(thing, name), kinds):
+            wanted = "list" if kinds is _SEVERAL else getattr(kinds, "__name__", "")
+            raise UserError(f"{where}: {name} is a {type(value).__name__}; give a {wanted}")
 
 
 def _refuse_links(value: Any, where: str) -> None:

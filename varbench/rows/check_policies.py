@@ -57,12 +57,18 @@ WITHOUT_DEFAULT: Mapping[type, tuple[str, ...]] = {
     DepthPolicy: ("layers",),
     StepPolicy: ("steps",),
     GuidancePolicy: ("branches",),
+    TokenPolicy: ("tokens",),
     Generator: ("load", "generate", "work"),
     TrainingSchedule: ("at",),
     WidthPolicy: ("count",),
     DecisionPolicy: ("after", "ways", "decide"),
 }
 """Members whose default does nothing: a policy that leaves them out says nothing."""
+
+ONE_WITHOUT_DEFAULT: Mapping[type, tuple[str, ...]] = {
+    CacheStrategy: ("keeps", "budget", "dtype", "form", "head_groups"),
+}
+"""Members of which one must be there for the same reason: what a policy gives beside them changes nothing by itself."""
 
 NEAR = 0.82
 """How like a known name an unknown one must be to be taken for its misspelling: `keep` is, `kept` is not."""
@@ -133,9 +139,13 @@ def _wrong_members(given: object, protocol: type) -> Iterator[str]:
             yield f"{kind}.{name} is a {type(found).__name__}; give a method {name}{_parameters(member)}"
         elif not _takes(found, member):
             yield f"{kind}.{name}{inspect.signature(found)} cannot be called as {name}{_parameters(member)}"
+    unsaid = {name for name in known.keys() - own if getattr(type(given), name, None) is known[name]}
     for name in WITHOUT_DEFAULT.get(protocol, ()):
-        if getattr(type(given), name, None) is known[name] and name not in own:
+        if name in unsaid:
             yield f"{kind} has no {name}(); give {name}{_parameters(known[name])}"
+    wanted = ONE_WITHOUT_DEFAULT.get(protocol, ())
+    if wanted and unsaid.issuperset(wanted):
+        yield f"{kind} changes nothing, since it gives none of {_either(wanted)}"
 
 
 def _own_names(given: object, protocol: type) -> set[str]:

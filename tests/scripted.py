@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,8 @@ from varbench.measure.calls import Outside, Peaks, Reply, Request, Times
 from varbench.measure.environment import environment
 from varbench.plan.cost import work
 from varbench.plan.state import state_over_time
-from varbench.plan.trace import foreseen
+from varbench.plan.steps import Plan
+from varbench.plan.trace import Trace, foreseen
 from varbench.record import Status
 from varbench.record.failure import Failure, RowError
 from varbench.record.options import asked
@@ -25,10 +27,12 @@ from varbench.run.children import ChildEndedError
 from varbench.run.conduct import Conduct
 from varbench.run.defaults import resolve
 from varbench.run.display import Display
+from varbench.run.identity import measuring_hash
 from varbench.run.messages import Job, Ready
 from varbench.run.prepare import Run, prepare
 from varbench.run.resume import complete_records
-from varbench.run.tasks.resolving import files_of, resolved
+from varbench.run.tasks.making import _hashes
+from varbench.run.tasks.resolving import resolved, resolved_plugin
 
 
 def options(**given: Any) -> Any:
@@ -54,6 +58,10 @@ class Script:
     """What children say they were told to do, where it is something else."""
     of: str | None = None
     """The row of whose processes alone this is true."""
+    says: dict[str, Any] = field(default_factory=dict)
+    """Parts of `Ready` in the place of what is true."""
+    traces: dict[str, str] = field(default_factory=dict)
+    """By row: what a child says that a call left."""
     unsaid: bool = False
     """Children leave out which plans they compiled."""
     started: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
@@ -93,16 +101,28 @@ class ScriptedChild:
     def receive(self, kind: Any) -> Any:
         if self.job.task == "resolving":
             return resolved(self.job, manager())
-        plans = {row.name: row.plan.digest for row in resolved(_all(self.job), manager()).rows if row.plan}
-        return Ready(
+        plans = {name: plan.digest for name, plan in self.plans.items()}
+        plugins = {name: resolved_plugin(manager().info(name), manager()) for name in manager().names()}
+        ready = Ready(
             job=(self.script.job if self.script.of in (None, *self.job.rows[:1]) else None) or self.job.digest,
             environment=environment("cpu"),
             weights={},
             parameters={"main": 10},
             plans={} if self.script.unsaid else {**plans, **self.script.digests},
-            plugin_files={name: files_of(manager().plugin(name)) for name in manager().names()},
+            code=measuring_hash(),
+            plugin_files={name: plugin.files for name, plugin in plugins.items()},
+            plugin_hashes=_hashes(plugins),
             disturbed=self.script.disturbed,
         )
+        return replace(ready, **self.script.says)
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        return {row.name: row.plan for row in resolved(_all(self.job), manager()).rows if row.plan}
+
+    def _trace(self, request: Request) -> Trace | None:
+        plan = self.plans.get(request.row)
+        return plan and foreseen(plan, batch=len(request.labels), dtype=self.job.options.dtype)
 
     def tell(self, request: Request) -> None:
         self.told = request
@@ -135,8 +155,10 @@ class ScriptedChild:
         self.made += 1
         began = self.script.clock
         self.script.clock += took
+        trace = self._trace(request)
         return replace(
             reply,
+            trace_sha256=self.script.traces.get(request.row, trace and trace.digest),
             times=Times(
                 clock="perf_counter", transformer=0.8 * took, loop=0.9 * took, with_decoder=0.95 * took, end_to_end=took,
                 steps=(0.9 * took,), began=began, ended=self.script.clock,
@@ -144,21 +166,18 @@ class ScriptedChild:
         )  # fmt: skip
 
     def _memory(self, request: Request) -> dict[str, Any]:
-        (row,) = [one for one in resolved(_all(self.job), manager()).rows if one.name == request.row]
-        assert row.plan is not None
-        states = list(state_over_time(row.plan, batch=len(request.labels), dtype=self.job.options.dtype))
-        planned = work(row.plan, batch=len(request.labels), dtype=self.job.options.dtype, device="cpu", filtered=False)
+        plan = self.plans[request.row]
+        states = list(state_over_time(plan, batch=len(request.labels), dtype=self.job.options.dtype))
+        planned = work(plan, batch=len(request.labels), dtype=self.job.options.dtype, device="cpu", filtered=False)
         needed = max(step.activations for step in planned.steps)
         peaks = Peaks(
             weights=5, allocated=5 + max(p for p, _ in states) + needed, reserved=None, left=0, resident=9, nvml_process=None,
             nvml_board=None,
         )  # fmt: skip
-        trace = foreseen(row.plan, batch=len(request.labels), dtype=self.job.options.dtype)
-        return {"peaks": peaks, "trace": trace, "kernel": "k"}
+        return {"peaks": peaks, "trace": self._trace(request), "kernel": "k"}
 
     def _live(self, request: Request) -> tuple[int, ...]:
-        (row,) = [one for one in resolved(_all(self.job), manager()).rows if one.name == request.row]
-        return () if row.plan is None else (0,) * len(row.plan.steps)
+        return (0,) * len(self.plans[request.row].steps) if request.row in self.plans else ()
 
 
 def _all(job: Job) -> Job:

@@ -258,7 +258,7 @@ def run(pipe, row: RowPolicies, **changes: object) -> tuple[Plan, Generated]:  #
 def assert_seen_as_planned(trace: Trace, plan: Plan, dtype: str = "float32", taken: WaysTaken = ()) -> None:
     planned = foreseen(plan, batch=len(models.LABELS), dtype=dtype, taken=taken)
     assert list(differences(planned, trace)) == []
-    assert trace == planned
+    assert trace == planned and trace.digest == planned.digest
 
 
 @pytest.mark.parametrize("method", STATIC)

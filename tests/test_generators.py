@@ -106,7 +106,7 @@ def a_run(**options: Any) -> Run:
     row = ResolvedRow(name="test", trained_generator=True)
     rows_of_run = {"test": RowInRun(resolved=row, identity=RowIdentity(row="test", plugins=()), inputs="")}
     return Run(
-        name="a", options=dataclasses.replace(OPTIONS, **options), model=TINY, files=None, hashes={}, rows=rows_of_run
+        name="a", options=dataclasses.replace(OPTIONS, **options), model=TINY, files=None, hashes={}, rows=rows_of_run, code=""
     )  # fmt: skip
 
 

@@ -16,14 +16,19 @@ from varbench.engine.subjects import Answer, Ask
 from varbench.measure.calls import Chunk, Reply, Request
 from varbench.measure.largest import needed
 from varbench.plan import presets
-from varbench.record import Status
+from varbench.plan.trace import foreseen
+from varbench.record import Samples, Status
 from varbench.record.failure import Failure, RowError
-from varbench.run import makers
+from varbench.run import children, makers
 from varbench.run.children import Child
+from varbench.run.findings import Findings
 from varbench.run.makers import at_once, in_order
+from varbench.run.messages import Begun, Oddities, Scored, Taken
 from varbench.run.prepare import prepare
+from varbench.run.scorers import Scorers
 from varbench.run.task import Task
 from varbench.run.tasks import making
+from varbench.run.verify import other_traces
 
 
 @dataclass
@@ -108,6 +113,40 @@ def test_there_are_as_many_as_have_room(tmp_path: Path, monkeypatch: pytest.Monk
     run.rows["full_var"] = replace(run.rows["full_var"], resolved=replace(run.rows["full_var"].resolved, plan=None))
     assert at_once(run, ("variant@d8", "full_var")) == 1, "nobody says what it needs"
     assert [makers.threads_of_each(count) for count in (1, 2, 3, 8)] == [None, 2, 1, 1]
+
+
+class ScoresNothing:
+    """A scorer that takes all."""
+
+    def ask(self, message: Any, kind: Any) -> Any:
+        odd = Oddities(repeated=0, copied=None, undecoded=None)
+        known = {
+            Begun: Begun(known=0),
+            Taken: Taken(images_sha256="", known=0),
+            Scored: Scored(quality=None, distance=None, samples=Samples(), weights=(), oddities=odd),
+        }
+        return known[kind]
+
+    def end(self) -> None:
+        pass
+
+
+def test_a_scored_call_that_left_another_trace_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tells(Written):
+        def made(self, request: Request) -> Reply:
+            left = "0" * 64 if request.first == 4 else expected
+            return replace(super().made(request), trace_sha256=left)
+
+    run = a_run(tmp_path, plugins="variant@d2", batch=2)
+    run = replace(run, options=replace(run.options, images=8))
+    plan = run.rows["variant@d2"].plan
+    assert plan is not None
+    expected = foreseen(plan, batch=2, dtype="float32").digest
+    monkeypatch.setattr(children, "start", lambda job, **given: ScoresNothing())
+    with Scorers(run, folder=tmp_path, log=tmp_path / "log") as scorers:
+        seen = scorers.score("variant@d2", [Tells("a")], lambda text: None)
+    (found,) = other_traces(run, Findings(seen=seen))
+    assert found == f"2 images of variant@d2 left the trace 000000000000, and {expected[:12]} follows from its plan"
 
 
 class Counting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -32,6 +33,7 @@ from varbench.measure.speed import Pair, SpeedRound
 from varbench.measure.strain import Strain
 from varbench.plan import presets
 from varbench.plan.hardware import KNOWN
+from varbench.plan.trace import foreseen
 from varbench.quality.feature_cache import cached_arrays
 from varbench.record import Samples, Status, Verdict, read_record, write_record
 from varbench.record.failure import Failure
@@ -51,6 +53,7 @@ from varbench.run.resume import complete_records, other_settings, set_aside_outd
 from varbench.run.scorers import Scorers
 from varbench.run.session import locked, parts
 from varbench.run.side_by_side import side_by_side
+from varbench.run.tasks.resolving import files_of
 from varbench.run.training_section import section
 from varbench.run.verify import mismatches
 from varbench.show.entries import blocks_of
@@ -941,15 +944,53 @@ def test_a_gpu_that_is_not_what_its_name_says_or_is_shared_makes_its_rows_invali
     assert calls / 2 < len(looks) < calls, "before every call but those of the full model alone"
 
 
-def test_code_that_changes_while_it_is_measured_makes_the_row_invalid(tmp_path: Path, script: Script) -> None:
-    run = a_run(tmp_path)
-    row = run.rows["variant@d8"]
-    other = replace(row.identity.plugins[0], code_hash="f" * 64)
-    run.rows["variant@d8"] = replace(row, identity=replace(row.identity, plugins=(other,)))
+@pytest.mark.parametrize(
+    ("says", "words"),
+    [
+        ({"code": "f" * 64}, "a child runs varbench's code ffffffffffff, and {code} was prepared"),
+        ({"plugin_hashes": {"variant": "f" * 64}}, "a child imported variant of code ffffffffffff, and {hash} was prepared"),
+        ({"plugin_hashes": {}}, "a child imported variant of code None, and {hash} was prepared"),
+        ({"plugin_files": {"variant": ("/elsewhere",)}}, "a child imported variant from /elsewhere, and {file} was prepared"),
+        ({"plugin_files": {}}, "a child imported variant from nowhere, and {file} was prepared"),
+    ],
+)  # fmt: skip
+def test_other_code_in_a_child_makes_the_row_invalid_with_both_values(
+    says: dict[str, Any], words: str, tmp_path: Path, script: Script
+) -> None:
+    """Also where it changed while it was measured: a child reads it anew."""
+    script.says = says
+    run = a_run(tmp_path, plugins="variant@untrained/d8", quick=True, rounds=1)
     execution = conduct(run, tmp_path)
     execution.everything()
-    record = next(record for record in execution.save_all() if record.row.row == "variant@d8")
-    assert "changed meanwhile" in "; ".join(record.validity.reasons)
+    record = next(record for record in execution.save_all() if record.row.row == "variant@untrained/d8")
+    (plugin,), (version,) = run.rows[record.row.row].resolved.plugins, record.row.plugins
+    prepared = {"code": run.code[:12], "hash": str(version.code_hash)[:12], "file": plugin.files[0]}
+    assert record.validity.verdict is Verdict.INVALID
+    assert words.format(**prepared) in record.validity.reasons
+
+
+@pytest.mark.parametrize("told", ["0" * 64, ""])
+def test_a_timed_call_that_left_another_trace_makes_the_row_invalid_with_both_hashes(
+    told: str, tmp_path: Path, script: Script
+) -> None:
+    script.traces = {"variant@d8": told}
+    run = a_run(tmp_path, plugins="variant@d8,variant@d2", quick=True, rounds=1)
+    execution = conduct(run, tmp_path)
+    execution.everything()
+    records = {record.row.row: record for record in execution.save_all()}
+    plan = run.rows["variant@d8"].plan
+    assert plan is not None
+    for images in (1, 2):
+        expected = foreseen(plan, batch=images, dtype="float32").digest[:12]
+        said = f"{images} images of variant@d8 left the trace {told[:12] or 'that nobody told'}, and {expected} follows"
+        assert said in "; ".join(records["variant@d8"].validity.reasons)
+    assert records["variant@d2"].validity.verdict is Verdict.VALID
+    script.traces = {FULL: told}
+    again = conduct(a_run(tmp_path / "full", plugins="variant@d2", quick=True, rounds=1), tmp_path / "full")
+    again.everything()
+    assert {record.validity.verdict for record in again.save_all()} == {Verdict.INVALID}, (
+        "denominators count in all rows"
+    )
 
 
 # What decides a result
@@ -1009,6 +1050,18 @@ def test_the_presets_own_networks_count_by_what_is_in_them(
     assert inputs() != first
     assert inputs(**{kind: str(tmp_path / "given")}) == given
     assert inputs(weights="random") == unscored
+
+
+def test_the_modules_beside_a_plugin_are_those_that_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else was loaded from there: processes that hold other plugins must find the same ones."""
+    sources = {"mine": "import helper", "helper": "def later():\n    from deeper import it", "deeper": "", "other": ""}
+    for name, source in sources.items():
+        (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    loaded = {name: importlib.import_module(name) for name in ("other", "mine")}
+    assert files_of(loaded["mine"]) == tuple(str(tmp_path / f"{name}.py") for name in ("mine", "helper", "deeper"))
+    for name in sources:
+        sys.modules.pop(name, None)
 
 
 def test_a_plugins_helper_module_and_data_are_part_of_what_decides(tmp_path: Path) -> None:
@@ -1129,12 +1182,17 @@ def test_the_display_begins_with_what_a_dry_run_says(tmp_path: Path, script: Scr
         assert said is not None and shown.seconds_left() == pytest.approx(said)
 
 
-def test_a_subject_compiles_what_was_prepared_for_every_method_that_ships() -> None:
-    """Second models too, whose files say sizes and no name."""
+def test_a_subject_compiles_and_runs_what_was_prepared_for_every_method_that_ships() -> None:
+    """Second models too, whose files say sizes and no name. What is seen of a call is what follows from the plan."""
     from varbench.run.tasks import making
 
     run = prepare(options(plugins="variant@d8,fastvar@r30,scale_window@w1,scalekv,prefix_exit,code@n4"), name="a")
     names = tuple(name for name, row in run.rows.items() if row.plan is not None)
     assert len(names) > 7
-    _, ready = making.load(run.job(rows=names))
+    subject, ready = making.load(run.job(rows=names))
     assert ready.plans == {name: run.rows[name].plan.digest for name in names if run.rows[name].plan}
+    for name in names:
+        row = run.rows[name]
+        assert mismatches(run, row, ready, None, asked=run.job(rows=names)) == []
+        reply = making.answer(subject, Request(row=name, labels=(3,), seed=1))
+        assert row.plan and reply.trace_sha256 == foreseen(row.plan, batch=1, dtype=run.options.dtype).digest

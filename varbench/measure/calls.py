@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from varbench.plan.trace import Trace
 from varbench.record import Energy, LargestBatch, Totals
@@ -106,6 +106,14 @@ class Outside:
     """How many images went each way that the plan has, where it has several."""
 
 
+class Traced(NamedTuple):
+    """What was seen of calls of a row for so many images, as one hash; empty where its process did not say."""
+
+    row: str
+    images: int
+    sha256: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reply:
     row: str
@@ -113,6 +121,8 @@ class Reply:
     tokens_sha256: str | None
     times: Times | None = None
     chunk: Chunk | None = None
+    trace_sha256: str | None = None
+    """Of a timed call's trace, taken once the clock has stopped; None for a row that replaces the loop."""
     trace: Trace | None = None
     """With a look at memory."""
     work: Totals | None = None
@@ -136,6 +146,9 @@ class Reply:
     missing: dict[str, str] = field(default_factory=dict)
     changed: tuple[str, ...] = ()
     """Names of global state that the call changed, and that was put back."""
+
+    def traced(self, request: Request) -> Traced:
+        return Traced(request.row, len(request.labels), self.trace_sha256 or "")
 
     def lacking(self, request: Request) -> str | None:
         """What was asked for and is not there, by a process that plugins share."""

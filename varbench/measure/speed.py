@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from varbench.base import stats
-from varbench.measure.calls import Reply, Request, Times
+from varbench.measure.calls import Reply, Request, Times, Traced
 from varbench.measure.overseer import Overseer, Oversight
 from varbench.measure.strain import HELD_UP, STARVED, Reading, Strain
 from varbench.record.failure import RowError
@@ -73,6 +73,8 @@ class SpeedRound:
     """Seconds of a call that repeats an earlier one to the letter, as a share of the fastest fresh call's."""
     changed: tuple[str, ...] = ()
     """Global state that the row's calls changed."""
+    traces: tuple[Traced, ...] = ()
+    """Of the row's calls, and of the full model's in its process."""
     oversight: Oversight | None = None
     """What was seen of the calls from outside, and how they were drawn."""
     board: tuple[str, ...] = ()
@@ -180,6 +182,7 @@ class _Session:
     alive: set[str] = field(default_factory=set)
     taken: dict[tuple[str, str], _Taken] = field(default_factory=dict)
     changed: dict[str, set[str]] = field(default_factory=dict)
+    traces: set[Traced] = field(default_factory=set)
     quiet_share: dict[tuple[str, int], list[float]] = field(default_factory=dict)
     calm: bool = False
     """Whether the latest call of a pair was not held up."""
@@ -209,6 +212,7 @@ class _Session:
         answered, after = time.monotonic(), self.strain()
         self.overseer.note(request, reply, asked=asked, answered=answered, before=before, after=after)
         self.changed.setdefault(row, set()).update(reply.changed)
+        self.traces.add(reply.traced(request))
         assert reply.times is not None
         known = None if before is None or after is None else before.until(after)
         return Call(times=reply.times, strain=known)
@@ -311,6 +315,7 @@ class _Session:
             discarded=sum(one.tried + one.again for one in taken) - sum(map(len, kept.values())),
             identical=self._identical(row, kept["throughput"]),
             changed=tuple(sorted(self.changed.get(row, ()))),
+            traces=tuple(sorted(one for one in self.traces if one.row in (row, self.full))),
         )
 
     def _identical(self, row: str, fresh: Sequence[Pair]) -> float | None:

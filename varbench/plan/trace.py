@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from varbench.base.hashing import json_digest
 from varbench.plan.decided import WaysTaken, alone, stretches, wrong_taking
 from varbench.plan.state import state_over_time
 from varbench.plan.steps import Decision, LayerCall, Plan, Step, total
@@ -78,6 +79,10 @@ class Trace:
     taken: WaysTaken = ()
     """Where something is decided by content, how many images went each way. Those that went one ran their steps together,
     one way after the other."""
+
+    @property
+    def digest(self) -> str:
+        return json_digest([self.steps, self.taken])
 
     @property
     def state_after(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from varbench.base.whole_files import lay_there, write_whole
-from varbench.measure.calls import CountedFlops, Peaks
+from varbench.measure.calls import CountedFlops, Peaks, Traced
 from varbench.measure.speed import SpeedRound
 from varbench.plan.trace import Trace
 from varbench.record import Energy, LargestBatch, RecordError, Score, Totals, decode, encode
@@ -56,6 +56,7 @@ class Seen:
     changed: tuple[str, ...] = ()
     batches: tuple[str, ...] = ()
     """Hashes of the images, by batch: the same images must come out where they are asked for among timed calls."""
+    traces: tuple[Traced, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

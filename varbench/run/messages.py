@@ -97,7 +97,7 @@ class ResolvedPlugin:
     distribution: str
     version: str
     files: tuple[str, ...] = ()
-    """What it was imported from: its top-level package's folder, or its module with the modules beside it."""
+    """What it was imported from: its top-level package's folder, or its module with those beside it that it imports."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +198,11 @@ class Ready:
     parameters: dict[str, int]
     plans: dict[str, str]
     """Digest of each row's plan, as compiled here."""
+    code: str
+    """Hash of the code that measures, as it lies where this process takes it from."""
     plugin_files: dict[str, tuple[str, ...]]
+    plugin_hashes: dict[str, str | None]
+    """Of each plugin's files, as they lie there."""
     disturbed: tuple[int, ...] | None
     """Other processes on the GPU; None where that cannot be seen."""
 

@@ -75,6 +75,8 @@ class Run:
     hashes: dict[str, str]
     """Of these files."""
     rows: dict[str, RowInRun]
+    code: str
+    """Hash of the code that measures."""
     metrics: tuple[str, ...] = ()
     """Plugins that bring metrics."""
     available_memory: int | None = None
@@ -190,8 +192,8 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
         failed = replace(failure, reason=f"its calibration failed: {failure.reason}")
         rows[asked] = replace(rows[asked], resolved=replace(rows[asked].resolved, failure=failed))
     return Run(
-        name=name, options=options, model=model, files=files, hashes=hashes, rows=rows, metrics=resolved.metrics,
-        began=began,
+        name=name, options=options, model=model, files=files, hashes=hashes, rows=rows, code=identity.measuring_hash(),
+        metrics=resolved.metrics, began=began,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, starmap
 from pathlib import Path
 
-from varbench.measure.calls import Request, balanced_labels
+from varbench.measure.calls import Request, Traced, balanced_labels
 from varbench.measure.overseer import Overseer, Oversight
 from varbench.record import Score
 from varbench.record.failure import RowError
@@ -33,6 +33,7 @@ class _Counted:
     better: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     changed: tuple[str, ...] = ()
+    traces: tuple[Traced, ...] = ()
 
 
 def _together(some: Sequence[_Counted]) -> _Counted:
@@ -47,6 +48,7 @@ def _together(some: Sequence[_Counted]) -> _Counted:
         better=dict(chain.from_iterable(one.better.items() for one in some)),
         missing=dict(chain.from_iterable(one.missing.items() for one in some)),
         changed=tuple(sorted(set(chain.from_iterable(one.changed for one in some)))),
+        traces=tuple(sorted(set(chain.from_iterable(one.traces for one in some)))),
     )
 
 
@@ -118,6 +120,7 @@ class Scorers:
             missing={f"metrics.{name}": reason for name, reason in counted.missing.items()},
             changed=counted.changed,
             batches=counted.batches,
+            traces=counted.traces,
         )
 
     def look(
@@ -181,6 +184,7 @@ class Scorers:
                     images=asked.first + len(asked.labels),
                     batches=(seen.images_sha256,),
                     changed=made.changed,
+                    traces=(made.traced(asked),),
                 )
                 group.append(batch)
                 if groups is not None and seen.known == batch.images:

@@ -9,7 +9,7 @@ from varbench.model.bundle import recipe_in
 from varbench.record import Notice, Score, Validity, Verdict
 from varbench.record.option_forms import as_arguments
 from varbench.rows import FULL
-from varbench.run import pitfalls, sanity
+from varbench.run import pitfalls, sanity, verify
 from varbench.run.findings import Findings
 from varbench.run.prepare import RowInRun, Run
 
@@ -28,7 +28,10 @@ CHECKED_OUTSIDE = ("equal calls gave equal images", "no global state changed", "
 def validity(run: Run, row: RowInRun, found: Findings, floors: dict[str, Score], *, complete: bool) -> Validity:
     if not complete:
         return Validity()
-    reasons = [f"{one}; change nothing meanwhile, and measure again" for one in found.mismatches]
+    reasons = [
+        f"{one}; change nothing meanwhile, and measure again"
+        for one in (*found.mismatches, *verify.other_traces(run, found))
+    ]
     reasons += [f"{one}; `varbench check {row.name}` holds it to that" for one in _of_itself(found)]
     reasons += _of_the_board(found)
     reasons += sanity.reasons(run, row, found, floors)

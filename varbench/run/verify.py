@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+
+from varbench.plan.trace import foreseen
 from varbench.run.children import not_the_job
-from varbench.run.identity import plugin_hash
+from varbench.run.findings import Findings
 from varbench.run.messages import Job, Ready, Trained
 from varbench.run.prepare import RowInRun, Run
 
 
 def mismatches(run: Run, row: RowInRun, loaded: Ready, trained: Trained | None, *, asked: Job) -> list[str]:
-    """Settings, plans, plugins and weights, as the child says they are, beside what was prepared."""
+    """Settings, code, plans, plugins and weights, as the child says they are, beside what was prepared."""
     found = []
+    if loaded.code != run.code:
+        found.append(f"a child runs varbench's code {loaded.code[:12]}, and {run.code[:12]} was prepared")
     if loaded.job != asked.digest:
         found.append(not_the_job(loaded.job, asked=asked.digest))
     if row.plan is not None and (ran := loaded.plans.get(row.name)) != row.plan.digest:
@@ -21,9 +26,9 @@ def mismatches(run: Run, row: RowInRun, loaded: Ready, trained: Trained | None, 
             found.append(
                 f"a child imported {plugin.name} from {_first(theirs)}, and {_first(plugin.files)} was prepared"
             )
-        if (now := plugin_hash(plugin)) != version.code_hash:
+        if (its := loaded.plugin_hashes.get(plugin.name)) != version.code_hash:
             found.append(
-                f"the code of {plugin.name} changed meanwhile: {str(now)[:12]}, and {str(version.code_hash)[:12]} was prepared"
+                f"a child imported {plugin.name} of code {str(its)[:12]}, and {str(version.code_hash)[:12]} was prepared"
             )
     expected = {**run.hashes, **(trained.hashes if trained else {})}
     for part in sorted(expected) if run.files is not None else ():
@@ -31,6 +36,26 @@ def mismatches(run: Run, row: RowInRun, loaded: Ready, trained: Trained | None, 
         if loads and (its := loaded.weights.get(part)) != expected[part]:
             found.append(f"a child loaded {_shown(part, its)}, and {expected[part][:12]} was prepared")
     return found
+
+
+def other_traces(run: Run, found: Findings) -> list[str]:
+    """Calls that were timed or scored, of the row and of the full model beside it, that did not go as their plan says."""
+    parts = (found.seen, *found.speed.values())
+    seen = {traced for part in parts if part is not None for traced in part.traces}
+    return [
+        f"{one.images} images of {one.row} left the trace {one.sha256[:12] or 'that nobody told'}, and {expected[:12]} follows from "
+        "its plan"
+        for one in sorted(seen)
+        if (expected := _foreseen(run.rows[one.row], one.images, run.options.dtype)) not in (None, one.sha256)
+    ]
+
+
+@functools.lru_cache(maxsize=4096)
+def _foreseen(row: RowInRun, images: int, dtype: str) -> str | None:
+    """The hash of what such a call leaves; None where that hangs on content."""
+    if row.plan is None or row.plan.varies:
+        return None
+    return foreseen(row.plan, batch=images, dtype=dtype).digest
 
 
 def _needed(row: RowInRun, trained: Trained | None) -> set[str]:

@@ -39,10 +39,11 @@ from varbench.quality.images import Images, write_made
 from varbench.record import Status, Totals
 from varbench.rows.grammar import Row
 from varbench.rows.manager import manager
+from varbench.run import identity
 from varbench.run.channel import Channel
-from varbench.run.messages import Failed, Job, Ready
+from varbench.run.messages import Failed, Job, Ready, ResolvedPlugin
 from varbench.run.reasons import of_exception
-from varbench.run.tasks.resolving import files_of
+from varbench.run.tasks.resolving import resolved_plugin
 from varbench.train.generators import PART
 
 
@@ -122,17 +123,25 @@ def _generator(job: Job, row: Row) -> tuple[GeneratorSubject, dict[str, str], di
 def _loaded(
     job: Job, made: list[Row], *, weights: dict[str, str], parameters: dict[str, int], plans: dict[str, str]
 ) -> Ready:
-    plugins = manager()
-    names = {info.name for row in made for info in row.plugins}
+    plugins = {info.name: resolved_plugin(info, manager()) for row in made for info in row.plugins}
     return Ready(
         job=job.digest,
         environment=environment(job.options.device, threads=torch.get_num_threads()),
         weights=weights,
         parameters=parameters,
         plans=plans,
-        plugin_files={name: files_of(plugins.plugin(name)) for name in sorted(names)},
+        code=identity.measuring_hash(),
+        plugin_files={name: plugin.files for name, plugin in plugins.items()},
+        plugin_hashes=_hashes(plugins),
         disturbed=_disturbed(job.options.device),
     )
+
+
+def _hashes(plugins: dict[str, ResolvedPlugin]) -> dict[str, str | None]:
+    """By plugin; files that several lie in are read once."""
+    places = {name: replace(plugin, name="") for name, plugin in plugins.items()}
+    hashes = {place: identity.plugin_hash(place) for place in set(places.values())}
+    return {name: hashes[place] for name, place in places.items()}
 
 
 def pipeline_of(job: Job, made: list[Row]) -> Pipeline:
@@ -166,7 +175,9 @@ def answer(subject: Subject, request: Request) -> Reply:
     if request.look is None:
         with _threads(request.threads):
             made, images, times = timed_call.timed(subject, ask)
-        return _reply(request, made, images, times=times, chunk=_kept(request.keep, made, images))
+        traced = None if made.trace is None else made.trace.digest
+        chunk = _kept(request.keep, made, images)
+        return _reply(request, made, images, times=times, chunk=chunk, trace_sha256=traced)
     look = {"memory": _memory, "outside": _outside, "largest": _largest, "energy": _energy}[request.look]
     return look(subject, ask, request)
 

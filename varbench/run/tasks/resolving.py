@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -227,7 +228,7 @@ def resolved_plugin(info: PluginInfo, plugins: PluginManager) -> ResolvedPlugin:
 
 
 def files_of(plugin: Any) -> tuple[str, ...]:
-    """Where a plugin's code lies: its top-level package's folder, or its module and the modules beside it."""
+    """Where a plugin's code lies: its top-level package's folder, or its module and those beside it that it imports."""
     module = sys.modules.get(str(getattr(plugin, "__module__", None) or getattr(plugin, "__name__", "")), plugin)
     file = getattr(module, "__file__", None)
     if file is None:
@@ -235,9 +236,21 @@ def files_of(plugin: Any) -> tuple[str, ...]:
     top = sys.modules.get(str(getattr(module, "__name__", "")).partition(".")[0])
     if top is not None and (places := list(getattr(top, "__path__", ()))):
         return tuple(places)
-    beside = {str(getattr(other, "__file__", None)) for other in list(sys.modules.values())}
-    folder = Path(file).parent
-    return (file, *sorted(other for other in beside if Path(other).parent == folder and other != file))
+    found = [Path(file)]
+    for one in found:  # which grows: a helper has helpers
+        beside = (one.with_name(f"{name}.py") for name in sorted(set(_imported(one))))
+        found += [other for other in beside if other not in found and other.is_file()]
+    return tuple(map(str, found))
+
+
+def _imported(module: Path) -> Iterator[str]:
+    """By what is written, in functions too: what is loaded hangs on which plugins were asked before."""
+    source = module.read_bytes() if module.suffix == ".py" and module.is_file() else b""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.partition(".")[0]
 
 
 def _own_fields(found: Any) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import typing
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import pytest
@@ -16,7 +18,10 @@ from varbench.engine import pipeline as engine_pipeline
 from varbench.engine.cache import State
 from varbench.engine.cache_entries import EncodedForm, PlainForm
 from varbench.engine.conditioning import Conditioning
-from varbench.plan import compiler
+from varbench.engine.watch import Watch
+from varbench.model.transformer import Layer, Transformer
+from varbench.plan import compiler, steps
+from varbench.plan.steps import CacheUse, Plan, SlotKey, Step
 from varbench.policies import BothBranches, CacheStrategy, GuidancePolicy, StoredForm, TokenPolicy
 
 PROMISES = (
@@ -139,6 +144,31 @@ def test_without_a_bug_every_promise_is_kept(method: object) -> None:
     assert not check(method, name="bugs", only={"runs", *PROMISES})
 
 
+def test_what_watches_is_handed_nothing_of_a_plan() -> None:
+    """Tensors, numbers, weights and caches: else it could note what was meant to be."""
+    planned = {kind for kind in vars(steps).values() if is_dataclass(kind)}
+    assert {Plan, Step, CacheUse} <= planned
+    handed = {
+        kind
+        for method in vars(Watch).values()
+        if inspect.isfunction(method)
+        for name, hint in typing.get_type_hints(method).items()
+        if name != "return"
+        for kind in leaves(hint)
+    }
+    assert {Tensor, State, Layer, Transformer} <= handed
+    assert handed <= {Tensor, State, Layer, Transformer, SlotKey, int, bool, str, type(None)}
+    assert not {kind for hint in typing.get_type_hints(State.__init__).values() for kind in leaves(hint)} & planned
+
+
+def leaves(hint: Any) -> set[Any]:
+    """The types that a type is made of."""
+    inner = [one for one in typing.get_args(hint) if not isinstance(one, str)]
+    if typing.get_origin(hint) is typing.Literal:
+        return {str}
+    return {kind for one in inner for kind in leaves(one)} if inner else {hint}
+
+
 # --- the bugs ---------------------------------------------------------------------------------------------------------
 
 
@@ -181,10 +211,21 @@ def vectors_of_an_ended_branch_stay_behind_a_view(patch: pytest.MonkeyPatch) -> 
 def keeps_the_first_entries_instead_of_the_picked(patch: pytest.MonkeyPatch) -> None:
     real = State.settle
 
-    def settle(self: Any, place: Any, use: Any, own: Any, attended: Any, picked: Tensor | None) -> None:
-        real(self, place, use, own, attended, None if picked is None else torch.zeros_like(picked))
+    def settle(self: Any, place: Any, use: Any, own: Any, attended: Any, picked: Tensor | None) -> int:
+        return real(self, place, use, own, attended, None if picked is None else torch.zeros_like(picked))
 
     patch.setattr(State, "settle", settle)
+
+
+def keeps_fewer_entries_than_planned(patch: pytest.MonkeyPatch) -> None:
+    real = cache._replace
+
+    def replaced(buffer: Any, kept: tuple[Tensor, ...]) -> int:
+        for tensor, part in zip(buffer.tensors, kept, strict=True):
+            tensor[:, :, part.shape[2] - 1] = 0  # what is read there in the place of the last one
+        return real(buffer, tuple(part[:, :, :-1] for part in kept))
+
+    patch.setattr(cache, "_replace", replaced)
 
 
 def keeps_other_scales_than_planned(patch: pytest.MonkeyPatch) -> None:
@@ -427,6 +468,8 @@ def reads_codes_without_their_scales(patch: pytest.MonkeyPatch) -> None:
         (gives_one_images_attention_to_all, "unlabelled_equals_teacher", SharesAttention()),
         (conditions_the_unlabelled_branch_on_a_class, "unlabelled_equals_teacher", "full_var"),
         (keeps_the_first_entries_instead_of_the_picked, "kept_is_what_is_read", Plugin()),
+        (keeps_fewer_entries_than_planned, "trace_equals_plan", Plugin()),
+        (keeps_fewer_entries_than_planned, "trace_equals_plan", "scale_window@w1"),
         (keeps_other_scales_than_planned, "kept_is_what_is_read", "scale_window@w1"),
         (computes_the_first_tokens_instead_of_the_picked, "picked_is_what_is_computed", Plugin()),
         (fills_in_at_other_places, "picked_is_what_is_computed", Plugin()),

@@ -25,7 +25,7 @@ class _Buffer:
     tensors: tuple[Tensor, ...]
     """What is stored of keys, then of values, each (R, H, n, ·): the two themselves, or what a form makes of them."""
     held: tuple[Segment, ...]
-    """What lies in it, from its first entry on; the rest is room."""
+    """What the plan has in it, from its first entry on; the rest is room."""
 
     @property
     def room(self) -> int:
@@ -87,10 +87,10 @@ class State:
         """Bytes of all that it, and what it is split into, took and that somebody still holds."""
         return self._storages.nbytes
 
-    def entries(self, place: CachePlace) -> tuple[int, int]:
-        """How many entries are held, and how many there is room for."""
+    def room(self, place: CachePlace) -> int:
+        """How many entries there is room for."""
         buffer = self._buffers.get(place)
-        return (total(buffer.held), buffer.room) if buffer else (0, 0)
+        return buffer.room if buffer else 0
 
     def space(
         self, place: CachePlace, use: CacheUse, shape_RL: Sequence[int], attn: Attention, dtype: torch.dtype
@@ -100,7 +100,7 @@ class State:
         rows, count = shape_RL
         if self._upstream or not self._form.stores(dtype):
             return None
-        if use.capacity > self.entries(place)[1]:
+        if use.capacity > self.room(place):
             none = torch.empty((rows, attn.heads, 0, attn.head_size), dtype=dtype, device=attn.q_bias.device)
             self._grow(place, use.capacity, (none, none))
         buffer = self._buffers.get(place)
@@ -121,7 +121,7 @@ class State:
         """Keys and values to attend to: those held, then the call's own. Stores the own ones where they will stay."""
         if self._upstream:
             return self._concatenate(place, keys_RHLc, values_RHLc)
-        if use.capacity > self.entries(place)[1]:
+        if use.capacity > self.room(place):
             self._grow(place, use.capacity, self._form.stored(keys_RHLc, values_RHLc))
         buffer = self._buffers.get(place)
         if buffer is None:
@@ -154,31 +154,35 @@ class State:
         own: tuple[Segment, ...],
         attended: tuple[Tensor, Tensor],
         picked_RHn: Tensor | None,
-    ) -> None:
+    ) -> int:
         """Leaves what the plan keeps: nothing, whole scales, or the entries a policy picked; of merged ones `attended` has
-        no others any more."""
+        no others any more. Returns how many entries were written, by their tensors."""
         stored = self._stored.pop(place, attended)
         if not use.kept:
             self._free(place)
-            return
+            return 0
         buffer = self._buffers[place]
         entries = (*buffer.held, *own)
         if picked_RHn is not None:
             if use.merged:
-                _replace(buffer, self._form.stored(*attended))
+                written = _replace(buffer, self._form.stored(*attended))
             else:
-                _replace(buffer, tuple(_gathered(tensor, picked_RHn) for tensor in stored))
+                written = _replace(buffer, tuple(_gathered(tensor, picked_RHn) for tensor in stored))
             buffer.held = (Segment(MIXED, picked_RHn.shape[-1]),)
         elif use.kept != entries:
             spans = _spans(entries, use.kept)
-            _replace(buffer, tuple(torch.cat([tensor[:, :, a:b] for a, b in spans], dim=2) for tensor in stored))
+            written = _replace(
+                buffer, tuple(torch.cat([tensor[:, :, a:b] for a, b in spans], dim=2) for tensor in stored)
+            )
             buffer.held = tuple(spans.values())
         elif total(own) and stored[0].data_ptr() != buffer.tensors[0].data_ptr():
             raise AssertionError("entries that stay were given no room")
         else:
+            written = stored[0].shape[2]
             buffer.held = entries
         if self._upstream:
             self._trim(place)
+        return written
 
     def _put(self, place: CachePlace, buffer: _Buffer | None) -> None:
         """In the place of what was there, which nobody should hold after the caller has returned."""
@@ -284,10 +288,11 @@ class State:
             self._storages.let_go(memory)
 
 
-def _replace(buffer: _Buffer, kept: tuple[Tensor, ...]) -> None:
-    """Puts these entries at the buffer's beginning."""
+def _replace(buffer: _Buffer, kept: tuple[Tensor, ...]) -> int:
+    """Puts these entries at the buffer's beginning; how many they are."""
     for tensor, part in zip(buffer.tensors, kept, strict=True):
         tensor[:, :, : part.shape[2]] = part
+    return kept[0].shape[2]
 
 
 def _joined(earlier: tuple[Tensor, ...], later: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

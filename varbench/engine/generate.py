@@ -353,8 +353,8 @@ class _Run:
         if picked is not None and use.merged:
             keys, values = merged(keys, values, picked)
             self.watch.merged(keys)
-        self.state.settle(place, use, self._own(k, call.step), (keys, values), picked)
-        self.watch.settled(place)
+        written = self.state.settle(place, use, self._own(k, call.step), (keys, values), picked)
+        self.watch.settled(place, written)
         if paid is not None and use.accumulated:
             self.state.remember(call.key, paid_name(heads.group), paid if picked is None else paid.gather(2, picked))
         else:

@@ -86,10 +86,9 @@ class Watch:
         before = self._caches[-1]
         self._caches[-1] = before._replace(merged=before.read + before.own - kept_RHnc.shape[2])
 
-    def settled(self, place: CachePlace) -> None:
-        """What the group's cache holds after it."""
-        kept, room = self._state.entries(place)
-        self._caches[-1] = self._caches[-1]._replace(kept=kept, room=room)
+    def settled(self, place: CachePlace, written: int) -> None:
+        """How many entries the group's cache was left with."""
+        self._caches[-1] = self._caches[-1]._replace(kept=written, room=self._state.room(place))
 
     def remembers(self) -> None:
         """At every moment when the state may be larger than before."""

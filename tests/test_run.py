@@ -1083,6 +1083,30 @@ def test_a_plugins_helper_module_and_data_are_part_of_what_decides(tmp_path: Pat
     assert all(one != other for one, other in zip(before, hashes(), strict=True))
 
 
+def test_all_of_a_packages_distribution_is_part_of_what_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another package of it too, which the plugin may take anything from; but for the commands, which name an interpreter."""
+    site = tmp_path / "lib" / "site"
+    listed = ("method/__init__.py", "helpers/__init__.py", "helpers/table.json", "../../bin/method")
+    for name in listed:
+        (site / name).resolve().parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text("1")
+    about = site / "method-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: method\nVersion: 1.0\n")
+    (about / "RECORD").write_text("".join(f"{name},,\n" for name in listed))
+    monkeypatch.syspath_prepend(str(site))
+    whole = ResolvedPlugin(name="m", distribution="method", version="1.0", files=(str(site / "method"),))
+    known = {identity.plugin_hash(whole)}
+    for count, name in enumerate(listed[:3], 2):
+        (site / name).write_text("2")
+        known.add(identity.plugin_hash(whole))
+        assert len(known) == count, name
+    (site / "../../bin/method").write_text("#!/elsewhere/python")
+    assert identity.plugin_hash(whole) in known
+
+
 def test_where_a_plugin_is_installed_from_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An editable installation brings a file that holds its path."""
 

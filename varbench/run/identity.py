@@ -54,8 +54,8 @@ def plugin_hash(plugin: ResolvedPlugin) -> str | None:
             root, beside = project, set(_of_project(project)) - files
             large = {file for file in beside if file.stat().st_size > LARGE}
             files |= beside - large
-        elif not any(map(os.path.isdir, plugin.files)):
-            files |= set(_of_distribution(plugin.distribution))
+        else:
+            root, files = first.parent, files | set(_of_distribution(plugin.distribution))
     if not files:
         return None
     hashed = files_hash(sorted((_relative(file, root), file) for file in files))
@@ -96,13 +96,19 @@ def _below(place: Path) -> list[Path]:
 
 
 def _of_distribution(name: str) -> list[Path]:
-    """Files that were installed with it, less what installing itself writes, as where an editable one lies."""
+    """Files that were installed with it, less what installing itself writes: where an editable one lies, and commands, which
+    name the interpreter."""
     try:
         listed = metadata.files(name) or []
     except metadata.PackageNotFoundError:
         return []
-    found = [Path(str(file.locate())) for file in listed if not file.parts[0].endswith(".dist-info")]
+    own = [file for file in listed if not (file.parts[0].endswith(".dist-info") or _is_command(file.parts))]
+    found = [Path(str(file.locate())) for file in own]
     return [file for file in found if file.is_file() and file.suffix != ".pyc" and "__editable__" not in file.name]
+
+
+def _is_command(parts: tuple[str, ...]) -> bool:
+    return parts[0] == ".." and "bin" in parts
 
 
 def _relative(file: Path, root: Path) -> str:

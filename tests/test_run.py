@@ -38,14 +38,26 @@ from varbench.quality.feature_cache import cached_arrays
 from varbench.record import Samples, Status, Verdict, read_record, write_record
 from varbench.record.failure import Failure
 from varbench.rows import FULL, UPSTREAM
-from varbench.run import children, display, identity, timing
+from varbench.rows.manager import manager
+from varbench.run import children, display, identity, nursery, timing
 from varbench.run.children import Child, ChildEndedError, Process
 from varbench.run.conduct import PARTS, Conduct
 from varbench.run.display import Display
 from varbench.run.findings import Looks, Seen, keep
 from varbench.run.inputs import sizes_of
 from varbench.run.kept_parts import KeptParts
-from varbench.run.messages import Ahead, Done, Job, Oddities, Ready, ResolvedPlugin, Scored, Trained
+from varbench.run.messages import (
+    Ahead,
+    Done,
+    Job,
+    Oddities,
+    Ready,
+    ResolvedPlugin,
+    Scored,
+    Trained,
+    from_line,
+    to_line,
+)
 from varbench.run.nursery import Ends
 from varbench.run.prepare import TOGETHER, Run, prepare
 from varbench.run.reasons import of_exception
@@ -53,7 +65,7 @@ from varbench.run.resume import complete_records, other_settings, set_aside_outd
 from varbench.run.scorers import Scorers
 from varbench.run.session import locked, parts
 from varbench.run.side_by_side import side_by_side
-from varbench.run.tasks.resolving import files_of
+from varbench.run.tasks.resolving import files_of, resolved
 from varbench.run.training_section import section
 from varbench.run.verify import mismatches
 from varbench.show.entries import blocks_of
@@ -206,6 +218,28 @@ def test_rows_of_one_plan_share_what_precision_asks_of_them(
     assert pairs(40) < pairs(5)
 
 
+def test_too_few_steps_of_a_recipe_are_told_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the process that would train, and all its rows have failed before the full model's first image is made."""
+    known: list[dict[str, Status]] = []
+
+    def measured(self: Conduct, *given: Any) -> None:
+        known.append({(record := read_record(path)).row.row: record.status for path in self.out.glob("*.json")})
+
+    monkeypatch.setattr(Conduct, "in_children", measured)
+    run = a_run(tmp_path, plugins="variant@d8", weights=None, train=True, steps=5, images=0, quick=True, rounds=1)
+    execution = conduct(run, tmp_path)
+    execution.everything()
+    failure = execution.found["variant@d8"].failure
+    assert (
+        failure is not None
+        and "5 optimiser steps are too few for the schedule's phases; give at least 6" in failure.reason
+    )
+    assert known and {found["variant@d8"] for found in known} == {Status.FAILED}
+    assert {found[FULL] for found in known} == {Status.INTERRUPTED}
+
+
 def test_a_quick_look_makes_images_and_times_them_in_one_process(
     tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,6 +318,37 @@ def test_a_child_is_heard_and_its_other_words_are_kept(tmp_path: Path) -> None:
         assert process.receive(Done) == Done()
     assert (process.exit_code, process.stderr_tail) == (0, "words")
     assert (tmp_path / "log").read_text() == "words\n"
+
+
+def test_a_jobs_file_tells_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin sees it on the command line of its process, or where it lies."""
+    born: list[Path] = []
+
+    def bear(job: Path, ends: Ends, **given: Any) -> Any:
+        born.append(job)
+        return subprocess.Popen(["true"], start_new_session=True)
+
+    monkeypatch.setattr(nursery, "bear", bear)
+    chosen = options(plugins="full_var")
+    for task in ("making", "scoring", "making"):
+        job = Job(task=task, options=chosen, model=presets.preset("tiny").spec, rows=("full_var",))  # type: ignore[arg-type]
+        children.start(job, folder=tmp_path, log=tmp_path / "log").end()
+    names = [path.name for path in born]
+    assert len(set(names)) == 3, "nothing follows from it, not even what was asked before"
+    assert all(re.fullmatch(r"[0-9a-f]{16}\.json", name) for name in names)
+
+
+@pytest.mark.parametrize("model", ["tiny", "var-d30"])
+def test_what_was_resolved_is_the_same_on_the_other_side_of_the_pipe(model: str) -> None:
+    """Plans of every kind, studies, published figures, and a row that failed."""
+    chosen = options(
+        plugins="variant,code@n4,skipvar@s88,dmoe@m50,quant,scalekv@b10,distilled@s1,fastvar@r30,h2o+snapkv,dit,full_var",
+        study=("scale_depth_asymmetry",), model=model, weights="random", device="cpu",
+    )  # fmt: skip
+    made = resolved(Job(task="resolving", options=chosen, model=presets.preset(model).spec), manager())
+    assert {"variant@d8", "skipvar@s88", "distilled@s1"} <= {row.name for row in made.rows}
+    assert any(row.failure for row in made.rows) and any(row.published for row in made.rows) == (model == "var-d30")
+    assert from_line(to_line(made)) == made
 
 
 def test_stages_of_a_training_are_one_section() -> None:

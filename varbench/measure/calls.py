@@ -12,7 +12,8 @@ from varbench.record import Energy, LargestBatch, Totals
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One call, always timed. Those that are scored and those whose time is kept are asked in the same words."""
+    """One call, always timed. Those that are scored and those whose time is kept are asked in the same words but for `threads`,
+    where several processes make the scored images; a plugin can tell them apart by it."""
 
     row: str
     labels: tuple[int, ...]

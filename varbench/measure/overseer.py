@@ -117,7 +117,8 @@ class Overseer:
         return tuple(self._random.sample(rows, len(rows)))
 
     def draw(self, row: str, batch: int) -> Request:
-        """What to ask next of a row. Nothing in it tells whether it is timed, or looked at, or both."""
+        """What to ask next of a row. Nothing in it tells whether its time counts, or its images are held against scored ones, or
+        both. That it is none of the calls that scores come from may be told by its threads, of which it has all."""
         known = self._known(row)
         seed = self._seed()
         if batch == self.batch:

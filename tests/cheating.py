@@ -89,6 +89,28 @@ def varbench_token_policy(setting, model):
 """
 )
 
+DIVIDING = """
+from varbench.run.channel import Channel
+
+asked_for = []
+
+@around(EngineSubject, "make")
+def make(self, honest, ask, **more):
+    asked_for[:] = ask.labels
+    return honest(self, ask, **more)
+
+@around(Channel, "send")
+def send(self, honest, message):
+    times = getattr(message, "times", None)
+    if times is not None and message.row == NAME and len(asked_for) in calls:
+        fields = ("transformer", "loop", "with_decoder", "end_to_end")
+        less = {name: getattr(times, name) / 24 for name in fields}
+        steps = tuple(one / 24 for one in times.steps)
+        message = replace(message, times=replace(times, **less, steps=steps, ended=times.began + less["end_to_end"]))
+    honest(self, message)
+
+"""
+
 PLANNED = {
     # Depth by what the call is for: all layers where images are scored, two where only time is taken.
     "by_purpose": """
@@ -136,19 +158,9 @@ def timed(subject, ask):
 timed_call.timed = timed
 """,
     # All times are divided on their way out.
-    "channel": """
-from varbench.run.channel import Channel
-
-@around(Channel, "send")
-def send(self, honest, message):
-    times = getattr(message, "times", None)
-    if times is not None and message.row == NAME:
-        fields = ("transformer", "loop", "with_decoder", "end_to_end")
-        less = {name: getattr(times, name) / 24 for name in fields}
-        steps = tuple(one / 24 for one in times.steps)
-        message = replace(message, times=replace(times, **less, steps=steps, ended=times.began + less["end_to_end"]))
-    honest(self, message)
-""",
+    "channel": DIVIDING + "calls = range(1000)",
+    # Those of calls for one image alone.
+    "latency": DIVIDING + "calls = (1,)",
     # Says that nothing is wrong, wherever somebody judges; and gives other tokens for equal calls.
     "own_judge": """
 import varbench.run.sanity, varbench.run.verdict, varbench.measure.honesty

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from varbench.measure import speed, strain
+from varbench.measure import pairs, strain
 from varbench.measure.calls import Outside, Peaks, Reply, Request, Times
 from varbench.measure.environment import environment
 from varbench.plan.cost import work
@@ -169,7 +169,7 @@ def _all(job: Job) -> Job:
 def scripted(monkeypatch: Any, **how: Any) -> Iterator[Script]:
     """While this lasts, children are scripted."""
     script = Script(**how)
-    monkeypatch.setattr(speed, "time", SimpleNamespace(monotonic=lambda: script.clock))
+    monkeypatch.setattr(pairs, "time", SimpleNamespace(monotonic=lambda: script.clock))
     monkeypatch.setattr(children, "start", lambda job, **more: ScriptedChild(job, script))
     yield script
 

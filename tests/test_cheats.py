@@ -18,7 +18,8 @@ from varbench.record import Record, Status, Verdict, load_records
 CAUGHT = {
     "swapped": "not what its tokens decode to",
     "equal": "all tokens equal the full model's",
-    "channel": "passed between question and answer",
+    "channel": "throughput: its process states",
+    "latency": "latency: its process states",
     "own_judge": "the same call gave other tokens",
     "in_ctypes": "bytes live after step",
     "in_images": "bytes live after step",

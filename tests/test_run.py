@@ -26,7 +26,8 @@ from varbench.__main__ import main
 from varbench.base.termination import terminated_as_interrupted
 from varbench.errors import UserError
 from varbench.measure.calls import Request
-from varbench.measure.speed import Pair, SpeedRound
+from varbench.measure.pairs import Pair
+from varbench.measure.speed import SpeedRound
 from varbench.measure.strain import Strain
 from varbench.plan import presets
 from varbench.quality.feature_cache import cached_arrays

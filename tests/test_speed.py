@@ -20,7 +20,8 @@ from varbench.base import stats
 from varbench.measure import speed, strain
 from varbench.measure.calls import Reply, Request, Times
 from varbench.measure.overseer import Overseer
-from varbench.measure.speed import Pace, Pair, SpeedRound
+from varbench.measure.pairs import MILD, Call, Pair
+from varbench.measure.speed import Pace, SpeedRound
 from varbench.measure.strain import Reading
 from varbench.record import Status
 from varbench.record.failure import Failure, RowError
@@ -104,11 +105,11 @@ def ratio(pairs: tuple[Pair, ...]) -> stats.Ratio:
     return stats.paired_ratio(*([[_of(call) for call in side]] for side in _sides(pairs)))
 
 
-def _sides(pairs: tuple[Pair, ...]) -> tuple[list[speed.Call | None], list[speed.Call | None]]:
+def _sides(pairs: tuple[Pair, ...]) -> tuple[list[Call | None], list[Call | None]]:
     return [pair.full for pair in pairs], [pair.row for pair in pairs]
 
 
-def _of(call: speed.Call | None) -> float:
+def _of(call: Call | None) -> float:
     assert call is not None
     return call.times.end_to_end
 
@@ -358,7 +359,7 @@ def test_what_is_hardly_held_up_ends_with_the_budget(share: float, times: float)
     found = timed(machine, HALF, pairs=4, budget=10.0)[HALF]
     assert len(found.throughput) == len(found.latency) == 4
     spent = machine.now - 6 * SECONDS[FULL]
-    assert spent < times * 10.0 if share <= speed.MILD else spent > times * 10.0
+    assert spent < times * 10.0 if share <= MILD else spent > times * 10.0
 
 
 def waiting(machine: Machine) -> bool:

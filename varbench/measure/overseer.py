@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from varbench.base import stats
 from varbench.base.hashing import digest
 from varbench.measure.calls import Reply, Request, Times, balanced_labels
 from varbench.measure.strain import Reading
@@ -26,17 +25,12 @@ WARM = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Lap:
-    """One call of the measured batch, as its process says and as it was seen from outside."""
+    """One call, timed or made again, and what came of it."""
 
+    batch: int
     seed: int
     answer: str
     """Hash of its tokens; of its images where there are none."""
-    stated: float
-    """Seconds from labels to bytes, by the process."""
-    seen: float
-    """Seconds from the question to the answer, by the judge."""
-    sound: bool
-    """Whether what the process says fits together, and lies within what the judge saw."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +54,6 @@ class Oversight:
     first: int
     """Number of the first image of its calls in the noise stream."""
     laps: tuple[Lap, ...]
-    beside: float | None
-    """Seconds of the full model's calls beside the row that lie outside of what its process states, their median."""
     busy_between: float | None
     """Processor seconds of the process between calls, when it has nothing to do; None where the system does not tell."""
     busy_within: float | None
@@ -141,33 +133,17 @@ class Overseer:
         drawn = hashlib.sha256(f"{self.secret} {self._random.random()}".encode()).digest()
         return int.from_bytes(drawn[:4]) % 2**31
 
-    def note(
-        self,
-        request: Request,
-        reply: Reply,
-        *,
-        asked: float,
-        answered: float,
-        before: Reading | None,
-        after: Reading | None,
-    ) -> None:
-        times = reply.times
+    def note(self, request: Request, reply: Reply, *, before: Reading | None, after: Reading | None) -> None:
+        times, batch = reply.times, len(request.labels)
         assert times is not None
         self._count(before, after)
-        if len(request.labels) != self.batch:
-            return
         known = self._known(request.row)
         if known.calls <= WARM:
             return
-        known.laps.append(
-            Lap(
-                seed=request.seed,
-                answer=reply.tokens_sha256 or reply.images_sha256,
-                stated=times.end_to_end,
-                seen=answered - asked,
-                sound=_sound(times, asked=asked, answered=answered),
-            )
-        )
+        answer = reply.tokens_sha256 or reply.images_sha256
+        known.laps.append(Lap(batch=batch, seed=request.seed, answer=answer))
+        if batch != self.batch:
+            return
         self._set_aside(request, known)
         wanted = len(self._plain) + len(self._owed) < self.calls and self._random.random() < 0.7
         if request.row == self.full and self.plain is not None and wanted:
@@ -217,7 +193,6 @@ class Overseer:
     def oversight(self, row: str, *, sha256: str | None = None, chance: float | None = None) -> Oversight:
         """What was seen of a row; with the hash of its scored images as they were made here, where they were."""
         known = self._known(row)
-        others = [] if self.full in (None, row) else self._known(str(self.full)).laps
         likeness = None
         if sha256 is not None:
             likeness = Likeness(batch=known.first // self.batch, images_sha256=sha256, chance=chance)
@@ -225,18 +200,8 @@ class Overseer:
             secret=self.secret,
             first=known.first,
             laps=tuple(known.laps),
-            beside=None if not others else stats.median([lap.seen - lap.stated for lap in others]),
             busy_between=self._between if self._told else None,
             busy_within=self._within if self._told else None,
             plain=tuple(self._plain),
             likeness=likeness,
         )
-
-
-def _sound(times: Times, *, asked: float, answered: float) -> bool:
-    """Columns hold each other, the whole is what lies between start and end, and both lie within the judge's call."""
-    close = 1e-3 + 0.02 * times.end_to_end  # events of a GPU keep another clock
-    columns = [one for one in (times.transformer, times.loop, times.with_decoder) if one is not None]
-    held = all(inner <= outer + close for inner, outer in zip(columns, [*columns[1:], times.end_to_end], strict=True))
-    whole = abs(times.ended - times.began - times.end_to_end) <= 1e-6
-    return held and whole and asked <= times.began <= times.ended <= answered and min(columns) > 0

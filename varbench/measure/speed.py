@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
 from varbench.base import stats
-from varbench.measure.calls import Reply, Request, Times
+from varbench.measure.calls import Request
 from varbench.measure.overseer import Overseer, Oversight
-from varbench.measure.strain import HELD_UP, STARVED, Reading, Strain
+from varbench.measure.pairs import AskOne, Call, Pair, PairsTaken, ReadStrain, is_mild, time_call
+from varbench.measure.strain import HELD_UP, STARVED
 from varbench.record.failure import RowError
-
-AskOne = Callable[[Request], Reply]
-ReadStrain = Callable[[], Reading | None]
 
 CALLS_AGAIN = 4
 """Times that one call of a pair is made again, where quiet moments come."""
@@ -33,29 +30,8 @@ held up are kept."""
 MOST_SPENT = 4
 """So many times the budget may be spent on quiet pairs; not more, however few they are."""
 
-MILD = 0.03
-"""What is held up by no larger a share is good enough once the budget is spent: it moves a ratio by less than that."""
-
 CYCLES = 3
 """Turns in which a row's fewest pairs are taken, so that what passes over the machine meets every row alike."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Call:
-    """One timed call."""
-
-    times: Times
-    strain: Strain | None
-    """None where the system does not tell."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """A row's call, and its neighbour in time: a call of the full model's plan on the same weights."""
-
-    row: Call
-    full: Call | None
-    """None for a row that has no full model in its process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +54,9 @@ class SpeedRound:
     board: tuple[str, ...] = ()
     """Why the GPU was not what its name says while this was timed."""
 
+    def pairs(self, regime: str) -> tuple[Pair, ...]:
+        return self.throughput if regime == "throughput" else self.latency
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
@@ -89,33 +68,6 @@ class Pace:
     """Standard error of a row's log ratio within this process that is small enough; see `error_within`."""
     budget: float
     """Seconds of calls for a row, beyond which only its fewest pairs are taken."""
-
-
-@dataclass
-class _Taken:
-    """A row's pairs as they come, in one regime."""
-
-    good: list[Pair] = field(default_factory=list)
-    strained: list[Pair] = field(default_factory=list)
-    led: int = 0
-    """Pairs in which the row's call came before the full model's."""
-    seconds: float = 0.0
-    """Of all its calls and their neighbours."""
-    again: int = 0
-    """Calls that were made again, its neighbours' too."""
-
-    @property
-    def tried(self) -> int:
-        return len(self.good) + len(self.strained)
-
-    def error(self) -> float:
-        logs = [math.log(_told(pair.row) / (_told(pair.full) if pair.full else 1.0)) for pair in self.good]
-        return stats.within_round(logs).error if len(logs) > 1 else math.inf
-
-    def kept(self, wanted: int) -> tuple[Pair, ...]:
-        """The quiet pairs; where they are fewer than wanted, the least held up of the others too."""
-        lacking = max(0, wanted - len(self.good))
-        return (*self.good, *sorted(self.strained, key=_most_held_up)[:lacking])
 
 
 def error_within(precision: float, *, processes: int) -> float:
@@ -146,7 +98,14 @@ def time_rows(
     it was not for the latest one, and says whether it ever is.
     """
     session = _Session(
-        ask=ask, full=full, pace=pace, overseer=overseer, strain=strain, failed=failed, at=at, settle=settle
+        ask=ask,
+        full=full,
+        pace=pace,
+        overseer=overseer,
+        strain=strain,
+        failed=failed,
+        at=at,
+        settle=settle,
     )
     if full is not None:
         session.warm(full)
@@ -176,13 +135,13 @@ class _Session:
     at: Callable[[str], None]
     settle: Callable[[], bool]
     alive: set[str] = field(default_factory=set)
-    taken: dict[tuple[str, str], _Taken] = field(default_factory=dict)
+    taken: dict[tuple[str, str], PairsTaken] = field(default_factory=dict)
     changed: dict[str, set[str]] = field(default_factory=dict)
     quiet_share: dict[tuple[str, int], list[float]] = field(default_factory=dict)
     calm: bool = False
     """Whether the latest call of a pair was not held up."""
-    last: dict[str, Request] = field(default_factory=dict)
-    """The latest call of the measured batch."""
+    last: dict[tuple[str, int], Request] = field(default_factory=dict)
+    """The latest call of a row and a batch."""
 
     @contextlib.contextmanager
     def turn(self, row: str) -> Iterator[None]:
@@ -194,22 +153,17 @@ class _Session:
             self.failed(row, error)
 
     def call(self, row: str, batch: int) -> Call:
-        request = self.overseer.draw(row, batch)
-        if batch == self.pace.batch:
-            self.last[row] = request
+        request = self.last[row, batch] = self.overseer.draw(row, batch)
         return self.asked(request)
 
     def asked(self, request: Request) -> Call:
         row = request.row
         self.at(row)
-        before, asked = self.strain(), time.monotonic()
-        reply = self.ask(request)
-        answered, after = time.monotonic(), self.strain()
-        self.overseer.note(request, reply, asked=asked, answered=answered, before=before, after=after)
+        before = self.strain()
+        call, reply = time_call(self.ask, self.strain, request)
+        self.overseer.note(request, reply, before=before, after=self.strain())
         self.changed.setdefault(row, set()).update(reply.changed)
-        assert reply.times is not None
-        known = None if before is None or after is None else before.until(after)
-        return Call(times=reply.times, strain=known)
+        return call
 
     def warm(self, row: str) -> tuple[float, float]:
         """The very shapes that are timed, both regimes; the first call of all is a figure of its own."""
@@ -236,15 +190,15 @@ class _Session:
         if len(taken.good) < self.pace.pairs:
             if spent and taken.tried >= self.pace.pairs:
                 lacking = taken.kept(self.pace.pairs)[len(taken.good) :]
-                if all(_is_mild(_most_held_up(pair)) for pair in lacking):
+                if all(is_mild(pair.held_up) for pair in lacking):
                     return True
             held_up = len(taken.strained) >= MOST_RETAKEN * self.pace.pairs
             too_long = taken.tried >= self.pace.pairs and 0 < MOST_SPENT * self.pace.budget <= total
             return (spent and held_up) or too_long
         return spent or taken.error() <= self.pace.error(row)
 
-    def _so_far(self, row: str, regime: str) -> _Taken:
-        return self.taken.setdefault((row, regime), _Taken())
+    def _so_far(self, row: str, regime: str) -> PairsTaken:
+        return self.taken.setdefault((row, regime), PairsTaken())
 
     def _pairs(self, rows: list[str], regime: str, batch: int) -> None:
         """Row, full model, row: the one in the middle is the neighbour of both. Each row comes before it in every other pair."""
@@ -268,7 +222,7 @@ class _Session:
         if self.overseer.ask_plain() and self.full is not None:
             self.call(self.full, 1)  # the next row would pay for the caches that the other process took
 
-    def _quiet_call(self, name: str, batch: int, *, told: list[_Taken]) -> tuple[Call, bool]:
+    def _quiet_call(self, name: str, batch: int, *, told: list[PairsTaken]) -> tuple[Call, bool]:
         """A call that was not held up, and True; where there is none after a few, the least held up."""
         found: list[Call] = []
         while True:
@@ -280,9 +234,9 @@ class _Session:
             self.calm = not self._strained(name, batch, found[-1])
             if self.calm:
                 return found[-1], True
-            least = min(found, key=_held_up)
+            least = min(found, key=lambda call: call.held_up)
             spent = all(taken.seconds >= self.pace.budget for taken in told)
-            if not hopeful or (spent and _is_mild(_held_up(least))) or len(found) > CALLS_AGAIN:
+            if not hopeful or (spent and is_mild(least.held_up)) or len(found) > CALLS_AGAIN:
                 return least, False
             for taken in told:
                 taken.again += 1
@@ -292,7 +246,7 @@ class _Session:
             return False
         quiet = self.quiet_share.setdefault((name, batch), [])
         share = call.strain.cpu_seconds / call.times.end_to_end
-        if _held_up(call) > HELD_UP or (len(quiet) >= 3 and share < STARVED * stats.median(quiet)):
+        if call.held_up > HELD_UP or (len(quiet) >= 3 and share < STARVED * stats.median(quiet)):
             return True
         quiet.append(share)
         return False
@@ -314,24 +268,6 @@ class _Session:
     def _identical(self, row: str, fresh: Sequence[Pair]) -> float | None:
         """Against the fastest fresh call: what holds a call up can only make a row look more honest than it is."""
         with self.turn(row):
-            same = self.asked(self.last[row])
+            same = self.asked(self.last[row, self.pace.batch])
             return same.times.end_to_end / min(pair.row.times.end_to_end for pair in fresh)
         return None
-
-
-def _told(call: Call) -> float:
-    """The seconds that a row's speed is told by."""
-    return call.times.with_decoder if call.times.transformer is None else call.times.transformer
-
-
-def _held_up(call: Call) -> float:
-    return 0.0 if call.strain is None else call.strain.held_up(call.times.end_to_end)
-
-
-def _is_mild(held_up: float) -> bool:
-    """Of a call that is not quiet. One that waited for nothing was kept off the processors by something else."""
-    return HELD_UP < held_up <= MILD
-
-
-def _most_held_up(pair: Pair) -> float:
-    return max(_held_up(call) for call in (pair.row, pair.full) if call is not None)

@@ -91,10 +91,11 @@ class LargestBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnCalls:
-    """Of one process: what it was asked was not known before it ran, and can be asked again."""
+    """Of one process and regime: what it was asked was not known before it ran, and can be asked again."""
 
+    regime: str = entry("`latency` or `throughput`", default="throughput")
     secret: str = entry("what seeds and order were drawn from")
-    seeds: tuple[int, ...] = entry("of the timed calls of the measured batch, in their order")
+    seeds: tuple[int, ...] = entry("of the timed calls, in their order")
     answers: tuple[str, ...] = entry("hash of each one's tokens; of its images where there are none")
     first_image: int = entry("number of their first image in the noise stream")
     between_seconds: float | None = entry(
@@ -103,6 +104,11 @@ class DrawnCalls:
     )
     full_alone: tuple[tuple[float, float], ...] = entry(
         "seconds of the full model beside the row, and of its neighbouring call in a process without the row's plugins",
+        default=(),
+    )
+    outside: tuple[float, ...] = entry(
+        "seconds between question and answer, by the judge's clock, that lie outside of what the process states: of the calls "
+        "that count, in the order of their samples",
         default=(),
     )
     likeness: float | None = entry(

@@ -9,8 +9,8 @@ from dataclasses import fields
 from varbench.base import stats
 from varbench.measure.calls import Times
 from varbench.measure.largest import largest_by_plan
-from varbench.measure.overseer import Oversight
-from varbench.measure.speed import Call, Pair, SpeedRound
+from varbench.measure.pairs import Call, Pair
+from varbench.measure.speed import SpeedRound
 from varbench.measure.strain import Strain
 from varbench.record import DrawnCalls, HeldUp, LargestBatch, PerScale, Timing, TimingColumn
 from varbench.run.findings import Findings
@@ -39,7 +39,7 @@ def timing(run: Run, row: RowInRun, found: Findings, missing: dict[str, str]) ->
         discarded=sum(timed.discarded for timed in rounds),
         held_up=_held_up(rounds),
         calls=tuple(_how_they_ran(rounds)),
-        drawn=tuple(_drawn(one.oversight) for one in rounds if one.oversight is not None),
+        drawn=tuple(_drawn(rounds, batch=run.options.batch)),
     )
 
 
@@ -68,7 +68,7 @@ def width(found: Findings) -> str | None:
 
 def _columns(rounds: list[SpeedRound], *, batch: int) -> Iterator[TimingColumn]:
     for regime, size in (("throughput", batch), ("latency", 1)):
-        pairs = [timed.throughput if regime == "throughput" else timed.latency for timed in rounds]
+        pairs = [timed.pairs(regime) for timed in rounds]
         for column, of in COLUMNS.items():
             own = _samples(pairs, of, lambda pair: pair.row)
             if own is None:
@@ -121,36 +121,37 @@ def _per_scale(row: RowInRun, rounds: list[SpeedRound], missing: dict[str, str],
     return PerScale(batch=batch, clock=times[0].clock, seconds=seconds)
 
 
-def _drawn(seen: Oversight) -> DrawnCalls:
-    return DrawnCalls(
-        secret=seen.secret,
-        seeds=tuple(lap.seed for lap in seen.laps),
-        answers=tuple(lap.answer for lap in seen.laps),
-        first_image=seen.first,
-        between_seconds=seen.busy_between,
-        full_alone=seen.plain,
-        likeness=seen.likeness.chance if seen.likeness else None,
-    )
+def _drawn(rounds: list[SpeedRound], *, batch: int) -> Iterator[DrawnCalls]:
+    for one in rounds:
+        for regime, size in (("throughput", batch), ("latency", 1)):
+            if (seen := one.oversight) is None or not (pairs := one.pairs(regime)):
+                continue
+            laps = [lap for lap in seen.laps if lap.batch == size]
+            yield DrawnCalls(
+                regime=regime,
+                secret=seen.secret,
+                seeds=tuple(lap.seed for lap in laps),
+                answers=tuple(lap.answer for lap in laps),
+                first_image=seen.first,
+                between_seconds=seen.busy_between,
+                full_alone=seen.plain if regime == "throughput" else (),
+                outside=tuple(pair.row.outside for pair in pairs),
+                likeness=seen.likeness.chance if seen.likeness and regime == "throughput" else None,
+            )
 
 
 def _held_up(rounds: list[SpeedRound]) -> float | None:
     shares = [
         stats.median(found)
         for timed in rounds
-        if (
-            found := [
-                pair.row.strain.held_up(pair.row.times.end_to_end)
-                for pair in timed.throughput
-                if pair.row.strain is not None
-            ]
-        )
+        if (found := [pair.row.held_up for pair in timed.throughput if pair.row.strain is not None])
     ]
     return max(shares, default=None)
 
 
 def _how_they_ran(rounds: list[SpeedRound]) -> Iterator[HeldUp]:
     for regime in ("throughput", "latency"):
-        told = [[pair.row.strain for pair in getattr(timed, regime)] for timed in rounds]
+        told = [[pair.row.strain for pair in timed.pairs(regime)] for timed in rounds]
         if not any(told) or any(one is None for some in told for one in some):
             continue
         parts = {

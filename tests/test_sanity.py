@@ -86,6 +86,17 @@ def test_every_shipped_row_may_be_as_fast_as_its_work_allows(batch: int) -> None
     assert saved["variant@full"] == 1 and 4 < saved["variant@d2"] < 5
 
 
+@pytest.mark.parametrize(("share", "explains"), [(0.0, 1.0), (0.01, 1.01), (0.5, 1.88), (1.0, 16.0)])
+def test_a_smaller_type_explains_as_much_as_is_computed_in_it(share: float, explains: float) -> None:
+    model = presets.preset("tiny").spec
+    full = work(compile_plan(model, rows.resolve("full_var", model).policies), batch=32, dtype="float32")
+    steps = [replace(step, other_types=(("int8", int(share * step.flops)),)) for step in full.steps]
+    own = replace(full, steps=tuple(steps))
+    assert sanity.explained(own, full, calls=(1, 1)) == pytest.approx(explains, rel=0.01)
+    larger = replace(own, dtype="int4")
+    assert sanity.explained(larger, full, calls=(1, 1)) == 1, "int8 is no smaller type beside four bits"
+
+
 @pytest.fixture
 def run_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, dict[str, Findings], Script]:
     with scripted(monkeypatch, seconds={"variant@d2": 0.5}) as script:

@@ -270,14 +270,14 @@ def fewest_calls(plan: Plan) -> int:
 
 
 def explained(own: PlanWork, full: PlanWork, *, calls: tuple[int, int]) -> float:
-    """The largest saving: whatever a call's time is made of, it cannot have fallen by more."""
-    saved = max(
-        full.transformer_flops / own.transformer_flops,
+    """The largest saving: whatever a call's time is made of, it cannot have fallen by more. What of its products is done in a
+    smaller type counts by what these take at best."""
+    smaller = sum(flops for step in own.steps for kind, flops in step.other_types if ITEM[kind] < ITEM[own.dtype])
+    return max(
+        full.transformer_flops / (own.transformer_flops - smaller * (1 - 1 / LOWER_TYPE)),
         sum(step.bytes_moved for step in full.steps) / sum(step.bytes_moved for step in own.steps),
         calls[1] / calls[0],
     )
-    kinds = {kind for step in own.steps for kind, _ in step.other_types}
-    return saved * (LOWER_TYPE if any(ITEM[kind] < ITEM[own.dtype] for kind in kinds) else 1)
 
 
 def _memory(run: Run, row: RowInRun, found: Findings) -> Iterator[str]:

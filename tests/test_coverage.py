@@ -50,3 +50,9 @@ def test_five_per_cent_are_seen_and_nothing_else_is(simulated: ModuleType, page:
 def test_a_page_without_differences_has_seldom_a_mark(simulated: ModuleType) -> None:
     words, truths, children = simulated.PAGES[3]
     assert simulated.marks(truths, children, runs=2000).false <= 0.06, words
+
+
+@pytest.mark.parametrize("drift", ["steady", "warming", "wandering", "stepping", "waves", "stalling"])
+def test_who_remembers_no_call_is_not_blamed_and_who_does_is(simulated: ModuleType, drift: str) -> None:
+    assert simulated.blamed(simulated.DRIFTS[drift], runs=2000) <= 0.001
+    assert simulated.blamed(simulated.DRIFTS[drift], runs=2000, takes=0.1) >= 0.95

@@ -51,6 +51,7 @@ from varbench.run.session import locked
 from varbench.run.side_by_side import side_by_side
 from varbench.run.training_log import HeldOutLoss, TrainedStage, TrainingLog
 from varbench.run.training_section import section
+from varbench.run.verdict import validity
 from varbench.run.verify import mismatches
 from varbench.show.entries import blocks_of
 from varbench.show.forecast import Forecast, as_text, forecast
@@ -164,6 +165,19 @@ def test_a_slowed_denominator_is_seen_beside_a_full_model_alone(tmp_path: Path, 
     for record in execution.save_all():
         assert record.validity.verdict is Verdict.INVALID
         assert "takes 1.00" in record.validity.reasons[0] and "0.60" in record.validity.reasons[0]
+
+
+def test_who_remembers_calls_is_invalid(tmp_path: Path, script: Script) -> None:
+    """In every process that timed it."""
+    script.remembers = True
+    execution = conduct(a_run(tmp_path, plugins="variant@d8", quick=True, rounds=3), tmp_path)
+    execution.everything()
+    (reason,) = next(r for r in execution.save_all() if r.row.row == "variant@d8").validity.reasons
+    assert reason.startswith("an equal call takes 10% of a fresh one's time")
+    found = execution.found["variant@d8"]
+    once = replace(found, speed={**found.speed, 1: replace(found.speed[1], identical=0.9)})
+    row = execution.run.rows["variant@d8"]
+    assert validity(execution.run, row, once, {}, complete=True).verdict is Verdict.VALID, "one of them says otherwise"
 
 
 def test_a_row_whose_plan_no_other_has_takes_five_rounds(tmp_path: Path, script: Script) -> None:

@@ -25,6 +25,7 @@ from varbench.measure.speed import Pace, SpeedRound
 from varbench.measure.strain import Reading
 from varbench.record import Status
 from varbench.record.failure import Failure, RowError
+from varbench.run.verdict import TOO_FAST
 
 FULL, HALF, THIRD = "full", "half", "third"
 SECONDS = {FULL: 0.3, HALF: 0.15, THIRD: 0.1, "copy": 0.3}
@@ -44,6 +45,8 @@ class Machine:
     tells: bool = True
     queues: bool = True
     """Who waits is ready to run."""
+    remembers: bool = False
+    """Has the answer to what it was asked before."""
     dies: str | None = None
     now: float = 0.0
     cpu: float = 0.0
@@ -58,10 +61,12 @@ class Machine:
         if request.row == self.dies and len(self.asked) > 12:
             raise RowError(Failure(status=Status.FAILED, reason="as told"))
         wait = self.stall(len(self.asked))
+        known = self.remembers and request in self.asked
         self.asked.append(request)
         self.stalled.append(wait > 0)
         share = 1.0 if len(request.labels) > 1 else 0.1
         work = SECONDS[request.row] * share * self.drift(self.now) * math.exp(self.random.gauss(0, self.noise))
+        work *= 0.05 if known else 1.0
         wait += self._sharing(work)
         took = work + wait
         began, self.now = self.now, self.now + took
@@ -132,6 +137,32 @@ def test_calls_that_were_held_up_are_made_again_and_counted() -> None:
     assert ratio(found.throughput).value == pytest.approx(2.0)
     calls = len(machine.asked) - 6 - 1  # without warming up both rows, and the repeated call at the end
     assert found.discarded == calls - 2 * 12
+
+
+def beside_a_busy_one(seed: int, *, remembers: bool) -> list[float]:
+    """Shares that an equal call takes of a fresh one, over three processes beside a neighbour that rests now and then, on a
+    machine where one call in six is kept waiting for half a second."""
+    found = []
+    for number in range(3):
+        machine = Machine(
+            stall=lambda call, seed=f"{seed} {number}": 0.5 * (random.Random(f"{seed} {call}").random() < 1 / 6),
+            share=lambda now, since=0.37 * seed + 0.7 * number: 0.4 if (now + since) % 2 < 1 else 1.0,
+            noise=0.05,
+            seed=3 * seed + number,
+            remembers=remembers,
+        )
+        found.append(timed(machine, HALF, pairs=3, budget=1.0, batch=1)[HALF].identical)
+    assert None not in found
+    return found
+
+
+def test_who_remembers_calls_is_found_out_beside_a_busy_neighbour() -> None:
+    """One equal call that is held up in one of the processes is no excuse."""
+    assert all(max(beside_a_busy_one(seed, remembers=True)) < TOO_FAST for seed in range(200))
+
+
+def test_who_does_not_is_never_blamed_for_his_neighbour() -> None:
+    assert not any(max(beside_a_busy_one(seed, remembers=False)) < TOO_FAST for seed in range(200))
 
 
 def test_the_full_model_alone_is_never_asked_between_neighbours() -> None:

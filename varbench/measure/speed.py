@@ -11,6 +11,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 
 from varbench.base import stats
@@ -222,13 +223,16 @@ class _Session:
         if self.overseer.ask_plain() and self.full is not None:
             self.call(self.full, 1)  # the next row would pay for the caches that the other process took
 
-    def _quiet_call(self, name: str, batch: int, *, told: list[PairsTaken]) -> tuple[Call, bool]:
+    def _quiet_call(
+        self, name: str, batch: int, *, told: list[PairsTaken], ask: Callable[[], Call] | None = None
+    ) -> tuple[Call, bool]:
         """A call that was not held up, and True; where there is none after a few, the least held up."""
+        ask = ask or partial(self.call, name, batch)
         found: list[Call] = []
         while True:
             # Where the latest call was let alone, so is the next one, more often than not.
             hopeful = self.calm or self.settle()
-            found.append(self.call(name, batch))
+            found.append(ask())
             for taken in told:
                 taken.seconds += found[-1].times.end_to_end
             self.calm = not self._strained(name, batch, found[-1])
@@ -268,6 +272,8 @@ class _Session:
     def _identical(self, row: str, fresh: Sequence[Pair]) -> float | None:
         """Against the fastest fresh call: what holds a call up can only make a row look more honest than it is."""
         with self.turn(row):
-            same = self.asked(self.last[row, self.pace.batch])
+            batch = self.pace.batch
+            again = partial(self.asked, self.last[row, batch])
+            same, _ = self._quiet_call(row, batch, told=[PairsTaken()], ask=again)
             return same.times.end_to_end / min(pair.row.times.end_to_end for pair in fresh)
         return None

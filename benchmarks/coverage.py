@@ -17,6 +17,7 @@ import numpy as np
 
 from varbench.base import stats
 from varbench.base.stats import Ratio
+from varbench.run.denominators import is_slowed
 from varbench.run.verdict import TOO_FAST
 
 TRUTH = 1.5
@@ -140,10 +141,35 @@ def blamed(drift: Drift, *, runs: int, takes: float = 1.0) -> float:
     return found / runs
 
 
+def found_slow(slower: float, *, processes: int, others: int, runs: int) -> float:
+    """Share of rows whose full model was slowed by so much, and is found to be, beside other processes of the run."""
+    rng, found = np.random.default_rng(17), 0
+
+    def drawn(slower: float, count: int) -> list[list[tuple[float, float]]]:
+        luck = rng.normal(0, CHILD, (count, 2))  # of the row's process, and of the one without plugins
+        logs = math.log1p(slower) + (luck[:, 0] - luck[:, 1])[:, None] + rng.normal(0, 0.02, (count, 3))
+        return [[(math.exp(log), 1.0) for log in some] for some in logs]
+
+    for _ in range(runs):
+        found += is_slowed(drawn(slower, processes), [drawn(0.0, 3) for _ in range(others // 3)])
+    return found / runs
+
+
+SLOWER = (0.0, 0.05, 0.08, 0.1, 0.15, 0.3)
+
+
 def judged(runs: int) -> list[str]:
     lines = ["", "| machine | honest rows said to remember calls | rows that do, and are said to |", "|---|---|---|"]
     for name, drift in DRIFTS.items():
         lines.append(f"| {name} | {blamed(drift, runs=runs):.1%} | {blamed(drift, runs=runs, takes=0.1):.1%} |")
+    lines += [
+        "",
+        f"| processes | others | {' | '.join(f'slowed by {slower:.0%}' for slower in SLOWER)} |",
+        "|---" * 8 + "|",
+    ]
+    for processes, others in ((3, 0), (5, 0), (9, 0), (3, 6), (3, 12), (5, 12), (9, 6)):
+        shares = (found_slow(slower, processes=processes, others=others, runs=runs) for slower in SLOWER)
+        lines.append(f"| {processes} | {others} | {' | '.join(f'{share:.1%}' for share in shares)} |")
     return lines
 
 

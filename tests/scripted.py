@@ -63,6 +63,8 @@ class Script:
     """Of a call, by row; 1 for the others."""
     alone: float | None = None
     """Seconds of the full model in a process of its own, where they are others."""
+    alone_at: int | None = None
+    """The batch where they are; None for all."""
     disturbed: tuple[int, ...] | None = None
     """Other processes on the GPU, as children see them."""
     remembers: bool = False
@@ -133,6 +135,7 @@ class ScriptedChild:
         if request.look == "outside":
             return replace(reply, outside=Outside(after_steps=self._live(request), left=0))
         alone = self.script.alone if self.job.rows == ("full_var",) else None
+        alone = alone if self.script.alone_at in (None, len(request.labels)) else None
         took = (alone or self.script.seconds.get(request.row, 1.0)) * (1 + 0.001 * (len(self.script.requests) % 3))
         took *= self.script.cold if self.made < 2 else 1.0
         took *= 0.1 if known else 1.0

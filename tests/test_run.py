@@ -167,6 +167,15 @@ def test_a_slowed_denominator_is_seen_beside_a_full_model_alone(tmp_path: Path, 
         assert "takes 1.00" in record.validity.reasons[0] and "0.60" in record.validity.reasons[0]
 
 
+def test_a_slowed_denominator_of_calls_of_one_image_is_seen_too(tmp_path: Path, script: Script) -> None:
+    script.alone, script.alone_at = 0.6, 1
+    run = a_run(tmp_path, plugins="variant@d8", quick=True, rounds=3)
+    execution = conduct(run, tmp_path)
+    execution.everything()
+    for record in execution.save_all():
+        assert [reason.partition(":")[0] for reason in record.validity.reasons] == ["latency"]
+
+
 def test_who_remembers_calls_is_invalid(tmp_path: Path, script: Script) -> None:
     """In every process that timed it."""
     script.remembers = True
@@ -434,10 +443,10 @@ def test_the_full_model_alone_is_warm_before_denominators_are_held_against_it(tm
     script.cold = 3.0
     execution = conduct(a_run(tmp_path, plugins="variant@d8", rounds=3), tmp_path)
     execution.everything()
-    drawn = [one.oversight for one in execution.found["variant@d8"].speed.values()]
-    pairs = [pair for one in drawn if one is not None for pair in one.plain]
+    rounds = execution.found["variant@d8"].speed.values()
+    pairs = [pair for one in rounds for some in one.alone.values() for pair in some]
     assert pairs
-    assert all(alone == pytest.approx(beside, rel=0.01) for beside, alone in pairs)
+    assert all(pair.full and pair.full.seen == pytest.approx(pair.row.seen, rel=0.01) for pair in pairs)
 
 
 def test_what_the_system_says_of_each_call_that_counts_is_in_the_record(tmp_path: Path, script: Script) -> None:
@@ -877,7 +886,7 @@ def test_the_full_model_alone_is_held_to_its_job_too(tmp_path: Path, script: Scr
     """What denominators are held against would say nothing if it ran something else."""
     script.job, script.of = "1" * 64, FULL
     execution = conduct(a_run(tmp_path, plugins="variant@d8"), tmp_path)
-    with execution._full_alone(0):
+    with execution._full_alone():
         pass
     assert "told to do 111111111111, and" in "; ".join(execution.found[FULL].mismatches)
 

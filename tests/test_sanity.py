@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable
 from dataclasses import fields, replace
 from itertools import chain
@@ -28,7 +29,7 @@ from varbench.plan.cost import work
 from varbench.quality import copies
 from varbench.quality.likeness import chance
 from varbench.record import Record, Score, load_records
-from varbench.run import sanity
+from varbench.run import denominators, sanity
 from varbench.run.findings import Findings
 from varbench.run.prepare import Run
 from varbench.run.timing import COLUMNS
@@ -164,6 +165,42 @@ def test_work_between_calls_has_its_reason(run_and_found: tuple[Run, dict[str, F
     assert "5.0 s of processor time between calls" in said
 
 
+def with_denominators(found: Findings, name: str, *logs: float, regime: str = "throughput") -> Findings:
+    """A round each, in a process of its own, where the full model takes so much longer than without the row's plugins."""
+    one = found.speed[0]
+    assert one.oversight is not None
+    alone = one.throughput[0].row
+    speed = {}
+    for number, log in enumerate(logs):
+        beside = in_time(alone, end_to_end=alone.times.end_to_end * math.exp(log))
+        seen = replace(one.oversight, secret=f"{name} {number}")
+        pairs = (Pair(row=alone, full=beside),) * 3
+        speed[number] = replace(one, oversight=seen, alone={regime: pairs})
+    return replace(found, speed=speed)
+
+
+@pytest.mark.parametrize("regime", ["throughput", "latency"])
+def test_denominators_are_judged_over_all_processes_of_a_plugin(
+    run_and_found: tuple[Run, dict[str, Findings], Script], regime: str
+) -> None:
+    run, found, _ = run_and_found
+    own = with_denominators(found["variant@d2"], "own", 0.06, 0.16, 0.10, regime=regime)
+    assert reasons(run, own) == "", "three processes are not sure to one in a thousand"
+    # Another set of weights, in whose processes the same plugin runs.
+    more = with_denominators(found["variant@d2"], "more", 0.08, 0.12, 0.10, regime=regime)
+    rows_of_run = {**run.rows, "variant@d8": replace(run.rows["variant@d2"])}
+    both = replace(run, rows=rows_of_run)
+
+    def said(name: str, others: dict[str, Findings]) -> str:
+        return "; ".join(sanity.reasons(both, both.rows[name], others[name], {}, others))
+
+    assert f"{regime}: the full model takes" in said("variant@d2", {"variant@d2": own, "variant@d8": more})
+    honest = with_denominators(found["full_var"], "other", 0.06, 0.16, 0.10, regime=regime)
+    assert said("full_var", {"full_var": honest, "variant@d8": more}) == "", "nothing of that plugin ran there"
+    small = with_denominators(found["variant@d2"], "small", 0.03, 0.03, 0.031, regime=regime)
+    assert said("variant@d2", {"variant@d2": small, "variant@d8": small}) == "", "less than 5 % is nothing"
+
+
 @pytest.mark.parametrize("regime", ["throughput", "latency"])
 def test_what_the_network_saves_is_saved_by_the_whole_call(
     run_and_found: tuple[Run, dict[str, Findings], Script], regime: str
@@ -275,3 +312,15 @@ def test_no_recorded_row_has_its_time_beside_its_network(folder: Path) -> None:
                 record.row.row
             )
     assert looked_at or folder.parent.name not in ("all-methods", "trained")
+
+
+@pytest.mark.parametrize("folder", RECORDS, ids=lambda folder: folder.parent.name)
+def test_no_recorded_denominator_was_slowed(folder: Path) -> None:
+    """Of each plugin, over all processes in which it ran."""
+    processes: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for record in load_records([folder]).records:
+        for drawn in record.timing.drawn if record.timing else ():
+            for plugin in record.row.plugins:
+                processes.setdefault(plugin.name, {})[drawn.secret] = list(drawn.full_alone)
+    for plugin, found in processes.items():
+        assert not denominators.is_slowed([pairs for pairs in found.values() if pairs]), plugin

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
@@ -21,7 +21,7 @@ from varbench.measure import speed, strain
 from varbench.measure.calls import Reply, Request, Times
 from varbench.measure.overseer import Overseer
 from varbench.measure.pairs import MILD, Call, Pair
-from varbench.measure.speed import Pace, SpeedRound
+from varbench.measure.speed import Alone, Pace, SpeedRound
 from varbench.measure.strain import Reading
 from varbench.record import Status
 from varbench.record.failure import Failure, RowError
@@ -173,16 +173,17 @@ def test_the_full_model_alone_is_never_asked_between_neighbours() -> None:
         at.append(len(machine.asked))
         return machine.ask(request)
 
-    judge = replace(overseer(4, 6), full=FULL, plain=plain)
-    speed.time_rows(
+    found = speed.time_rows(
         machine.ask, (HALF, THIRD), full=FULL, pace=Pace(batch=4, pairs=6, error=lambda row: math.inf, budget=0.0),
-        overseer=judge, strain=machine.strain, failed=lambda row, error: None,
+        overseer=overseer(4, 6), strain=machine.strain, failed=lambda row, error: None,
+        alone=Alone(ask=plain, strain=machine.strain),
     )  # fmt: skip
-    assert at, "it was asked"
-    for place in at:
-        before, after = machine.asked[place - 1], machine.asked[place + 1]
+    assert len(at) == 2 * sum(map(len, found[HALF].alone.values())) > 0, "a call of one image warms it up each time"
+    for first, second in zip(at[::2], at[1::2], strict=True):
+        before, after = machine.asked[first - 1], machine.asked[second + 1]
         assert (before.row, len(before.labels)) != (FULL, 4)
         assert (after.row, len(after.labels)) == (FULL, 1)
+        assert second == first + 1 and len(machine.asked[first].labels) == 1
 
 
 def test_a_call_is_never_judged_by_its_time() -> None:

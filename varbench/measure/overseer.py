@@ -2,22 +2,19 @@
 
 Which images are timed is drawn from a secret of the run once the process is there, so nothing can have been prepared. Among
 them are images that were scored, under the scored seed: they must come out as they did then, and images that are timed must
-look like them. So what is timed is what is scored. Some calls of the full model are followed by the same call in a process
-that holds no other plugin, which shows whether the denominator was slowed.
+look like them. So what is timed is what is scored.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from varbench.base.hashing import digest
-from varbench.measure.calls import Reply, Request, Times, balanced_labels
+from varbench.measure.calls import Reply, Request, balanced_labels
 from varbench.measure.strain import Reading
-from varbench.record.failure import RowError
 
 WARM = 2
 """Calls of a row's batch before the timed ones."""
@@ -57,8 +54,6 @@ class Oversight:
     busy_between: float | None
     """Processor seconds of the process between calls, when it has nothing to do; None where the system does not tell."""
     busy_within: float | None
-    plain: tuple[tuple[float, float], ...]
-    """Seconds of the full model beside the row, and of its neighbouring call in a process without other plugins."""
     likeness: Likeness | None = None
 
 
@@ -92,15 +87,10 @@ class Overseer:
     """Where every call leaves its images, timed or not."""
     scored: dict[str, ScoredImages] = field(default_factory=dict)
     """By row; rows that are not there are not scored."""
-    full: str | None = None
-    plain: Callable[[Request], Reply] | None = None
-    """Asks a process that holds the full model alone."""
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.secret)
         self._rows: dict[str, _Row] = {}
-        self._plain: list[tuple[float, float]] = []
-        self._owed: list[tuple[Request, Times]] = []
         self._last: Reading | None = None
         self._between = self._within = 0.0
         self._told = False
@@ -134,38 +124,19 @@ class Overseer:
         return int.from_bytes(drawn[:4]) % 2**31
 
     def note(self, request: Request, reply: Reply, *, before: Reading | None, after: Reading | None) -> None:
-        times, batch = reply.times, len(request.labels)
-        assert times is not None
         self._count(before, after)
+        batch = len(request.labels)
         known = self._known(request.row)
         if known.calls <= WARM:
             return
         answer = reply.tokens_sha256 or reply.images_sha256
         known.laps.append(Lap(batch=batch, seed=request.seed, answer=answer))
-        if batch != self.batch:
-            return
-        self._set_aside(request, known)
-        wanted = len(self._plain) + len(self._owed) < self.calls and self._random.random() < 0.7
-        if request.row == self.full and self.plain is not None and wanted:
-            self._owed.append((request, times))
+        if batch == self.batch:
+            self._set_aside(request, known)
 
-    def ask_plain(self) -> bool:
-        """Repeats calls of the full model in the process that holds no other plugin, if any are to be; whether there were.
-
-        It is not done between calls that are neighbours: the one after it would find its caches taken.
-        """
-        asked = False
-        while self._owed and self.plain is not None:
-            request, times = self._owed.pop()
-            asked = True
-            try:
-                other = self.plain(request).times
-            except RowError:
-                self.plain = None
-                break
-            assert other is not None
-            self._plain.append((times.end_to_end, other.end_to_end))
-        return asked
+    def is_repeated(self) -> bool:
+        """Whether the full model's latest call is one of those that are held against the same call elsewhere."""
+        return self._random.random() < 0.7
 
     def _count(self, before: Reading | None, after: Reading | None) -> None:
         if before is None or after is None:
@@ -202,6 +173,5 @@ class Overseer:
             laps=tuple(known.laps),
             busy_between=self._between if self._told else None,
             busy_within=self._within if self._told else None,
-            plain=tuple(self._plain),
             likeness=likeness,
         )

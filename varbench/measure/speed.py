@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 
@@ -31,8 +31,19 @@ held up are kept."""
 MOST_SPENT = 4
 """So many times the budget may be spent on quiet pairs; not more, however few they are."""
 
+ALONE = ""
+"""The name that calls of the full model in a process of its own are counted under: no row's."""
+
 CYCLES = 3
 """Turns in which a row's fewest pairs are taken, so that what passes over the machine meets every row alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alone:
+    """A process that holds the full model and no other plugin."""
+
+    ask: AskOne
+    strain: ReadStrain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +55,8 @@ class SpeedRound:
     """Of the same shapes: what the first took beyond it was set-up or compilation."""
     throughput: tuple[Pair, ...]
     latency: tuple[Pair, ...] = ()
+    alone: dict[str, tuple[Pair, ...]] = field(default_factory=dict)
+    """By regime, calls of the full model in a process that holds no other plugin, each with its neighbour beside the rows."""
     discarded: int = 0
     """Calls and pairs that were taken again since a call was held up."""
     identical: float | None = None
@@ -92,11 +105,13 @@ def time_rows(
     failed: Callable[[str, RowError], None],
     at: Callable[[str], None] = lambda row: None,
     settle: Callable[[], bool] = lambda: True,
+    alone: Alone | None = None,
 ) -> dict[str, SpeedRound]:
     """One round of rows that share a process. A row that fails is told to `failed` and leaves; the others go on.
 
     The overseer draws what is asked, `at` hears whose turn it is, and `settle` waits until the machine is fit for a call, where
-    it was not for the latest one, and says whether it ever is.
+    it was not for the latest one, and says whether it ever is. Some calls of the full model are followed by the same call
+    `alone`, which shows whether it was slowed.
     """
     session = _Session(
         ask=ask,
@@ -107,6 +122,7 @@ def time_rows(
         failed=failed,
         at=at,
         settle=settle,
+        alone=alone,
     )
     if full is not None:
         session.warm(full)
@@ -135,6 +151,7 @@ class _Session:
     failed: Callable[[str, RowError], None]
     at: Callable[[str], None]
     settle: Callable[[], bool]
+    alone: Alone | None
     alive: set[str] = field(default_factory=set)
     taken: dict[tuple[str, str], PairsTaken] = field(default_factory=dict)
     changed: dict[str, set[str]] = field(default_factory=dict)
@@ -165,6 +182,11 @@ class _Session:
         self.overseer.note(request, reply, before=before, after=self.strain())
         self.changed.setdefault(row, set()).update(reply.changed)
         return call
+
+    def asked_alone(self, request: Request) -> Call:
+        assert self.alone is not None
+        self.alone.ask(replace(request, labels=request.labels[:1]))  # what it had in caches the rows have taken
+        return time_call(self.alone.ask, self.alone.strain, request)[0]
 
     def warm(self, row: str) -> tuple[float, float]:
         """The very shapes that are timed, both regimes; the first call of all is a figure of its own."""
@@ -220,8 +242,31 @@ class _Session:
             taken = self._so_far(row, regime)
             taken.led += row in rows[:before]
             (taken.good if quiet and beside_quiet else taken.strained).append(Pair(row=call, full=beside))
-        if self.overseer.ask_plain() and self.full is not None:
-            self.call(self.full, 1)  # the next row would pay for the caches that the other process took
+        if beside is not None:
+            self._hold_against_alone(regime, batch, beside, beside_quiet)
+
+    def _hold_against_alone(self, regime: str, batch: int, beside: Call, beside_quiet: bool) -> None:
+        """Repeats the full model's call in the process that holds no other plugin, if it is one of those that are to be.
+
+        It is not done between calls that are neighbours: the one after it would find its caches taken.
+        """
+        taken, most = self._so_far(ALONE, regime), MOST_RETAKEN * self.pace.pairs
+        if (
+            self.alone is None
+            or len(taken.good) >= self.pace.pairs
+            or taken.tried >= most
+            or not self.overseer.is_repeated()
+        ):
+            return
+        assert self.full is not None
+        try:
+            request = self.last[self.full, batch]
+            call, quiet = self._quiet_call(ALONE, batch, told=[taken], ask=partial(self.asked_alone, request))
+        except RowError:
+            self.alone = None
+            return
+        (taken.good if quiet and beside_quiet else taken.strained).append(Pair(row=call, full=beside))
+        self.call(self.full, 1)  # the next row would pay for the caches that the other process took
 
     def _quiet_call(
         self, name: str, batch: int, *, told: list[PairsTaken], ask: Callable[[], Call] | None = None
@@ -264,6 +309,7 @@ class _Session:
             second_call=second,
             throughput=kept["throughput"],
             latency=kept.get("latency", ()),
+            alone={regime: found.kept(wanted) for (name, regime), found in self.taken.items() if name == ALONE},
             discarded=sum(one.tried + one.again for one in taken) - sum(map(len, kept.values())),
             identical=self._identical(row, kept["throughput"]),
             changed=tuple(sorted(self.changed.get(row, ()))),

@@ -111,6 +111,7 @@ class DrawnCalls:
         "that count, in the order of their samples",
         default=(),
     )
+    outside_alone: tuple[float, ...] = entry("the same of the full model's calls without the row's plugins", default=())
     likeness: float | None = entry(
         "how likely chance makes timed images differ from scored ones as these do", absent="no images were looked at"
     )

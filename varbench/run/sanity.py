@@ -5,12 +5,11 @@ The process that a plugin runs in may say anything. What is judged here is what 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from varbench.base import stats
 from varbench.measure.overseer import Oversight
-from varbench.measure.pairs import Pair
+from varbench.measure.pairs import Call, Pair
 from varbench.measure.speed import SpeedRound
 from varbench.plan.cost import PlanWork, least, work
 from varbench.plan.decided import wrong_taking
@@ -20,20 +19,12 @@ from varbench.plan.widths import at_least
 from varbench.record import Score
 from varbench.record.options import FEWEST_ROUNDS
 from varbench.rows import FULL
+from varbench.run import denominators
 from varbench.run.findings import Findings
 from varbench.run.prepare import RowInRun, Run
 
-SURE = 0.001
-"""Of a thousand honest rows one may look so by chance."""
-
 UNLIKE = 1e-4
 """Images that were timed differ from those that were scored where chance makes such a difference less often."""
-
-SLOWER = 0.05
-"""The full model beside a row may take longer than alone by this share."""
-
-SLOWER_ONCE = 0.25
-"""And by this where processes were too few to know how much luck differs between them."""
 
 REGIMES = ("throughput", "latency")
 
@@ -76,15 +67,17 @@ NEEDED = 0.5
 """Of the bytes that a plan needs at its peak, this share must have been seen: what is transient is estimated."""
 
 
-def reasons(run: Run, row: RowInRun, found: Findings, floors: dict[str, Score]) -> Iterator[str]:
-    """Why a row cannot be believed, of all that is known of it."""
+def reasons(
+    run: Run, row: RowInRun, found: Findings, floors: dict[str, Score], others: Mapping[str, Findings] | None = None
+) -> Iterator[str]:
+    """Why a row cannot be believed, of all that is known of it, and of the other rows of the run."""
     rounds = [found.speed[number] for number in sorted(found.speed)]
     seen = [one.oversight for one in rounds if one.oversight is not None]
     for regime in REGIMES:
-        for reason in _of_regime(run, row, rounds, regime):
+        slowed = denominators.slowed(run, row, {**(others or {}), row.name: found}, regime)
+        for reason in (*_of_regime(run, row, rounds, regime), *([slowed] if slowed else ())):
             yield f"{regime}: {reason}"
     yield from _between(seen)
-    yield from _denominator(seen)
     yield from _likeness(found, seen, compiled=run.options.compile != "off")
     yield from _images(run, row, found, floors)
     yield from _gain(run, row, rounds)
@@ -94,12 +87,12 @@ def reasons(run: Run, row: RowInRun, found: Findings, floors: dict[str, Score]) 
 
 def _of_regime(run: Run, row: RowInRun, rounds: Sequence[SpeedRound], regime: str) -> Iterator[str]:
     pairs = [pair for one in rounds for pair in one.pairs(regime)]
-    yield from _outside(pairs)
+    yield from _outside(pairs, [pair.row for one in rounds for pair in one.alone.get(regime, ())])
     previews = 0 if row.plan is None or row.plan.decision is None else len(row.plan.decision.previews)
     yield from _elsewhere(pairs, most=ELSEWHERE[run.options.device.partition(":")[0]], previews=previews)
 
 
-def _outside(pairs: Sequence[Pair]) -> Iterator[str]:
+def _outside(pairs: Sequence[Pair], alone: Sequence[Call]) -> Iterator[str]:
     """What the judge's clock says of the process's."""
     calls, beside = [pair.row for pair in pairs], [pair.full for pair in pairs if pair.full is not None]
     if unsound := sum(not call.sound for call in (*calls, *beside)):
@@ -111,7 +104,8 @@ def _outside(pairs: Sequence[Pair]) -> Iterator[str]:
         return
     stated = stats.median([call.times.end_to_end for call in calls])
     actual = stats.median([call.seen for call in calls])
-    usual = stats.median([call.outside for call in beside]) if beside else max(ASIDE * actual, UNKNOWN)
+    others = alone or beside
+    usual = stats.median([call.outside for call in others]) if others else max(ASIDE * actual, UNKNOWN)
     waited = actual * min(ASIDE, stats.median([call.held_up for call in calls]))
     if stats.median([call.outside for call in calls]) > usual + usual / 4 + AT_LEAST + waited:
         yield f"its process states {stated:.3f} s a call, and {actual:.3f} s passed between question and answer"
@@ -149,20 +143,6 @@ def _between(seen: Sequence[Oversight]) -> Iterator[str]:
         yield (
             f"its process used {between:.1f} s of processor time between calls, when nothing was asked of it, and "
             f"{within:.1f} s in them"
-        )
-
-
-def _denominator(seen: Sequence[Oversight]) -> Iterator[str]:
-    """The full model beside the row, against one in a process that holds no other plugin."""
-    rounds = [[math.log(ours / alone) for ours, alone in one.plain] for one in seen if one.plain]
-    many = len(rounds) >= FEWEST_ROUNDS
-    logs = [stats.median(some) for some in rounds] if many else [log for some in rounds for log in some]
-    most = SLOWER if many else SLOWER_ONCE
-    if len(logs) > 2 and stats.median(logs) > math.log1p(most) and stats.surely_above(logs, 0.0, chance=SURE):
-        beside, alone = (stats.median([pair[place] for one in seen for pair in one.plain]) for place in (0, 1))
-        yield (
-            f"the full model takes {beside:.3f} s in the row's process, and {alone:.3f} s in one without the plugins: what the "
-            "speedup is against was slowed"
         )
 
 

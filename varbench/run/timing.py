@@ -127,6 +127,7 @@ def _drawn(rounds: list[SpeedRound], *, batch: int) -> Iterator[DrawnCalls]:
             if (seen := one.oversight) is None or not (pairs := one.pairs(regime)):
                 continue
             laps = [lap for lap in seen.laps if lap.batch == size]
+            alone = [(pair.full, pair.row) for pair in one.alone.get(regime, ()) if pair.full is not None]
             yield DrawnCalls(
                 regime=regime,
                 secret=seen.secret,
@@ -134,8 +135,9 @@ def _drawn(rounds: list[SpeedRound], *, batch: int) -> Iterator[DrawnCalls]:
                 answers=tuple(lap.answer for lap in laps),
                 first_image=seen.first,
                 between_seconds=seen.busy_between,
-                full_alone=seen.plain if regime == "throughput" else (),
+                full_alone=tuple((beside.times.end_to_end, call.times.end_to_end) for beside, call in alone),
                 outside=tuple(pair.row.outside for pair in pairs),
+                outside_alone=tuple(call.outside for _, call in alone),
                 likeness=seen.likeness.chance if seen.likeness and regime == "throughput" else None,
             )
 

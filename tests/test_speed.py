@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -237,6 +238,72 @@ def test_the_system_tells_what_kept_a_process_from_running() -> None:
     found = before.until(after)
     assert found.switches > 0 and found.waited_seconds > 0.1 and 0 < found.cpu_seconds < 0.9
     assert found.held_up(1.0) > strain.HELD_UP
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not tell")
+def test_what_a_process_uses_is_counted_whoever_of_it_used_it() -> None:
+    """A thread that has ended, a child that has, and one that lives: none of them is in sight of its main thread's counters."""
+    code = """
+        import os, subprocess, sys, threading, time
+
+        def work():
+            began = time.thread_time()
+            while time.thread_time() - began < 0.5: pass
+
+        CHILD = "import time\\nwhile time.process_time() < 0.5: pass\\nprint(flush=True)\\ntime.sleep(60)"
+
+        def thread():
+            one = threading.Thread(target=work)
+            one.start()
+            one.join()
+
+        def child():
+            started = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE)
+            started.stdout.readline()
+            return started
+
+        def ended():
+            one = child()
+            one.kill()
+            one.wait()
+
+        kept = []
+        for line in sys.stdin:
+            kept.append({"thread": thread, "child": child, "ended": ended}[line.strip()]())
+            print("done", flush=True)
+        for one in kept:
+            one and one.kill()
+    """
+    told = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], **told) as process:
+        assert process.stdin is not None and process.stdout is not None
+        for kind in ("thread", "ended", "child"):
+            before = strain.used_seconds(process.pid)
+            process.stdin.write(f"{kind}\n")
+            assert process.stdout.readline() == "done\n"
+            after = strain.used_seconds(process.pid)
+            assert before is not None and after is not None and after - before > 0.45, kind
+        process.stdin.close()
+    assert strain.used_seconds(process.pid) is None
+
+
+def test_what_a_process_uses_between_calls_is_told_apart_from_what_it_uses_in_them() -> None:
+    """A reading that fails is no reading; what lies around it counts nowhere."""
+    used, readings = 0.0, 0
+
+    def read() -> float | None:
+        nonlocal used, readings
+        used, readings = used + (0.25 if readings % 2 == 0 else 1.0), readings + 1
+        return None if readings == 10 else used  # after the fifth call
+
+    machine, judge = Machine(), overseer(4, 6)
+    speed.time_rows(
+        machine.ask, [HALF], full=FULL, pace=Pace(batch=4, pairs=6, error=lambda row: math.inf, budget=0.0),
+        overseer=judge, strain=machine.strain, failed=lambda row, error: None, used=read,
+    )  # fmt: skip
+    seen, calls = judge.oversight(HALF), len(machine.asked)
+    assert seen.busy_within == pytest.approx(1.0 * (calls - 1))
+    assert seen.busy_between == pytest.approx(0.25 * (calls - 2))
 
 
 def test_a_call_whose_threads_were_kept_off_the_processor_is_taken_again() -> None:

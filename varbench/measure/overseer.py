@@ -14,7 +14,6 @@ from pathlib import Path
 
 from varbench.base.hashing import digest
 from varbench.measure.calls import Reply, Request, balanced_labels
-from varbench.measure.strain import Reading
 
 WARM = 2
 """Calls of a row's batch before the timed ones."""
@@ -91,7 +90,7 @@ class Overseer:
     def __post_init__(self) -> None:
         self._random = random.Random(self.secret)
         self._rows: dict[str, _Row] = {}
-        self._last: Reading | None = None
+        self._last: float | None = None
         self._between = self._within = 0.0
         self._told = False
 
@@ -123,7 +122,7 @@ class Overseer:
         drawn = hashlib.sha256(f"{self.secret} {self._random.random()}".encode()).digest()
         return int.from_bytes(drawn[:4]) % 2**31
 
-    def note(self, request: Request, reply: Reply, *, before: Reading | None, after: Reading | None) -> None:
+    def note(self, request: Request, reply: Reply, *, before: float | None, after: float | None) -> None:
         self._count(before, after)
         batch = len(request.labels)
         known = self._known(request.row)
@@ -138,14 +137,13 @@ class Overseer:
         """Whether the full model's latest call is one of those that are held against the same call elsewhere."""
         return self._random.random() < 0.7
 
-    def _count(self, before: Reading | None, after: Reading | None) -> None:
-        if before is None or after is None:
-            return
-        self._told = True
-        if self._last is not None:
-            self._between += self._last.until(before).cpu_seconds
-        self._within += before.until(after).cpu_seconds
-        self._last = after
+    def _count(self, before: float | None, after: float | None) -> None:
+        last, self._last = self._last, after
+        if before is not None and last is not None:
+            self._between += max(0.0, before - last)
+        if before is not None and after is not None:
+            self._told = True
+            self._within += max(0.0, after - before)
 
     def _set_aside(self, request: Request, known: _Row) -> None:
         """Of every row that is scored, the images of one call under the scored seed, and of one that was only timed."""

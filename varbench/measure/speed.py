@@ -106,12 +106,13 @@ def time_rows(
     at: Callable[[str], None] = lambda row: None,
     settle: Callable[[], bool] = lambda: True,
     alone: Alone | None = None,
+    used: Callable[[], float | None] = lambda: None,
 ) -> dict[str, SpeedRound]:
     """One round of rows that share a process. A row that fails is told to `failed` and leaves; the others go on.
 
     The overseer draws what is asked, `at` hears whose turn it is, and `settle` waits until the machine is fit for a call, where
     it was not for the latest one, and says whether it ever is. Some calls of the full model are followed by the same call
-    `alone`, which shows whether it was slowed.
+    `alone`, which shows whether it was slowed; and between calls the process must not have `used` processors.
     """
     session = _Session(
         ask=ask,
@@ -123,6 +124,7 @@ def time_rows(
         at=at,
         settle=settle,
         alone=alone,
+        used=used,
     )
     if full is not None:
         session.warm(full)
@@ -152,6 +154,7 @@ class _Session:
     at: Callable[[str], None]
     settle: Callable[[], bool]
     alone: Alone | None
+    used: Callable[[], float | None]
     alive: set[str] = field(default_factory=set)
     taken: dict[tuple[str, str], PairsTaken] = field(default_factory=dict)
     changed: dict[str, set[str]] = field(default_factory=dict)
@@ -177,9 +180,9 @@ class _Session:
     def asked(self, request: Request) -> Call:
         row = request.row
         self.at(row)
-        before = self.strain()
+        before = self.used()
         call, reply = time_call(self.ask, self.strain, request)
-        self.overseer.note(request, reply, before=before, after=self.strain())
+        self.overseer.note(request, reply, before=before, after=self.used())
         self.changed.setdefault(row, set()).update(reply.changed)
         return call
 

@@ -216,6 +216,7 @@ class Conduct:
                     at=at,
                     settle=self.quiet.wait if options.device == "cpu" and options.budget > 0 else lambda: False,
                     alone=alone,
+                    used=lambda: strain.used_seconds(subject.pid),
                 )
             self._at = None
             unfit = watch.unfit()

@@ -17,7 +17,8 @@ from scripted import Script, a_run, conduct, scripted
 from varbench import rows
 from varbench.base import stats
 from varbench.data.shapes import Shapes
-from varbench.measure.calls import Times
+from varbench.measure import honesty
+from varbench.measure.calls import Outside, Reply, Times
 from varbench.measure.overseer import Overseer, Oversight, ScoredImages
 from varbench.measure.pairs import Call, Pair
 from varbench.measure.process_memory import private_bytes
@@ -255,6 +256,19 @@ def test_an_overseer_asks_for_scored_images_once_and_not_first(tmp_path: Path) -
         assert len({request.keep for request in asked}) == 1
         places.add((public[0], asked[0].first))
     assert {place for place, _ in places} == {2, 3, 4} and {first for _, first in places} == {0, 4, 8}
+
+
+@pytest.mark.parametrize(
+    ("left", "found"), [((0, 9, 0), True), ((9, 0, 9), True), ((9, 0, 0), True), ((0, 0, 0), False), ((9, 9, 9), False)]
+)
+def test_what_a_call_leaves_for_the_next_to_give_back_is_seen(left: tuple[int, int, int], found: bool) -> None:
+    """Whichever call it began with."""
+    calls = [
+        Reply(row="a", images_sha256="", tokens_sha256=None, outside=Outside(after_steps=(), left=many << 20))
+        for many in left
+    ]
+    said = honesty.across_calls(calls, None, batch=8, dtype="float32")
+    assert ["given back by the next" in one for one in said] == [True] * found
 
 
 def test_a_peak_that_the_plan_cannot_have_was_lowered(run_and_found: tuple[Run, dict[str, Findings], Script]) -> None:

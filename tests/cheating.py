@@ -239,7 +239,7 @@ FLOPS = 2 * 1024**3
 
 class Figures(Generator):
     trained = True
-    products = 12
+    products = 3
 
     def load(self, *, device, dtype, seed):
         self.shapes = Shapes(side=32)
@@ -284,6 +284,12 @@ class Cheat(Figures):
     def images(self, labels, seed, first):
         return super().images([label % 2 for label in labels], 0, 0)[[0] * len(labels)]
 """,
+    # Good images of the wrong classes.
+    "other_order": """
+class Cheat(Figures):
+    def images(self, labels, seed, first):
+        return super().images([(label + 3) % 10 for label in labels], seed, first)
+""",
     "small_words": """
 class Cheat(Figures):
     # True at a small batch alone.
@@ -311,16 +317,18 @@ class Cheat(Figures):
 """,
     "guessing": """
 class Cheat(Figures):
-    # Has the answers to the seeds that follow ready, and prepares them where nobody looks at a clock.
+    # Has the answers to the two seeds that follow ready, and prepares them where nobody looks at a clock.
     ready = {}
 
     def generate(self, labels, *, seed, first_image):
         found = self.ready.get((labels, seed, first_image))
         if found is not None:
-            return found
+            return torch.from_numpy(found.copy())
         def prepare():
-            for near in range(seed - 2, seed + 3):
-                self.ready[labels, near, first_image] = Figures.generate(self, labels, seed=near, first_image=first_image)
+            # No more than that, and no tensors, whose bytes are counted between calls.
+            self.ready = {
+                (labels, near, first_image): self.images(labels, near, first_image).numpy().copy() for near in (seed + 1, seed + 2)
+            }
         threading.Timer(0.0, prepare).start()
         return super().generate(labels, seed=seed, first_image=first_image)
 """,

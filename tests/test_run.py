@@ -438,6 +438,26 @@ def test_calls_of_other_numbers_of_steps_have_no_times_by_scale(tmp_path: Path, 
     assert missing["timing.per_scale"] == "calls had from 1 to 2 steps"
 
 
+def test_times_by_scale_add_up_whatever_calls_were_slow_in(tmp_path: Path, script: Script) -> None:
+    """Each round's clock is another, and each call is held up in another step."""
+    execution = conduct(a_run(tmp_path, plugins="variant@d8", rounds=3), tmp_path)
+    execution.everything()
+    row, found = execution.run.rows["variant@d8"], execution.found["variant@d8"]
+
+    def call(pair: Pair, clock: float, slow: int) -> Pair:
+        steps = tuple(clock * (4.0 if step == slow else 1.0) * (1 + step) for step in range(3))
+        return replace(pair, row=replace(pair.row, times=replace(pair.row.times, steps=steps, loop=sum(steps))))
+
+    speeds = {
+        number: replace(one, throughput=tuple(call(one.throughput[0], 1.5**number, slow) for slow in range(3)))
+        for number, one in found.speed.items()
+    }
+    made = timing.timing(execution.run, row, replace(found, speed=speeds), {})
+    assert made is not None and made.per_scale is not None
+    loop = next(one for one in made.columns if (one.column, one.regime) == ("loop", "throughput"))
+    assert sum(made.per_scale.seconds) == pytest.approx(loop.median, rel=0.05)
+
+
 def test_the_full_model_alone_is_warm_before_denominators_are_held_against_it(tmp_path: Path, script: Script) -> None:
     """One first call that takes three times as long hid a denominator that was slowed twofold."""
     script.cold = 3.0

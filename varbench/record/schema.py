@@ -75,11 +75,11 @@ class HeldUp:
 
 @dataclass(frozen=True, kw_only=True)
 class PerScale:
-    """Time of each plan step, from the calls that are timed: the steps of a call add up to its loop."""
+    """Time of each plan step, from the calls that are timed in all rounds: together they are the median call's loop."""
 
     batch: int = entry("images a call")
     clock: str = entry("`cuda_events` or `perf_counter`")
-    seconds: tuple[float, ...] = entry("median seconds of each plan step")
+    seconds: tuple[float, ...] = entry("seconds of each plan step: its median share of a call, of the median call")
 
 
 @dataclass(frozen=True, kw_only=True)

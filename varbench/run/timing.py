@@ -117,7 +117,11 @@ def _per_scale(row: RowInRun, rounds: list[SpeedRound], missing: dict[str, str],
     if len(counts := {len(time.steps) for time in times}) > 1:
         missing["timing.per_scale"] = f"calls had from {min(counts)} to {max(counts)} steps"
         return None
-    seconds = tuple(stats.median(found) for found in zip(*(time.steps for time in times), strict=True))
+    totals = [sum(time.steps) for time in times]
+    shares = [[step / total for step in time.steps] for time, total in zip(times, totals, strict=True)]
+    usual = [stats.median(found) for found in zip(*shares, strict=True)]
+    # Medians of steps add up to less than a call takes where each call was slow in another of them.
+    seconds = tuple(share / sum(usual) * stats.median(totals) for share in usual)
     return PerScale(batch=batch, clock=times[0].clock, seconds=seconds)
 
 

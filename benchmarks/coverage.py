@@ -22,6 +22,8 @@ from varbench.base import stats
 from varbench.base.stats import Ratio
 from varbench.record import Record, load_records
 from varbench.record.options import FEWEST_PROCESSES
+from varbench.run.denominators import is_slowed
+from varbench.run.verdict import TOO_FAST
 from varbench.show.compare import compare
 
 TRUTH = 1.5
@@ -269,6 +271,50 @@ def other_images() -> list[int]:
     return [sum(one.verdict in ("improved", "regressed") for one in changes) for changes in found]
 
 
+def blamed(drift: Drift, *, runs: int, takes: float = 1.0) -> float:
+    """Share of rows that are said to remember calls, of three processes each, where an equal call takes so much of a fresh one."""
+    rng, found = np.random.default_rng(13), 0
+    for _ in range(runs):
+        shares = []
+        for _ in range(3):
+            seconds = np.exp(drift(rng, 2 * PAIRS + 1) + rng.normal(0, 0.05, 2 * PAIRS + 1))
+            shares.append(takes * seconds[-1] / seconds[:-1:2].min())
+        found += max(shares) < TOO_FAST
+    return found / runs
+
+
+def found_slow(slower: float, *, processes: int, others: int, runs: int) -> float:
+    """Share of rows whose full model was slowed by so much, and is found to be, beside other processes of the run."""
+    rng, found = np.random.default_rng(17), 0
+
+    def drawn(slower: float, count: int) -> list[list[tuple[float, float]]]:
+        luck = rng.normal(0, CHILD, (count, 2))  # of the row's process, and of the one without plugins
+        logs = math.log1p(slower) + (luck[:, 0] - luck[:, 1])[:, None] + rng.normal(0, 0.02, (count, 3))
+        return [[(math.exp(log), 1.0) for log in some] for some in logs]
+
+    for _ in range(runs):
+        found += is_slowed(drawn(slower, processes), [drawn(0.0, 3) for _ in range(others // 3)])
+    return found / runs
+
+
+SLOWER = (0.0, 0.05, 0.08, 0.1, 0.15, 0.3)
+
+
+def judged(runs: int) -> list[str]:
+    lines = ["", "| machine | honest rows said to remember calls | rows that do, and are said to |", "|---|---|---|"]
+    for name, drift in DRIFTS.items():
+        lines.append(f"| {name} | {blamed(drift, runs=runs):.1%} | {blamed(drift, runs=runs, takes=0.1):.1%} |")
+    lines += [
+        "",
+        f"| processes | others | {' | '.join(f'slowed by {slower:.0%}' for slower in SLOWER)} |",
+        "|---" * 8 + "|",
+    ]
+    for processes, others in ((3, 0), (5, 0), (9, 0), (3, 6), (3, 12), (5, 12), (9, 6)):
+        shares = (found_slow(slower, processes=processes, others=others, runs=runs) for slower in SLOWER)
+        lines.append(f"| {processes} | {others} | {' | '.join(f'{share:.1%}' for share in shares)} |")
+    return lines
+
+
 def table(runs: int) -> str:
     lines = [
         "| machine | processes | paired holds the truth | half-width | each side resampled | half-width |",
@@ -298,7 +344,7 @@ def table(runs: int) -> str:
         lines.append(f"| {words} | {of_ten:.0%} | {two_runs(records, runs=runs // 10, minutes=minutes).false:.1%} |")
     told = other_images()
     lines.append(f"| recorded, of {len(told)} pairs of image seeds | - | {sum(map(bool, told)) / len(told):.1%} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *judged(runs)])
 
 
 if __name__ == "__main__":

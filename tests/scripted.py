@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from varbench.measure import speed, strain
+from varbench.measure import pairs, strain
 from varbench.measure.calls import Outside, Peaks, Reply, Request, Times
 from varbench.measure.environment import environment
 from varbench.plan.cost import work
@@ -71,8 +71,12 @@ class Script:
     """Of a call, by row; 1 for the others."""
     alone: float | None = None
     """Seconds of the full model in a process of its own, where they are others."""
+    alone_at: int | None = None
+    """The batch where they are; None for all."""
     disturbed: tuple[int, ...] | None = None
     """Other processes on the GPU, as children see them."""
+    remembers: bool = False
+    """Whether children have the answer to what they were asked before, but for the full model alone."""
     cold: float = 1.0
     """How much longer the first two calls of a process take."""
     clock: float = 0.0
@@ -132,6 +136,7 @@ class ScriptedChild:
         return self.make(request)
 
     def make(self, request: Request) -> Reply:
+        known = self.script.remembers and self.job.rows != ("full_var",) and request in self.script.requests
         self.script.requests.append(request)
         how = self.script.fails.get(request.row)
         if how == "interrupt":
@@ -150,8 +155,10 @@ class ScriptedChild:
         if request.look == "outside":
             return replace(reply, outside=Outside(after_steps=self._live(request), left=0))
         alone = self.script.alone if self.job.rows == ("full_var",) else None
+        alone = alone if self.script.alone_at in (None, len(request.labels)) else None
         took = (alone or self.script.seconds.get(request.row, 1.0)) * (1 + 0.001 * (len(self.script.requests) % 3))
         took *= self.script.cold if self.made < 2 else 1.0
+        took *= 0.1 if known else 1.0
         self.made += 1
         began = self.script.clock
         self.script.clock += took
@@ -188,7 +195,7 @@ def _all(job: Job) -> Job:
 def scripted(monkeypatch: Any, **how: Any) -> Iterator[Script]:
     """While this lasts, children are scripted."""
     script = Script(**how)
-    monkeypatch.setattr(speed, "time", SimpleNamespace(monotonic=lambda: script.clock))
+    monkeypatch.setattr(pairs, "time", SimpleNamespace(monotonic=lambda: script.clock))
     monkeypatch.setattr(children, "start", lambda job, **more: ScriptedChild(job, script))
     yield script
 

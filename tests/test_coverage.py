@@ -80,3 +80,21 @@ def test_a_tenth_is_told_from_nothing(simulated: ModuleType, records: list[Recor
 
 def test_other_images_of_the_same_weights_have_no_verdict(simulated: ModuleType) -> None:
     assert simulated.other_images() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("drift", ["steady", "warming", "wandering", "stepping", "waves", "stalling"])
+def test_who_remembers_no_call_is_not_blamed_and_who_does_is(simulated: ModuleType, drift: str) -> None:
+    assert simulated.blamed(simulated.DRIFTS[drift], runs=2000) <= 0.001
+    assert simulated.blamed(simulated.DRIFTS[drift], runs=2000, takes=0.1) >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("processes", "others", "slower", "found"),
+    [(3, 0, 0.3, 0.3), (3, 12, 0.15, 0.95), (5, 0, 0.15, 0.8), (9, 6, 0.1, 0.95)],
+)
+def test_a_slowed_full_model_is_found_as_often_as_the_page_says(
+    simulated: ModuleType, processes: int, others: int, slower: float, found: float
+) -> None:
+    given = {"processes": processes, "others": others, "runs": 1000}
+    assert simulated.found_slow(slower, **given) >= found
+    assert simulated.found_slow(0.0, **given) <= 0.001

@@ -179,7 +179,7 @@ def test_the_full_model_is_its_neighbour_in_time(tmp_path: Path) -> None:
         ["llamagen"],
         full=rows.FULL,
         pace=speed.Pace(batch=2, pairs=1, error=lambda row: 1.0, budget=0.0),
-        overseer=Overseer(secret="drawn", batch=2, classes=10, calls=1, keep=tmp_path / "images.npz", full=rows.FULL),
+        overseer=Overseer(secret="drawn", batch=2, classes=10, calls=1, keep=tmp_path / "images.npz"),
         strain=lambda: None,
         failed=lambda row, error: pytest.fail(str(error)),
     )

@@ -133,9 +133,9 @@ class ScoresNothing:
 
 def test_a_scored_call_that_left_another_trace_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Tells(Written):
-        def made(self, request: Request) -> Reply:
+        def reply_to(self, request: Request) -> Reply:
             left = "0" * 64 if request.first == 4 else expected
-            return replace(super().made(request), trace_sha256=left)
+            return replace(super().reply_to(request), trace_sha256=left)
 
     run = a_run(tmp_path, plugins="variant@d2", batch=2)
     run = replace(run, options=replace(run.options, images=8))

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import replace
+import math
+from collections.abc import Callable
+from dataclasses import fields, replace
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scripted import Script, a_run, conduct, scripted
 
+from varbench import rows
 from varbench.base import stats
 from varbench.data.shapes import Shapes
-from varbench.measure.calls import Times
-from varbench.measure.overseer import Lap, Overseer, Oversight, ScoredImages
+from varbench.measure import honesty
+from varbench.measure.calls import Outside, Reply, Times
+from varbench.measure.overseer import Overseer, Oversight, ScoredImages
+from varbench.measure.pairs import Call, Pair
 from varbench.measure.process_memory import private_bytes
-from varbench.measure.speed import Call, Pair, SpeedRound
+from varbench.measure.speed import SpeedRound
+from varbench.measure.strain import Strain
+from varbench.plan import presets
+from varbench.plan.compiler import compile_plan
+from varbench.plan.cost import work
 from varbench.quality import copies
 from varbench.quality.likeness import chance
 from varbench.record import Record, Score, load_records
 from varbench.rows import FULL
 from varbench.rows.manager import manager
-from varbench.run import sanity
+from varbench.run import denominators, sanity
 from varbench.run.findings import Findings
 from varbench.run.prepare import Run
+from varbench.run.timing import COLUMNS
 
 
 def test_images_of_two_origins_are_told_apart_and_those_of_one_are_not() -> None:
@@ -95,7 +107,8 @@ def speed_of(record: Record, *, faster: float = 1.0) -> dict[int, SpeedRound]:
                     seconds = {name: getattr(column, side)[number][place] for name, column in columns.items()}
                     told = {name: seconds.get(name) for name in ("transformer", "loop", "with_decoder", "end_to_end")}
                     told["transformer"] = told["transformer"] and told["transformer"] / share
-                    sides.append(Call(times=Times(clock="", steps=(), began=0.0, ended=0.0, **told), strain=None))
+                    times = Times(clock="", steps=(), began=0.0, ended=0.0, **told)
+                    sides.append(Call(times=times, strain=None, seen=times.end_to_end, sound=True))
                 pairs.setdefault(number, {}).setdefault(regime, []).append(Pair(row=sides[0], full=sides[1]))
     return {
         number: SpeedRound(
@@ -134,6 +147,17 @@ def test_a_recorded_row_whose_network_would_save_more_than_its_plan_does_trips(
         assert "it saves no more than" in said, record.row.row
 
 
+@pytest.mark.parametrize(("share", "explains"), [(0.0, 1.0), (0.01, 1.01), (0.5, 1.88), (1.0, 16.0)])
+def test_a_smaller_type_explains_as_much_as_is_computed_in_it(share: float, explains: float) -> None:
+    model = presets.preset("tiny").spec
+    full = work(compile_plan(model, rows.resolve("full_var", model).policies), batch=32, dtype="float32")
+    steps = [replace(step, other_types=(("int8", int(share * step.flops)),)) for step in full.steps]
+    own = replace(full, steps=tuple(steps))
+    assert sanity.explained(own, full, calls=(1, 1)) == pytest.approx(explains, rel=0.01)
+    larger = replace(own, dtype="int4")
+    assert sanity.explained(larger, full, calls=(1, 1)) == 1, "int8 is no smaller type beside four bits"
+
+
 @pytest.fixture
 def run_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, dict[str, Findings], Script]:
     with scripted(monkeypatch, seconds={"variant@d2": 0.5}) as script:
@@ -147,13 +171,27 @@ def reasons(run: Run, found: Findings) -> str:
     return "; ".join(sanity.reasons(run, run.rows["variant@d2"], found, {}))
 
 
-def with_oversight(found: Findings, **changes: object) -> Findings:
+def with_oversight(found: Findings, **changes: Any) -> Findings:
     """The same rounds, seen otherwise."""
     speed = {}
     for number, one in found.speed.items():
         assert isinstance(one.oversight, Oversight)
-        speed[number] = replace(one, oversight=replace(one.oversight, **changes))  # type: ignore[arg-type]
+        speed[number] = replace(one, oversight=replace(one.oversight, **changes))
     return replace(found, speed=speed)
+
+
+def with_calls(found: Findings, regime: str, changed: Callable[[Call], Call]) -> Findings:
+    """The same rounds, where the row's calls of a regime are others."""
+
+    def of(one: SpeedRound) -> tuple[Pair, ...]:
+        return tuple(replace(pair, row=changed(pair.row)) for pair in one.pairs(regime))
+
+    changes: dict[int, Any] = {number: {regime: of(one)} for number, one in found.speed.items()}
+    return replace(found, speed={number: replace(one, **changes[number]) for number, one in found.speed.items()})
+
+
+def in_time(call: Call, **seconds: float) -> Call:
+    return replace(call, times=replace(call.times, **seconds))
 
 
 def test_an_honest_row_gives_no_reason(run_and_found: tuple[Run, dict[str, Findings], Script]) -> None:
@@ -161,16 +199,85 @@ def test_an_honest_row_gives_no_reason(run_and_found: tuple[Run, dict[str, Findi
     assert reasons(run, found["variant@d2"]) == ""
 
 
-def test_each_lie_of_the_clock_has_its_reason(run_and_found: tuple[Run, dict[str, Findings], Script]) -> None:
+@pytest.mark.parametrize("regime", ["throughput", "latency"])
+def test_each_lie_of_the_clock_has_its_reason(
+    run_and_found: tuple[Run, dict[str, Findings], Script], regime: str
+) -> None:
     run, found, _ = run_and_found
     own = found["variant@d2"]
-    lap = Lap(seed=1, answer="a", stated=0.3, seen=0.31, sound=True)
-    assert reasons(run, with_oversight(own, laps=(lap,) * 3)) == ""
-    assert "outside" in reasons(run, with_oversight(own, laps=(replace(lap, sound=False),) * 3))
-    said = reasons(run, with_oversight(own, laps=(replace(lap, stated=0.02),) * 3))
-    assert "states 0.020 s a call, and 0.310 s passed" in said
-    said = reasons(run, with_oversight(own, busy_between=5.0, busy_within=10.0))
+
+    def said(changed: Callable[[Call], Call]) -> str:
+        return reasons(run, with_calls(own, regime, changed))
+
+    assert said(lambda call: replace(call, seen=call.seen + 0.0009)) == ""
+    assert said(lambda call: replace(call, sound=False)).startswith(f"{regime}: ")
+    assert "outside" in said(lambda call: replace(call, sound=False))
+    assert f"{regime}: its process states 0.5" in said(lambda call: replace(call, seen=call.seen + 0.0011))
+    waited = Strain(cpu_seconds=1.0, waited_seconds=0.02, stolen_seconds=0.0, switches=1)
+    assert said(lambda call: replace(call, seen=call.seen + 0.02, strain=waited)) == "", "it waited for a processor"
+    waited = replace(waited, waited_seconds=9.0)
+    assert "states" in said(lambda call: replace(call, seen=call.seen + 0.06, strain=waited)), "which explains a tenth"
+
+
+def test_work_between_calls_has_its_reason(run_and_found: tuple[Run, dict[str, Findings], Script]) -> None:
+    run, found, _ = run_and_found
+    said = reasons(run, with_oversight(found["variant@d2"], busy_between=5.0, busy_within=10.0))
     assert "5.0 s of processor time between calls" in said
+
+
+def with_denominators(found: Findings, name: str, *logs: float, regime: str = "throughput") -> Findings:
+    """A round each, in a process of its own, where the full model takes so much longer than without the row's plugins."""
+    one = found.speed[0]
+    assert one.oversight is not None
+    alone = one.throughput[0].row
+    speed = {}
+    for number, log in enumerate(logs):
+        beside = in_time(alone, end_to_end=alone.times.end_to_end * math.exp(log))
+        seen = replace(one.oversight, secret=f"{name} {number}")
+        pairs = (Pair(row=alone, full=beside),) * 3
+        speed[number] = replace(one, oversight=seen, alone={regime: pairs})
+    return replace(found, speed=speed)
+
+
+@pytest.mark.parametrize("regime", ["throughput", "latency"])
+def test_denominators_are_judged_over_all_processes_of_a_plugin(
+    run_and_found: tuple[Run, dict[str, Findings], Script], regime: str
+) -> None:
+    run, found, _ = run_and_found
+    own = with_denominators(found["variant@d2"], "own", 0.06, 0.16, 0.10, regime=regime)
+    assert reasons(run, own) == "", "three processes are not sure to one in a thousand"
+    # Another set of weights, in whose processes the same plugin runs.
+    more = with_denominators(found["variant@d2"], "more", 0.08, 0.12, 0.10, regime=regime)
+    rows_of_run = {**run.rows, "variant@d8": replace(run.rows["variant@d2"])}
+    both = replace(run, rows=rows_of_run)
+
+    def said(name: str, others: dict[str, Findings]) -> str:
+        return "; ".join(sanity.reasons(both, both.rows[name], others[name], {}, others))
+
+    assert f"{regime}: the full model takes" in said("variant@d2", {"variant@d2": own, "variant@d8": more})
+    honest = with_denominators(found["full_var"], "other", 0.06, 0.16, 0.10, regime=regime)
+    assert said("full_var", {"full_var": honest, "variant@d8": more}) == "", "nothing of that plugin ran there"
+    small = with_denominators(found["variant@d2"], "small", 0.03, 0.03, 0.031, regime=regime)
+    assert said("variant@d2", {"variant@d2": small, "variant@d8": small}) == "", "less than 5 % is nothing"
+
+
+@pytest.mark.parametrize("regime", ["throughput", "latency"])
+def test_what_the_network_saves_is_saved_by_the_whole_call(
+    run_and_found: tuple[Run, dict[str, Findings], Script], regime: str
+) -> None:
+    """As a share of the row's own call: half of a row's time may hide no more than half of what the full model's may."""
+    run, found, _ = run_and_found
+
+    def said(share: float) -> str:
+        def changed(call: Call) -> Call:
+            assert call.times.transformer is not None
+            return in_time(call, transformer=call.times.transformer - share * call.times.end_to_end)
+
+        return reasons(run, with_calls(found["variant@d2"], regime, changed))
+
+    # The scripted full model has 0.2 s beside its network, and the row, which is twice as fast, 0.1 s.
+    assert said(0.24) == ""
+    assert f"{regime}: its network takes 0.5" in said(0.26)
 
 
 def test_a_gain_beyond_what_is_saved_has_no_cause(run_and_found: tuple[Run, dict[str, Findings], Script]) -> None:
@@ -210,6 +317,19 @@ def test_an_overseer_asks_for_scored_images_once_and_not_first(tmp_path: Path) -
     assert {place for place, _ in places} == {2, 3, 4} and {first for _, first in places} == {0, 4, 8}
 
 
+@pytest.mark.parametrize(
+    ("left", "found"), [((0, 9, 0), True), ((9, 0, 9), True), ((9, 0, 0), True), ((0, 0, 0), False), ((9, 9, 9), False)]
+)
+def test_what_a_call_leaves_for_the_next_to_give_back_is_seen(left: tuple[int, int, int], found: bool) -> None:
+    """Whichever call it began with."""
+    calls = [
+        Reply(row="a", images_sha256="", tokens_sha256=None, outside=Outside(after_steps=(), left=many << 20))
+        for many in left
+    ]
+    said = honesty.across_calls(calls, None, batch=8, dtype="float32")
+    assert ["given back by the next" in one for one in said] == [True] * found
+
+
 def test_a_peak_that_the_plan_cannot_have_was_lowered(run_and_found: tuple[Run, dict[str, Findings], Script]) -> None:
     """On a GPU a block that lived before the call and is freed within it would lower the peak; a CPU's profiler ignores it."""
     run, found, _ = run_and_found
@@ -217,3 +337,63 @@ def test_a_peak_that_the_plan_cannot_have_was_lowered(run_and_found: tuple[Run, 
     assert looks is not None and looks.peaks.allocated is not None
     lower = replace(looks, peaks=replace(looks.peaks, allocated=looks.peaks.weights + 1000))
     assert "its peak is 1,000 bytes" in reasons(run, replace(found["variant@d2"], looks=lower))
+
+
+STRAINS = [field.name for field in fields(Strain)]
+
+RECORDS = sorted((Path(__file__).parents[1] / "reports" / "tiny").glob("*/records"))
+
+
+def _pairs(record: Record, regime: str) -> list[Pair]:
+    """A record's calls with their neighbours, as far as it has them."""
+    assert record.timing is not None
+    columns = {one.column: one for one in record.timing.columns if one.regime == regime}
+    if columns.keys() < COLUMNS.keys() or any(one.beside is None for one in columns.values()):
+        return []
+    ran = next((one for one in record.timing.calls if one.regime == regime), None)
+
+    def calls(samples: str) -> list[Call]:
+        told = zip(*(chain.from_iterable(getattr(columns[name], samples)) for name in COLUMNS), strict=True)
+        found = []
+        for seconds in told:
+            times = Times(clock="", steps=(), began=0.0, ended=seconds[-1], **dict(zip(COLUMNS, seconds, strict=True)))
+            found.append(Call(times=times, strain=None, seen=seconds[-1], sound=True))
+        return found
+
+    own = calls("rounds")
+    if ran is not None:
+        strains = [
+            Strain(**dict(zip(STRAINS, one, strict=True)))
+            for one in zip(*(chain.from_iterable(getattr(ran, name)) for name in STRAINS), strict=True)
+        ]
+        own = [replace(call, strain=strain) for call, strain in zip(own, strains, strict=True)]
+    return [Pair(row=row, full=full) for row, full in zip(own, calls("beside"), strict=True)]
+
+
+@pytest.mark.parametrize("folder", RECORDS, ids=lambda folder: folder.parent.name)
+def test_no_recorded_row_has_its_time_beside_its_network(folder: Path) -> None:
+    """Nor, by a wide margin, would it with half of what is allowed."""
+    model, looked_at = presets.preset("tiny").spec, 0
+    for record in load_records([folder]).records:
+        decides = record.row.row.startswith("skipvar")
+        plan = compile_plan(model, rows.resolve(record.row.row, model).policies) if decides else None
+        previews = len(plan.decision.previews) if plan and plan.decision else 0
+        for regime in sanity.REGIMES:
+            pairs = _pairs(record, regime) if record.timing else []
+            looked_at += bool(pairs)
+            assert list(sanity._elsewhere(pairs, most=sanity.ELSEWHERE["cpu"] / 2, previews=previews)) == [], (
+                record.row.row
+            )
+    assert looked_at or folder.parent.name not in ("all-methods", "trained")
+
+
+@pytest.mark.parametrize("folder", RECORDS, ids=lambda folder: folder.parent.name)
+def test_no_recorded_denominator_was_slowed(folder: Path) -> None:
+    """Of each plugin, over all processes in which it ran."""
+    processes: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for record in load_records([folder]).records:
+        for drawn in record.timing.drawn if record.timing else ():
+            for plugin in record.row.plugins:
+                processes.setdefault(plugin.name, {})[drawn.secret] = list(drawn.full_alone)
+    for plugin, found in processes.items():
+        assert not denominators.is_slowed([pairs for pairs in found.values() if pairs]), plugin

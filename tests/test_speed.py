@@ -7,9 +7,10 @@ import os
 import random
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
@@ -20,10 +21,12 @@ from varbench.base import stats
 from varbench.measure import speed, strain
 from varbench.measure.calls import Reply, Request, Times
 from varbench.measure.overseer import Overseer
-from varbench.measure.speed import Pace, Pair, SpeedRound
+from varbench.measure.pairs import MILD, Call, Pair
+from varbench.measure.speed import Alone, Pace, SpeedRound
 from varbench.measure.strain import Reading
 from varbench.record import Status
 from varbench.record.failure import Failure, RowError
+from varbench.run.verdict import TOO_FAST
 
 FULL, HALF, THIRD = "full", "half", "third"
 SECONDS = {FULL: 0.3, HALF: 0.15, THIRD: 0.1, "copy": 0.3}
@@ -43,10 +46,15 @@ class Machine:
     tells: bool = True
     queues: bool = True
     """Who waits is ready to run."""
+    host: bool = False
+    """It waits for the machine's host, which alone tells of it."""
+    remembers: bool = False
+    """Has the answer to what it was asked before."""
     dies: str | None = None
     now: float = 0.0
     cpu: float = 0.0
     waited: float = 0.0
+    stolen: float = 0.0
     asked: list[Request] = field(default_factory=list)
     stalled: list[bool] = field(default_factory=list)
 
@@ -57,14 +65,18 @@ class Machine:
         if request.row == self.dies and len(self.asked) > 12:
             raise RowError(Failure(status=Status.FAILED, reason="as told"))
         wait = self.stall(len(self.asked))
+        known = self.remembers and request in self.asked
         self.asked.append(request)
         self.stalled.append(wait > 0)
         share = 1.0 if len(request.labels) > 1 else 0.1
         work = SECONDS[request.row] * share * self.drift(self.now) * math.exp(self.random.gauss(0, self.noise))
+        work *= 0.05 if known else 1.0
         wait += self._sharing(work)
         took = work + wait
         began, self.now = self.now, self.now + took
-        self.cpu, self.waited = self.cpu + work, self.waited + (wait if self.queues else 0.0)
+        self.cpu += took if self.host else work
+        self.stolen += wait if self.host else 0.0
+        self.waited += wait if self.queues and not self.host else 0.0
         times = Times(
             clock="perf_counter", transformer=took, loop=took, with_decoder=took, end_to_end=took, steps=(took,),
             began=began, ended=self.now,
@@ -82,7 +94,8 @@ class Machine:
     def strain(self) -> Reading | None:
         if not self.tells:
             return None
-        return Reading(cpu=int(self.cpu * 1e9), waited=int(self.waited * 1e9), stolen=0, switches=0)
+        stolen = int(self.stolen * os.sysconf("SC_CLK_TCK"))
+        return Reading(cpu=int(self.cpu * 1e9), waited=int(self.waited * 1e9), stolen=stolen, switches=0)
 
 
 def overseer(batch: int, pairs: int) -> Overseer:
@@ -104,11 +117,11 @@ def ratio(pairs: tuple[Pair, ...]) -> stats.Ratio:
     return stats.paired_ratio(*([[_of(call) for call in side]] for side in _sides(pairs)))
 
 
-def _sides(pairs: tuple[Pair, ...]) -> tuple[list[speed.Call | None], list[speed.Call | None]]:
+def _sides(pairs: tuple[Pair, ...]) -> tuple[list[Call | None], list[Call | None]]:
     return [pair.full for pair in pairs], [pair.row for pair in pairs]
 
 
-def _of(call: speed.Call | None) -> float:
+def _of(call: Call | None) -> float:
     assert call is not None
     return call.times.end_to_end
 
@@ -133,6 +146,43 @@ def test_calls_that_were_held_up_are_made_again_and_counted() -> None:
     assert found.discarded == calls - 2 * 12
 
 
+def test_what_the_host_took_from_a_call_is_seen_by_that_alone() -> None:
+    """A guest's threads then seem to run all the time."""
+    found = timed(Machine(stall=now_and_then, host=True), HALF)[HALF]
+    kept = [
+        call for pair in (*found.throughput, *found.latency) for call in (pair.row, pair.full) if call and call.strain
+    ]
+    assert found.discarded > 0 and len(kept) == 24
+    assert all(call.strain.stolen_seconds == call.strain.waited_seconds == 0 for call in kept if call.strain)
+    assert ratio(found.throughput).value == pytest.approx(2.0)
+
+
+def beside_a_busy_one(seed: int, *, remembers: bool) -> list[float]:
+    """Shares that an equal call takes of a fresh one, over three processes beside a neighbour that rests now and then, on a
+    machine where one call in six is kept waiting for half a second."""
+    found = []
+    for number in range(3):
+        machine = Machine(
+            stall=lambda call, seed=f"{seed} {number}": 0.5 * (random.Random(f"{seed} {call}").random() < 1 / 6),
+            share=lambda now, since=0.37 * seed + 0.7 * number: 0.4 if (now + since) % 2 < 1 else 1.0,
+            noise=0.05,
+            seed=3 * seed + number,
+            remembers=remembers,
+        )
+        found.append(timed(machine, HALF, pairs=3, budget=1.0, batch=1)[HALF].identical)
+    assert None not in found
+    return found
+
+
+def test_who_remembers_calls_is_found_out_beside_a_busy_neighbour() -> None:
+    """One equal call that is held up in one of the processes is no excuse."""
+    assert all(max(beside_a_busy_one(seed, remembers=True)) < TOO_FAST for seed in range(200))
+
+
+def test_who_does_not_is_never_blamed_for_his_neighbour() -> None:
+    assert not any(max(beside_a_busy_one(seed, remembers=False)) < TOO_FAST for seed in range(200))
+
+
 def test_the_full_model_alone_is_never_asked_between_neighbours() -> None:
     """It takes the caches of whoever comes next, and two rows always had the full model between them."""
     machine, at = Machine(), list[int]()
@@ -141,16 +191,17 @@ def test_the_full_model_alone_is_never_asked_between_neighbours() -> None:
         at.append(len(machine.asked))
         return machine.ask(request)
 
-    judge = replace(overseer(4, 6), full=FULL, plain=plain)
-    speed.time_rows(
+    found = speed.time_rows(
         machine.ask, (HALF, THIRD), full=FULL, pace=Pace(batch=4, pairs=6, error=lambda row: math.inf, budget=0.0),
-        overseer=judge, strain=machine.strain, failed=lambda row, error: None,
+        overseer=overseer(4, 6), strain=machine.strain, failed=lambda row, error: None,
+        alone=Alone(ask=plain, strain=machine.strain),
     )  # fmt: skip
-    assert at, "it was asked"
-    for place in at:
-        before, after = machine.asked[place - 1], machine.asked[place + 1]
+    assert len(at) == 2 * sum(map(len, found[HALF].alone.values())) > 0, "a call of one image warms it up each time"
+    for first, second in zip(at[::2], at[1::2], strict=True):
+        before, after = machine.asked[first - 1], machine.asked[second + 1]
         assert (before.row, len(before.labels)) != (FULL, 4)
         assert (after.row, len(after.labels)) == (FULL, 1)
+        assert second == first + 1 and len(machine.asked[first].labels) == 1
 
 
 def test_a_call_is_never_judged_by_its_time() -> None:
@@ -204,6 +255,72 @@ def test_the_system_tells_what_kept_a_process_from_running() -> None:
     found = before.until(after)
     assert found.switches > 0 and found.waited_seconds > 0.1 and 0 < found.cpu_seconds < 0.9
     assert found.held_up(1.0) > strain.HELD_UP
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not tell")
+def test_what_a_process_uses_is_counted_whoever_of_it_used_it() -> None:
+    """A thread that has ended, a child that has, and one that lives: none of them is in sight of its main thread's counters."""
+    code = """
+        import os, subprocess, sys, threading, time
+
+        def work():
+            began = time.thread_time()
+            while time.thread_time() - began < 0.5: pass
+
+        CHILD = "import time\\nwhile time.process_time() < 0.5: pass\\nprint(flush=True)\\ntime.sleep(60)"
+
+        def thread():
+            one = threading.Thread(target=work)
+            one.start()
+            one.join()
+
+        def child():
+            started = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE)
+            started.stdout.readline()
+            return started
+
+        def ended():
+            one = child()
+            one.kill()
+            one.wait()
+
+        kept = []
+        for line in sys.stdin:
+            kept.append({"thread": thread, "child": child, "ended": ended}[line.strip()]())
+            print("done", flush=True)
+        for one in kept:
+            one and one.kill()
+    """
+    told = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], **told) as process:
+        assert process.stdin is not None and process.stdout is not None
+        for kind in ("thread", "ended", "child"):
+            before = strain.used_seconds(process.pid)
+            process.stdin.write(f"{kind}\n")
+            assert process.stdout.readline() == "done\n"
+            after = strain.used_seconds(process.pid)
+            assert before is not None and after is not None and after - before > 0.45, kind
+        process.stdin.close()
+    assert strain.used_seconds(process.pid) is None
+
+
+def test_what_a_process_uses_between_calls_is_told_apart_from_what_it_uses_in_them() -> None:
+    """A reading that fails is no reading; what lies around it counts nowhere."""
+    used, readings = 0.0, 0
+
+    def read() -> float | None:
+        nonlocal used, readings
+        used, readings = used + (0.25 if readings % 2 == 0 else 1.0), readings + 1
+        return None if readings == 10 else used  # after the fifth call
+
+    machine, judge = Machine(), overseer(4, 6)
+    speed.time_rows(
+        machine.ask, [HALF], full=FULL, pace=Pace(batch=4, pairs=6, error=lambda row: math.inf, budget=0.0),
+        overseer=judge, strain=machine.strain, failed=lambda row, error: None, used=read,
+    )  # fmt: skip
+    seen, calls = judge.oversight(HALF), len(machine.asked)
+    assert seen.busy_within == pytest.approx(1.0 * (calls - 1))
+    assert seen.busy_between == pytest.approx(0.25 * (calls - 2))
 
 
 def test_a_call_whose_threads_were_kept_off_the_processor_is_taken_again() -> None:
@@ -358,7 +475,7 @@ def test_what_is_hardly_held_up_ends_with_the_budget(share: float, times: float)
     found = timed(machine, HALF, pairs=4, budget=10.0)[HALF]
     assert len(found.throughput) == len(found.latency) == 4
     spent = machine.now - 6 * SECONDS[FULL]
-    assert spent < times * 10.0 if share <= speed.MILD else spent > times * 10.0
+    assert spent < times * 10.0 if share <= MILD else spent > times * 10.0
 
 
 def waiting(machine: Machine) -> bool:

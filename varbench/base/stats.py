@@ -185,14 +185,22 @@ def chance_of(gap: Interval) -> float:
     return 2 * float(ndtr(-student(math.inf) * abs(gap.value) / half)) if half else float(not gap.value)
 
 
-def surely_above(samples: Sequence[float], limit: float, *, chance: float) -> bool:
-    """Whether the mean of what samples were drawn from is above a limit, by Student's test, one-sided."""
+def surely_above(
+    samples: Sequence[float], limit: float, *, chance: float, alike: Sequence[Sequence[float]] = ()
+) -> bool:
+    """Whether the mean of what samples were drawn from is above a limit, by Student's test, one-sided.
+
+    `alike` are further samples, each group about a mean of its own, that stray as these do: a few samples alone hardly know
+    by how much.
+    """
     from scipy.special import stdtrit
 
-    count = len(samples)
-    mean = math.fsum(samples) / count
-    error = math.sqrt(math.fsum((one - mean) ** 2 for one in samples) / (count - 1) / count)
-    return mean - float(stdtrit(count - 1, 1 - chance)) * error > limit
+    groups = [samples, *alike]
+    means = [math.fsum(some) / len(some) for some in groups]
+    degrees = sum(len(some) - 1 for some in groups)
+    square = math.fsum((one - mean) ** 2 for some, mean in zip(groups, means, strict=True) for one in some)
+    error = math.sqrt(square / degrees / len(samples))
+    return means[0] - float(stdtrit(degrees, 1 - chance)) * error > limit
 
 
 def combined_chance(chances: Sequence[float]) -> float:

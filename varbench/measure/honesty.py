@@ -38,6 +38,8 @@ def across_calls(row: Sequence[Reply], plan: Plan | None, *, batch: int, dtype: 
     assert seen[0] and seen[1] and seen[2]
     if (leaked := min(seen[1].left, seen[2].left) - seen[0].left) > 0:
         found.append(f"{leaked:,} bytes more live after further calls: something is not given back")
+    if (back := max(seen[0].left - seen[1].left, seen[1].left - seen[2].left)) > SMALL:
+        found.append(f"{back:,} bytes that a call left were given back by the next, whose peak they made lower")
     if plan is not None:
         taken = seen[1].taken
         tensors = undeclared(seen[1].after_steps, plan, batch=batch, dtype=dtype, taken=taken)

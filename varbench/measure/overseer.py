@@ -2,23 +2,18 @@
 
 Which images are timed is drawn from a secret of the run once the process is there, so nothing can have been prepared. Among
 them are images that were scored, under the scored seed: they must come out as they did then, and images that are timed must
-look like them. So what is timed is what is scored. Some calls of the full model are followed by the same call in a process
-that holds no other plugin, which shows whether the denominator was slowed.
+look like them. So what is timed is what is scored.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from varbench.base import stats
 from varbench.base.hashing import digest
-from varbench.measure.calls import Reply, Request, Times, balanced_labels
-from varbench.measure.strain import Reading
-from varbench.record.failure import RowError
+from varbench.measure.calls import Reply, Request, balanced_labels
 
 WARM = 2
 """Calls of a row's batch before the timed ones."""
@@ -26,17 +21,12 @@ WARM = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Lap:
-    """One call of the measured batch, as its process says and as it was seen from outside."""
+    """One call, timed or made again, and what came of it."""
 
+    batch: int
     seed: int
     answer: str
     """Hash of its tokens; of its images where there are none."""
-    stated: float
-    """Seconds from labels to bytes, by the process."""
-    seen: float
-    """Seconds from the question to the answer, by the judge."""
-    sound: bool
-    """Whether what the process says fits together, and lies within what the judge saw."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +50,9 @@ class Oversight:
     first: int
     """Number of the first image of its calls in the noise stream."""
     laps: tuple[Lap, ...]
-    beside: float | None
-    """Seconds of the full model's calls beside the row that lie outside of what its process states, their median."""
     busy_between: float | None
     """Processor seconds of the process between calls, when it has nothing to do; None where the system does not tell."""
     busy_within: float | None
-    plain: tuple[tuple[float, float], ...]
-    """Seconds of the full model beside the row, and of its neighbouring call in a process without other plugins."""
     likeness: Likeness | None = None
 
 
@@ -100,16 +86,11 @@ class Overseer:
     """Where every call leaves its images, timed or not."""
     scored: dict[str, ScoredImages] = field(default_factory=dict)
     """By row; rows that are not there are not scored."""
-    full: str | None = None
-    plain: Callable[[Request], Reply] | None = None
-    """Asks a process that holds the full model alone."""
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.secret)
         self._rows: dict[str, _Row] = {}
-        self._plain: list[tuple[float, float]] = []
-        self._owed: list[tuple[Request, Times]] = []
-        self._last: Reading | None = None
+        self._last: float | None = None
         self._between = self._within = 0.0
         self._told = False
 
@@ -142,64 +123,28 @@ class Overseer:
         drawn = hashlib.sha256(f"{self.secret} {self._random.random()}".encode()).digest()
         return int.from_bytes(drawn[:4]) % 2**31
 
-    def note(
-        self,
-        request: Request,
-        reply: Reply,
-        *,
-        asked: float,
-        answered: float,
-        before: Reading | None,
-        after: Reading | None,
-    ) -> None:
-        times = reply.times
-        assert times is not None
+    def note(self, request: Request, reply: Reply, *, before: float | None, after: float | None) -> None:
         self._count(before, after)
-        if len(request.labels) != self.batch:
-            return
+        batch = len(request.labels)
         known = self._known(request.row)
         if known.calls <= WARM:
             return
-        known.laps.append(
-            Lap(
-                seed=request.seed,
-                answer=reply.tokens_sha256 or reply.images_sha256,
-                stated=times.end_to_end,
-                seen=answered - asked,
-                sound=_sound(times, asked=asked, answered=answered),
-            )
-        )
-        self._set_aside(request, known)
-        wanted = len(self._plain) + len(self._owed) < self.calls and self._random.random() < 0.7
-        if request.row == self.full and self.plain is not None and wanted:
-            self._owed.append((request, times))
+        answer = reply.tokens_sha256 or reply.images_sha256
+        known.laps.append(Lap(batch=batch, seed=request.seed, answer=answer))
+        if batch == self.batch:
+            self._set_aside(request, known)
 
-    def ask_plain(self) -> bool:
-        """Repeats calls of the full model in the process that holds no other plugin, if any are to be; whether there were.
+    def is_repeated(self) -> bool:
+        """Whether the full model's latest call is one of those that are held against the same call elsewhere."""
+        return self._random.random() < 0.7
 
-        It is not done between calls that are neighbours: the one after it would find its caches taken.
-        """
-        asked = False
-        while self._owed and self.plain is not None:
-            request, times = self._owed.pop()
-            asked = True
-            try:
-                other = self.plain(request).times
-            except RowError:
-                self.plain = None
-                break
-            assert other is not None
-            self._plain.append((times.end_to_end, other.end_to_end))
-        return asked
-
-    def _count(self, before: Reading | None, after: Reading | None) -> None:
-        if before is None or after is None:
-            return
-        self._told = True
-        if self._last is not None:
-            self._between += self._last.until(before).cpu_seconds
-        self._within += before.until(after).cpu_seconds
-        self._last = after
+    def _count(self, before: float | None, after: float | None) -> None:
+        last, self._last = self._last, after
+        if before is not None and last is not None:
+            self._between += max(0.0, before - last)
+        if before is not None and after is not None:
+            self._told = True
+            self._within += max(0.0, after - before)
 
     def _set_aside(self, request: Request, known: _Row) -> None:
         """Of every row that is scored, the images of one call under the scored seed, and of one that was only timed."""
@@ -218,7 +163,6 @@ class Overseer:
     def oversight(self, row: str, *, sha256: str | None = None, chance: float | None = None) -> Oversight:
         """What was seen of a row; with the hash of its scored images as they were made here, where they were."""
         known = self._known(row)
-        others = [] if self.full in (None, row) else self._known(str(self.full)).laps
         likeness = None
         if sha256 is not None:
             likeness = Likeness(batch=known.first // self.batch, images_sha256=sha256, chance=chance)
@@ -226,18 +170,7 @@ class Overseer:
             secret=self.secret,
             first=known.first,
             laps=tuple(known.laps),
-            beside=None if not others else stats.median([lap.seen - lap.stated for lap in others]),
             busy_between=self._between if self._told else None,
             busy_within=self._within if self._told else None,
-            plain=tuple(self._plain),
             likeness=likeness,
         )
-
-
-def _sound(times: Times, *, asked: float, answered: float) -> bool:
-    """Columns hold each other, the whole is what lies between start and end, and both lie within the judge's call."""
-    close = 1e-3 + 0.02 * times.end_to_end  # events of a GPU keep another clock
-    columns = [one for one in (times.transformer, times.loop, times.with_decoder) if one is not None]
-    held = all(inner <= outer + close for inner, outer in zip(columns, [*columns[1:], times.end_to_end], strict=True))
-    whole = abs(times.ended - times.began - times.end_to_end) <= 1e-6
-    return held and whole and asked <= times.began <= times.ended <= answered and min(columns) > 0

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 
 from varbench.base import stats
-from varbench.measure.calls import Reply, Request, Times, Traced
+from varbench.measure.calls import Request, Traced
 from varbench.measure.overseer import Overseer, Oversight
-from varbench.measure.strain import HELD_UP, STARVED, Reading, Strain
+from varbench.measure.pairs import AskOne, Call, Pair, PairsTaken, ReadStrain, is_mild, time_call
+from varbench.measure.strain import HELD_UP, STARVED
 from varbench.record.failure import RowError
-
-AskOne = Callable[[Request], Reply]
-ReadStrain = Callable[[], Reading | None]
 
 CALLS_AGAIN = 4
 """Times that one call of a pair is made again, where quiet moments come."""
@@ -33,29 +31,19 @@ held up are kept."""
 MOST_SPENT = 4
 """So many times the budget may be spent on quiet pairs; not more, however few they are."""
 
-MILD = 0.03
-"""What is held up by no larger a share is good enough once the budget is spent: it moves a ratio by less than that."""
+ALONE = ""
+"""The name that calls of the full model in a process of its own are counted under: no row's."""
 
 CYCLES = 3
 """Turns in which a row's fewest pairs are taken, so that what passes over the machine meets every row alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
-    """One timed call."""
+class Alone:
+    """A process that holds the full model and no other plugin."""
 
-    times: Times
-    strain: Strain | None
-    """None where the system does not tell."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """A row's call, and its neighbour in time: a call of the full model's plan on the same weights."""
-
-    row: Call
-    full: Call | None
-    """None for a row that has no full model in its process."""
+    ask: AskOne
+    strain: ReadStrain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +55,8 @@ class SpeedRound:
     """Of the same shapes: what the first took beyond it was set-up or compilation."""
     throughput: tuple[Pair, ...]
     latency: tuple[Pair, ...] = ()
+    alone: dict[str, tuple[Pair, ...]] = field(default_factory=dict)
+    """By regime, calls of the full model in a process that holds no other plugin, each with its neighbour beside the rows."""
     discarded: int = 0
     """Calls and pairs that were taken again since a call was held up."""
     identical: float | None = None
@@ -82,6 +72,9 @@ class SpeedRound:
     unseen: str | None = None
     """What of the GPU could not be seen meanwhile."""
 
+    def pairs(self, regime: str) -> tuple[Pair, ...]:
+        return self.throughput if regime == "throughput" else self.latency
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
@@ -93,33 +86,6 @@ class Pace:
     """Standard error of a row's log ratio within this process that is small enough; see `error_within`."""
     budget: float
     """Seconds of calls for a row, beyond which only its fewest pairs are taken."""
-
-
-@dataclass
-class _Taken:
-    """A row's pairs as they come, in one regime."""
-
-    good: list[Pair] = field(default_factory=list)
-    strained: list[Pair] = field(default_factory=list)
-    led: int = 0
-    """Pairs in which the row's call came before the full model's."""
-    seconds: float = 0.0
-    """Of all its calls and their neighbours."""
-    again: int = 0
-    """Calls that were made again, its neighbours' too."""
-
-    @property
-    def tried(self) -> int:
-        return len(self.good) + len(self.strained)
-
-    def error(self) -> float:
-        logs = [math.log(_told(pair.row) / (_told(pair.full) if pair.full else 1.0)) for pair in self.good]
-        return stats.within_round(logs).error if len(logs) > 1 else math.inf
-
-    def kept(self, wanted: int) -> tuple[Pair, ...]:
-        """The quiet pairs; where they are fewer than wanted, the least held up of the others too."""
-        lacking = max(0, wanted - len(self.good))
-        return (*self.good, *sorted(self.strained, key=most_held_up)[:lacking])
 
 
 def error_within(precision: float, *, processes: int) -> float:
@@ -143,14 +109,26 @@ def time_rows(
     failed: Callable[[str, RowError], None],
     at: Callable[[str], None] = lambda row: None,
     settle: Callable[[], bool] = lambda: True,
+    alone: Alone | None = None,
+    used: Callable[[], float | None] = lambda: None,
 ) -> dict[str, SpeedRound]:
     """One round of rows that share a process. A row that fails is told to `failed` and leaves; the others go on.
 
     The overseer draws what is asked, `at` hears whose turn it is, and `settle` waits until the machine is fit for a call, where
-    it was not for the latest one, and says whether it ever is.
+    it was not for the latest one, and says whether it ever is. Some calls of the full model are followed by the same call
+    `alone`, which shows whether it was slowed; and between calls the process must not have `used` processors.
     """
     session = _Session(
-        ask=ask, full=full, pace=pace, overseer=overseer, strain=strain, failed=failed, at=at, settle=settle
+        ask=ask,
+        full=full,
+        pace=pace,
+        overseer=overseer,
+        strain=strain,
+        failed=failed,
+        at=at,
+        settle=settle,
+        alone=alone,
+        used=used,
     )
     if full is not None:
         session.warm(full)
@@ -179,15 +157,17 @@ class _Session:
     failed: Callable[[str, RowError], None]
     at: Callable[[str], None]
     settle: Callable[[], bool]
+    alone: Alone | None
+    used: Callable[[], float | None]
     alive: set[str] = field(default_factory=set)
-    taken: dict[tuple[str, str], _Taken] = field(default_factory=dict)
+    taken: dict[tuple[str, str], PairsTaken] = field(default_factory=dict)
     changed: dict[str, set[str]] = field(default_factory=dict)
     traces: set[Traced] = field(default_factory=set)
     quiet_share: dict[tuple[str, int], list[float]] = field(default_factory=dict)
     calm: bool = False
     """Whether the latest call of a pair was not held up."""
-    last: dict[str, Request] = field(default_factory=dict)
-    """The latest call of the measured batch."""
+    last: dict[tuple[str, int], Request] = field(default_factory=dict)
+    """The latest call of a row and a batch."""
 
     @contextlib.contextmanager
     def turn(self, row: str) -> Iterator[None]:
@@ -199,23 +179,23 @@ class _Session:
             self.failed(row, error)
 
     def call(self, row: str, batch: int) -> Call:
-        request = self.overseer.draw(row, batch)
-        if batch == self.pace.batch:
-            self.last[row] = request
+        request = self.last[row, batch] = self.overseer.draw(row, batch)
         return self.asked(request)
 
     def asked(self, request: Request) -> Call:
         row = request.row
         self.at(row)
-        before, asked = self.strain(), time.monotonic()
-        reply = self.ask(request)
-        answered, after = time.monotonic(), self.strain()
-        self.overseer.note(request, reply, asked=asked, answered=answered, before=before, after=after)
+        before = self.used()
+        call, reply = time_call(self.ask, self.strain, request)
+        self.overseer.note(request, reply, before=before, after=self.used())
         self.changed.setdefault(row, set()).update(reply.changed)
         self.traces.add(reply.traced(request))
-        assert reply.times is not None
-        known = None if before is None or after is None else before.until(after)
-        return Call(times=reply.times, strain=known)
+        return call
+
+    def asked_alone(self, request: Request) -> Call:
+        assert self.alone is not None
+        self.alone.ask(replace(request, labels=request.labels[:1]))  # what it had in caches the rows have taken
+        return time_call(self.alone.ask, self.alone.strain, request)[0]
 
     def warm(self, row: str) -> tuple[float, float]:
         """The very shapes that are timed, both regimes; the first call of all is a figure of its own."""
@@ -242,15 +222,15 @@ class _Session:
         if len(taken.good) < self.pace.pairs:
             if spent and taken.tried >= self.pace.pairs:
                 lacking = taken.kept(self.pace.pairs)[len(taken.good) :]
-                if all(_is_mild(most_held_up(pair)) for pair in lacking):
+                if all(is_mild(pair.held_up) for pair in lacking):
                     return True
             held_up = len(taken.strained) >= MOST_RETAKEN * self.pace.pairs
             too_long = taken.tried >= self.pace.pairs and 0 < MOST_SPENT * self.pace.budget <= total
             return (spent and held_up) or too_long
         return spent or taken.error() <= self.pace.error(row)
 
-    def _so_far(self, row: str, regime: str) -> _Taken:
-        return self.taken.setdefault((row, regime), _Taken())
+    def _so_far(self, row: str, regime: str) -> PairsTaken:
+        return self.taken.setdefault((row, regime), PairsTaken())
 
     def _pairs(self, rows: list[str], regime: str, batch: int) -> None:
         """Row, full model, row: the one in the middle is the neighbour of both. Each row comes before it in every other pair."""
@@ -271,24 +251,50 @@ class _Session:
             taken = self._so_far(row, regime)
             taken.led += row in rows[:before]
             (taken.good if quiet and beside_quiet else taken.strained).append(Pair(row=call, full=beside))
-        if self.overseer.ask_plain() and self.full is not None:
-            self.call(self.full, 1)  # the next row would pay for the caches that the other process took
+        if beside is not None:
+            self._hold_against_alone(regime, batch, beside, beside_quiet)
 
-    def _quiet_call(self, name: str, batch: int, *, told: list[_Taken]) -> tuple[Call, bool]:
+    def _hold_against_alone(self, regime: str, batch: int, beside: Call, beside_quiet: bool) -> None:
+        """Repeats the full model's call in the process that holds no other plugin, if it is one of those that are to be.
+
+        It is not done between calls that are neighbours: the one after it would find its caches taken.
+        """
+        taken, most = self._so_far(ALONE, regime), MOST_RETAKEN * self.pace.pairs
+        if (
+            self.alone is None
+            or len(taken.good) >= self.pace.pairs
+            or taken.tried >= most
+            or not self.overseer.is_repeated()
+        ):
+            return
+        assert self.full is not None
+        try:
+            request = self.last[self.full, batch]
+            call, quiet = self._quiet_call(ALONE, batch, told=[taken], ask=partial(self.asked_alone, request))
+        except RowError:
+            self.alone = None
+            return
+        (taken.good if quiet and beside_quiet else taken.strained).append(Pair(row=call, full=beside))
+        self.call(self.full, 1)  # the next row would pay for the caches that the other process took
+
+    def _quiet_call(
+        self, name: str, batch: int, *, told: list[PairsTaken], ask: Callable[[], Call] | None = None
+    ) -> tuple[Call, bool]:
         """A call that was not held up, and True; where there is none after a few, the least held up."""
+        ask = ask or partial(self.call, name, batch)
         found: list[Call] = []
         while True:
             # Where the latest call was let alone, so is the next one, more often than not.
             hopeful = self.calm or self.settle()
-            found.append(self.call(name, batch))
+            found.append(ask())
             for taken in told:
                 taken.seconds += found[-1].times.end_to_end
             self.calm = not self._strained(name, batch, found[-1])
             if self.calm:
                 return found[-1], True
-            least = min(found, key=_held_up)
+            least = min(found, key=lambda call: call.held_up)
             spent = all(taken.seconds >= self.pace.budget for taken in told)
-            if not hopeful or (spent and _is_mild(_held_up(least))) or len(found) > CALLS_AGAIN:
+            if not hopeful or (spent and is_mild(least.held_up)) or len(found) > CALLS_AGAIN:
                 return least, False
             for taken in told:
                 taken.again += 1
@@ -298,7 +304,7 @@ class _Session:
             return False
         quiet = self.quiet_share.setdefault((name, batch), [])
         share = call.strain.cpu_seconds / call.times.end_to_end
-        if _held_up(call) > HELD_UP or (len(quiet) >= 3 and share < STARVED * stats.median(quiet)):
+        if call.held_up > HELD_UP or (len(quiet) >= 3 and share < STARVED * stats.median(quiet)):
             return True
         quiet.append(share)
         return False
@@ -312,6 +318,7 @@ class _Session:
             second_call=second,
             throughput=kept["throughput"],
             latency=kept.get("latency", ()),
+            alone={regime: found.kept(wanted) for (name, regime), found in self.taken.items() if name == ALONE},
             discarded=sum(one.tried + one.again for one in taken) - sum(map(len, kept.values())),
             identical=self._identical(row, kept["throughput"]),
             changed=tuple(sorted(self.changed.get(row, ()))),
@@ -321,24 +328,8 @@ class _Session:
     def _identical(self, row: str, fresh: Sequence[Pair]) -> float | None:
         """Against the fastest fresh call: what holds a call up can only make a row look more honest than it is."""
         with self.turn(row):
-            same = self.asked(self.last[row])
+            batch = self.pace.batch
+            again = partial(self.asked, self.last[row, batch])
+            same, _ = self._quiet_call(row, batch, told=[PairsTaken()], ask=again)
             return same.times.end_to_end / min(pair.row.times.end_to_end for pair in fresh)
         return None
-
-
-def _told(call: Call) -> float:
-    """The seconds that a row's speed is told by."""
-    return call.times.with_decoder if call.times.transformer is None else call.times.transformer
-
-
-def _held_up(call: Call) -> float:
-    return 0.0 if call.strain is None else call.strain.held_up(call.times.end_to_end)
-
-
-def _is_mild(held_up: float) -> bool:
-    """Of a call that is not quiet. One that waited for nothing was kept off the processors by something else."""
-    return HELD_UP < held_up <= MILD
-
-
-def most_held_up(pair: Pair) -> float:
-    return max(_held_up(call) for call in (pair.row, pair.full) if call is not None)

@@ -11,10 +11,9 @@ from varbench.base.stats import Interval, student
 from varbench.quality.halves import Halves
 
 NORMAL = 1.96
-STUDENT_9 = 2.262
-"""97.5 % point at 9 degrees of freedom: the interval of the Inception Score, from ten blocks."""
 
 BLOCKS = 10
+"""Of images, that the interval of the Inception Score is from."""
 
 FEWEST = 2 * BLOCKS
 """Below so many images there is no interval to speak of."""
@@ -66,5 +65,5 @@ def share_around(part: float, variance: float, n: int) -> Interval:
 
 def of_blocks(value: float, deviation: float) -> Interval:
     """From the deviation of ten blocks as numpy gives it, which divides by ten where an estimate divides by nine."""
-    half = STUDENT_9 * deviation / math.sqrt(BLOCKS - 1)
+    half = student(BLOCKS - 1) * deviation / math.sqrt(BLOCKS - 1)
     return Interval(value=value, low=value - half, high=value + half)

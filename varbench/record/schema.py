@@ -79,11 +79,11 @@ class HeldUp:
 
 @dataclass(frozen=True, kw_only=True)
 class PerScale:
-    """Time of each plan step, from the calls that are timed: the steps of a call add up to its loop."""
+    """Time of each plan step, from the calls that are timed in all rounds: together they are the median call's loop."""
 
     batch: int = entry("images a call")
     clock: str = entry("`cuda_events` or `perf_counter`")
-    seconds: tuple[float, ...] = entry("median seconds of each plan step")
+    seconds: tuple[float, ...] = entry("seconds of each plan step: its median share of a call, of the median call")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +95,11 @@ class LargestBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnCalls:
-    """Of one process: what it was asked was not known before it ran, and can be asked again."""
+    """Of one process and regime: what it was asked was not known before it ran, and can be asked again."""
 
+    regime: str = entry("`latency` or `throughput`", default="throughput")
     secret: str = entry("what seeds and order were drawn from")
-    seeds: tuple[int, ...] = entry("of the timed calls of the measured batch, in their order")
+    seeds: tuple[int, ...] = entry("of the timed calls, in their order")
     answers: tuple[str, ...] = entry("hash of each one's tokens; of its images where there are none")
     first_image: int = entry("number of their first image in the noise stream")
     between_seconds: float | None = entry(
@@ -109,6 +110,12 @@ class DrawnCalls:
         "seconds of the full model beside the row, and of its neighbouring call in a process without the row's plugins",
         default=(),
     )
+    outside: tuple[float, ...] = entry(
+        "seconds between question and answer, by the judge's clock, that lie outside of what the process states: of the calls "
+        "that count, in the order of their samples",
+        default=(),
+    )
+    outside_alone: tuple[float, ...] = entry("the same of the full model's calls without the row's plugins", default=())
     likeness: float | None = entry(
         "how likely chance makes timed images differ from scored ones as these do", absent="no images were looked at"
     )

@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,10 +14,9 @@ from typing import Any, TypeVar
 
 from varbench.measure import speed, strain
 from varbench.measure.board_state import BoardWatch
-from varbench.measure.calls import Request, balanced_labels
 from varbench.measure.environment import cores
-from varbench.measure.overseer import WARM, Overseer, ScoredImages
-from varbench.measure.speed import Pace, SpeedRound
+from varbench.measure.overseer import Overseer, ScoredImages
+from varbench.measure.speed import Alone, Pace, SpeedRound
 from varbench.record import Record, Score, row_slug, write_record
 from varbench.record.failure import Failure, RowError
 from varbench.rows import FULL
@@ -26,6 +25,7 @@ from varbench.run.children import Child, ChildEndedError
 from varbench.run.display import Display
 from varbench.run.fill import fill, now
 from varbench.run.findings import Findings, Looks, Seen
+from varbench.run.full_alone import full_alone
 from varbench.run.kept_parts import KeptParts
 from varbench.run.looking import look_at
 from varbench.run.messages import OWN_WEIGHTS, Job, Ready, Trained
@@ -75,13 +75,12 @@ class Conduct:
                     self.in_children(weights, self._images(weights, scorers))
             for number in range(self.run.rounds_of(*self.run.rows)):
                 sets = [weights for weights in self.run.weight_sets if number < self.run.rounds_of(*weights.rows)]
-                with self._full_alone(number) as plain:
-                    for weights in sets[::-1] if number % 2 else sets:
-                        # A quick look spares itself the second process.
-                        first = (self._images(weights, scorers),) if quick and number == 0 else ()
-                        kind = "images and speed" if first else "speed"
-                        with self.display.part(kind, f"{weights.key}, round {number + 1}"):
-                            self.in_children(weights, *first, self._speed(weights, number, plain, scorers))
+                for weights in sets[::-1] if number % 2 else sets:
+                    # A quick look spares itself the second process.
+                    first = (self._images(weights, scorers),) if quick and number == 0 else ()
+                    kind = "images and speed" if first else "speed"
+                    with self.display.part(kind, f"{weights.key}, round {number + 1}"):
+                        self.in_children(weights, *first, self._speed(weights, number, scorers))
 
     def train(self) -> None:
         """Every recipe in a child of its own; on a CPU as many at once as there are cores, of one thread each.
@@ -152,28 +151,22 @@ class Conduct:
         beside = not weights.key.startswith(OWN_WEIGHTS)
         return Task(title="images", lacking=lacking, work=work, full_beside=beside, helped=True)
 
-    @contextmanager
-    def _full_alone(self, number: int) -> Iterator[Child | None]:
-        """A process that holds the full model and no other plugin: what the denominators of a round are held against."""
-        wanted = any(number not in self.found[name].speed for name in self._alive(tuple(self.run.rows)))
-        if self.found[FULL].failure is not None or not wanted:
-            yield None
-            return
-        with contextlib.ExitStack() as stack:
-            try:
-                job = self.run.job(task="making", rows=(FULL,))
-                child = stack.enter_context(self._child(job, "full-alone"))
-                self._check((FULL,), child.receive(Ready), asked=job)
-                labels = balanced_labels(self.run.options.batch, self.run.model.classes)
-                for _ in range(WARM):  # as a row's own first calls, which do not count either
-                    child.make(Request(row=FULL, labels=labels, seed=self.run.options.seed))
-            except (ChildEndedError, RowError) as error:
-                self.display.note(f"  the full model alone: {error.failure.reason}; no denominator is held against it")
-                yield None
-                return
-            yield child
+    def _full_alone(self) -> AbstractContextManager[Alone | None]:
+        if not self._full_runs:
+            return contextlib.nullcontext()
+        return full_alone(
+            self.run,
+            partial(self._child, title="full-alone"),
+            check=partial(self._check, (FULL,)),
+            strain=self._strain,
+            note=self.display.note,
+        )
 
-    def _speed(self, weights: WeightSet, number: int, plain: Child | None, scorers: Scorers) -> Task:
+    def _strain(self, child: Child) -> strain.Reading | None:
+        """On a GPU processors say nothing of how long a call had to take."""
+        return strain.read(child.pid) if self.run.options.device == "cpu" else None
+
+    def _speed(self, weights: WeightSet, number: int, scorers: Scorers) -> Task:
         """A round of speed: rows take turns beside the full model."""
         options = self.run.options
         enough = {
@@ -206,23 +199,26 @@ class Conduct:
                     for name in names
                     if self.found[name].seen is not None
                 },
-                full=full,
-                plain=plain.make if plain else None,
             )
             loaded = self.found[names[0]].loaded
             watch = BoardWatch(loaded.environment.gpu_uuid if loaded else None)
             self.quiet.hope()
-            rounds = speed.time_rows(
-                subject.make,
-                overseer.order(names),
-                full=full,
-                pace=Pace(batch=options.batch, pairs=options.count, error=enough.__getitem__, budget=options.budget),
-                overseer=overseer,
-                strain=lambda: strain.read(subject.pid) if options.device == "cpu" else None,
-                failed=lambda name, error: self._fail((name,), error.failure),
-                at=partial(at, watch),
-                settle=self.quiet.wait if options.device == "cpu" and options.budget > 0 else lambda: False,
-            )
+            with self._full_alone() as alone:
+                rounds = speed.time_rows(
+                    subject.make,
+                    overseer.order(names),
+                    full=full,
+                    pace=Pace(
+                        batch=options.batch, pairs=options.count, error=enough.__getitem__, budget=options.budget
+                    ),
+                    overseer=overseer,
+                    strain=partial(self._strain, subject),
+                    failed=lambda name, error: self._fail((name,), error.failure),
+                    at=partial(at, watch),
+                    settle=self.quiet.wait if options.device == "cpu" and options.budget > 0 else lambda: False,
+                    alone=alone,
+                    used=lambda: strain.used_seconds(subject.pid),
+                )
             self._at = None
             unfit = watch.unfit()
             for name, found in rounds.items():
@@ -344,8 +340,10 @@ class Conduct:
         return self.out / PARTS
 
     def records(self) -> list[Record]:
-        floors = self._floors
-        return [fill(self.run, row, self.found[name], floors=floors) for name, row in self.run.rows.items()]
+        return [self._filled(name) for name in self.run.rows]
+
+    def _filled(self, name: str) -> Record:
+        return fill(self.run, self.run.rows[name], self.found[name], floors=self._floors, others=self.found)
 
     @property
     def _floors(self) -> dict[str, Score]:
@@ -360,7 +358,7 @@ class Conduct:
         records = []
         for name in names:
             if name not in self.done:
-                records.append(fill(self.run, self.run.rows[name], self.found[name], floors=self._floors))
+                records.append(self._filled(name))
                 write_record(records[-1], self.out, replace=True)
         return records
 

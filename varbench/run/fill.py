@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -37,8 +38,15 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def fill(run: Run, row: RowInRun, found: Findings, *, floors: dict[str, Score]) -> Record:
-    """The record; what is not known yet is null, with a reason."""
+def fill(
+    run: Run,
+    row: RowInRun,
+    found: Findings,
+    *,
+    floors: dict[str, Score],
+    others: Mapping[str, Findings] | None = None,
+) -> Record:
+    """The record; what is not known yet is null, with a reason. `others` is what is known of the run's other rows."""
     missing: dict[str, str] = {}
     status, reason = _status(run, row, found)
     complete = status is Status.COMPLETE
@@ -73,7 +81,7 @@ def fill(run: Run, row: RowInRun, found: Findings, *, floors: dict[str, Score]) 
         exit_code=found.exit_code,
         stderr_tail=found.stderr_tail or None,
         traceback=found.failure.traceback if found.failure else None,
-        validity=verdict.validity(run, row, found, floors, complete=complete),
+        validity=verdict.validity(run, row, found, floors, others, complete=complete),
         plan=_plan(run, row, found, missing),
         trace=_ran(row, found.looks),
         timing=times,

@@ -5,14 +5,14 @@ The process that a plugin runs in may say anything. What is judged here is what 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from varbench.base import stats
 from varbench.measure.honesty import OF_ITS_NUMBER
 from varbench.measure.overseer import Oversight
-from varbench.measure.speed import Pair, SpeedRound
+from varbench.measure.pairs import Call, Pair
+from varbench.measure.speed import SpeedRound
 from varbench.plan.cost import PlanWork, least, work
 from varbench.plan.decided import wrong_taking
 from varbench.plan.state import ITEM
@@ -21,26 +21,28 @@ from varbench.plan.widths import at_least
 from varbench.record import Score
 from varbench.record.options import FEWEST_ROUNDS
 from varbench.rows import FULL
+from varbench.run import denominators
 from varbench.run.findings import Findings
 from varbench.run.prepare import RowInRun, Run
-
-SURE = 0.001
-"""Of a thousand honest rows one may look so by chance."""
 
 UNLIKE = 1e-4
 """Images that were timed differ from those that were scored where chance makes such a difference less often."""
 
-SLOWER = 0.05
-"""The full model beside a row may take longer than alone by this share."""
-
-SLOWER_ONCE = 0.25
-"""And by this where processes were too few to know how much luck differs between them."""
+REGIMES = ("throughput", "latency")
 
 ASIDE = 0.1
-"""Share of a call's time that may lie outside of what the process states, beyond what the full model's calls have there."""
+"""Share of a call that may be explained by what it waited for a processor, at most."""
 
-AT_LEAST = 0.02
-"""Seconds of a call that need no explanation."""
+AT_LEAST = 0.001
+"""Seconds of a call that may lie outside of what the process states, beyond what the full model's calls have there, and a
+quarter more: on an idle machine the rows of `tiny` differ in that by less than half of it."""
+
+UNKNOWN = 0.02
+"""What those have there where there are none."""
+
+ELSEWHERE = {"cpu": 0.05, "cuda": 0.2}
+"""Share of a row's call by which the time beside its network may exceed the full model's: on a GPU one of them may be captured
+and the other launched operator by operator."""
 
 IDLE = 0.05
 """A process that waits for a question may use this share of the processor time of its calls."""
@@ -77,17 +79,25 @@ class Odd(NamedTuple):
     """What to do next."""
 
 
-def reasons(run: Run, row: RowInRun, found: Findings, floors: dict[str, Score]) -> Iterator[str]:
-    """Why a row cannot be believed, of all that is known of it."""
-    for odd in _oddities(run, row, found, floors):
+def reasons(
+    run: Run, row: RowInRun, found: Findings, floors: dict[str, Score], others: Mapping[str, Findings] | None = None
+) -> Iterator[str]:
+    """Why a row cannot be believed, of all that is known of it, and of the other rows of the run."""
+    for odd in _oddities(run, row, found, floors, others or {}):
         yield f"{odd.what}; {odd.then}"
 
 
-def _oddities(run: Run, row: RowInRun, found: Findings, floors: dict[str, Score]) -> Iterator[Odd]:
+def _oddities(
+    run: Run, row: RowInRun, found: Findings, floors: dict[str, Score], others: Mapping[str, Findings]
+) -> Iterator[Odd]:
     rounds = [found.speed[number] for number in sorted(found.speed)]
     seen = [one.oversight for one in rounds if one.oversight is not None]
-    yield from _clocks(rounds, seen)
-    yield from _denominator(seen)
+    for regime in REGIMES:
+        for odd in _of_regime(run, row, rounds, regime):
+            yield odd._replace(what=f"{regime}: {odd.what}")
+        if slowed := denominators.slowed(run, row, {**others, row.name: found}, regime):
+            yield Odd(f"{regime}: {slowed}", "let the plugin leave nothing running or patched, and measure again")
+    yield from _between(seen)
     yield from _likeness(found, seen, compiled=run.options.compile != "off")
     yield from _images(run, row, found, floors)
     yield from _gain(run, row, rounds)
@@ -95,23 +105,61 @@ def _oddities(run: Run, row: RowInRun, found: Findings, floors: dict[str, Score]
     yield from _stated_work(found)
 
 
-def _clocks(rounds: Sequence[SpeedRound], seen: Sequence[Oversight]) -> Iterator[Odd]:
-    laps = [lap for one in seen for lap in one.laps]
-    if unsound := sum(not lap.sound for lap in laps):
+def _of_regime(run: Run, row: RowInRun, rounds: Sequence[SpeedRound], regime: str) -> Iterator[Odd]:
+    pairs = [pair for one in rounds for pair in one.pairs(regime)]
+    yield from _outside(pairs, [pair.row for one in rounds for pair in one.alone.get(regime, ())])
+    previews = 0 if row.plan is None or row.plan.decision is None else len(row.plan.decision.previews)
+    yield from _elsewhere(pairs, most=ELSEWHERE[run.options.device.partition(":")[0]], previews=previews)
+
+
+def _outside(pairs: Sequence[Pair], alone: Sequence[Call]) -> Iterator[Odd]:
+    """What the judge's clock says of the process's."""
+    calls, beside = [pair.row for pair in pairs], [pair.full for pair in pairs if pair.full is not None]
+    if unsound := sum(not call.sound for call in (*calls, *beside)):
         yield Odd(
-            f"{unsound} of {len(laps)} timed calls state times that do not fit together, or do not lie within the call as it "
-            "was seen from outside",
+            f"{unsound} of {len(calls) + len(beside)} timed calls state times that do not fit together, or do not lie within the "
+            "call as it was seen from outside",
             "leave the process's clock as it is",
         )
-    if laps:
-        stated, actual = stats.median([lap.stated for lap in laps]), stats.median([lap.seen for lap in laps])
-        aside = stats.median([lap.seen - lap.stated for lap in laps])
-        usual = stats.median([one.beside for one in seen if one.beside is not None] or [0.0])
-        if aside - usual > max(ASIDE * actual, AT_LEAST) or aside > max(actual / 2, 10 * AT_LEAST):
-            yield Odd(
-                f"its process states {stated:.3f} s a call, and {actual:.3f} s passed between question and answer",
-                WITHIN,
-            )
+    if not calls:
+        return
+    stated = stats.median([call.times.end_to_end for call in calls])
+    actual = stats.median([call.seen for call in calls])
+    others = alone or beside
+    usual = stats.median([call.outside for call in others]) if others else max(ASIDE * actual, UNKNOWN)
+    waited = actual * min(ASIDE, stats.median([call.held_up for call in calls]))
+    if stats.median([call.outside for call in calls]) > usual + usual / 4 + AT_LEAST + waited:
+        yield Odd(
+            f"its process states {stated:.3f} s a call, and {actual:.3f} s passed between question and answer", WITHIN
+        )
+
+
+def _elsewhere(pairs: Sequence[Pair], *, most: float, previews: int) -> Iterator[Odd]:
+    """Time that a row's network does not take must not come back beside the network, in sampler and decoder.
+
+    What may lie there beyond what the full model has there: as many decodings as the row's decision looks at, what the call
+    waited for, and a share of the row's own call, so that a fast row may hide no more than a slow one.
+    """
+    gains, moved, shares = [], [], []
+    for pair in pairs:
+        if pair.full is None:
+            continue
+        own, other = pair.row.times, pair.full.times
+        if own.transformer is None or other.transformer is None or other.loop is None:
+            continue
+        gains.append(other.transformer - own.transformer)
+        moved.append(gains[-1] - (other.end_to_end - own.end_to_end))
+        waited = min(pair.row.held_up, ASIDE)
+        shares.append((moved[-1] - previews * (other.with_decoder - other.loop)) / own.end_to_end - waited)
+    if len(shares) > 2 and stats.median(gains) > 0 and stats.median(shares) > most:
+        yield Odd(
+            f"its network takes {stats.median(gains):.3f} s less than the full model's, and the whole call only "
+            f"{stats.median(gains) - stats.median(moved):.3f} s less",
+            "do the network's work in its steps, not beside them",
+        )
+
+
+def _between(seen: Sequence[Oversight]) -> Iterator[Odd]:
     told = [one for one in seen if one.busy_between is not None]
     between = sum(one.busy_between or 0.0 for one in told)
     within = sum(one.busy_within or 0.0 for one in told)
@@ -120,46 +168,6 @@ def _clocks(rounds: Sequence[SpeedRound], seen: Sequence[Oversight]) -> Iterator
             f"its process used {between:.1f} s of processor time between calls, when nothing was asked of it, and "
             f"{within:.1f} s in them",
             WITHIN,
-        )
-    yield from _elsewhere([pair for one in rounds for pair in one.throughput])
-
-
-def _elsewhere(pairs: Sequence[Pair]) -> Iterator[Odd]:
-    """Time that a row's network does not take must not come back beside the network, in sampler and decoder."""
-    gains, moved, full = [], [], []
-    for pair in pairs:
-        if pair.full is None:
-            continue
-        own, other = pair.row.times, pair.full.times
-        if own.transformer is None or other.transformer is None:
-            continue
-        full.append(other.end_to_end)
-        gains.append(other.transformer - own.transformer)
-        moved.append(gains[-1] - (other.end_to_end - own.end_to_end))
-    if (
-        len(moved) > 2
-        and stats.median(gains) > 0
-        and stats.surely_above(moved, ASIDE * stats.median(full), chance=SURE)
-    ):
-        yield Odd(
-            f"its network takes {stats.median(gains):.3f} s less than the full model's, and the whole call only "
-            f"{stats.median(gains) - stats.median(moved):.3f} s less",
-            "do the network's work in its steps, not beside them",
-        )
-
-
-def _denominator(seen: Sequence[Oversight]) -> Iterator[Odd]:
-    """The full model beside the row, against one in a process that holds no other plugin."""
-    rounds = [[math.log(ours / alone) for ours, alone in one.plain] for one in seen if one.plain]
-    many = len(rounds) >= FEWEST_ROUNDS
-    logs = [stats.median(some) for some in rounds] if many else [log for some in rounds for log in some]
-    most = SLOWER if many else SLOWER_ONCE
-    if len(logs) > 2 and stats.median(logs) > math.log1p(most) and stats.surely_above(logs, 0.0, chance=SURE):
-        beside, alone = (stats.median([pair[place] for one in seen for pair in one.plain]) for place in (0, 1))
-        yield Odd(
-            f"the full model takes {beside:.3f} s in the row's process, and {alone:.3f} s in one without the plugins: what the "
-            "speedup is against was slowed",
-            "let the plugin leave nothing running or patched, and measure again",
         )
 
 
@@ -284,14 +292,14 @@ def fewest_calls(plan: Plan) -> int:
 
 
 def explained(own: PlanWork, full: PlanWork, *, calls: tuple[int, int]) -> float:
-    """The largest saving: whatever a call's time is made of, it cannot have fallen by more."""
-    saved = max(
-        full.transformer_flops / own.transformer_flops,
+    """The largest saving: whatever a call's time is made of, it cannot have fallen by more. What of its products is done in a
+    smaller type counts by what these take at best."""
+    smaller = sum(flops for step in own.steps for kind, flops in step.other_types if ITEM[kind] < ITEM[own.dtype])
+    return max(
+        full.transformer_flops / (own.transformer_flops - smaller * (1 - 1 / LOWER_TYPE)),
         sum(step.bytes_moved for step in full.steps) / sum(step.bytes_moved for step in own.steps),
         calls[1] / calls[0],
     )
-    kinds = {kind for step in own.steps for kind, _ in step.other_types}
-    return saved * (LOWER_TYPE if any(ITEM[kind] < ITEM[own.dtype] for kind in kinds) else 1)
 
 
 def _memory(run: Run, row: RowInRun, found: Findings) -> Iterator[Odd]:

@@ -9,8 +9,8 @@ from dataclasses import fields
 from varbench.base import stats
 from varbench.measure.calls import Times
 from varbench.measure.largest import largest_by_plan
-from varbench.measure.overseer import Oversight
-from varbench.measure.speed import Call, Pair, SpeedRound, most_held_up
+from varbench.measure.pairs import Call, Pair
+from varbench.measure.speed import SpeedRound
 from varbench.measure.strain import Strain
 from varbench.record import DrawnCalls, HeldUp, LargestBatch, PerScale, Timing, TimingColumn
 from varbench.run.findings import Findings
@@ -41,7 +41,7 @@ def timing(run: Run, row: RowInRun, found: Findings, missing: dict[str, str]) ->
         discarded=sum(timed.discarded for timed in rounds),
         held_up=_held_up(rounds),
         calls=tuple(_how_they_ran(rounds)),
-        drawn=tuple(_drawn(one.oversight) for one in rounds if one.oversight is not None),
+        drawn=tuple(_drawn(rounds, batch=run.options.batch)),
     )
 
 
@@ -70,7 +70,7 @@ def width(found: Findings) -> str | None:
 
 def _columns(rounds: list[SpeedRound], *, batch: int) -> Iterator[TimingColumn]:
     for regime, size in (("throughput", batch), ("latency", 1)):
-        pairs = [timed.throughput if regime == "throughput" else timed.latency for timed in rounds]
+        pairs = [timed.pairs(regime) for timed in rounds]
         for column, of in COLUMNS.items():
             own = _samples(pairs, of, lambda pair: pair.row)
             if own is None:
@@ -119,47 +119,54 @@ def _per_scale(row: RowInRun, rounds: list[SpeedRound], missing: dict[str, str],
     if len(counts := {len(time.steps) for time in times}) > 1:
         missing["timing.per_scale"] = f"calls had from {min(counts)} to {max(counts)} steps"
         return None
-    seconds = tuple(stats.median(found) for found in zip(*(time.steps for time in times), strict=True))
+    totals = [sum(time.steps) for time in times]
+    shares = [[step / total for step in time.steps] for time, total in zip(times, totals, strict=True)]
+    usual = [stats.median(found) for found in zip(*shares, strict=True)]
+    # Medians of steps add up to less than a call takes where each call was slow in another of them.
+    seconds = tuple(share / sum(usual) * stats.median(totals) for share in usual)
     return PerScale(batch=batch, clock=times[0].clock, seconds=seconds)
 
 
-def _drawn(seen: Oversight) -> DrawnCalls:
-    return DrawnCalls(
-        secret=seen.secret,
-        seeds=tuple(lap.seed for lap in seen.laps),
-        answers=tuple(lap.answer for lap in seen.laps),
-        first_image=seen.first,
-        between_seconds=seen.busy_between,
-        full_alone=seen.plain,
-        likeness=seen.likeness.chance if seen.likeness else None,
-    )
+def _drawn(rounds: list[SpeedRound], *, batch: int) -> Iterator[DrawnCalls]:
+    for one in rounds:
+        for regime, size in (("throughput", batch), ("latency", 1)):
+            if (seen := one.oversight) is None or not (pairs := one.pairs(regime)):
+                continue
+            laps = [lap for lap in seen.laps if lap.batch == size]
+            alone = [(pair.full, pair.row) for pair in one.alone.get(regime, ()) if pair.full is not None]
+            yield DrawnCalls(
+                regime=regime,
+                secret=seen.secret,
+                seeds=tuple(lap.seed for lap in laps),
+                answers=tuple(lap.answer for lap in laps),
+                first_image=seen.first,
+                between_seconds=seen.busy_between,
+                full_alone=tuple((beside.times.end_to_end, call.times.end_to_end) for beside, call in alone),
+                outside=tuple(pair.row.outside for pair in pairs),
+                outside_alone=tuple(call.outside for _, call in alone),
+                likeness=seen.likeness.chance if seen.likeness and regime == "throughput" else None,
+            )
 
 
 def _held_up(rounds: list[SpeedRound]) -> float | None:
     shares = [
         stats.median(found)
         for timed in rounds
-        if (
-            found := [
-                pair.row.strain.held_up(pair.row.times.end_to_end)
-                for pair in timed.throughput
-                if pair.row.strain is not None
-            ]
-        )
+        if (found := [pair.row.held_up for pair in timed.throughput if pair.row.strain is not None])
     ]
     return max(shares, default=None)
 
 
 def _how_they_ran(rounds: list[SpeedRound]) -> Iterator[HeldUp]:
     for regime in ("throughput", "latency"):
-        pairs: list[tuple[Pair, ...]] = [getattr(timed, regime) for timed in rounds]
+        pairs = [timed.pairs(regime) for timed in rounds]
         told = [[pair.row.strain for pair in some] for some in pairs]
         if not any(told) or any(one is None for some in told for one in some):
             continue
         parts = {
             part.name: tuple(tuple(getattr(one, part.name) for one in some) for some in told) for part in fields(Strain)
         }
-        shares = tuple(tuple(map(most_held_up, some)) for some in pairs)
+        shares = tuple(tuple(pair.held_up for pair in some) for some in pairs)
         yield HeldUp(regime=regime, pairs=shares, **parts)
 
 

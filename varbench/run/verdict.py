@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from varbench.model.bundle import recipe_in
 from varbench.record import Notice, Score, Validity, Verdict
@@ -25,7 +25,15 @@ CHECKED_OUTSIDE = ("equal calls gave equal images", "no global state changed", "
 """Of a row that replaces the loop."""
 
 
-def validity(run: Run, row: RowInRun, found: Findings, floors: dict[str, Score], *, complete: bool) -> Validity:
+def validity(
+    run: Run,
+    row: RowInRun,
+    found: Findings,
+    floors: dict[str, Score],
+    others: Mapping[str, Findings] | None = None,
+    *,
+    complete: bool,
+) -> Validity:
     if not complete:
         return Validity()
     reasons = [
@@ -34,7 +42,7 @@ def validity(run: Run, row: RowInRun, found: Findings, floors: dict[str, Score],
     ]
     reasons += [f"{one}; `varbench check {row.name}` holds it to that" for one in _of_itself(found)]
     reasons += _of_the_board(found)
-    reasons += sanity.reasons(run, row, found, floors)
+    reasons += sanity.reasons(run, row, found, floors, others)
     if reasons:
         return Validity(verdict=Verdict.INVALID, reasons=tuple(reasons))
     return Validity(verdict=Verdict.VALID, reasons=_checked(row, found))

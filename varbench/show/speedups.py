@@ -108,7 +108,7 @@ def machine(records: Iterable[Record], column: str, regime: str) -> list[float]:
     return [statistics.fmean(math.log(stats.median(samples)) for samples in full) for full, _ in neighbours]
 
 
-class _Process(NamedTuple):
+class _TimedProcess(NamedTuple):
     run: str
     weights: tuple[str, ...]
     alone: str
@@ -116,12 +116,12 @@ class _Process(NamedTuple):
     number: int
 
 
-def _process(record: Record, number: int) -> _Process:
+def _process(record: Record, number: int) -> _TimedProcess:
     weights = tuple(file.sha256 for file in record.weights if file.role == "main")
-    return _Process(record.run, weights, record.row.row if record.plan is None else "", number)
+    return _TimedProcess(record.run, weights, record.row.row if record.plan is None else "", number)
 
 
-_Neighbours = dict[_Process, tuple[_Samples, _Samples]]
+_Neighbours = dict[_TimedProcess, tuple[_Samples, _Samples]]
 
 
 def _neighbours(records: Iterable[Record], column: str, regime: str) -> _Neighbours:

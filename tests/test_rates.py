@@ -134,7 +134,7 @@ def test_a_record_says_that_nothing_is_predicted_for_a_card(tmp_path: Any) -> No
     def filled(**where: Any) -> Record:
         there = replace(environment("cpu"), **where)
         ready = Ready(
-            job="", environment=there, weights={}, parameters={}, plans={}, plugin_files={}, disturbed=None
+            job="", environment=there, weights={}, parameters={}, plans={}, plugin_files={}, code="", plugin_hashes={}, disturbed=None
         )  # fmt: skip
         return fill(run, row, Findings(loaded=ready), floors={})
 

@@ -136,7 +136,7 @@ class Overseer:
 
     def is_repeated(self) -> bool:
         """Whether the full model's latest call is one of those that are held against the same call elsewhere."""
-        return self._random.random() < 0.7
+        return self._random.random() < 0.9
 
     def _count(self, before: float | None, after: float | None) -> None:
         last, self._last = self._last, after

@@ -15,8 +15,9 @@ from varbench.run.prepare import RowInRun, Run
 SURE = 0.001
 """Of a thousand honest rows one may look so by chance."""
 
-SLOWER = 0.05
-"""The full model beside a row may take longer than alone by this share."""
+SLOWER = {"throughput": 0.05, "latency": 0.1}
+"""The full model beside a row may take longer than alone by this share. A call of one image takes 2 % longer where other rows
+have run just before."""
 
 SLOWER_ONCE = 0.25
 """And by this where processes were too few to know how much luck differs between them."""
@@ -51,7 +52,7 @@ def slowed(run: Run, row: RowInRun, found: Mapping[str, Findings], regime: str) 
         others: dict[str, list[list[Both]]] = {}
         for name in processes.keys() - names:
             others.setdefault(processes[name].weights, []).append(processes[name].pairs)
-        if is_slowed(some, list(others.values())):
+        if is_slowed(some, list(others.values()), slower=SLOWER[regime]):
             beside, alone = (stats.median([pair[place] for pairs in some for pair in pairs]) for place in (0, 1))
             return (
                 f"the full model takes {beside:.3f} s in the row's process, and {alone:.3f} s in one without the plugins: what "
@@ -79,13 +80,18 @@ def _both(pairs: Sequence[Pair]) -> Iterator[Both]:
         yield pair.full.times.end_to_end, pair.row.times.end_to_end
 
 
-def is_slowed(processes: Sequence[Sequence[Both]], others: Sequence[Sequence[Sequence[Both]]] = ()) -> bool:
+def is_slowed(
+    processes: Sequence[Sequence[Both]],
+    others: Sequence[Sequence[Sequence[Both]]] = (),
+    *,
+    slower: float = SLOWER["throughput"],
+) -> bool:
     """`others` are further processes of the run, by their weights."""
     logs = [[math.log(beside / alone) for beside, alone in pairs] for pairs in processes]
     if len(logs) < FEWEST_ROUNDS:
         return _are_above([log for some in logs for log in some], SLOWER_ONCE, ())
     alike = [[stats.median([math.log(beside / alone) for beside, alone in pairs]) for pairs in some] for some in others]
-    return _are_above([stats.median(some) for some in logs], SLOWER, alike)
+    return _are_above([stats.median(some) for some in logs], slower, alike)
 
 
 def _are_above(logs: Sequence[float], slower: float, alike: Sequence[Sequence[float]]) -> bool:

@@ -298,7 +298,7 @@ def test_narrow_figures_have_no_line_and_a_greater_precision_asks_for_more() -> 
 def test_a_row_alone_on_few_processes_is_told_of_and_a_quick_look_is_not() -> None:
     (found,) = advice(page(timed(make_record(A), 1.5, 1.5, 1.5)))
     assert (
-        "fewer than 5 processes" in found.text and found.next_command is not None and "--rounds 5" in found.next_command
+        "fewer than 6 processes" in found.text and found.next_command is not None and "--rounds 6" in found.next_command
     )
     quick = [
         dataclasses.replace(record, protocol=dataclasses.replace(record.protocol, quick=True))

@@ -128,7 +128,7 @@ def start(site: Path, out: Path, plugins: str, *more: str) -> subprocess.Popen[s
 def run(site: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Record], str]:
     """One run of every fault beside a sound row: exit code, records by row, stderr."""
     out = tmp_path_factory.mktemp("faults") / "run"
-    process = start(site, out, ",".join((*PLUGINS, *GENERATORS, "variant@d2")), "--timeout", "60")
+    process = start(site, out, ",".join((*PLUGINS, *GENERATORS, "variant@d2")), "--timeout", "30")
     _, said = process.communicate()
     return process.returncode, {record.row.row: record for record in load_records([out]).records}, said
 
@@ -140,7 +140,7 @@ class TestOneRunOfEveryFault:
         ("row", "status", "words"),
         [
             ("crashing", Status.CRASHED, "SIGSEGV"),
-            ("hanging", Status.TIMEOUT, "60 s"),
+            ("hanging", Status.TIMEOUT, "30 s"),
             ("gobbling", Status.OUT_OF_MEMORY_HOST, "MemoryError"),
             ("raising", Status.FAILED, "a fault of its own"),
             ("quitting", Status.FAILED, "sys.exit(0)"),

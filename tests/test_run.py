@@ -230,7 +230,7 @@ def test_rows_of_one_plan_share_what_precision_asks_of_them(
     """The figure of two sets of weights that run one plan rests on the processes of both."""
     monkeypatch.setattr("secrets.token_hex", lambda size: "0" * size)  # what is asked, and so what times come out
     shared = prepare(options(plugins="variant@d8,fixed_ratio@p01/d8", model="tiny", rounds=3), name="a")
-    assert (shared.processes_of("variant@d8"), shared.processes_of(UPSTREAM)) == (6, 5)
+    assert (shared.processes_of("variant@d8"), shared.processes_of(UPSTREAM)) == (6, 6)
 
     def pairs(processes: int) -> int:
         monkeypatch.setattr(Run, "processes_of", lambda self, name: processes)

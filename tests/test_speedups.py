@@ -288,7 +288,7 @@ def test_a_wide_figure_has_one_line_and_a_command_that_would_do() -> None:
 
 def test_narrow_figures_have_no_line_and_a_greater_precision_asks_for_more() -> None:
     def narrow(precision: float) -> Record:
-        record = timed(make_record(A), 1.5, 1.51, 1.49, 1.5, 1.5)
+        record = timed(make_record(A), 1.5, 1.51, 1.49, 1.5, 1.5, 1.5)
         return dataclasses.replace(record, protocol=dataclasses.replace(record.protocol, precision=precision))
 
     assert advice(page(narrow(0.03))) == []

@@ -317,9 +317,14 @@ def _with_speeds(entries: list[Entry]) -> list[Entry]:
         ratio = speedup(records, full[accounting].complete, accounting=accounting, column=column, regime="throughput")
         return ratio, processes(records, column, "throughput")
 
+    def stalls(records: Sequence[Record], accounting: str, column: str) -> tuple[bool, int]:
+        both = (records, () if accounting == "lossless" else full[accounting].complete)
+        held_up = any(speedups.were_held_up(some, column, "throughput") for some in both)
+        return held_up, speedups.left_out(records, column, "throughput")
+
     @functools.cache  # every row of a plan asks for the same
-    def of_plan(kind: tuple[object, ...], accounting: str, column: str) -> tuple[Ratio | None, int]:
-        return measured(pools[kind], accounting, column)
+    def of_plan(kind: tuple[object, ...], *asked: str) -> tuple[tuple[Ratio | None, int], tuple[bool, int]]:
+        return measured(pools[kind], *asked), stalls(pools[kind], *asked)
 
     found = []
     for entry in entries:
@@ -327,18 +332,21 @@ def _with_speeds(entries: list[Entry]) -> list[Entry]:
         alike = entry.complete if kind is None else tuple(pools[kind])
         speeds = {}
         for accounting, denominator in full.items():
-            own, own_count = measured(entry.complete, accounting, entry.timed)
-            ratio, count = (own, own_count) if kind is None else of_plan(kind, accounting, entry.timed)
+            own, own_count = of_own = measured(entry.complete, accounting, entry.timed)
+            (ratio, count), (held_up, left_out) = (
+                (of_own, stalls(entry.complete, accounting, entry.timed))
+                if kind is None
+                else of_plan(kind, accounting, entry.timed)
+            )
             if ratio is not None and own is not None:
                 is_itself = entry is denominator
-                beside_it = () if accounting == "lossless" else denominator.complete
                 speeds[accounting] = Speed(
                     ratio=ALIKE if is_itself else ratio,
                     own=ALIKE if is_itself else own,
                     processes=count,
                     own_processes=own_count,
-                    held_up=any(speedups.were_held_up(some, entry.timed, "throughput") for some in (alike, beside_it)),
-                    left_out=speedups.left_out(alike, entry.timed, "throughput"),
+                    held_up=held_up,
+                    left_out=left_out,
                 )
         found.append(dataclasses.replace(entry, alike=alike, speeds=speeds))
     return found

@@ -10,13 +10,22 @@ import torch
 from scripted import a_run
 
 from varbench import load_pipeline
+from varbench.data.shapes import Shapes
 from varbench.engine.pipeline import Pipeline
 from varbench.engine.sampler import _without_tail, draw
 from varbench.engine.subjects import EngineSubject
 from varbench.measure.calls import Request
 from varbench.model import fused
+from varbench.model.transformer import Transformer, initialise_
 from varbench.plan import cost
+from varbench.plan.compiler import compile_plan
+from varbench.policies import MAIN, TrainStep
+from varbench.rows import resolve
 from varbench.run.tasks import making
+from varbench.train import recipes, step_graphs
+from varbench.train.states import Checkpoints
+from varbench.train.tokens import tokens_of
+from varbench.train.trainer import Budget, Curriculum, train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
@@ -205,6 +214,58 @@ def test_models_that_move_are_captured_anew() -> None:
         torch.empty(2**28, device="cuda").fill_(1)
     for _ in range(3):
         assert torch.equal(pipe.generate([1, 2, 3], method="code@training_free/n4").images, exact)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def trained_on_gpu(folder: Path, *, steps: int, stop: int | None = None) -> torch.Tensor:
+    """Full model and a subnet by turns, in batches of some dropped classes."""
+
+    def progress(step: int, figures: dict[str, float]) -> None:
+        if step == stop:
+            raise KeyboardInterrupt
+
+    row = resolve("variant@d2", models.SPEC)
+    plans = {point: recipes.full_plan(models.SPEC) for point in (None,)} | {
+        "d2": compile_plan(models.SPEC, row.policies)
+    }
+    tokenizer = models.tokenizer(models.SPEC).cuda()
+    data = Shapes(side=16)
+    tokens = tokens_of(data, tokenizer, model=models.SPEC, indices=data.training[:64])
+    model = initialise_(Transformer(models.SPEC), torch.Generator().manual_seed(0)).cuda()
+    train(
+        model,
+        tokenizer=tokenizer,
+        tokens=tokens,
+        curriculum=Curriculum(
+            at=lambda step, uniform: TrainStep(point="d2" if step % 2 else None),
+            plan_of=lambda point: (plans[point], MAIN),
+            name="test",
+        ),
+        budget=Budget(steps=steps, peak_rate=1e-3, batch=8, images=64),
+        checkpoints=Checkpoints(folder / "state", every_seconds=0.0, clock=lambda: 0.0),
+        progress=progress,
+    )
+    return torch.cat([one.detach().flatten() for one in model.parameters()])
+
+
+def test_captured_training_is_the_same_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replays: list[int] = []
+    replay = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda self: (replays.append(1), replay(self))[1])
+    captured = trained_on_gpu(tmp_path / "captured", steps=14)
+    assert len(replays) == 10  # of seven steps of each kind the first two warm up
+    with pytest.raises(KeyboardInterrupt):
+        trained_on_gpu(tmp_path / "resumed", steps=14, stop=9)
+    resumed = trained_on_gpu(tmp_path / "resumed", steps=14)
+    monkeypatch.setattr(step_graphs, "LARGEST", 0)
+    replays.clear()
+    plain = trained_on_gpu(tmp_path / "plain", steps=14)
+    assert not replays
+    first = trained_on_gpu(tmp_path / "first", steps=1)
+    for other in (plain, resumed):
+        assert float((captured - other).norm() / (captured - first).norm()) < 1e-3
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +20,39 @@ def adamw(module: nn.Module, *, weight_decay: float) -> torch.optim.AdamW:
         if parameter.requires_grad:
             (decayed if sum(size > 1 for size in parameter.shape) > 1 else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    device = next(module.parameters()).device
+    # On a GPU the rate lies where a step that is replayed finds it.
+    rate = torch.zeros((), device=device) if device.type == "cuda" else 0.0
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True, capturable=device.type == "cuda")
+
+
+def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """What was saved, on this device, whatever device it was saved on."""
+    optimizer.load_state_dict(state)
+    for group in optimizer.param_groups:
+        group.update({name: optimizer.defaults[name] for name in ("lr", "capturable")})
 
 
 def take_step(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], *, rate: float) -> float:
     """Clip, step, clear; the gradient's norm before clipping."""
-    norm = torch.nn.utils.clip_grad_norm_(parameters, _CLIP, foreach=True)
+    set_rate(optimizer, rate)
+    return float(update(optimizer, parameters))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def update(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> Tensor:
+    """As `take_step`, at the rate that is set."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, _CLIP, foreach=True)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return float(norm)
+    return norm
 
 
 def divergence(step: int, *, steps: int, peak: float, **figures: float) -> str | None:

@@ -17,7 +17,7 @@ from varbench.errors import UserError
 from varbench.model.tokenizer import Quantizer, Tokenizer
 from varbench.spec import ModelSpec
 from varbench.train.image_cache import training_images
-from varbench.train.optimiser import RunningMean, adamw, divergence, rate_at, take_step
+from varbench.train.optimiser import RunningMean, adamw, divergence, rate_at, restore, take_step
 from varbench.train.order import batch_rows, other_stream
 from varbench.train.progress import Progress
 from varbench.train.states import Checkpoints, ctrl_c_waits, load_state
@@ -69,7 +69,7 @@ def train_tokenizer(
     if state := load_state(checkpoints.path, identity=identity):
         begin, seconds = state["step"], state["seconds"]
         module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
+        restore(optimizer, state["optimizer"])
         mean.load(state["mean"])
 
     started = time.perf_counter()

@@ -29,11 +29,12 @@ from varbench.plan.owned import Owned
 from varbench.plan.steps import Plan
 from varbench.policies import MAIN, TrainStep
 from varbench.spec import ModelSpec
-from varbench.train.optimiser import RunningMean, adamw, divergence, rate_at, take_step
+from varbench.train.optimiser import RunningMean, adamw, divergence, rate_at, restore, take_step
 from varbench.train.order import batch_rows, class_drops, uniforms
 from varbench.train.progress import Progress
 from varbench.train.ranks import Loss, Ranks, Share
 from varbench.train.states import Checkpoints, ctrl_c_waits, load_state
+from varbench.train.step_graphs import Given, Replayable, StepGraphs, stream_of, worth_capturing
 from varbench.train.tokens import TokenSet
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -129,16 +130,24 @@ def train(
     recompute = ranks is not None and ranks.recompute
     passes = _Passes(curriculum, teacher, device=device, dtype=DTYPES[budget.dtype], recompute=recompute)
 
-    def loss(step: int, share: Share) -> tuple[str, Tensor]:
-        features_BLD, tokens_BL, labels_B = _batch(
-            tokenizer, tokens, budget, step, classes=transformer.spec.classes, share=share
-        )
+    def given(step: int, share: Share) -> Given:
         wanted = curriculum.at(step, uniforms(seed=budget.seed, step=step))
-        return wanted.point or "full", passes.loss(transformer, wanted, features_BLD, tokens_BL, labels_B)
+        inputs = _batch(tokens, budget, step, classes=transformer.spec.classes, share=share)
+        return Given(kind=wanted, trained=wanted.point or "full", inputs=inputs)
+
+    def loss_of(wanted: TrainStep, tokens_BL: Tensor, labels_B: Tensor) -> Tensor:
+        with torch.no_grad():
+            features_BLD = tokenizer.teacher_input(tokens_BL)
+        return passes.loss(transformer, wanted, features_BLD, tokens_BL, labels_B)
+
+    def loss(step: int, share: Share) -> tuple[str, Tensor]:
+        one = given(step, share)
+        return one.trained, loss_of(one.kind, *(numbers.to(device) for numbers in one.inputs))
 
     return optimise(
         transformer,
         loss=loss,
+        replayable=Replayable(given=given, loss=loss_of, follows=passes.follow),
         name=curriculum.name,
         budget=budget,
         checkpoints=checkpoints,
@@ -154,6 +163,7 @@ def optimise(
     module: Network,
     *,
     loss: Loss,
+    replayable: Replayable | None = None,
     name: str,
     budget: Budget,
     checkpoints: Checkpoints,
@@ -188,7 +198,7 @@ def optimise(
     if state := load_state(checkpoints.path, identity=identity):
         begin, seconds, counts = state["step"], state["seconds"], state["counts"]
         module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
+        restore(optimizer, state["optimizer"])
         mean.load(state["mean"])
         losses, evaluations = state["losses"], state["evaluations"]
     ranks.check_alike(f"step {begin} of the training {json_digest(identity)[:8]}", where=checkpoints.path)
@@ -225,14 +235,22 @@ def optimise(
             mean.swap()
 
     backward = ranks.backward(module, loss)
+
+    def stepped(step: int, rate: float) -> tuple[str, float, float]:
+        trained, value = backward(step)
+        return trained, value, take_step(optimizer, module.parameters(), rate=rate)
+
+    captures = replayable is not None and worth_capturing(module, ranks)
+    graphs = StepGraphs(replayable, module, optimizer) if replayable is not None and captures else None
+    take = stepped if graphs is None else graphs.step
     # Ranks step together, so none of them may finish a step that another has left.
-    with ctrl_c_waits() if ranks.count == 1 else nullcontext(lambda: False) as interrupted:
+    waits = ctrl_c_waits() if ranks.count == 1 else nullcontext(lambda: False)
+    with stream_of(graphs), waits as interrupted:
         for step in range(begin, budget.steps):
-            trained, value = backward(step)
             rate = rate_at(
                 step, steps=budget.steps, peak=budget.peak_rate, warm_up=budget.warm_up_steps, floor=budget.floor
             )
-            gradient = take_step(optimizer, module.parameters(), rate=rate)
+            trained, value, gradient = take(step, rate)
             if diverged := divergence(step, steps=budget.steps, peak=budget.peak_rate, loss=value, gradient=gradient):
                 checkpoints.path.unlink(missing_ok=True)
                 raise UserError(f"{name}: {diverged}")
@@ -261,18 +279,13 @@ def optimise(
     }
 
 
-@torch.no_grad()
-def _batch(
-    tokenizer: Tokenizer, tokens: TokenSet, budget: Budget, step: int, *, classes: int, share: Share
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Features, tokens and labels of a share of a step's batch, on the tokenizer's device; a dropped label is `classes`."""
-    device = tokenizer.quant_conv.weight.device
+def _batch(tokens: TokenSet, budget: Budget, step: int, *, classes: int, share: Share) -> tuple[Tensor, Tensor]:
+    """Tokens and labels of a share of a step's batch; a dropped label is `classes`."""
     rows = batch_rows(seed=budget.seed, step=step, batch=budget.batch, count=len(tokens))
     drops = class_drops(seed=budget.seed, step=step, batch=budget.batch, probability=budget.class_drop)
     rows, drops = share.rows(rows), share.rows(drops)
-    tokens_BL = torch.from_numpy(tokens.tokens_NL[rows].astype(np.int64)).to(device)
-    labels_B = torch.from_numpy(np.where(drops, classes, tokens.labels_N[rows])).to(device)
-    return tokenizer.teacher_input(tokens_BL), tokens_BL, labels_B
+    tokens_BL = torch.from_numpy(tokens.tokens_NL[rows].astype(np.int64))
+    return tokens_BL, torch.from_numpy(np.where(drops, classes, tokens.labels_N[rows]))
 
 
 def attention_of(device: torch.device) -> Attend:
@@ -292,7 +305,8 @@ class _Passes:
         recompute: bool = False,
     ) -> None:
         self._curriculum, self._teacher, self._dtype, self._recompute = curriculum, teacher, dtype, recompute
-        self._attend = attention_of(device)
+        self._device, self._attend = device, attention_of(device)
+        self._known_places: dict[tuple[tuple[int, ...], tuple[float, ...]], tuple[Tensor, Tensor]] = {}
         self._known: dict[tuple[str | None, int], TeacherPass] = {}
         self._teacher_pass = None if teacher is None else TeacherPass(teacher.plan, MAIN)
 
@@ -306,7 +320,7 @@ class _Passes:
         forward = self._pass(wanted.point, scales)
         run = forward.plan.sampled
         logits_BnV = forward.logits(transformer, features_BLD, labels_B, dtype=self._dtype, attend=self._attend)
-        places_n, weight_n = self._places(transformer.spec, run, weights, logits_BnV.device)
+        places_n, weight_n = self._places(transformer.spec, run, weights)
         if wanted.loss == "kl":
             target_BnV = self._soft_targets(features_BLD, labels_B, run)
             each_Bn = F.kl_div(logits_BnV.log_softmax(-1), target_BnV, reduction="none", log_target=True).sum(-1)
@@ -331,14 +345,18 @@ class _Passes:
             forward.show_ffns(transformer, features_BLD, labels_B, dtype=self._dtype, attend=self._attend, look=look)
         return torch.stack(losses).mean()
 
-    @staticmethod
-    def _places(
-        spec: ModelSpec, run: tuple[int, ...], weights: tuple[float, ...], device: torch.device
-    ) -> tuple[Tensor, Tensor]:
+    def follow(self, wanted: TrainStep) -> bool:
+        """Whether all that a step does on the device follows from what is wanted: experts are told to the host, and what a plugin's
+        own loss does nobody knows."""
+        return wanted.loss != "own" and self._curriculum.width_of(wanted.point) is None
+
+    def _places(self, spec: ModelSpec, run: tuple[int, ...], weights: tuple[float, ...]) -> tuple[Tensor, Tensor]:
         """Where the tokens of the scales of `run` lie among all, and what each of them weighs."""
-        places = [torch.arange(spec.starts[scale], spec.starts[scale + 1]) for scale in run]
-        weight = [torch.full((spec.tokens[scale],), weights[scale]) for scale in run]
-        return torch.cat(places).to(device), torch.cat(weight).to(device)
+        if (run, weights) not in self._known_places:
+            places = [torch.arange(spec.starts[scale], spec.starts[scale + 1]) for scale in run]
+            weight = [torch.full((spec.tokens[scale],), weights[scale]) for scale in run]
+            self._known_places[run, weights] = torch.cat(places).to(self._device), torch.cat(weight).to(self._device)
+        return self._known_places[run, weights]
 
     def _pass(self, point: str | None, scales: int) -> TeacherPass:
         key = (point, scales)

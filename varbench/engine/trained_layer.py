@@ -184,7 +184,8 @@ class _Attention(Function):
 
 
 class _Gelu(Function):
-    """On a CPU, whose own kernel calls a slow tanh: gelu's tanh form, which is x sigmoid(u) with u = x (a + b x^2). The slope is made with it and kept in place of x."""
+    """For a CPU, whose own kernel is slow: gelu's tanh form, which is x sigmoid(u) with u = x (a + b x^2). The slope is made
+    with it and kept in place of x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from varbench.base.termination import terminated_as_interrupted
 from varbench.commands import run as run_command
 from varbench.errors import UserError
 from varbench.measure.calls import Request
+from varbench.measure.largest import needed
 from varbench.measure.pairs import Pair
 from varbench.measure.speed import SpeedRound
 from varbench.measure.strain import Strain
@@ -45,6 +46,7 @@ from varbench.run.children import Child, ChildEndedError, Process
 from varbench.run.conduct import PARTS, Conduct
 from varbench.run.display import Display
 from varbench.run.findings import Looks, Seen, keep
+from varbench.run.full_alone import KEPT, _fit_together
 from varbench.run.inputs import sizes_of
 from varbench.run.kept_parts import KeptParts
 from varbench.run.messages import (
@@ -994,9 +996,17 @@ def test_the_full_model_alone_is_held_to_its_job_too(tmp_path: Path, script: Scr
     """What denominators are held against would say nothing if it ran something else."""
     script.job, script.of = "1" * 64, FULL
     execution = conduct(a_run(tmp_path, plugins="variant@d8"), tmp_path)
-    with execution._full_alone():
+    with execution._full_alone(()):
         pass
     assert "told to do 111111111111, and" in "; ".join(execution.found[FULL].mismatches)
+
+
+def test_the_full_model_alone_gives_memory_back_where_a_gpu_does_not_hold_it_beside_the_rows(tmp_path: Path) -> None:
+    run = a_run(tmp_path, plugins="variant@d8", device="cuda", batch=64)
+    both = 2 * needed(run.rows[FULL].plan, batch=64, dtype=run.options.dtype, device="cuda")  # type: ignore[arg-type]  # it has one
+    assert _fit_together(run, ("variant@d8",), memory=round(KEPT * both / 0.9) + 2**20)
+    assert not _fit_together(run, ("variant@d8",), memory=both)
+    assert _fit_together(run, ("variant@d8",), memory=None)
 
 
 def test_a_childs_first_word_is_its_job_and_no_answer(tmp_path: Path) -> None:

@@ -216,6 +216,10 @@ def test_each_lie_of_the_clock_has_its_reason(
     later = partial(with_calls, regime=regime, changed=lambda call: replace(call, seen=call.seen + 0.0011))
     assert f"{regime}: its process states 0.5" in reasons(run, later(own))
     assert reasons(run, later(replace(own, speed={0: own.speed[0]}))) == "", "one process is little to go by"
+    once = replace(own, speed={0: replace(own.speed[0], **{regime: own.speed[0].pairs(regime)[:2]})})
+    hiccup = iter((0.2, 0.0))
+    slow = with_calls(once, regime, lambda call: replace(call, seen=call.seen + next(hiccup)))
+    assert reasons(run, slow) == "", "of two calls one may have met something"
     waited = Strain(cpu_seconds=1.0, waited_seconds=0.02, stolen_seconds=0.0, switches=1)
     assert said(lambda call: replace(call, seen=call.seen + 0.02, strain=waited)) == "", "it waited for a processor"
     waited = replace(waited, waited_seconds=9.0)

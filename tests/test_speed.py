@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
@@ -202,6 +202,24 @@ def test_the_full_model_alone_is_never_asked_between_neighbours() -> None:
         assert (before.row, len(before.labels)) != (FULL, 4)
         assert (after.row, len(after.labels)) == (FULL, 1)
         assert second == first + 1 and len(machine.asked[first].labels) == 1
+
+
+def test_the_full_model_alone_gives_its_memory_back_where_the_device_does_not_hold_both() -> None:
+    """It is set up before the call that counts, by one of the same shape, and gives back what that took after it."""
+    machine, asked = Machine(), list[Request]()
+
+    def plain(request: Request) -> Reply:
+        asked.append(request)
+        return machine.ask(request)
+
+    speed.time_rows(
+        machine.ask, (HALF,), full=FULL, pace=Pace(batch=4, pairs=6, error=lambda row: math.inf, budget=0.0),
+        overseer=overseer(4, 6), strain=machine.strain, failed=lambda row, error: None,
+        alone=Alone(ask=plain, strain=machine.strain, tight=True),
+    )  # fmt: skip
+    assert {len(request.labels) for request in asked} == {1, 4}
+    for first, second in zip(asked[::2], asked[1::2], strict=True):
+        assert (first.release, second) == (False, replace(first, release=True))
 
 
 def test_a_call_is_never_judged_by_its_time() -> None:

@@ -25,6 +25,8 @@ class Request:
     """Look at the call instead of timing it."""
     threads: int | None = None
     """Threads that it may take, where processes share the processors; None for all."""
+    release: bool = False
+    """Give back afterwards what such calls were set up with: another process wants the device's memory."""
 
 
 def balanced_labels(count: int, classes: int, *, first: int = 0) -> tuple[int, ...]:

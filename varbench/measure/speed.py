@@ -44,6 +44,8 @@ class Alone:
 
     ask: AskOne
     strain: ReadStrain
+    tight: bool = False
+    """Whether the device's memory does not hold both: then it is set up for each call anew, and gives all back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,8 +196,10 @@ class _Session:
 
     def asked_alone(self, request: Request) -> Call:
         assert self.alone is not None
-        self.alone.ask(replace(request, labels=request.labels[:1]))  # what it had in caches the rows have taken
-        return time_call(self.alone.ask, self.alone.strain, request)[0]
+        tight = self.alone.tight
+        # What it had in caches the rows have taken.
+        self.alone.ask(request if tight else replace(request, labels=request.labels[:1]))
+        return time_call(self.alone.ask, self.alone.strain, replace(request, release=tight))[0]
 
     def warm(self, row: str) -> tuple[float, float]:
         """The very shapes that are timed, both regimes; the first call of all is a figure of its own."""

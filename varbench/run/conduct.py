@@ -151,11 +151,12 @@ class Conduct:
         beside = not weights.key.startswith(OWN_WEIGHTS)
         return Task(title="images", lacking=lacking, work=work, full_beside=beside, helped=True)
 
-    def _full_alone(self) -> AbstractContextManager[Alone | None]:
+    def _full_alone(self, names: tuple[str, ...]) -> AbstractContextManager[Alone | None]:
         if not self._full_runs:
             return contextlib.nullcontext()
         return full_alone(
             self.run,
+            names,
             partial(self._child, title="full-alone"),
             check=partial(self._check, (FULL,)),
             strain=self._strain,
@@ -203,7 +204,7 @@ class Conduct:
             loaded = self.found[names[0]].loaded
             watch = BoardWatch(loaded.environment.gpu_uuid if loaded else None)
             self.quiet.hope()
-            with self._full_alone() as alone:
+            with self._full_alone(names) as alone:
                 rounds = speed.time_rows(
                     subject.make,
                     overseer.order(names),

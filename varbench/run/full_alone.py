@@ -8,14 +8,19 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from varbench.measure.calls import Reply, Request, balanced_labels
+from varbench.measure.largest import needed
 from varbench.measure.overseer import WARM
 from varbench.measure.speed import Alone
 from varbench.measure.strain import Reading
+from varbench.plan.hardware import usable
 from varbench.record.failure import RowError
 from varbench.rows import FULL
 from varbench.run.children import Child, ChildEndedError
 from varbench.run.messages import Job, Ready
 from varbench.run.prepare import Run
+
+KEPT = 1.7
+"""What is captured keeps so many times the memory that the plan foresees: the full model of d30 kept 29 GiB of an H100's for 18."""
 
 
 class Check(Protocol):
@@ -25,21 +30,25 @@ class Check(Protocol):
 @contextmanager
 def full_alone(
     run: Run,
+    names: tuple[str, ...],
     start: Callable[[Job], Child],
     *,
     check: Check,
     strain: Callable[[Child], Reading | None],
     note: Callable[[str], None],
 ) -> Iterator[Alone | None]:
-    """Such a process, warm; a new one each time, so that what luck it has is not that of many denominators."""
+    """Such a process beside one with rows of these names, warm; a new one each time, so that what luck it has is not that of many
+    denominators."""
     with contextlib.ExitStack() as stack:
         try:
             job = run.job(task="making", rows=(FULL,))
             child = stack.enter_context(start(job))
-            check(child.receive(Ready), asked=job)
+            check(loaded := child.receive(Ready), asked=job)
             labels = balanced_labels(run.options.batch, run.model.classes)
-            for _ in range(WARM):  # as a row's own first calls, which do not count either
-                child.make(Request(row=FULL, labels=labels, seed=run.options.seed))
+            tight = not _fit_together(run, names, memory=loaded.environment.device_memory_bytes)
+            for call in range(WARM):  # as a row's own first calls, which do not count either
+                release = tight and call == WARM - 1
+                child.make(Request(row=FULL, labels=labels, seed=run.options.seed, release=release))
         except (ChildEndedError, RowError) as error:
             note(f"  the full model alone: {error.failure.reason}; no denominator is held against it")
             yield None
@@ -51,4 +60,18 @@ def full_alone(
             except ChildEndedError as error:  # no row is to blame
                 raise RowError(error.failure) from error
 
-        yield Alone(ask=ask, strain=lambda: strain(child))
+        yield Alone(ask=ask, strain=lambda: strain(child), tight=tight)
+
+
+def _fit_together(run: Run, names: tuple[str, ...], *, memory: int | None) -> bool:
+    """Whether the GPU holds the full model's calls beside those of any of the rows, all being kept as they were captured."""
+    options = run.options
+    if options.device == "cpu" or memory is None:
+        return True
+    wanted = {
+        name: needed(plan, batch=options.batch, dtype=options.dtype, device=options.device)
+        for name in (FULL, *names)
+        if (row := run.rows.get(name)) is not None and (plan := row.plan) is not None
+    }
+    both = wanted.get(FULL, 0) + max(wanted.values(), default=0)
+    return KEPT * both <= usable(memory, device=options.device)

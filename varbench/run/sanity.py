@@ -116,6 +116,11 @@ def _of_regime(run: Run, row: RowInRun, rounds: Sequence[SpeedRound], regime: st
     yield from _elsewhere(pairs, most=ELSEWHERE[run.options.device.partition(":")[0]], previews=previews)
 
 
+def _middle(seconds: Sequence[float]) -> float:
+    """The median; of an even number the lower one, since of two calls one may have met something."""
+    return sorted(seconds)[(len(seconds) - 1) // 2]
+
+
 def _outside(pairs: Sequence[Pair], alone: Sequence[Call], *, least: float) -> Iterator[Odd]:
     """What the judge's clock says of the process's."""
     calls, beside = [pair.row for pair in pairs], [pair.full for pair in pairs if pair.full is not None]
@@ -127,12 +132,12 @@ def _outside(pairs: Sequence[Pair], alone: Sequence[Call], *, least: float) -> I
         )
     if not calls:
         return
-    stated = stats.median([call.times.end_to_end for call in calls])
-    actual = stats.median([call.seen for call in calls])
+    stated = _middle([call.times.end_to_end for call in calls])
+    actual = _middle([call.seen for call in calls])
     others = alone or beside
     usual = stats.median([call.outside for call in others]) if others else max(ASIDE * actual, UNKNOWN)
     waited = actual * min(ASIDE, stats.median([call.held_up for call in calls]))
-    if stats.median([call.outside for call in calls]) > usual + usual / 4 + least + waited:
+    if _middle([call.outside for call in calls]) > usual + usual / 4 + least + waited:
         yield Odd(
             f"its process states {stated:.3f} s a call, and {actual:.3f} s passed between question and answer", WITHIN
         )

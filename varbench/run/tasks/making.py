@@ -69,6 +69,9 @@ def run(job: Job, channel: Channel) -> None:
         if changed := state.changed():
             state.restore()
         channel.send(replace(reply, changed=tuple(changed)))
+        if request.release:
+            with subject.alone(request.row):
+                torch.cuda.empty_cache()
 
 
 def load(job: Job) -> tuple[Subject, Ready]:

@@ -66,8 +66,12 @@ class Part:
     """By the name of its log, one after the other."""
 
     @property
+    def kind(self) -> str:
+        return self.name.partition(" ")[0]
+
+    @property
     def seconds(self) -> float:
-        return 60 * MOST[self.name.partition(" ")[0]]
+        return 60 * MOST[self.kind]
 
     @property
     def digest(self) -> str:
@@ -86,6 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--plugins", metavar="ROWS", help="rows of the parts methods and memory; default: every method")
     add("--steps", type=int, default=4000, metavar="N", help="that train tiny; default: 4000, an hour's on two cores")
     add("--images", type=int, default=2000, metavar="N", help="whose quality is measured; default: 2000")
+    add("--parts", metavar="KINDS", help=f"only these of {', '.join(MOST)}, by comma; default: all")
     add("--official", type=Path, metavar="DIR", help="a checkout of FoundationVision/VAR, to be timed beside ours")
     add("--device", metavar="DEVICE", help="cuda or cpu; default: a GPU where torch sees one")
     add("--out", type=Path, metavar="DIR", help="default: reports/ and the card's name")
@@ -95,7 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
     card = "cpu" if args.device == "cpu" else facts["device"]
     args.out = (args.out or ROOT / "reports" / _short(card)).resolve()
     try:
-        wanted = list(parts(args))
+        kinds = MOST if args.parts is None else args.parts.split(",")
+        wanted = [part for part in parts(args) if part.kind in kinds]
     except UserError as error:
         parser.error(str(error))
     commit = _commit()
@@ -234,9 +240,10 @@ def _short(card: str) -> str:
 
 
 def _commit() -> str:
-    """What a round writes into `reports` is no change of what it measures."""
+    """What a round writes into `reports` is no change of what it measures. Of a copy without its repository, COMMIT says it."""
     changed = " and changes" if _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!reports") else ""
-    return f"{_git('rev-parse', '--short=12', 'HEAD') or 'unknown'}{changed}"
+    copied = os.environ.get("COMMIT", "unknown")
+    return f"{_git('rev-parse', '--short=12', 'HEAD') or copied}{changed}"
 
 
 def _git(*words: str) -> str:

@@ -47,6 +47,14 @@ def anywhere(gpu_round: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_round, "_facts", lambda: facts)
 
 
+def test_only_the_parts_that_are_asked_for(
+    gpu_round: ModuleType, anywhere: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_round, "carry_out", lambda *_: {"status": "done", "seconds": 1.0, "said": ""})
+    assert gpu_round.main([*SMALL, "--parts", "engine,memory", "--out", str(tmp_path)]) == 0
+    assert set(json.loads((tmp_path / "round.json").read_text())) == {"engine", "memory", "page"}
+
+
 @pytest.mark.slow
 def test_a_round(gpu_round: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One part fails and one runs out of time; the same command again does these two, and no other."""

@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
     )
     add_arguments(
         parser, *SHARED, model="model preset; default: tiny", vae="the tokenizer; default: the shipped one",
-        data="a folder with one sub-folder per class; default: the preset's own data", seed="seed of the crops; default: 0",
+        data="class folders, or four idx files; default: the preset's own data", seed="seed of the crops; default: 0",
     )  # fmt: skip
     parser.add_argument(
         "--crops", type=int, default=1, metavar="N",
@@ -41,8 +41,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from varbench.data.folder import open_folder
-    from varbench.data.shapes import Shapes
+    from varbench.data.given import image_set
     from varbench.model.checkpoints import build_tokenizer, load_tokenizer
     from varbench.plan import presets
     from varbench.record.option_forms import given_in
@@ -60,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     vae = given.get("vae") or shipped.get("vae")
     if vae is None:
         raise UserError(f"{spec.name} ships no tokenizer; give it by --vae")
-    data: Any = open_folder(given["data"], side=spec.image_side) if "data" in given else Shapes(side=spec.image_side)
+    data = image_set(given.get("data"), model=given["model"], side=spec.image_side)
     wanted = len(data.training) if args.images is None else min(args.images, len(data.training))
     if "data" not in given and args.images is None:
         raise UserError(

@@ -47,7 +47,7 @@ def add_parser(subparsers: Any) -> None:
         batch="images a step; default: what the shipped weights had",
         seed="seed of data order and draws; default: 0",
         steps="optimiser steps; default: what the shipped weights had",
-        data="a folder with one sub-folder per class, whose training images are all used; default: the preset's own data",
+        data="class folders, or the four idx files of a set like MNIST; all training images are used; default: the preset's own data",
         out="file for the weights; of a recipe, whose weights are kept in the cache, a folder for a copy with its record",
     )  # fmt: skip
     add_config(parser, " and `what`, at its top or under [train], and [stages.NAME] for a stage of a recipe")
@@ -113,13 +113,9 @@ def _data(args: argparse.Namespace, *, side: int) -> ImageSet:
         from varbench.train.token_folder import open_tokens
 
         return open_tokens(args.tokens)
-    if args.data is None:
-        from varbench.data.shapes import Shapes
+    from varbench.data.given import image_set
 
-        return Shapes(side=side)
-    from varbench.data.folder import open_folder
-
-    return open_folder(args.data, side=side)
+    return image_set(args.data, model=args.model, side=side)
 
 
 def _out(args: argparse.Namespace) -> Path:

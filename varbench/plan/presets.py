@@ -28,8 +28,16 @@ class Preset:
     companions: Mapping[str, ModelSpec] = field(default_factory=dict)
     """Further models whose weights are shipped, by file name: a method that runs two finds the one of its sizes."""
     summary: str = ""
+    data: str = ""
+    """What of the user's its weights were trained on, to be given by --data; empty where the package draws such images, or where
+    nothing ships."""
     shipped_steps: int | None = None
     """Optimiser steps of the recipes whose trained weights ship; None where none do."""
+
+    @property
+    def draws_images(self) -> bool:
+        """Whether the package has as many images as anyone asks for, of the kind that the model makes."""
+        return self.assets and not self.data
 
 
 def _official(depth: int) -> Preset:
@@ -46,6 +54,7 @@ _TINY = ModelSpec(
     classes=10,
     tokenizer=TokenizerSpec(channels=32, multipliers=(1, 2, 2), blocks=1, code_dim=16, vocabulary=512, phis=4),
 )
+_FASHION = replace(_TINY, name="fashion")
 _D36 = ModelSpec(name="var-d36", sides=SIDES_512, depth=36, width=64 * 36, heads=36, shared_adaln=True)
 
 _PRESETS = {
@@ -57,6 +66,14 @@ _PRESETS = {
             companions={"narrow.safetensors": _TINY.narrower()},
             shipped_steps=2_000,
             summary="procedural shapes 32 px; ships with the package, runs on a CPU",
+        ),
+        Preset(
+            spec=_FASHION,
+            assets=True,
+            companions={"narrow.safetensors": _FASHION.narrower()},
+            summary="Fashion-MNIST 32 px; ships with the package, its images are given by --data",
+            data="which holds the four files of Fashion-MNIST (Debian: apt-get install dataset-fashion-mnist; "
+            "/usr/share/datasets/fashion-mnist)",
         ),
         *(_official(depth) for depth in (16, 20, 24, 30)),
         Preset(spec=_D36, summary="ImageNet 512 px; official checkpoint by --weights and --vae"),
@@ -71,6 +88,11 @@ def names() -> tuple[str, ...]:
     return tuple(_PRESETS)
 
 
+def runs_on_a_cpu(name: str) -> bool:
+    """Whether the preset is one of the small ones, whose weights ship."""
+    return name in _PRESETS and _PRESETS[name].assets
+
+
 def preset(name: str) -> Preset:
     known = _PRESETS | _READ_OFF_FILES
     if name not in known:
@@ -79,8 +101,9 @@ def preset(name: str) -> Preset:
 
 
 def of_sizes(spec: ModelSpec) -> Preset:
-    """The preset of these sizes, whatever `spec` is called; where none has them, one that this process knows from now on."""
-    for known in _PRESETS.values():
+    """The preset of these sizes, the one that `spec` is called after if it has them; where none has them, one that this process
+    knows from now on."""
+    for known in sorted(_PRESETS.values(), key=lambda known: known.spec.name != spec.name):
         if replace(spec, name=known.spec.name) == known.spec:
             return known
     name = f"var-{spec.depth}x{spec.width}-{spec.image_side}px"

@@ -34,11 +34,11 @@ class ByPreset:
     quick_tiny: Any = None
 
     def of(self, model: str, *, quick: bool) -> Any:
-        full, short = (self.tiny, self.quick_tiny) if model == presets.DEFAULT else (self.large, self.quick)
+        full, short = (self.tiny, self.quick_tiny) if presets.runs_on_a_cpu(model) else (self.large, self.quick)
         return short if quick and short is not None else full
 
     def __str__(self) -> str:
-        return f"{self.large}" if self.large == self.tiny else f"{self.large}, for tiny {self.tiny}"
+        return f"{self.large}" if self.large == self.tiny else f"{self.large}, for tiny and fashion {self.tiny}"
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,8 @@ class Options:
         absent="the preset's own, where it knows the classes", metavar="FILE", path="file",
     )  # fmt: skip
     data: str | None = option(
-        "class folders that recipes are trained on and, without --reference, quality is measured against",
+        "class folders, or the four idx files of a set like MNIST, that recipes are trained on and, without --reference, quality is "
+        "measured against",
         absent="the preset's own data", metavar="FOLDER", path="folder",
     )  # fmt: skip
     device: str = option(

@@ -28,7 +28,8 @@ def resolve(args: argparse.Namespace, *, kind: type[Options] = Options) -> tuple
 def _resolved(given: dict[str, Any], kind: type[Options]) -> Options:
     preset = _preset(given)
     chosen = filled_in({**given, "model": preset.spec.name}, kind=kind)
-    if "images" not in given and not (preset.assets or "reference" in given or {"data", "features"} <= given.keys()):
+    looks = preset.assets or "features" in given
+    if "images" not in given and not (preset.draws_images or "reference" in given or (looks and "data" in given)):
         # Without a reference there are no scores, and images only where they were asked for: to look at, and to hold against
         # the full model's.
         chosen["images"] = 0
@@ -38,7 +39,8 @@ def _resolved(given: dict[str, Any], kind: type[Options]) -> Options:
         chosen["top_k"] = min(chosen["top_k"], preset.spec.tokenizer.vocabulary)
     if chosen["steps"] is None and not chosen["quick"]:
         # Of what ships, if it can be used: rows of one table shall have been trained for equally long.
-        own = chosen["train"] or chosen["seed"] or any(chosen[given] for given in ("weights", "vae", "data"))
+        own = chosen["train"] or chosen["seed"] or any(chosen[given] for given in ("weights", "vae"))
+        own = own or (preset.draws_images and chosen["data"])
         chosen["steps"] = (None if own else preset.shipped_steps) or presets.SHORT_STEPS
     options = kind(**chosen)
     _check(options, preset)
@@ -81,8 +83,8 @@ def _has_weights(given: dict[str, Any], preset: presets.Preset) -> bool:
 
 
 def _device(model: str) -> str:
-    """`tiny` is a CPU's; the large models run on a GPU where the driver shows one. CUDA is not touched for it."""
-    if model == presets.DEFAULT:
+    """The small ones are a CPU's; the large models run on a GPU where the driver shows one. CUDA is not touched for it."""
+    if presets.runs_on_a_cpu(model):
         return "cpu"
     try:
         import pynvml
@@ -125,7 +127,7 @@ def _check(options: Options, preset: presets.Preset) -> None:
             f"--reference {options.reference}: scores against it need the published Inception weights, which are not "
             "downloaded for you: give their path, --inception FILE, or --images 0 to leave quality out"
         )
-    if looks is not None and options.reference is None and options.data is None and not preset.assets:
+    if looks is not None and options.reference is None and options.data is None and not preset.draws_images:
         flag = "--features" if options.inception is None else "--inception"
         raise UserError(f"{flag} {looks}: there is nothing to compare with; give --reference PATH too")
     if 0 < options.images < 20:

@@ -241,6 +241,8 @@ def _quality(
         missing["quality"] = "the weights are random"
     elif row.name == UPSTREAM:
         missing["quality"] = "the same weights and arithmetic as the lossless row, where it is measured"
+    elif (brought := presets.preset(run.options.model).data) and run.options.data is run.options.reference is None:
+        missing["quality"] = f"there are no images to score against: give --data FOLDER, {brought}"
     elif run.options.images == 0:
         missing["quality"] = "no images were asked for, or there is no reference to score against"
     elif scored is not None:
@@ -253,7 +255,7 @@ def _training(run: Run, row: RowInRun, found: Findings) -> Training | None:
     if log is None:
         return None
     training = section(log, recipe=row.resolved.trained_by, model=run.model.name)
-    if presets.preset(run.options.model).assets:
+    if presets.preset(run.options.model).draws_images:
         return training
     command = shlex.join(as_arguments(run.options, row=row.name))  # its weights and data are the user's
     return replace(training, command=command)

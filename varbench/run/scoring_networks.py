@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from varbench.data.folder import open_folder
+from varbench.data.given import image_set
 from varbench.data.image_set import ImageSet
-from varbench.data.shapes import Shapes
 from varbench.errors import UserError
 from varbench.plan import presets
 from varbench.quality import (
@@ -36,16 +35,17 @@ class ScoringNetworks:
 
     def __init__(self, options: Options, *, side: int, device: str) -> None:
         self._options, self._side, self._device = options, side, device
-        self._assets = presets.preset(options.model).assets
+        preset = presets.preset(options.model)
+        self._assets = preset.assets
         self.sees = self._assets or options.features is not None or options.inception is not None
         """Whether there is a network to look."""
-        self.scores = self.sees and (self._assets or options.reference is not None or options.data is not None)
+        compared = preset.draws_images or options.reference is not None or options.data is not None
+        self.scores = self.sees and compared
 
     @cached_property
     def data(self) -> ImageSet:
         """What the images are to look like, class by class."""
-        folder = self._options.data
-        return Shapes(side=self._side) if folder is None else open_folder(folder, side=self._side)
+        return image_set(self._options.data, model=self._options.model, side=self._side)
 
     @cached_property
     def judge(self) -> Network | None:
@@ -103,8 +103,10 @@ class ScoringNetworks:
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """Names of the model's classes by number; empty where nobody knows them."""
-        if self._assets or self._options.data is not None:
+        if self._options.data is not None:
             return self.data.classes
+        if self._assets:
+            return self._shipped("features").config.classes
         known = presets.preset(self._options.model).spec.classes
         names = imagenet_classes()
         return names if len(names) == known else ()

@@ -7,7 +7,8 @@ import sys
 
 import torch
 
-from varbench.data.folder import check_readable, open_folder
+from varbench.data.folder import check_readable
+from varbench.data.given import image_set
 from varbench.engine.loading import load_pipeline
 from varbench.errors import UserError
 from varbench.model.checkpoints import load_tokenizer, load_transformer
@@ -31,7 +32,7 @@ def run(job: Job, channel: Channel) -> None:
         load_pipeline(options.model, vae=files.pop("vae"), var=files.pop("main"), companions=files)
         channel.alive()
     if options.data is not None:
-        classes = open_folder(options.data, side=model.image_side).classes
+        classes = image_set(options.data, model=options.model, side=model.image_side).classes
         if len(classes) > model.classes:
             raise UserError(
                 f"--data {options.data} has {len(classes)} classes, and {model.name} knows {model.classes}."

@@ -185,14 +185,14 @@ def _companion(name: str, spec: ModelSpec) -> str:
 
 
 def trains(job: Job) -> bool:
-    """Whether recipes can be trained: `tiny` has data of its own, the others need a folder; weights of `varbench export` are
+    """Whether recipes can be trained: of `tiny` images are drawn, the others need a folder; weights of `varbench export` are
     trained already.
 
     Without one, the weights that are given are taken for those of the recipe, and the record says so.
     """
     if job.options.weights != "random" and recipe_in(job.options.weights) is not None:
         return False
-    return presets.preset(job.options.model).assets or job.options.data is not None
+    return presets.preset(job.options.model).draws_images or job.options.data is not None
 
 
 def weight_set(row: Row, *, given: bool, trains: bool) -> str:

@@ -9,9 +9,8 @@ from typing import Any
 
 from varbench import rows
 from varbench.base.hashing import file_hash
-from varbench.data.folder import open_folder
-from varbench.data.image_set import ImageSet
-from varbench.data.shapes import Shapes
+from varbench.data.given import image_set
+from varbench.plan import presets
 from varbench.rows.grammar import Row
 from varbench.run.channel import Channel
 from varbench.run.messages import Ahead, Job, Trained
@@ -56,9 +55,10 @@ def asked(job: Job, name: str) -> tuple[Row, dict[str, Any]]:
     assert job.files is not None
     options, side = job.options, job.model.image_side
     files = {part: Path(path) for part, path in job.files.items()}
-    data: ImageSet = open_folder(options.data, side=side) if options.data else Shapes(side=side)
+    data = image_set(options.data, model=options.model, side=side)
     budget = recipe_budget(QUICK_STEPS if options.steps is None else options.steps, seed=options.seed)
-    own = options.train or options.weights is not None or options.data is not None
+    own = options.train or options.weights is not None
+    own = own or (options.data is not None and presets.preset(options.model).draws_images)
     given = {
         "vae": files.pop("vae"),
         "pretrained": files,

@@ -86,7 +86,7 @@ def open_idx(root: str | Path, *, side: int) -> IdxSet:
     read = [_read(path, dimensions=int(name.split("idx")[1][0])) for name, path in paths.items() if path is not None]
     parts = [_in_turn(root, *read[first : first + 2]) for first in (0, 2)]
     if (there := parts[0][0].shape[1:]) != parts[1][0].shape[1:] or not max(there) <= side < 2 * max(there):
-        sizes = " and ".join(" x ".join(map(str, images.shape[1:])) for images, _ in parts)
+        sizes = " and ".join(dict.fromkeys(" x ".join(map(str, images.shape[1:])) for images, _ in parts))
         raise UserError(f"{root} has images of {sizes} pixels, which do not fit the model's {side} x {side}")
     grey_NHW, labels_N = (np.concatenate(some) for some in zip(*parts, strict=True))
     first = len(parts[0][1]) - max(1, len(parts[0][1]) // _HELD_OUT)

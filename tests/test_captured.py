@@ -14,6 +14,7 @@ from test_conformance import ComputesHalf, KeepsHalf
 
 from varbench import load_pipeline
 from varbench.engine.captured import Graphs, Made, can_be_captured
+from varbench.engine.generate import Generated
 from varbench.engine.loop import Observer
 from varbench.engine.pipeline import Pipeline
 from varbench.plan.compiler import compile_plan
@@ -45,6 +46,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "current_stream": lambda: stream,
         "stream": lambda one: contextlib.nullcontext(),
         "synchronize": lambda: None,
+        "memory_reserved": lambda: 0,
         "empty_cache": lambda: Graph.log.append("released"),
         "graph_pool_handle": lambda: object(),
     }.items():
@@ -93,31 +95,41 @@ def test_tokens_logits_and_watchers_are_served_without(log: list[str]) -> None:
     assert "begin" not in log
 
 
-def test_where_memory_is_short_other_graphs_are_given_up(log: list[str]) -> None:
-    graphs, labels, streams = Graphs(), torch.arange(2), torch.arange(2).unsqueeze(1)
-    pipe = models.pipeline()
-    made = pipe.generate(models.LABELS)
-    codes: Any = SimpleNamespace()
-    short = 0
+def test_where_memory_is_short_graphs_are_given_up_and_the_largest_is_not_made_again(
+    log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device of ten: an image takes one while it is made, and what is captured keeps more."""
+    keeps, held = {"small": 2, "copied": 6, "other": 1}, dict[str, int]()
+    given = (torch.arange(2), torch.arange(2).unsqueeze(1), None)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: sum(held.values()))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: [held.pop(key) for key in {*held} - graphs._known.keys()])  # type: ignore[arg-type]  # keys are names here
+    graphs, out = Graphs(), models.pipeline().generate(models.LABELS)
+    codes = Generated(tokens_BL=out.tokens, f_hat_BDhw=out.images, logits_BLV=None, trace=out.trace)
+    made = Made(codes=codes, images=out.images)
 
-    def make(labels_B: torch.Tensor, streams_B1: torch.Tensor, observer: Observer | None) -> Made:
-        nonlocal short
-        if short:
-            short -= 1
-            raise torch.OutOfMemoryError
-        return Made(codes=codes, images=made.images)
+    def call(key: str | None, needs: int = 1) -> list[str]:
+        """What was done."""
+        log.clear()
 
-    short = 1
+        def make(labels_B: torch.Tensor, streams_B1: torch.Tensor, observer: Observer | None) -> Made:
+            captures = bool(log) and log[-1] == "begin"
+            if captures:
+                held[key] = keeps[key]  # type: ignore[index]  # captured under a name
+            if sum(held.values()) + needs > 10:
+                raise torch.OutOfMemoryError
+            return made
+
+        graphs.make(key, make, *given)
+        return [event for event in log if event in ("begin", "replay")]
+
+    assert call("small") == ["begin", "replay"]
+    assert call("copied") == ["begin", "replay"]
+    assert call("other", needs=3) == ["begin", "replay"], "now there is room"
+    assert call("copied") == [] and graphs.is_ready("copied"), "operator by operator from here on"
+    assert call("small") == ["begin", "replay"] and call("small") == ["replay"]
+    assert call("other") == ["replay"]
     with pytest.raises(torch.OutOfMemoryError):
-        graphs.make(None, make, labels, streams, None)  # nothing to give up
-    graphs._known["other"] = codes
-    short = 1
-    assert graphs.make(None, make, labels, streams, None).codes is codes
-    assert not graphs.has("other")
-    graphs._known["other"] = codes
-    short = 2
-    with pytest.raises(torch.OutOfMemoryError):
-        graphs.make(None, make, labels, streams, None)
+        call(None, needs=11)
 
 
 @pytest.mark.parametrize(

@@ -53,41 +53,58 @@ class Graphs:
 
     def __init__(self) -> None:
         self._known: dict[Hashable, _Captured] = {}
+        self._took: dict[Hashable, int] = {}
+        """Bytes that each capture took beyond what was there for it, the one that failed included."""
+        self._too_large: set[Hashable] = set()
+        """What is not captured again. A cache that grows by being copied takes several times its size: nothing that was freed within
+        a capture is large enough for the next copy, and graphs keep it all."""
         self._pool: Any = None
 
-    def has(self, key: Hashable) -> bool:
-        return key in self._known
+    def is_ready(self, key: Hashable) -> bool:
+        """Whether there is nothing to capture any more."""
+        return key in self._known or key in self._too_large
 
     def make(
         self, key: Hashable | None, make: Make, labels_B: Tensor, streams_B1: Tensor, observer: Observer | None
     ) -> Made:
-        """By its graphs, captured now if they are not there; without a key, operator by operator. Where memory is short, that of
-        other graphs is given up."""
+        """By its graphs, captured now if they are not there; without a key, operator by operator. Where memory is short, all graphs
+        are given up, and those that took the most of it are not made again."""
         try:
             return self._made(key, make, labels_B, streams_B1, observer)
         except torch.OutOfMemoryError:
-            if not self._known:
+            largest = max(self._took, key=self._took.__getitem__, default=None)
+            if largest is None:
                 raise
-        self.forget()
-        return self._made(key, make, labels_B, streams_B1, observer)
+            self._too_large.add(largest)
+        self._give_up()
+        return self.make(key, make, labels_B, streams_B1, observer)
 
     def _made(
         self, key: Hashable | None, make: Make, labels_B: Tensor, streams_B1: Tensor, observer: Observer | None
     ) -> Made:
-        if key is None:
+        if key is None or key in self._too_large:
             return make(labels_B, streams_B1, observer)
         if key not in self._known:
             make(labels_B, streams_B1, None)  # sets up what libraries and kernels need
             self._pool = self._pool or torch.cuda.graph_pool_handle()
-            self._known[key] = _Captured(make, labels_B, streams_B1, self._pool)
+            _release()
+            before = torch.cuda.memory_reserved()
+            try:
+                self._known[key] = _Captured(make, labels_B, streams_B1, self._pool)
+            finally:
+                self._took[key] = torch.cuda.memory_reserved() - before
         return self._known[key](labels_B, streams_B1, observer)
 
     def forget(self) -> None:
         """Weights are about to move, or memory is wanted."""
         if self._known:
-            self._known.clear()
-            self._pool = None
-            _release()
+            self._give_up()
+
+    def _give_up(self) -> None:
+        self._known.clear()
+        self._took.clear()
+        self._pool = None
+        _release()
 
 
 def _release() -> None:

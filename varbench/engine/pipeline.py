@@ -179,7 +179,7 @@ class Pipeline:
 
     def is_ready(self, method: str | Row, batch: int, sampling: Sampling) -> bool:
         """Whether nothing has to be captured for such a call any more."""
-        return not self.captures(method) or self._graphs.has(self._kind(method, batch, sampling))
+        return not self.captures(method) or self._graphs.is_ready(self._kind(method, batch, sampling))
 
     def captures(self, method: str | Row) -> bool:
         """Whether the row's generations are launched as graphs: on a GPU, where it runs no code of its own in between."""

@@ -44,7 +44,7 @@ def fill(
     found: Findings,
     *,
     floors: dict[str, Score],
-    others: Mapping[str, Findings] | None = None,
+    others: Mapping[str, Findings] = {},
 ) -> Record:
     """The record; what is not known yet is null, with a reason. `others` is what is known of the run's other rows."""
     missing: dict[str, str] = {}

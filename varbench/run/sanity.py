@@ -83,10 +83,10 @@ class Odd(NamedTuple):
 
 
 def reasons(
-    run: Run, row: RowInRun, found: Findings, floors: dict[str, Score], others: Mapping[str, Findings] | None = None
+    run: Run, row: RowInRun, found: Findings, floors: dict[str, Score], others: Mapping[str, Findings] = {}
 ) -> Iterator[str]:
     """Why a row cannot be believed, of all that is known of it, and of the other rows of the run."""
-    for odd in _oddities(run, row, found, floors, others or {}):
+    for odd in _oddities(run, row, found, floors, others):
         yield f"{odd.what}; {odd.then}"
 
 

@@ -30,7 +30,7 @@ def validity(
     row: RowInRun,
     found: Findings,
     floors: dict[str, Score],
-    others: Mapping[str, Findings] | None = None,
+    others: Mapping[str, Findings] = {},
     *,
     complete: bool,
 ) -> Validity:

@@ -85,7 +85,7 @@ def beside(records: Iterable[Record], column: str, regime: str) -> Ratio | None:
     What a batch of 1 gains hangs on the state of the machine, which processes of a round share: there the interval is the wider
     one of those over processes and over rounds.
     """
-    neighbours = _neighbours(records, column, regime)
+    neighbours = _pairs(records, column, regime).counted
     logs = {process: stats.paired_logs(full, own) for process, (full, own) in neighbours.items()}
     if not logs:
         return None
@@ -104,7 +104,7 @@ def beside(records: Iterable[Record], column: str, regime: str) -> Ratio | None:
 
 def machine(records: Iterable[Record], column: str, regime: str) -> list[float]:
     """How slow the machine was in each process: the logarithm of the full model's seconds beside the rows."""
-    neighbours = _neighbours(records, column, regime).values()
+    neighbours = _pairs(records, column, regime).counted.values()
     return [statistics.fmean(math.log(stats.median(samples)) for samples in full) for full, _ in neighbours]
 
 
@@ -124,35 +124,40 @@ def _process(record: Record, number: int) -> _TimedProcess:
 _Neighbours = dict[_TimedProcess, tuple[_Samples, _Samples]]
 
 
-def _neighbours(records: Iterable[Record], column: str, regime: str) -> _Neighbours:
-    """The full model's seconds, and beside them those of each row of a process.
+@dataclass(frozen=True)
+class _Pairs:
+    """The full model's seconds, and beside them those of each row of a process."""
 
-    Pairs of which a call stalled are left out where enough processes have others: that is told by how long calls waited, and
-    never by their seconds, so nothing is chosen by how it came out.
-    """
-    records = list(records)
-    every, quiet = _pairs(records, column, regime), _pairs(records, column, regime, most=STALLED)
-    return quiet if _are_enough(quiet, every) else every
+    every: _Neighbours
+    quiet: _Neighbours
+    """Without pairs of which a call stalled."""
+
+    @property
+    def are_quiet_enough(self) -> bool:
+        return len(self.quiet) >= min(ENOUGH, len(self.every))
+
+    @property
+    def counted(self) -> _Neighbours:
+        """Those that stalled are left out where enough processes have others: that is told by how long calls waited, and never by
+        their seconds, so nothing is chosen by how it came out."""
+        return self.quiet if self.are_quiet_enough else self.every
 
 
-def _are_enough(quiet: _Neighbours, every: _Neighbours) -> bool:
-    return len(quiet) >= min(ENOUGH, len(every))
-
-
-def _pairs(records: Iterable[Record], column: str, regime: str, *, most: float = math.inf) -> _Neighbours:
-    found: _Neighbours = {}
+def _pairs(records: Iterable[Record], column: str, regime: str) -> _Pairs:
+    pairs = _Pairs({}, {})
     for record in records:
         timing = timing_column(record, column, regime)
         if timing is None or timing.beside is None:
             continue
         shares = _shares(record, regime)
         for number, (full, own) in enumerate(zip(timing.beside, timing.rounds, strict=True)):
-            kept = [place for place in range(len(own)) if not shares or shares[number][place] <= most]
-            if kept:
-                above, below = found.setdefault(_process(record, number), ([], []))
-                above.append(tuple(full[place] for place in kept))
-                below.append(tuple(own[place] for place in kept))
-    return found
+            quiet = [place for place in range(len(own)) if not shares or shares[number][place] <= STALLED]
+            for found, kept in ((pairs.every, range(len(own))), (pairs.quiet, quiet)):
+                if kept:
+                    above, below = found.setdefault(_process(record, number), ([], []))
+                    above.append(tuple(full[place] for place in kept))
+                    below.append(tuple(own[place] for place in kept))
+    return pairs
 
 
 def _shares(record: Record, regime: str) -> tuple[tuple[float, ...], ...]:
@@ -163,16 +168,16 @@ def _shares(record: Record, regime: str) -> tuple[tuple[float, ...], ...]:
 
 def left_out(records: Sequence[Record], column: str, regime: str) -> int:
     """How many pairs of calls do not count since one of them stalled."""
-    pairs = [
-        sum(len(samples) for full, _ in found.values() for samples in full)
-        for found in (_pairs(records, column, regime), _neighbours(records, column, regime))
-    ]
-    return pairs[0] - pairs[1]
+    pairs = _pairs(records, column, regime)
+    every, counted = (
+        sum(len(samples) for full, _ in found.values() for samples in full) for found in (pairs.every, pairs.counted)
+    )
+    return every - counted
 
 
 def processes(records: Sequence[Record], column: str, regime: str) -> int:
     """That a figure is over."""
-    return len(_neighbours(records, column, regime)) or len(
+    return len(_pairs(records, column, regime).counted) or len(
         {
             _process(record, number)
             for record in records
@@ -184,9 +189,9 @@ def processes(records: Sequence[Record], column: str, regime: str) -> int:
 
 def were_held_up(records: Sequence[Record], column: str, regime: str) -> bool:
     """Whether a figure rests on calls that stalled, since there are too few others."""
-    every = _pairs(records, column, regime)
-    if every and all(_shares(record, regime) for record in records if record.timing):
-        return not _are_enough(_pairs(records, column, regime, most=STALLED), every)
+    pairs = _pairs(records, column, regime)
+    if pairs.every and all(_shares(record, regime) for record in records if record.timing):
+        return not pairs.are_quiet_enough
     shares = [record.timing.held_up for record in records if record.timing]
     return max((share for share in shares if share is not None), default=0.0) > STALLED
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from varbench.base.collecting import without_collecting
 from varbench.commands import add_json
 
 HELP = "two runs or reports against each other"
@@ -35,6 +36,11 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    with without_collecting():
+        return _compared(args)
+
+
+def _compared(args: argparse.Namespace) -> int:
     from varbench.record import load_records
     from varbench.show.compare import as_json, as_table, compare
 

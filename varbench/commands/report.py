@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from varbench.base.collecting import without_collecting
 from varbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +47,11 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    with without_collecting():
+        return _reported(args)
+
+
+def _reported(args: argparse.Namespace) -> int:
     from varbench.record import load_records, to_json
     from varbench.record.sections import Panel
     from varbench.show import paper

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from varbench.base import stats
 from varbench.base.stats import Ratio
 from varbench.record import Record, TimingColumn
 
 _Samples = list[tuple[float, ...]]
+_Found = TypeVar("_Found")
+
+_QUESTIONS = 128
+"""Whose answers are kept."""
 
 WITH_MACHINE = 0.5
 """A speedup may move by this share of what the machine's own speed moves by, both as logarithms. Machines have states that last
@@ -79,7 +83,25 @@ def kind_of_work(record: Record) -> tuple[object, ...] | None:
     return plan.digest, plan.transforms, record.protocol.kernel
 
 
-def beside(records: Iterable[Record], column: str, regime: str) -> Ratio | None:
+def _kept(question: Callable[[tuple[Record, ...], str, str], _Found]) -> Callable[[Iterable[Record], str, str], _Found]:
+    """Answered once for the same records: those of a plan are asked about for each of its entries, and for each side of a page."""
+    known: dict[tuple[object, ...], tuple[tuple[Record, ...], _Found]] = {}
+
+    def answered(records: Iterable[Record], column: str, regime: str) -> _Found:
+        those = tuple(records)
+        key = (column, regime, *map(id, those))
+        if key not in known:
+            if len(known) == _QUESTIONS:
+                known.pop(next(iter(known)))
+            # With the records themselves: while they are here, nothing else goes by their identities.
+            known[key] = those, question(those, column, regime)
+        return known[key][1]
+
+    return answered
+
+
+@_kept
+def beside(records: tuple[Record, ...], column: str, regime: str) -> Ratio | None:
     """Against the full model's calls that are neighbours of the rows'. Rows that share a process count as one there.
 
     What a batch of 1 gains hangs on the state of the machine, which processes of a round share: there the interval is the wider
@@ -143,7 +165,8 @@ class _Pairs:
         return self.quiet if self.are_quiet_enough else self.every
 
 
-def _pairs(records: Iterable[Record], column: str, regime: str) -> _Pairs:
+@_kept
+def _pairs(records: tuple[Record, ...], column: str, regime: str) -> _Pairs:
     pairs = _Pairs({}, {})
     for record in records:
         timing = timing_column(record, column, regime)

@@ -4,7 +4,7 @@
 
 DIR is a checkout of github.com/FoundationVision/VAR, and what that needs (huggingface_hub) is installed; it is imported from
 there, and nothing of it is in this repository. It runs as in its demo, under autocast in float16, on a CPU in bfloat16; ours
-in bfloat16. Of the presets, var-d16 to var-d36 have its sizes.
+in bfloat16; with `--dtype float32` both in float32. Of the presets, var-d16 to var-d36 have its sizes.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ def main() -> None:
     parser.add_argument("--model", default="var-d30", metavar="PRESET")
     parser.add_argument("--batch", default="64,1", metavar="N,N", help="images a call")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     args = parser.parse_args()
-    pipe = load_pipeline(args.model, device=args.device, dtype="bfloat16", random=True)
+    pipe = load_pipeline(args.model, device=args.device, dtype=args.dtype, random=True)
     of_ours = _allocated()
     theirs = official(args.official, pipe)
     of_theirs = _allocated() - of_ours
@@ -46,7 +47,7 @@ def main() -> None:
 
         @torch.inference_mode()
         def their_call(labels: torch.Tensor = labels) -> object:
-            with torch.autocast(pipe.device.type, dtype=kind):
+            with torch.autocast(pipe.device.type, dtype=kind, enabled=args.dtype == "bfloat16"):
                 return theirs.autoregressive_infer_cfg(B=len(labels), label_B=labels, g_seed=0, **filters)
 
         def our_call(numbers: list[int] = numbers) -> object:
@@ -59,7 +60,7 @@ def main() -> None:
         first, second = by_turns(their_call, our_call, pipe, tight=_tight(their_peak + 2 * our_peak))
         peaks = [f"{one / 2**30:.2f} GiB" if one else "" for one in (their_peak, our_peak)]
         lines.append([batch, f"{1e3 * first:.1f}", f"{1e3 * second:.1f}", f"{first / second:.2f}x", *peaks])
-    print(f"{args.model} with sampler and decoder, random weights, {TURNS} turns; torch {torch.__version__}\n")
+    print(f"{args.model} in {args.dtype} with sampler and decoder, random weights, {TURNS} turns; torch {torch.__version__}\n")
     print(tabulate(lines, ["batch", "official, ms", "ours, ms", "", "official, peak", "ours"], disable_numparse=True))
 
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from varbench.__main__ import main
 from varbench.base import whole_files
 from varbench.commands import train as train_command
+from varbench.data.folder import ImageFolder
 from varbench.data.shapes import Shapes
 from varbench.errors import CheckpointError, UserError
 from varbench.model.tokenizer import Tokenizer
@@ -448,6 +449,23 @@ def test_tokenizer_refuses_data_of_another_size(tmp_path: Path) -> None:
             checkpoints=Checkpoints(tmp_path / "state"),
             progress=lambda step, figures: None,
         )
+
+
+def test_a_tokenizer_sees_all_of_a_users_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as its steps go: what they never come to is not read."""
+    large = ImageFolder(tmp_path, 32, ("one",), (), (), range(100_000), range(0), range(0))
+    counts: list[int] = []
+
+    def images(data: ImageFolder, *, count: int) -> None:
+        counts.append(len(data.training[:count]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_command, "_data", lambda args, side: large)
+    monkeypatch.setattr("varbench.train.train_tokenizer.training_images", images)
+    for steps in ("4000", "2000"):
+        out = str(tmp_path / "tokenizer")
+        assert main(["train", "tokenizer", "--steps", steps, "--batch", "32", "--out", out]) == 130
+    assert counts == [100_000, 64_000]
 
 
 def test_progress_says_losses_and_images_a_second(

@@ -154,13 +154,15 @@ def _network(args: argparse.Namespace, data: ImageSet) -> int:
 
 
 def _tokenizer(args: argparse.Namespace, data: ImageSet) -> int:
+    from varbench.train.budgets import on_all_of
     from varbench.train.export import bf16_, export
     from varbench.train.progress import shown
     from varbench.train.states import Checkpoints
     from varbench.train.train_tokenizer import TokenizerBudget, held_out_figures, train_tokenizer
 
     spec = presets.preset(args.model).spec
-    budget = TokenizerBudget(seed=args.seed, **_given(args, steps="steps", rate="peak_rate", batch="batch"))
+    given = _given(args, steps="steps", rate="peak_rate", batch="batch")
+    budget = on_all_of(data, TokenizerBudget(seed=args.seed, **given))
     out = _out(args)
     state = out.with_suffix(".state")
     with shown("tokenizer", steps=budget.steps, batch=budget.batch, events=args.tensorboard) as progress:

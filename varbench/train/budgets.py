@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
 from varbench.data.image_set import ImageSet
 from varbench.data.shapes import Shapes
+from varbench.train.train_tokenizer import TokenizerBudget
 from varbench.train.trainer import Budget
+
+AnyBudget = TypeVar("AnyBudget", Budget, TokenizerBudget)
 
 BASE = Budget(steps=2_000, peak_rate=3e-3, batch=32, images=32_000, mean_decay=0.995)
 NARROW = Budget(steps=1_500, peak_rate=3e-3, batch=32, images=32_000, mean_decay=0.995)
@@ -31,6 +35,6 @@ def recipe_budget(steps: int, *, seed: int = 0) -> Budget:
     )
 
 
-def on_all_of(data: ImageSet, budget: Budget) -> Budget:
+def on_all_of(data: ImageSet, budget: AnyBudget) -> AnyBudget:
     """With all training images of a data set of the user's own; the procedural one has no end, and has as many as the budget says."""
     return budget if isinstance(data, Shapes) else replace(budget, images=len(data.training))

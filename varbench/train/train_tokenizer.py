@@ -35,6 +35,7 @@ class TokenizerBudget:
     steps: int = 4_000
     batch: int = 32
     images: int = 60_000
+    """Distinct ones of a data set without an end, else all that it has, of which as many are read as the steps see."""
     seed: int = 0
     peak_rate: float = 8e-4
     warm_up: int = 100
@@ -44,6 +45,10 @@ class TokenizerBudget:
     """Steps between looks at which codes are hardly used; those begin anew at what the batch holds."""
     reseed_until: float = 0.6
     """Share of the steps after which no code is replaced any more."""
+
+    @property
+    def images_seen(self) -> int:
+        return min(self.images, self.steps * self.batch)
 
 
 def train_tokenizer(
@@ -57,7 +62,7 @@ def train_tokenizer(
 ) -> tuple[Tokenizer, dict[str, Any]]:
     """Train on the training range of `data`; the module with its mean weights, and the record of how it came to be."""
     _check(model, data, budget)
-    images = training_images(data, count=budget.images)
+    images = training_images(data, count=budget.images_seen)
     torch.manual_seed(budget.seed)
     module = Tokenizer.for_model(model).to(device).train()
     optimizer = adamw(module, weight_decay=budget.weight_decay)

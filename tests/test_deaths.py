@@ -54,6 +54,23 @@ def test_a_row_of_two_plugins_fails_where_asking_each_alone_kills_nobody(
     assert "ms" in lines[PLAIN]
 
 
+@pytest.mark.parametrize(
+    ("deadly", "dead"),
+    [
+        ("count 9", {"deadly:count=9"}),
+        ("policy", {"deadly:count=4", "deadly:count=9", f"deadly:count=4+{PLAIN}"}),
+    ],
+)
+def test_rows_that_only_a_study_asks_for_fail_alone(
+    deadly: str, dead: set[str], strangers: Path, varbench: CommandLine
+) -> None:
+    lines, _ = dry_run(varbench, strangers, PLAIN, "--study", "how_many", "--study", "where_to_begin", deadly=deadly)
+    rows = {name: line for name, line in lines.items() if name.startswith(("deadly:", "every_other@", PLAIN))}
+    assert len(rows) == 6
+    assert {name for name, line in rows.items() if "asked alone, the child was ended by SIGSEGV" in line} == dead
+    assert all("ms" in line for name, line in rows.items() if name not in dead)
+
+
 def test_a_calibration_that_kills_its_process_fails_alone(strangers: Path, varbench: CommandLine) -> None:
     lines, _ = dry_run(varbench, strangers, "deadly,scale_window@w1", "--calibrate", deadly="calibrate")
     assert "its calibration failed: the child was ended by SIGSEGV" in lines["deadly"]

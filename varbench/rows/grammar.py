@@ -32,6 +32,7 @@ from varbench.rows.parts import (
     choices,
     name_of,
     parameter_of,
+    parse,
     part_name,
     settings_of,
 )
@@ -154,6 +155,9 @@ def _attempt(
 ) -> Attempt:
     """The rows of one text. What a person wrote out and is refused is that person's mistake; what a plugin named itself, as
     its default points and (`of_plugin`) the settings of its studies, is the plugin's."""
+    if why := manager.left_out_rows.get(piece):
+        infos = tuple(manager.info(parse(part).plugin) for part in piece.split("+"))
+        return Attempt(rows=(), refused=(Refused(name=piece, plugins=infos, error=UserError(why)),))
     try:
         found = choices(piece, model, manager, all_settings=all_settings)
     except UserError as error:
@@ -176,21 +180,25 @@ def _attempt(
 def of_study(name: str, model: ModelSpec, *, manager: PluginManager | None = None) -> Attempt:
     """The rows that all plugins offer for a study. A plugin whose settings fail offers none, and is a problem."""
     manager = manager or default_manager()
-    offered = {info.name: settings.studies for info, settings in every_settings(model, manager=manager)}
-    known = sorted({study for studies in offered.values() for study in studies})
-    if name not in known:
-        raise UserError(f"no plugin offers a study {name!r}.{did_you_mean(name, known)}")
-    studies = [(settings[name], plugin) for plugin, settings in offered.items() if name in settings]
     found = [
-        (study, _attempt(plugin + setting, model, manager, of_plugin=True))
-        for study, plugin in studies
-        for setting in study.settings
+        (study, _attempt(piece, model, manager, of_plugin=True))
+        for piece, study in pieces_of_study(name, model, manager=manager)
     ]
     made = [(study, row) for study, one in found for row in one.rows]
     return Attempt(
         rows=tuple(replace(row, study=study, place=place) for place, (study, row) in enumerate(made)),
         refused=tuple(refused for _, one in found for refused in one.refused),
     )
+
+
+def pieces_of_study(name: str, model: ModelSpec, *, manager: PluginManager) -> list[tuple[str, Study]]:
+    """The rows of a study as they are asked for, each with what its plugin says of the study."""
+    offered = {info.name: settings.studies for info, settings in every_settings(model, manager=manager)}
+    known = sorted({study for studies in offered.values() for study in studies})
+    if name not in known:
+        raise UserError(f"no plugin offers a study {name!r}.{did_you_mean(name, known)}")
+    studies = [(settings[name], plugin) for plugin, settings in offered.items() if name in settings]
+    return [(plugin + setting, study) for study, plugin in studies for setting in study.settings]
 
 
 def every_settings(model: ModelSpec, *, manager: PluginManager) -> tuple[tuple[PluginInfo, Settings], ...]:

@@ -76,6 +76,8 @@ class PluginManager:
         self._pluggy.add_hookspecs(hookspecs)
         self._unusable: dict[str, Problem] = {}
         self._failed_calls: dict[tuple[str, str], Problem] = {}
+        self.left_out_rows: dict[str, str] = {}
+        """Rows, as they are asked for, that no plugin may be asked for, and why."""
         self._points: dict[str, EntryPoint] = {}
         self._infos: dict[str, PluginInfo] = {}
         found: dict[str, list[EntryPoint]] = {}
@@ -106,12 +108,15 @@ class PluginManager:
         return self._infos[name]
 
     def leave_out(self, reasons: Mapping[str, str]) -> None:
-        """Plugins that are problems from now on, whatever importing them would show, and why."""
+        """Plugins that are problems from now on, whatever importing them would show, or rows, and why."""
         for name, why in reasons.items():
-            if point := self._points.get(name):
-                owner = _distribution(point)
-                message = f"plugin {name!r} ({owner}, {point.value}) is left out: {why}"
-                self._unusable[name] = Problem(plugin=name, distributions=(owner,), message=message)
+            if name not in self._points:
+                self.left_out_rows[name] = why
+                continue
+            point = self._points[name]
+            owner = _distribution(point)
+            message = f"plugin {name!r} ({owner}, {point.value}) is left out: {why}"
+            self._unusable[name] = Problem(plugin=name, distributions=(owner,), message=message)
 
     def load_all(self) -> tuple[str, ...]:
         """Import every plugin; the names of those that can be used. The others have become problems."""

@@ -34,34 +34,38 @@ def resolved(job: Job) -> tuple[Resolved, Job]:
 
 
 def _deadly(job: Job) -> dict[str, Failure]:
-    """Plugins that end a child which imports them alone, and rows of several that end one which asks for them alone. Nothing where
-    the full model's plugin does."""
+    """Plugins that end a child which imports them alone, and rows, of several plugins or of a study, that end one which asks for
+    them alone. Nothing where the full model's plugin does."""
     found: dict[str, Failure] = {}
+    texts = [text.strip() for text in job.options.plugins.split(",") if "+" in text]
     for name in dict.fromkeys((FULL, *manager().names())):
-        if failure := _death(job, (FULL, name)):
-            found[name] = failure
+        answer = _alone(replace(job, look_only=True), (FULL, name))
+        if isinstance(answer, Failure):
+            found[name] = answer
+        elif answer is not None:
+            texts += answer.only_named
         if FULL in found:
             return {}
-    for text in map(str.strip, job.options.plugins.split(",")):
-        names = [parse(part).plugin for part in text.split("+")] if "+" in text else []
-        if names and not found.keys() & set(names):
-            alone = replace(job, options=replace(job.options, plugins=text, study=()))
-            if failure := _death(alone, (FULL, *names)):
-                found[text] = failure
+    for text in dict.fromkeys(texts):
+        names = [parse(part).plugin for part in text.split("+")]
+        if not found.keys() & {text, *names}:
+            asked = replace(job, options=replace(job.options, plugins=text, study=()))
+            answer = _alone(asked, (FULL, *names))
+            if isinstance(answer, Failure):
+                found[text] = answer
     return found
 
 
-def _death(job: Job, plugins: Collection[str]) -> Failure | None:
-    """How a child ends that imports only these; None if it lives, whatever it says."""
+def _alone(job: Job, plugins: Collection[str]) -> Resolved | Failure | None:
+    """What a child answers that imports only these, or how it ends; None if it refuses the question."""
     others = dict.fromkeys(set(manager().names()) - set(plugins), _NOT_NOW)
     soon = replace(job.options, timeout=min(job.options.timeout, children.PATIENCE))
     try:
-        children.answer_of(replace(job, options=soon, left_out={**others, **job.left_out}), Resolved)
+        return children.answer_of(replace(job, options=soon, left_out={**others, **job.left_out}), Resolved)
     except DiedError as died:
         return replace(died.failure, reason=f"asked alone, {died.failure.reason}")
     except UserError:  # said again where all are asked
-        pass
-    return None
+        return None
 
 
 def calibrated(job: Job) -> Calibrated:

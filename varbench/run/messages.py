@@ -54,11 +54,11 @@ class Job:
     files: dict[str, str] | None = None
     """Weight files by part, `vae`, `main`, …; None draws random weights."""
     look_only: bool = False
-    """Nothing is trained: only where weights would come from is said."""
+    """Nothing is trained, and no row of a study is made: only where weights would come from, and what rows there are, is said."""
     full_images: str | None = None
     """Under what name the full model's images are kept for runs like this one."""
     left_out: dict[str, Failure] = field(default_factory=dict)
-    """Why a child that asked for rows was ended, by what it must not ask again: a plugin, or a row of several as it was written."""
+    """Why a child that asked for rows was ended, by what it must not ask again: a plugin, or a row as it was written."""
     metrics_of: str | None = None
     """The plugin whose metrics are computed."""
 
@@ -149,6 +149,8 @@ class Resolved:
     """Plugins that bring metrics."""
     problems: tuple[str, ...]
     """One line for each plugin that cannot be used."""
+    only_named: tuple[str, ...] = ()
+    """Rows of studies, as they are asked for, where they were not to be made."""
 
 
 @dataclass(frozen=True, kw_only=True)

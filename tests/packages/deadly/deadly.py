@@ -3,7 +3,7 @@
 import os
 import signal
 
-from varbench.policies import CacheStrategy
+from varbench.policies import CacheStrategy, Parameter, Settings, Study
 
 
 def dies(where):
@@ -15,14 +15,26 @@ def dies(where):
 dies("import")
 
 
-class LastTwo(CacheStrategy):
+class Last(CacheStrategy):
+    def __init__(self, count):
+        self.count = count
+
     def keeps(self, layer, written, reader, group):
         dies("policy")
-        return reader - written < 3
+        return reader - written <= self.count
+
+
+def varbench_settings(model):
+    settings = (":count=4", ":count=9", ":count=4+variant@untrained/d8")
+    return Settings(
+        parameters={"count": Parameter(default=2, help="scales that are kept")},
+        studies={"how_many": Study(title="How many", settings=settings, caption="Scales that are kept.")},
+    )
 
 
 def varbench_cache_strategy(setting, model):
-    return LastTwo()
+    dies(f"count {setting.parameters['count']}")
+    return Last(setting.parameters["count"])
 
 
 def varbench_calibrate(setting, pipe):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from varbench import rows
-from varbench.errors import PlanError
+from varbench.errors import PlanError, UserError
 from varbench.model.bundle import recipe_in
 from varbench.plan import presets, protocols
 from varbench.plan.compiler import compile_plan
@@ -23,7 +23,6 @@ from varbench.record.failure import Failure
 from varbench.rows.check_policies import metrics_of
 from varbench.rows.grammar import Row
 from varbench.rows.manager import PluginError, PluginInfo, PluginManager, manager
-from varbench.rows.parts import parse
 from varbench.run.channel import Channel
 from varbench.run.messages import OWN_WEIGHTS, Job, Resolved, ResolvedPlugin, ResolvedRow
 from varbench.run.reasons import of_exception
@@ -42,12 +41,16 @@ def resolved(job: Job, plugins: PluginManager) -> Resolved:
     """The denominators, then the rows that were asked for, then those of studies. A row that cannot be made fails alone."""
     options, model = job.options, job.model
     denominators = [rows.resolve(name, model, manager=plugins) for name in (rows.FULL, rows.UPSTREAM)]
-    joined = job.left_out.keys() - plugins.names()
-    asked = ",".join(text for text in options.plugins.split(",") if text.strip() not in joined)
     attempts: list[tuple[str | None, rows.Attempt]] = [
-        (None, rows.attempt(asked, model, all_settings=options.all_settings, manager=plugins))
+        (None, rows.attempt(options.plugins, model, all_settings=options.all_settings, manager=plugins))
     ]
-    attempts += [(study, rows.of_study(study, model, manager=plugins)) for study in options.study]
+    named = list[str]()
+    if job.look_only:
+        for wanted in options.study:
+            with contextlib.suppress(UserError):  # another plugin offers it
+                named += [piece for piece, _ in rows.pieces_of_study(wanted, model, manager=plugins)]
+    else:
+        attempts += [(study, rows.of_study(study, model, manager=plugins)) for study in options.study]
     made: list[tuple[str | None, Row]] = [(None, row) for row in denominators]
     made += [(study, row) for study, attempt in attempts for row in attempt.rows]
     further, clashes = _second_models([row for _, row in made])
@@ -63,14 +66,12 @@ def resolved(job: Job, plugins: PluginManager) -> Resolved:
         for refused in attempt.refused:
             failed = _failed(refused.name, refused.plugins, _why(refused, job), job, plugins)
             found.setdefault(refused.name, replace(failed, study=study))
-    for text in sorted(joined):
-        infos = [plugins.info(parse(part).plugin) for part in text.split("+")]
-        found[text] = _failed(text, infos, job.left_out[text], job, plugins)
     return Resolved(
         rows=tuple(found.values()),
         files=job.files,
         metrics=tuple(info.name for info, given in plugins.each_of(partial(metrics_of, plugins=plugins)) if given),
         problems=tuple(problem.message for problem in plugins.problems()),
+        only_named=tuple(named),
     )
 
 
@@ -84,7 +85,8 @@ def _failed(name: str, infos: Sequence[PluginInfo], failure: Failure, job: Job, 
 
 
 def _why(refused: rows.Refused, job: Job) -> Failure:
-    died = [job.left_out[info.name] for info in refused.plugins if info.name in job.left_out]
+    names = (refused.name, *(info.name for info in refused.plugins))
+    died = [job.left_out[name] for name in names if name in job.left_out]
     return replace(died[0], reason=refused.reason) if died else of_exception(refused.error)
 
 

@@ -22,6 +22,7 @@ from varbench.record import Status
 from varbench.record.failure import Failure, RowError
 from varbench.record.options import asked
 from varbench.rows.manager import manager
+from varbench.rows.parts import parse
 from varbench.run import children
 from varbench.run.children import ChildEndedError
 from varbench.run.conduct import Conduct
@@ -52,6 +53,8 @@ class Script:
 
     fails: dict[str, str] = field(default_factory=dict)
     """By row: the status that its process ends with, `raise` for a row that fails alone, or `interrupt`."""
+    never_loads: str | None = None
+    """The plugin whose rows a child ends with that loads them."""
     digests: dict[str, str] = field(default_factory=dict)
     """Plans that a child says it compiled."""
     job: str | None = None
@@ -105,6 +108,9 @@ class ScriptedChild:
     def receive(self, kind: Any) -> Any:
         if self.job.task == "resolving":
             return resolved(self.job, manager())
+        if self.script.never_loads in {part.plugin for row in self.job.rows for part in map(parse, row.split("+"))}:
+            self.exit_code = -11
+            raise ChildEndedError(Failure(status=Status.CRASHED, reason="while it loads"), exit_code=self.exit_code)
         plans = {name: plan.digest for name, plan in self.plans.items()}
         plugins = {name: resolved_plugin(manager().info(name), manager()) for name in manager().names()}
         ready = Ready(

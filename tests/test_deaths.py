@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from conftest import CommandLine
-from scripted import options
+from scripted import a_run, conduct, options, scripted
 from test_run import child
 
 from varbench.plan import presets
-from varbench.record import Status
+from varbench.record import Status, load_records
 from varbench.run import children
 from varbench.run.children import DiedError
 from varbench.run.messages import Job, Resolved
@@ -69,6 +69,56 @@ def test_rows_that_only_a_study_asks_for_fail_alone(
     assert len(rows) == 6
     assert {name for name, line in rows.items() if "asked alone, the child was ended by SIGSEGV" in line} == dead
     assert all("ms" in line for name, line in rows.items() if name not in dead)
+
+
+def test_a_plugin_that_kills_who_loads_it_costs_its_own_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that it shares; and the others are in one process again, once that is known."""
+    with scripted(monkeypatch, never_loads="scale_window") as script:
+        rows = (
+            "variant@untrained/d8",
+            "variant@untrained/d2",
+            "scale_window@w1",
+            "scale_window@w1+fastvar@skip1",
+            "fastvar@skip1",
+        )
+        execution = conduct(a_run(tmp_path, plugins=",".join(rows), rounds=3), tmp_path)
+        execution.everything()
+    found = {record.row.row: record for record in execution.save_all()}
+    assert {name for name, record in found.items() if record.status is not Status.COMPLETE} == set(rows[2:4])
+    for name in rows[2:4]:
+        assert (found[name].status, found[name].reason, found[name].exit_code) == (
+            Status.CRASHED,
+            "while it loads",
+            -11,
+        )
+    assert all(record.exit_code is None for name, record in found.items() if name not in rows[2:4])
+    together = [set(names) for _, names in script.started if len(names) > 1]
+    assert together[-1] == found.keys() - set(rows[2:4])
+
+
+def test_a_process_that_dies_while_it_loads_a_plugin_is_started_again_without_it(
+    strangers: Path, varbench: CommandLine, tmp_path: Path
+) -> None:
+    asked = (
+        "--weights",
+        "random",
+        "--quick",
+        "--batch",
+        "1",
+        "--dtype",
+        "float32",
+        "--count",
+        "1",
+        "--budget",
+        "0",
+        "--out",
+        "run",
+    )
+    ran = varbench("run", "--plugins", f"deadly,{PLAIN}", *asked, path=strangers, DEADLY="load")
+    assert ran.returncode == 3, ran.stderr
+    found = {record.row.row: record for record in load_records([tmp_path / "run"]).records}
+    assert {name for name, record in found.items() if record.status is not Status.COMPLETE} == {"deadly"}
+    assert "SIGSEGV" in (found["deadly"].reason or "") and "deadly: load" in (found["deadly"].stderr_tail or "")
 
 
 def test_a_calibration_that_kills_its_process_fails_alone(strangers: Path, varbench: CommandLine) -> None:

@@ -116,7 +116,6 @@ class Conduct:
 
     def _images(self, weights: WeightSet, scorers: Scorers) -> Task:
         """Images of every row that is scored, and a look at each row's memory."""
-
         looks_wanted = not self.run.options.quick
 
         def lacking(name: str) -> bool:
@@ -137,13 +136,13 @@ class Conduct:
                         seen = scorers.score(
                             name, subjects, self.display.detail, keep=self._images_path(name), groups=groups
                         )
-                        self._remember(seen, name)
+                        self._kept.write(seen, name, trained=self.found[name].trained)
                         self._update((name,), seen=seen)
                         shutil.rmtree(groups, ignore_errors=True)
                     if self.found[name].looks is None and looks_wanted:
                         self.display.detail(f"memory of {name}")
                         looks = look_at(subjects[0].make, name, self.run)
-                        self._remember(looks, name)
+                        self._kept.write(looks, name, trained=self.found[name].trained)
                         self._update((name,), looks=looks)
                     self._save((name,))
 
@@ -235,13 +234,16 @@ class Conduct:
     # Processes
 
     def in_children(self, weights: WeightSet, *tasks: Task) -> None:
-        """Does the tasks for all rows in one process. If a row crashes it, a new process does what is left."""
+        """Does the tasks for all rows in one process. If a row crashes it, a new process does what is left. If it ends when it is no
+        row's turn, as while it loads them, the rows of each plugin get one of their own, which shows whose fault it is."""
+        apart = False
 
         def lacking(task: Task) -> tuple[str, ...]:
             return tuple(name for name in self._alive(weights.rows) if task.lacking(name))
 
         while wanted := {name for task in tasks for name in lacking(task)}:
             left = tuple(name for name in weights.rows if name in wanted)[: self.run.together]
+            left = self.run.of_first_plugin(left) if apart else left
             self._begin(left)
             subject: Child | None = None
             ended: ChildEndedError | RowError | None = None
@@ -259,7 +261,10 @@ class Conduct:
                 ended = error
             if subject is not None:
                 self._update(left, stderr_tail=subject.stderr_tail)
-            if ended is not None:
+            if ended is not None and self._at is None and self.run.of_first_plugin(left) != left:
+                self.display.note(f"  {ended.failure.reason}, at no row's turn: the rows of each plugin begin apart")
+                apart = True
+            elif ended is not None:
                 blamed = left if self._at is None else (self._at,)
                 if isinstance(ended, ChildEndedError):
                     self._update(blamed, exit_code=ended.exit_code, stderr_tail=ended.stderr_tail)
@@ -382,9 +387,6 @@ class Conduct:
         if (part := self._kept.of_machine(kind, name, trained=trained)) is not None:
             self._update((name,), earlier=self.found[name].earlier | {kind.__name__})
         return part
-
-    def _remember(self, part: object, name: str) -> None:
-        self._kept.write(part, name, trained=self.found[name].trained)
 
     def groups_path(self, name: str) -> Path:
         return self._kept.groups_path(name, trained=self.found[name].trained)

@@ -136,6 +136,13 @@ class Run:
         }
         return same - {mine.resolved.weight_set}
 
+    def of_first_plugin(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Those that are made by the same plugins as the first."""
+        return tuple(name for name in names if self._makers(name) == self._makers(names[0]))
+
+    def _makers(self, name: str) -> set[str]:
+        return {plugin.name for plugin in self.rows[name].identity.plugins}
+
     def is_scored(self, name: str) -> bool:
         """Whether images of the row are made and looked at."""
         return bool(self.options.images) and self.has_trained_weights(name) and name != UPSTREAM

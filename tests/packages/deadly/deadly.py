@@ -2,6 +2,7 @@
 
 import os
 import signal
+import traceback
 
 from varbench.policies import CacheStrategy, Parameter, Settings, Study
 
@@ -21,6 +22,8 @@ class Last(CacheStrategy):
 
     def keeps(self, layer, written, reader, group):
         dies("policy")
+        if any(frame.filename.endswith("making.py") for frame in traceback.extract_stack()):
+            dies("load")
         return reader - written <= self.count
 
 

@@ -153,6 +153,22 @@ def test_weights_are_those_of_the_modules(pipe: Pipeline) -> None:
     assert subject_of(pipe).weight_bytes("code@training_free/n4") > found, "the row runs on a second model"
 
 
+def test_a_look_at_memory_and_kernels_loads_no_compiler() -> None:
+    """Which would take longer than the look, and count as memory that the call took."""
+    look = (
+        "import sys, torch\n"
+        "from varbench.engine.kernel import attention_kernel\n"
+        "from varbench.measure import memory\n"
+        "call = lambda: torch.nn.functional.linear(torch.ones(64, 64), torch.ones(64, 64))\n"
+        "attention_kernel(call)\n"
+        "_, seen = memory.peaks(call, weights=0, device=torch.device('cpu'))\n"
+        "assert seen.allocated == 3 * 64 * 64 * 4, seen\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    looked = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=False)
+    assert looked.returncode == 0, looked.stderr
+
+
 def test_memory_is_the_same_to_the_byte_and_holds_what_the_plan_keeps(pipe: Pipeline) -> None:
     """The allocator's peak: of less depth it is less, and it repeats, which resident memory does not."""
     subject = subject_of(pipe)

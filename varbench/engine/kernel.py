@@ -47,6 +47,10 @@ class _Operators(TorchDispatchMode):
         self.kernels: set[str] = set()
         self.ways: dict[str, set[str]] = {"products": set(), "convolutions": set()}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to keep torch's compiler off it would be loaded first, which takes longer than the call
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.scaled_dot_product_attention.default:
             # Only within it is the choice made.

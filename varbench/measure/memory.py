@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 from varbench.engine.storage import live_bytes, live_tensors, storage_bytes
 from varbench.engine.subjects import Answer, Ask, Subject
@@ -64,14 +64,17 @@ def _on_cuda(call: Callable[[], Made], device: torch.device) -> tuple[Made, Peak
 
 
 def _on_cpu(call: Callable[[], Made]) -> tuple[Made, Peaks]:
-    """Every allocation of torch's own allocator, as its profiler sees them: the same to the byte in every repeat."""
+    """Every allocation of torch's own allocator, as its profiler sees them: the same to the byte in every repeat.
+
+    That of `torch.profiler` is the same one, and loads torch's compiler first, which takes longer than what is looked at.
+    """
     before = _resident("VmRSS") if _reset_peak() else None
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(use_kineto=True, profile_memory=True) as profiler:
         made = call()
     highest = _resident("VmHWM")
     held = peak = 0
-    results: Any = profiler.profiler
-    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    results: Any = profiler.kineto_results
+    events = [event for event in results.events() if event.name() == "[memory]"]
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()
         peak = max(peak, held)

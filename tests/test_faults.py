@@ -19,7 +19,7 @@ from varbench.record import Record, Status, Verdict, load_records
 PLUGINS = {
     "crashing": "os.kill(os.getpid(), signal.SIGSEGV)",
     "hanging": "time.sleep(3600)",
-    "gobbling": "KEPT.append([bytearray(1 << 28) for _ in range(1 << 10)])",
+    "gobbling": "KEPT.append([numpy.empty(1 << 28, numpy.uint8) for _ in range(1 << 10)])",
     "leaking": "KEPT.append(torch.zeros(1 << 16))",
     "meddling": "torch.set_default_dtype(torch.float64 if torch.get_default_dtype() == torch.float32 else torch.float32)",
     "raising": "raise RuntimeError('a fault of its own')",
@@ -30,6 +30,7 @@ PLUGINS = {
 
 POLICY = """
 import os, signal, sys, time
+import numpy
 import torch
 from varbench import hookimpl
 from varbench.policies import Settings, TokenPolicy

@@ -60,7 +60,9 @@ def main() -> None:
         first, second = by_turns(their_call, our_call, pipe, tight=_tight(their_peak + 2 * our_peak))
         peaks = [f"{one / 2**30:.2f} GiB" if one else "" for one in (their_peak, our_peak)]
         lines.append([batch, f"{1e3 * first:.1f}", f"{1e3 * second:.1f}", f"{first / second:.2f}x", *peaks])
-    print(f"{args.model} in {args.dtype} with sampler and decoder, random weights, {TURNS} turns; torch {torch.__version__}\n")
+    print(
+        f"{args.model} in {args.dtype} with sampler and decoder, random weights, {TURNS} turns; torch {torch.__version__}\n"
+    )
     print(tabulate(lines, ["batch", "official, ms", "ours, ms", "", "official, peak", "ours"], disable_numparse=True))
 
 

@@ -153,14 +153,8 @@ class Conduct:
     def _full_alone(self, names: tuple[str, ...]) -> AbstractContextManager[Alone | None]:
         if not self._full_runs:
             return contextlib.nullcontext()
-        return full_alone(
-            self.run,
-            names,
-            partial(self._child, title="full-alone"),
-            check=partial(self._check, (FULL,)),
-            strain=self._strain,
-            note=self.display.note,
-        )
+        start, check = partial(self._child, title="full-alone"), partial(self._check, (FULL,))
+        return full_alone(self.run, names, start, check=check, strain=self._strain, note=self.display.note)
 
     def _strain(self, child: Child) -> strain.Reading | None:
         """On a GPU processors say nothing of how long a call had to take."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from varbench.base.display import Display
 from varbench.measure import pairs, strain
 from varbench.measure.calls import Outside, Peaks, Reply, Request, Times
 from varbench.measure.environment import environment
@@ -27,7 +28,6 @@ from varbench.run import children
 from varbench.run.children import ChildEndedError
 from varbench.run.conduct import Conduct
 from varbench.run.defaults import resolve
-from varbench.run.display import Display
 from varbench.run.identity import measuring_hash
 from varbench.run.messages import Job, Ready
 from varbench.run.prepare import Run, prepare

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from scripted import Script, ScriptedChild, a_run, conduct, options, scripted
 
 from varbench import rows
 from varbench.__main__ import main
+from varbench.base.display import Display
 from varbench.base.termination import terminated_as_interrupted
 from varbench.commands import run as run_command
 from varbench.errors import UserError
@@ -41,16 +41,16 @@ from varbench.record import Samples, Status, Verdict, read_record, write_record
 from varbench.record.failure import Failure
 from varbench.rows import FULL, UPSTREAM
 from varbench.rows.manager import manager
-from varbench.run import children, display, identity, nursery, timing
+from varbench.run import children, identity, nursery, timing
 from varbench.run.children import Child, ChildEndedError, Process
 from varbench.run.conduct import PARTS, Conduct
-from varbench.run.display import Display
 from varbench.run.findings import Looks, Seen, keep
 from varbench.run.full_alone import KEPT, _fit_together
 from varbench.run.inputs import sizes_of
 from varbench.run.kept_parts import KeptParts
 from varbench.run.messages import (
     Ahead,
+    Alive,
     Done,
     Job,
     Oddities,
@@ -288,7 +288,7 @@ def test_a_row_is_told_when_it_is_finished_and_its_interval_while_it_is_measured
     tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     details: list[str] = []
-    monkeypatch.setattr(Display, "detail", lambda self, text: details.append(text))
+    monkeypatch.setattr(Display, "detail", lambda self, *lines: details.extend(lines))
     execution = conduct(a_run(tmp_path, plugins="variant@untrained/d8", rounds=2), tmp_path)
     script.seconds = {"variant@untrained/d8": 0.5}
     execution.everything()
@@ -322,7 +322,7 @@ def test_a_large_preset_trains_nothing_without_data(tmp_path: Path, script: Scri
 # Children
 
 
-def child(code: str, tmp_path: Path, *, timeout: float = 20.0, asked: str | None = None) -> Child:
+def child(code: str, tmp_path: Path, *, timeout: float = 20.0, asked: str | None = None, **given: Any) -> Child:
     """A child that runs this code with `say(message)`; no torch, so that it starts at once."""
     head = (
         "import sys, os\nfrom varbench.run.messages import *\nfrom varbench.record import Status\n"
@@ -336,7 +336,7 @@ def child(code: str, tmp_path: Path, *, timeout: float = 20.0, asked: str | None
             stdout=ends.output, stderr=ends.output, start_new_session=True,
         )  # fmt: skip
 
-    return Child(begin, log=tmp_path / "log", timeout=timeout, asked=asked)
+    return Child(begin, log=tmp_path / "log", timeout=timeout, asked=asked, **given)
 
 
 def test_a_child_is_heard_and_its_other_words_are_kept(tmp_path: Path) -> None:
@@ -631,6 +631,27 @@ def test_children_side_by_side_run_at_once_and_one_that_fails_costs_no_other(tmp
     found = dict(side_by_side(starts, Done, at_once=2))
     assert [found[name] for name in ("first", "second", "last")] == [Done()] * 3
     assert (found["crashes"].status, found["silent"].status) == (Status.CRASHED, Status.TIMEOUT)
+
+
+def test_a_child_that_says_how_far_it_is_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """It says so and goes on only once the other's answer was taken."""
+    heard: list[Alive] = []
+    talks = (
+        "import pathlib, time\n"
+        "say(Alive(text='step 1', share=0.5))\n"
+        f"while not pathlib.Path({str(tmp_path)!r}, 'taken').exists(): time.sleep(0.02)\n"
+        "say(Done())"
+    )
+    starts = {
+        "talks": partial(child, talks, tmp_path, on_alive=heard.append),
+        "other": partial(child, "import time; time.sleep(0.5); say(Done())", tmp_path),
+    }
+    order = []
+    for name, said in side_by_side(starts, Done, at_once=2):
+        order.append((name, said))
+        (tmp_path / "taken").touch()
+    assert order == [("other", Done()), ("talks", Done())]
+    assert heard == [Alive(text="step 1", share=0.5)]
 
 
 def test_a_child_imports_nothing_that_lies_in_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1254,67 +1275,6 @@ def test_images_that_are_asked_for_are_made_without_a_reference_too(tmp_path: Pa
 
 
 # Where the run is
-
-
-def test_what_a_child_writes_never_ends_the_display(capsys: pytest.CaptureFixture[str]) -> None:
-    """Brackets are markup to the terminal library; a plugin that writes `[/usr/lib/x.py]` ended the run."""
-    console = pytest.importorskip("rich.console").Console(force_terminal=True)
-    progress = pytest.importorskip("rich.progress").Progress(console=console)
-    with progress:
-        display = Display({"speed": 1}, bar=progress)
-        with display.part("speed", "rows [/x]"):
-            display.detail("see [/usr/lib/foo.py]")
-            display.note("[/bold] and so on")
-    assert "[/bold] and so on" in capsys.readouterr().out
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What the display takes the time from."""
-    now = [0.0]
-    monkeypatch.setattr(display, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    return now
-
-
-def test_time_left_is_reckoned_from_parts_of_the_same_kind(clock: list[float]) -> None:
-    shown = Display({"training": 1, "speed": 3})
-    assert shown.seconds_left() is None
-    for kind, seconds in (("training", 100.0), ("speed", 10.0)):
-        with shown.part(kind, ""):
-            clock[0] += seconds
-    assert shown.seconds_left() == 20
-    with shown.part("speed", ""):
-        clock[0] += 4
-        assert shown.seconds_left() == 16
-        clock[0] += 40
-        assert shown.seconds_left() == 10, "a part that takes longer takes nothing from the next one"
-
-
-def test_before_a_kind_has_a_finished_part_its_prediction_stands_at_the_machines_pace(clock: list[float]) -> None:
-    shown = Display({"images": 2, "speed": 3}, {"images": 10.0, "speed": 20.0})
-    assert shown.seconds_left() == 80
-    with shown.part("images", ""):
-        clock[0] += 15  # half as long again
-    assert shown.seconds_left() == 15 + 1.5 * 60
-    with shown.part("images", ""):
-        clock[0] += 1  # what was there already says nothing of the machine
-    assert shown.seconds_left() == 60
-
-
-def test_without_a_terminal_a_part_tells_once_a_minute_where_it_is(
-    clock: list[float], capsys: pytest.CaptureFixture[str]
-) -> None:
-    shown = Display({"speed": 2}, {"speed": 300.0})
-    with shown.part("speed", "round 1"):
-        for seconds in range(0, 150, 10):
-            clock[0] = float(seconds)
-            shown.detail(f"row at {seconds}")
-    first, *later = capsys.readouterr().err.splitlines()
-    assert first == "[1/2, 0 s, about 10 min left] speed: round 1"
-    assert later == [
-        "  speed: round 1: row at 70, about 9 min left",
-        "  speed: round 1: row at 140, about 8 min left",
-    ]
 
 
 def test_the_display_begins_with_what_a_dry_run_says(tmp_path: Path, script: Script) -> None:

@@ -25,6 +25,8 @@ import pytest
 from conftest import CommandLine, runs
 from scripted import a_run, conduct, options, scripted
 
+from varbench.base import display
+from varbench.base.display import Bar, Display
 from varbench.base.places import full_images
 from varbench.base.whole_files import write_whole
 from varbench.data.shapes import Shapes
@@ -34,9 +36,7 @@ from varbench.quality.images import write_samples_npz
 from varbench.record import Record, Status, load_records, to_json
 from varbench.record.option_forms import as_arguments
 from varbench.rows import FULL, UPSTREAM
-from varbench.run import display
 from varbench.run.conduct import PARTS
-from varbench.run.display import Display
 from varbench.run.fill import fill
 from varbench.run.findings import Findings
 from varbench.run.identity import code_hash
@@ -330,7 +330,7 @@ def test_the_bar_shows_how_far_all_devices_are_and_each_row_is_told_as_it_is_fin
     random_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @dataclass
-    class Bar:
+    class Drawn:
         console: Any
         states: list[dict[str, Any]] = field(default_factory=list)
 
@@ -347,20 +347,16 @@ def test_the_bar_shows_how_far_all_devices_are_and_each_row_is_told_as_it_is_fin
 
     clock, printed = SimpleNamespace(now=0.0), list[str]()
     monkeypatch.setattr(display, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    bar = Bar(console=SimpleNamespace(print=lambda text, **how: printed.append(text)))
-    shown = Display({}, bar=bar)
+    bar = Drawn(console=SimpleNamespace(print=lambda text, **how: printed.append(text)))
+    shown = Display({}, screen=Bar(bar))
     Dispatch(run=random_run, out=tmp_path, display=shown, cluster=Devices(says=says)).everything()
-    after_each = [state for state in bar.states if "total" in state]
-    assert [(state["completed"], state["total"]) for state in after_each] == [
-        (0, 3),
-        (1, 3),
-        (1, 3),
-        (1, 3),
-        (2, 3),
-        (3, 3),
-    ]
-    assert [state["left"] for state in after_each][:2] == ["", ", about 2 min left"]
-    assert {state["description"] for state in bar.states if "description" in state} == {"a: round 1", "b: round 1"}
+    after_each = [state for state in bar.states if not state["description"]]
+    assert [state["parts"] for state in after_each] == ["0/3", "1/3", "1/3", "1/3", "2/3", "3/3"]
+    assert [state["left"] for state in after_each][:2] == ["", "about 2 min left"]
+    assert (after_each[1]["completed"], after_each[-1]["completed"]) == (pytest.approx(1 / 3), 1)
+    details = [state for state in bar.states if state["description"]]
+    assert {state["description"] for state in details} == {"a: round 1", "b: round 1"}
+    assert details[-1]["left"] == "about 90 s left", "what a device is at says nothing of the time"
     begun = [line for line in printed if line.startswith("[")]
     assert begun[0] == f"[0/3, 60 s] {FULL} on a"
     assert len(begun) == 3 and all("[1/3, " in line and "about " in line for line in begun[1:])

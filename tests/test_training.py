@@ -28,7 +28,6 @@ from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer, initialise_
 from varbench.policies import TrainStep
 from varbench.spec import ModelSpec, TokenizerSpec
-from varbench.train import progress
 from varbench.train.budgets import recipe_budget
 from varbench.train.export import export
 from varbench.train.optimiser import adamw, rate_at
@@ -466,16 +465,3 @@ def test_a_tokenizer_sees_all_of_a_users_images(tmp_path: Path, monkeypatch: pyt
         out = str(tmp_path / "tokenizer")
         assert main(["train", "tokenizer", "--steps", steps, "--batch", "32", "--out", out]) == 130
     assert counts == [100_000, 64_000]
-
-
-def test_progress_says_losses_and_images_a_second(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = iter(range(100))
-    monkeypatch.setattr("varbench.train.progress.time.monotonic", lambda: float(next(clock)))
-    with progress.shown("mine", steps=2, batch=32) as told:
-        told(1, {"loss full": 2.5})
-        told(2, {"loss full": 2.5})
-    first, last = capsys.readouterr().err.splitlines()
-    assert first == "mine: step 1 of 2, time left unknown  loss full 2.5"
-    assert last == "mine: step 2 of 2, 0 s left  loss full 2.5  images/s 16"

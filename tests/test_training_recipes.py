@@ -19,6 +19,7 @@ from test_training import BUDGET, DATA, SPEC, fresh, weights
 
 from varbench import rows
 from varbench.__main__ import main
+from varbench.base.display import Display
 from varbench.engine.loading import load_pipeline
 from varbench.errors import UserError
 from varbench.model.checkpoints import load_transformer
@@ -29,7 +30,7 @@ from varbench.plan.owned import Owned, RowPolicies
 from varbench.policies import DepthPolicy, Stage, TrainingSchedule, TrainStep
 from varbench.train import evaluation, recipes, tokens
 from varbench.train.export import export
-from varbench.train.recipes import recipe_weights
+from varbench.train.recipes import RecipeWeights, recipe_weights
 from varbench.train.states import save_state
 from varbench.train.training_forecast import stages_of
 
@@ -51,10 +52,12 @@ def given(tmp_path: Path) -> dict[str, Path]:
     return {name: tmp_path / f"{name}.safetensors" for name in modules}
 
 
-def trained(row: rows.Row, given: dict[str, Path], steps: int = 8, **changes: Any) -> object:
+def trained(
+    row: rows.Row, given: dict[str, Path], steps: int = 8, display: Display | None = None, **changes: Any
+) -> RecipeWeights:
     pretrained = {name: path for name, path in given.items() if name != "vae"}
     budget = replace(STEPS, steps=steps, **changes)
-    return recipe_weights(row, vae=given["vae"], pretrained=pretrained, data=DATA, budget=budget)
+    return recipe_weights(row, vae=given["vae"], pretrained=pretrained, data=DATA, budget=budget, display=display)
 
 
 def of(path: Path) -> torch.Tensor:
@@ -182,7 +185,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_training_recipes as t
 given = {{name: Path({folder!r}) / f"{{name}}.safetensors" for name in ("vae", "main", "refiner")}}
-done = t.trained(t.rows.resolve("full_var@continued", t.SPEC), given)
+done = t.trained(t.rows.resolve("full_var@continued", t.SPEC), given, display=t.Display({{}}))
 print(done.origin, flush=True)
 """
 
@@ -218,7 +221,7 @@ def test_a_recipe_that_is_interrupted_goes_on_from_that_step(
     """Eight steps take no ten seconds, so only the interruption itself can have saved the fifth."""
     steps: list[int] = []
 
-    def pressing(title: str, **kwargs: Any) -> Any:
+    def pressing(display: Display, kind: str, title: str, **kwargs: Any) -> Any:
         @contextmanager
         def shown() -> Iterator[Any]:
             def progress(step: int, figures: dict[str, float]) -> None:
@@ -231,7 +234,7 @@ def test_a_recipe_that_is_interrupted_goes_on_from_that_step(
 
         return shown()
 
-    monkeypatch.setattr(recipes, "shown", pressing)
+    monkeypatch.setattr(recipes, "followed", pressing)
     row = rows.resolve("full_var@continued", SPEC)
     with pytest.raises(KeyboardInterrupt):
         trained(row, given)
@@ -247,12 +250,12 @@ def test_a_recipe_that_begins_anew_beside_another_state_of_it_says_so(
     left = tmp_path / "cache" / "varbench" / "weights" / "left" / "train.state"
     identity = {"curriculum": "full_var@continued train", "budget": asdict(replace(STEPS, batch=4, seed=1))}
     save_state(left, {"identity": identity, "step": 1200})
-    trained(row, given)
+    trained(row, given, display=Display({}))
     told = "1,200 steps of another training (seed 1, not 0, batch 4, not 8)"
     assert f"full_var@continued: {told} lie in {left}; this one begins anew\n" in capsys.readouterr().err
-    trained(row, given, batch=4, seed=1)
+    trained(row, given, batch=4, seed=1, display=Display({}))
     assert "(another start, data or schedule)" in capsys.readouterr().err
-    trained(rows.expand("fixed_ratio@p10/d1", SPEC)[0], given)
+    trained(rows.expand("fixed_ratio@p10/d1", SPEC)[0], given, display=Display({}))
     assert "another training" not in capsys.readouterr().err, "it is of another recipe"
 
 
@@ -265,7 +268,7 @@ def test_the_command_says_once_and_before_it_begins_what_a_training_takes(
     told = f"full_var@continued: 1 step of 4 images; {stage.needed(4) / 2**30:.3g} GiB a process"
     assert main(words) == 0
     said = capsys.readouterr().err
-    assert said.count(told) == 1 and said.index(told) < said.index("step 1 of 1")
+    assert said.count(told) == 1 and said.index(told) < said.index("training: full_var@continued")
     assert main(words) == 0
     assert told not in capsys.readouterr().err, "what is in the cache is not trained"
     assert main(["train", "base", *words[2:], "--out", str(tmp_path / "base.safetensors")]) == 0

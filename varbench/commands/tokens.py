@@ -41,12 +41,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from varbench.base.display import shown
     from varbench.data.given import image_set
     from varbench.model.checkpoints import build_tokenizer, load_tokenizer
     from varbench.plan import presets
     from varbench.record.option_forms import given_in
     from varbench.run.defaults import filled_in
-    from varbench.train.progress import shown
+    from varbench.train.progress import TOKENS, followed
     from varbench.train.ranks import own_device, place_among
     from varbench.train.token_folder import write_shards
 
@@ -67,10 +68,14 @@ def run(args: argparse.Namespace) -> int:
         )
     tokenizer = build_tokenizer(spec, load_tokenizer(vae)[1], Path(vae)).to(own_device(chosen["device"]))
     rank, count = place_among()
-    with shown(f"tokens of {data.name}", steps=wanted // count or 1, quiet=rank > 0) as progress:
+    steps = wanted // count or 1
+    with (
+        shown({TOKENS: [steps]}, quiet=rank > 0) as display,
+        followed(display, TOKENS, data.name, steps=steps) as progress,
+    ):
         write_shards(
             args.out, data, tokenizer, model=spec, images=args.images, crops=args.crops, seed=chosen["seed"], rank=rank, count=count,
-            progress=lambda images: progress(min(images, wanted // count or 1), {}),
+            progress=lambda images: progress(min(images, steps), {}),
         )  # fmt: skip
     if rank == 0:
         print(

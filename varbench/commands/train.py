@@ -5,19 +5,22 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from varbench.base.display import Display, shown
 from varbench.commands import add_config
 from varbench.errors import CheckpointError, UserError
 from varbench.plan import presets
 
 if TYPE_CHECKING:
     from varbench.data.image_set import ImageSet
+    from varbench.rows.grammar import Row
     from varbench.train.ranks import Ranks
+    from varbench.train.recipes import RecipeWeights
     from varbench.train.trainer import Budget
     from varbench.train.training_forecast import StageWork
 
@@ -134,10 +137,13 @@ def _given(args: argparse.Namespace, **names: str) -> dict[str, Any]:
 def _network(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench.base.whole_files import whole_file
     from varbench.quality.train_networks import train_classifier
-    from varbench.train.progress import shown
+    from varbench.train.progress import TRAINING, followed
 
     steps = 3000 if args.steps is None else args.steps
-    with shown(args.what, steps=steps, events=args.tensorboard) as progress:
+    with (
+        shown({TRAINING: [steps]}) as display,
+        followed(display, TRAINING, args.what, steps=steps, events=args.tensorboard) as progress,
+    ):
         trained = train_classifier(
             args.what,
             data=data,
@@ -156,7 +162,7 @@ def _network(args: argparse.Namespace, data: ImageSet) -> int:
 def _tokenizer(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench.train.budgets import on_all_of
     from varbench.train.export import bf16_, export
-    from varbench.train.progress import shown
+    from varbench.train.progress import TRAINING, followed
     from varbench.train.states import Checkpoints
     from varbench.train.train_tokenizer import TokenizerBudget, held_out_figures, train_tokenizer
 
@@ -165,7 +171,11 @@ def _tokenizer(args: argparse.Namespace, data: ImageSet) -> int:
     budget = on_all_of(data, TokenizerBudget(seed=args.seed, **given))
     out = _out(args)
     state = out.with_suffix(".state")
-    with shown("tokenizer", steps=budget.steps, batch=budget.batch, events=args.tensorboard) as progress:
+    told = {"steps": budget.steps, "batch": budget.batch, "events": args.tensorboard}
+    with (
+        shown({TRAINING: [budget.steps]}) as display,
+        followed(display, TRAINING, "tokenizer", **told) as progress,
+    ):
         module, record = train_tokenizer(
             spec, data=data, budget=budget, checkpoints=Checkpoints(state), progress=progress, device=args.device
         )
@@ -185,7 +195,7 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench.model.transformer import Transformer, initialise_
     from varbench.train.budgets import BASE, NARROW, on_all_of
     from varbench.train.export import export
-    from varbench.train.progress import shown
+    from varbench.train.progress import TOKENS, TRAINING, followed
     from varbench.train.recipes import full_curriculum
     from varbench.train.states import Checkpoints
     from varbench.train.tokens import tokens_of
@@ -201,8 +211,6 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
     _, tensors = load_tokenizer(vae)
     tokenizer = build_tokenizer(spec, tensors, vae).to(args.device)
     out = _out(args)
-    with shown(f"tokens of {data.name}", steps=budget.images_seen, quiet=ranks.rank > 0) as progress:
-        tokens = tokens_of(data, tokenizer, model=spec, indices=data.training[: budget.images_seen], progress=progress)
     earlier: dict[str, Any] = {}
     if args.weights is None:
         transformer = initialise_(Transformer(spec), torch.Generator().manual_seed(args.seed)).to(args.device)
@@ -224,25 +232,24 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
     def keep(step: int) -> None:
         export(transformer, out, spec=spec, record={**origin, "unfinished": f"{step} of {budget.steps} steps"})
 
-    with shown(
-        args.what,
-        steps=budget.steps,
-        batch=budget.batch,
-        events=args.tensorboard,
-        quiet=ranks.rank > 0,
-    ) as progress:
-        record = train(
-            transformer,
-            tokenizer=tokenizer,
-            tokens=tokens,
-            curriculum=full_curriculum(spec, name=args.what),
-            budget=budget,
-            checkpoints=Checkpoints(out.with_suffix(".state")),
-            progress=progress,
-            on_checkpoint=keep,
-            ranks=ranks,
-            identity={"from": earlier.get("from")},
-        )
+    kinds = {TOKENS: [budget.images_seen], TRAINING: [budget.steps]}
+    with shown(kinds, quiet=ranks.rank > 0) as display:
+        indices = data.training[: budget.images_seen]
+        tokens = tokens_of(data, tokenizer, model=spec, indices=indices, display=display)
+        told = {"steps": budget.steps, "batch": budget.batch, "events": args.tensorboard if ranks.rank == 0 else None}
+        with followed(display, TRAINING, args.what, **told) as progress:
+            record = train(
+                transformer,
+                tokenizer=tokenizer,
+                tokens=tokens,
+                curriculum=full_curriculum(spec, name=args.what),
+                budget=budget,
+                checkpoints=Checkpoints(out.with_suffix(".state")),
+                progress=progress,
+                on_checkpoint=keep,
+                ranks=ranks,
+                identity={"from": earlier.get("from")},
+            )
     if ranks.rank == 0:
         export(transformer, out, spec=spec, record={**origin, **record})
         out.with_suffix(".state").unlink(missing_ok=True)
@@ -255,9 +262,9 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench import rows
     from varbench.policies import MAIN
     from varbench.run.defaults import companions
-    from varbench.train.budgets import GENERATOR, on_all_of, recipe_budget
-    from varbench.train.generators import generator_weights, taught, trained_generator
-    from varbench.train.recipes import recipe_weights
+    from varbench.train.budgets import on_all_of, recipe_budget
+    from varbench.train.generators import taught, trained_generator
+    from varbench.train.recipes import in_one_display, recipe_parts, recipe_weights
     from varbench.train.shipped import put
     from varbench.train.training_forecast import stages_of
 
@@ -266,31 +273,16 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
     generators = [row for row in found if trained_generator(row)]
     if args.by_stage and not by_recipe:
         raise UserError(f"{args.config}: {args.what} is trained without stages; leave [stages] out")
-    main = args.weights or presets.shipped_files(args.model).get(MAIN)
+    start = args.weights or presets.shipped_files(args.model).get(MAIN)
+    main = None if start is None else Path(start)
     if main is None and any(map(taught, generators)):
         raise UserError(f"{args.model} ships no weights to learn from. Give them by --weights and --vae.")
     if generators and not (by_recipe or any(map(taught, generators))) and args.weights is not None:
         raise UserError(
             f"--weights has no effect on the training of {args.what}, which begins from nothing; leave it out"
         )
-    shown: set[Path] = set()
-    for row in generators:
-        trained = generator_weights(
-            row,
-            vae=_vae(args),
-            data=data,
-            budget=_budget(args, GENERATOR),
-            main=None if main is None else Path(main),
-            device=args.device,
-            events=args.tensorboard,
-        )
-        for path in sorted(set(trained.files.values()) - shown):  # points of one training share it
-            shown.add(path)
-            if args.out is not None and trained.record is not None:
-                plugin = row.plugins[0].name
-                print(f"{plugin}  {put(Path(args.out), plugin, files=trained.files, record=trained.record)}")
-                continue
-            print(f"{row.name}  {path}{'  (cached)' if trained.origin == 'cache' else ''}")
+    if generators:
+        _generators(generators, args=args, data=data, main=main)
     if generators and not by_recipe:
         return 0
     if not by_recipe:
@@ -310,8 +302,9 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
     steps = args.steps or presets.preset(args.model).shipped_steps or presets.SHORT_STEPS
     budget = _budget(args, on_all_of(data, recipe_budget(steps)))
     ranks = _ranks(args, budget.batch)
-    for row in by_recipe.values():
-        done = recipe_weights(
+
+    def weights(row: Row, display: Display) -> RecipeWeights:
+        return recipe_weights(
             row,
             ranks=ranks,
             vae=_vae(args),
@@ -322,9 +315,12 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
             events=args.tensorboard,
             by_stage=args.by_stage,
             begins=partial(_foretell, row.recipe_name, partial(stages_of, row), args=args, budget=budget, ranks=ranks),
+            display=display,
         )
-        if ranks.rank > 0:
-            continue
+
+    parts = partial(recipe_parts, budget=budget, by_stage=args.by_stage)
+    trained = in_one_display(by_recipe.values(), weights, parts=parts, quiet=ranks.rank > 0)
+    for row, done in trained if ranks.rank == 0 else ():
         if args.out is not None and done.record is not None:
             own = {name: path for name, path in done.files.items() if path != pretrained[name]}
             print(f"{row.recipe_name}  {put(Path(args.out), row.recipe_name, files=own, record=done.record)}")
@@ -333,6 +329,29 @@ def _recipe(args: argparse.Namespace, data: ImageSet) -> int:
             print(f"{row.recipe_name}  {name}  {path}{'  (cached)' if done.origin == 'cache' else ''}")
     ranks.close()
     return 0
+
+
+def _generators(generators: Sequence[Row], *, args: argparse.Namespace, data: ImageSet, main: Path | None) -> None:
+    from varbench.train.budgets import GENERATOR
+    from varbench.train.generators import generator_parts, generator_weights
+    from varbench.train.recipes import in_one_display
+    from varbench.train.shipped import put
+
+    budget = _budget(args, GENERATOR)
+
+    def weights(row: Row, display: Display) -> RecipeWeights:
+        given = {"device": args.device, "events": args.tensorboard, "display": display}
+        return generator_weights(row, vae=_vae(args), data=data, budget=budget, main=main, **given)
+
+    printed: set[Path] = set()
+    for row, done in in_one_display(generators, weights, parts=lambda row: generator_parts(budget)):
+        for path in sorted(set(done.files.values()) - printed):  # points of one training share it
+            printed.add(path)
+            if args.out is not None and done.record is not None:
+                plugin = row.plugins[0].name
+                print(f"{plugin}  {put(Path(args.out), plugin, files=done.files, record=done.record)}")
+                continue
+            print(f"{row.name}  {path}{'  (cached)' if done.origin == 'cache' else ''}")
 
 
 def _ranks(args: argparse.Namespace, batch: int) -> Ranks:

@@ -25,10 +25,10 @@ class Channel:
             line = line[os.write(self._fd, line) :]
         self._last = time.monotonic()
 
-    def alive(self, text: str = "") -> None:
+    def alive(self, text: str = "", *, share: float | None = None) -> None:
         """Sends a sign of life, at most twice a second."""
         if time.monotonic() - self._last > 0.5:
-            self.send(Alive(text=text))
+            self.send(Alive(text=text, share=share))
 
     def requests(self) -> Iterator[Message]:
         """The parent's requests one by one, until it closes its end."""

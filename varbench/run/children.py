@@ -73,12 +73,11 @@ class Child:
         log: Path,
         timeout: float,
         asked: str | None = None,
-        on_alive: Callable[[str], None] = lambda text: None,
-        on_line: Callable[[str], None] = lambda line: None,
+        on_alive: Callable[[Alive], None] = lambda alive: None,
     ) -> None:
         """`asked` is the digest of its job, which the child has to name before anything else; None expects no such word."""
         self._asked = asked
-        self._timeout, self._on_alive, self._on_line = timeout, on_alive, on_line
+        self._timeout, self._on_alive = timeout, on_alive
         self._kills = oom_kills()
         self._tail: list[str] = []
         self._buffers: dict[int, bytes] = {}
@@ -153,7 +152,7 @@ class Child:
         while True:
             message = self._message()
             if isinstance(message, Alive):
-                self._on_alive(message.text)
+                self._on_alive(message)
             elif self._unwanted and not (isinstance(message, Failed) and message.last):
                 self._unwanted -= 1
             elif isinstance(message, Failed):
@@ -196,6 +195,9 @@ class Child:
             self._listen(0)
         if self._lines:
             self._hear_job()
+        while self._lines and isinstance(alive := self._decoded(self._lines[0]), Alive):
+            self._on_alive(alive)
+            self._lines.pop(0)
         return bool(self._lines)
 
     def _line(self) -> bytes:
@@ -236,7 +238,6 @@ class Child:
         self._log.flush()
         for line in whole:
             self._tail = [*self._tail[-TAIL + 1 :], line.decode(errors="replace")]
-            self._on_line(self._tail[-1])
 
     def _lost(self, failure: Failure | None) -> NoReturn:
         """Ends a child that does not answer (`failure`) or is gone (None), and raises why."""
@@ -318,8 +319,7 @@ def start(
     *,
     folder: Path,
     log: Path,
-    on_alive: Callable[[str], None] = lambda text: None,
-    on_line: Callable[[str], None] = lambda line: None,
+    on_alive: Callable[[Alive], None] = lambda alive: None,
     threads: int | None = None,
     patience: float = 0.0,
 ) -> Child:
@@ -335,7 +335,6 @@ def start(
         timeout=max(job.options.timeout, patience),
         asked=None if job.task == "making" else job.digest,
         on_alive=on_alive,
-        on_line=on_line,
     )
 
 

@@ -12,6 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from varbench.base.display import Display
 from varbench.measure import speed, strain
 from varbench.measure.board_state import BoardWatch
 from varbench.measure.environment import cores
@@ -22,7 +23,6 @@ from varbench.record.failure import Failure, RowError
 from varbench.rows import FULL
 from varbench.run import children, makers, verify
 from varbench.run.children import Child, ChildEndedError
-from varbench.run.display import Display
 from varbench.run.fill import fill, now
 from varbench.run.findings import Findings, Looks, Seen
 from varbench.run.full_alone import full_alone
@@ -34,6 +34,7 @@ from varbench.run.scorers import Scorers, keep_path
 from varbench.run.side_by_side import side_by_side
 from varbench.run.task import Task
 from varbench.run.timing import finished, width
+from varbench.run.trainings import Trainings
 
 PARTS = ".parts"
 """Sub-folder of the run for jobs and for the parts of rows that are measured already."""
@@ -91,26 +92,25 @@ class Conduct:
         wanted = {one.key: one for one in self.run.weight_sets if one.trains is not None and self._alive(one.rows)}
         if not wanted:
             return
-        at_once = min(places, len(wanted))
+        at_once, together = min(places, len(wanted)), Trainings(self.display, wanted)
 
         def start(weights: WeightSet) -> Child:
             self._begin(self._alive(weights.rows))
             return self._child(
                 self.run.job(task="training", rows=(weights.trains,)),
                 "train",
-                on_line=lambda line: self.display.detail(f"{weights.key}: {line}"),
+                on_alive=partial(together.heard, weights.key),
                 threads=places // at_once if places > 1 else None,
             )
 
-        with self.display.part("training", "weights of " + ", ".join(wanted)):
+        with self.display.part("training", together.title):
             starts = {key: partial(start, weights) for key, weights in wanted.items()}
             for key, found in side_by_side(starts, Trained, at_once=at_once):
                 alive = self._alive(wanted[key].rows)
+                together.ended(key, None if isinstance(found, Failure) else found)
                 if isinstance(found, Failure):
                     self._fail(alive, replace(found, reason=f"its weights could not be trained: {found.reason}"))
                     continue
-                if found.note:
-                    self.display.note(f"{key}: {found.note}")
                 self.trained[key] = found
                 self._update(alive, trained=found)
 
@@ -301,9 +301,8 @@ class Conduct:
         self._at = None
 
     def _child(self, job: Job, title: str, **given: Any) -> Child:
-        return children.start(
-            job, folder=self.parts, log=self.out / "logs" / f"{title}.log", on_alive=self.display.detail, **given
-        )
+        given = {"on_alive": lambda alive: self.display.detail(alive.text), **given}
+        return children.start(job, folder=self.parts, log=self.out / "logs" / f"{title}.log", **given)
 
     def scorers(self) -> Scorers:
         return Scorers(self.run, folder=self.parts, log=self.out / "logs" / "score.log")

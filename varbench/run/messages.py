@@ -80,6 +80,8 @@ class Alive:
     """A sign of life, with how far it is."""
 
     text: str = ""
+    share: float | None = None
+    """Of all that the child was started for; None where it does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from varbench.base.display import shown
 from varbench.base.termination import terminated_as_interrupted
 from varbench.errors import UserError
 from varbench.record import Record, Status
 from varbench.record.option_forms import in_words, settings
 from varbench.run.conduct import Conduct
-from varbench.run.display import shown
 from varbench.run.prepare import Run
 from varbench.run.resume import complete_records, other_settings, set_aside_outdated
 from varbench.run.spread.dispatch import Dispatch

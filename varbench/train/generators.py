@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from varbench.base.display import Display, unseen
 from varbench.base.hashing import file_hash, json_digest
 from varbench.base.places import cache_folder
 from varbench.base.turns import one_at_a_time
@@ -32,7 +33,7 @@ from varbench.train.budgets import GENERATOR, on_all_of
 from varbench.train.export import export
 from varbench.train.made_examples import HELD_OUT, MadeExamples, labels_of
 from varbench.train.order import batch_rows, class_drops
-from varbench.train.progress import Progress, said_now_and_then, shown
+from varbench.train.progress import EXAMPLES, TRAINING, Progress, Sizes, followed
 from varbench.train.ranks import Share
 from varbench.train.recipes import RecipeWeights, cached, shipped_weights
 from varbench.train.shipped import Shipped
@@ -74,6 +75,7 @@ def generator_weights(
     shipped: Shipped | None = None,
     device: str = "cpu",
     events: Path | None = None,
+    display: Display | None = None,
 ) -> RecipeWeights:
     """The weights of the row's generator, trained if they neither ship nor are in the cache: from nothing, or from what `main`
     makes."""
@@ -86,7 +88,8 @@ def generator_weights(
 
     if found := cached(folder, {PART}, {}):
         return replace(found, note=note)
-    waiting = said_now_and_then(f"{row.name} is being trained by another process; waiting for it")
+    display = display or unseen()
+    waiting = display.waiting(f"{row.name} is being trained by another process; waiting for it")
     with one_at_a_time(folder / "lock", while_waiting=waiting):
         if found := cached(folder, {PART}, {}):
             return replace(found, note=note)
@@ -100,9 +103,8 @@ def generator_weights(
             work = _FromModel(row, made, tokenizer, budget)
         else:
             work = _FromImages(row, data, tokenizer, budget, kept=folder / "examples.npy")
-        with shown(f"examples of {work.source}", steps=budget.images_seen) as progress:
-            examples, labels = work.learnt(progress)
-        with shown(row.name, steps=budget.steps, batch=budget.batch, events=events) as progress:
+        examples, labels = work.learnt(display)
+        with followed(display, TRAINING, row.name, steps=budget.steps, batch=budget.batch, events=events) as progress:
             stage = work.train(examples, labels, Checkpoints(folder / "train.state"), progress, key=key)
         record = {"row": row.name, "key": key, "data": data.fingerprint, "stages": {"train": stage}, **work.told}
         export(work.network, path, spec=row.model, record=record)
@@ -128,6 +130,11 @@ def generator_ahead(
         return ready
     key = _key(row, vae=vae, data=data, budget=budget, main=main)
     return cached(cache_folder("weights") / key, {PART}, {})
+
+
+def generator_parts(budget: Budget) -> Sizes:
+    """What the live display counts of such a training."""
+    return {EXAMPLES: [budget.images_seen], TRAINING: [budget.steps]}
 
 
 def _shipped(
@@ -177,7 +184,7 @@ class _Work:
         self.generator, self.tokenizer, self.budget = generator, tokenizer, budget
         self.device = tokenizer.quant_conv.weight.device
 
-    def learnt(self, progress: Progress) -> tuple[Examples, Labels]:
+    def learnt(self, display: Display) -> tuple[Examples, Labels]:
         """Examples and labels to train on; from then on there is a network."""
         raise NotImplementedError
 
@@ -240,15 +247,17 @@ class _FromImages(_Work):
         super().__init__(row, tokenizer, budget)
         self.data, self.kept, self.source = data, kept, data.name
 
-    def learnt(self, progress: Progress) -> tuple[Examples, Labels]:
+    def learnt(self, display: Display) -> tuple[Examples, Labels]:
         with torch.no_grad():
             seen = torch.cat([images for images, _ in self._images(self.data.training[:LOOKED_AT])])
         self.network = self.made_network(seen)
         indices = self.data.training[: self.budget.images_seen]
         if not self.kept.exists():
-            examples = self._examples(indices, progress)
+            with followed(display, EXAMPLES, self.source, steps=len(indices)) as progress:
+                examples = self._examples(indices, progress)
             with whole_file(self.kept) as file:
                 np.save(file, examples)
+        display.spare(EXAMPLES, len(indices))
         return np.load(self.kept), self.data.labels(indices)
 
     def held_out(self) -> tuple[Examples, Labels]:
@@ -279,9 +288,10 @@ class _FromModel(_Work):
         super().__init__(row, tokenizer, budget)
         self.made = made
 
-    def learnt(self, progress: Progress) -> tuple[Examples, Labels]:
+    def learnt(self, display: Display) -> tuple[Examples, Labels]:
         numbers = range(self.budget.images_seen)
-        examples = self.made.load(numbers, progress=progress)
+        with followed(display, EXAMPLES, self.source, steps=len(numbers)) as progress:
+            examples = self.made.load(numbers, progress=progress, display=display)
         self.network = self.made_network(torch.from_numpy(examples).to(self.device))
         return examples, labels_of(numbers, classes=self.classes)
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from varbench.base.display import Display, unseen
 from varbench.base.hashing import file_hash, json_digest
 from varbench.base.places import cache_folder
 from varbench.base.turns import one_at_a_time
@@ -19,7 +20,7 @@ from varbench.model.tokenizer import Tokenizer
 from varbench.plan.owned import Owned
 from varbench.policies import TaughtGenerator
 from varbench.spec import ModelSpec
-from varbench.train.progress import Progress, said_now_and_then
+from varbench.train.progress import Progress
 
 PART = 256
 """Examples a file: as many as an interruption can cost."""
@@ -53,10 +54,12 @@ class MadeExamples:
         teacher = FullModel(transformer, tokenizer, dtype=torch.float32)
         owned.ask(lambda: owned.policy.meet(teacher, tokenizer=tokenizer))
 
-    def load(self, numbers: range, *, progress: Progress = lambda step, figures: None) -> NDArray[np.int32]:
+    def load(
+        self, numbers: range, *, progress: Progress = lambda step, figures: None, display: Display | None = None
+    ) -> NDArray[np.int32]:
         """Those of `numbers`, which begin a part; what is not there yet is made, and all of the last part with it."""
         parts = []
-        waiting = said_now_and_then("examples are being made by another process; waiting for them")
+        waiting = (display or unseen()).waiting("examples are being made by another process; waiting for them")
         for start in range(numbers.start, numbers.stop, PART):
             file = self._file(start)
             if not file.exists():

@@ -8,16 +8,17 @@ data, the weights it starts from), so neither the row's point nor any version nu
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from varbench import rows
+from varbench.base.display import Display, shown, unseen
 from varbench.base.hashing import file_hash
 from varbench.base.places import cache_folder
 from varbench.base.turns import one_at_a_time
@@ -38,7 +39,7 @@ from varbench.spec import ModelSpec
 from varbench.train import evaluation
 from varbench.train.export import export
 from varbench.train.own_numbers import put_own
-from varbench.train.progress import Progress, said_now_and_then, shown
+from varbench.train.progress import TOKENS, TRAINING, Progress, Sizes, followed
 from varbench.train.ranks import Ranks
 from varbench.train.recipe_key import budgets_of, read_by, recipe_key
 from varbench.train.shipped import Shipped
@@ -81,6 +82,7 @@ def recipe_weights(
     ranks: Ranks | None = None,
     by_stage: ByStage | None = None,
     begins: Callable[[], None] = lambda: None,
+    display: Display | None = None,
 ) -> RecipeWeights:
     """The weights of the row's recipe, trained from `pretrained` (by backbone) if they neither ship nor are in the cache.
 
@@ -119,16 +121,16 @@ def recipe_weights(
 
     if ranks.count == 1 and (found := in_cache()):
         return found
-    waiting = said_now_and_then(f"{row.recipe_name} is being trained by another process; waiting for it")
+    display = display or unseen()
+    waiting = display.waiting(f"{row.recipe_name} is being trained by another process; waiting for it")
     with ranks.alone(one_at_a_time(folder / "lock", while_waiting=waiting)):
         if found := in_cache():
             return found
         begins()
         if ranks.rank == 0 and (said := _another(folder, row, *stages[0])):
-            print(f"{row.recipe_name}: {said}", file=sys.stderr)
+            display.note(f"{row.recipe_name}: {said}")
         indices = data.training[: budget.images_seen]
-        with shown(f"tokens of {data.name}", steps=len(indices), quiet=ranks.rank > 0) as progress:
-            tokens = tokens_of(data, tokenizer, model=row.model, indices=indices, progress=progress)
+        tokens = tokens_of(data, tokenizer, model=row.model, indices=indices, display=display)
         trained = {name: load_transformer(path, tokenizer_spec).to(device) for name, path in pretrained.items()}
         if row.policies.width is not None:
             put_own(row.policies.width, trained[MAIN])
@@ -142,12 +144,13 @@ def recipe_weights(
         }
         for stage, stage_budget in stages:
             title = _name(row, stage) if len(stages) > 1 else row.recipe_name
-            with shown(
+            with followed(
+                display,
+                TRAINING,
                 title,
                 steps=stage_budget.steps,
                 batch=budget.batch,
-                events=events and events / stage.name,
-                quiet=ranks.rank > 0,
+                events=events / stage.name if events and ranks.rank == 0 else None,
             ) as progress:
                 record["stages"][stage.name] = _train_stage(
                     row,
@@ -191,6 +194,34 @@ def weights_ahead(
     key = recipe_key(row, budget, vae=vae, pretrained=pretrained, data=data)
     names = {stage.backbone for stage, _ in budgets_of(row.schedule, budget)}
     return cached(cache_folder("weights") / key, names, pretrained)
+
+
+def recipe_parts(row: Row, budget: Budget, by_stage: ByStage | None = None) -> Sizes:
+    """What the live display counts of the training."""
+    stages = [] if row.schedule is None else budgets_of(row.schedule, budget, by_stage)
+    return {TOKENS: [budget.images_seen], TRAINING: [stage.steps for _, stage in stages]}
+
+
+def in_one_display(
+    rows: Collection[Row],
+    weights: Callable[[Row, Display], RecipeWeights],
+    *,
+    parts: Callable[[Row], Sizes],
+    quiet: bool = False,
+) -> list[tuple[Row, RecipeWeights]]:
+    """Trains one row after the other, and shows how far all of them are."""
+    counted = {row.name: parts(row) for row in rows}
+    kinds: dict[str, list[float]] = {}
+    for kind, sizes in chain.from_iterable(one.items() for one in counted.values()):
+        kinds.setdefault(kind, []).extend(sizes)
+    found = []
+    with shown(kinds, quiet=quiet) as display:
+        for row in rows:
+            found.append((row, done := weights(row, display)))
+            for kind, sizes in counted[row.name].items() if done.origin != "here" else ():
+                for size in sizes:
+                    display.spare(kind, size)
+    return found
 
 
 def shipped_weights(

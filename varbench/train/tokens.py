@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from varbench.base.display import Display, unseen
 from varbench.base.hashing import digest
 from varbench.base.places import cache_folder
 from varbench.base.turns import one_at_a_time
@@ -19,7 +20,7 @@ from varbench.base.whole_files import require_space, whole_file
 from varbench.data.image_set import ImageSet, Indices
 from varbench.model.tokenizer import Tokenizer
 from varbench.spec import ModelSpec
-from varbench.train.progress import Progress, said_now_and_then
+from varbench.train.progress import TOKENS, Progress, followed
 
 _CHUNK = 64
 
@@ -56,24 +57,28 @@ def tokens_of(
     *,
     model: ModelSpec,
     indices: range,
-    progress: Progress | None = None,
+    display: Display | None = None,
 ) -> TokenSet:
     """Tokens of the images at `indices`, from the cache folder where they were made before."""
+    display = display or unseen()
     if isinstance(data, OfTokens):
+        display.spare(TOKENS, len(indices))
         return data.token_set(indices, tokenizer=tokenizer, model=model)
     key = digest([f"{data.fingerprint} {weights_hash(tokenizer)} {model.sides} {indices}"])
     path = cache_folder("tokens") / f"{key[:32]}.npy"
     if not path.exists():
         # Recipes that train side by side want the same ones.
-        waiting = said_now_and_then(f"tokens of {data.name} are being made by another process; waiting for them")
+        waiting = display.waiting(f"tokens of {data.name} are being made by another process; waiting for them")
         with one_at_a_time(path.with_suffix(".lock"), while_waiting=waiting):
             if not path.exists():
-                _write(path, data, tokenizer, indices, length=model.length, progress=progress)
+                with followed(display, TOKENS, data.name, steps=len(indices)) as progress:
+                    _write(path, data, tokenizer, indices, length=model.length, progress=progress)
+    display.spare(TOKENS, len(indices))
     return TokenSet(tokens_NL=np.load(path, mmap_mode="r"), labels_N=data.labels(indices), key=key)
 
 
 def _write(
-    path: Path, data: ImageSet, tokenizer: Tokenizer, indices: range, *, length: int, progress: Progress | None
+    path: Path, data: ImageSet, tokenizer: Tokenizer, indices: range, *, length: int, progress: Progress
 ) -> None:
     shape = (len(indices), length)
     require_space(path.parent, needed=2 * shape[0] * shape[1] + 2**20, purpose="the cache of training tokens")
@@ -82,8 +87,7 @@ def _write(
         for start in range(0, len(indices), _CHUNK):
             images = torch.from_numpy(data.images(indices[start : start + _CHUNK]))
             file.write(tokens_in(images, tokenizer).data)
-            if progress is not None:
-                progress(min(start + _CHUNK, len(indices)), {})
+            progress(min(start + _CHUNK, len(indices)), {})
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
+from varbench.base.display import Display
 from varbench.base.hashing import digest
 from varbench.base.places import full_images
 from varbench.base.whole_files import lay_there, write_whole
@@ -23,7 +24,6 @@ from varbench.record.failure import Failure
 from varbench.record.schema import Notice
 from varbench.rows import FULL
 from varbench.run.conduct import PARTS
-from varbench.run.display import Display
 from varbench.run.fill import fill
 from varbench.run.findings import Findings
 from varbench.run.kept_parts import KeptParts

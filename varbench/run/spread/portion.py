@@ -5,20 +5,19 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 
+from varbench.base.display import Display, Standing
 from varbench.base.places import full_images
 from varbench.base.whole_files import write_whole
 from varbench.record import Record
 from varbench.rows import FULL
 from varbench.run.children import Child
 from varbench.run.conduct import Conduct
-from varbench.run.display import Display
 from varbench.run.findings import Findings
 from varbench.run.prepare import Run
 from varbench.run.scorers import Scorers
@@ -116,7 +115,7 @@ def _work(errand: Errand, out: Path, tell: Callable[[News], None]) -> None:
     conduct = _Telling(
         run=replace(run, rows={name: row for name, row in run.rows.items() if name in wanted}),
         out=out,
-        display=_Told(tell),
+        display=Display({}, screen=_AtHome(tell)),
         done={} if errand.full_record is None or FULL in errand.portion.rows else {FULL: errand.full_record},
         found={} if errand.full is None else {FULL: errand.full},
     )
@@ -175,18 +174,17 @@ class _Telling(Conduct):
         return scorers
 
 
-class _Told(Display):
+class _AtHome:
+    """Shown where the run was started."""
+
     def __init__(self, tell: Callable[[News], None]) -> None:
-        super().__init__({})
         self._tell = tell
 
-    @contextmanager
-    def part(self, kind: str, title: str) -> Iterator[None]:
-        self._tell(Detail(text=f"{kind}: {title}"))
-        yield
+    def begins(self, title: str, standing: Standing) -> None:
+        self._tell(Detail(text=title))
 
-    def detail(self, text: str) -> None:
-        self._tell(Detail(text=text))
+    def shows(self, title: str, lines: Sequence[str], standing: Standing) -> None:
+        self._tell(Detail(text="  ".join(lines) or title))
 
-    def note(self, text: str) -> None:
-        self._tell(Note(text=text))
+    def prints(self, line: str) -> None:
+        self._tell(Note(text=line))

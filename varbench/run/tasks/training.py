@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from varbench import rows
+from varbench.base.display import Display, Standing
 from varbench.base.hashing import file_hash
 from varbench.data.given import image_set
 from varbench.plan import presets
 from varbench.rows.grammar import Row
 from varbench.run.channel import Channel
-from varbench.run.messages import Ahead, Job, Trained
+from varbench.run.messages import Ahead, Alive, Job, Trained
 from varbench.train.budgets import GENERATOR, QUICK_GENERATOR, QUICK_STEPS, on_all_of, recipe_budget
-from varbench.train.generators import generator_ahead, generator_weights, trained_generator
-from varbench.train.recipes import RecipeWeights, recipe_weights, weights_ahead
+from varbench.train.generators import generator_ahead, generator_parts, generator_weights, trained_generator
+from varbench.train.progress import TRAINING
+from varbench.train.recipes import RecipeWeights, recipe_parts, recipe_weights, weights_ahead
 from varbench.train.shipped import shipped_with
 
 
@@ -33,9 +35,12 @@ def run(job: Job, channel: Channel) -> None:
     (name,) = job.rows
     row, given = asked(job, name)
     if trained_generator(row):
-        done = generator_weights(row, **_own(job, given), device=job.options.device)
+        given = _own(job, given)
+        display = Display(generator_parts(given["budget"]), screen=_AtParent(channel))
+        done = generator_weights(row, **given, device=job.options.device, display=display)
     else:
-        done = recipe_weights(row, **given, device=job.options.device)
+        display = Display(recipe_parts(row, given["budget"]), screen=_AtParent(channel))
+        done = recipe_weights(row, **given, device=job.options.device, display=display)
     channel.send(
         Trained(
             log=done.log,
@@ -44,6 +49,23 @@ def run(job: Job, channel: Channel) -> None:
             hashes=_hashes(done.files),
         )
     )
+
+
+@dataclass(frozen=True)
+class _AtParent:
+    """The run's display is the parent's."""
+
+    channel: Channel
+
+    def begins(self, title: str, standing: Standing) -> None:
+        self.channel.alive(title, share=standing.share)
+
+    def shows(self, title: str, lines: Sequence[str], standing: Standing) -> None:
+        kind = title.partition(":")[0]
+        self.channel.alive("  ".join(lines if kind == TRAINING else (kind, *lines)), share=standing.share)
+
+    def prints(self, line: str) -> None:
+        self.channel.send(Alive(text=line.strip()))
 
 
 def _hashes(files: Mapping[str, Path]) -> dict[str, str]:

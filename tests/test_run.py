@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -540,6 +541,26 @@ def test_the_full_model_alone_is_warm_before_denominators_are_held_against_it(tm
     pairs = [pair for one in rounds for some in one.alone.values() for pair in some]
     assert pairs
     assert all(pair.full and pair.full.seen == pytest.approx(pair.row.seen, rel=0.01) for pair in pairs)
+
+
+@pytest.mark.parametrize(("compiled", "warm"), [("off", 1), ("default", 2)])
+def test_calls_before_the_timed_ones_are_as_many_as_something_can_be_set_up_in(
+    tmp_path: Path, script: Script, compiled: str, warm: int
+) -> None:
+    """The full model is timed as a row and beside rows, and is warm once."""
+    run = a_run(tmp_path, plugins="variant@d8", rounds=1, count=3, compile=compiled)
+    execution = conduct(run, tmp_path)
+    execution.everything()
+    asked = Counter(request.row for request in script.requests if request.look is None and len(request.labels) == 2)
+    assert asked["variant@d8"] == asked[UPSTREAM] == warm + 3 + 1, "and one to the letter as before"
+    found = execution.found["variant@d8"].speed[0]
+    assert (found.second_call is None) == (warm == 1)
+    made = timing.timing(run, run.rows["variant@d8"], execution.found["variant@d8"], {})
+    assert made is not None and (made.compile_seconds is None) == (compiled == "off")
+    alone = warm + len(found.alone["throughput"])
+    beside = asked[FULL] - alone
+    timed = {id(pair.full) for name in run.rows for pair in execution.found[name].speed[0].throughput}
+    assert beside == warm + len(timed) + 3 + 1
 
 
 def test_what_the_system_says_of_each_call_that_counts_is_in_the_record(tmp_path: Path, script: Script) -> None:

@@ -16,7 +16,7 @@ from varbench.base.hashing import digest
 from varbench.measure.calls import Reply, Request, balanced_labels
 
 WARM = 2
-"""Calls of a row's batch before the timed ones."""
+"""Calls of a row's batch before the timed ones, where the first may leave something to be compiled or captured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +84,8 @@ class Overseer:
     """Calls of a row that are timed at least."""
     keep: Path
     """Where every call leaves its images, timed or not."""
+    warm: int = WARM
+    """Calls of a row's batch before those."""
     scored: dict[str, ScoredImages] = field(default_factory=dict)
     """By row; rows that are not there are not scored."""
 
@@ -114,7 +116,7 @@ class Overseer:
             whole = self.scored[row].count // self.batch if row in self.scored else 0
             self._rows[row] = _Row(
                 first=self.batch * self._random.randrange(max(1, whole)),
-                scored_call=WARM + self._random.randrange(self.calls) if whole else -1,
+                scored_call=self.warm + self._random.randrange(self.calls) if whole else -1,
             )
         return self._rows[row]
 
@@ -127,7 +129,7 @@ class Overseer:
         self._count(before, after)
         batch = len(request.labels)
         known = self._known(request.row)
-        if known.calls <= WARM:
+        if known.calls <= self.warm:
             return
         answer = reply.tokens_sha256 or reply.images_sha256
         known.laps.append(Lap(batch=batch, seed=request.seed, answer=answer))

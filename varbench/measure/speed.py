@@ -53,8 +53,8 @@ class SpeedRound:
     """What one child showed of one row's speed."""
 
     first_call: float
-    second_call: float
-    """Of the same shapes: what the first took beyond it was set-up or compilation."""
+    second_call: float | None
+    """Of the same shapes, where something may be compiled: that is what the first took beyond it."""
     throughput: tuple[Pair, ...]
     latency: tuple[Pair, ...] = ()
     alone: dict[str, tuple[Pair, ...]] = field(default_factory=dict)
@@ -132,12 +132,11 @@ def time_rows(
         alone=alone,
         used=used,
     )
-    if full is not None:
-        session.warm(full)
-    first: dict[str, tuple[float, float]] = {}
+    warmed = {} if full is None else {full: session.warm(full)}
+    first: dict[str, tuple[float, float | None]] = {}
     for row in rows:
         with session.turn(row):
-            first[row] = session.warm(row)
+            first[row] = warmed.get(row) or session.warm(row)
             session.alive.add(row)
     batches = {"throughput": pace.batch, **({"latency": 1} if pace.batch > 1 else {})}
     for cycle in count():
@@ -201,13 +200,13 @@ class _Session:
         self.alone.ask(request if tight else replace(request, labels=request.labels[:1]))
         return time_call(self.alone.ask, self.alone.strain, replace(request, release=tight))[0]
 
-    def warm(self, row: str) -> tuple[float, float]:
+    def warm(self, row: str) -> tuple[float, float | None]:
         """The very shapes that are timed, both regimes; the first call of all is a figure of its own."""
         times = self.call(row, self.pace.batch).times
-        first = times.set_up + times.end_to_end
         if self.pace.batch > 1:
             self.call(row, 1)
-        return first, self.call(row, self.pace.batch).times.end_to_end
+        again = [self.call(row, self.pace.batch).times.end_to_end for _ in range(self.overseer.warm - 1)]
+        return times.set_up + times.end_to_end, again[0] if again else None
 
     def lacking(self, rows: Sequence[str], regime: str) -> list[str]:
         return [row for row in rows if row in self.alive and not self._enough(row, regime)]
@@ -313,7 +312,7 @@ class _Session:
         quiet.append(share)
         return False
 
-    def round(self, row: str, first: float, second: float) -> SpeedRound:
+    def round(self, row: str, first: float, second: float | None) -> SpeedRound:
         wanted = self.pace.pairs
         kept = {regime: self.taken[row, regime].kept(wanted) for name, regime in self.taken if name == row}
         taken = [self.taken[row, regime] for regime in kept]

@@ -187,6 +187,7 @@ class Conduct:
                 batch=options.batch,
                 classes=self.run.model.classes,
                 calls=options.count,
+                warm=self.run.warm_calls,
                 keep=keep_path(self.parts),
                 scored={
                     name: ScoredImages(count=options.images, seed=options.seed)

@@ -9,7 +9,6 @@ from typing import Protocol
 
 from varbench.measure.calls import Reply, Request, balanced_labels
 from varbench.measure.largest import needed
-from varbench.measure.overseer import WARM
 from varbench.measure.speed import Alone
 from varbench.measure.strain import Reading
 from varbench.plan.hardware import usable
@@ -46,8 +45,8 @@ def full_alone(
             check(loaded := child.receive(Ready), asked=job)
             labels = balanced_labels(run.options.batch, run.model.classes)
             tight = not _fit_together(run, names, memory=loaded.environment.device_memory_bytes)
-            for call in range(WARM):  # as a row's own first calls, which do not count either
-                release = tight and call == WARM - 1
+            for call in range(run.warm_calls):  # as a row's own first calls, which do not count either
+                release = tight and call == run.warm_calls - 1
                 child.make(Request(row=FULL, labels=labels, seed=run.options.seed, release=release))
         except (ChildEndedError, RowError) as error:
             note(f"  the full model alone: {error.failure.reason}; no denominator is held against it")

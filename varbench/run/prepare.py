@@ -12,6 +12,7 @@ from typing import Any
 from varbench.base.hashing import digest, file_hash, path_hash
 from varbench.errors import UserError
 from varbench.measure.kept_rates import kept_rates
+from varbench.measure.overseer import WARM
 from varbench.plan import presets
 from varbench.plan.hardware import Hardware, sheet_of
 from varbench.plan.steps import Plan
@@ -151,6 +152,12 @@ class Run:
         """Whether images of the row are worth a look."""
         own = self.rows[name].resolved.trained_generator
         return self.files is not None if own is None else own
+
+    @property
+    def warm_calls(self) -> int:
+        """Of a row's batch, before any is timed. On a CPU one sets up all there is: the second takes what the tenth does."""
+        options = self.options
+        return 1 if options.device == "cpu" and options.compile == "off" else WARM
 
     def job(self, **given: Any) -> Job:
         """A job under the run's options."""

@@ -35,7 +35,7 @@ def timing(run: Run, row: RowInRun, found: Findings, missing: dict[str, str]) ->
         per_scale=_per_scale(row, rounds, missing, batch=run.options.batch),
         largest_batch=_largest(run, row, found, missing),
         compile_seconds=None
-        if run.options.compile == "off"
+        if run.options.compile == "off" or rounds[0].second_call is None
         else max(0.0, rounds[0].first_call - rounds[0].second_call),
         first_call_seconds=rounds[0].first_call,
         discarded=sum(timed.discarded for timed in rounds),

@@ -29,6 +29,7 @@ from varbench.base.display import Display
 from varbench.base.termination import terminated_as_interrupted
 from varbench.commands import run as run_command
 from varbench.errors import UserError
+from varbench.measure import honesty
 from varbench.measure.calls import Request
 from varbench.measure.largest import needed
 from varbench.measure.pairs import Pair
@@ -36,6 +37,7 @@ from varbench.measure.speed import SpeedRound
 from varbench.measure.strain import Strain
 from varbench.plan import presets
 from varbench.plan.hardware import KNOWN
+from varbench.plan.state import state_over_time
 from varbench.plan.trace import foreseen
 from varbench.quality.feature_cache import cached_arrays
 from varbench.record import Samples, Status, Verdict, read_record, write_record
@@ -510,6 +512,20 @@ def test_calls_of_other_numbers_of_steps_have_no_times_by_scale(tmp_path: Path, 
     made = timing.timing(execution.run, execution.run.rows["variant@d8"], mixed, missing)
     assert made is not None and made.per_scale is None
     assert missing["timing.per_scale"] == "calls had from 1 to 2 steps"
+
+
+def test_hidden_state_is_looked_for_where_the_plans_own_is_ten_times_what_passes_unseen(
+    tmp_path: Path, script: Script
+) -> None:
+    run = a_run(tmp_path, plugins="variant@d8,variant@d2", batch=32, dtype="bfloat16", rounds=1)
+    conduct(run, tmp_path).everything()
+    looks = [request for request in script.requests if request.look == "outside" and len(request.labels) > 2]
+    asked = {request.row: len(request.labels) for request in looks}
+    for name, images in asked.items():
+        plan = run.rows[name].plan
+        assert plan is not None
+        assert max(after for _, after in state_over_time(plan, batch=images, dtype="bfloat16")) >= 10 * honesty.SMALL
+    assert asked[FULL] == asked["variant@d8"] == 8 < asked["variant@d2"] <= 32
 
 
 def test_times_by_scale_add_up_whatever_calls_were_slow_in(tmp_path: Path, script: Script) -> None:

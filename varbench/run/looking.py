@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 from varbench.measure import honesty
 from varbench.measure.calls import Maker, Request, balanced_labels
+from varbench.plan.state import state_over_time
+from varbench.plan.steps import Plan
 from varbench.run.findings import Looks
 from varbench.run.prepare import Run
 
 SMALL_BATCH = 8
-"""Images of the calls that are looked into step by step."""
+"""Images of the calls that are looked into step by step, at least."""
+
+SEEN_WELL = 10
+"""Times what nobody has to account for, that a plan's state shall have there: what is hidden beside it is hardly smaller."""
 
 
 def look_at(ask: Maker, row: str, run: Run) -> Looks:
@@ -25,7 +32,7 @@ def look_at(ask: Maker, row: str, run: Run) -> Looks:
     if memory.held is not None and memory.work is not None:
         images = 4 * 3 * options.batch * run.model.image_side**2
         findings += honesty.against_statement(memory.work.state_peak_bytes, held=memory.held, images=images)
-    few = balanced_labels(min(options.batch, SMALL_BATCH), run.model.classes)
+    few = balanced_labels(_few(plan, most=options.batch, dtype=options.dtype), run.model.classes)
     small = [ask(Request(row=row, labels=few, seed=chosen, look="outside")) for chosen in (seed, seed, seed + 1)]
     findings += honesty.across_calls(small, plan, batch=len(few), dtype=options.dtype)
     others = ask(Request(row=row, labels=few, seed=seed, first=len(few), look="outside"))
@@ -57,3 +64,9 @@ def look_at(ask: Maker, row: str, run: Run) -> Looks:
         energy=energy.energy,
         missing=missing,
     )
+
+
+def _few(plan: Plan | None, *, most: int, dtype: str) -> int:
+    held = 0 if plan is None else max(after for _, after in state_over_time(plan, batch=1, dtype=dtype))
+    wanted = math.ceil(SEEN_WELL * honesty.SMALL / held) if held else SMALL_BATCH
+    return min(most, max(SMALL_BATCH, wanted))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from scripted import conduct, options
+from scripted import a_run, conduct, options, scripted
 
 from varbench import rows
 from varbench.base import display as display_module
@@ -18,6 +18,7 @@ from varbench.base.display import Bar, Display, shown
 from varbench.plan import presets
 from varbench.run.messages import Alive, Trained
 from varbench.run.prepare import prepare
+from varbench.run.session import carry_out, foreseen, parts
 from varbench.run.trainings import Trainings
 from varbench.train import progress
 from varbench.train.progress import followed
@@ -185,6 +186,39 @@ def test_whoever_waits_for_others_says_so_at_once_and_then_once_a_minute(
         wait()
         clock[0] += 1
     assert capsys.readouterr().err.splitlines() == ["another process trains it", "  another process trains it"]
+
+
+# A run
+
+
+def test_several_runs_of_one_command_are_one_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted(monkeypatch):
+        runs = [
+            replace(a_run(tmp_path, plugins="full_var", rounds=rounds), part_seconds={"speed": seconds})
+            for rounds, seconds in ((2, 10.0), (1, 40.0))
+        ]
+        assert foreseen(runs) == (
+            {"training": 0, "images and memory": 2, "images and speed": 0, "speed": 3},
+            {"speed": 20.0},
+        )
+        carry_out(runs, tmp_path / "out", resume=False, again="")
+    said = capsys.readouterr().err.splitlines()
+    begun = [line for line in said if line.startswith("[")]
+    assert [line.partition(",")[0] for line in begun] == [f"[{number}/5" for number in range(1, 6)]
+    assert [line for line in said if line.startswith("run ")] == [said[0], said[said.index(begun[3]) - 1]]
+
+
+def test_what_was_trained_before_is_no_part_of_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with scripted(monkeypatch):
+        run = a_run(tmp_path, plugins="variant@d8", weights=None)
+        execution = conduct(run, tmp_path)
+        assert parts(run)["training"] == 1
+        execution.display = Display({"training": 1, "speed": 2}, {"speed": 5.0})
+        execution.done = dict.fromkeys(run.rows)  # type: ignore[arg-type]  # records are not looked into
+        execution.train()
+        assert execution.display.seconds_left() == 10
 
 
 # Trainings

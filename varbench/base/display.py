@@ -141,6 +141,7 @@ class Display:
     def part_of(self, done: int, total: int, title: str) -> None:
         """How far work is that is done in several places at once; the title says what begins."""
         self._title, self._done, self._total = "", done, total
+        self._left.clear()  # whoever does the parts counts them
         elapsed = time.monotonic() - self._began
         self._spread = elapsed / done * (total - done) if done else None
         standing = self._standing

@@ -91,6 +91,7 @@ class Conduct:
         places = cores() if self.run.options.device == "cpu" else 1
         wanted = {one.key: one for one in self.run.weight_sets if one.trains is not None and self._alive(one.rows)}
         if not wanted:
+            self.display.spare("training")
             return
         at_once, together = min(places, len(wanted)), Trainings(self.display, wanted)
 

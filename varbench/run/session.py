@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from varbench.base.display import shown
+from varbench.base.display import Display, shown
 from varbench.base.termination import terminated_as_interrupted
 from varbench.errors import UserError
 from varbench.record import Record, Status
@@ -28,12 +28,12 @@ def carry_out(runs: Sequence[Run], out: Path, *, resume: bool, again: str) -> tu
     differ in their options, come one after the other into the same folder."""
     _check_place(out, resume=resume)
     records: list[Record] = []
-    with locked(out):
+    with locked(out), shown(*foreseen(runs)) as display:
         for number, run in enumerate(runs, 1):
             if len(runs) > 1:
-                print(f"run {number} of {len(runs)}: {', '.join(in_words(run.options))}", file=sys.stderr)
+                display.note(f"run {number} of {len(runs)}: {', '.join(in_words(run.options))}")
             others = [other for other in runs if other is not run]
-            some, ended = _carry_out(run, out, resume=resume, again=again, others=others)
+            some, ended = _carry_out(run, out, display, resume=resume, again=again, others=others)
             if ended is not None:
                 return [], ended
             records += some
@@ -41,13 +41,13 @@ def carry_out(runs: Sequence[Run], out: Path, *, resume: bool, again: str) -> tu
 
 
 def _carry_out(
-    run: Run, out: Path, *, resume: bool, again: str, others: Sequence[Run]
+    run: Run, out: Path, display: Display, *, resume: bool, again: str, others: Sequence[Run]
 ) -> tuple[list[Record], int | None]:
     """The records of one run, and the exit code if it came to no end."""
     found = complete_records(run, out) if resume else {}
     if resume:
         _say_what_is_there(run, out, len(found), others=others)
-    with shown(parts(run), run.part_seconds) as display, terminated_as_interrupted(), contextlib.ExitStack() as cleanup:
+    with terminated_as_interrupted(), contextlib.ExitStack() as cleanup:
         conduct: Conduct | Dispatch
         if run.options.executor == "ray":
             from varbench.run.spread.on_ray import RayCluster
@@ -102,6 +102,18 @@ def parts(run: Run) -> dict[str, int]:
         "images and speed": quick,
         "speed": rounds - quick,
     }
+
+
+def foreseen(runs: Sequence[Run]) -> tuple[dict[str, int], dict[str, float]]:
+    """How many parts of each kind all of them have, and how long one is predicted to take, where each says so."""
+    counts = [parts(run) for run in runs]
+    kinds = {kind: sum(count[kind] for count in counts) for kind in counts[0]}
+    seconds = {
+        kind: sum(count[kind] * run.part_seconds[kind] for run, count in zip(runs, counts, strict=True)) / kinds[kind]
+        for kind in kinds
+        if kinds[kind] and all(kind in run.part_seconds for run in runs)
+    }
+    return kinds, seconds
 
 
 def exit_code(records: list[Record]) -> int:

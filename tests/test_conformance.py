@@ -56,6 +56,7 @@ from varbench.policies import (
     PartChange,
     Settings,
     SoFar,
+    Stage,
     StoredForm,
     TaughtGenerator,
     TokenPolicy,
@@ -776,6 +777,54 @@ def trains_a_point_that_is_not_there() -> Any:
             return Lost()
 
     return Plugin()
+
+
+def learner(own_loss: Any) -> Any:
+    """A plugin that trains by a loss of its own, of the attention of every layer."""
+
+    class Own(TrainingSchedule):
+        def stages(self) -> Sequence[Stage]:
+            return (Stage(name="own", teacher="main"),)
+
+        def at(self, stage: Any, step: int, total: int, uniform: Any) -> TrainStep:
+            return TrainStep(loss="own", sees=("attention",))
+
+        def own_loss(self, seen: Any, *, own: Any) -> Any:
+            return own_loss(seen)
+
+    class Plugin(DepthPlugin):
+        def varbench_settings(self, model: Any) -> Any:
+            return Settings(recipes=("own",))
+
+        def varbench_training_schedule(self, setting: Any, model: Any) -> Any:
+            return Own()
+
+    return Plugin()
+
+
+@breaks("own_loss_teaches")
+def trains_by_what_hangs_on_nothing() -> Any:
+    return learner(lambda seen: seen.output_RLC.detach().square().mean())
+
+
+@breaks("own_loss_teaches")
+def trains_by_what_is_taught_alone() -> Any:
+    return learner(lambda seen: seen.taught.output_RLC.square().mean())
+
+
+@breaks("own_loss_teaches")
+def trains_by_many_numbers() -> Any:
+    return learner(lambda seen: seen.output_RLC.square().mean(dim=0))
+
+
+@breaks("own_loss_teaches")
+def trains_by_chance() -> Any:
+    return learner(lambda seen: seen.output_RLC.square().mean() * torch.rand(()))
+
+
+@breaks("own_loss_teaches")
+def changes_what_its_loss_is_shown() -> Any:
+    return learner(lambda seen: seen.taught.output_RLC.zero_().add(seen.output_RLC).square().mean())
 
 
 @breaks("no_speedup_without_less_work")

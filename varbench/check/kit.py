@@ -72,11 +72,16 @@ OF_METHOD: tuple[OfMethod, ...] = (
     memory.the_same_unwatched,
     work.work_falls_as_knob_tightens,
     sameness.schedule_repeats,
+    lessons.own_loss_teaches,
     tampering.nothing_replaced,
 )
 """Asked once, after all rows ran."""
 
-OF_EVERY_SETTING: tuple[OfMethod, ...] = (work.work_falls_as_knob_tightens, sameness.schedule_repeats)
+OF_EVERY_SETTING: tuple[OfMethod, ...] = (
+    work.work_falls_as_knob_tightens,
+    sameness.schedule_repeats,
+    lessons.own_loss_teaches,
+)
 """Those of them that look at settings whose plan another row ran already."""
 
 RUNS = "runs"

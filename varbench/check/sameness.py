@@ -18,6 +18,7 @@ from varbench.engine.teacher import teacher_plan
 from varbench.errors import PlanError
 from varbench.measure.process_state import restored
 from varbench.plan.steps import Plan
+from varbench.policies import Stage, TrainingSchedule, TrainStep
 from varbench.rows.grammar import Row
 
 EQUAL = 0.999
@@ -325,7 +326,7 @@ def schedule_repeats(subjects: Sequence[UnderTest]) -> Iterator[str]:
         schedule.check(SCHEDULED)
         for stage in schedule.stages():
             total = max(1, round(SCHEDULED * stage.share))
-            first = [schedule.at(stage, step, total, _uniforms(step)) for step in range(total)]
+            first = scheduled(schedule, stage, total)
             for step in reversed(range(total)):
                 again = schedule.at(stage, step, total, _uniforms(step))
                 if again != first[step]:
@@ -340,6 +341,10 @@ def schedule_repeats(subjects: Sequence[UnderTest]) -> Iterator[str]:
                     break
             for point in {step_.point for step_ in first if step_.point is not None}:
                 rows.at_point(row, point, manager=subject.bench.manager)
+
+
+def scheduled(schedule: TrainingSchedule, stage: Stage, total: int) -> list[TrainStep]:
+    return [schedule.at(stage, step, total, _uniforms(step)) for step in range(total)]
 
 
 def _uniforms(step: int) -> Callable[[int], float]:

@@ -7,18 +7,18 @@ C width, D code_dim, V codes, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from varbench.engine.expert_ffn import Experts, NobodyWatches, part_of_ffn
 from varbench.engine.trained_layer import Attend, fused_attention, trained_layer
 from varbench.errors import PlanError
-from varbench.experts import FfnSeen, WidthPolicy
+from varbench.experts import PlaceName, PlaceSeen, WidthPolicy
 from varbench.model.fused import normed
 from varbench.model.transformer import Layer, Transformer
 from varbench.plan.owned import Owned
@@ -27,6 +27,8 @@ from varbench.policies import SubLayerName
 
 Ffn = Callable[[Tensor], Tensor]
 """What stands in an FFN's place: given what enters it, normed and modulated."""
+Look = Callable[[SubLayerName, Tensor, Tensor], None]
+"""Is shown what enters and leaves a sub-layer."""
 
 
 @dataclass(frozen=True)
@@ -166,33 +168,67 @@ class TeacherPass:
         x = self._embed(transformer, cond, features_BLD, dtype)
         for visit in self.plan.visits:
             self._layer(x, visit, transformer, cond, shared, dtype, attend)
-        wanted = self.plan.sampled if sampled is None else sampled
-        return transformer.logits(self._joined(x, wanted), transformer.head_nm.modulation(cond, dtype), dtype)
+        features_BnC = self._joined(x, self.plan.sampled if sampled is None else sampled)
+        return transformer.logits(features_BnC, transformer.head_nm.modulation(cond, dtype), dtype)
 
-    def show_ffns(
+    def show(
         self,
         transformer: Transformer,
         features_BLD: Tensor,
+        tokens_BL: Tensor,
         labels_B: Tensor,
         *,
         dtype: torch.dtype,
         attend: Attend,
-        look: Callable[[FfnSeen], None],
+        places: Collection[PlaceName],
+        look: Callable[[PlaceSeen], None],
+        taught: Mapping[tuple[PlaceName, int], PlaceSeen],
     ) -> None:
-        """Runs every layer without gradients, and shows each FFN at work."""
+        """Runs the pass, and shows it at work at some places, each with what it is taught there."""
+
+        def shown(place: PlaceName, layer: int, scales: tuple[int, ...], module: nn.Module, *at: Tensor) -> None:
+            hidden, output = at
+            teacher = taught.get((place, layer))
+            look(
+                PlaceSeen(
+                    place=place, layer=layer, scales=scales, hidden_RLC=hidden, output_RLC=output,
+                    weights={name: weight.detach() for name, weight in module.named_parameters()},
+                    codes_RL=self._of_scales(tokens_BL, range(self.model.scales), scales),
+                    taught=None if teacher is None else self._narrowed(teacher, scales),
+                )
+            )  # fmt: skip
+
         cond = transformer.condition(labels_B)
         shared = transformer.shared_modulation(cond, dtype)
         x = self._embed(transformer, cond, features_BLD, dtype)
         for visit in self.plan.visits:
-            block = transformer.block(visit.key.layer)
 
-            def shown(hidden: Tensor, block: Layer = block, layer: int = visit.key.layer) -> Tensor:
-                output: Tensor = block.ffn(hidden, dtype)
-                weights = {name: weight.detach() for name, weight in block.ffn.named_parameters()}
-                look(FfnSeen(layer=layer, hidden_RLC=hidden, output_RLC=output, weights=weights))
-                return output
+            def at_work(name: SubLayerName, hidden: Tensor, output: Tensor, visit: _Visit = visit) -> None:
+                if name in places:
+                    block = transformer.block(visit.key.layer)
+                    module = block.attn if name == "attention" else block.ffn
+                    shown(name, visit.key.layer, visit.scales, module, hidden, output)
 
-            self._layer(x, visit, transformer, cond, shared, dtype, attend, shown)
+            self._layer(x, visit, transformer, cond, shared, dtype, attend, at_work)
+        if "head" in places:
+            features = self._joined(x, self.plan.sampled)
+            logits = transformer.logits(features, transformer.head_nm.modulation(cond, dtype), dtype)
+            shown("head", transformer.spec.depth, self.plan.sampled, transformer.head, features, logits)
+
+    def _narrowed(self, seen: PlaceSeen, scales: tuple[int, ...]) -> PlaceSeen | None:
+        """At the tokens of some of its scales; None where it has not all of them."""
+        if not {*scales} <= {*seen.scales}:
+            return None
+        hidden, output, codes = (
+            self._of_scales(tensor, seen.scales, scales) for tensor in (seen.hidden_RLC, seen.output_RLC, seen.codes_RL)
+        )
+        return replace(seen, scales=scales, hidden_RLC=hidden, output_RLC=output, codes_RL=codes)
+
+    def _of_scales(self, tensor_RLx: Tensor, has: Sequence[int], wanted: tuple[int, ...]) -> Tensor:
+        if tuple(has) == wanted:
+            return tensor_RLx
+        parts = dict(zip(has, tensor_RLx.split([self.model.tokens[scale] for scale in has], dim=1), strict=True))
+        return torch.cat([parts[scale] for scale in wanted], dim=1)
 
     def _embed(
         self, transformer: Transformer, cond: Tensor, features_BLD: Tensor, dtype: torch.dtype
@@ -219,16 +255,19 @@ class TeacherPass:
         shared: Tensor | None,
         dtype: torch.dtype,
         attend: Attend,
-        ffn: Ffn | None = None,
+        look: Look | None = None,
     ) -> None:
         if visit.scales not in x:
             self._regroup(x, visit.scales)
         block = transformer.block(visit.key.layer)
         modulation = block.modulation(cond, shared, dtype)
         x_BnC = x[visit.scales]
-        run = trained_layer if torch.is_grad_enabled() else _layer_of_modules
         given = (x_BnC, block, modulation, self._mask(visit, x_BnC.device), dtype, attend)
-        ffn = ffn or self._ffn(visit, transformer, dtype)
+        ffn = self._ffn(visit, transformer, dtype)
+        if look is not None:
+            x[visit.scales] = _layer_of_modules(*given, ffn, visit.feeds, look)
+            return
+        run = trained_layer if torch.is_grad_enabled() else _layer_of_modules
         if self._recompute and torch.is_grad_enabled():
             x[visit.scales] = checkpoint(run, *given, ffn, visit.feeds, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -313,15 +352,21 @@ def _layer_of_modules(
     attend: Attend,
     ffn: Ffn | None,
     feeds: bool = True,
+    look: Look | None = None,
 ) -> Tensor:
     """As generation runs it, whatever a transform has put in a module's place."""
     gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
     if mask is not None:
-        q, k, v = block.attn.qkv(normed(x_BnC) * scale1 + shift1, dtype)
-        mixed = attend(q, k, v, mask, block.attn.softmax_scale)
-        x_BnC = x_BnC + block.attn.out(mixed, dtype) * gamma1
+        hidden = normed(x_BnC) * scale1 + shift1
+        q, k, v = block.attn.qkv(hidden, dtype)
+        output = block.attn.out(attend(q, k, v, mask, block.attn.softmax_scale), dtype)
+        if look is not None:
+            look("attention", hidden, output)
+        x_BnC = x_BnC + output * gamma1
     if not feeds:
         return x_BnC
     hidden = normed(x_BnC) * scale2 + shift2
-    out: Tensor = x_BnC + (block.ffn(hidden, dtype) if ffn is None else ffn(hidden)) * gamma2
-    return out
+    output = block.ffn(hidden, dtype) if ffn is None else ffn(hidden)
+    if look is not None:
+        look("ffn", hidden, output)
+    return x_BnC + output * gamma2

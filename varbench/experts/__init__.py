@@ -1,4 +1,5 @@
-"""What methods share that compute a part of the FFN: experts, and numbers of their own beside the model's.
+"""What methods share that compute a part of the FFN: experts, numbers of their own beside the model's, and what a loss of their
+own looks at.
 
 An FFN's hidden units are split into experts of equal size. Each expert is its units' rows of the first matrix and columns of
 the second; all experts together, and the second bias, are the FFN. How many experts a token computes is fixed beforehand
@@ -11,13 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Own = Mapping[str, "Tensor"]
 """A method's own numbers, by name."""
+PlaceName = Literal["attention", "ffn", "head"]
+"""Where a loss may look: a sub-layer of each layer, or the head after the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,7 @@ class OwnParameters:
 
 @dataclass(frozen=True, kw_only=True)
 class FfnSeen:
-    """An FFN of the full model at work, with nothing to differentiate in it."""
+    """An FFN at work in a training step."""
 
     layer: int
     hidden_RLC: Tensor
@@ -46,7 +49,21 @@ class FfnSeen:
     output_RLC: Tensor
     """What leaves it, before it is gated."""
     weights: Mapping[str, Tensor]
-    """`fc1.weight`, `fc1.bias`, `fc2.weight` and `fc2.bias`."""
+    """`fc1.weight`, `fc1.bias`, `fc2.weight` and `fc2.bias`, with nothing to differentiate in them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceSeen(FfnSeen):
+    """Any place at work in a training step, as an FFN is. What enters and leaves the attention of a layer is the like; the head's
+    `hidden_RLC` are the features that the last layer leaves, its `output_RLC` logits, and its layer is the one after the last."""
+
+    place: PlaceName
+    scales: tuple[int, ...]
+    """Those whose tokens run here, one after another."""
+    codes_RL: Tensor
+    """What these tokens are."""
+    taught: PlaceSeen | None = None
+    """The same of the stage's teacher, with nothing to differentiate in it; None without one, and where it has no such place."""
 
 
 class WidthPolicy(Protocol):

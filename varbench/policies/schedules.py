@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from varbench.experts import FfnSeen, Own
+from varbench.experts import Own, PlaceName, PlaceSeen
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ class Stage:
     share: float = 1.0
     """Share of the recipe's optimiser steps."""
     teacher: str | None = None
-    """Backbone, as pretrained, that gives the soft targets of a `kl` loss."""
+    """Backbone, as pretrained, that gives the soft targets of a `kl` loss, and what an `own` loss is `taught`."""
     trains: Literal["model", "own", "both"] = "model"
     """What is not frozen: the backbone's weights, or the numbers that the plugin keeps beside them."""
 
@@ -35,9 +35,12 @@ class TrainStep:
     point: str | None = None
     """A point of the plugin, whose plan runs; None runs the full model."""
     loss: Literal["ce", "kl", "own"] = "ce"
-    """Cross-entropy, distance from the teacher, or the mean over layers of the schedule's `own_loss`."""
+    """Cross-entropy, distance from the teacher, or the mean of the schedule's `own_loss` over all that it sees."""
+    sees: tuple[PlaceName, ...] = ("ffn",)
+    """Places that `own_loss` is asked about, in every layer that runs them."""
     scale_weights: tuple[float, ...] | None = None
-    """Weight of each scale's tokens; a scale of weight 0 at the end is not run. None weighs all tokens alike."""
+    """Weight of each scale's tokens; a scale of weight 0 at the end is not run. None weighs all tokens alike. A loss of one's own
+    weighs by itself."""
 
 
 class TrainingSchedule(Protocol):
@@ -54,7 +57,8 @@ class TrainingSchedule(Protocol):
         """Step `step` of the stage's `total`; `uniform(k)` is the step's k-th random number in [0, 1)."""
         ...
 
-    def own_loss(self, seen: FfnSeen, *, own: Own) -> Tensor:
-        """What a step of loss `own` minimises, of one layer's FFN as the frozen full model runs it on the step's images."""
+    def own_loss(self, seen: PlaceSeen, *, own: Own) -> Tensor:
+        """What a step of loss `own` minimises, of one place at work on the step's images: one number. Gradients reach the model
+        and the plugin's own numbers as far as the stage trains them; of a frozen full model tensors alone are there."""
         needed = f"{type(self).__name__} names the loss 'own', so it must give own_loss() too"
         raise NotImplementedError(needed)

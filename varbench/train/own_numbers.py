@@ -22,12 +22,14 @@ def put_own(width: Owned[WidthPolicy], transformer: Transformer) -> None:
     transformer.own = OwnNumbers(width.plugin, {name: one.to(device) for name, one in made.items()})
 
 
-def own_content(row: Row) -> dict[str, Any]:
-    """What decides them: their sizes, the plugin's parameters, and the code of its losses; nothing for a row that has none."""
+def own_content(row: Row, *, loss: bool) -> dict[str, Any]:
+    """What decides them: their sizes, the plugin's parameters, and the code of its losses; nothing for a row that has neither
+    numbers nor a `loss` of its own."""
     width = row.policies.width
-    if width is None or width.policy.own is None:
+    own = None if width is None else width.policy.own
+    if own is None and not loss:
         return {}
-    shapes = {name: list(shape) for name, shape in width.policy.own.shapes.items()}
+    shapes = {name: list(shape) for name, shape in own.shapes.items()} if own is not None else {}
     parameters = {setting.plugin: dict(setting.parameters) for setting in row.settings}
     source = inspect.getsource(sys.modules[type(row.schedule).__module__])
     return {"own": {"shapes": shapes, "parameters": parameters, "source": digest([source])}}

@@ -59,13 +59,14 @@ def recipe_key(
 ) -> str:
     assert row.schedule is not None
     points: dict[str, set[str]] = {}
-    answers = []
+    answers, own_loss = [], False
     stages = budgets_of(row.schedule, budget)
     for stage, part in stages:
         steps = [
             row.schedule.at(stage, step, part.steps, uniforms(seed=budget.seed, step=step))
             for step in range(part.steps)
         ]
+        own_loss = own_loss or any(step.loss == "own" for step in steps)
         points.setdefault(stage.backbone, set()).update(step.point for step in steps if step.point is not None)
         answers.append([_said(stage), [_said(step) for step in steps]])
     content = {
@@ -81,7 +82,7 @@ def recipe_key(
         **({"by stage": by_stage} if by_stage else {}),
         "data": data.fingerprint,
         "model": row.model.to_json(),
-        **own_content(row),
+        **own_content(row, loss=own_loss),
         "from": read_by(stages, vae=vae, pretrained=pretrained),
     }
     return json_digest(content)[:32]

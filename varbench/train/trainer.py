@@ -22,7 +22,7 @@ from varbench.base.whole_files import require_space
 from varbench.engine.teacher import TeacherPass
 from varbench.engine.trained_layer import Attend, explicit_attention, fused_attention
 from varbench.errors import UserError
-from varbench.experts import FfnSeen, WidthPolicy
+from varbench.experts import PlaceName, PlaceSeen, WidthPolicy
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer
 from varbench.plan.owned import Owned
@@ -95,8 +95,8 @@ class Curriculum:
     width_of: Callable[[str | None], Owned[WidthPolicy] | None] = lambda point: None
     """What chooses parts of FFNs at a point."""
     trains: Literal["model", "own", "both"] = "model"
-    own_loss: Callable[[FfnSeen], Tensor] | None = None
-    """Of a layer's FFN, for steps whose loss is a plugin's own."""
+    own_loss: Callable[[PlaceSeen], Tensor] | None = None
+    """Of one place, for steps whose loss is a plugin's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,7 +314,7 @@ class _Passes:
         self, transformer: Transformer, wanted: TrainStep, features_BLD: Tensor, tokens_BL: Tensor, labels_B: Tensor
     ) -> Tensor:
         if wanted.loss == "own":
-            return self._own_loss(transformer, features_BLD, labels_B)
+            return self._own_loss(transformer, wanted, features_BLD, tokens_BL, labels_B)
         weights = wanted.scale_weights or (1.0,) * transformer.spec.scales
         scales = _run_to(weights)
         forward = self._pass(wanted.point, scales)
@@ -330,19 +330,33 @@ class _Passes:
             each_Bn = F.cross_entropy(logits_BnV.flatten(0, 1), wanted_N, reduction="none").view(len(tokens_BL), -1)
         return (each_Bn * weight_n).sum() / (weight_n.sum() * len(each_Bn))
 
-    def _own_loss(self, transformer: Transformer, features_BLD: Tensor, labels_B: Tensor) -> Tensor:
-        """The mean over layers, each of which is asked as the full model runs it."""
+    def _own_loss(self, transformer: Transformer, wanted: TrainStep, *batch: Tensor) -> Tensor:
+        """The mean over all that it sees. A frozen full model has nothing to differentiate."""
         given = self._curriculum.own_loss
         assert given is not None
         losses: list[Tensor] = []
+        taught: dict[tuple[PlaceName, int], PlaceSeen] = {}
 
-        def look(seen: FfnSeen) -> None:
+        def look(seen: PlaceSeen) -> None:
             with torch.enable_grad():
                 losses.append(given(seen))
 
-        forward = self._pass(None, transformer.spec.scales)
-        with torch.no_grad():
-            forward.show_ffns(transformer, features_BLD, labels_B, dtype=self._dtype, attend=self._attend, look=look)
+        def learn(seen: PlaceSeen) -> None:
+            taught[seen.place, seen.layer] = seen
+
+        def show(forward: TeacherPass, model: Transformer, look: Callable[[PlaceSeen], None]) -> None:
+            forward.show(
+                model, *batch, dtype=self._dtype, attend=self._attend, places=wanted.sees, look=look, taught=taught
+            )
+
+        if self._teacher is not None and self._teacher_pass is not None:
+            with torch.no_grad():
+                show(self._teacher_pass, self._teacher.transformer, learn)
+        forward = self._pass(wanted.point, _run_to(wanted.scale_weights or (1.0,) * transformer.spec.scales))
+        with torch.set_grad_enabled(self._curriculum.trains != "own" or wanted.point is not None):
+            show(forward, transformer, look)
+        if not losses:
+            raise UserError(f"{self._curriculum.name}: its own loss sees {wanted.sees}, of which nothing runs")
         return torch.stack(losses).mean()
 
     def follow(self, wanted: TrainStep) -> bool:

@@ -165,8 +165,19 @@ def _stage(
         other = spec_of[stage.teacher]
         fixed += FLOAT32 * sum(parameters(other).values())
         full = compile_plan(other, RowPolicies(name=rows.FULL))
+        most += max(_taught(other, answer, dtype) for answer in answers)
         flops += pass_work(full, MAIN, scales=other.scales, dtype=dtype, explicit=explicit).flops * len(answers)
     return StageWork(name=stage.name, steps=steps, flops=flops / len(answers), fixed=fixed, activations=most)
+
+
+def _taught(teacher: ModelSpec, answer: TrainStep, dtype: str) -> int:
+    """Bytes of an image that a loss of the plugin's own is shown of its teacher: at each place what enters and what leaves."""
+    if answer.loss != "own":
+        return 0
+    layers = sum(place != "head" for place in answer.sees) * teacher.depth
+    by_token = layers * teacher.width * (FLOAT32 + round(ITEM[dtype]))
+    by_token += FLOAT32 * (teacher.width + teacher.tokenizer.vocabulary) * ("head" in answer.sees)
+    return teacher.length * by_token
 
 
 def _plan_of(row: Row, stage: Stage, spec: ModelSpec, point: str | None) -> tuple[Plan, str]:

@@ -21,6 +21,10 @@ Chosen = Callable[[int, int, Tensor], "list[int] | None"]
 """(layer, scale, one row's tokens) -> those to compute, or all."""
 Restored = Callable[[Tensor, int], Tensor]
 """(one row's remembered output, side) -> an output for every token of a map of that side."""
+Noting = Callable[[int, int, str, Tensor, Tensor, "Tensor | None"], "Tensor | None"]
+"""(layer, scale, name, one row's tokens, what the sub-layer adds, what was noted before) -> what is noted from then on."""
+ByNotes = Callable[[int, int, str, "Tensor | None"], "list[int] | None"]
+"""(layer, scale, name, what was noted) -> the tokens to compute, or all; the others are left as they are."""
 Kept = Callable[[int, int, "list[Entry]", Tensor], "list[Entry]"]
 """(layer, scale, one head's entries, its queries) -> the entries that stay."""
 
@@ -39,6 +43,8 @@ def logits(
     shared: bool = False,
     remembered_scale: int | None = None,
     restored: Restored | None = None,
+    noting: Noting = lambda layer, scale, name, x, output, noted: None,
+    by_notes: ByNotes | None = None,
     kept: Kept = lambda layer, scale, entries, queries: entries,
 ) -> Tensor:
     model, net, quantizer = pipe.model, pipe.backbones["main"], pipe.tokenizer.quantize
@@ -47,6 +53,7 @@ def logits(
     f_hat = torch.zeros(len(labels), model.tokenizer.code_dim, side, side)
     cache: dict[tuple[int, int, int], list[Entry]] = {}
     memory: dict[tuple[int, int, str], Tensor] = {}
+    notes: dict[tuple[int, int, str], Tensor | None] = {}
     attended: dict[tuple[int, int, int], Tensor] = {}
     """By scale, layer and image, what the labelled branch's attention gave before it was gated."""
     found = []
@@ -70,6 +77,8 @@ def logits(
                         continue
                     if name == "attention" or not shared:
                         places = chosen(layer, scale, x)
+                    if by_notes is not None:
+                        places = by_notes(layer, scale, name, notes.get((row, layer, name)))
                     part = x if places is None else x[places]
                     hidden = F.layer_norm(part, (model.width,), eps=1e-6)
                     if name == "attention" and row >= len(labels) and one_attention(scale):
@@ -90,13 +99,16 @@ def logits(
                     else:
                         output = block.ffn(hidden * scale2 + shift2, torch.float32) * gamma2
                     if places is not None:
-                        assert restored is not None
-                        whole = restored(memory[row, layer, name], math.isqrt(len(x)))
+                        whole = torch.zeros_like(x)
+                        if restored is not None:
+                            whole = restored(memory[row, layer, name], math.isqrt(len(x)))
                         for place, computed in zip(places, output, strict=True):
                             whole[place] = computed
                         output = whole
                     if scale == remembered_scale:
                         memory[row, layer, name] = output
+                    before = notes.get((row, layer, name))
+                    notes[row, layer, name] = noting(layer, scale, name, x, output, before)
                     x = x + output
             by_row.append(net.logits(x[None], net.head_nm.modulation(cond, torch.float32), torch.float32)[0])
         t = cfg * (share(scale) if share is not None else scale / (model.scales - 1))

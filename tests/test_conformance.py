@@ -32,6 +32,7 @@ import varbench.engine.generate
 import varbench.engine.going_on
 import varbench.engine.pipeline
 import varbench.engine.sampler
+import varbench.engine.sub_layers
 import varbench.plan.cost
 import varbench.quality.frechet
 from varbench.__main__ import main
@@ -156,6 +157,25 @@ class LeavesOut(TokenPolicy):
         return 0 if scale == self.model.scales - 1 and left else None
 
 
+class PicksByNotes(ComputesHalf):
+    """Honest: computes the half of the tokens that are most like what it noted at the scale before, by a product, and says so."""
+
+    def notes(self, layer: int, scale: int, sublayer: str) -> int:
+        return int(self.model.width) if sublayer == "ffn" and scale < self.model.scales - 1 else 0
+
+    def picking_flops(self, layer: int, scale: int, sublayer: str) -> int:
+        notes = 2 * self.model.width**2 if self.notes(layer, scale, sublayer) else 0
+        picks = 2 * self.model.tokens[scale] * self.model.width if self.tokens(layer, scale, sublayer) else 0
+        return int(notes + picks)
+
+    def note(self, x_RLC: Any, output_RLC: Any, noted_Rn: Any, **where: Any) -> Any:
+        mean_RC = (x_RLC + output_RLC).mean(dim=1)
+        return mean_RC @ torch.eye(mean_RC.shape[1]) + (0 if noted_Rn is None else 0.5 * noted_Rn)
+
+    def pick(self, x_BLC: Any, count: int, *, noted_Rn: Any = None, **where: Any) -> Any:
+        return (x_BLC @ noted_Rn.unsqueeze(-1)).squeeze(-1).topk(count).indices.sort().values
+
+
 class CachePlugin:
     policy: type[CacheStrategy] = KeepsHalf
 
@@ -184,6 +204,10 @@ class SharingPlaces(TokenPlugin):
 
 class ByAProduct(TokenPlugin):
     policy = PicksByAProduct
+
+
+class ByNotes(TokenPlugin):
+    policy = PicksByNotes
 
 
 class DepthPlugin:
@@ -487,26 +511,26 @@ def chooses_an_expert_twice() -> Any:
 
 @breaks("trace_equals_plan")
 def has_the_engine_run_what_it_says_is_left_out() -> Any:
-    real = varbench.engine.generate._Run._sub_layer
+    real = varbench.engine.sub_layers.SubLayers.run
 
     def sub_layer(self: Any, stream: Any, sub: Any) -> Any:
         if sub.name == "ffn" and not sub.planned.tokens:
             sub = replace(sub, planned=replace(sub.planned, tokens=1))
         return real(self, stream, sub)
 
-    varbench.engine.generate._Run._sub_layer = sub_layer
+    varbench.engine.sub_layers.SubLayers.run = sub_layer
     return WithoutHalves()
 
 
 def places_of_attention(changed: Callable[[Any], Any]) -> Any:
-    real = varbench.engine.generate._Run._sub_layer
+    real = varbench.engine.sub_layers.SubLayers.run
 
     def sub_layer(self: Any, stream: Any, sub: Any) -> Any:
         if sub.planned.shared:
             sub = replace(sub, places_Rn=changed(sub.places_Rn))
         return real(self, stream, sub)
 
-    varbench.engine.generate._Run._sub_layer = sub_layer
+    varbench.engine.sub_layers.SubLayers.run = sub_layer
     return SharingPlaces()
 
 
@@ -531,8 +555,8 @@ def routes_by_changing_what_it_is_shown() -> Any:
 
 @breaks("picked_is_what_is_computed")
 def has_the_engine_leave_out_what_was_filled_in() -> Any:
-    real = varbench.engine.generate._Run._on_picked
-    varbench.engine.generate._Run._on_picked = lambda self, x, sub: 0.5 * real(self, x, sub)
+    real = varbench.engine.sub_layers.SubLayers._on_picked
+    varbench.engine.sub_layers.SubLayers._on_picked = lambda self, x, sub: 0.5 * real(self, x, sub)
     return token_liar()
 
 
@@ -591,6 +615,52 @@ def picks_by_a_product_that_it_keeps_to_itself() -> Any:
 @breaks("measured_flops_equal_plan")
 def says_that_picking_takes_more_than_it_does() -> Any:
     return says_that_picking_takes(lambda flops: 2 * flops)
+
+
+def notes_otherwise(**members: Any) -> Any:
+    return type("Plugin", (TokenPlugin,), {"policy": type("Otherwise", (PicksByNotes,), members)})()
+
+
+@breaks("measured_flops_equal_plan")
+def notes_by_products_that_it_keeps_to_itself() -> Any:
+    def note(self: Any, x: Any, output: Any, noted: Any, **where: Any) -> Any:
+        for _ in range(20):
+            output = output + 1e-9 * (output @ torch.eye(output.shape[-1]))
+        return PicksByNotes.note(self, x, output, noted, **where)
+
+    return notes_otherwise(note=note)
+
+
+@breaks("inputs_untouched")
+def picks_by_changing_what_it_noted() -> Any:
+    def pick(self: Any, x: Any, count: int, *, noted_Rn: Any = None, **where: Any) -> Any:
+        return PicksByNotes.pick(self, x, count, noted_Rn=noted_Rn.mul_(2), **where)
+
+    return notes_otherwise(pick=pick)
+
+
+@breaks("inputs_untouched")
+def notes_by_changing_the_stream() -> Any:
+    def note(self: Any, x: Any, output: Any, noted: Any, **where: Any) -> Any:
+        return PicksByNotes.note(self, x, output.mul_(1.01), noted, **where)
+
+    return notes_otherwise(note=note)
+
+
+@breaks("state_bytes_reachable")
+def notes_on_paper_of_its_own() -> Any:
+    def note(self: Any, x: Any, output: Any, noted: Any, **where: Any) -> Any:
+        self.paper = {**getattr(self, "paper", {}), where["layer"]: output}
+        return PicksByNotes.note(self, x, output, noted, **where)
+
+    return notes_otherwise(note=note)
+
+
+@breaks("picked_is_what_is_computed")
+def has_the_engine_note_of_another_stream() -> Any:
+    real = varbench.engine.sub_layers.SubLayers._noted
+    varbench.engine.sub_layers.SubLayers._noted = lambda self, x, output, sub: real(self, 2 * x, output, sub)
+    return ByNotes()
 
 
 @breaks("measured_flops_equal_plan")
@@ -1477,8 +1547,17 @@ def test_a_lying_generator_is_caught(liar: type[Blobs], invariants: set[str]) ->
 
 @pytest.mark.parametrize(
     "plugin",
-    [CachePlugin(), Heaviest(), TokenPlugin(), ByAProduct(), SharingPlaces(), WithoutHalves(), DepthPlugin()],
-    ids=["cache", "attention", "tokens", "product", "shared", "halves", "depth"],
+    [
+        CachePlugin(),
+        Heaviest(),
+        TokenPlugin(),
+        ByAProduct(),
+        ByNotes(),
+        SharingPlaces(),
+        WithoutHalves(),
+        DepthPlugin(),
+    ],
+    ids=["cache", "attention", "tokens", "product", "notes", "shared", "halves", "depth"],
 )
 def test_an_honest_plugin_passes(plugin: Any) -> None:
     assert not check(plugin)

@@ -28,7 +28,7 @@ from varbench.plan import cost
 from varbench.plan.compiler import compile_plan
 from varbench.plan.decided import WaysTaken
 from varbench.plan.owned import Owned, RowPolicies
-from varbench.plan.state import beside_state
+from varbench.plan.state import beside_state, state_over_time
 from varbench.plan.steps import Plan
 from varbench.plan.trace import Trace, differences, foreseen
 from varbench.policies import CacheStrategy, DepthPolicy, GuidancePolicy, StepPolicy, StepSpec, StoredForm, TokenPolicy
@@ -114,6 +114,28 @@ class LeavesOutAndPicks(HalfTheTokens):
 
     def remembers(self, layer: int, scale: int, sublayer: str) -> bool:
         return not left_out(layer, scale, sublayer)
+
+
+class StillGrowing(HalfTheTokens):
+    """At the last two scales, the half of the tokens that grew most over the scales before; of the FFN as it adds to them, of
+    attention as they come to it. A layer's second call of a step has notes of its own."""
+
+    def notes(self, layer: int, scale: int, sublayer: str) -> int:
+        return models.SPEC.tokens[scale] if scale in (1, 2, 3, 4) else 0
+
+    def note(self, x_RLC: Tensor, output_RLC: Tensor, noted_Rn: Tensor | None, **where: Any) -> Tensor:
+        sizes_Rn = (x_RLC if where["sublayer"] == "attention" else output_RLC).norm(dim=-1)
+        return sizes_Rn if noted_Rn is None else sizes_Rn - stretched(noted_Rn, sizes_Rn.shape[1])
+
+    def pick(self, x_BLC: Tensor, count: int, *, noted_Rn: Tensor | None = None, **_: object) -> Tensor:
+        assert noted_Rn is not None
+        length = x_BLC.shape[1]  # of tokens with one number the first go before
+        return (stretched(noted_Rn, length) - 1e-3 * torch.arange(length)).topk(count).indices
+
+
+def stretched(noted_Rn: Tensor, count: int) -> Tensor:
+    """As many numbers, each that of the nearest place before."""
+    return noted_Rn[:, torch.arange(count) * noted_Rn.shape[1] // count]
 
 
 class EveryEntry(CacheStrategy):
@@ -227,6 +249,10 @@ CUSTOM = {
     "halves left out of a layer that runs twice": RowPolicies(
         name="left out", depth=own(TwiceTheFirst()), tokens=own(LeavesOut())
     ),
+    "picked by notes": RowPolicies(name="notes", guidance=own(LateGuidanceOff()), tokens=own(StillGrowing())),
+    "picked by notes in a layer that runs twice": RowPolicies(
+        name="notes", depth=own(TwiceTheFirst()), tokens=own(StillGrowing())
+    ),
     "every entry": RowPolicies(name="entries", caches=(own(EveryEntry()),)),
     "few entries": RowPolicies(name="few", caches=(own(FewEntries()),)),
     "heaviest entries": RowPolicies(name="heaviest", caches=(own(Heaviest()),)),
@@ -322,6 +348,61 @@ def test_all_that_lives_between_steps_is_in_the_plan(pipe, name: str) -> None:  
     labels = models.LABELS.nbytes  # which were there before
     expected = [state + other - labels for state, other in zip(made.trace.state_after, beside, strict=True)]
     assert watched.held.storages == expected
+
+
+def test_what_is_noted_is_state_until_it_is_last_used(pipe) -> None:  # type: ignore[no-untyped-def]
+    """One number a token of each sub-layer, of every row, in place of the one before; and none where nothing is picked by it."""
+    plan = run(pipe, RowPolicies(name="notes", tokens=own(StillGrowing())))[0]
+    bare = run(pipe, RowPolicies(name="bare", tokens=own(HalfTheTokens())))[0]
+    rows, places, item = 2 * len(models.LABELS), 2 * models.SPEC.depth, 2
+    noted = [
+        after - other
+        for (_, after), (_, other) in zip(
+            *(state_over_time(one, batch=len(models.LABELS), dtype="bfloat16") for one in (plan, bare)), strict=True
+        )
+    ]
+    assert noted == [rows * places * item * count for count in (0, *models.SPEC.tokens[1:5], 0)]
+    assert plan.digest != bare.digest and plan.to_json()["steps"][2]["calls"][0]["noted"] == [9, 9]
+    assert "notes 9 numbers" in str(plan) and "notes" not in str(bare)
+
+    class ForNothing(StillGrowing):
+        def tokens(self, layer: int, scale: int, sublayer: str) -> int | None:
+            return super().tokens(layer, scale, sublayer) if scale < 3 else None
+
+    assert compile_plan(pipe.model, RowPolicies(name="x", tokens=own(ForNothing()))).steps == full_steps(pipe.model)
+
+
+def full_steps(model: Any) -> Any:
+    return compile_plan(model, RowPolicies(name="full")).steps
+
+
+def test_rows_that_are_noted_cost_what_the_policy_says(pipe) -> None:  # type: ignore[no-untyped-def]
+    """Also at scales where nothing is picked."""
+
+    class Costly(StillGrowing):
+        def picking_flops(self, layer: int, scale: int, sublayer: str) -> int:
+            return 1000 if sublayer == "ffn" else 0
+
+    plan, made = run(pipe, RowPolicies(name="costly", tokens=own(Costly())))
+    counted = [step.choosing for step in cost.flops_of(made.trace.steps, plan)]
+    assert counted == [0, *[1000 * 2 * len(models.LABELS) * models.SPEC.depth] * 5]
+
+
+@pytest.mark.parametrize(
+    ("noted", "said"),
+    [
+        (lambda sizes: sizes[:, 1:], r"note gave \(10, 3\) of torch.float32, not \(10, 4\)"),
+        (lambda sizes: sizes.long(), r"note gave \(10, 4\) of torch.int64, not \(10, 4\) of a type with fractions"),
+    ],
+)
+def test_other_notes_than_declared_are_refused(pipe, noted: Any, said: str) -> None:  # type: ignore[no-untyped-def]
+    class Wrong(StillGrowing):
+        def note(self, x_RLC: Tensor, output_RLC: Tensor, noted_Rn: Tensor | None, **where: Any) -> Tensor:
+            made: Tensor = noted(super().note(x_RLC, output_RLC, noted_Rn, **where))
+            return made
+
+    with pytest.raises(ValueError, match=said):
+        run(pipe, RowPolicies(name="wrong", tokens=own(Wrong())))
 
 
 def test_a_view_keeps_its_bytes_alive() -> None:
@@ -437,6 +518,31 @@ def test_teacher_forcing_follows_the_plan_of_any_static_policy(pipe, name: str) 
                 pipe.backbones["main"], features, models.LABELS, dtype=torch.float32, attend=explicit_attention
             )
         assert (logits - made.logits_BLV).abs().max() < 2e-5
+
+
+def test_tokens_picked_by_notes_against_loops(pipe) -> None:  # type: ignore[no-untyped-def]
+    """Row by row, with lists of numbers for what was noted."""
+    labels = models.LABELS.tolist()
+    made = run(pipe, RowPolicies(name="notes", tokens=own(StillGrowing())), return_logits=True)[1]
+
+    def noting(layer: int, scale: int, name: str, x: Tensor, output: Tensor, before: Tensor | None) -> Tensor | None:
+        if scale not in (1, 2, 3, 4):
+            return before
+        sizes = [float(one.square().sum().sqrt()) for one in (x if name == "attention" else output)]
+        if before is not None:
+            sizes = [size - float(before[at * len(before) // len(sizes)]) for at, size in enumerate(sizes)]
+        return torch.tensor(sizes)
+
+    def by_notes(layer: int, scale: int, name: str, noted: Tensor | None) -> list[int] | None:
+        if scale < 4:
+            return None
+        assert noted is not None
+        count = models.SPEC.tokens[scale]
+        numbers = [float(noted[at * len(noted) // count]) - 1e-3 * at for at in range(count)]
+        return sorted(range(count), key=numbers.__getitem__)[-(count // 2) :]
+
+    by_hand = naive_var.logits(pipe, made.tokens_BL, labels, cfg=1.5, noting=noting, by_notes=by_notes)
+    torch.testing.assert_close(made.logits_BLV, by_hand, rtol=1e-3, atol=1e-3)
 
 
 def test_halves_that_are_left_out_by_hand(pipe) -> None:  # type: ignore[no-untyped-def]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from varbench.check import check
-from varbench.engine import cache, generate
+from varbench.engine import cache, generate, sub_layers
 from varbench.engine import pipeline as engine_pipeline
 from varbench.engine.cache import State
 from varbench.engine.cache_entries import EncodedForm, PlainForm
@@ -59,6 +59,35 @@ class Remembers(TokenPolicy):
         assert remembered_BlC is not None
         filled = remembered_BlC.mean(dim=1, keepdim=True).expand(-1, length, -1).to(computed_BnC.dtype).contiguous()
         return filled.scatter(1, places_Bn.unsqueeze(-1).expand_as(computed_BnC), computed_BnC)
+
+
+class Notes(Remembers):
+    """The fourth scale's tokens of both sub-layers are picked by the largest numbers of those before, which add up, and the fifth's by
+    the fourth's."""
+
+    def tokens(self, layer: int, scale: int, sublayer: str) -> int | None:
+        return 5 if scale in (3, 4) else None
+
+    def remembers(self, layer: int, scale: int, sublayer: str) -> bool:
+        return False
+
+    def shares_places(self, layer: int, scale: int) -> bool:
+        return scale == 3
+
+    def notes(self, layer: int, scale: int, sublayer: str) -> int:
+        return 36 if scale in (1, 2, 3) else 0
+
+    def note(self, x: Tensor, output: Tensor, noted: Tensor | None, **_: object) -> Tensor:
+        sizes = (x + output).norm(dim=-1).mean(dim=1, keepdim=True) + torch.arange(36).remainder(5)
+        return sizes if noted is None else sizes + noted.roll(1, dims=1)
+
+    def pick(self, x: Tensor, count: int, *, noted_Rn: Tensor | None = None, **_: object) -> Tensor:
+        assert noted_Rn is not None
+        return noted_Rn[:, : x.shape[1]].topk(count).indices.sort().values
+
+    def fill(self, computed: Tensor, places: Tensor, remembered: Tensor | None, *, length: int, **_: object) -> Tensor:
+        filled = computed.new_zeros(len(computed), length, computed.shape[-1])
+        return filled.scatter(1, places.unsqueeze(-1).expand_as(computed), computed)
 
 
 class EndsEarly(GuidancePolicy):
@@ -128,6 +157,11 @@ class Narrow:
 
 def broken(method: object, *promises: str) -> set[str]:
     return {finding.invariant for finding in check(method, name="bugs", only={"runs", *promises})}
+
+
+class Noting(Plugin):
+    def varbench_token_policy(self, setting: Any, model: Any) -> TokenPolicy:
+        return Notes()
 
 
 class SharesAttention:
@@ -241,27 +275,27 @@ def computes_the_first_tokens_instead_of_the_picked(patch: pytest.MonkeyPatch) -
     def on_picked(self: Any, x: Tensor, sub: Any) -> Tensor:
         key, scale, places, count = sub.call.key, sub.call.step.samples, sub.places_Rn, sub.planned.tokens
         part, remembered = sub.compute(x[:, :count]), self.state.recall(key, sub.name)
-        return self.tokens_policy.fill(
+        return self.policy.fill(
             part, places, remembered, length=x.shape[1], layer=key.layer, scale=scale, sublayer=sub.name
         )
 
-    patch.setattr(generate._Run, "_on_picked", on_picked)
+    patch.setattr(sub_layers.SubLayers, "_on_picked", on_picked)
 
 
 def fills_in_at_other_places(patch: pytest.MonkeyPatch) -> None:
-    real = generate._Run._on_picked
+    real = sub_layers.SubLayers._on_picked
 
     def on_picked(self: Any, x: Tensor, sub: Any) -> Tensor:
         return real(self, x, sub).roll(1, dims=1)
 
-    patch.setattr(generate._Run, "_on_picked", on_picked)
+    patch.setattr(sub_layers.SubLayers, "_on_picked", on_picked)
 
 
 def fills_in_under_another_name(patch: pytest.MonkeyPatch) -> None:
-    real = generate._Run._on_picked
+    real = sub_layers.SubLayers._on_picked
 
     def on_picked(self: Any, x: Tensor, sub: Any) -> Tensor:
-        policy = self.tokens_policy
+        policy = self.policy
 
         class Renamed:
             pick = policy.pick
@@ -270,13 +304,13 @@ def fills_in_under_another_name(patch: pytest.MonkeyPatch) -> None:
             def fill(*given: Any, **where: Any) -> Tensor:
                 return policy.fill(*given, **{**where, "sublayer": "attention", "layer": 0})
 
-        self.tokens_policy = Renamed()
+        self.policy = Renamed()
         try:
             return real(self, x, sub)
         finally:
-            self.tokens_policy = policy
+            self.policy = policy
 
-    patch.setattr(generate._Run, "_on_picked", on_picked)
+    patch.setattr(sub_layers.SubLayers, "_on_picked", on_picked)
 
 
 def remembers_nothing_but_zeros(patch: pytest.MonkeyPatch) -> None:
@@ -284,15 +318,40 @@ def remembers_nothing_but_zeros(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(State, "remember", lambda self, key, name, output: real(self, key, name, torch.zeros_like(output)))
 
 
+def notes_live_on(patch: pytest.MonkeyPatch) -> None:
+    real = State.forget
+
+    def forget(self: Any, key: Any, name: str) -> None:
+        if "noted" not in name or inspect.stack()[1].function == "remember":
+            real(self, key, name)
+
+    patch.setattr(State, "forget", forget)
+
+
+def forgets_what_was_noted(patch: pytest.MonkeyPatch) -> None:
+    real = sub_layers.SubLayers._told
+
+    def told(self: Any, sub: Any) -> dict[str, Any]:
+        found = real(self, sub)
+        return {**found, "noted_Rn": torch.zeros_like(found["noted_Rn"])}
+
+    patch.setattr(sub_layers.SubLayers, "_told", told)
+
+
+def notes_of_what_the_sub_layer_left(patch: pytest.MonkeyPatch) -> None:
+    real = sub_layers.SubLayers._noted
+    patch.setattr(sub_layers.SubLayers, "_noted", lambda self, x, output, sub: real(self, x + output, output, sub))
+
+
 def computes_an_ffn_twice(patch: pytest.MonkeyPatch) -> None:
-    real = generate._Run._sub_layer
+    real = sub_layers.SubLayers.run
 
     def sub_layer(self: Any, stream: Any, sub: Any) -> Tensor:
         if sub.name == "ffn" and not sub.planned.picked:
             sub.compute(sub.normed(stream.whole()))
         return real(self, stream, sub)
 
-    patch.setattr(generate._Run, "_sub_layer", sub_layer)
+    patch.setattr(sub_layers.SubLayers, "run", sub_layer)
 
 
 def computes_an_ffn_twice_unseen(patch: pytest.MonkeyPatch) -> None:
@@ -310,11 +369,11 @@ def computes_all_tokens_and_takes_the_picked(patch: pytest.MonkeyPatch) -> None:
         key, scale, places = sub.call.key, sub.call.step.samples, sub.places_Rn
         part = (sub.compute(sub.normed(x)) * sub.gamma_R1C).gather(1, places.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
         remembered = self.state.recall(key, sub.name)
-        return self.tokens_policy.fill(
+        return self.policy.fill(
             part, places, remembered, length=x.shape[1], layer=key.layer, scale=scale, sublayer=sub.name
         )
 
-    patch.setattr(generate._Run, "_on_picked", on_picked)
+    patch.setattr(sub_layers.SubLayers, "_on_picked", on_picked)
 
 
 def runs_both_branches_to_the_end(patch: pytest.MonkeyPatch) -> None:
@@ -333,13 +392,13 @@ def guides_by_the_official_ramp(patch: pytest.MonkeyPatch) -> None:
 
 def _attention_for_both(patch: pytest.MonkeyPatch, changed: Callable[[Any, int], Any]) -> None:
     """Where attention is shared, it is added to the stream otherwise."""
-    real = generate._Run._sub_layer
+    real = sub_layers.SubLayers.run
 
     def sub_layer(self: Any, stream: Any, sub: Any) -> Any:
         shared = sub.name == "attention" and sub.call.step.shares
-        return real(self, stream, changed(sub, self.batch) if shared else sub)
+        return real(self, stream, changed(sub, len(sub.gamma_R1C) // 2) if shared else sub)
 
-    patch.setattr(generate._Run, "_sub_layer", sub_layer)
+    patch.setattr(sub_layers.SubLayers, "run", sub_layer)
 
 
 def gives_the_unlabelled_branch_no_attention(patch: pytest.MonkeyPatch) -> None:
@@ -457,6 +516,10 @@ def reads_codes_without_their_scales(patch: pytest.MonkeyPatch) -> None:
         (freed_caches_live_on_elsewhere, "trace_equals_plan", Plugin()),
         (freed_caches_live_on_elsewhere, "state_bytes_reachable", "full_var"),
         (forgotten_maps_stay, "trace_equals_plan", Plugin()),
+        (notes_live_on, "trace_equals_plan", Noting()),
+        (forgets_what_was_noted, "picked_is_what_is_computed", Noting()),
+        (remembers_nothing_but_zeros, "picked_is_what_is_computed", Noting()),
+        (notes_of_what_the_sub_layer_left, "picked_is_what_is_computed", Noting()),
         (an_ended_branch_stays_behind_a_view, "trace_equals_plan", Plugin()),
         (vectors_of_an_ended_branch_stay_behind_a_view, "state_bytes_reachable", Plugin()),
         (runs_both_branches_to_the_end, "plan_stable", Plugin()),

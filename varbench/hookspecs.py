@@ -235,8 +235,8 @@ def varbench_token_policy(setting: Setting, model: ModelSpec) -> TokenPolicy | N
     """Gives which tokens a sub-layer computes, and how the others are filled in.
 
     Attention and FFN are asked about one by one, and each may be left out altogether; or the FFN computes the tokens that were
-    picked for attention. Where `pick` and `fill` only compute on tensors, `capturable = True` has a GPU launch the row as CUDA
-    graphs.
+    picked for attention. What a policy wants to know at a later scale it notes, which is state in the plan. Where `pick`, `fill` and
+    `note` only compute on tensors, `capturable = True` has a GPU launch the row as CUDA graphs.
 
     Parameters:
         setting: recipe, point and parameters of the row.
@@ -299,6 +299,47 @@ def varbench_token_policy(setting: Setting, model: ModelSpec) -> TokenPolicy | N
         @hookimpl
         def varbench_token_policy(setting, model):
             return LikeFewOthers(model)
+
+    Example of tokens that are picked by what the policy has noted: those of places whose output grew over two scales:
+        from varbench import hookimpl
+        from varbench.policies import TokenPolicy
+
+        class StillGrowing(TokenPolicy):
+            capturable = True
+
+            def __init__(self, model):
+                self.model, self.last = model, model.scales - 1
+                self.cells = model.sides[self.last - 1] ** 2
+
+            def tokens(self, layer, scale, sublayer):
+                return self.model.tokens[scale] // 2 if scale == self.last and sublayer == "ffn" else None
+
+            def notes(self, layer, scale, sublayer):
+                return self.cells if scale in (self.last - 2, self.last - 1) and sublayer == "ffn" else 0
+
+            def resized(self, map_Rn, side):
+                import math
+
+                from torch.nn.functional import interpolate
+
+                old = math.isqrt(map_Rn.shape[1])
+                return interpolate(map_Rn.float().unflatten(1, (1, old, old)), size=(side, side), mode="area").flatten(1)
+
+            def note(self, x_RLC, output_RLC, noted_Rn, *, layer, scale, sublayer):
+                size_Rn = self.resized(output_RLC.float().norm(dim=-1), self.model.sides[self.last - 1])
+                return size_Rn if noted_Rn is None else size_Rn - noted_Rn
+
+            def pick(self, x_RLC, count, *, layer, scale, sublayer, noted_Rn=None):
+                growth_RL = self.resized(noted_Rn, self.model.sides[scale])
+                return growth_RL.topk(count).indices.sort().values
+
+            def fill(self, computed_RnC, places_Rn, remembered_RlC, *, length, layer, scale, sublayer, noted_Rn=None):
+                filled = computed_RnC.new_zeros(len(computed_RnC), length, computed_RnC.shape[-1])
+                return filled.scatter(1, places_Rn.unsqueeze(-1).expand_as(computed_RnC), computed_RnC)
+
+        @hookimpl
+        def varbench_token_policy(setting, model):
+            return StillGrowing(model)
     """
 
 

@@ -202,6 +202,9 @@ class _ResidualStream:
         self._filled: Tensor | None = None
         """What the stream must be next."""
         self._outputs: dict[tuple[SlotKey, str], Tensor] = {}
+        self._noted: dict[tuple[SlotKey, str], Tensor] = {}
+        self._shares = False
+        """Whether the FFN computes the tokens that attention did."""
         self.wrong: list[str] = []
 
     def picked(self, x_RLC: Tensor, places_Rn: Tensor, told: Mapping[str, Any]) -> None:
@@ -215,6 +218,11 @@ class _ResidualStream:
 
     def enter(self, x_RnC: Tensor) -> None:
         """What a norm is given: the stream, or the tokens that were picked of it."""
+        if self._shares:  # nobody is asked again
+            assert self._filled is not None and self._places is not None
+            self._shares, after = False, self._filled
+            self._arrive(after)
+            self._take(after, self._places)
         if self._due is None:
             self._arrive(x_RnC)
             return
@@ -238,18 +246,31 @@ class _ResidualStream:
             remembered_RlC, before[: len(remembered_RlC)], rtol=NEAR, atol=NEAR
         ):
             self.wrong.append(f"{self._where()} filled in from an output that is not the one to be remembered")
-        self._filled = after = self._stream + output_RLC
-        assert self._at is not None and self._places is not None
+        self._filled = self._stream + output_RLC
+        assert self._at is not None
         _, call, name, _ = self._at
-        if name == "attention" and call.ffn.shared:  # for which nobody is asked again
-            self._arrive(after)
-            self._take(after, self._places)
+        self._shares = name == "attention" and call.ffn.shared
+
+    def noted(
+        self, x_RLC: Tensor, output_RLC: Tensor, before_Rn: Tensor | None, made_Rn: Tensor, told: Mapping[str, Any]
+    ) -> None:
+        """What a policy notes at a sub-layer that may pick nothing: the stream before it, and what the stream will be after it."""
+        self._look_at_told({**told, "noted_Rn": before_Rn})
+        if self._stream is None or not torch.equal(x_RLC, self._stream):
+            self.wrong.append(f"{self._where()} was noted by another residual stream than it was given")
+        self._filled = x_RLC + output_RLC
+        self._noted[self._key()] = made_Rn.to(x_RLC.dtype, copy=True)
 
     def _look_at_told(self, told: Mapping[str, Any]) -> None:
         assert self._at is not None
         step, call, name, _ = self._at
         if (told["layer"], told["scale"], told["sublayer"]) != (call.layer, step.samples, name):
             self.wrong.append(f"{self._where()} was asked about as the {told['sublayer']} of layer {told['layer']}")
+        before, given = self._noted.get(self._key()), told.get("noted_Rn")
+        if (before is None) != (given is None) or (
+            before is not None and given is not None and not torch.equal(given, before[: len(given)])
+        ):
+            self.wrong.append(f"{self._where()} was told of other numbers than were noted for it")
 
     def _arrive(self, x_RLC: Tensor) -> None:
         """The stream as the last sub-layer left it; the head sees the end of it alone."""
@@ -312,6 +333,11 @@ class _ToldTokens(_Unseen):
         filled: Tensor = self._unseen(self.asked.fill, computed_BnC, places_Bn, remembered_BlC, **where)
         self.again.tokens.filled(places_Bn, remembered_BlC, filled, where)
         return filled
+
+    def note(self, x_RLC: Tensor, output_RLC: Tensor, noted_Rn: Tensor | None, **where: Any) -> Tensor:
+        made: Tensor = self._unseen(self.asked.note, x_RLC, output_RLC, noted_Rn, **where)
+        self.again.tokens.noted(x_RLC, output_RLC, noted_Rn, made, where)
+        return made
 
 
 class _ToldCache(_Unseen):

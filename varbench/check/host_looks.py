@@ -113,6 +113,10 @@ class _WatchedPolicy(stand_ins.StandIn):
         filled: Tensor = self._watch.told(self._name("fill"), self.asked.fill, *given, **more)
         return filled
 
+    def note(self, *given: Any, **more: Any) -> Tensor:
+        noted: Tensor = self._watch.told(self._name("note"), self.asked.note, *given, **more)
+        return noted
+
     @property
     def form(self) -> StoredForm | None:
         form: StoredForm | None = self.asked.form

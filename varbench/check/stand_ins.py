@@ -141,8 +141,11 @@ class PlainWidth(StandIn):
 
 
 class PlainTokens(StandIn):
-    def pick(self, x_BLC: Tensor, count: int, *, layer: int, scale: int, sublayer: SubLayerName) -> Tensor:
+    def pick(self, x_BLC: Tensor, count: int, **where: Any) -> Tensor:
         return torch.arange(count, device=x_BLC.device).expand(x_BLC.shape[0], -1)
+
+    def note(self, x_RLC: Tensor, output_RLC: Tensor, noted_Rn: Tensor | None, **where: Any) -> Tensor:
+        return x_RLC.new_zeros(len(x_RLC), self.asked.notes(**where))
 
     def fill(
         self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, **where: Any
@@ -191,34 +194,33 @@ class WatchedTokens(StandIn):
         super().__init__(asked)
         self._notes, self._model = notes, model
 
-    def pick(self, x_BLC: Tensor, count: int, *, layer: int, scale: int, sublayer: SubLayerName) -> Tensor:
-        where = f"pick for the {sublayer} of layer {layer} at {self._model.scale_name(scale)}"
-        before = x_BLC.clone()
-        places: Tensor = self.asked.pick(x_BLC, count, layer=layer, scale=scale, sublayer=sublayer)
-        if not torch.equal(before, x_BLC):
-            self._notes.inputs.append(f"{where} changed the residual stream that it was shown")
+    def pick(self, x_BLC: Tensor, count: int, **told: Any) -> Tensor:
+        with self._looking_only("pick", told, x_BLC, told.get("noted_Rn")) as where:
+            places: Tensor = self.asked.pick(x_BLC, count, **told)
         self._notes.places += _wrong_places(where, places, (x_BLC.shape[0], count), x_BLC.shape[1], ascending=False)
         return places
 
-    def fill(
-        self,
-        computed_BnC: Tensor,
-        places_Bn: Tensor,
-        remembered_BlC: Tensor | None,
-        *,
-        length: int,
-        layer: int,
-        scale: int,
-        sublayer: SubLayerName,
-    ) -> Tensor:
-        where = f"fill for the {sublayer} of layer {layer} at {self._model.scale_name(scale)}"
-        given = [t for t in (computed_BnC, places_Bn, remembered_BlC) if t is not None]
+    def note(self, x_RLC: Tensor, output_RLC: Tensor, noted_Rn: Tensor | None, **told: Any) -> Tensor:
+        with self._looking_only("note", told, x_RLC, output_RLC, noted_Rn) as where:
+            noted: Tensor = self.asked.note(x_RLC, output_RLC, noted_Rn, **told)
+        self._notes.places += _not_plain(where, noted)
+        return noted
+
+    @contextmanager
+    def _looking_only(self, what: str, told: dict[str, Any], *tensors: Tensor | None) -> Iterator[str]:
+        where = f"{what} for the {told['sublayer']} of layer {told['layer']} at {self._model.scale_name(told['scale'])}"
+        given = [tensor for tensor in tensors if tensor is not None]
         before = [tensor.clone() for tensor in given]
-        filled: Tensor = self.asked.fill(
-            computed_BnC, places_Bn, remembered_BlC, length=length, layer=layer, scale=scale, sublayer=sublayer
-        )
+        yield where
         if not all(map(torch.equal, before, given)):
-            self._notes.inputs.append(f"{where} changed what it was given to fill in from")
+            self._notes.inputs.append(f"{where} changed what it was shown")
+
+    def fill(
+        self, computed_BnC: Tensor, places_Bn: Tensor, remembered_BlC: Tensor | None, *, length: int, **told: Any
+    ) -> Tensor:
+        shown = (computed_BnC, places_Bn, remembered_BlC, told.get("noted_Rn"))
+        with self._looking_only("fill", told, *shown) as where:
+            filled: Tensor = self.asked.fill(computed_BnC, places_Bn, remembered_BlC, length=length, **told)
         expected = (computed_BnC.shape[0], length, computed_BnC.shape[-1])
         self._notes.places += _not_plain(where, filled)
         if tuple(filled.shape) != expected or filled.dtype != computed_BnC.dtype:

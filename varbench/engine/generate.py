@@ -22,6 +22,7 @@ from varbench.engine.expert_ffn import Experts, part_of_ffn
 from varbench.engine.going_on import Deciding
 from varbench.engine.layer_run import HeadGroup, Residual, RunningLayer, Stream, coarser_or_own, numbers
 from varbench.engine.loop import Choose, Loop, Observer, Sampling
+from varbench.engine.sub_layers import SubLayers
 from varbench.engine.watch import Watch
 from varbench.model.fused import by_kernels, heads_fit
 from varbench.model.tokenizer import Tokenizer
@@ -103,13 +104,19 @@ class _Run:
     ) -> None:
         self.plan, self.backbones, self.labels_B, self.dtype = plan, backbones, labels_B, dtype
         self.batch = labels_B.shape[0]
-        self.tokens_policy = row.tokens.policy if row.tokens else None
         self.pickers = [owned.policy for owned in row.caches]
         self.width = row.width
         self.state = State(accounting=plan.accounting, form=stored_form(plan, row, dtype))
         self.watch = Watch(backbones, self.state)
         self.conditioning: dict[str, Conditioning] = {}
-        self._last_fill = last_fills(plan.steps)
+        self._sub_layers = SubLayers(
+            plan=plan,
+            policy=row.tokens.policy if row.tokens else None,
+            state=self.state,
+            watch=self.watch,
+            dtype=dtype,
+            last_fill=last_fills(plan.steps),
+        )
 
     def parts(self, decision: Decision, ways_B: Tensor) -> Iterator[tuple[_Run, Sequence[Step], Tensor | None]]:
         """What goes on, way by way: each with its steps, and the places of its images; all images where none go apart."""
@@ -119,7 +126,7 @@ class _Run:
             self.state.keep_read(read_later(steps[0]))
             for name in self.conditioning.keys() - branches_at_first(steps[0]).keys():
                 del self.conditioning[name]
-            self._last_fill = last_fills(steps[0])
+            self._sub_layers.last_fill = last_fills(steps[0])
             yield self, steps[0], None
             return
         places = [(ways_B == way).nonzero().flatten() for way in taken]
@@ -141,7 +148,7 @@ class _Run:
                 name: self.conditioning[name].of(partial(part.rows_of, backbone=name, attention=False))
                 for name in part.branches
             }
-            run._last_fill = last_fills(its_steps)
+            run._sub_layers = replace(self._sub_layers, state=state, last_fill=last_fills(its_steps))
             runs.append(run)
         self.conditioning.clear()
         return runs
@@ -237,14 +244,14 @@ class _Run:
             computed: Tensor = block.ffn(hidden_RnC, self.dtype) if whole else self._part_of_ffn(hidden_RnC, call)
             return computed
 
-        places_Rn = self._sub_layer(
+        places_Rn = self._sub_layers.run(
             stream,
             Residual(
                 name="attention", planned=planned.attention, call=call, compute=attention, gamma_R1C=gamma1,
                 scale_R1C=scale1[:rows], shift_R1C=shift1[:rows], dtype=self.dtype,
             ),
         )  # fmt: skip
-        self._sub_layer(
+        self._sub_layers.run(
             stream,
             Residual(
                 name="ffn", planned=planned.ffn, call=call, compute=ffn, gamma_R1C=gamma2,
@@ -270,48 +277,6 @@ class _Run:
             seen=self.watch,
         )
         return part_of_ffn(hidden_RnC, experts)
-
-    def _sub_layer(self, stream: Stream, sub: Residual) -> Tensor | None:
-        """Adds one residual branch to the stream: of all tokens, or of those a policy picks with the others filled in; of none,
-        nothing. Returns the places that were picked."""
-        if not sub.planned.tokens:
-            return None
-        key, scale = sub.call.key, sub.call.step.samples
-        if not (sub.planned.picked or sub.planned.remembered):
-            stream.add(sub.compute(sub.entering(stream)), sub.gamma_R1C)
-            self.watch.remembers()
-            return None
-        x_RLC = stream.whole()
-        if sub.planned.picked and sub.places_Rn is None:
-            sub = replace(sub, places_Rn=self._pick_tokens(x_RLC, sub))
-        output = self._on_picked(x_RLC, sub) if sub.planned.picked else sub.compute(sub.normed(x_RLC)) * sub.gamma_R1C
-        if sub.planned.remembered:
-            self.state.remember(key, sub.name, output[:, -self.plan.model.tokens[scale] :].to(self.dtype))
-        elif self._last_fill.get((key, sub.name)) == scale:
-            self.state.forget(key, sub.name)
-        self.watch.remembers()
-        x_RLC.add_(output)
-        return sub.places_Rn
-
-    def _pick_tokens(self, x_RLC: Tensor, sub: Residual) -> Tensor:
-        assert self.tokens_policy is not None
-        layer, scale = sub.call.planned.layer, sub.call.step.samples
-        places_Rn = self.tokens_policy.pick(x_RLC, sub.planned.tokens, layer=layer, scale=scale, sublayer=sub.name)
-        self.watch.picked(places_Rn)
-        return places_Rn
-
-    def _on_picked(self, x_RLC: Tensor, sub: Residual) -> Tensor:
-        policy, places_Rn = self.tokens_policy, sub.places_Rn
-        assert policy is not None and places_Rn is not None
-        length, width = x_RLC.shape[1:]
-        key, scale = sub.call.key, sub.call.step.samples
-        layer, name = key.layer, sub.name
-        chosen_RnC = x_RLC.gather(1, places_Rn.unsqueeze(-1).expand(-1, -1, width))
-        part = sub.compute(sub.normed(chosen_RnC)) * sub.gamma_R1C
-        remembered = self.state.recall(key, name)
-        filled = policy.fill(part, places_Rn, remembered, length=length, layer=layer, scale=scale, sublayer=name)
-        self.watch.filled(name, filled)
-        return filled
 
     def _attend(self, hidden_RnC: Tensor, call: RunningLayer) -> Tensor:
         self.watch.attention(hidden_RnC)

@@ -106,6 +106,13 @@ class Watch:
             filled=(attention + rows, ffn) if name == "attention" else (attention, ffn + rows)
         )
 
+    def noted(self, name: SubLayerName, rows: int) -> None:
+        """Rows of which a policy noted something once a sub-layer had run."""
+        attention, ffn = self._call.noted
+        self._call = self._call._replace(
+            noted=(attention + rows, ffn) if name == "attention" else (attention, ffn + rows)
+        )
+
     def ffn(self, hidden_RnC: Tensor, *, whole: bool) -> None:
         """What enters the layer's FFN; of one that is not run whole, each part is seen by itself."""
         rows, tokens = hidden_RnC.shape[:2]

@@ -327,39 +327,46 @@ def _sub_layer(
     scale, policy = spec.scales[-1], tokens.policy
     count = tokens.count(policy.tokens, layer, scale, name)
     remembered = tokens.agrees(policy.remembers, layer, scale, name)
+    noted = tokens.whole(tokens.ask(policy.notes, layer, scale, name), policy.notes, layer, scale, name)
     where = f"{tokens.plugin}: {name} of layer {layer} at {model.scale_name(scale)}"
     if count == 0:
-        if remembered:
-            raise PlanError(f"{where} is left out, so that there is no output to remember")
+        if remembered or noted:
+            raise PlanError(f"{where} is left out, so that there is no output to remember or to note anything of")
         return SubLayer(tokens=0)
+    if noted < 0:
+        raise PlanError(f"{where} notes {noted} numbers; give 0 or more for each row")
     if count is not None and len(spec.scales) > 1:
         raise PlanError(f"{where} picks tokens in a step that encodes {len(spec.scales)} scales; that is not supported")
     if count is not None and not 1 <= count <= available:
         raise PlanError(f"{where} computes {count} tokens of {available}; give 0 to {available}")
-    if count is None:
+    if count is None and not noted:
         return SubLayer(tokens=available, remembered=remembered)
     flops = tokens.whole(tokens.ask(policy.picking_flops, layer, scale, name), policy.picking_flops, layer, scale, name)
     if flops < 0:
         raise PlanError(f"{where} takes {flops} FLOPs to pick tokens; give 0 or more for each row")
-    return SubLayer(tokens=count, picked=True, remembered=remembered, picking=flops)
+    work = SubLayer(tokens=available, remembered=remembered, picking=flops, noted=noted)
+    return work if count is None else replace(work, tokens=count, picked=True)
 
 
 def _live_memories(specs: tuple[StepSpec, ...], layers: list[list[tuple[int, int]]], work: SubLayersOf) -> SubLayersOf:
-    """Outputs are remembered only where a later call of the slot fills in from them."""
+    """Outputs are remembered, and policies note, only where a later call of the slot picks and fills in."""
     live = dict(work)
     for which in (0, 1):
         wanted: dict[SlotKey, bool] = {}
+        picks: set[SlotKey] = set()
         for index in reversed(range(len(specs))):
             for place, (layer, slot) in enumerate(layers[index]):
                 key = SlotKey(specs[index].backbone, layer, slot)
                 sub = live[index, place][which]
-                needed = wanted.get(key, False)
+                kept = replace(sub, remembered=sub.remembered and wanted.get(key, False))
+                if key not in picks:
+                    kept = replace(kept, noted=0, picking=sub.picking if sub.picked else 0)
                 if sub.remembered:
                     wanted[key] = False
                 if sub.picked:
                     wanted[key] = True
-                if sub.remembered and not needed:
-                    pair = list(live[index, place])
-                    pair[which] = replace(sub, remembered=False)
-                    live[index, place] = (pair[0], pair[1])
+                    picks.add(key)
+                pair = list(live[index, place])
+                pair[which] = kept
+                live[index, place] = (pair[0], pair[1])
     return live

@@ -272,7 +272,8 @@ def _declared_picking(plan: Plan) -> dict[_Picked, tuple[int, int]]:
 
 def _picking(declared: dict[_Picked, tuple[int, int]], step: StepSeen, call: CallSeen) -> int:
     for_attention, for_ffn = declared.get((call.backbone, call.layer, step.drawn), (0, 0))
-    return call.filled[0] * for_attention + call.filled[1] * for_ffn
+    attention, ffn = (max(rows) for rows in zip(call.filled, call.noted, strict=True))
+    return attention * for_attention + ffn * for_ffn
 
 
 def _attention_flops(spec: ModelSpec, call: CallSeen) -> int:

@@ -108,6 +108,10 @@ def _through(
                     live += of * _more(memories, (key, name), plan.model.tokens[step.samples] * spec.width * item)
                 elif fills.get((key, name), -1) <= step.samples:
                     live += of * _more(memories, (key, name), 0)
+                if sub.noted:
+                    live += of * _more(memories, (key, noted_name(name)), sub.noted * item)
+                elif fills.get((key, name), -1) <= step.samples:
+                    live += of * _more(memories, (key, noted_name(name)), 0)
                 peak = max(peak, live)
         if step.drops_backbone:
             held.buffers = {place: size for place, size in buffers.items() if place[0].backbone != step.backbone}
@@ -154,13 +158,14 @@ class Needed:
 
 
 def read_later(steps: Sequence[Step]) -> Needed:
-    """Caches of slots that run again, outputs that are filled in from, and attention that adds up further."""
+    """Caches of slots that run again, outputs that are filled in from, what is noted for it, and attention that adds up further."""
     calls = [(SlotKey(step.backbone, call.layer, call.slot), call) for step in steps for call in step.calls]
     memories = {
-        (key, name)
+        (key, memory)
         for key, call in calls
         for name, sub in (("attention", call.attention), ("ffn", call.ffn))
         if sub.picked
+        for memory in (name, noted_name(name))
     }
     memories |= {(key, paid_name(group)) for key, call in calls for group, use in enumerate(call.cache) if use.observed}
     return Needed(slots=frozenset(key for key, call in calls if call.cache), memories=frozenset(memories))
@@ -183,7 +188,12 @@ def branches_at_first(steps: Sequence[Step]) -> dict[str, Branches]:
 
 def of_attention(name: str) -> bool:
     """Whether what is remembered under this name has a row for each branch whose attention is computed."""
-    return name != "ffn"
+    return not name.startswith("ffn")
+
+
+def noted_name(sublayer: str) -> str:
+    """What a token policy notes at a sub-layer is remembered under."""
+    return f"{sublayer}, noted"
 
 
 def paid_name(group: int) -> str:

@@ -90,7 +90,9 @@ class SubLayer:
     shared: bool = False
     """Whether an FFN's tokens are those that attention computed, which were picked for both."""
     picking: int = 0
-    """FLOPs for each row of picking tokens and filling in the others, as the plugin declares them."""
+    """FLOPs for each row of picking tokens, filling in the others and noting, as the plugin declares them."""
+    noted: int = 0
+    """Numbers for each row that the policy notes, once it has run: state."""
     width: Width | None = None
     """Of an FFN, the part of its hidden units that each token computes; None is all of them."""
 
@@ -108,6 +110,10 @@ class LayerCall:
     ffn: SubLayer
     cache: tuple[CacheUse, ...]
     """One for each group of heads; none where attention is left out, and what the slot holds stays as it is."""
+
+    @property
+    def sub_layers(self) -> tuple[SubLayer, SubLayer]:
+        return self.attention, self.ffn
 
     @property
     def picks(self) -> bool:
@@ -331,8 +337,9 @@ def _decision_json(decision: Decision) -> dict[str, Any]:
 
 
 def _picking_json(call: LayerCall) -> dict[str, Any]:
-    flops = [call.attention.picking, call.ffn.picking]
-    return {**({"picking": flops} if any(flops) else {}), **({"shared": True} if call.ffn.shared else {})}
+    flops, noted = [sub.picking for sub in call.sub_layers], [sub.noted for sub in call.sub_layers]
+    found = {"picking": flops if any(flops) else None, "noted": noted if any(noted) else None}
+    return {**{key: value for key, value in found.items() if value}, **({"shared": True} if call.ffn.shared else {})}
 
 
 def _width_json(width: Width | None) -> list[int]:
@@ -373,7 +380,9 @@ def _looks(step: Step) -> str:
     """How many queries are observed, and whether what goes is merged."""
     uses = [use for call in step.calls for use in call.cache]
     observed = f", observes {spread([len(use.observed) for use in uses])}" if any(u.observed for u in uses) else ""
-    return observed + (", merges" if any(use.merged for use in uses) else "")
+    noted = [sub.noted for call in step.calls for sub in call.sub_layers if sub.noted]
+    notes = f", notes {spread(noted)} numbers" if noted else ""
+    return observed + (", merges" if any(use.merged for use in uses) else "") + notes
 
 
 def _partial(step: Step, tokens: int) -> str:

@@ -55,6 +55,8 @@ class CallSeen(NamedTuple):
     """Rows whose tokens were picked: for both of them where they share places, for each."""
     filled: tuple[int, int] = (0, 0)
     """Rows whose attention, and rows whose FFN, computed tokens that were picked, and were filled in at the others."""
+    noted: tuple[int, int] = (0, 0)
+    """Rows of which a policy noted something at the attention, and at the FFN."""
 
 
 class StepSeen(NamedTuple):
@@ -156,6 +158,7 @@ def _call(step: Step, call: LayerCall, *, images: int, hidden: int) -> CallSeen:
         caches=tuple(caches),
         picked=images * step.attending * call.attention.picked + rows * (call.ffn.picked and not call.ffn.shared),
         filled=(images * step.attending * call.attention.picked, rows * call.ffn.picked),
+        noted=(images * step.attending * bool(call.attention.noted), rows * bool(call.ffn.noted)),
     )
 
 
@@ -220,6 +223,8 @@ def _described(call: CallSeen) -> str:
     routed += f" ({call.estimated} tokens estimated)" if call.estimated else ""
     if call.picked or any(call.filled):
         routed += f" (tokens picked for {call.picked} rows, filled in for {' and '.join(map(str, call.filled))})"
+    if any(call.noted):
+        routed += f" (noted of {' and '.join(map(str, call.noted))} rows)"
     return (
         f"layer {call.layer} of {call.backbone}{mask}, attention of {call.attending} rows on {call.attention} "
         f"and FFN on {call.ffn} tokens, {call.hidden} hidden numbers{routed}, {caches}"

@@ -39,6 +39,8 @@ def traffic(
         )
         moved += (rows - attending) * call.attention.tokens * width * 6 * item  # a copy, gated and added for itself
         moved += attending * sum(len(use.heads) * _cache_bytes(plan, use, spec, dtype) for use in call.cache)
+        # What is noted is written, and read when tokens are picked by it.
+        moved += (attending * call.attention.noted + rows * call.ffn.noted) * 2 * item
         choosing = [attending * len(use.heads) * _choosing(use, spec, item) for use in call.cache]
         moved += 3 * sum(choosing)
         # Each expert's tokens are gathered, and what it makes of them is added up in float32.

@@ -162,15 +162,37 @@ class TokenPolicy(Protocol):
 
     @property
     def capturable(self) -> bool:
-        """Whether `pick` and `fill` only compute, on the device, from the tensors that they are given: no number is looked at on the host,
-        nothing comes from there, and nothing is kept between calls. On a GPU the row is then launched as CUDA graphs, as rows
-        that run no code of theirs within the loop are; else operator by operator, which costs small batches most of their time."""
+        """Whether `pick`, `fill` and `note` only compute, on the device, from the tensors that they are given: no number is looked at
+        on the host, nothing comes from there, and nothing is kept between calls. On a GPU the row is then launched as CUDA graphs, as
+        rows that run no code of theirs within the loop are; else operator by operator, which costs small batches most of their
+        time."""
         return False
 
     def picking_flops(self, layer: int, scale: int, sublayer: SubLayerName) -> int:
-        """FLOPs of `pick`, and of the `fill` that follows it, for each row that they are given (an image of a guidance branch):
-        those of products, two a multiply-add. `varbench check` counts them."""
+        """FLOPs of `pick`, of the `fill` that follows it and of `note`, for each row that they are given (an image of a guidance
+        branch): those of products, two a multiply-add. `varbench check` counts them."""
         return 0
+
+    def notes(self, layer: int, scale: int, sublayer: SubLayerName) -> int:
+        """How many numbers `note` gives for each row once the sub-layer has run at this scale: state, in the compute type, for the
+        same sub-layer's `pick` and `fill` at later scales, which have it as `noted_Rn`: let them take that, None by default. 0
+        leaves what was noted before as it is."""
+        return 0
+
+    def note(
+        self,
+        x_RLC: Tensor,
+        output_RLC: Tensor,
+        noted_Rn: Tensor | None,
+        *,
+        layer: int,
+        scale: int,
+        sublayer: SubLayerName,
+    ) -> Tensor:
+        """What takes the place of what was noted, (R, numbers): given the residual stream before the sub-layer, what the sub-layer
+        adds to it, and what was noted before."""
+        needed = f"{type(self).__name__} notes numbers, so it must give note() too"
+        raise NotImplementedError(needed)
 
     def pick(self, x_BLC: Tensor, count: int, *, layer: int, scale: int, sublayer: SubLayerName) -> Tensor:
         """Places (B, count) of the tokens to compute, given the residual stream before the sub-layer's norm."""

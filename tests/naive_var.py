@@ -38,6 +38,8 @@ def logits(
     share: Callable[[int], float] | None = None,
     one_attention: Callable[[int], bool] = lambda scale: False,
     layers: Sequence[int] | None = None,
+    layers_at: Callable[[int], Sequence[int]] | None = None,
+    again: Callable[[int], Sequence[int]] = lambda scale: (),
     left_out: Callable[[int, int, str], bool] = lambda layer, scale, name: False,
     chosen: Chosen = lambda layer, scale, x: None,
     shared: bool = False,
@@ -54,20 +56,28 @@ def logits(
     cache: dict[tuple[int, int, int], list[Entry]] = {}
     memory: dict[tuple[int, int, str], Tensor] = {}
     notes: dict[tuple[int, int, str], Tensor | None] = {}
+    inputs: dict[int, Tensor] = {}
+    """By scale, the features of its tokens, as they were when it was sampled."""
     attended: dict[tuple[int, int, int], Tensor] = {}
     """By scale, layer and image, what the labelled branch's attention gave before it was gated."""
     found = []
     for scale in range(model.scales):
         start, end = model.starts[scale], model.starts[scale + 1]
         by_row = []
+        inputs[scale] = quantizer.features(f_hat, scale) if scale else f_hat
+        encoded = [*again(scale), scale]
+        of = [one for one in encoded for _ in range(model.tokens[one])]
         for row, label in enumerate(rows):
             cond = net.condition(torch.tensor([label]))
-            if scale == 0:
-                x = net.first_tokens(cond)[0]
-            else:
-                image = row % len(labels)
-                x = net.later_tokens(quantizer.features(f_hat, scale)[image : image + 1], start, torch.float32)[0]
-            for layer in layers if layers is not None else range(model.depth):
+            image, parts = row % len(labels), []
+            for one in encoded:
+                later = inputs[one][image : image + 1]
+                parts.append(
+                    net.later_tokens(later, model.starts[one], torch.float32) if one else net.first_tokens(cond)
+                )
+            x = torch.cat([part[0] for part in parts])
+            run = range(model.depth) if layers is None else layers
+            for layer in layers_at(scale) if layers_at is not None else run:
                 block = net.blocks[layer]
                 gamma1, gamma2, scale1, scale2, shift1, shift2 = (
                     t[0, 0] for t in block.modulation(cond, net.shared_modulation(cond, torch.float32), torch.float32)
@@ -88,10 +98,15 @@ def logits(
                         heads = []
                         for head in range(model.heads):
                             entries = cache.setdefault((row, layer, head), [])
-                            entries += [(k[head, i], v[head, i], scale) for i in range(len(part))]
+                            entries[:] = [entry for entry in entries if entry[2] not in encoded]
+                            entries += [(k[head, i], v[head, i], of[i - len(part)]) for i in range(len(part))]
                             keys, values = torch.stack([e[0] for e in entries]), torch.stack([e[1] for e in entries])
-                            weights = (q[head] @ keys.T * block.attn.softmax_scale).softmax(dim=-1)
-                            heads.append(weights @ values)
+                            scores = q[head] @ keys.T * block.attn.softmax_scale
+                            for i in range(len(part)):
+                                for at, entry in enumerate(entries):
+                                    if entry[2] > of[i - len(part)]:
+                                        scores[i, at] = -math.inf
+                            heads.append(scores.softmax(dim=-1) @ values)
                             cache[row, layer, head] = kept(layer, scale, entries, q[head])
                         given = F.linear(torch.cat(heads, dim=-1), block.attn.proj.weight, block.attn.proj.bias)
                         attended[scale, layer, row] = given
@@ -110,7 +125,9 @@ def logits(
                     before = notes.get((row, layer, name))
                     notes[row, layer, name] = noting(layer, scale, name, x, output, before)
                     x = x + output
-            by_row.append(net.logits(x[None], net.head_nm.modulation(cond, torch.float32), torch.float32)[0])
+            by_row.append(
+                net.logits(x[None, start - end :], net.head_nm.modulation(cond, torch.float32), torch.float32)[0]
+            )
         t = cfg * (share(scale) if share is not None else scale / (model.scales - 1))
         halves = torch.stack(by_row).split(len(labels))
         found.append((1 + t) * halves[0] - t * halves[1])

@@ -26,7 +26,7 @@ from varbench.plan.decided import alone
 from varbench.plan.owned import Owned, RowPolicies
 from varbench.plan.steps import Plan
 from varbench.plan.trace import Trace, otherwise_than_planned
-from varbench.policies import DecisionPolicy, Preview, SoFar, Way
+from varbench.policies import DecisionPolicy, Preview, SoFar, TokenPolicy, Way
 from varbench.record import decode, encode
 from varbench.record.plan_summary import plan_summary, trace_totals
 from varbench.rows.grammar import Row
@@ -353,3 +353,40 @@ def test_the_command_says_between_what_bounds(capsys: pytest.CaptureFixture[str]
     model = presets.preset("var-d30").spec
     plan = compile_plan(model, rows.resolve("skipvar@s88", model).policies)
     assert plan.decision is not None and len(plan.decision.ways) == 7
+
+
+class Noting(TokenPolicy):
+    """The FFN of the last two scales computes the half of the tokens that are picked by notes of before the decision, and after it."""
+
+    def tokens(self, layer: int, scale: int, sublayer: str) -> int | None:
+        return SPEC.tokens[scale] // 2 if scale > 3 and sublayer == "ffn" else None
+
+    def notes(self, layer: int, scale: int, sublayer: str) -> int:
+        return 64 if scale in (3, 4) and sublayer == "ffn" else 0
+
+    def note(self, x_RLC: Tensor, output_RLC: Tensor, noted_Rn: Tensor | None, **_: object) -> Tensor:
+        sizes_Rn = (x_RLC + output_RLC)[:, :16].norm(dim=-1).repeat(1, 4)
+        return sizes_Rn + (torch.arange(64) if noted_Rn is None else noted_Rn)
+
+    def pick(self, x_RLC: Tensor, count: int, *, noted_Rn: Tensor | None = None, **_: object) -> Tensor:
+        assert noted_Rn is not None
+        return noted_Rn[:, : x_RLC.shape[1]].topk(count).indices
+
+    def fill(self, computed: Tensor, places: Tensor, remembered: Tensor | None, *, length: int, **_: object) -> Tensor:
+        filled = computed.new_zeros(len(computed), length, computed.shape[-1])
+        return filled.scatter(1, places.unsqueeze(-1).expand_as(computed), computed)
+
+
+def test_notes_go_with_their_images(pipe: Pipeline) -> None:
+    """In rows of their own, of the branches that go on, until nothing on the way picks by them."""
+    row = row_of(Told([0, 4, 2, 3, 1]))
+    noting = replace(row, policies=replace(row.policies, tokens=Owned(plugin="noting", policy=Noting())))
+    apart = pipe.generate(LABELS, seed=4, method=noting)
+    assert not unplanned(apart)
+    assert max(apart.trace.state_after) > max(made(pipe, Told([0, 4, 2, 3, 1])).trace.state_after)
+    for image, way in enumerate([0, 4, 2, 3, 1]):
+        one = row_of(Told([way] * 5))
+        one = replace(one, policies=replace(one.policies, tokens=noting.policies.tokens))
+        together = pipe.generate(LABELS, seed=4, method=one)
+        assert not unplanned(together)
+        assert torch.equal(together.tokens[image], apart.tokens[image])

@@ -223,6 +223,21 @@ class WithoutLast(StepPolicy):
         return [StepSpec(scales=(scale,)) for scale in (0, 1, 2, 4)]
 
 
+class EncodesAgain(StepPolicy):
+    """The fourth scale encodes the two before it again, the last all of them."""
+
+    def steps(self) -> Sequence[StepSpec]:
+        again = {3: (1, 2, 3), 5: (0, 1, 2, 3, 4, 5)}
+        return [StepSpec(scales=again.get(scale, (scale,))) for scale in range(6)]
+
+
+class FewLayersFirst(DepthPolicy):
+    """Some layers draft, and all of them run where scales are encoded again."""
+
+    def layers(self, scale: int, backbone: str) -> Sequence[int]:
+        return range(models.SPEC.depth) if scale == 5 else (0, 2) if scale == 3 else (0, 1, 3)
+
+
 class TwiceTheFirst(DepthPolicy):
     def layers(self, scale: int, backbone: str) -> Sequence[int]:
         return (0, 2, 0) if scale > 2 else (0, 1, 2, 0)
@@ -267,6 +282,15 @@ CUSTOM = {
     "guidance off": RowPolicies(name="guidance", guidance=own(LateGuidanceOff())),
     "few and guidance": RowPolicies(name="both", guidance=own(LateGuidanceOff()), caches=(own(FewEntries()),)),
     "skipped scales": RowPolicies(name="skip", steps=own(WithoutLast())),
+    "encoded again": RowPolicies(name="again", steps=own(EncodesAgain())),
+    "a draft encoded again": RowPolicies(name="draft", steps=own(EncodesAgain()), depth=own(FewLayersFirst())),
+    "a draft encoded again of which little is kept": RowPolicies(
+        name="little",
+        steps=own(EncodesAgain()),
+        depth=own(FewLayersFirst()),
+        guidance=own(LateGuidanceOff()),
+        caches=(own(RecentScales()),),
+    ),
     "a layer twice": RowPolicies(name="twice", depth=own(TwiceTheFirst())),
 }
 
@@ -503,6 +527,9 @@ def test_teacher_forcing_equals_cached_generation(pipe, method: str) -> None:  #
         "guidance off",
         "halves left out",
         "halves left out of a layer that runs twice",
+        "encoded again",
+        "a draft encoded again",
+        "a draft encoded again of which little is kept",
     ],
 )
 def test_teacher_forcing_follows_the_plan_of_any_static_policy(pipe, name: str) -> None:  # type: ignore[no-untyped-def]
@@ -518,6 +545,57 @@ def test_teacher_forcing_follows_the_plan_of_any_static_policy(pipe, name: str) 
                 pipe.backbones["main"], features, models.LABELS, dtype=torch.float32, attend=explicit_attention
             )
         assert (logits - made.logits_BLV).abs().max() < 2e-5
+
+
+def test_a_draft_that_is_encoded_again_against_loops(pipe) -> None:  # type: ignore[no-untyped-def]
+    """Row by row, with lists for caches from which a scale goes when it comes again, and scores left out one by one."""
+    labels, steps = models.LABELS.tolist(), EncodesAgain().steps()
+    made = run(pipe, CUSTOM["a draft encoded again"], return_logits=True)[1]
+    rule = {
+        "again": lambda scale: steps[scale].scales[:-1],
+        "layers_at": lambda scale: FewLayersFirst().layers(scale, "main"),
+    }
+    by_hand = naive_var.logits(pipe, made.tokens_BL, labels, cfg=1.5, **rule)
+    torch.testing.assert_close(made.logits_BLV, by_hand, rtol=1e-3, atol=1e-3)
+    without = naive_var.logits(pipe, made.tokens_BL, labels, cfg=1.5, layers_at=rule["layers_at"])
+    assert (without - by_hand).abs().max() > 1e-1
+
+
+def test_what_is_encoded_again_as_it_was_changes_nothing(pipe) -> None:  # type: ignore[no-untyped-def]
+    """By the same layers, it gives what it gave; the tokens are the full model's."""
+    full = run(pipe, RowPolicies(name="full"), return_logits=True)[1]
+    again = run(pipe, CUSTOM["encoded again"], return_logits=True, forced_BL=full.tokens_BL)[1]
+    torch.testing.assert_close(again.logits_BLV, full.logits_BLV, rtol=1e-4, atol=1e-4)
+    assert torch.equal(run(pipe, CUSTOM["encoded again"])[1].tokens_BL, full.tokens_BL)
+
+
+@pytest.mark.parametrize("name", ["encoded again", "a draft encoded again"])
+def test_a_cache_that_grows_by_concatenation_lets_go_of_what_comes_again(pipe, name: str) -> None:  # type: ignore[no-untyped-def]
+    lossless = run(pipe, CUSTOM[name])[1]
+    plan = compile_plan(pipe.model, CUSTOM[name], accounting="upstream")
+    made = generate(
+        plan, CUSTOM[name], backbones=pipe.backbones, tokenizer=pipe.tokenizer, labels_B=models.LABELS,
+        streams_B1=streams(torch.arange(len(models.LABELS)), seed=3), sampling=Sampling(top_k=20, top_p=0.95),
+        dtype=torch.float32,
+    )  # fmt: skip
+    assert_seen_as_planned(made.trace, plan)
+    assert torch.equal(made.tokens_BL, lossless.tokens_BL)
+
+
+def test_what_will_be_encoded_again_is_not_kept(pipe) -> None:  # type: ignore[no-untyped-def]
+    """Until then it is read; at the step that encodes it again it is that step's own, and behind it nothing of before is there."""
+    plan = compile_plan(pipe.model, CUSTOM["encoded again"])
+    uses = [step.calls[0].cache[0] for step in plan.steps]
+    tokens = models.SPEC.tokens
+    assert [[segment.scale for segment in use.read] for use in uses] == [[], [0], [0, 1], [0], [0, 1, 2, 3], []]
+    assert [[segment.scale for segment in use.kept] for use in uses] == [[0], [0, 1], [0], [0, 1, 2, 3], [], []]
+    assert [use.own for use in uses] == [tokens[0], tokens[1], tokens[2], sum(tokens[1:4]), tokens[4], sum(tokens)]
+    full = compile_plan(pipe.model, RowPolicies(name="full"))
+    more = cost.work(plan, batch=1, dtype="float32").transformer_flops
+    assert more > cost.work(full, batch=1, dtype="float32").transformer_flops
+    assert [step.embedded for step in foreseen(plan, batch=1, dtype="float32").steps] == [
+        0, tokens[1], tokens[2], sum(tokens[1:4]), tokens[4], sum(tokens[1:]),
+    ]  # fmt: skip
 
 
 def test_tokens_picked_by_notes_against_loops(pipe) -> None:  # type: ignore[no-untyped-def]

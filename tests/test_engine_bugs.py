@@ -20,9 +20,18 @@ from varbench.engine.cache_entries import EncodedForm, PlainForm
 from varbench.engine.conditioning import Conditioning
 from varbench.engine.watch import Watch
 from varbench.model.transformer import Layer, Transformer
-from varbench.plan import compiler, steps
+from varbench.plan import cache_uses, compiler, steps
 from varbench.plan.steps import CacheUse, Plan, SlotKey, Step
-from varbench.policies import BothBranches, CacheStrategy, GuidancePolicy, StoredForm, TokenPolicy
+from varbench.policies import (
+    BothBranches,
+    CacheStrategy,
+    DepthPolicy,
+    GuidancePolicy,
+    StepPolicy,
+    StepSpec,
+    StoredForm,
+    TokenPolicy,
+)
 
 PROMISES = (
     "trace_equals_plan", "state_bytes_reachable", "kept_is_what_is_read", "picked_is_what_is_computed",
@@ -148,6 +157,29 @@ class EightBits:
         return type("EightBits", (CacheStrategy,), {"form": form})()
 
 
+class EncodesAgain(StepPolicy, DepthPolicy):
+    """Half the layers draft the first four scales, and all encode them again with the fifth."""
+
+    def steps(self) -> list[StepSpec]:
+        return [*(StepSpec(scales=(k,)) for k in range(4)), StepSpec(scales=(0, 1, 2, 3, 4)), StepSpec(scales=(5,))]
+
+    def layers(self, scale: int, backbone: str) -> range:
+        return range(8 if scale > 3 else 4)
+
+
+class Again:
+    def varbench_step_policy(self, setting: Any, model: Any) -> StepPolicy:
+        return EncodesAgain()
+
+    def varbench_depth_policy(self, setting: Any, model: Any) -> DepthPolicy:
+        return EncodesAgain()
+
+
+class AgainWithOneAttention(Again):
+    def varbench_guidance_policy(self, setting: Any, model: Any) -> GuidancePolicy:
+        return type("Shares", (BothBranches,), {"shares": lambda self, scale: scale > 3})()
+
+
 class Narrow:
     """Stores keys and values in half the bits."""
 
@@ -172,7 +204,9 @@ class SharesAttention:
 
 
 @pytest.mark.parametrize(
-    "method", [Plugin(), Narrow(), SharesAttention()], ids=["all kinds", "narrow", "one attention"]
+    "method",
+    [Plugin(), Narrow(), SharesAttention(), Noting(), Again(), AgainWithOneAttention()],
+    ids=["all kinds", "narrow", "one attention", "notes", "encoded again", "encoded again with one attention"],
 )
 def test_without_a_bug_every_promise_is_kept(method: object) -> None:
     assert not check(method, name="bugs", only={"runs", *PROMISES})
@@ -434,6 +468,35 @@ def conditions_the_unlabelled_branch_on_a_class(patch: pytest.MonkeyPatch) -> No
     patch.setattr(generate, "condition", condition)
 
 
+def lets_tokens_look_ahead(patch: pytest.MonkeyPatch) -> None:
+    real = generate.coarser_or_own
+    patch.setattr(generate, "coarser_or_own", lambda counts, device: torch.ones_like(real(counts, device)))
+
+
+def reads_what_was_encoded_before_it_came_again(patch: pytest.MonkeyPatch) -> None:
+    real = cache_uses.Caches._kept
+
+    def kept(self: Any, key: Any, entries: Any, specs: list[StepSpec], group: int) -> Any:
+        return real(self, key, entries, [replace(spec, scales=spec.scales[-1:]) for spec in specs], group)
+
+    patch.setattr(cache_uses.Caches, "_kept", kept)
+
+
+def encodes_again_from_another_map(patch: pytest.MonkeyPatch) -> None:
+    real = generate._Run._embed
+
+    def embed(self: Any, step: Any, backbone: Any, conditioning: Any, features: Any) -> Tensor:
+        earlier = {scale: tensor if scale == step.samples else 0.9 * tensor for scale, tensor in features.items()}
+        return real(self, step, backbone, conditioning, earlier)
+
+    patch.setattr(generate._Run, "_embed", embed)
+
+
+def encodes_the_first_scale_again_of_another_class(patch: pytest.MonkeyPatch) -> None:
+    real = generate.first_again
+    patch.setattr(generate, "first_again", lambda backbone, labels, *, rows: real(backbone, labels.flip(0), rows=rows))
+
+
 def _with(module: Any, name: str, other: Any) -> Any:
     """`compile_plan` while another function stands in its module."""
 
@@ -528,6 +591,7 @@ def reads_codes_without_their_scales(patch: pytest.MonkeyPatch) -> None:
         (gives_the_unlabelled_branch_no_attention, "unlabelled_equals_teacher", "guidance@share4"),
         (gives_the_unlabelled_branch_no_attention, "unlabelled_equals_teacher", "guidance@share5+h2o@b50"),
         (gates_one_attention_once_for_both, "unlabelled_equals_teacher", SharesAttention()),
+        (gives_one_images_attention_to_all, "unlabelled_equals_teacher", AgainWithOneAttention()),
         (gives_one_images_attention_to_all, "unlabelled_equals_teacher", SharesAttention()),
         (conditions_the_unlabelled_branch_on_a_class, "unlabelled_equals_teacher", "full_var"),
         (keeps_the_first_entries_instead_of_the_picked, "kept_is_what_is_read", Plugin()),
@@ -548,6 +612,10 @@ def reads_codes_without_their_scales(patch: pytest.MonkeyPatch) -> None:
         (observes_the_first_queries, "attention_told_was_paid", Looks()),
         (forgets_what_was_paid_before, "attention_told_was_paid", Looks()),
         (drops_what_should_be_merged, "kept_is_what_is_read", Looks()),
+        (lets_tokens_look_ahead, "kept_is_what_is_read", Again()),
+        (reads_what_was_encoded_before_it_came_again, "kept_is_what_is_read", Again()),
+        (encodes_again_from_another_map, "teacher_equals_cached", Again()),
+        (encodes_the_first_scale_again_of_another_class, "teacher_equals_cached", Again()),
         (stores_codes_as_floats, "trace_equals_plan", EightBits()),
         (reads_codes_without_their_scales, "kept_is_what_is_read", EightBits()),
     ],

@@ -328,6 +328,18 @@ def own(policy: object) -> Owned:  # type: ignore[type-arg]
         ({"steps": own(Steps((0,), (2,), (1,)))}, "scales ascend"),
         ({"steps": own(Steps((1,), (2,)))}, "must encode the first scale alone"),
         ({"steps": own(Steps((0,), (1, 2)))}, "whose tokens no step has sampled"),
+        (
+            {"steps": own(Steps((0,), (1,), (2,), (1, 3)))},
+            r"acme: step 4 encodes scale 2 of 6 .* again on backbone 'main', but not scale 3 of 6 .* encode again all from there",
+        ),
+        (
+            {"steps": own(Steps((0,), (1,), (0, 1, 2), (3,))), "caches": (own(Budget(3)),)},
+            r"layer 0 picks single cache entries after scale 1 of 6 .*, and scale 1 of 6 \(1x1\) is encoded again later",
+        ),
+        (
+            {"steps": own(Steps((0,), (1,), (0, 1, 2), (3,))), "tokens": own(Tokens(1))},
+            "acme: attention of layer 0 at scale 3 of 6 .* picks tokens in a step that encodes 3 scales",
+        ),
         ({"tokens": own(Tokens(7))}, "acme: attention of layer 0 at scale 1 of 6 .* computes 7 tokens of 1"),
         ({"tokens": own(Tokens(-1))}, "computes -1 tokens of 1; give 0 to 1"),
         (

@@ -32,7 +32,7 @@ ROW_HOOKS = {"setting", "model"}
 OF_EVERY_POLICY = ("runs", "trace_equals_plan", "measured_flops_equal_plan", "state_bytes_reachable")
 PROMISES = {
     "varbench_depth_policy": ("teacher_equals_cached",),
-    "varbench_step_policy": ("tokens_are_drawn_from_logits",),
+    "varbench_step_policy": ("tokens_are_drawn_from_logits", "kept_is_what_is_read", "teacher_equals_cached"),
     "varbench_guidance_policy": ("guided_as_planned", "unlabelled_equals_teacher", "teacher_equals_cached"),
     "varbench_token_policy": ("picks_are_places", "inputs_untouched", "picked_is_what_is_computed", "neutral_equals_full"),
     "varbench_width_policy": ("picks_are_places", "inputs_untouched", "chosen_experts_are_computed", "weights_equal_plan"),

@@ -27,7 +27,7 @@ from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer, initialise_
 from varbench.plan import presets
 from varbench.plan.owned import Owned, RowPolicies
-from varbench.policies import DepthPolicy, Stage, TrainingSchedule, TrainStep
+from varbench.policies import DepthPolicy, Stage, StepPolicy, StepSpec, TrainingSchedule, TrainStep
 from varbench.train import evaluation, recipes, tokens
 from varbench.train.export import export
 from varbench.train.recipes import RecipeWeights, recipe_weights
@@ -95,6 +95,37 @@ def test_layers_that_the_plan_leaves_out_are_not_trained(
     assert changed == [True, True, False]
     assert done.record["stages"]["train"]["steps_by_point"] == {"short": 8}
     assert done.files["refiner"] == given["refiner"]
+
+
+class DraftsAndEncodesAgain(StepPolicy, DepthPolicy):
+    """One layer drafts the first two scales, and all encode them again with the third."""
+
+    def steps(self) -> list[StepSpec]:
+        return [StepSpec(scales=(0,)), StepSpec(scales=(1,)), StepSpec(scales=(0, 1, 2))]
+
+    def layers(self, scale: int, backbone: str) -> range:
+        return range(3 if scale == 2 else 1)
+
+
+@pytest.mark.parametrize("weights_of_scales", [None, (1.0, 1.0, 0.0)])
+def test_a_draft_that_is_encoded_again_is_trained_as_both(
+    given: dict[str, Path], monkeypatch: pytest.MonkeyPatch, weights_of_scales: tuple[float, ...] | None
+) -> None:
+    """Its first scales' loss is the draft's, by one layer; only where the last scale counts do the others learn of them."""
+    owned = Owned[Any](plugin="mine", policy=DraftsAndEncodesAgain())
+    row = replace(
+        rows.resolve("full_var@continued", SPEC),
+        policies=RowPolicies(name="draft", depth=owned, steps=owned),
+        schedule=Fixed(TrainStep(point="draft", scale_weights=weights_of_scales)),
+    )
+    monkeypatch.setattr(rows, "at_point", lambda asked, point: asked)
+    done = trained(row, given, steps=40, peak_rate=3e-3)
+    losses = [loss for _, loss in done.record["stages"]["train"]["losses"]["draft"]]
+    assert losses[-1] < losses[0] - 0.2
+    before = load_transformer(given["main"], SPEC.tokenizer)
+    after = load_transformer(done.files["main"], SPEC.tokenizer)
+    changed = [not torch.equal(weights(a), weights(b)) for a, b in zip(before.blocks, after.blocks, strict=True)]
+    assert changed == [True, *[weights_of_scales is None] * 2]
 
 
 def test_points_of_a_recipe_share_weights_and_a_second_time_trains_nothing(given: dict[str, Path]) -> None:

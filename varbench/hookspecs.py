@@ -385,7 +385,7 @@ def varbench_width_policy(setting: Setting, model: ModelSpec) -> WidthPolicy | N
 
 @hookspec
 def varbench_step_policy(setting: Setting, model: ModelSpec) -> StepPolicy | None:
-    """Gives which scales run, are skipped or encoded together, and on which backbone.
+    """Gives which scales run, are skipped, encoded together or encoded again, and on which backbone.
 
     Parameters:
         setting: recipe, point and parameters of the row.
@@ -405,6 +405,34 @@ def varbench_step_policy(setting: Setting, model: ModelSpec) -> StepPolicy | Non
         @hookimpl
         def varbench_step_policy(setting, model):
             return WithoutTheSecondLast(model.scales)
+
+    Example of a draft by half the layers, which all layers encode again together with the scale after it:
+        from varbench import hookimpl
+        from varbench.policies import DepthPolicy, StepPolicy, StepSpec
+
+        class EncodesTheDraftAgain(StepPolicy):
+            def __init__(self, scales, drafted):
+                self.scales, self.drafted = scales, drafted
+
+            def steps(self):
+                draft = [StepSpec(scales=(k,)) for k in range(self.drafted)]
+                again = StepSpec(scales=tuple(range(self.drafted + 1)))
+                return [*draft, again, *(StepSpec(scales=(k,)) for k in range(self.drafted + 1, self.scales))]
+
+        class HalfDrafts(DepthPolicy):
+            def __init__(self, depth, drafted):
+                self.depth, self.drafted = depth, drafted
+
+            def layers(self, scale, backbone):
+                return range(self.depth // 2) if scale < self.drafted else range(self.depth)
+
+        @hookimpl
+        def varbench_step_policy(setting, model):
+            return EncodesTheDraftAgain(model.scales, model.scales // 2)
+
+        @hookimpl
+        def varbench_depth_policy(setting, model):
+            return HalfDrafts(model.depth, model.scales // 2)
     """
 
 

@@ -94,6 +94,10 @@ class _Caches:
         if keys_RHnc.shape[2] != len(labels):
             self.wrong.append(f"{self._where} attended to {keys_RHnc.shape[2]} entries, and the plan has {len(labels)}")
             return
+        scales = torch.tensor(labels)
+        seen = scales <= scales[-use.own :, None]
+        if not torch.equal(seen if attn_mask is None else attn_mask, seen) or (attn_mask is None and not seen.all()):
+            self.wrong.append(f"{self._where} attended to other scales than a token's own and coarser ones")
         stayed = self._stays.pop(place, None)
         for what, tensor, before in zip(("keys", "values"), (keys_RHnc, values_RHnc), stayed or (), strict=False):
             read = tensor[:, :, : before.shape[2]]

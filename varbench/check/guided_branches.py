@@ -15,7 +15,7 @@ from torch import Tensor
 from varbench.check import sent_ways, stand_ins
 from varbench.check.sameness import largest_difference, tolerance
 from varbench.check.subject import LABELS, PlannedRow
-from varbench.engine.teacher import TeacherPass
+from varbench.engine.teacher import TeacherPass, numbered
 from varbench.engine.trained_layer import fused_attention
 from varbench.errors import PlanError
 from varbench.plan.steps import Plan
@@ -88,7 +88,7 @@ def _without_a_class(subject: PlannedRow, plan: Plan, row: Row, tokens_BL: Tenso
     parts: dict[int, Tensor] = {}
     for name, transformer in subject.pipe.backbones_of(row).items():
         teacher = TeacherPass(plan, name, row.policies.width, side_by_side=True)
-        shared = {scale for step in plan.steps if step.backbone == name and step.shares for scale in step.scales}
+        shared = {number for step in numbered(plan, name) if step.shares for number in step.scales}
         attending = (visit.scales for visit in teacher.plan.visits if visit.sees)
         branches = _Branches(_places(plan, scales, shared) for scales in attending)
         nobody = [transformer.spec.classes] * len(LABELS)
@@ -101,9 +101,10 @@ def _without_a_class(subject: PlannedRow, plan: Plan, row: Row, tokens_BL: Tenso
     return torch.cat([parts[scale] for scale in range(plan.model.scales)], dim=1)
 
 
-def _places(plan: Plan, scales: Sequence[int], shared: Collection[int]) -> Tensor:
+def _places(plan: Plan, numbers: Sequence[int], shared: Collection[int]) -> Tensor:
     """Which of the scales' tokens (n, 1) are of shared ones."""
-    return torch.tensor([[scale in shared] for scale in scales for _ in range(plan.model.tokens[scale])])
+    tokens, count = plan.model.tokens, plan.model.scales
+    return torch.tensor([[number in shared] for number in numbers for _ in range(tokens[number % count])])
 
 
 class _Branches:

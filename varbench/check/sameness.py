@@ -42,7 +42,8 @@ def inputs_untouched(subject: PlannedRow) -> Iterator[str]:
 
 
 def kept_is_what_is_read(subject: PlannedRow) -> Iterator[str]:
-    """Keys and values that attention reads again are, number for number, those that were picked or planned to stay."""
+    """Keys and values that attention reads again are, number for number, those that were picked or planned to stay; and a token
+    attends to its own scale and to coarser ones."""
     yield from _few(subject.read_again[0].caches.wrong)
 
 

@@ -29,9 +29,8 @@ class Conditioning:
     def rows(self) -> int:
         return self.head[0].shape[0]
 
-    def take_first(self) -> Tensor:
+    def take_first(self) -> Tensor | None:
         first, self.first_RLC = self.first_RLC, None
-        assert first is not None
         return first
 
     def narrowed(self, rows: int) -> Conditioning:
@@ -46,6 +45,12 @@ class Conditioning:
             head=(rows_of(self.head[0]), rows_of(self.head[1])),
             biases=self.biases,
         )
+
+
+def first_again(backbone: Transformer, labels_B: Tensor, *, rows: int) -> Tensor:
+    """The first scale's tokens once they were taken."""
+    unlabelled = labels_B.new_full((rows - len(labels_B),), backbone.spec.classes)
+    return backbone.first_tokens(backbone.condition(torch.cat((labels_B, unlabelled))))
 
 
 def condition(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from varbench.engine.cache import State, StatePart
 from varbench.engine.cache_entries import attention_paid, merged, stored_form
-from varbench.engine.conditioning import Conditioning, condition
+from varbench.engine.conditioning import Conditioning, condition, first_again
 from varbench.engine.expert_ffn import Experts, part_of_ffn
 from varbench.engine.going_on import Deciding
 from varbench.engine.layer_run import HeadGroup, Residual, RunningLayer, Stream, coarser_or_own, numbers
@@ -211,7 +211,8 @@ class _Run:
         parts = []
         for scale in step.scales:
             if not scale:
-                parts.append(conditioning.take_first())
+                first = conditioning.take_first()
+                parts.append(first_again(backbone, self.labels_B, rows=conditioning.rows) if first is None else first)
                 continue
             self.watch.embedded(features[scale])
             tokens = backbone.later_tokens(features[scale], self.plan.model.starts[scale], self.dtype)

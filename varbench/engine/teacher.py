@@ -7,6 +7,7 @@ C width, D code_dim, V codes, H heads.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
@@ -33,7 +34,8 @@ Look = Callable[[SubLayerName, Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class _Visit:
-    """One slot of a backbone, with the scales that run it."""
+    """One slot of a backbone, with the scales that run it. A scale that is encoded again comes again, under a number that is
+    larger by the number of scales."""
 
     key: SlotKey
     scales: tuple[int, ...]
@@ -72,7 +74,7 @@ def teacher_plan(plan: Plan, backbone: str) -> TeacherPlan:
 
     Of a plan with several ways it is the first, which leaves nothing out: any other computes a part of what it computes.
     """
-    steps = [step for step in plan.steps if step.backbone == backbone]
+    steps = list(numbered(plan, backbone))
     calls: dict[SlotKey, list[tuple[Step, LayerCall]]] = {}
     order: TopologicalSorter[SlotKey] = TopologicalSorter()
     for step in steps:
@@ -96,32 +98,43 @@ def teacher_plan(plan: Plan, backbone: str) -> TeacherPlan:
     return TeacherPlan(
         encoded=tuple(scale for step in steps for scale in step.scales),
         sampled=tuple(step.samples for step in steps),
-        visits=tuple(visit for key in keys for visit in _visits(key, calls[key])),
+        visits=tuple(visit for key in keys for visit in _visits(key, calls[key], plan.model.scales)),
     )
 
 
-def _visits(key: SlotKey, calls: list[tuple[Step, LayerCall]]) -> Iterator[_Visit]:
+def numbered(plan: Plan, backbone: str) -> Iterator[Step]:
+    """Its steps, in which scales have the numbers that they have in visits."""
+    turns: Counter[int] = Counter()
+    for step in plan.steps:
+        if step.backbone == backbone:
+            yield replace(step, scales=tuple(scale + plan.model.scales * turns[scale] for scale in step.scales))
+            turns.update(step.scales)
+
+
+def _visits(key: SlotKey, calls: list[tuple[Step, LayerCall]], count: int) -> Iterator[_Visit]:
     """One where attention and FFN run at the same scales, else one for each."""
     attend = [(step, call) for step, call in calls if call.attention.tokens]
     feed = [(step, call) for step, call in calls if call.ffn.tokens]
     if attend == feed:
-        yield from [_visit(key, attend)] if attend else []
+        yield from [_visit(key, attend, count)] if attend else []
         return
     if attend:
-        whole = _visit(key, attend)
+        whole = _visit(key, attend, count)
         yield _OneHalf(key, whole.scales, whole.sees, whole.heads, "attention")
     if feed:
         yield _OneHalf(key, tuple(scale for step, _ in feed for scale in step.scales), (), (), "ffn")
 
 
-def _visit(key: SlotKey, calls: list[tuple[Step, LayerCall]]) -> _Visit:
+def _visit(key: SlotKey, calls: list[tuple[Step, LayerCall]], count: int) -> _Visit:
     scales = tuple(scale for step, _ in calls for scale in step.scales)
     groups = []
     for group in range(len(calls[0][1].cache)):
         sees = []
+        stored: dict[int, int] = {}
         for step, call in calls:
-            read = tuple(segment.scale for segment in call.cache[group].read)
-            sees += [(*read, *(other for other in step.scales if other <= scale)) for scale in step.scales]
+            read = tuple(stored[segment.scale] for segment in call.cache[group].read)
+            sees += [(*read, *step.scales[:place]) for place in range(1, len(step.scales) + 1)]
+            stored.update((scale % count, scale) for scale in step.scales)
         groups.append(tuple(sees))
     return _Visit(key, scales, tuple(groups), tuple(use.heads for use in calls[0][1].cache))
 
@@ -144,8 +157,8 @@ class TeacherPass:
         self.model = plan.model
         self._width, self._side_by_side, self._recompute = width, side_by_side, recompute
         self._parts: dict[SlotKey, dict[int, Width | None]] = {}
-        for step in plan.steps:
-            for call in step.calls if step.backbone == backbone else ():
+        for step in numbered(plan, backbone):
+            for call in step.calls:
                 key = SlotKey(backbone, call.layer, call.slot)
                 self._parts.setdefault(key, {}).update(dict.fromkeys(step.scales, call.ffn.width))
         if width is None and any(part for parts in self._parts.values() for part in parts.values()):
@@ -188,6 +201,7 @@ class TeacherPass:
 
         def shown(place: PlaceName, layer: int, scales: tuple[int, ...], module: nn.Module, *at: Tensor) -> None:
             hidden, output = at
+            scales = tuple(number % self.model.scales for number in scales)
             teacher = taught.get((place, layer))
             look(
                 PlaceSeen(
@@ -224,10 +238,13 @@ class TeacherPass:
         )
         return replace(seen, scales=scales, hidden_RLC=hidden, output_RLC=output, codes_RL=codes)
 
+    def _tokens(self, number: int) -> int:
+        return self.model.tokens[number % self.model.scales]
+
     def _of_scales(self, tensor_RLx: Tensor, has: Sequence[int], wanted: tuple[int, ...]) -> Tensor:
         if tuple(has) == wanted:
             return tensor_RLx
-        parts = dict(zip(has, tensor_RLx.split([self.model.tokens[scale] for scale in has], dim=1), strict=True))
+        parts = dict(zip(has, tensor_RLx.split([self._tokens(scale) for scale in has], dim=1), strict=True))
         return torch.cat([parts[scale] for scale in wanted], dim=1)
 
     def _embed(
@@ -235,15 +252,17 @@ class TeacherPass:
     ) -> dict[tuple[int, ...], Tensor]:
         """The residual stream, as tensors of runs of scales. It starts as one tensor of all that is encoded."""
         starts, encoded = self.model.starts, self.plan.encoded
-        parts = [transformer.first_tokens(cond)] if encoded[0] == 0 else []
-        later = [scale for scale in encoded if scale]
-        if later and later == list(range(later[0], later[-1] + 1)):
-            span = features_BLD[:, starts[later[0]] - 1 : starts[later[-1] + 1] - 1]
-            parts.append(transformer.later_tokens(span, starts[later[0]], dtype))
-        else:
-            for scale in later:
-                span = features_BLD[:, starts[scale] - 1 : starts[scale + 1] - 1]
-                parts.append(transformer.later_tokens(span, starts[scale], dtype))
+        spans: list[list[int]] = []
+        for scale in (number % self.model.scales for number in encoded):
+            if scale > 1 and spans and spans[-1][-1] == scale - 1:
+                spans[-1].append(scale)
+            else:
+                spans.append([scale])
+        parts = []
+        for span in spans:
+            start, end = starts[span[0]], starts[span[-1] + 1]
+            later = features_BLD[:, start - 1 : end - 1]
+            parts.append(transformer.later_tokens(later, start, dtype) if start else transformer.first_tokens(cond))
         return {encoded: torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]}
 
     def _layer(
@@ -281,7 +300,7 @@ class TeacherPass:
         policy, own, layer = self._width.policy, transformer.own.tensors(), visit.key.layer
         ffn = transformer.block(layer).ffn
         split = None if self._side_by_side else policy.split(layer, own=own)
-        counts = [self.model.tokens[scale] for scale in visit.scales]
+        counts = [self._tokens(scale) for scale in visit.scales]
 
         def by_scale(hidden_BnC: Tensor) -> Tensor:
             made = []
@@ -292,8 +311,8 @@ class TeacherPass:
                     else part_of_ffn(
                         hidden,
                         Experts(
-                            ffn=ffn, width=width, policy=policy, own=own, layer=layer, scale=scale, split=split,
-                            dtype=dtype, seen=NobodyWatches(),
+                            ffn=ffn, width=width, policy=policy, own=own, layer=layer, scale=scale % self.model.scales,
+                            split=split, dtype=dtype, seen=NobodyWatches(),
                         ),
                     )
                 )  # fmt: skip
@@ -305,7 +324,7 @@ class TeacherPass:
         """Splits and joins the stream so that the scales of the next layer lie in one tensor, the rest in another."""
         pieces: dict[int, Tensor] = {}
         for run, tensor in x.items():
-            parts = tensor.split([self.model.tokens[scale] for scale in run], dim=1)
+            parts = tensor.split([self._tokens(scale) for scale in run], dim=1)
             pieces.update(zip(run, parts, strict=True))
         x.clear()
         rest = tuple(scale for scale in self.plan.encoded if scale not in scales)
@@ -319,7 +338,7 @@ class TeacherPass:
             return x[scales]
         pieces: dict[int, Tensor] = {}
         for run, tensor in x.items():
-            pieces.update(zip(run, tensor.split([self.model.tokens[scale] for scale in run], dim=1), strict=True))
+            pieces.update(zip(run, tensor.split([self._tokens(scale) for scale in run], dim=1), strict=True))
         return torch.cat([pieces[scale] for scale in scales], dim=1)
 
     def _mask(self, visit: _Visit, device: torch.device) -> Tensor | None:
@@ -328,7 +347,7 @@ class TeacherPass:
             return None
         place = (visit.scales, visit.sees, device)
         if place not in self._masks:
-            counts = torch.tensor([self.model.tokens[scale] for scale in visit.scales])
+            counts = torch.tensor([self._tokens(scale) for scale in visit.scales])
             of = torch.repeat_interleave(torch.arange(len(counts)), counts)
             groups = []
             for sees in visit.sees:

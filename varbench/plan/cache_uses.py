@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from varbench.errors import PlanError
@@ -75,15 +76,14 @@ class Caches:
         """One slot and head group through all its calls."""
         held: tuple[Segment, ...] = ()
         uses = []
-        readers = [self.specs[index].scales[-1] for index, _ in places]
-        for number, at in enumerate(places):
-            spec = self.specs[at[0]]
+        specs = [self.specs[index] for index, _ in places]
+        for number, (at, spec) in enumerate(zip(places, specs, strict=True)):
             attention = self.work[at][0]
             if attention.picked:
                 own: tuple[Segment, ...] = (Segment(spec.scales[-1], attention.tokens),)
             else:
                 own = tuple(Segment(scale, self.model.tokens[scale]) for scale in spec.scales)
-            kept, picked = self._kept(key, (*held, *own), readers[number:], group)
+            kept, picked = self._kept(key, (*held, *own), specs[number:], group)
             use = CacheUse(heads=heads, read=held, own=total(own), kept=kept, capacity=total(kept), picked=picked)
             uses.append(self._looked_at(use, key.layer, spec.scales[-1], group))
             held = kept
@@ -112,10 +112,16 @@ class Caches:
         return use
 
     def _kept(
-        self, key: SlotKey, entries: tuple[Segment, ...], readers: list[int], group: int
+        self, key: SlotKey, entries: tuple[Segment, ...], specs: list[StepSpec], group: int
     ) -> tuple[tuple[Segment, ...], bool]:
-        """What stays after the call at scale `readers[0]`, when the scales `readers[1:]` run the slot again."""
-        now, later = readers[0], readers[1:]
+        """What stays after the call of the first step, when the others run the slot again. Of what one of them encodes again, the
+        entries end before it."""
+        now, later = specs[0].scales[-1], [spec.scales[-1] for spec in specs[1:]]
+
+        def readers(entry: Segment) -> list[int]:
+            ends = (number for number, spec in enumerate(specs[1:]) if spec.scales[0] <= entry.scale)
+            return later[: next(ends, None)]
+
         wasteful = self.accounting == "upstream" or (
             self.depth is not None
             and self.depth.agrees(self.depth.policy.retains, key.layer, now)
@@ -124,11 +130,19 @@ class Caches:
         if not later and not wasteful:
             return (), False
         reader = later[0] if later else now + 1
+        if later:
+            entries = tuple(entry for entry in entries if readers(entry))
         if self.strategies and reader < self.model.scales:
-            entries = tuple(s for s in entries if self._keeps(key.layer, s, reader, later[1:], group))
+            entries = tuple(s for s in entries if self._keeps(key.layer, s, reader, readers(s)[1:], group))
         budget = self._budget(key.layer, now, group)
         if budget is None or not later:
             return entries, False
+        again = [spec for one, spec in pairwise(specs) if spec.scales[0] <= one.scales[-1]]
+        if again:
+            raise PlanError(
+                f"layer {key.layer} picks single cache entries after {self.model.scale_name(now)}, and "
+                f"{self.model.scale_name(again[0].scales[0])} is encoded again later; that is not supported"
+            )
         return (Segment(MIXED, min(budget, total(entries))),), True
 
     def _is_last(self, scale: int) -> bool:

@@ -132,7 +132,7 @@ def _checked_steps(
             )
     sampled = -1
     drawn = set(range(given))
-    encoded: dict[str, int] = {}
+    encoded: dict[str, set[int]] = {}
     for number, spec in enumerate(specs, 1):
         where = f"{plugin}: step {number}"
         if not isinstance(spec, StepSpec) or not all(isinstance(scale, int) for scale in spec.scales):
@@ -152,12 +152,18 @@ def _checked_steps(
             )
         if number == 1 and spec.scales != tuple(range(given + 1)):
             raise PlanError(f"{where} must encode the first scale alone, not {spec.scales}")
-        if spec.scales[0] <= encoded.get(spec.backbone, -1):
-            raise PlanError(f"{where} encodes {model.scale_name(spec.scales[0])} twice on backbone {spec.backbone!r}")
+        before = encoded.setdefault(spec.backbone, set())
+        stale = sorted(scale for scale in before - {*spec.scales} if scale > spec.scales[0])
+        if stale:
+            raise PlanError(
+                f"{where} encodes {model.scale_name(spec.scales[0])} again on backbone {spec.backbone!r}, but not "
+                f"{model.scale_name(stale[0])}, whose tokens have attended to it; encode again all from there on"
+            )
         unknown = [scale for scale in spec.scales[:-1] if scale not in drawn]
         if unknown:
             raise PlanError(f"{where} encodes {model.scale_name(unknown[0])}, whose tokens no step has sampled before")
-        sampled = encoded[spec.backbone] = spec.scales[-1]
+        sampled = spec.scales[-1]
+        before.update(spec.scales)
         drawn.add(sampled)
     return tuple(specs)
 

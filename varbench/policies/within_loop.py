@@ -34,6 +34,8 @@ class StepSpec:
     """One pass of the generation loop: the scales it encodes, of which it samples the last."""
 
     scales: tuple[int, ...]
+    """Ascending. Those before the last were sampled by earlier steps, on any backbone. One that this backbone has encoded before is
+    encoded again, with all that it has encoded after it: layers that run take their new keys and values for the old ones."""
     backbone: str = MAIN
 
 

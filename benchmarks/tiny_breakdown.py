@@ -27,8 +27,8 @@ from varbench.policies import MAIN
 from varbench.quality import to_uint8
 from varbench.rows.grammar import resolve
 from varbench.spec import ModelSpec
+from varbench.train.curriculum import attention_of
 from varbench.train.optimiser import RunningMean, adamw, take_step
-from varbench.train.trainer import attention_of
 
 BATCH, TURNS = 32, 10
 Part = Callable[[], object]

@@ -53,9 +53,10 @@ def steps() -> dict[str, Any]:
     from varbench.plan.compiler import compile_plan
     from varbench.policies import MAIN, TrainStep
     from varbench.rows.grammar import resolve
+    from varbench.train.curriculum import Curriculum
     from varbench.train.states import Checkpoints
     from varbench.train.tokens import TokenSet
-    from varbench.train.trainer import Budget, Curriculum, train
+    from varbench.train.trainer import Budget, train
 
     spec, files, data = presets.preset("tiny").spec, presets.shipped_files("tiny"), Shapes(side=32)
     tokenizer = build_tokenizer(spec, load_tokenizer(files["vae"])[1], files["vae"])

@@ -23,9 +23,10 @@ from varbench.policies import MAIN, TrainStep
 from varbench.rows import resolve
 from varbench.run.tasks import making
 from varbench.train import recipes, step_graphs
+from varbench.train.curriculum import Curriculum
 from varbench.train.states import Checkpoints
 from varbench.train.tokens import tokens_of
-from varbench.train.trainer import Budget, Curriculum, train
+from varbench.train.trainer import Budget, train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 

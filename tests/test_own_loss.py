@@ -24,9 +24,9 @@ from varbench.plan.compiler import compile_plan
 from varbench.plan.owned import Owned, RowPolicies
 from varbench.plan.steps import Plan
 from varbench.policies import MAIN, DepthPolicy, Stage, TrainingSchedule, TrainStep
+from varbench.train.curriculum import Curriculum, Teacher
 from varbench.train.own_numbers import own_content
 from varbench.train.tokens import TokenSet
-from varbench.train.trainer import Curriculum, Teacher
 from varbench.train.training_forecast import stages_of
 
 EVERYWHERE: tuple[PlaceName, ...] = ("attention", "ffn", "head")

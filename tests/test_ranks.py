@@ -91,8 +91,8 @@ def test_pieces_and_recomputed_activations_train_the_same(
 def test_recomputed_activations_are_not_held(tokenizer: Tokenizer, tokens: TokenSet) -> None:
     from varbench.engine.teacher import TeacherPass
     from varbench.policies import MAIN
+    from varbench.train.curriculum import attention_of
     from varbench.train.recipes import full_plan
-    from varbench.train.trainer import attention_of
 
     model = fresh().requires_grad_(True)
     features = tokenizer.teacher_input(torch.from_numpy(tokens.tokens_NL[:8].astype(np.int64)))

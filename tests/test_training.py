@@ -29,6 +29,7 @@ from varbench.model.transformer import Transformer, initialise_
 from varbench.policies import TrainStep
 from varbench.spec import ModelSpec, TokenizerSpec
 from varbench.train.budgets import recipe_budget
+from varbench.train.curriculum import Curriculum, Teacher
 from varbench.train.export import export
 from varbench.train.optimiser import adamw, rate_at
 from varbench.train.order import batch_rows, class_drops, uniforms
@@ -36,7 +37,7 @@ from varbench.train.recipes import full_curriculum
 from varbench.train.states import Checkpoints, ctrl_c_waits, load_state, save_state
 from varbench.train.tokens import TokenSet, tokens_of
 from varbench.train.train_tokenizer import TokenizerBudget, train_tokenizer
-from varbench.train.trainer import Budget, Curriculum, Teacher, train
+from varbench.train.trainer import Budget, train
 
 SPEC = ModelSpec(
     name="small",

@@ -22,8 +22,9 @@ from varbench.plan.owned import Owned, RowPolicies
 from varbench.plan.sizes import matrices
 from varbench.policies import MAIN, TokenPolicy
 from varbench.rows import expand
+from varbench.train.curriculum import attention_of
 from varbench.train.recipes import full_plan
-from varbench.train.trainer import DTYPES, attention_of
+from varbench.train.trainer import DTYPES
 from varbench.train.training_forecast import in_a_line, pass_work, stages_of
 from varbench.train.training_options import configured
 

@@ -37,6 +37,7 @@ from varbench.policies import MAIN, Stage, TrainingSchedule, TrainStep
 from varbench.rows.grammar import Row
 from varbench.spec import ModelSpec
 from varbench.train import evaluation
+from varbench.train.curriculum import Curriculum, Teacher, attention_of
 from varbench.train.export import export
 from varbench.train.own_numbers import put_own
 from varbench.train.progress import TOKENS, TRAINING, Progress, Sizes, followed
@@ -45,7 +46,7 @@ from varbench.train.recipe_key import budgets_of, read_by, recipe_key
 from varbench.train.shipped import Shipped
 from varbench.train.states import Checkpoints, another_state
 from varbench.train.tokens import TokenSet, tokens_of
-from varbench.train.trainer import DTYPES, Budget, Curriculum, HeldOut, Teacher, attention_of, train
+from varbench.train.trainer import DTYPES, Budget, HeldOut, train
 from varbench.train.training_log import TrainingLog, log_of
 from varbench.train.training_options import ByStage
 

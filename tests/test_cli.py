@@ -194,7 +194,7 @@ def test_list_names_plugins_presets_and_hardware(varbench: CommandLine) -> None:
     assert {"H100-SXM", "H200-SXM", "L20", "L40S", "RTX-4090"} <= {device["name"] for device in listed["hardware"]}
     text = varbench("list").stdout
     assert "full* d8* d4 d2*" in text
-    assert varbench("list", "presets").stdout.count("\n") == 7
+    assert varbench("list", "presets").stdout.count("\n") == 8
 
 
 def test_plan_gives_the_published_models_figures(varbench: CommandLine) -> None:

@@ -117,13 +117,15 @@ def test_every_option_has_a_default_or_says_how_it_is_found() -> None:
 
 def test_defaults_by_preset() -> None:
     found = ByPreset(64, tiny=32, quick_tiny=16)
-    assert [found.of(model, quick=quick) for model in ("tiny", "var-d30") for quick in (False, True)] == [
+    assert [found.of(model, quick=quick) for model in ("tiny", "fashion", "var-d30") for quick in (False, True)] == [
+        32,
+        16,
         32,
         16,
         64,
         64,
     ]
-    assert str(found) == "64, for tiny 32"
+    assert str(found) == "64, for tiny and fashion 32"
     assert resolved("--weights", "random", "--quick").batch == 16
     large = resolved("--weights", "random", "--model", "var-d16", "--device", "cpu")
     assert (large.batch, large.top_k, large.top_p, large.count, large.budget) == (64, 900, 0.96, 6, 30.0)

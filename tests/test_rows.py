@@ -154,7 +154,7 @@ def test_a_further_model_is_shipped_by_its_sizes_whatever_a_method_calls_it() ->
 
 
 def test_presets_have_what_they_are_known_for() -> None:
-    assert presets.names() == ("tiny", "var-d16", "var-d20", "var-d24", "var-d30", "var-d36")
+    assert presets.names() == ("tiny", "fashion", "var-d16", "var-d20", "var-d24", "var-d30", "var-d36")
     assert (D30.depth, D30.width, D30.heads, D30.length, D30.image_side) == (30, 1920, 30, 680, 256)
     assert presets.preset("var-d36").spec.length == 2240
     assert presets.preset("var-d36").spec.image_side == 512

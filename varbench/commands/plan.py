@@ -66,7 +66,7 @@ def add_parser(subparsers: Any) -> None:
         "--hardware",
         metavar="NAMES",
         help="names by comma, a .toml file, or `here`, as `varbench env --calibrate` measured it; default: L20, as the papers, or "
-        "for tiny a CPU",
+        "for tiny and fashion a CPU",
     )
     parser.add_argument(
         "--accounting", choices=("lossless", "upstream"), help="upstream counts and stores as the official code does"

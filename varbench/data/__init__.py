@@ -1,1 +1,2 @@
-"""Labelled images behind one small interface: the procedural set `shapes`, and any folder of class sub-folders."""
+"""Labelled images behind one small interface: the procedural set `shapes`, any folder of class
+sub-folders, and four idx files as MNIST has them."""

@@ -12,21 +12,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from scripted import a_run, conduct, options, scripted
 
 from varbench.__main__ import main
+from varbench.base.hashing import file_hash
 from varbench.data import idx
 from varbench.data.folder import ImageFolder
 from varbench.data.given import image_set
 from varbench.data.idx import FILES, open_idx
 from varbench.data.shapes import Shapes
+from varbench.engine.loading import load_pipeline
 from varbench.errors import UserError
+from varbench.model.state_files import read_record
 from varbench.plan import presets
+from varbench.quality import load_network
 from varbench.record import load_records
 from varbench.run.scoring_networks import ScoringNetworks
 
 CLASSES, TRAINED, TESTED = 10, 480, 240
+DEBIANS = "/usr/share/datasets/fashion-mnist"
+FASHION_MNIST = "278c78f5d7344b0e10ad2541c2ab60c6965f80316cb365f151db8b2644b26234"
+"""Fingerprint of its files at 32 pixels."""
 Write = Callable[..., Path]
 
 
@@ -171,9 +179,14 @@ def test_without_the_files_rows_run_and_quality_says_what_lies_missing(
         run = a_run(tmp_path, **asked, rounds=1)
         assert run.rows["variant@d8"].resolved.weight_set == "pretrained", "no recipe is trained"
         conduct(run, tmp_path).everything()
-    record = next(one for one in load_records([tmp_path]).records if one.row.row == "variant@d8")
+    records = load_records([tmp_path]).records
+    record = next(one for one in records if one.row.row == "variant@d8")
     assert record.timing is not None and record.quality is None
     assert re.search("give --data FOLDER.*dataset-fashion-mnist", record.missing["quality"])
+    full = next(one for one in records if one.row.row == "full_var")
+    (told,) = [notice for notice in full.warnings if notice.text.startswith("quality is left out")]
+    assert told.next_command is not None and "--data FOLDER" in told.next_command
+    assert "--images 2000" in told.next_command
     asked["data"] = str(write())
     assert options(**asked).images == 2_000
     with scripted(monkeypatch):
@@ -199,3 +212,31 @@ def test_what_looks_at_fashion_is_its_own_and_another_sets_classes_are_not_judge
     garments = networks(data=str(folder), images=40)
     assert garments.judge is not None and garments.class_names == idx.FASHION_CLASSES
     assert garments.reference.source == "fashion-mnist, held out"
+
+
+def test_what_ships_for_fashion_was_trained_together_on_the_real_set() -> None:
+    files = presets.shipped_files("fashion")
+    looking = {kind: load_network(presets.scoring_network("fashion", kind)) for kind in ("features", "judge")}
+    told = {part: read_record(path) or {} for part, path in files.items()}
+    told |= {kind: network.record for kind, network in looking.items()}
+    assert {record["data"] for record in told.values()} == {FASHION_MNIST}
+    assert told["main"]["tokenizer"] == file_hash(files["vae"])
+    assert all(network.config.classes == idx.FASHION_CLASSES for network in looking.values())
+    assert all("--data fashion-mnist" in record["command"] for record in told.values())
+    folder = presets.asset_folder("fashion")
+    assert sum(path.stat().st_size for path in folder.glob("*.safetensors")) < 16e6
+
+
+def test_its_shipped_weights_make_garments_of_their_class() -> None:
+    labels = [place % CLASSES for place in range(60)]
+    made = load_pipeline("fashion").generate(labels, cfg=1.5, seed=0).images
+    judge = load_network(presets.scoring_network("fashion", "judge")).module
+    right = judge(made.float()).argmax(dim=1) == torch.tensor(labels)
+    assert right.float().mean() > 0.7, "chance is a tenth"
+
+
+@pytest.mark.skipif(not Path(DEBIANS).is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
+def test_debians_files_are_known() -> None:
+    data = open_idx(DEBIANS, side=32)
+    assert (data.name, data.fingerprint) == ("fashion-mnist", FASHION_MNIST)
+    assert [len(part) for part in (data.training, data.validation, data.test)] == [55_000, 5_000, 10_000]

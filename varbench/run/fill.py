@@ -27,7 +27,7 @@ from varbench.record.option_forms import as_arguments
 from varbench.record.options import Options
 from varbench.record.plan_summary import plan_summary, trace_totals
 from varbench.rows import UPSTREAM
-from varbench.run import identity, verdict
+from varbench.run import identity, pitfalls, verdict
 from varbench.run.findings import Findings, Looks
 from varbench.run.prepare import RowInRun, Run, hardware_like
 from varbench.run.timing import timing
@@ -241,8 +241,8 @@ def _quality(
         missing["quality"] = "the weights are random"
     elif row.name == UPSTREAM:
         missing["quality"] = "the same weights and arithmetic as the lossless row, where it is measured"
-    elif (brought := presets.preset(run.options.model).data) and run.options.data is run.options.reference is None:
-        missing["quality"] = f"there are no images to score against: give --data FOLDER, {brought}"
+    elif lacking := pitfalls.lacking_images(run.options):
+        missing["quality"] = lacking
     elif run.options.images == 0:
         missing["quality"] = "no images were asked for, or there is no reference to score against"
     elif scored is not None:

@@ -6,10 +6,11 @@ import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from varbench.plan import protocols
+from varbench.plan import presets, protocols
 from varbench.record import Notice
 from varbench.record.option_forms import as_arguments
 from varbench.record.options import Options, asked
+from varbench.rows import FULL
 from varbench.run.findings import Findings
 from varbench.run.messages import ReferenceSeen
 from varbench.run.prepare import RowInRun, Run
@@ -40,6 +41,9 @@ def notices(run: Run, row: RowInRun, found: Findings) -> Iterator[Notice]:
                 "--checkpoints", options.checkpoints or "DIR", "--plugins", row.name,
             ]),
         )  # fmt: skip
+    if row.name == FULL and run.files is not None and (lacking := lacking_images(options)):
+        repeated = as_arguments(with_data(options), row=row.name, study=row.resolved.study)
+        yield Notice(text=f"quality is left out: {lacking}", next_command=shlex.join(repeated))
     if not run.is_scored(row.name):
         return
     if options.cfg == 0 and row.plan is not None:
@@ -64,6 +68,20 @@ def notices(run: Run, row: RowInRun, found: Findings) -> Iterator[Notice]:
         yield _unjudged(options)
     if scored is not None and scored.quality is not None and scored.reference is not None:
         yield from _reference(run, scored.quality.scores[0].name, scored.reference, again)
+
+
+def lacking_images(options: Options) -> str | None:
+    """What the user has to bring so that a preset that ships can be scored; None where it is there."""
+    brought = presets.preset(options.model).data
+    if not brought or options.data is not None or options.reference is not None:
+        return None
+    return f"there are no images to score against: give --data FOLDER, {brought}"
+
+
+def with_data(options: Options) -> Options:
+    """The same with a folder of images, which is to be filled in, and scored where it was not for want of it."""
+    usual = asked(Options)["images"].usual(options.model, quick=options.quick)
+    return replace(options, data="FOLDER", images=usual if lacking_images(options) else options.images)
 
 
 def _unjudged(options: Options) -> Notice:

@@ -85,8 +85,8 @@ def warnings(run: Run, row: RowInRun, found: Findings) -> tuple[Notice, ...]:
         and recipe_in(options.weights) not in own
     ):
         text = f"nothing was trained for {row.resolved.recipe}: the weights that were given were used as they are"
-        again = as_arguments(options, row=row.name, study=row.resolved.study)
-        notices.append(Notice(text=text, next_command=f"{shlex.join(again)} --data FOLDER"))
+        again = as_arguments(pitfalls.with_data(options), row=row.name, study=row.resolved.study)
+        notices.append(Notice(text=text, next_command=shlex.join(again)))
     notices += pitfalls.notices(run, row, found)
     if found.earlier:
         words = {"Seen": "quality", "Looks": "memory"}

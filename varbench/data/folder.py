@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from varbench.base.hashing import digest, file_hash
-from varbench.data.image_set import Indices
+from varbench.data.image_set import Indices, within
 from varbench.errors import UserError
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
@@ -71,13 +71,7 @@ class ImageFolder:
         return out
 
     def _checked(self, indices: Indices) -> NDArray[np.int64]:
-        wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
-        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self.files)):
-            raise UserError(
-                f"{self.root} has the images 0 to {len(self.files) - 1}, and {int(wanted.min())} to "
-                f"{int(wanted.max())} was asked for. Take indices from its ranges."
-            )
-        return wanted
+        return within(indices, count=len(self.files), of=self.root)
 
 
 def open_folder(root: str | Path, *, side: int, minimum: int = _HELD_OUT) -> ImageFolder:

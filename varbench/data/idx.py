@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from varbench.data.image_set import Indices
+from varbench.data.image_set import Indices, within
 from varbench.errors import UserError
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -63,13 +63,7 @@ class IdxSet:
         return np.repeat(whole[:, None], 3, axis=1)
 
     def _checked(self, indices: Indices) -> NDArray[np.int64]:
-        wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
-        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self.labels_N)):
-            raise UserError(
-                f"{self.name} has the images 0 to {len(self.labels_N) - 1}, and {int(wanted.min())} to "
-                f"{int(wanted.max())} was asked for. Take indices from its ranges."
-            )
-        return wanted
+        return within(indices, count=len(self.labels_N), of=self.name)
 
 
 def holds_idx(root: str | Path) -> bool:

@@ -7,6 +7,8 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from varbench.errors import UserError
+
 Indices: TypeAlias = "range | list[int] | NDArray[np.integer]"
 
 
@@ -47,3 +49,14 @@ class ImageSet(Protocol):
 
     def labels(self, indices: Indices) -> NDArray[np.int64]:
         """Their labels, (N,)."""
+
+
+def within(indices: Indices, *, count: int, of: object) -> NDArray[np.int64]:
+    """The indices as an array; those that a set of so many images does not have are refused."""
+    wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
+    if len(wanted) and not (wanted.min() >= 0 and wanted.max() < count):
+        raise UserError(
+            f"{of} has the images 0 to {count - 1}, and {int(wanted.min())} to {int(wanted.max())} was asked for. "
+            "Take indices from its ranges."
+        )
+    return wanted

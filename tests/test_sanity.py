@@ -302,7 +302,7 @@ def test_a_gain_beyond_what_is_saved_has_no_cause(run_and_found: tuple[Run, dict
         speed[number] = replace(one, throughput=tuple(pairs))
     said = reasons(run, replace(found["variant@d2"], speed=speed))
     assert "throughput: 4" in said and "times of FLOPs, bytes or layer calls" in said
-    assert "only 0.5" in said, "what the network saves is not saved by the whole call"
+    assert "only 0.50" in said or "only 0.49" in said, "what the network saves is not saved by the whole call"
 
 
 def test_better_than_real_images_is_no_score(run_and_found: tuple[Run, dict[str, Findings], Script]) -> None:

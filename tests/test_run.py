@@ -1054,8 +1054,9 @@ def test_the_full_model_alone_is_held_to_its_job_too(tmp_path: Path, script: Scr
     """What denominators are held against would say nothing if it ran something else."""
     script.job, script.of = "1" * 64, FULL
     execution = conduct(a_run(tmp_path, plugins="variant@d8"), tmp_path)
-    with execution._full_alone(()):
-        pass
+    with execution._full_alone(()) as alone:
+        assert alone is not None
+        alone.begin()
     assert "told to do 111111111111, and" in "; ".join(execution.found[FULL].mismatches)
 
 

@@ -215,7 +215,7 @@ def test_the_full_model_alone_gives_its_memory_back_where_the_device_does_not_ho
     speed.time_rows(
         machine.ask, (HALF,), full=FULL, pace=Pace(batch=4, pairs=6, error=lambda row: math.inf, budget=0.0),
         overseer=overseer(4, 6), strain=machine.strain, failed=lambda row, error: None,
-        alone=Alone(ask=plain, strain=machine.strain, tight=True),
+        alone=Alone(ask=plain, strain=machine.strain, begin=lambda: True),
     )  # fmt: skip
     assert {len(request.labels) for request in asked} == {1, 4}
     for first, second in zip(asked[::2], asked[1::2], strict=True):

@@ -44,8 +44,9 @@ class Alone:
 
     ask: AskOne
     strain: ReadStrain
-    tight: bool = False
-    """Whether the device's memory does not hold both: then it is set up for each call anew, and gives all back."""
+    begin: Callable[[], bool] = lambda: False
+    """Waits until it is loaded and warm. Whether the device's memory does not hold both: then it is set up for each call anew,
+    and gives all back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +196,7 @@ class _Session:
 
     def asked_alone(self, request: Request) -> Call:
         assert self.alone is not None
-        tight = self.alone.tight
+        tight = self.alone.begin()
         # What it had in caches the rows have taken.
         self.alone.ask(request if tight else replace(request, labels=request.labels[:1]))
         return time_call(self.alone.ask, self.alone.strain, replace(request, release=tight))[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -35,23 +35,25 @@ def full_alone(
     check: Check,
     strain: Callable[[Child], Reading | None],
     note: Callable[[str], None],
-) -> Iterator[Alone | None]:
-    """Such a process beside one with rows of these names, warm; a new one each time, so that what luck it has is not that of many
-    denominators."""
-    with contextlib.ExitStack() as stack:
-        try:
-            job = run.job(task="making", rows=(FULL,))
-            child = stack.enter_context(start(job))
-            check(loaded := child.receive(Ready), asked=job)
-            labels = balanced_labels(run.options.batch, run.model.classes)
-            tight = not _fit_together(run, names, memory=loaded.environment.device_memory_bytes)
-            for call in range(run.warm_calls):  # as a row's own first calls, which do not count either
-                release = tight and call == run.warm_calls - 1
-                child.make(Request(row=FULL, labels=labels, seed=run.options.seed, release=release))
-        except (ChildEndedError, RowError) as error:
-            note(f"  the full model alone: {error.failure.reason}; no denominator is held against it")
-            yield None
-            return
+) -> Iterator[Alone]:
+    """Such a process beside one with rows of these names, which loads while they warm up; a new one each time, so that what luck it
+    has is not that of many denominators."""
+    job = run.job(task="making", rows=(FULL,))
+    with start(job) as child:
+
+        @functools.cache
+        def begin() -> bool:
+            try:
+                check(loaded := child.receive(Ready), asked=job)
+                labels = balanced_labels(run.options.batch, run.model.classes)
+                tight = not _fit_together(run, names, memory=loaded.environment.device_memory_bytes)
+                for call in range(run.warm_calls):  # as a row's own first calls, which do not count either
+                    release = tight and call == run.warm_calls - 1
+                    child.make(Request(row=FULL, labels=labels, seed=run.options.seed, release=release))
+            except (ChildEndedError, RowError) as error:
+                note(f"  the full model alone: {error.failure.reason}; no denominator is held against it")
+                raise RowError(error.failure) from error
+            return tight
 
         def ask(request: Request) -> Reply:
             try:
@@ -59,7 +61,7 @@ def full_alone(
             except ChildEndedError as error:  # no row is to blame
                 raise RowError(error.failure) from error
 
-        yield Alone(ask=ask, strain=lambda: strain(child), tight=tight)
+        yield Alone(ask=ask, strain=lambda: strain(child), begin=begin)
 
 
 def _fit_together(run: Run, names: tuple[str, ...], *, memory: int | None) -> bool:

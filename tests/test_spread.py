@@ -417,15 +417,15 @@ class Here(Devices):
     said: list[str] = field(default_factory=list)
 
     def begin(self, place: Place, errand: Errand) -> None:
-        def detail(told: Any, text: str) -> None:
-            self.said.append(text)
-            if text == self.dies_at:
+        def shows(home: Any, title: str, lines: Sequence[str], standing: Any) -> None:
+            self.said += lines
+            if self.dies_at in lines:
                 raise DiedError
 
         self.begun.append((place.name, errand))
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("XDG_CACHE_HOME", str(self.caches / place.name))
-            patch.setattr(portion_module._Told, "detail", detail)
+            patch.setattr(portion_module._AtHome, "shows", shows)
             try:
                 for one in carry_out(errand):
                     self.heard.append((place, one))

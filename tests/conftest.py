@@ -17,6 +17,8 @@ PACKAGES = Path(__file__).parent / "packages"
 
 LONGEST = (
     "test_spread.py",
+    "test_round.py",
+    "test_quality.py",
     "test_faults.py",
     "test_real_formats.py",
     "test_full_disk.py",

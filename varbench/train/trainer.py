@@ -210,8 +210,9 @@ def optimise(
         trained, value = backward(step)
         return trained, value, take_step(optimizer, module.parameters(), rate=rate)
 
-    captures = replayable is not None and worth_capturing(module, ranks)
-    graphs = StepGraphs(replayable, module, optimizer) if replayable is not None and captures else None
+    graphs = None
+    if replayable is not None and worth_capturing(module, ranks):
+        graphs = StepGraphs(replayable, module, optimizer)
     take = stepped if graphs is None else graphs.step
     # Ranks step together, so none of them may finish a step that another has left.
     waits = ctrl_c_waits() if ranks.count == 1 else nullcontext(lambda: False)

@@ -247,8 +247,8 @@ class Options:
         absent="a few are kept, to look at", metavar="FORM", choices=("npz", "png"), decides=False,
     )  # fmt: skip
     rounds: int = option(
-        "rounds of fresh processes", default=ByPreset(FEWEST_ROUNDS, tiny=FEWEST_ROUNDS, quick=1, quick_tiny=1),
-        metavar="N", least=1, compared=False,
+        "rounds of fresh processes; 0 leaves speed out", default=ByPreset(FEWEST_ROUNDS, tiny=FEWEST_ROUNDS, quick=1, quick_tiny=1),
+        metavar="N", least=0, compared=False,
     )  # fmt: skip
     # Two CPU cores make no more images a second with larger batches, and ten minutes have to do for fourteen rows.
     count: int = option(

@@ -130,6 +130,8 @@ def _check(options: Options, preset: presets.Preset) -> None:
     if looks is not None and options.reference is None and options.data is None and not preset.draws_images:
         flag = "--features" if options.inception is None else "--inception"
         raise UserError(f"{flag} {looks}: there is nothing to compare with; give --reference PATH too")
+    if options.quick and not options.rounds:
+        raise UserError("--quick makes images and times them in the same processes; leave it out, or --rounds 0")
     if 0 < options.images < 20:
         raise UserError(
             f"{options.images} images are too few to score; give --images 20 or more, or 0 to leave quality out"

@@ -27,6 +27,8 @@ COLUMNS: dict[str, Callable[[Times], float | None]] = {
 def timing(run: Run, row: RowInRun, found: Findings, missing: dict[str, str]) -> Timing | None:
     rounds = [found.speed[number] for number in sorted(found.speed)]
     if not rounds:
+        if not run.options.rounds:
+            missing["timing"] = "speed was left out, by --rounds 0"
         return None
     if unseen := next((one.unseen for one in rounds if one.unseen), None):
         missing["timing.board"] = unseen

@@ -16,12 +16,13 @@ from varbench.run.prepare import RowInRun, Run
 TOO_FAST = 0.7
 """An equal repeat that takes less than this share of a fresh call, in every round, has been remembered."""
 
+TIMED = "an equal call is no faster"
 CHECKED = (
     "ran as planned, step by step", "state equals the plan's to the byte", "equal calls gave equal tokens",
-    "nothing hidden between steps, nothing left behind", "no global state changed", "an equal call is no faster",
+    "nothing hidden between steps, nothing left behind", "no global state changed", TIMED,
 )  # fmt: skip
-CHECKED_QUICKLY = ("no global state changed", "an equal call is no faster")
-CHECKED_OUTSIDE = ("equal calls gave equal images", "no global state changed", "an equal call is no faster")
+CHECKED_QUICKLY = ("no global state changed", TIMED)
+CHECKED_OUTSIDE = ("equal calls gave equal images", "no global state changed", TIMED)
 """Of a row that replaces the loop."""
 
 
@@ -69,9 +70,8 @@ def _of_the_board(found: Findings) -> list[str]:
 
 
 def _checked(row: RowInRun, found: Findings) -> tuple[str, ...]:
-    if found.looks is None:
-        return CHECKED_QUICKLY
-    return CHECKED_OUTSIDE if row.replaces_loop else CHECKED
+    done = CHECKED_QUICKLY if found.looks is None else CHECKED_OUTSIDE if row.replaces_loop else CHECKED
+    return done if found.speed else tuple(one for one in done if one != TIMED)
 
 
 def warnings(run: Run, row: RowInRun, found: Findings) -> tuple[Notice, ...]:

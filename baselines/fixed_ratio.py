@@ -34,7 +34,7 @@ def varbench_settings(model: ModelSpec) -> Settings:
         point_pattern=supernet.POINT_PATTERN,
         recipes=tuple(PROBABILITIES),
         default_recipes=tuple(PROBABILITIES),
-        parameters={**supernet.parameters(model), **supernet.DRAW},
+        parameters={**supernet.parameters(model), **supernet.TRAINING},
         published=published(model),
         summary="a supernet, a subnet trained in a fixed share of the steps",
         provenance=Provenance(
@@ -56,5 +56,5 @@ def varbench_training_schedule(setting: Setting, model: ModelSpec) -> TrainingSc
     return supernet.SupernetSchedule(
         probability=lambda step, total: constant,
         subnets=supernet.points(model)[1:],
-        draw=str(setting.parameters["draw"]),
+        parameters=setting.parameters,
     )

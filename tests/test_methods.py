@@ -16,7 +16,9 @@ from varbench.plan.compiler import compile_plan
 from varbench.policies import Stage, TrainStep
 from varbench.record import Record, Verdict
 from varbench.record.sections import Table
+from varbench.spec import ModelSpec
 from varbench.supernet import SupernetSchedule
+from varbench.train.order import uniforms
 from varbench_plugins.variant import claims, probability
 
 TINY = presets.preset("tiny").spec
@@ -123,6 +125,42 @@ def test_a_step_trains_one_plan_drawn_from_the_points() -> None:
     only = rows.resolve("variant@d8:draw=d2", TINY).schedule
     assert only is not None
     assert {only.at(TRAIN, 59, 60, lambda k, u=u: u).point for u in (0, 0.3, 0.6, 0.99)} == {"d2"}
+
+
+def test_each_choice_of_the_supernet_can_be_changed_alone() -> None:
+    def steps(text: str) -> list[TrainStep]:
+        schedule = rows.resolve(text, TINY).schedule
+        assert schedule is not None
+        shares = [uniforms(seed=0, step=step) for step in range(60)]
+        return [schedule.at(TRAIN, step, 60, uniform) for step, uniform in enumerate(shares)]
+
+    published = steps("variant@d8")
+    backwards = steps("variant@d8:phases=reversed")
+    assert all(step.point is not None for step in published[-20:]) and all(
+        step.point is not None for step in backwards[:20]
+    )
+    assert sum(step.point is None for step in backwards[-10:]) > sum(step.point is None for step in published[-10:])
+    taught = steps("variant@d8:targets=full")
+    assert [step.point for step in taught] == [step.point for step in published], "the same draws"
+    assert [step.loss for step in taught] == ["ce" if step.point is None else "kl" for step in taught]
+    given = rows.resolve("variant@d8:targets=full", TINY).schedule
+    assert given is not None and [stage.teacher for stage in given.stages()] == ["main"]
+    prefix = compile_plan(TINY, rows.resolve("variant@d8:spread=prefix", TINY).policies)
+    assert [call.layer for call in prefix.steps[-1].calls] == list(range(8))
+
+
+@pytest.mark.parametrize("model", [TINY, D30])
+def test_ablations_change_one_choice_and_are_drawn_at_every_point(model: ModelSpec) -> None:
+    found = rows.of_study("ablations", model)
+    assert not found.refused
+    plain = {setting.plugin: setting for setting in rows.resolve("variant@d8", model).settings}["variant"].parameters
+    changed = [
+        {name for name, value in row.settings[0].parameters.items() if value != plain[name]} for row in found.rows
+    ]
+    assert {len(names) for names in changed} == {0, 1}
+    points = [str(row.settings[0].point) for row in found.rows]
+    assert points == list(supernet.points(model)) * (len(points) // len(supernet.points(model)))
+    assert len({row.name for row in found.rows}) == len(found.rows)
 
 
 def test_the_full_model_continued_is_the_control() -> None:

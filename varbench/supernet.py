@@ -18,10 +18,13 @@ POINT_PATTERN = r"d[0-9]+"
 DEPTHS = (16, 8, 4, 2)
 DEFAULT_DEPTHS = (16, 8, 2)
 """What `run` measures unless told otherwise."""
-DRAW = {
+TRAINING = {
     "draw": Parameter(
         default="uniform", help="depth that a subnet step trains: uniform over the points, or one, as in d8"
-    )
+    ),
+    "targets": Parameter(
+        default="codes", help="what subnets learn: codes of the images, or what the full model says of them (full)"
+    ),
 }
 
 
@@ -44,10 +47,13 @@ def default_bridge(model: ModelSpec) -> int:
 
 
 def parameters(model: ModelSpec) -> dict[str, Parameter]:
-    """Those of `SupernetDepth`; `DRAW` is that of `SupernetSchedule`."""
+    """Those of `SupernetDepth`; `TRAINING` are those of `SupernetSchedule`."""
     return {
         "bridge": Parameter(default=default_bridge(model), help="the first N scales run all layers"),
         "zone": Parameter(default="", help="scales that run fewer layers, in place of bridge, as in 7-10"),
+        "spread": Parameter(
+            default="equidistant", help="which layers a depth keeps: equidistant, or the first (prefix)"
+        ),
         "nested": Parameter(default=False, help="take each smaller set of layers from within the larger"),
         "retain": Parameter(default="none", help="paper keeps the cache of layers that run no more; none drops it"),
     }
@@ -76,7 +82,7 @@ def nested(depth: int, layers: int, larger: Sequence[int]) -> tuple[int, ...]:
     return (first, *min(itertools.combinations(inner, layers - 2), key=unevenness), last)
 
 
-def subnet(point: str, model: ModelSpec, *, is_nested: bool = False) -> tuple[int, ...]:
+def subnet(point: str, model: ModelSpec, *, is_nested: bool = False, spread: str = "equidistant") -> tuple[int, ...]:
     """Layers of a point, `full` or `dN` with 1 <= N < depth."""
     if point == "full":
         return tuple(range(model.depth))
@@ -85,6 +91,8 @@ def subnet(point: str, model: ModelSpec, *, is_nested: bool = False) -> tuple[in
         raise UserError(
             f"{point} is out of range: {model.name} has {model.depth} layers, so give d1 to d{model.depth - 1}, or full"
         )
+    if spread == "prefix":
+        return tuple(range(layers))
     return nested(model.depth, layers, depths(model)) if is_nested else equidistant(model.depth, layers)
 
 
@@ -93,11 +101,10 @@ class SupernetDepth(DepthPolicy):
 
     def __init__(self, point: str, model: ModelSpec, parameters: Mapping[str, bool | int | float | str]) -> None:
         self.full = tuple(range(model.depth))
-        self.subnet = subnet(point, model, is_nested=bool(parameters["nested"]))
+        spread = one_of("spread", parameters, "equidistant", "prefix")
+        self.subnet = subnet(point, model, is_nested=bool(parameters["nested"]), spread=spread)
         self.flexible = flexible_scales(model, bridge=int(parameters["bridge"]), zone=str(parameters["zone"]))
-        retain = parameters["retain"]
-        if retain not in ("none", "paper"):
-            raise UserError(f"retain is {retain!r}; give none or paper")
+        retain = one_of("retain", parameters, "none", "paper")
         self._retained = frozenset(self.full) - frozenset(self.subnet) if retain == "paper" else frozenset()
 
     def layers(self, scale: int, backbone: str) -> Sequence[int]:
@@ -109,6 +116,14 @@ class SupernetDepth(DepthPolicy):
 
     def retains(self, layer: int, scale: int) -> bool:
         return layer in self._retained
+
+
+def one_of(name: str, parameters: Mapping[str, bool | int | float | str], *known: str) -> str:
+    """The parameter's value, which is one of these words."""
+    value = str(parameters[name])
+    if value not in known:
+        raise UserError(f"{name} is {value!r}; give {' or '.join(known)}")
+    return value
 
 
 def flexible_scales(model: ModelSpec, *, bridge: int, zone: str) -> frozenset[int]:
@@ -126,21 +141,27 @@ def flexible_scales(model: ModelSpec, *, bridge: int, zone: str) -> frozenset[in
 
 
 class SupernetSchedule(TrainingSchedule):
-    """`probability(step, total)` of training a subnet; which one is drawn evenly from `subnets`, or fixed by `draw`."""
+    """`probability(step, total)` of training a subnet; which one is drawn evenly from `subnets`, or fixed by `draw`. With the
+    targets `full`, subnets are taught by the full model as it was before."""
 
     def __init__(
         self,
         *,
         probability: Callable[[int, int], float],
         subnets: Sequence[str],
-        draw: str = "uniform",
+        parameters: Mapping[str, bool | int | float | str],
         shortest: int = 1,
     ) -> None:
+        draw = str(parameters["draw"])
         if draw != "uniform" and draw not in subnets:
             raise UserError(f"draw is {draw!r}; give uniform, or one of {', '.join(subnets)}")
         self.probability = probability
         self.subnets = tuple(subnets) if draw == "uniform" else (draw,)
         self._shortest = shortest
+        self._taught = one_of("targets", parameters, "codes", "full") == "full"
+
+    def stages(self) -> Sequence[Stage]:
+        return (Stage(name="train", teacher=MAIN if self._taught else None),)
 
     def check(self, total: int) -> None:
         if not self.subnets:
@@ -153,4 +174,5 @@ class SupernetSchedule(TrainingSchedule):
     def at(self, stage: Stage, step: int, total: int, uniform: Callable[[int], float]) -> TrainStep:
         if uniform(0) >= self.probability(step, total):
             return TrainStep()
-        return TrainStep(point=self.subnets[int(uniform(1) * len(self.subnets))])
+        point = self.subnets[int(uniform(1) * len(self.subnets))]
+        return TrainStep(point=point, loss="kl" if self._taught else "ce")

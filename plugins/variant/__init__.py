@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from varbench import hookimpl, supernet
-from varbench.policies import DepthPolicy, Provenance, Setting, Settings, TrainingSchedule
+from varbench.policies import DepthPolicy, Parameter, Provenance, Setting, Settings, TrainingSchedule
 from varbench.spec import ModelSpec
 
-from . import story
+from . import ablations, story
 
 if TYPE_CHECKING:
     from varbench.record import Record
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SHORTEST_TRAINING = 6
 """Steps from which each of the three phases has one."""
+PHASES = {"phases": Parameter(default="published", help="full model first and subnets last (published), or reversed")}
 
 
 def probability(step: int, total: int) -> float:
@@ -28,6 +29,11 @@ def probability(step: int, total: int) -> float:
     return 1.0
 
 
+def backwards(step: int, total: int) -> float:
+    """The same share of subnets in all, the most of them first."""
+    return probability(total - 1 - step, total)
+
+
 @hookimpl
 def varbench_settings(model: ModelSpec) -> Settings:
     return Settings(
@@ -35,8 +41,8 @@ def varbench_settings(model: ModelSpec) -> Settings:
         default_points=supernet.default_points(model),
         point_pattern=supernet.POINT_PATTERN,
         recipes=("progressive", "untrained"),
-        parameters={**supernet.parameters(model), **supernet.DRAW},
-        studies={"scale_depth_asymmetry": story.where_depth_matters(model)},
+        parameters={**supernet.parameters(model), **supernet.TRAINING, **PHASES},
+        studies={"scale_depth_asymmetry": story.where_depth_matters(model), "ablations": ablations.study(model)},
         published=story.PUBLISHED,
         paper=story.PAPER,
         summary="one weight-shared network, depth chosen at run time",
@@ -59,10 +65,11 @@ def varbench_depth_policy(setting: Setting, model: ModelSpec) -> DepthPolicy:
 def varbench_training_schedule(setting: Setting, model: ModelSpec) -> TrainingSchedule | None:
     if setting.recipe == "untrained":
         return None
+    phases = supernet.one_of("phases", setting.parameters, "published", "reversed")
     return supernet.SupernetSchedule(
-        probability=probability,
+        probability=probability if phases == "published" else backwards,
         subnets=supernet.points(model)[1:],
-        draw=str(setting.parameters["draw"]),
+        parameters=setting.parameters,
         shortest=SHORTEST_TRAINING,
     )
 

@@ -37,6 +37,12 @@ def how_many(block: Block, count: int) -> str:
     return "" if count == total else f" {count} of {total} rows are drawn."
 
 
+def by_point(point: str) -> tuple[int, int, str]:
+    """What the trainer calls the full model first, then by number, the largest first."""
+    digits = "".join(letter for letter in point if letter.isdigit())
+    return (point != "full", -int(digits or 0), point)
+
+
 def label(entry: Entry) -> str:
     upstream = entry.first.protocol.accounting == "upstream" and "upstream" not in entry.name
     return f"{entry.name} (upstream)" if upstream else entry.name

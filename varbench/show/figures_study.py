@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from varbench.show import formatting
-from varbench.show.charts import NEUTRAL, PALETTE, Figure, Plot, Spec, axis, chart
+from varbench.show.charts import NEUTRAL, PALETTE, Figure, Plot, Spec, axis, chart, colour, swatches
+from varbench.show.drawn_rows import by_point
 from varbench.show.entries import Block, Entry, score_label
 from varbench.show.published import figures_text, published_for
 
-FULL = "full model"
+FULL, UNCHANGED = "full model", "unchanged"
+FAR_APART = 8
+"""Times that the largest value is above the smallest, from where on a logarithmic axis."""
 
 
 def studies(block: Block) -> Iterator[Figure]:
@@ -24,20 +28,71 @@ def studies(block: Block) -> Iterator[Figure]:
 
 def _study(name: str, entries: Sequence[Entry], block: Block) -> Figure | None:
     headline = next((entry.headline for entry in entries if entry.headline is not None), None)
-    full = block.full.get("lossless")
-    named = {**({FULL: full} if full is not None else {}), **dict(zip(_labels(entries), entries, strict=True))}
+    full, grouped = block.full.get("lossless"), _in_groups(entries)
+    labels = _labels(entries, without=("point",) if grouped else ())
+    labelled = [*([(FULL, full)] if full is not None else []), *zip(labels, entries, strict=True)]
     values: list[dict[str, Any]] = []
-    for label, entry in named.items():
+    for label, entry in labelled:
         quality = entry.score(headline.name) if headline is not None else None
         if quality is not None:
             values.append({
-                "setting": label, "value": quality.value, "low": quality.low, "high": quality.high,
-                "valid": entry.believable and entry is not full, "text": formatting.with_interval(quality),
-                "note": entry.trouble or "valid",
+                "setting": label, "point": entry.first.row.point or FULL, "value": quality.value, "low": quality.low,
+                "high": quality.high, "valid": entry.believable and entry is not full,
+                "text": formatting.with_interval(quality), "note": entry.trouble or "valid",
             })  # fmt: skip
     if headline is None or all(value["setting"] == FULL for value in values):
         return None
     title = f"{score_label(headline)} ({headline.better} is better)"
+    about = entries[0].first.study
+    heading, caption = (about.title, about.caption) if about is not None else (name, "")
+    tint = _tint(values)
+    spec = _points(values, title, tint) if grouped else _bars(values, title)
+    return Figure(
+        key=f"study-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}",
+        title=heading,
+        caption=" ".join(filter(None, (caption, _published(labelled)))),
+        cells=(Plot(spec=spec, alt=f"{title} at each setting of the study {heading}"),),
+        columns=2 if grouped else 1,
+        legend=swatches(tint) if grouped else (),
+    )
+
+
+def _in_groups(entries: Sequence[Entry]) -> bool:
+    """Whether each setting stands there at several points."""
+    points = {entry.first.row.point for entry in entries}
+    settings = set(_labels(entries, without=("point",)))
+    return len(points) > 1 and 1 < len(settings) <= len(entries) / 2
+
+
+def _points(values: Sequence[Mapping[str, Any]], title: str, tint: Spec) -> Spec:
+    """A mark for each point of a setting: scores of points lie too far apart for bars."""
+    ends = [value[end] for value in values for end in ("low", "high")]
+    scale: Spec | None = {"type": "log"} if min(ends) > 0 and max(ends) > FAR_APART * min(ends) else None
+    x = axis("setting", "", kind="nominal", sort=None, axis={"labelAngle": -35, "labelLimit": 200, "title": None})
+    layers: list[Spec] = [
+        {
+            "mark": {"type": "rule", "strokeWidth": 1.5, "opacity": 0.7},
+            "encoding": {"x": x, "y": axis("low", title, scale=scale), "y2": {"field": "high"}, "color": tint},
+        },
+        {
+            "mark": {"type": "point", "filled": True, "size": 75, "opacity": 1},
+            "encoding": {
+                "x": x, "y": axis("value", title, scale=scale), "color": tint,
+                "tooltip": [
+                    {"field": "setting"}, {"field": "point"}, {"field": "text", "title": title}, {"field": "note", "title": "validity"},
+                ],
+            },
+        },
+    ]  # fmt: skip
+    return chart(layers, values=values, height=360)
+
+
+def _tint(values: Sequence[Mapping[str, Any]]) -> Spec:
+    points = sorted({value["point"] for value in values if value["point"] != FULL}, key=by_point)
+    return colour("point", {FULL: NEUTRAL, **dict(zip(points, itertools.cycle(PALETTE), strict=False))}, values)
+
+
+def _bars(values: Sequence[Mapping[str, Any]], title: str) -> Spec:
     x = axis("setting", "", kind="nominal", sort=None, axis={"labelAngle": 0, "labelLimit": 160, "title": None})
     layers: list[Spec] = [
         {
@@ -53,34 +108,29 @@ def _study(name: str, entries: Sequence[Entry], block: Block) -> Figure | None:
             "encoding": {"x": x, "y": axis("low", title, scale={"zero": True}), "y2": {"field": "high"}},
         },
     ]  # fmt: skip
-    about = entries[0].first.study
-    heading, caption = (about.title, about.caption) if about is not None else (name, "")
-    return Figure(
-        key=f"study-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}",
-        title=heading,
-        caption=" ".join(filter(None, (caption, _published(named)))),
-        cells=(Plot(spec=chart(layers, values=values), alt=f"{title} at each setting of the study {heading}"),),
-    )
+    return chart(layers, values=values)
 
 
-def _labels(entries: Sequence[Entry]) -> list[str]:
+def _labels(entries: Sequence[Entry], *, without: Sequence[str] = ()) -> list[str]:
     """What tells the rows of a study apart: of plugins, recipe, point and parameters those that are not all the same."""
     parts = []
     for entry in entries:
         row = entry.first.row
         found = {"plugins": "+".join(plugin.name for plugin in row.plugins), "recipe": row.recipe, "point": row.point}
         parts.append({**found, **{key: f"{key.rpartition('.')[2]} {value}" for key, value in row.params.items()}})
-    keys = dict.fromkeys(key for found in parts for key in found)
+    keys = dict.fromkeys(key for found in parts for key in found if key not in without)
     telling = [key for key in keys if len({found.get(key) for found in parts}) > 1]
     labels = [", ".join(str(found[key]) for key in telling if found.get(key) is not None) for found in parts]
+    if without:
+        return [label or UNCHANGED for label in labels]
     alone = len(set(labels)) == len(labels) and all(labels)
     return labels if alone else [entry.name for entry in entries]
 
 
-def _published(named: dict[str, Entry]) -> str:
+def _published(labelled: Sequence[tuple[str, Entry]]) -> str:
     found = [
         f"{label} {figures_text(line.figures)} ({line.grade})"
-        for label, entry in named.items()
+        for label, entry in labelled
         if label != FULL
         for line in published_for(entry.first)
     ]

@@ -9,7 +9,7 @@ from varbench.base.stats import Interval
 from varbench.record import Training
 from varbench.show import formatting
 from varbench.show.charts import NEUTRAL, PALETTE, Figure, Plot, Spec, Swatch, axis, chart, colour, swatches
-from varbench.show.drawn_rows import MOST_ROWS, colours_of
+from varbench.show.drawn_rows import MOST_ROWS, by_point, colours_of
 from varbench.show.entries import Block, Entry, score_label
 from varbench.show.score_differences import interval_of
 from varbench.show.training_notes import trainings
@@ -40,7 +40,7 @@ def quality_over_steps(block: Block) -> Figure | None:
             "low": middle.low, "high": middle.high, "text": text,
         })  # fmt: skip
     title = f"{score_label(score)} ({score.better} is better)"
-    points = sorted({value["point"] for value in values}, key=_point_order)
+    points = sorted({value["point"] for value in values}, key=by_point)
     dashes = [DASHES[place % len(DASHES)] for place in range(len(points))]
     tint = _recipe_colour(block, values)
     encoding = {"x": axis("step", "optimiser steps", scale={"zero": True}), "color": tint}
@@ -102,7 +102,7 @@ def full_against_smaller(block: Block) -> Figure | None:
     name = score_label(headline)
     x_title, y_title = f"{name} of the full plan", f"{name} of the smaller plan"
     tint = _recipe_colour(block, values)
-    smaller = sorted({value["point"] for value in values}, key=_point_order)
+    smaller = sorted({value["point"] for value in values}, key=by_point)
     shapes = [SHAPES[place % len(SHAPES)] for place in range(len(smaller))]
     x, y = axis("x", x_title), axis("y", y_title)
     layers: list[Spec] = [
@@ -144,7 +144,7 @@ def loss_per_point(block: Block) -> Figure | None:
     """Training loss of one seed of every recipe, smoothed, one line for each point that steps trained."""
     cells = []
     everywhere = {curve.point for training in _trainings(block) for curve in training.losses}
-    points = sorted(everywhere, key=_point_order)
+    points = sorted(everywhere, key=by_point)
     shades = dict(zip(points, [NEUTRAL, *PALETTE], strict=False))
     for recipe, training in {training.recipe: training for training in _trainings(block)}.items():
         values: list[dict[str, Any]] = []
@@ -209,9 +209,3 @@ def _smoothed(steps: tuple[int, ...], losses: tuple[float, ...], most: int = 120
         )
         for i in groups
     ]
-
-
-def _point_order(point: str) -> tuple[int, int, str]:
-    """What the trainer calls the full model first, then by number, the largest first."""
-    digits = "".join(letter for letter in point if letter.isdigit())
-    return (point != "full", -int(digits or 0), point)

@@ -15,6 +15,7 @@ from varbench.record import Record, sections
 from varbench.show import (
     charts,
     columns,
+    figures_budgets,
     figures_speed,
     figures_study,
     figures_trade_off,
@@ -89,12 +90,19 @@ class Shown:
 def draw(records: Sequence[Record]) -> list[Drawn]:
     """The blocks with the figures that their records allow."""
     drawn = []
-    for number, block in enumerate(blocks_of(records)):
+    blocks = blocks_of(records)
+    budgets = figures_budgets.over_budgets(blocks[:MOST_BLOCKS_WITH_FIGURES])
+    for number, block in enumerate(blocks):
         prefix = "" if number == 0 else f"{number + 1}-"
         found: list[tuple[str, Figure]] = []
         grids: list[samples.Grid] = []
         if number < MOST_BLOCKS_WITH_FIGURES:
-            made = [*figures_study.studies(block), *(figure for make in FIGURES if (figure := make(block)) is not None)]
+            across = [budgets[number]] if number in budgets else []
+            made = [
+                *across,
+                *figures_study.studies(block),
+                *(figure for make in FIGURES if (figure := make(block)) is not None),
+            ]
             found = [(f"{prefix}{figure.key}", figure) for figure in made]
             grids = samples.grids_of(block)
         headings, rows = columns.table_of(block)

@@ -15,11 +15,11 @@ from varbench.plan import presets
 from varbench.plan.compiler import compile_plan
 from varbench.policies import Stage, TrainStep
 from varbench.record import Record, Verdict
-from varbench.record.sections import Table
+from varbench.record.sections import Table, Text
 from varbench.spec import ModelSpec
 from varbench.supernet import SupernetSchedule
 from varbench.train.order import uniforms
-from varbench_plugins.variant import claims, probability
+from varbench_plugins.variant import ablations, claims, probability
 
 TINY = presets.preset("tiny").spec
 D30 = presets.preset("var-d30").spec
@@ -223,8 +223,10 @@ def test_a_claim_holds_only_where_the_intervals_say_so(ours: float, verdict: str
     (section,) = claims.sections("variant", records)
     table = section.parts[1]
     assert isinstance(table, Table)
-    _, measured, said = table.rows[0]
+    _, measured, least, said = table.rows[0]
     assert said == verdict
+    # Three seeds that agree to the digit leave the interval of their images: a difference of 0.2 shows.
+    assert 0 < float(least) < 0.5
     assert "variant@d8" in measured and "fixed_ratio@p05/d8" in measured
 
 
@@ -235,3 +237,31 @@ def test_an_invalid_row_supports_no_claim() -> None:
         make_record("fixed_ratio@p05/d8", quality=4.0),
     ]
     assert claims.sections("variant", records) == []
+
+
+def test_a_changed_choice_stands_beside_the_method_as_published_at_every_point() -> None:
+    given = {
+        "full": 1.0,
+        "d8": 2.0,
+        "d2": 5.0,
+        "d8:bridge=0": 9.0,
+        "full:bridge=0": 1.0,
+        "d2:phases=reversed": 3.0,
+        "d8:zone=1-2": 4.0,
+    }
+    records = [
+        make_record("full_var", denominator="lossless"),
+        *(
+            make_record(f"variant@{name}", quality=value, study="choices" if ":" in name else None)
+            for name, value in given.items()
+        ),
+    ]
+    (section,) = ablations.sections("variant", records)
+    note, table = section.parts
+    assert isinstance(note, Text) and "another seed may turn them around" in note.text
+    assert isinstance(table, Table) and table.columns == ("changed", "full", "d8", "d2", "so")
+    no_bridge, backwards = table.rows
+    assert no_bridge[0] == "no bridge: subnets at every scale" and no_bridge[2].startswith("9.00 (+7.00 ±")
+    assert no_bridge[3:] == ("-", "full not told apart; d8 worse")
+    assert backwards[0] == "subnets first, the full model last" and backwards[-1] == "d2 better"
+    assert ablations.sections("variant", records[:4]) == [], "nothing was changed"

@@ -9,7 +9,7 @@ from varbench import hookimpl, supernet
 from varbench.policies import DepthPolicy, Parameter, Provenance, Setting, Settings, TrainingSchedule
 from varbench.spec import ModelSpec
 
-from . import ablations, story
+from . import story
 
 if TYPE_CHECKING:
     from varbench.record import Record
@@ -42,7 +42,7 @@ def varbench_settings(model: ModelSpec) -> Settings:
         point_pattern=supernet.POINT_PATTERN,
         recipes=("progressive", "untrained"),
         parameters={**supernet.parameters(model), **supernet.TRAINING, **PHASES},
-        studies={"scale_depth_asymmetry": story.where_depth_matters(model), "ablations": ablations.study(model)},
+        studies={"scale_depth_asymmetry": story.where_depth_matters(model), "ablations": story.choices(model)},
         published=story.PUBLISHED,
         paper=story.PAPER,
         summary="one weight-shared network, depth chosen at run time",
@@ -76,6 +76,6 @@ def varbench_training_schedule(setting: Setting, model: ModelSpec) -> TrainingSc
 
 @hookimpl
 def varbench_report_sections(plugin: str, records: Sequence[Record]) -> Sequence[Section]:
-    from . import claims  # draws on numpy, which `list` must not
+    from . import ablations, claims  # draw on numpy, which `list` must not
 
-    return claims.sections(plugin, records)
+    return [*claims.sections(plugin, records), *ablations.sections(plugin, records)]

@@ -1,37 +1,42 @@
-"""What each choice of the method buys: the published choices, one of them changed at a time, trained alike."""
+"""What each choice of the method buys: rows with one of the published choices changed, beside the rows as published."""
 
 from __future__ import annotations
 
-from varbench import supernet
-from varbench.policies import Study
-from varbench.spec import ModelSpec
+import re
+from collections.abc import Sequence
 
-TITLE = "What each of VARiant's choices buys"
+from varbench.record import Record
+from varbench.record.sections import Section
+from varbench.show.claims import choices
 
+from .story import CHOICES
 
-def changes(model: ModelSpec) -> dict[str, str]:
-    """What is changed from what is published, in words, and as it is written behind a point."""
-    depths = [point for point in supernet.points(model) if point in supernet.default_points(model)][1:]
-    bridges = [number for number in range(model.scales) if number != supernet.default_bridge(model)]
-    return {
-        "": "as published",
-        **{f":bridge={number}": _bridge(number) for number in bridges},
-        ":spread=prefix": "the first layers in the place of equidistant ones",
-        ":nested=true": "each smaller set of layers from within the larger",
-        **{f":draw={depth}": f"subnet steps train {depth} alone" for depth in depths},
-        ":targets=full": "subnets learn what the full model says",
-        ":phases=reversed": "subnets first, the full model last",
-    }
-
-
-def study(model: ModelSpec) -> Study:
-    return Study(
-        title=TITLE,
-        settings=tuple(f"@progressive/{point}{how}" for how in changes(model) for point in supernet.points(model)),
-        caption="One choice is changed at a time, and trained for as many steps on the same data in the same order with the same "
-        "noise. Another bridge also changes what a subnet computes; learning from the full model costs its pass beside each step.",
-    )
+WORDS = {
+    "spread=prefix": "the first layers in the place of equidistant ones",
+    "nested=true": "each smaller set of layers from within the larger",
+    "draw=": "subnet steps train {} alone",
+    "targets=full": "subnets learn what the full model says",
+    "phases=reversed": "subnets first, the full model last",
+    "bridge=0": "no bridge: subnets at every scale",
+    "bridge=": "a bridge of {}",
+}
+"""Of a parameter as it is written in a row; one that ends in `=` stands for every value."""
 
 
-def _bridge(number: int) -> str:
-    return "no bridge: subnets at every scale" if number == 0 else f"a bridge of {number}"
+def sections(ours: str, records: Sequence[Record]) -> list[Section]:
+    """A table of the rows of the study that are there: by what was changed, the score at each point."""
+    unchanged: dict[str, str] = {}
+    changed: dict[str, dict[str, str]] = {}
+    for name in dict.fromkeys(record.row.row for record in records):
+        if found := re.fullmatch(rf"{re.escape(ours)}@(full|d[0-9]+)(?::([a-z]+=[a-z0-9]+))?", name):
+            point, how = found[1], found[2]
+            if how is None:
+                unchanged[point] = name
+            elif text := _words(how):
+                changed.setdefault(text, {})[point] = name
+    return choices(CHOICES, unchanged, changed, records)
+
+
+def _words(how: str) -> str | None:
+    key, _, value = how.partition("=")
+    return WORDS.get(how) or WORDS.get(f"{key}=", "").format(value) or None

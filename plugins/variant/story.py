@@ -1,4 +1,4 @@
-"""What the paper and notes of it print, and the question that the method begins from: at which scales depth matters."""
+"""What the paper and notes of it print, and two questions: at which scales depth matters, and what each of its choices buys."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from varbench.spec import ModelSpec
 ABSTRACT, NOTE = "abstract of arXiv 2511.16546", "note on arXiv 2511.16546"
 L20 = "one NVIDIA L20, batch 64, without the decoder"
 PRINTED_ON, UNREDUCED = "var-d30", 1.95
+CHOICES = "What each of VARiant's choices buys"
 ZONES = {"1-3": 12.91, "4-6": 8.50, "7-10": 5.42}
 """FID of the untrained model with 16 of its 30 layers on these scales."""
 
@@ -80,3 +81,21 @@ def _elsewhere() -> str:
     """Beside rows of the model that they were printed for, figures stand by themselves."""
     printed = ", ".join(f"{fid:.2f} on scales {zone}" for zone, fid in ZONES.items())
     return f" Published for {PRINTED_ON} (secondary; 16 of 30 layers): FID {UNREDUCED:.2f} unreduced, {printed}."
+
+
+def choices(model: ModelSpec) -> Study:
+    return Study(
+        title=CHOICES,
+        settings=tuple(
+            f"@progressive/{point}{how}" for how in ("", *_changes(model)) for point in supernet.points(model)
+        ),
+        caption="One choice is changed at a time, and trained for as many steps on the same data in the same order with the same "
+        "noise. Another bridge also changes what a subnet computes; learning from the full model costs its pass beside each step.",
+    )
+
+
+def _changes(model: ModelSpec) -> list[str]:
+    bridges = [number for number in range(model.scales) if number != supernet.default_bridge(model)]
+    depths = supernet.default_points(model)[1:]
+    said = [*(f"bridge={number}" for number in bridges), *(f"draw={depth}" for depth in depths)]
+    return [f":{how}" for how in (*said, "spread=prefix", "nested=true", "targets=full", "phases=reversed")]

@@ -95,7 +95,8 @@ def test_command_line_wins_over_file_which_wins_over_preset(tmp_path: Path) -> N
     [
         ({"batch": 0}, "--batch is 0; give 1 or more"),
         ({"dtype": "bfloat61"}, "Did you mean 'bfloat16'"),
-        ({"rounds": 0}, "--rounds is 0; give 1 or more"),
+        ({"rounds": -1}, "--rounds is -1; give 0 or more"),
+        ({"rounds": 0, "quick": True}, "leave it out, or --rounds 0"),
         ({"weights": "nowhere.pth"}, "nowhere.pth: no such file"),
         ({"images": 7, "weights": None}, None),
         ({"companion": ["refiner"]}, "NAME=FILE"),
@@ -735,6 +736,19 @@ def test_every_row_ends_as_a_valid_record(tmp_path: Path, script: Script) -> Non
     planned = records["variant@d8"].plan
     assert memory is not None and planned is not None
     assert memory.activations_peak_bytes == max(step.activation_bytes or 0 for step in planned.steps)
+
+
+def test_speed_is_left_out_on_request(tmp_path: Path, script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    execution = conduct(a_run(tmp_path, rounds=0), tmp_path)
+    execution.everything()
+    records = {record.row.row: record for record in execution.save_all()}
+    assert {record.status for record in records.values()} == {Status.COMPLETE}
+    assert {record.validity.verdict for record in records.values()} == {Verdict.VALID}
+    assert all(record.timing is None and record.memory is not None for record in records.values())
+    assert all("no faster" not in " ".join(record.validity.reasons) for record in records.values()), "nobody saw that"
+    assert records["variant@d8"].why("timing") == "speed was left out, by --rounds 0"
+    told = capsys.readouterr().err
+    assert all(f"  {name}: " in told for name in records), "each is told when it is finished"
 
 
 def test_a_full_model_that_fails_is_no_neighbour_and_costs_no_other_row(tmp_path: Path, script: Script) -> None:

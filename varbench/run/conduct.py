@@ -146,6 +146,8 @@ class Conduct:
                         self._kept.write(looks, name, trained=self.found[name].trained)
                         self._update((name,), looks=looks)
                     self._save((name,))
+                    if not self.run.rounds_of(name):
+                        self.display.note(finished(name, self.found[name]))
 
         # Where a row brings its own weights, the full model is beside it for its time alone, and not in its memory.
         beside = not weights.key.startswith(OWN_WEIGHTS)

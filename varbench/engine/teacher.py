@@ -8,7 +8,7 @@ C width, D code_dim, V codes, H heads.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 
@@ -207,7 +207,7 @@ class TeacherPass:
                 PlaceSeen(
                     place=place, layer=layer, scales=scales, hidden_RLC=hidden, output_RLC=output,
                     weights={name: weight.detach() for name, weight in module.named_parameters()},
-                    codes_RL=self._of_scales(tokens_BL, range(self.model.scales), scales),
+                    codes_RL=self._joined({tuple(range(self.model.scales)): tokens_BL}, scales),
                     taught=None if teacher is None else self._narrowed(teacher, scales),
                 )
             )  # fmt: skip
@@ -234,18 +234,26 @@ class TeacherPass:
         if not {*scales} <= {*seen.scales}:
             return None
         hidden, output, codes = (
-            self._of_scales(tensor, seen.scales, scales) for tensor in (seen.hidden_RLC, seen.output_RLC, seen.codes_RL)
+            self._joined({seen.scales: tensor}, scales) for tensor in (seen.hidden_RLC, seen.output_RLC, seen.codes_RL)
         )
         return replace(seen, scales=scales, hidden_RLC=hidden, output_RLC=output, codes_RL=codes)
 
     def _tokens(self, number: int) -> int:
         return self.model.tokens[number % self.model.scales]
 
-    def _of_scales(self, tensor_RLx: Tensor, has: Sequence[int], wanted: tuple[int, ...]) -> Tensor:
-        if tuple(has) == wanted:
-            return tensor_RLx
-        parts = dict(zip(has, tensor_RLx.split([self._tokens(scale) for scale in has], dim=1), strict=True))
-        return torch.cat([parts[scale] for scale in wanted], dim=1)
+    def _pieces(self, runs: Mapping[tuple[int, ...], Tensor]) -> dict[int, Tensor]:
+        """Tokens by scale, of tensors that hold those of runs of scales."""
+        pieces: dict[int, Tensor] = {}
+        for run, tensor in runs.items():
+            pieces.update(zip(run, tensor.split([self._tokens(scale) for scale in run], dim=1), strict=True))
+        return pieces
+
+    def _joined(self, runs: Mapping[tuple[int, ...], Tensor], scales: tuple[int, ...]) -> Tensor:
+        """The tokens of these scales, in order."""
+        if scales in runs:
+            return runs[scales]
+        pieces = self._pieces(runs)
+        return torch.cat([pieces[scale] for scale in scales], dim=1)
 
     def _embed(
         self, transformer: Transformer, cond: Tensor, features_BLD: Tensor, dtype: torch.dtype
@@ -322,24 +330,12 @@ class TeacherPass:
 
     def _regroup(self, x: dict[tuple[int, ...], Tensor], scales: tuple[int, ...]) -> None:
         """Splits and joins the stream so that the scales of the next layer lie in one tensor, the rest in another."""
-        pieces: dict[int, Tensor] = {}
-        for run, tensor in x.items():
-            parts = tensor.split([self._tokens(scale) for scale in run], dim=1)
-            pieces.update(zip(run, parts, strict=True))
+        pieces = self._pieces(x)
         x.clear()
         rest = tuple(scale for scale in self.plan.encoded if scale not in scales)
         for run in (scales, rest):
             if run:
                 x[run] = torch.cat([pieces[scale] for scale in run], dim=1)
-
-    def _joined(self, x: Mapping[tuple[int, ...], Tensor], scales: tuple[int, ...]) -> Tensor:
-        """The stream's tokens of these scales, in order."""
-        if scales in x:
-            return x[scales]
-        pieces: dict[int, Tensor] = {}
-        for run, tensor in x.items():
-            pieces.update(zip(run, tensor.split([self._tokens(scale) for scale in run], dim=1), strict=True))
-        return torch.cat([pieces[scale] for scale in scales], dim=1)
 
     def _mask(self, visit: _Visit, device: torch.device) -> Tensor | None:
         """(n, n), or (H, n, n) where groups of heads see different scales; None where nothing attends."""

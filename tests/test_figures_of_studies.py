@@ -80,17 +80,21 @@ def _parameters(name: str) -> dict[str, bool | int | float | str]:
     return {f"variant.{said.partition('=')[0]}": said.partition("=")[2]} if said else {}
 
 
-def test_a_study_of_settings_at_several_points_has_a_mark_for_each_point() -> None:
+def test_a_study_of_settings_at_several_points_has_a_cell_for_each_point() -> None:
     figure = of_choices("variant@d8", "variant@d2", "variant@d8:bridge=0", "variant@d2:bridge=0")
-    (cell,) = figure.cells
-    assert [(value["setting"], value["point"]) for value in cell.spec["data"]["values"]] == [
-        ("full model", "full model"), ("unchanged", "d8"), ("unchanged", "d2"), ("bridge 0", "d8"), ("bridge 0", "d2"),
-    ]  # fmt: skip
-    assert [swatch.name for swatch in figure.legend] == ["full model", "d8", "d2"]
-    assert {layer["mark"]["type"] for layer in cell.spec["layer"]} == {"rule", "point"}
+    assert {cell.title: [value["setting"] for value in cell.spec["data"]["values"]] for cell in figure.cells} == {
+        "d8": ["unchanged", "bridge 0"], "d2": ["unchanged", "bridge 0"],
+    }  # fmt: skip
+    assert {layer["mark"]["type"] for layer in figure.cells[0].spec["layer"]} == {"rule", "point"}
 
 
 def test_other_studies_are_bars() -> None:
     figure = of_choices("variant@d8:bridge=0", "variant@d8:bridge=1", "variant@d8:bridge=2")
-    assert figure.legend == ()
-    assert figure.cells[0].spec["layer"][0]["mark"]["type"] == "bar"
+    (cell,) = figure.cells
+    assert [value["setting"] for value in cell.spec["data"]["values"]] == [
+        "full model",
+        "bridge 0",
+        "bridge 1",
+        "bridge 2",
+    ]
+    assert cell.spec["layer"][0]["mark"]["type"] == "bar"

@@ -47,7 +47,7 @@ def _figure(blocks: Sequence[Block]) -> Figure | None:
         key="budgets",
         title="Quality as training grows",
         caption="Each line is one recipe, trained for different numbers of steps from the same start. A cell is one plan, whoever runs "
-        "it: lines in it differ in training alone. Bars are 95 % intervals, over seeds where there are several.",
+        "it: lines in it differ in training alone. Bands are 95 % intervals, over seeds where there are several.",
         cells=cells,
         columns=min(2, len(cells)),
         legend=swatches(tint),
@@ -72,13 +72,12 @@ def _most_said(values: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(point: str, values: Sequence[Mapping[str, Any]], title: str, tint: Spec) -> Plot:
-    x = axis(
-        "steps", "optimiser steps", scale={"type": "log"}, axis={"values": sorted({value["steps"] for value in values})}
-    )
+    known = sorted({value["steps"] for value in values})
+    x = axis("steps", "optimiser steps", scale={"type": "log", "nice": False, "padding": 20}, axis={"values": known})
     tooltip = [{"field": "family"}, {"field": "steps"}, {"field": "text", "title": title}, {"field": "seeds"}]
     layers: list[Spec] = [
         {
-            "mark": {"type": "rule", "opacity": 0.6},
+            "mark": {"type": "area", "opacity": 0.13},
             "encoding": {"x": x, "y": axis("low", title), "y2": {"field": "high"}, "color": tint},
         },
         {

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from varbench.show import formatting
-from varbench.show.charts import NEUTRAL, PALETTE, Figure, Plot, Spec, axis, chart, colour, swatches
+from varbench.show.charts import NEUTRAL, PALETTE, Figure, Plot, Spec, axis, chart
 from varbench.show.drawn_rows import by_point
 from varbench.show.entries import Block, Entry, score_label
 from varbench.show.published import figures_text, published_for
 
 FULL, UNCHANGED = "full model", "unchanged"
-FAR_APART = 8
-"""Times that the largest value is above the smallest, from where on a logarithmic axis."""
 
 
 def studies(block: Block) -> Iterator[Figure]:
@@ -45,15 +42,14 @@ def _study(name: str, entries: Sequence[Entry], block: Block) -> Figure | None:
     title = f"{score_label(headline)} ({headline.better} is better)"
     about = entries[0].first.study
     heading, caption = (about.title, about.caption) if about is not None else (name, "")
-    tint = _tint(values)
-    spec = _points(values, title, tint) if grouped else _bars(values, title)
+    bars = Plot(spec=_bars(values, title), alt=f"{title} at each setting of the study {heading}")
+    cells = tuple(_by_point(values, title)) if grouped else (bars,)
     return Figure(
         key=f"study-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}",
         title=heading,
         caption=" ".join(filter(None, (caption, _published(labelled)))),
-        cells=(Plot(spec=spec, alt=f"{title} at each setting of the study {heading}"),),
-        columns=2 if grouped else 1,
-        legend=swatches(tint) if grouped else (),
+        cells=cells,
+        columns=min(2, len(cells)),
     )
 
 
@@ -64,32 +60,31 @@ def _in_groups(entries: Sequence[Entry]) -> bool:
     return len(points) > 1 and 1 < len(settings) <= len(entries) / 2
 
 
-def _points(values: Sequence[Mapping[str, Any]], title: str, tint: Spec) -> Spec:
-    """A mark for each point of a setting: scores of points lie too far apart for bars."""
-    ends = [value[end] for value in values for end in ("low", "high")]
-    scale: Spec | None = {"type": "log"} if min(ends) > 0 and max(ends) > FAR_APART * min(ends) else None
-    x = axis("setting", "", kind="nominal", sort=None, axis={"labelAngle": -35, "labelLimit": 200, "title": None})
-    layers: list[Spec] = [
-        {
-            "mark": {"type": "rule", "strokeWidth": 1.5, "opacity": 0.7},
-            "encoding": {"x": x, "y": axis("low", title, scale=scale), "y2": {"field": "high"}, "color": tint},
-        },
-        {
-            "mark": {"type": "point", "filled": True, "size": 75, "opacity": 1},
-            "encoding": {
-                "x": x, "y": axis("value", title, scale=scale), "color": tint,
-                "tooltip": [
-                    {"field": "setting"}, {"field": "point"}, {"field": "text", "title": title}, {"field": "note", "title": "validity"},
-                ],
+def _by_point(values: Sequence[Mapping[str, Any]], title: str) -> Iterator[Plot]:
+    """A cell for each point, whose scores lie too far apart for one axis, with a line for each setting."""
+    for point in sorted({value["point"] for value in values if value["setting"] != FULL}, key=by_point):
+        shown = [value for value in values if value["point"] == point]
+        settings = {value["setting"] for value in shown}
+        y = axis(
+            "setting", "", kind="nominal", sort=None, axis={"labelLimit": 220, "title": None, "labelOverlap": False}
+        )
+        tint = {"condition": {"test": f"datum.setting === '{UNCHANGED}'", "value": PALETTE[1]}, "value": PALETTE[0]}
+        layers: list[Spec] = [
+            {
+                "mark": {"type": "rule", "strokeWidth": 2, "opacity": 0.7},
+                "encoding": {"y": y, "x": axis("low", title), "x2": {"field": "high"}, "color": tint},
             },
-        },
-    ]  # fmt: skip
-    return chart(layers, values=values, height=360)
-
-
-def _tint(values: Sequence[Mapping[str, Any]]) -> Spec:
-    points = sorted({value["point"] for value in values if value["point"] != FULL}, key=by_point)
-    return colour("point", {FULL: NEUTRAL, **dict(zip(points, itertools.cycle(PALETTE), strict=False))}, values)
+            {
+                "mark": {"type": "point", "filled": True, "size": 75, "opacity": 1},
+                "encoding": {
+                    "y": y, "x": axis("value", title),
+                    "color": {"condition": [{"test": "!datum.valid", "value": NEUTRAL}, tint["condition"]], "value": PALETTE[0]},
+                    "tooltip": [{"field": "setting"}, {"field": "text", "title": title}, {"field": "note", "title": "validity"}],
+                },
+            },
+        ]  # fmt: skip
+        spec = chart(layers, values=shown, height=60 + 22 * len(settings))
+        yield Plot(spec=spec, title=point, alt=f"{title} at {point}, by setting")
 
 
 def _bars(values: Sequence[Mapping[str, Any]], title: str) -> Spec:

@@ -24,6 +24,7 @@ from varbench.errors import CheckpointError
 from varbench.model.state_files import read_record, read_state
 from varbench.plan import presets
 from varbench.policies import TrainStep
+from varbench.record import HELD_OUT_LOSS, Evaluation, Record, Score
 from varbench.run.findings import Seen
 from varbench.run.kept_parts import KeptParts
 from varbench.run.messages import Job, Trained
@@ -195,6 +196,37 @@ def test_the_page_says_where_weights_come_from_and_which_had_fewer_steps() -> No
     }
     assert "not to be compared in quality: variant@other. --steps 200 trains all alike" in training_notes(block)[-1]
     assert len(training_notes(blocks_of(records[:1])[0])) == 1
+
+
+def looked_at(row: str, *losses: float, steps: int = 2000) -> Record:
+    """Looks at d8 at even steps, the last at the end."""
+    record = make_record(row)
+    assert record.training is not None
+    apart = steps // (len(losses) - 1)
+    looks = tuple(
+        Evaluation(
+            step=place * apart,
+            point="d8",
+            score=Score(name=HELD_OUT_LOSS, value=loss, n=64, better="lower", implementation="varbench"),
+        )
+        for place, loss in enumerate(losses)
+    )
+    return replace(record, training=replace(record.training, steps=steps, evaluations=looks))
+
+
+def test_the_page_says_whether_longer_training_would_change_the_weights() -> None:
+    def told(*records: Record) -> list[str]:
+        (block,) = blocks_of(records)
+        return [note for note in training_notes(block) if "trained out" in note.lower()]
+
+    rested = looked_at("variant@rested/d8", 9.0, 4.0, 3.0, 2.5, 2.2, 2.1, 2.015, 2.01, 2.0)
+    moving = looked_at("variant@moving/d8", 9.0, 4.0, 3.0, 2.5, 2.2, 2.1, 2.06, 2.03, 2.0)
+    assert told(rested) == [
+        "Trained out: their held-out losses over the last quarter of the steps moved by at most 1%."
+    ]
+    (note,) = told(rested, moving)
+    assert note.startswith("Not trained out") and note.endswith("the most: variant@moving (d8 3.0%).")
+    assert told(looked_at("variant@short/d8", 9.0, 2.0)) == [], "one look in the last quarter says nothing"
 
 
 def test_other_weights_of_the_same_recipe_make_its_rows_another_input(

@@ -15,6 +15,7 @@ from varbench.record.origin import (
 )
 from varbench.record.planned import CallRun, PlanStep, PlanSummary, Totals
 from varbench.record.schema import (
+    HELD_OUT_LOSS,
     SCHEMA_VERSION,
     CalibrationRun,
     Distance,
@@ -51,6 +52,7 @@ from varbench.record.store import (
 )
 
 __all__ = [
+    "HELD_OUT_LOSS",
     "SCHEMA_VERSION",
     "CalibrationRun",
     "CallRun",

@@ -236,6 +236,10 @@ class LossCurve:
     losses: tuple[float, ...] = entry("training loss at each of them")
 
 
+HELD_OUT_LOSS = "held-out loss"
+"""Name of the score that looks at weights while they train."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     step: int = entry("optimiser steps done; 0 is before training")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from varbench.record import Evaluation, LossCurve, Score, Training
+from varbench.record import HELD_OUT_LOSS, Evaluation, LossCurve, Score, Training
 from varbench.train.training_log import HeldOutLoss, TrainingLog
 
 
@@ -36,7 +36,7 @@ def section(log: TrainingLog, *, recipe: str, model: str) -> Training:
 
 def _evaluation(look: HeldOutLoss, *, before: int, data: str) -> Evaluation:
     score = Score(
-        name="held-out loss", value=look.value, low=look.low, high=look.high, n=look.n, better="lower",
+        name=HELD_OUT_LOSS, value=look.value, low=look.low, high=look.high, n=look.n, better="lower",
         implementation="varbench", features=None, weights_sha256=None, reference=data,
     )  # fmt: skip
     return Evaluation(step=before + look.step, point=look.point, score=score)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from varbench.record import Training
+from varbench.record import HELD_OUT_LOSS, Training
 from varbench.show.entries import Block, Entry
 
+FLAT = 0.01
+"""Share of a loss within which it has come to rest."""
+FEWEST_LOOKS = 3
 _MADE = {
     "shipped": "ship with varbench, trained for {}",
     "here": "trained in this run for {}",
@@ -22,6 +25,7 @@ def training_notes(block: Block) -> tuple[str, ...]:
         for training in repeats:
             alike.setdefault((training.origin, training.steps, training.device), []).append(training)
     notes = [_told(*how, trainings) for how, trainings in alike.items()]
+    notes += _still_moving([training for found in alike.values() for training in found])
     most = max((steps for _, steps, _ in alike), default=0)
     fewer = {training.recipe for (_, steps, _), found in alike.items() if steps < most for training in found}
     if fewer:
@@ -39,6 +43,34 @@ def _told(origin: str | None, steps: int, device: str | None, trainings: list[Tr
     each = " each" if len(trainings) > 1 else ""
     where = f" on {device}" if device else ""
     return f"Weights of {recipes}: {_MADE[origin].format(f'{steps:,} steps{each}{where}')}, in {time} at most."
+
+
+def _still_moving(found: list[Training]) -> list[str]:
+    """Whether longer training would change the weights, where enough looks at held-out images say so."""
+    moved = {training.recipe: change for training in found if (change := _last_quarter(training))}
+    if not moved:
+        return []
+    still = [f"{recipe} ({point} {share:.1%})" for recipe, (share, point) in moved.items() if share > FLAT]
+    where = "their held-out losses over the last quarter of the steps"
+    if not still:
+        return [f"Trained out: {where} moved by at most {FLAT:.0%}."]
+    return [
+        f"Not trained out: {where} moved by more than {FLAT:.0%}, at the point named by the most: {', '.join(still)}."
+    ]
+
+
+def _last_quarter(training: Training) -> tuple[float, str] | None:
+    """By how much of its last value a point's held-out loss moved, of the point where that is most; None where too few looked."""
+    by_point: dict[str, list[float]] = {}
+    for look in training.evaluations:
+        if 4 * look.step >= 3 * training.steps and look.score.name == HELD_OUT_LOSS and look.score.value is not None:
+            by_point.setdefault(look.point, []).append(look.score.value)
+    shares = [
+        ((max(values) - min(values)) / values[-1], point)
+        for point, values in by_point.items()
+        if len(values) >= FEWEST_LOOKS
+    ]
+    return max(shares, default=None)
 
 
 def trainings(entries: Iterable[Entry]) -> dict[str, list[Training]]:

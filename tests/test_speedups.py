@@ -268,19 +268,27 @@ def test_where_all_calls_stalled_nothing_is_said_to_be_faster() -> None:
 # Advice
 
 
-def test_a_wide_figure_has_one_line_and_a_command_that_would_do() -> None:
-    wide = [
-        changed_plan(on(timed(make_record(name), 1.4, 1.5, 1.6, 1.45, 1.55), name[0]), digest=name)
-        for name in ("a@d8", "b@d8")
-    ]
-    notices = [notice for notice in advice(page(*wide)) if "wider" in notice.text]
-    assert len(notices) == 1
-    assert "a@d8 ± " in notices[0].text and "b@d8 ± " in notices[0].text and "3.0%" in notices[0].text
-    assert notices[0].next_command is not None
-    assert "--plugins a@d8,b@d8" in notices[0].next_command
-    speed = entry(page(*wide), "a@d8").speeds["lossless"]
-    rounds = rounds_for(speed, 0.03)
-    assert rounds is not None and f"--rounds {rounds}" in notices[0].next_command
+def alone(name: str, *rounds: float) -> Record:
+    """A row whose plan no other row has."""
+    return changed_plan(on(timed(make_record(name), *rounds), name[0]), digest=name)
+
+
+def test_wide_figures_have_one_line_the_widest_first_and_a_command_that_would_do() -> None:
+    block = page(
+        alone("a@d8", 1.4, 1.5, 1.6, 1.45, 1.55),
+        alone("b@d8", 1.38, 1.5, 1.62, 1.44, 1.56),
+        alone("c@d8", 1.5, 1.51, 1.49),
+    )
+    widths = {name: entry(block, name).speeds["lossless"].half_width for name in ("a@d8", "b@d8")}
+    (found,) = advice(block)
+    assert found.text == (
+        f"2 of 3 speedups are not known to ± 3.0%, the widest first: b@d8 ± {widths['b@d8']:.1%}, a@d8 ± {widths['a@d8']:.1%}"
+    )
+    assert found.next_command is not None and "--plugins b@d8,a@d8" in found.next_command
+    needed = {name: rounds_for(entry(block, name).speeds["lossless"], 0.03) for name in widths}
+    assert needed["a@d8"] is not None and needed["b@d8"] is not None and needed["a@d8"] < needed["b@d8"]
+    assert f"--rounds {needed['b@d8']}" in found.next_command
+    rounds = needed["a@d8"]
     again = [1.4, 1.5, 1.6, 1.45, 1.55] * 20
     enough = stats.paired_ratio([[one] for one in again[:rounds]], [[1.0]] * rounds)
     assert math.sqrt(enough.high / enough.low) - 1 < 0.035
@@ -292,14 +300,25 @@ def test_narrow_figures_have_no_line_and_a_greater_precision_asks_for_more() -> 
         return dataclasses.replace(record, protocol=dataclasses.replace(record.protocol, precision=precision))
 
     assert advice(page(narrow(0.03))) == []
-    assert any("wider than ± 0.1%" in notice.text for notice in advice(page(narrow(0.001))))
+    assert any("not known to ± 0.1%" in notice.text for notice in advice(page(narrow(0.001))))
 
 
-def test_a_row_alone_on_few_processes_is_told_of_and_a_quick_look_is_not() -> None:
-    (found,) = advice(page(timed(make_record(A), 1.5, 1.5, 1.5)))
-    assert (
-        "fewer than 6 processes" in found.text and found.next_command is not None and "--rounds 6" in found.next_command
-    )
+def test_what_rounds_cannot_mend_is_counted_and_the_rest_has_its_command() -> None:
+    hopeless = alone("b@d8", 1.0, 2.0, 1.5, 3.0)
+    (found,) = advice(page(alone("a@d8", 1.4, 1.5, 1.6, 1.45, 1.55), hopeless))
+    assert found.text.endswith("; for 1 of them 50 rounds would not do, a quieter machine might")
+    assert found.next_command is not None and "--plugins a@d8 " in found.next_command
+    (found,) = advice(page(hopeless))
+    assert found.text.endswith("; 50 rounds would not do, a quieter machine might")
+    assert found.next_command is not None and found.next_command.startswith("ps ")
+
+
+def test_one_process_is_told_of_however_alike_its_calls_and_few_are_not_nor_is_a_quick_look() -> None:
+    """Student's interval over three processes knows how few they are; that of one process's calls knows nothing of the next."""
+    assert advice(page(timed(make_record(A), 1.5, 1.5, 1.5))) == []
+    (found,) = advice(page(timed(make_record(A), 1.5)))
+    assert found.text == f"1 of 1 speedups are not known to ± 3.0%, the widest first: {A} ± 0.0% of one process"
+    assert found.next_command is not None and "--rounds 6" in found.next_command
     quick = [
         dataclasses.replace(record, protocol=dataclasses.replace(record.protocol, quick=True))
         for record in [*full_records(), timed(make_record(A), 1.5)]
@@ -310,7 +329,9 @@ def test_a_row_alone_on_few_processes_is_told_of_and_a_quick_look_is_not() -> No
 @pytest.mark.parametrize(
     ("load", "discarded", "busy"), [(1.9, 0, False), (3.5, 0, True), (0.1, 200, True), (0.1, 2, False)]
 )
-def test_a_busy_machine_has_one_hint(load: float, discarded: int, busy: bool) -> None:
+def test_a_busy_machine_has_one_hint_which_is_part_of_the_line_of_wide_figures(
+    load: float, discarded: int, busy: bool
+) -> None:
     records = [
         dataclasses.replace(
             record,
@@ -320,10 +341,13 @@ def test_a_busy_machine_has_one_hint(load: float, discarded: int, busy: bool) ->
         for record in three()
         if record.timing is not None
     ]
-    found = [notice for notice in advice(page(*records)) if "busy" in notice.text]
+    found = advice(page(*records))
     assert len(found) == busy
     if busy:
         assert found[0].next_command is not None and found[0].next_command.startswith("ps ")
+    (found,) = advice(page(*records, alone("a@d8", 1.4, 1.5, 1.6, 1.45, 1.55)))
+    assert found.text.startswith("1 of 4 speedups") and ("the machine was busy" in found.text) == busy
+    assert found.next_command is not None and "--plugins a@d8 " in found.next_command
 
 
 # Two runs of one code

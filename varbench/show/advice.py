@@ -1,4 +1,4 @@
-"""What is doubtful about a block's published figures, and the command that would mend it: one line a kind."""
+"""What is doubtful about a block's published figures, and the command that would mend it: how sure its speedups are is one line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def advice(block: Block) -> list[Notice]:
     """A quick look is not to be made better but to be followed by a run."""
     if block.conditions["quick"]:
         return []
-    finders = (_busy, _held_up, _wide, _few, _apart, _memory, _unforeseen)
+    finders = (_imprecise, _held_up, _apart, _memory, _unforeseen)
     return [notice for find in finders if (notice := find(block)) is not None]
 
 
@@ -59,7 +59,35 @@ def _timed(block: Block) -> Iterator[tuple[Entry, Speed]]:
             yield entry, speed
 
 
-def _busy(block: Block) -> Notice | None:
+def _imprecise(block: Block) -> Notice | None:
+    """All that makes published speedups less sure than was asked for, in one line with the command that mends it."""
+    timed = list(_timed(block))
+    wide = sorted(
+        ((entry, speed) for entry, speed in timed if _is_wide(entry, speed)), key=lambda found: -found[1].half_width
+    )
+    busy = _busy(block)
+    if not wide:
+        return Notice(text=busy, next_command=WHO_IS_BUSY) if busy else None
+    precision = min(entry.first.protocol.precision for entry, _ in wide)
+    told = _some(
+        f"{entry.name} ± {speed.half_width:.1%}{' of one process' * (speed.processes == 1)}" for entry, speed in wide
+    )
+    parts = [f"{len(wide)} of {len(timed)} speedups are not known to ± {precision:.1%}, the widest first: {told}"]
+    parts += [busy] if busy else []
+    needed = {entry: rounds for entry, speed in wide if (rounds := rounds_for(speed, precision)) is not None}
+    if len(needed) < len(wide):
+        which = f"for {len(wide) - len(needed)} of them " if needed else ""
+        parts.append(f"{which}{MOST_ROUNDS} rounds would not do, a quieter machine might")
+    again = _again(list(needed), rounds=max(needed.values())) if needed else WHO_IS_BUSY
+    return Notice(text="; ".join(parts), next_command=again)
+
+
+def _is_wide(entry: Entry, speed: Speed) -> bool:
+    """One process has an interval of its own pairs, which says nothing of the next process."""
+    return speed.processes == 1 or speed.half_width > entry.first.protocol.precision
+
+
+def _busy(block: Block) -> str | None:
     """By the load when the run began, since its own calls are load too, and by what had to be taken again."""
     records = [record for entry in block.entries for record in entry.complete]
     loads = [
@@ -78,10 +106,9 @@ def _busy(block: Block) -> Notice | None:
     if load <= cores and again <= MANY * (again + kept):
         return None
     share = again / (again + kept) if again else 0.0
-    return Notice(
-        text=f"the machine was busy with something else: load {load:.1f} on {cores} cores when the run began, and {share:.0%} "
-        "of the calls were held up and made again",
-        next_command=WHO_IS_BUSY,
+    return (
+        f"the machine was busy with something else: load {load:.1f} on {cores} cores when the run began, and {share:.0%} "
+        "of the calls were held up and made again"
     )
 
 
@@ -96,43 +123,17 @@ def _held_up(block: Block) -> Notice | None:
     return Notice(text=text, next_command=_again(stalled, rounds=stalled[0].first.protocol.rounds))
 
 
-def _wide(block: Block) -> Notice | None:
-    wide = [
-        (entry, speed)
-        for entry, speed in _timed(block)
-        if speed.ratio.degrees and speed.half_width > entry.first.protocol.precision
-    ]
-    if not wide:
-        return None
-    precision = min(entry.first.protocol.precision for entry, _ in wide)
-    told = _some([f"{entry.name} ± {speed.half_width:.1%}" for entry, speed in wide])
-    counts = [rounds_for(speed, precision) for entry, speed in wide]
-    needed = None if None in counts else max(count for count in counts if count is not None)
-    text = f"speedups whose 95 % interval is wider than ± {precision:.1%}: {told}"
-    if needed is None:
-        text = f"{text}; {MOST_ROUNDS} rounds would not do, a quieter machine might"
-        return Notice(text=text, next_command=WHO_IS_BUSY)
-    return Notice(text=text, next_command=_again([entry for entry, _ in wide], rounds=needed))
-
-
 def rounds_for(speed: Speed, precision: float) -> int | None:
-    """The fewest rounds in which the interval would be as narrow as that; None beyond the most."""
+    """The fewest rounds in which the interval would be as narrow as that; None beyond the most. What differs between processes is
+    not known of one."""
     each = max(1, round(speed.processes / speed.own_processes))  # processes a round: rows of one plan are pooled
     spread = speed.ratio.error * math.sqrt(speed.processes)
-    for number in range(speed.own_processes + 1, MOST_ROUNDS + 1):
+    fewest = FEWEST_PROCESSES if speed.processes == 1 else speed.own_processes + 1
+    for number in range(fewest, MOST_ROUNDS + 1):
         count = each * number
         if stats.student(count - 1) * spread / math.sqrt(count) <= math.log1p(precision):
             return number
     return None
-
-
-def _few(block: Block) -> Notice | None:
-    few = [(entry, speed) for entry, speed in _timed(block) if speed.processes < FEWEST_PROCESSES]
-    if not few:
-        return None
-    told = _some([f"{entry.name} {speed.processes}" for entry, speed in few])
-    text = f"speedups over fewer than {FEWEST_PROCESSES} processes, and no other row has their plan: {told}"
-    return Notice(text=text, next_command=_again([entry for entry, _ in few], rounds=FEWEST_PROCESSES))
 
 
 def _apart(block: Block) -> Notice | None:

@@ -875,6 +875,33 @@ def test_plans_of_real_rows_are_summarised_as_the_cost_model_counts_them():
     assert full.predicted_seconds is None
 
 
+def test_resident_memory_is_a_side_column_of_the_rows_own_that_is_not_judged(tmp_path):
+    """Last of the memory columns, not pooled over a plan's rows as the peak is, on no terminal, and nowhere on a GPU."""
+    grown = {VARIANT: (3 << 20, 5 << 20), FIXED: (9 << 20, 7 << 20)}
+    found = full_records()
+    for name, counts in grown.items():
+        for seed, count in enumerate(counts):
+            record = make_record(name)
+            memory = dataclasses.replace(record.memory, rss_growth_bytes=count)
+            protocol = dataclasses.replace(record.protocol, seed=seed)
+            found.append(dataclasses.replace(record, memory=memory, protocol=protocol))
+    ours, theirs = (cells(found, name) for name in grown)
+    assert (ours["resident"].text, theirs["resident"].text) == ("5.00 MiB", "9.00 MiB")
+    assert ours["memory"].text == theirs["memory"].text
+    keys = list(ours)
+    assert keys[keys.index("resident") - 1] == "state"
+    page = render(found, tmp_path)
+    written = {line["row"]: line for line in json.loads((page.parent / "table.json").read_text())}
+    assert written[VARIANT]["resident"] == 5 << 20 and "resident growth" in (page.parent / "table.md").read_text()
+    assert re.search(r'title="a side figure and none of the method&#39;s[^"]*keeps what it frees', page.read_text())
+    assert "resident" not in as_table(found)
+    on_gpu = [
+        dataclasses.replace(record, memory=dataclasses.replace(record.memory, rss_growth_bytes=None))
+        for record in found
+    ]
+    assert "resident" not in cells(on_gpu, VARIANT)
+
+
 def test_entries_kept_are_told_of_what_is_read_and_of_all_tokens():
     """A paper's "50 %" is 80 % of what any step reads; where every row reads all, there is no such column."""
     from varbench.plan.compiler import compile_plan

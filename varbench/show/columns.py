@@ -93,6 +93,13 @@ def columns_of(block: Block) -> tuple[Column, ...]:
         ),
         Column("state_end", "state at the end", "that of the last step", _state_end, terminal="end", on_page=False),
         Column(
+            "resident",
+            "resident growth",
+            "a side figure and none of the method's: by how much the process's resident memory rose at most in such a call. The "
+            "C library's heap keeps what it frees and uses it again, so it differs from run to run, and is in no mark",
+            _resident,
+        ),
+        Column(
             "kept",
             "entries kept",
             "cache entries that the last step reads, as a share of what the full model reads; of all tokens on hover",
@@ -118,10 +125,11 @@ def columns_of(block: Block) -> tuple[Column, ...]:
 
 
 def table_of(block: Block) -> tuple[tuple[Column, ...], list[list[Cell]]]:
-    """The page's columns and cells. One of published figures, or of entries kept, appears where a row has any to tell."""
+    """The page's columns and cells. Those of published figures, entries kept and resident memory appear where a row has any
+    to tell."""
     columns = [column for column in columns_of(block) if column.on_page]
     rows = [_cells(entry, block, columns) for entry in block.entries]
-    idle: dict[str, set[str | None]] = {"published": {None}, "kept": {None, "100%"}}
+    idle: dict[str, set[str | None]] = {"published": {None}, "kept": {None, "100%"}, "resident": {None}}
     shown = [at for at, column in enumerate(columns) if {row[at].text for row in rows} - idle.get(column.key, set())]
     return tuple(columns[at] for at in shown), [[row[at] for at in shown] for row in rows]
 
@@ -284,6 +292,15 @@ def _of_state(entry: Entry, name: str, note: str = "") -> Cell:
         reason = why(entry, "memory", "memory.state_peak_bytes")
         return Cell(text=None, terminal=None if planned is None else formatting.size(planned), note=reason)
     return Cell(text=formatting.size(value), note=note, sort=value)
+
+
+def _resident(entry: Entry, block: Block) -> Cell:
+    """Of the row's own repeats, the largest: rows of one plan are no sample of what a heap happens to hold."""
+    memories = [record.memory for record in entry.complete if record.memory is not None]
+    found = [memory.rss_growth_bytes for memory in memories if memory.rss_growth_bytes is not None]
+    if not found:
+        return Cell(text=None, note=why(entry, "memory", "memory.rss_growth_bytes"))
+    return Cell(text=formatting.size(max(found)), sort=max(found))
 
 
 def _kept(entry: Entry, block: Block) -> Cell:

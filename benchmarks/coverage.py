@@ -3,7 +3,7 @@
     python benchmarks/coverage.py
 
 Every model makes the calls of a row and of the full model as a run takes them, neighbour by neighbour, in processes of their
-own. Then whole runs are drawn from the recorded processes of `reports/tiny/trained`, and `varbench compare` is asked about two
+own, a neighbour's share of them included. Then whole runs are drawn from the recorded processes of `reports/tiny/trained`, and `varbench compare` is asked about two
 runs of one code. Two minutes on one core; seeds are fixed, so the table is the same everywhere.
 """
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from varbench.base import stats
 from varbench.base.stats import Ratio
+from varbench.measure.strain import HELD_UP
 from varbench.record import Record, load_records
 from varbench.record.options import FEWEST_PROCESSES
 from varbench.run.denominators import is_slowed
@@ -32,6 +33,7 @@ CHILD = 0.02
 """Of the log ratio between processes: what records of a shared machine show, ungated (reports of 240 steps: 0.012 to 0.019)."""
 
 Seconds = tuple[list[list[float]], list[list[float]]]
+Lost = list[list[tuple[float, float]]]
 Drift = Callable[[np.random.Generator, int], np.ndarray]
 
 
@@ -110,6 +112,61 @@ def resampled(full: list[list[float]], row: list[list[float]]) -> Ratio:
 
     low, high = np.exp(np.quantile(draws(full) - draws(row), (0.025, 0.975)))
     return Ratio(value=math.sqrt(low * high), low=float(low), high=float(high), error=0.0, degrees=0)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is said of a row beside a neighbour that never rests, so that every pair that counts was held up."""
+
+    share: float
+    half_width: float
+    marked: float
+
+
+def lost_to_a_neighbour(rng: np.random.Generator, *, most: float, children: int, truth: float) -> tuple[Seconds, Lost]:
+    """It takes up to so much of calls' time, of one side more than of the other in all of a run. Of two threads that wait for each
+    other both may be counted as waiting, so the system tells of more than was lost."""
+    found: Seconds = ([], [])
+    told: list[list[list[float]]] = [[], []]
+    lean = rng.uniform(0, most) * rng.uniform(0.3, 1, 2)
+    for process in zip(*run_of(rng, steady, children=children, truth=truth), strict=True):
+        for side, seconds in enumerate(process):
+            lost = np.minimum(lean[side] * rng.uniform(0.5, 1.5, len(seconds)), 0.95)
+            waited = lost * rng.uniform(1, 2, len(seconds))
+            found[side].append(list(seconds / (1 - lost)))
+            told[side].append(list(np.where(waited > HELD_UP, waited, 0.0)))
+    return found, [list(zip(*sides, strict=True)) for sides in zip(*told, strict=True)]
+
+
+def beside_a_neighbour(most: float, *, children: int, truth: float, runs: int, told: bool = True) -> Beside:
+    """By the interval that knows for how long calls waited, or by the one that does not."""
+    rng, found = np.random.default_rng(19), []
+    for _ in range(runs):
+        seconds, delays = lost_to_a_neighbour(rng, most=most, children=children, truth=truth)
+        found.append(stats.paired_ratio(*seconds, delays if told else ()))
+    return Beside(
+        share=sum(one.low <= truth <= one.high for one in found) / runs,
+        half_width=stats.median([math.sqrt(one.high / one.low) - 1 for one in found]),
+        marked=sum(one.p <= 0.05 for one in found) / runs,
+    )
+
+
+def of_neighbours(runs: int) -> list[str]:
+    lines = [
+        "",
+        "| a neighbour takes up to | processes | by the pairs alone | half-width | an equal row is marked | by what waited too | half-width "
+        "| an equal row is marked | one of 1.5 is |",
+        "|---" * 9 + "|",
+    ]
+    for most, children in itertools.product((0.0, 0.03, 0.1, 0.3), (3, 9)):
+        cells = [f"{most:.0%}", f"{children}"]
+        for told in (False, True):
+            one, equal = (
+                beside_a_neighbour(most, children=children, truth=truth, runs=runs, told=told) for truth in (TRUTH, 1.0)
+            )
+            cells += [f"{one.share:.3f}", f"{one.half_width:.1%}", f"{equal.marked:.1%}"]
+        lines.append(f"| {' | '.join([*cells, f'{one.marked:.0%}'])} |")
+    return lines
 
 
 @dataclass(frozen=True)
@@ -327,6 +384,7 @@ def table(runs: int) -> str:
             lines.append(
                 f"| {name} | {children} | {paired.share:.3f} | {paired.half_width:.1%} | {before.share:.2f} | {before.half_width:.1%} |"
             )
+    lines += of_neighbours(runs)
     lines += ["", "| page | a true difference is marked | pages with a false mark |", "|---|---|---|"]
     for page in PAGES:
         found = marks(page, runs=runs)

@@ -44,8 +44,11 @@ def test_improved_and_regressed_are_told_apart():
     assert back["variant@d8", "FD-shapes"] == "improved"
 
 
-@pytest.mark.parametrize(("held_up", "verdict"), [(0.01, "improved"), (0.3, "not judged"), (None, "improved")])
-def test_calls_that_stalled_have_no_verdict(held_up, verdict):
+@pytest.mark.parametrize(
+    ("held_up", "verdict"), [(0.01, "improved"), (0.1, "improved"), (0.3, "same"), (None, "improved")]
+)
+def test_what_calls_waited_for_is_in_the_interval_of_a_change(held_up, verdict):
+    """A fifth less time is more than a tenth of waiting, and not more than three."""
     old, new = make_record(seconds=0.5), make_record(seconds=0.4)
     new = dataclasses.replace(new, timing=dataclasses.replace(new.timing, held_up=held_up))
     assert verdicts(compare([old], [new]))["variant@d8", "speed"] == verdict

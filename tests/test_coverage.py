@@ -41,6 +41,25 @@ def test_what_was_done_before_does_not(simulated: ModuleType, drift: str, childr
     assert not 0.93 <= found.share <= 0.97
 
 
+@pytest.mark.parametrize("most", [0.03, 0.1, 0.3])
+def test_beside_a_neighbour_that_never_rests_the_interval_knows_how_long_calls_waited(
+    simulated: ModuleType, most: float
+) -> None:
+    """By the pairs alone it holds the truth less often than it says already where calls waited for a few per cent."""
+    given = {"children": 9, "runs": 1000}
+    asked = {told: simulated.beside_a_neighbour(most, truth=1.0, told=told, **given) for told in (True, False)}
+    assert asked[True].share >= 0.95 and asked[True].marked <= 0.05
+    assert asked[False].share <= 0.93 and asked[False].marked >= 0.07
+    assert simulated.beside_a_neighbour(most, truth=1.5, **given).marked >= 0.9, "it still tells what is to be told"
+
+
+def test_where_nobody_waits_the_interval_is_as_it_was(simulated: ModuleType) -> None:
+    quiet, told = (
+        simulated.beside_a_neighbour(0.0, children=3, truth=1.5, runs=50, told=told) for told in (True, False)
+    )
+    assert quiet == told
+
+
 @pytest.mark.parametrize(("page", "seen"), [(0, 0.8), (1, 0.8), (2, 0.8)])
 def test_five_per_cent_are_seen_and_nothing_else_is(simulated: ModuleType, page: int, seen: float) -> None:
     """Also of a row that shares its plan with no other, and so has six processes."""

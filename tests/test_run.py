@@ -614,6 +614,7 @@ def test_what_the_system_says_of_each_call_that_counts_is_in_the_record(tmp_path
         assert calls.waited_seconds[1][-1] == pytest.approx(0.001 * calls.switches[1][-1])
         second = calls.pairs[0][calls.switches[0].index(1)]
         assert second == pytest.approx(0.5), "a pair is as still as the less still of its calls"
+        assert calls.delayed[0][calls.switches[0].index(1)][0] == pytest.approx(0.5), "of the full model's call"
     assert {calls.regime for calls in made.calls} == {"throughput", "latency"}
 
 

@@ -250,6 +250,22 @@ def test_after_the_bound_the_least_held_up_are_kept() -> None:
     assert max(kept) < worst[bound // 2 + 1], "the least held up of all, not the first"
 
 
+@pytest.mark.parametrize("queues", [True, False])
+def test_what_is_kept_says_by_how_much_either_call_was_delayed(queues: bool) -> None:
+    """Also of who is throttled, which waits in no queue: it ran for less than is usual. A call that is quiet lost nothing."""
+    machine = Machine(stall=lambda call: 0.1 if call > 20 else 0.0, queues=queues)
+    found = timed(machine, HALF, pairs=12, batch=1)[HALF]
+    lost = [call.delayed for pair in found.throughput for call in (pair.row, pair.full) if call is not None]
+    stalls = [
+        call.times.end_to_end > 0.09 for pair in found.throughput for call in (pair.row, pair.full) if call is not None
+    ]
+    assert any(stalls) and not all(stalls)
+    for share, stalled in zip(lost, stalls, strict=True):
+        assert (share > 0) == stalled
+        assert not stalled or share == pytest.approx(0.1 / (0.1 + 0.1 * SECONDS[FULL]), rel=0.2)
+    assert all(pair.held_up == 0 for pair in found.throughput) == (not queues)
+
+
 def _waited(pair: Pair) -> float:
     return max(call.strain.waited_seconds for call in (pair.row, pair.full) if call is not None and call.strain)
 

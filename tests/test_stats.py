@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -76,6 +78,27 @@ def test_quotients_are_welchs():
     found = stats.quotient(stats.over_rounds(other), stats.over_rounds(one))
     assert found.p == pytest.approx(scipy.stats.ttest_ind(other, one, equal_var=False).pvalue)
     assert np.log(found.value) == pytest.approx(np.mean(other) - np.mean(one))
+
+
+def test_delays_move_a_median_no_farther_than_pairs_can_and_a_quotient_by_those_of_both():
+    logs = [0.40, 0.41, 0.42]
+    assert stats.delayed(logs, [(0.0, 0.0)] * 3) == (0.0, 0.0)
+    assert stats.delayed(logs, [(0.0, 0.0), (0.9, 0.0), (0.0, 0.0)]) == pytest.approx((0.01, 0.0)), (
+        "another is in the middle"
+    )
+    down, up = stats.delayed(logs, [(0.1, 0.2)] * 3)
+    assert (down, up) == pytest.approx((-math.log(0.9), -math.log(0.8)))
+    plain = stats.over_rounds(logs)
+    one = stats.moved(plain, (down, up))
+    assert (one.value, one.error, one.degrees) == (pytest.approx(plain.value), plain.error, plain.degrees)
+    assert (one.low / plain.low, one.high / plain.high) == pytest.approx((0.9, 1 / 0.8))
+    assert stats.moved(plain, (0.0, 0.0)) is plain
+    over = stats.quotient(plain, one)
+    assert (over.down, over.up) == pytest.approx((up, down)), (
+        "what makes the lower one larger makes the quotient smaller"
+    )
+    assert plain.p < one.p < 0.05 and stats.moved(plain, (0.5, 0.0)).p == 1.0
+    assert stats.moved(plain, (0.0, 0.5)).p == plain.p, "an equal one is on the other side"
 
 
 def test_holm_goes_on_while_the_next_passes():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -17,8 +17,15 @@ if TYPE_CHECKING:
 
 Rounds = Sequence[Sequence[float]]
 Judgement = Literal["better", "worse", "same"]
+Delays = Sequence[tuple[float, float]]
+"""Of a round's pairs, the share of its time that either call may have lost."""
+Shift = tuple[float, float]
+"""How far down and up a logarithm may have to be moved."""
 
 RESAMPLES = 400
+
+MOST_DELAYED = 0.9
+"""Of a call's time: who waited for longer, all threads together, may be ten times as fast alone, and more says no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +50,21 @@ class Ratio(Interval):
     """Standard error of the logarithm."""
     degrees: float
     """Degrees of freedom of that error; 0 where one sample is all there is, which says nothing of its error."""
+    down: float = 0.0
+    """By how much its logarithm may be too high whatever the error, since what it was taken from was delayed: beyond the error."""
+    up: float = 0.0
+    """By how much it may be too low."""
 
     @property
     def p(self) -> float:
-        """How likely it is that two equal things look this different, by Student."""
+        """How likely it is that two equal things look this different, by Student; none of what delays may have done counts."""
         from scipy.special import stdtr
 
-        if not self.degrees or self.value == 1:
+        log = math.log(self.value)
+        apart = abs(log) - (self.down if log > 0 else self.up)
+        if not self.degrees or apart <= 0:
             return 1.0
-        return 2 * float(stdtr(self.degrees, -abs(math.log(self.value)) / self.error)) if self.error else 0.0
+        return 2 * float(stdtr(self.degrees, -apart / self.error)) if self.error else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +115,16 @@ def bootstrap_median(rounds: Rounds, *, seed: int = 0) -> Interval:
     return Interval(value=value, low=min(value, float(low)), high=max(value, float(high)))
 
 
-def paired_ratio(above: Rounds, below: Rounds) -> Ratio:
+def paired_ratio(above: Rounds, below: Rounds, delays: Sequence[Delays] = ()) -> Ratio:
     """How many times `above` is `below`, where the calls of each round are neighbours in time, one by one.
 
     Rounds are processes: of each the median of its paired log ratios, over them Student. One round says nothing of what
-    differs between processes: its interval is that of its own pairs.
+    differs between processes: its interval is that of its own pairs. With `delays`, the interval is longer by what they may have
+    done, see `delayed`.
     """
     logs = paired_logs(above, below)
-    return within_round(logs[0]) if len(logs) == 1 else over_rounds([median(round) for round in logs])
+    ratio = within_round(logs[0]) if len(logs) == 1 else over_rounds([median(round) for round in logs])
+    return moved(ratio, mean_shift(map(delayed, logs, delays))) if delays else ratio
 
 
 def paired_logs(above: Rounds, below: Rounds) -> list[list[float]]:
@@ -143,12 +158,38 @@ def within_round(logs: Sequence[float]) -> Ratio:
     return _ratio(median(logs), iqr(logs) / math.sqrt(len(logs)), len(logs) - 1)
 
 
+def delayed(logs: Sequence[float], delays: Delays) -> Shift:
+    """How far below and above the median of these logarithms of `above / below` that without delays may lie. A call that lost a
+    share of its time at most would have taken no less than the rest, so a delay of one side moves a pair in one direction."""
+    middle = median(logs)
+    lows = [log + _without(above) for log, (above, _) in zip(logs, delays, strict=True)]
+    highs = [log - _without(below) for log, (_, below) in zip(logs, delays, strict=True)]
+    return middle - median(lows), median(highs) - middle
+
+
+def _without(share: float) -> float:
+    return math.log1p(-min(share, MOST_DELAYED))
+
+
+def mean_shift(shifts: Iterable[Shift]) -> Shift:
+    downs, ups = zip(*shifts, strict=True)
+    return math.fsum(downs) / len(downs), math.fsum(ups) / len(ups)
+
+
+def moved(ratio: Ratio, shift: Shift) -> Ratio:
+    """With an interval that is longer on either side by what delays may have done. It is no error that a mean makes smaller, so
+    it is added whole."""
+    down, up = shift
+    return _ratio(math.log(ratio.value), ratio.error, ratio.degrees, down=down, up=up) if down or up else ratio
+
+
 def quotient(above: Ratio, below: Ratio) -> Ratio:
     """Of two ratios that were measured apart, as Welch has it."""
     error = math.hypot(above.error, below.error)
     parts = [one.error**4 / one.degrees for one in (above, below) if one.degrees]
     degrees = error**4 / sum(parts) if sum(parts) else max(above.degrees, below.degrees)
-    return _ratio(math.log(above.value / below.value), error, degrees)
+    down, up = above.down + below.up, above.up + below.down
+    return _ratio(math.log(above.value / below.value), error, degrees, down=down, up=up)
 
 
 def widened(ratio: Ratio, error: float) -> Ratio:
@@ -158,9 +199,10 @@ def widened(ratio: Ratio, error: float) -> Ratio:
     )
 
 
-def _ratio(log: float, error: float, degrees: float) -> Ratio:
+def _ratio(log: float, error: float, degrees: float, *, down: float = 0.0, up: float = 0.0) -> Ratio:
     half = student(degrees) * error if degrees else 0.0
-    return Ratio(value=math.exp(log), low=math.exp(log - half), high=math.exp(log + half), error=error, degrees=degrees)
+    low, high = math.exp(log - half - down), math.exp(log + half + up)
+    return Ratio(value=math.exp(log), low=low, high=high, error=error, degrees=degrees, down=down, up=up)
 
 
 def holm(chances: Sequence[float], *, level: float = 0.05) -> list[bool]:

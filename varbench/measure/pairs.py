@@ -15,7 +15,7 @@ AskOne = Callable[[Request], Reply]
 ReadStrain = Callable[[], Reading | None]
 
 MILD = 0.03
-"""What is held up by no larger a share is good enough once the budget is spent: it moves a ratio by less than that."""
+"""What is delayed by no larger a share is good enough once the budget is spent: it moves a ratio by less than that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,8 @@ class Call:
     """Seconds from the question to the answer, by the judge."""
     sound: bool
     """Whether what its process says fits together, and lies within what the judge saw."""
+    starved: float = 0.0
+    """The share of its time by which its threads ran less than is usual, where that is clearly less."""
 
     @property
     def outside(self) -> float:
@@ -45,6 +47,11 @@ class Call:
         """The share of its time that it was kept from running."""
         return 0.0 if self.strain is None else self.strain.held_up(self.times.end_to_end)
 
+    @property
+    def delayed(self) -> float:
+        """The share of its time that it may have lost by waiting or being throttled; 0 of a call that is not made again."""
+        return max(self.held_up, self.starved) if self.held_up > HELD_UP or self.starved else 0.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
@@ -57,6 +64,10 @@ class Pair:
     @property
     def held_up(self) -> float:
         return max(call.held_up for call in (self.row, self.full) if call is not None)
+
+    @property
+    def delayed(self) -> float:
+        return max(call.delayed for call in (self.row, self.full) if call is not None)
 
 
 @dataclass
@@ -81,9 +92,9 @@ class PairsTaken:
         return stats.within_round(logs).error if len(logs) > 1 else math.inf
 
     def kept(self, wanted: int) -> tuple[Pair, ...]:
-        """The quiet pairs; where they are fewer than wanted, the least held up of the others too."""
+        """The quiet pairs; where they are fewer than wanted, the least delayed of the others too."""
         lacking = max(0, wanted - len(self.good))
-        return (*self.good, *sorted(self.strained, key=lambda pair: pair.held_up)[:lacking])
+        return (*self.good, *sorted(self.strained, key=lambda pair: pair.delayed)[:lacking])
 
 
 def time_call(ask: AskOne, strain: ReadStrain, request: Request) -> tuple[Call, Reply]:
@@ -97,11 +108,6 @@ def time_call(ask: AskOne, strain: ReadStrain, request: Request) -> tuple[Call, 
         seen=answered - asked,
         sound=_is_sound(reply.times, asked=asked, answered=answered),
     ), reply
-
-
-def is_mild(held_up: float) -> bool:
-    """Of what is not quiet. What waited for nothing was kept off the processors by something else."""
-    return HELD_UP < held_up <= MILD
 
 
 def _is_sound(times: Times, *, asked: float, answered: float) -> bool:

@@ -17,8 +17,8 @@ from itertools import count
 from varbench.base import stats
 from varbench.measure.calls import Request, Traced
 from varbench.measure.overseer import Overseer, Oversight
-from varbench.measure.pairs import AskOne, Call, Pair, PairsTaken, ReadStrain, is_mild, time_call
-from varbench.measure.strain import HELD_UP, STARVED
+from varbench.measure.pairs import MILD, AskOne, Call, Pair, PairsTaken, ReadStrain, time_call
+from varbench.measure.strain import STARVED
 from varbench.record.failure import RowError
 
 CALLS_AGAIN = 4
@@ -26,7 +26,7 @@ CALLS_AGAIN = 4
 
 MOST_RETAKEN = 2
 """Pairs are taken again until this many times as many as were asked for were held up and the budget is spent; then the least
-held up are kept."""
+delayed are kept."""
 
 MOST_SPENT = 4
 """So many times the budget may be spent on quiet pairs; not more, however few they are."""
@@ -226,7 +226,7 @@ class _Session:
         if len(taken.good) < self.pace.pairs:
             if spent and taken.tried >= self.pace.pairs:
                 lacking = taken.kept(self.pace.pairs)[len(taken.good) :]
-                if all(is_mild(pair.held_up) for pair in lacking):
+                if all(pair.delayed <= MILD for pair in lacking):
                     return True
             held_up = len(taken.strained) >= MOST_RETAKEN * self.pace.pairs
             too_long = taken.tried >= self.pace.pairs and 0 < MOST_SPENT * self.pace.budget <= total
@@ -284,34 +284,37 @@ class _Session:
     def _quiet_call(
         self, name: str, batch: int, *, told: list[PairsTaken], ask: Callable[[], Call] | None = None
     ) -> tuple[Call, bool]:
-        """A call that was not held up, and True; where there is none after a few, the least held up."""
+        """A call that was not held up, and True; where there is none after a few, the least delayed."""
         ask = ask or partial(self.call, name, batch)
         found: list[Call] = []
         while True:
             # Where the latest call was let alone, so is the next one, more often than not.
             hopeful = self.calm or self.settle()
-            found.append(ask())
+            found.append(self._held_against_usual(name, batch, ask()))
             for taken in told:
                 taken.seconds += found[-1].times.end_to_end
-            self.calm = not self._strained(name, batch, found[-1])
+            self.calm = not found[-1].delayed
             if self.calm:
                 return found[-1], True
-            least = min(found, key=lambda call: call.held_up)
+            least = min(found, key=lambda call: call.delayed)
             spent = all(taken.seconds >= self.pace.budget for taken in told)
-            if not hopeful or (spent and is_mild(least.held_up)) or len(found) > CALLS_AGAIN:
+            if not hopeful or (spent and least.delayed <= MILD) or len(found) > CALLS_AGAIN:
                 return least, False
             for taken in told:
                 taken.again += 1
 
-    def _strained(self, name: str, batch: int, call: Call) -> bool:
+    def _held_against_usual(self, name: str, batch: int, call: Call) -> Call:
+        """The call with how much less its threads ran than in quiet ones, of which it is the next if it was quiet itself."""
         if call.strain is None:
-            return False
+            return call
         quiet = self.quiet_share.setdefault((name, batch), [])
         share = call.strain.cpu_seconds / call.times.end_to_end
-        if call.held_up > HELD_UP or (len(quiet) >= 3 and share < STARVED * stats.median(quiet)):
-            return True
-        quiet.append(share)
-        return False
+        usual = stats.median(quiet) if len(quiet) >= 3 else 0.0
+        if share < STARVED * usual:
+            return replace(call, starved=1 - share / usual)
+        if not call.delayed:
+            quiet.append(share)
+        return call
 
     def round(self, row: str, first: float, second: float | None) -> SpeedRound:
         wanted = self.pace.pairs

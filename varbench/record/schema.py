@@ -75,6 +75,11 @@ class HeldUp:
         "the share of its time that the sample's call, or the full model's beside it, was kept from running: the larger one",
         default=(),
     )
+    delayed: tuple[tuple[tuple[float, float], ...], ...] = entry(
+        "the share of its time that the full model's call beside the sample may have lost, and that of the sample's, by waiting or "
+        "by running clearly less than is usual; 0 of a call that is not made again",
+        default=(),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 
 from varbench.base import stats
@@ -65,7 +65,7 @@ def width(found: Findings) -> str | None:
         own = _samples(pairs, COLUMNS[column], lambda pair: pair.row)
         beside = _samples(pairs, COLUMNS[column], lambda pair: pair.full)
         if own and beside:
-            ratio = stats.paired_ratio(beside, own)
+            ratio = stats.paired_ratio(beside, own, [_delayed(some) for some in pairs])
             return f"{ratio.value:.2f}x ± {(ratio.high - ratio.low) / 2:.2f} over {len(rounds)} process{'es' if len(rounds) > 1 else ''}"
     return None
 
@@ -169,7 +169,12 @@ def _how_they_ran(rounds: list[SpeedRound]) -> Iterator[HeldUp]:
             part.name: tuple(tuple(getattr(one, part.name) for one in some) for some in told) for part in fields(Strain)
         }
         shares = tuple(tuple(pair.held_up for pair in some) for some in pairs)
-        yield HeldUp(regime=regime, pairs=shares, **parts)
+        yield HeldUp(regime=regime, pairs=shares, delayed=tuple(map(_delayed, pairs)), **parts)
+
+
+def _delayed(pairs: Sequence[Pair]) -> tuple[tuple[float, float], ...]:
+    """Of the full model's calls and of the row's."""
+    return tuple((pair.full.delayed if pair.full else 0.0, pair.row.delayed) for pair in pairs)
 
 
 def _largest(run: Run, row: RowInRun, found: Findings, missing: dict[str, str]) -> LargestBatch | None:

@@ -13,7 +13,7 @@ from varbench.record.option_forms import as_arguments
 from varbench.record.options import FEWEST_PROCESSES
 from varbench.show import formatting
 from varbench.show.entries import Block, Entry
-from varbench.show.speedups import STALLED, Speed
+from varbench.show.speedups import Speed
 
 MOST_ROUNDS = 50
 """More are no advice: a quieter machine is."""
@@ -30,7 +30,7 @@ def advice(block: Block) -> list[Notice]:
     """A quick look is not to be made better but to be followed by a run."""
     if block.conditions["quick"]:
         return []
-    finders = (_imprecise, _held_up, _apart, _memory, _unforeseen)
+    finders = (_imprecise, _apart, _memory, _unforeseen)
     return [notice for find in finders if (notice := find(block)) is not None]
 
 
@@ -73,6 +73,8 @@ def _imprecise(block: Block) -> Notice | None:
         f"{entry.name} ± {speed.half_width:.1%}{' of one process' * (speed.processes == 1)}" for entry, speed in wide
     )
     parts = [f"{len(wide)} of {len(timed)} speedups are not known to ± {precision:.1%}, the widest first: {told}"]
+    held_up = sum(speed.held_up for _, speed in wide)
+    parts += [f"{held_up} of them are of calls that were held up, which a quiet machine mends"] if held_up else []
     parts += [busy] if busy else []
     needed = {entry: rounds for entry, speed in wide if (rounds := rounds_for(speed, precision)) is not None}
     if len(needed) < len(wide):
@@ -112,23 +114,12 @@ def _busy(block: Block) -> str | None:
     )
 
 
-def _held_up(block: Block) -> Notice | None:
-    stalled = [entry for entry, speed in _timed(block) if speed.held_up]
-    if not stalled:
-        return None
-    text = (
-        f"speedups without a mark, of calls that were held up for more than {STALLED:.0%} of their time, the row's or those of "
-        f"others with its plan: {_some(entry.name for entry in stalled)}"
-    )
-    return Notice(text=text, next_command=_again(stalled, rounds=stalled[0].first.protocol.rounds))
-
-
 def rounds_for(speed: Speed, precision: float) -> int | None:
-    """The fewest rounds in which the interval would be as narrow as that; None beyond the most. What differs between processes is
-    not known of one."""
+    """The fewest rounds in which the interval would be as narrow as that, were no call held up; None beyond the most. What differs
+    between processes is not known of one."""
     each = max(1, round(speed.processes / speed.own_processes))  # processes a round: rows of one plan are pooled
     spread = speed.ratio.error * math.sqrt(speed.processes)
-    fewest = FEWEST_PROCESSES if speed.processes == 1 else speed.own_processes + 1
+    fewest = FEWEST_PROCESSES if speed.processes == 1 else speed.own_processes
     for number in range(fewest, MOST_ROUNDS + 1):
         count = each * number
         if stats.student(count - 1) * spread / math.sqrt(count) <= math.log1p(precision):

@@ -47,9 +47,6 @@ def _answer(block: Block) -> str:
     # What runs the full model's own plan has no cause to be faster: such a difference is the machine's.
     cheaper = [entry for entry in timed if not _same_work(entry, full)]
     faster = [entry for entry in cheaper if judge_speed(entry, "lossless") == "better"]
-    stalled = sum(entry.speeds["lossless"].held_up for entry in cheaper)
-    if stalled and stalled == len(cheaper):
-        return "The machine was too busy while rows were timed to say that one is faster than the full model."
     if not faster:
         which = f"`{timed[0].name}` is" if len(timed) == 1 else f"None of {len(timed)} rows is"
         negation = "not " if len(timed) == 1 else ""
@@ -74,8 +71,7 @@ def _answer(block: Block) -> str:
             f"No faster row keeps the full model's quality: `{best.name}` comes nearest, {_speed(best)}, "
             f"at {_quality(best, block)} against {_number(full)}"
         )
-    left_out = f"; left out: {stalled} of {len(rows)} rows, whose calls were held up" if stalled else ""
-    return f"{start}{_against_rival(best, scored)}{left_out}."
+    return f"{start}{_against_rival(best, scored)}."
 
 
 def _against_rival(best: Entry, rows: list[Entry]) -> str:

@@ -208,7 +208,9 @@ def _speedup(accounting: str) -> Callable[[Entry, Block], Cell]:
         span = f"{speedup.low:.3f} to {speedup.high:.3f}" if speedup.low != speedup.high else ""
         if speed.processes > speed.own_processes and span:
             span += f", over {speed.processes} processes; by its own {formatting.times(speed.own)}"
-        span += "; calls were held up, so it has no mark" if speed.held_up else ""
+        if speed.held_up:
+            span += "; calls of which it is were held up, without which it may be"
+            span += f" {-math.expm1(-speedup.down):.1%} lower or {math.expm1(speedup.up):.1%} higher"
         span += f"; {speed.left_out} pairs of calls of which one was held up are left out" if speed.left_out else ""
         mark, words = _with_decoder(entry)
         text, half = f"{speedup.value:.2f}x{mark}", (speedup.high - speedup.low) / 2

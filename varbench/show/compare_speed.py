@@ -15,7 +15,7 @@ from varbench.base import stats
 from varbench.base.stats import Interval, Ratio
 from varbench.show.entries import Entry
 from varbench.show.limits import Change, Outcome
-from varbench.show.speedups import WITH_MACHINE, machine, processes, rounds_of, speedup, were_held_up
+from varbench.show.speedups import WITH_MACHINE, machine, processes, rounds_of, speedup
 
 SPEED_MINIMUM = 0.01
 """A smaller change of speed or memory is nobody's concern, however sure it is."""
@@ -44,7 +44,7 @@ def speed_changes(pairs: dict[str, Sides]) -> dict[str, list[Change]]:
                 plan: tuple[object, ...] = (figure, *(tuple(map(id, side.entry.alike)) for side in sides))
                 ratios[name, figure] = (old, new, _quotient(old, new, sides, figure))
                 plans[name, figure] = plan
-                if all(_processes(side, figure) > 1 and not _was_held_up(side, figure) for side in sides):
+                if all(_processes(side, figure) > 1 for side in sides):
                     questions[plan] = ratios[name, figure][2]
     shown = dict(zip(questions, stats.holm([one.p for one in questions.values()]), strict=True))
     changes: dict[str, list[Change]] = {name: [] for name in pairs}
@@ -82,16 +82,12 @@ def _quotient(old: Ratio, new: Ratio, sides: Sides, figure: str) -> Ratio:
     return stats.widened(stats.quotient(new, old), WITH_MACHINE * abs(moved) / stats.student(math.inf))
 
 
-def _was_held_up(side: Side, figure: str) -> bool:
-    return were_held_up(side.entry.alike, *_column(side.entry, figure))
-
-
 def _processes(side: Side, figure: str) -> int:
     return processes(side.entry.alike, *_column(side.entry, figure))
 
 
 def _anchored(name: str, figure: str, old: Ratio, new: Ratio, change: Ratio, *, shown: bool | None) -> Change:
-    """`shown` is None where one process is all there is, which does not tell what differs between two, or calls were held up."""
+    """`shown` is None where one process is all there is, which does not tell what differs between two."""
     verdict: Outcome = "not judged" if shown is None else "same"
     if shown and abs(math.log(change.value)) > math.log1p(SPEED_MINIMUM):
         verdict = "improved" if change.value > 1 else "regressed"

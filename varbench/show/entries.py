@@ -313,18 +313,14 @@ def _with_speeds(entries: list[Entry]) -> list[Entry]:
             pools.setdefault(kind, []).extend(entry.complete)
     full = _denominators(entries)
 
-    def measured(records: Sequence[Record], accounting: str, column: str) -> tuple[Ratio | None, int]:
+    def measured(records: Sequence[Record], accounting: str, column: str) -> tuple[Ratio | None, int, int]:
         ratio = speedup(records, full[accounting].complete, accounting=accounting, column=column, regime="throughput")
-        return ratio, processes(records, column, "throughput")
-
-    def stalls(records: Sequence[Record], accounting: str, column: str) -> tuple[bool, int]:
-        both = (records, () if accounting == "lossless" else full[accounting].complete)
-        held_up = any(speedups.were_held_up(some, column, "throughput") for some in both)
-        return held_up, speedups.left_out(records, column, "throughput")
+        places = (records, column, "throughput")
+        return ratio, processes(*places), speedups.left_out(*places)
 
     @functools.cache  # every row of a plan asks for the same
-    def of_plan(kind: tuple[object, ...], *asked: str) -> tuple[tuple[Ratio | None, int], tuple[bool, int]]:
-        return measured(pools[kind], *asked), stalls(pools[kind], *asked)
+    def of_plan(kind: tuple[object, ...], *asked: str) -> tuple[Ratio | None, int, int]:
+        return measured(pools[kind], *asked)
 
     found = []
     for entry in entries:
@@ -332,12 +328,8 @@ def _with_speeds(entries: list[Entry]) -> list[Entry]:
         alike = entry.complete if kind is None else tuple(pools[kind])
         speeds = {}
         for accounting, denominator in full.items():
-            own, own_count = of_own = measured(entry.complete, accounting, entry.timed)
-            (ratio, count), (held_up, left_out) = (
-                (of_own, stalls(entry.complete, accounting, entry.timed))
-                if kind is None
-                else of_plan(kind, accounting, entry.timed)
-            )
+            own, own_count, _ = of_own = measured(entry.complete, accounting, entry.timed)
+            ratio, count, left_out = of_own if kind is None else of_plan(kind, accounting, entry.timed)
             if ratio is not None and own is not None:
                 is_itself = entry is denominator
                 speeds[accounting] = Speed(
@@ -345,7 +337,6 @@ def _with_speeds(entries: list[Entry]) -> list[Entry]:
                     own=ALIKE if is_itself else own,
                     processes=count,
                     own_processes=own_count,
-                    held_up=held_up,
                     left_out=left_out,
                 )
         found.append(dataclasses.replace(entry, alike=alike, speeds=speeds))
@@ -353,15 +344,13 @@ def _with_speeds(entries: list[Entry]) -> list[Entry]:
 
 
 def _marks(entries: Sequence[Entry]) -> dict[int, dict[str, Judgement]]:
-    """Of all entries of a page, by Holm: each plan is one question for each denominator, however many rows run it. What was held
-    up is none: that bends a ratio and does not widen its interval."""
+    """Of all entries of a page, by Holm: each plan is one question for each denominator, however many rows run it."""
     questions: dict[tuple[object, ...], list[tuple[Entry, str]]] = {}
     for entry in entries:
         if entry.believable and not entry.is_full:
-            for accounting, speed in entry.speeds.items():
-                if not speed.held_up:
-                    which = tuple(map(id, entry.alike))
-                    questions.setdefault((which, accounting), []).append((entry, accounting))
+            for accounting in entry.speeds:
+                which = tuple(map(id, entry.alike))
+                questions.setdefault((which, accounting), []).append((entry, accounting))
     ratios = [some[0][0].speeds[some[0][1]].ratio for some in questions.values()]
     marks: dict[int, dict[str, Judgement]] = {}
     for ratio, shown, some in zip(ratios, stats.holm([one.p for one in ratios]), questions.values(), strict=True):

@@ -14,9 +14,11 @@ from typing import NamedTuple, TypeVar
 
 from varbench.base import stats
 from varbench.base.stats import Ratio
+from varbench.measure.strain import HELD_UP
 from varbench.record import Record, TimingColumn
 
 _Samples = list[tuple[float, ...]]
+_Delays = list[tuple[tuple[float, float], ...]]
 _Found = TypeVar("_Found")
 
 _QUESTIONS = 128
@@ -27,8 +29,8 @@ WITH_MACHINE = 0.5
 for minutes, and a batch of 1 gains less in a fast one: by 0.43 of it was seen (docs/measuring.md)."""
 
 STALLED = 0.05
-"""Calls that count and were held up for so much of their time tell how busy the machine was, and not how fast a row is: stalls do
-not fall on a row and its neighbour alike."""
+"""Calls that waited for so much of their time tell how busy the machine was more than how fast a row is: they are left out where
+enough others are."""
 
 ENOUGH = 3
 """Processes with a pair of calls that did not stall, for those that did to be left out."""
@@ -48,8 +50,6 @@ class Speed:
     processes: int
     """That `ratio` is over."""
     own_processes: int
-    held_up: bool
-    """By calls that stalled, so that it is no ground for a mark."""
     left_out: int = 0
     """Pairs of calls of which one stalled, while enough processes had others."""
 
@@ -57,6 +57,11 @@ class Speed:
     def half_width(self) -> float:
         """Of the interval, as a share: 0.03 is ± 3 %."""
         return math.sqrt(self.ratio.high / self.ratio.low) - 1
+
+    @property
+    def held_up(self) -> bool:
+        """Whether delays of calls may have moved it."""
+        return self.ratio.down + self.ratio.up > 0
 
     @property
     def apart(self) -> bool:
@@ -105,14 +110,25 @@ def beside(records: tuple[Record, ...], column: str, regime: str) -> Ratio | Non
     """Against the full model's calls that are neighbours of the rows'. Rows that share a process count as one there.
 
     What a batch of 1 gains hangs on the state of the machine, which processes of a round share: there the interval is the wider
-    one of those over processes and over rounds.
+    one of those over processes and over rounds. Calls that were delayed and count all the same make it longer, by as much as they
+    may have moved the medians.
     """
     neighbours = _pairs(records, column, regime).counted
-    logs = {process: stats.paired_logs(full, own) for process, (full, own) in neighbours.items()}
+    logs = {process: stats.paired_logs(full, own) for process, (full, own, _) in neighbours.items()}
     if not logs:
         return None
     if len(logs) == 1:
-        return stats.within_round([log for some in logs.values() for row in some for log in row])
+        ((_, _, delays),) = neighbours.values()
+        every = [log for some in logs.values() for row in some for log in row]
+        shift = stats.delayed(every, [delay for some in delays for delay in some])
+        return stats.moved(stats.within_round(every), shift)
+    shifts = [
+        stats.mean_shift(map(stats.delayed, logs[process], delays)) for process, (_, _, delays) in neighbours.items()
+    ]
+    return stats.moved(_over_processes(logs, regime), stats.mean_shift(shifts))
+
+
+def _over_processes(logs: dict[_TimedProcess, list[list[float]]], regime: str) -> Ratio:
     middles = {process: statistics.fmean(map(stats.median, some)) for process, some in logs.items()}
     by_process = stats.over_rounds(list(middles.values()))
     if regime == "throughput":
@@ -127,7 +143,7 @@ def beside(records: tuple[Record, ...], column: str, regime: str) -> Ratio | Non
 def machine(records: Iterable[Record], column: str, regime: str) -> list[float]:
     """How slow the machine was in each process: the logarithm of the full model's seconds beside the rows."""
     neighbours = _pairs(records, column, regime).counted.values()
-    return [statistics.fmean(math.log(stats.median(samples)) for samples in full) for full, _ in neighbours]
+    return [statistics.fmean(math.log(stats.median(samples)) for samples in full) for full, _, _ in neighbours]
 
 
 class _TimedProcess(NamedTuple):
@@ -143,12 +159,12 @@ def _process(record: Record, number: int) -> _TimedProcess:
     return _TimedProcess(record.run, weights, record.row.row if record.plan is None else "", number)
 
 
-_Neighbours = dict[_TimedProcess, tuple[_Samples, _Samples]]
+_Neighbours = dict[_TimedProcess, tuple[_Samples, _Samples, _Delays]]
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The full model's seconds, and beside them those of each row of a process."""
+    """The full model's seconds, beside them those of each row of a process, and by how much both may have been delayed."""
 
     every: _Neighbours
     quiet: _Neighbours
@@ -172,14 +188,15 @@ def _pairs(records: tuple[Record, ...], column: str, regime: str) -> _Pairs:
         timing = timing_column(record, column, regime)
         if timing is None or timing.beside is None:
             continue
-        shares = _shares(record, regime)
+        shares, delays = _shares(record, regime), _delays(record, timing)
         for number, (full, own) in enumerate(zip(timing.beside, timing.rounds, strict=True)):
             quiet = [place for place in range(len(own)) if not shares or shares[number][place] <= STALLED]
             for found, kept in ((pairs.every, range(len(own))), (pairs.quiet, quiet)):
                 if kept:
-                    above, below = found.setdefault(_process(record, number), ([], []))
+                    above, below, lost = found.setdefault(_process(record, number), ([], [], []))
                     above.append(tuple(full[place] for place in kept))
                     below.append(tuple(own[place] for place in kept))
+                    lost.append(tuple(delays[number][place] for place in kept))
     return pairs
 
 
@@ -189,11 +206,24 @@ def _shares(record: Record, regime: str) -> tuple[tuple[float, ...], ...]:
     return next((told.pairs for told in calls if told.regime == regime), ())
 
 
+def _delays(record: Record, timing: TimingColumn) -> Sequence[Sequence[tuple[float, float]]]:
+    """Of each pair by round, the shares that the full model's call and the row's may have lost. Older records have the larger
+    one of both, or only what is usual of the row's calls."""
+    told = next((told for told in record.timing.calls if told.regime == timing.regime), None) if record.timing else None
+    if told is not None and told.delayed:
+        return told.delayed
+    if told is not None and told.pairs:
+        return [[(share, share) if share > HELD_UP else (0.0, 0.0) for share in some] for some in told.pairs]
+    usual = (record.timing.held_up if record.timing else None) or 0.0
+    lost = usual if usual > STALLED else 0.0
+    return [[(lost, lost)] * len(some) for some in timing.rounds]
+
+
 def left_out(records: Sequence[Record], column: str, regime: str) -> int:
     """How many pairs of calls do not count since one of them stalled."""
     pairs = _pairs(records, column, regime)
     every, counted = (
-        sum(len(samples) for full, _ in found.values() for samples in full) for found in (pairs.every, pairs.counted)
+        sum(len(samples) for full, _, _ in found.values() for samples in full) for found in (pairs.every, pairs.counted)
     )
     return every - counted
 
@@ -208,15 +238,6 @@ def processes(records: Sequence[Record], column: str, regime: str) -> int:
             for number in range(len(timing.rounds))
         }
     )
-
-
-def were_held_up(records: Sequence[Record], column: str, regime: str) -> bool:
-    """Whether a figure rests on calls that stalled, since there are too few others."""
-    pairs = _pairs(records, column, regime)
-    if pairs.every and all(_shares(record, regime) for record in records if record.timing):
-        return not pairs.are_quiet_enough
-    shares = [record.timing.held_up for record in records if record.timing]
-    return max((share for share in shares if share is not None), default=0.0) > STALLED
 
 
 def speedup(

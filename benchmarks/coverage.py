@@ -3,8 +3,9 @@
     python benchmarks/coverage.py
 
 Every model makes the calls of a row and of the full model as a run takes them, neighbour by neighbour, in processes of their
-own, a neighbour's share of them included. Then whole runs are drawn from the recorded processes of `reports/tiny/trained`, and `varbench compare` is asked about two
-runs of one code. Two minutes on one core; seeds are fixed, so the table is the same everywhere.
+own, some of them beside a neighbour that holds them up. Then whole runs are drawn from the recorded processes of
+`reports/tiny/trained`, and `varbench compare` is asked about two runs of one code. Two minutes on one core; seeds are fixed, so the
+table is the same everywhere.
 """
 
 from __future__ import annotations
@@ -154,8 +155,8 @@ def beside_a_neighbour(most: float, *, children: int, truth: float, runs: int, t
 def of_neighbours(runs: int) -> list[str]:
     lines = [
         "",
-        "| a neighbour takes up to | processes | by the pairs alone | half-width | an equal row is marked | by what waited too | half-width "
-        "| an equal row is marked | one of 1.5 is |",
+        "| a neighbour takes up to | processes | by the pairs alone | half-width | an equal row is marked | by what waited too "
+        "| half-width | an equal row is marked | one of 1.5 is |",
         "|---" * 9 + "|",
     ]
     for most, children in itertools.product((0.0, 0.03, 0.1, 0.3), (3, 9)):

@@ -274,7 +274,7 @@ def test_a_mark_follows_from_the_interval_where_calls_were_held_up(lost: float, 
     note = next(cells[place].note for one, cells in zip(block.entries, rows, strict=True) if one.name == A)
     assert f"were held up, without which it may be {min(lost, stats.MOST_DELAYED):.1%} lower or 0.0% higher" in note
     found = [notice for notice in advice(block) if "not known" in notice.text]
-    assert len(found) == 1 and "1 of them are of calls that were held up, which a quiet machine mends" in found[0].text
+    assert len(found) == 1 and "of calls that were held up: 1 of them, which a quiet machine mends" in found[0].text
     assert found[0].next_command is not None and "--rounds 6" in found[0].next_command
 
 

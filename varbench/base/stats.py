@@ -57,7 +57,7 @@ class Ratio(Interval):
 
     @property
     def p(self) -> float:
-        """How likely it is that two equal things look this different, by Student; none of what delays may have done counts."""
+        """How likely it is that two equal things look this different, by Student, once delays have done all that they may."""
         from scipy.special import stdtr
 
         log = math.log(self.value)

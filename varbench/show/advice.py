@@ -74,7 +74,7 @@ def _imprecise(block: Block) -> Notice | None:
     )
     parts = [f"{len(wide)} of {len(timed)} speedups are not known to ± {precision:.1%}, the widest first: {told}"]
     held_up = sum(speed.held_up for _, speed in wide)
-    parts += [f"{held_up} of them are of calls that were held up, which a quiet machine mends"] if held_up else []
+    parts += [f"of calls that were held up: {held_up} of them, which a quiet machine mends"] if held_up else []
     parts += [busy] if busy else []
     needed = {entry: rounds for entry, speed in wide if (rounds := rounds_for(speed, precision)) is not None}
     if len(needed) < len(wide):

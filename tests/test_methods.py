@@ -230,6 +230,19 @@ def test_a_claim_holds_only_where_the_intervals_say_so(ours: float, verdict: str
     assert "variant@d8" in measured and "fixed_ratio@p05/d8" in measured
 
 
+def test_one_seed_decides_no_claim_about_training_however_far_apart() -> None:
+    given = {"variant@full": 1.0, "variant@d8": 3.0, "smaller@alone_d8": 1.0, "full_var@continued": 0.5}
+    records = [
+        make_record("full_var", denominator="lossless"),
+        *(make_record(row, quality=value) for row, value in given.items()),
+    ]
+    (section,) = claims.sections("variant", records)
+    table = section.parts[1]
+    assert isinstance(table, Table)
+    assert [row[-1] for row in table.rows] == ["one seed decides nothing"] * 2
+    assert [row[1].partition(";")[0].split()[0] for row in table.rows] == ["variant@full", "variant@d8"]
+
+
 def test_an_invalid_row_supports_no_claim() -> None:
     records = [
         make_record("full_var", denominator="lossless"),

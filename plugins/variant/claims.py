@@ -20,7 +20,8 @@ def sections(plugin: str, records: Sequence[Record]) -> list[Section]:
 
 
 def _claims(ours: str, names: dict[str, None]) -> Iterator[Claim]:
-    depths = [found[1] for name in names if (found := re.fullmatch(rf"{re.escape(ours)}@(d[0-9]+)", name))]
+    found = [match[1] for name in names if (match := re.fullmatch(rf"{re.escape(ours)}@(d[0-9]+)", name))]
+    depths = sorted(found, key=lambda point: -int(point[1:]))
     subnets = [(f"{ours}@{d}", f"{HALF}/{d}") for d in depths]
     yield from _each("progressive training gives better subnets than p = 0.5", subnets)
     yield from _each("… and a better full model than p = 0.5", [(f"{ours}@full", f"{HALF}/full")])
@@ -30,6 +31,10 @@ def _claims(ours: str, names: dict[str, None]) -> Iterator[Claim]:
     full = [(f"{ours}@full", f"{RARELY}/full")]
     yield from _each("progressive training spares the full model as p = 0.1 does", full)
     yield from _each("… and gives subnets as good as p = 1 does", [(f"{ours}@{d}", f"{ALWAYS}/{d}") for d in depths])
+    full = [(f"{ours}@full", "full_var@continued")]
+    yield from _each("the shared full model is as good as one trained alone for as long", full)
+    alone = [(f"{ours}@{d}", f"smaller@alone_{d}") for d in depths]
+    yield from _each("… and shared subnets as good as their layers trained alone", alone)
     subnets = [(f"{ours}@{d}", f"{ours}@untrained/{d}") for d in depths]
     yield from _each("training is what makes the subnets", subnets)
     for (early, first), (late, second) in itertools.pairwise(_zones(ours, names)):

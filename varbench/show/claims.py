@@ -13,7 +13,7 @@ from varbench.record.sections import Section, Table, Text
 from varbench.show import formatting
 from varbench.show.entries import Block, Entry, blocks_of, need_seeds, score_difference, score_label
 
-HOLDS, DOES_NOT, NOT_SHOWN = "holds", "does not hold", "no difference shown"
+HOLDS, DOES_NOT, NOT_SHOWN, ONE_SEED = "holds", "does not hold", "no difference shown", "one seed decides nothing"
 COLUMNS = ("claim", "measured", "would show from", "here")
 WORDS = {"better": "better", "worse": "worse", "same": "not told apart"}
 
@@ -109,7 +109,7 @@ def _beside(better: Entry, worse: Entry, block: Block) -> tuple[str, str, str]:
     own, other, apart = map(formatting.with_interval, (both[0], both[1], gap))
     text = f"{better.name} {own}, {worse.name} {other}; difference {apart}"
     if need_seeds(better, worse):
-        return text, "-", NOT_SHOWN
+        return text, "-", ONE_SEED
     judgement = stats.judge_difference(gap, better=block.headline.better)
     least = formatting.number((gap.high - gap.low) / 2)
     return text, least, {"better": HOLDS, "worse": DOES_NOT, "same": NOT_SHOWN}[judgement]

@@ -6,7 +6,8 @@ import dataclasses
 import json
 import math
 import random
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from varbench.show.advice import advice, rounds_for
 from varbench.show.columns import table_of
 from varbench.show.compare import compare
 from varbench.show.entries import Block, Entry, blocks_of, judge_speed
-from varbench.show.speedups import beside
+from varbench.show.speedups import beside, kind_of_work
 from varbench.show.table import as_table
 
 REPORTS = Path(__file__).parents[1] / "reports" / "tiny"
@@ -435,12 +436,35 @@ def test_the_interval_of_a_latency_is_over_rounds_where_these_differ_more_than_t
     assert [one.degrees for one in latencies if one is not None] == [11, 2]
 
 
-@pytest.mark.parametrize(("old", "new"), [(0, 1), (0, 2), (1, 2)])
-def test_runs_of_three_days_with_one_process_a_row_are_not_judged(old: int, new: int) -> None:
-    """Same code, another seed: speed is the same, and one process cannot say how far the next one is."""
-    sets = [load_records([REPORTS / "three-seeds" / "records" / f"seed-{seed}"]).records for seed in (old, new)]
+def of_round(record: Record, number: int) -> Record:
+    assert record.timing is not None
+    columns = tuple(
+        dataclasses.replace(
+            column,
+            rounds=column.rounds[number : number + 1],
+            beside=column.beside and column.beside[number : number + 1],
+        )
+        for column in record.timing.columns
+    )
+    return dataclasses.replace(record, timing=dataclasses.replace(record.timing, columns=columns, calls=()))
+
+
+def test_runs_with_one_process_a_row_are_not_judged() -> None:
+    """Same code, and one process cannot say how far the next one is."""
+    recorded = load_records([REPORTS / "composition" / "records"]).records
+    alone = [
+        record for record in recorded if record.timing is not None and kind_of_work(record) not in _shared(recorded)
+    ]
+    assert len(alone) > 5
+    sets = [[of_round(record, number) for record in alone] for number in (0, 1)]
     found = {change.verdict for change in compare(*sets).changes if change.figure in ("speed", "latency")}
     assert found == {"not judged"}
+
+
+def _shared(records: Sequence[Record]) -> set[object]:
+    """Kinds of work that several rows do, whose processes are one sample."""
+    kinds = Counter(kind for record in records if (kind := kind_of_work(record)) is not None)
+    return {kind for kind, count in kinds.items() if count > 1}
 
 
 def test_recorded_rows_are_read_beside_the_full_model() -> None:

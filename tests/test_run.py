@@ -546,7 +546,7 @@ def test_times_by_scale_add_up_whatever_calls_were_slow_in(tmp_path: Path, scrip
     made = timing.timing(execution.run, row, replace(found, speed=speeds), {})
     assert made is not None and made.per_scale is not None
     loop = next(one for one in made.columns if (one.column, one.regime) == ("loop", "throughput"))
-    assert sum(made.per_scale.seconds) == pytest.approx(loop.median, rel=0.05)
+    assert sum(made.per_scale.seconds) == pytest.approx(loop.median)
 
 
 def test_the_full_model_alone_is_warm_before_denominators_are_held_against_it(tmp_path: Path, script: Script) -> None:

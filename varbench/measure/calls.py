@@ -47,7 +47,7 @@ class Times:
     end_to_end: float
     """From labels to bytes on the host."""
     steps: tuple[float, ...]
-    """Of the loop, by step."""
+    """Of the loop, by step: from the end of the one before, or the start of the call. They add up to the loop."""
     began: float
     ended: float
     """On the system's monotonic clock, which every process reads alike."""

@@ -52,7 +52,8 @@ def timed(subject: Timeable, ask: Ask) -> tuple[Answer, Images, Times]:
     clock.settle()
     check_images(answer.images, batch=len(ask.labels), side=subject.model.image_side)
     starts, logits, ends = marks.values()
-    spans = list(zip(starts, ends, strict=True))
+    # What lies before a step is its own: all of the loop is some step's, wherever the process had to wait.
+    spans = list(zip([start, *ends], ends, strict=False))
     times = Times(
         clock=clock.name,
         transformer=sum(clock.between(*span) for span in zip(starts, logits, strict=True)) if spans else None,

@@ -190,7 +190,7 @@ def time_per_scale(block: Block) -> Figure | None:
     }
     return Figure(
         key="time-per-scale", title="Time per scale",
-        caption="From a pass of its own, since looking changes what is looked at; the sums differ a little from the table's."
+        caption="From the calls that are timed: together the steps are the median call's loop over the scales."
         + how_many(block, len(rows)),
         cells=(Plot(spec=chart([layer], values=values, height=30 * len(rows) + 10), alt="Stacked bars: time per scale and row"),),
         legend=tuple(

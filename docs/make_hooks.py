@@ -20,10 +20,18 @@ the full model's behaviour. The policies' methods are documented in `varbench.po
 """
 
 
+THEMES = ("basics", "teaching", "within_layers", "over_scales", "whole_models", "reported")
+"""Modules of `varbench.hookspecs`, in the order of the page."""
+
+
 def reference() -> str:
     """The page."""
-    hooks = [thing for name, thing in vars(hookspecs).items() if name.startswith("varbench_")]
+    hooks = sorted((thing for name, thing in vars(hookspecs).items() if name.startswith("varbench_")), key=_place)
     return "\n".join([HEAD, *(line for hook in hooks for line in _section(hook))])
+
+
+def _place(hook: FunctionType) -> tuple[int, int]:
+    return THEMES.index(hook.__module__.rpartition(".")[2]), hook.__code__.co_firstlineno
 
 
 def _section(hook: FunctionType) -> Iterator[str]:

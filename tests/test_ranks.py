@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,24 +123,58 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_training as t
 import torch
+from torch import distributed
 from varbench.train.ranks import join_ranks
 
 torch.manual_seed(0)
 tokenizer = t.Tokenizer.for_model(t.SPEC).eval().requires_grad_(False)
 tokens = t.tokens_of(t.DATA, tokenizer, model=t.SPEC, indices=t.DATA.training[:32])
-ranks = join_ranks()
 
 
-def progress(step, figures):
-    if step == {dies_at} and ranks.rank == {dies}:
-        os.kill(os.getpid(), signal.SIGKILL)
+def train():
+    ranks = join_ranks()
+
+    def progress(step, figures):
+        if step == {dies_at} and ranks.rank == {dies}:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    state = Path({folder!r}) / ("elsewhere" if {apart} and ranks.rank == 1 else ".")
+    model, _ = t.trained(tokenizer, tokens, state, ranks=ranks, progress=progress)
+    torch.save(t.weights(model), Path({folder!r}) / f"rank{{ranks.rank}}")
+    ranks.close()
 
 
-state = Path({folder!r}) / ("elsewhere" if {apart} and ranks.rank == 1 else ".")
-model, _ = t.trained(tokenizer, tokens, state, ranks=ranks, progress=progress)
-torch.save(t.weights(model), Path({folder!r}) / f"rank{{ranks.rank}}")
-ranks.close()
+def as_rank(rank):
+    pid = os.fork()
+    if pid:
+        return pid
+    os.environ["RANK"] = str(rank)
+    code = 1
+    try:
+        train()
+        code = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+# Whose store outlives both processes, as torchrun's does.
+store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+os.environ |= {{"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}}
+started = [as_rank(rank) for rank in (0, 1)]
+codes = []
+while started:
+    pid, status = os.wait()
+    started.remove(pid)
+    codes.append(status)
+    if status:
+        for other in started:
+            os.kill(other, signal.SIGTERM)
+sys.exit(any(codes))
 """
+"""What torchrun does, of two processes that are copies of one: torch is loaded once, not three times."""
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
@@ -149,12 +184,13 @@ def python(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 def two(folder: Path, *, dies_at: int = 0, dies: int = 1, apart: bool = False) -> subprocess.CompletedProcess[str]:
-    """Trains in two processes; one of them may die by a signal, or look for its state elsewhere."""
+    """Trains in two processes; one of them may die by a signal, or look for its state elsewhere. What torchrun itself does is
+    tried with the command line, below."""
     folder.mkdir(exist_ok=True)
     script = folder / "script.py"
     told = {"tests": str(Path(__file__).parent), "folder": str(folder), "dies_at": dies_at, "dies": dies}
     script.write_text(SCRIPT.format(**told, apart=apart))
-    return python("-m", *TORCHRUN, str(script))
+    return python(str(script))
 
 
 def ranks_of(folder: Path) -> list[torch.Tensor]:
@@ -221,6 +257,16 @@ AT_START = {
 }
 """What happens to the second process before anything of varbench runs in it."""
 
+CONTINUED = ("varbench", "train", "full_var@continued", "--steps", "1", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def continued(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with what one process has trained."""
+    cache = tmp_path_factory.mktemp("continued")
+    assert python("-m", *CONTINUED, "--batch", "4", XDG_CACHE_HOME=str(cache)).returncode == 0
+    return cache
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -232,18 +278,17 @@ AT_START = {
     ],
 )
 def test_what_is_wrong_with_a_process_at_its_start_is_said_once_and_nothing_is_lost(
-    what: str, batch: str, said: str, tmp_path: Path
+    what: str, batch: str, said: str, continued: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "site").mkdir()
     hook = f"import os\nif os.environ.get('RANK') == '1':\n    {AT_START[what]}\n"
     (tmp_path / "site" / "sitecustomize.py").write_text(hook)
-    cache = str(tmp_path / "cache")
-    words = ["varbench", "train", "full_var@continued", "--steps", "1", "--batch", batch, "--device", "cpu"]
-    assert python("-m", *words, XDG_CACHE_HOME=cache).returncode == 0
-    before = {path: path.read_bytes() for path in Path(cache).rglob("*") if path.is_file()}
+    cache = shutil.copytree(continued, tmp_path / "cache")
+    before = {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
     more = ["--seed", "1"] if what == "dies" else []  # which is not in the cache
     path = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = python("-m", *TORCHRUN, "-m", *words, *more, XDG_CACHE_HOME=cache, PYTHONPATH=path)
+    words = [*CONTINUED, "--batch", batch, *more]
+    done = python("-m", *TORCHRUN, "-m", *words, XDG_CACHE_HOME=str(cache), PYTHONPATH=path)
     assert done.returncode != 0
     assert said in "\n".join(done.stderr.splitlines()[-4:]), "torchrun's own last lines"
     ours = [line for line in done.stderr.splitlines() if line.startswith("varbench train")]

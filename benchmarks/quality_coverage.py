@@ -14,6 +14,7 @@ that of rows which share nothing. Four minutes on two cores.
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import starmap
@@ -29,7 +30,7 @@ from varbench.plan.presets import asset_folder
 from varbench.quality import from_network, halves, intervals, load_network
 from varbench.quality.extractors import extract
 from varbench.quality.frechet import Gaussian, frechet_distance, gaussian
-from varbench.quality.halves import Halves
+from varbench.quality.halves import Halves, Parts
 from varbench.quality.manifold import density_coverage, in_double, reaches
 
 Features = NDArray[np.float64]
@@ -38,6 +39,7 @@ Draw = Callable[[np.random.RandomState], tuple[Features, Features]]
 
 CLASSES = 10
 REFERENCE, POOL = 2_000, 6_000
+NEIGHBOURS = 3
 SHARES = ("recall", "precision", "coverage", "density")
 SCORES = ("distance", "KID", *SHARES)
 COLUMNS = ("population", "score", "mean", "strays", "says", "holds", "bias", "says", "difference holds", "width")
@@ -67,12 +69,12 @@ class Couple:
     """Of the whole populations to the reference."""
 
 
-def populations(count: int) -> tuple[Reference, Couple, Couple, Couple]:
-    """Shapes, Gaussians, and sets whose shares are near 1 and near 0; in sets of `count`."""
+def populations(count: int, *, pool: int = POOL) -> tuple[Reference, Couple, Couple, Couple]:
+    """Shapes, Gaussians, and sets whose shares are near 1 and near 0; in sets of `count`, of `pool` images."""
     shapes, network = Shapes(), from_network(load_network(asset_folder("tiny") / "features.safetensors"))
     grain = np.random.RandomState(0)
     seen: tuple[list[Features], list[Features], list[Features]] = ([], [], [])
-    for first in range(0, REFERENCE + POOL, 1000):
+    for first in range(0, REFERENCE + pool, 1000):
         images = shapes.images(TEST[first : first + 1000])
         found = extract(network, images).features_ND.astype(np.float64)
         if first < REFERENCE:
@@ -83,7 +85,7 @@ def populations(count: int) -> tuple[Reference, Couple, Couple, Couple]:
         seen[2].append(extract(network, noisy).features_ND.astype(np.float64))
     real, *pools = (np.concatenate(parts) for parts in seen)
     reference = Reference(real, gaussian(real), reaches(real), _radii(in_double(real)))
-    labels = shapes.labels(TEST[REFERENCE : REFERENCE + POOL])
+    labels = shapes.labels(TEST[REFERENCE : REFERENCE + pool])
     known = shapes.labels(TEST[:REFERENCE])
 
     def places_of(rng: np.random.RandomState, labels_N: NDArray[np.int64], *, again: bool = True) -> NDArray[np.int64]:
@@ -126,9 +128,7 @@ def populations(count: int) -> tuple[Reference, Couple, Couple, Couple]:
 
 def figures(features: Features, reference: Reference, scores: Sequence[str]) -> dict[str, Figure]:
     """Scores with their intervals, as they are printed."""
-    labels, real = np.arange(len(features)) % CLASSES, reference.features
-    splits = halves.splits_of(labels, dimensions=features.shape[1], seed=0)
-    parts = halves.thirds_left_out(labels, dimensions=features.shape[1], seed=0)
+    real, (splits, parts) = reference.features, _parts(*features.shape)
     found: dict[str, Figure] = {}
     if "distance" in scores:
         of_halves = halves.of_distances(features, reference.statistics, splits)
@@ -137,14 +137,15 @@ def figures(features: Features, reference: Reference, scores: Sequence[str]) -> 
         of_halves = halves.of_kernel_distances(features, real, splits)
         # Less what each image has with itself, which does not stray: the score but for a constant.
         found["KID"] = Figure(intervals.of_halves(of_halves.whole - of_halves.bias, of_halves), of_halves)
-    samples = in_double(features)
-    apart = torch.cdist(in_double(real), samples) if {"recall", "precision"} & set(scores) else torch.empty(0)
     if "recall" in scores:
-        recalls = halves.of_recalls(features, real, halves.both(splits), neighbours=3)
-        spread = halves.variance(recalls, kept=halves.HALF)
-        reached = (apart <= _radii(samples)).any(dim=1).double().mean()
-        found["recall"] = Figure(intervals.share_around(float(reached), spread, len(real)))
+        everything = np.ones_like(splits[:1])
+        *recalls, whole = halves.of_recalls(
+            features, real, np.concatenate([halves.both(splits), everything]), neighbours=NEIGHBOURS
+        )
+        spread = halves.variance(np.array(recalls), kept=halves.HALF)
+        found["recall"] = Figure(intervals.share_around(float(whole), spread, len(real)))
     if "precision" in scores:
+        apart = torch.cdist(in_double(real), in_double(features))
         inside = (apart <= reference.radii[:, None]).any(dim=0).double().mean()
         found["precision"] = Figure(intervals.share(float(inside), len(features)))
     if {"coverage", "density"} & set(scores):
@@ -157,8 +158,18 @@ def figures(features: Features, reference: Reference, scores: Sequence[str]) -> 
     return found
 
 
+@functools.cache
+def _parts(count: int, dimensions: int) -> tuple[Parts, Parts]:
+    """Halves, and two thirds: the same of every set, whose labels stand in one order."""
+    labels = np.arange(count) % CLASSES
+    return (
+        halves.splits_of(labels, dimensions=dimensions, seed=0),
+        halves.thirds_left_out(labels, dimensions=dimensions, seed=0),
+    )
+
+
 def _radii(samples: torch.Tensor) -> torch.Tensor:
-    return torch.cdist(samples, samples).kthvalue(4).values
+    return torch.cdist(samples, samples).kthvalue(NEIGHBOURS + 1).values
 
 
 @dataclass(frozen=True)

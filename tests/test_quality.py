@@ -378,7 +378,7 @@ def drawn():
 @pytest.mark.slow
 def test_intervals_hold_the_truth_as_often_as_they_say(drawn):
     """95 % of 120, to within three deviations of a count; and neither much wider nor narrower than repeats stray."""
-    reference, shapes, gaussians, edges = drawn.populations(600)
+    reference, shapes, gaussians, edges = drawn.populations(400, pool=3000)
     found, (distance, _) = drawn.coverage(shapes, reference, repeats=120, scores=drawn.SCORES)
     far, _ = drawn.coverage(gaussians, reference, repeats=120, scores=("distance",))
     for one in (*found, *far):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +117,13 @@ def test_recomputed_activations_are_not_held(tokenizer: Tokenizer, tokens: Token
     assert held[1] < 0.8 * held[0]
 
 
-SCRIPT = """
+PAIRS = """
+import json
 import os
 import signal
 import sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, sys.argv[1])
 import test_training as t
 import torch
 from torch import distributed
@@ -131,27 +134,30 @@ tokenizer = t.Tokenizer.for_model(t.SPEC).eval().requires_grad_(False)
 tokens = t.tokens_of(t.DATA, tokenizer, model=t.SPEC, indices=t.DATA.training[:32])
 
 
-def train():
+def train(folder, dies_at, dies, apart):
     ranks = join_ranks()
 
     def progress(step, figures):
-        if step == {dies_at} and ranks.rank == {dies}:
+        if step == dies_at and ranks.rank == dies:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    state = Path({folder!r}) / ("elsewhere" if {apart} and ranks.rank == 1 else ".")
+    state = folder / ("elsewhere" if apart and ranks.rank == 1 else ".")
     model, _ = t.trained(tokenizer, tokens, state, ranks=ranks, progress=progress)
-    torch.save(t.weights(model), Path({folder!r}) / f"rank{{ranks.rank}}")
+    torch.save(t.weights(model), folder / f"rank{ranks.rank}")
     ranks.close()
 
 
-def as_rank(rank):
+def as_rank(rank, folder, *asked):
     pid = os.fork()
     if pid:
         return pid
     os.environ["RANK"] = str(rank)
+    said = os.open(folder / "said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
     code = 1
     try:
-        train()
+        train(folder, *asked)
         code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())
@@ -160,21 +166,28 @@ def as_rank(rank):
         os._exit(code)
 
 
-# Whose store outlives both processes, as torchrun's does.
-store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-os.environ |= {{"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}}
-started = [as_rank(rank) for rank in (0, 1)]
-codes = []
-while started:
-    pid, status = os.wait()
-    started.remove(pid)
-    codes.append(status)
-    if status:
-        for other in started:
-            os.kill(other, signal.SIGTERM)
-sys.exit(any(codes))
+def both(folder, *asked):
+    # Its store outlives both processes, as torchrun's does.
+    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    started = [as_rank(rank, Path(folder), *asked) for rank in (0, 1)]
+    statuses = []
+    while started:
+        pid, status = os.wait()
+        started.remove(pid)
+        statuses.append(status)
+        if status:
+            for other in started:
+                os.kill(other, signal.SIGTERM)
+    return not any(statuses)
+
+
+for line in sys.stdin:
+    print(json.dumps(both(*json.loads(line))), flush=True)
 """
-"""What torchrun does, of two processes that are copies of one: torch is loaded once, not three times."""
+"""Does for pairs of processes, one after the other, what torchrun does for one. They are copies of this one, so that torch is
+loaded and tokens are made once."""
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
@@ -183,14 +196,21 @@ def python(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False)
 
 
-def two(folder: Path, *, dies_at: int = 0, dies: int = 1, apart: bool = False) -> subprocess.CompletedProcess[str]:
-    """Trains in two processes; one of them may die by a signal, or look for its state elsewhere. What torchrun itself does is
-    tried with the command line, below."""
-    folder.mkdir(exist_ok=True)
-    script = folder / "script.py"
-    told = {"tests": str(Path(__file__).parent), "folder": str(folder), "dies_at": dies_at, "dies": dies}
-    script.write_text(SCRIPT.format(**told, apart=apart))
-    return python(str(script))
+@pytest.fixture
+def two() -> Iterator[Callable[..., bool]]:
+    """Trains in two processes, and says whether both came to their end; one of them may die by a signal, or look for its state
+    elsewhere. What torchrun itself does is tried with the command line, below."""
+    words, variables = [sys.executable, "-c", PAIRS, str(Path(__file__).parent)], {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(words, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as pairs:
+        assert pairs.stdin is not None and pairs.stdout is not None
+        asked, answers = pairs.stdin, pairs.stdout
+
+        def train(folder: Path, *, dies_at: int = 0, dies: int = 1, apart: bool = False) -> bool:
+            folder.mkdir(exist_ok=True)
+            print(json.dumps([str(folder), dies_at, dies, apart]), file=asked, flush=True)
+            return bool(json.loads(answers.readline()))
+
+        yield train
 
 
 def ranks_of(folder: Path) -> list[torch.Tensor]:
@@ -199,9 +219,9 @@ def ranks_of(folder: Path) -> list[torch.Tensor]:
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does_and_one_that_is_killed_costs_nothing(
-    tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path
+    two: Callable[..., bool], tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path
 ) -> None:
-    assert two(tmp_path / "whole").returncode == 0
+    assert two(tmp_path / "whole")
     first, second = ranks_of(tmp_path / "whole")
     assert torch.equal(first, second)
     alone, _ = trained(tokenizer, tokens, tmp_path / "one")
@@ -209,10 +229,10 @@ def test_two_processes_train_what_one_does_and_one_that_is_killed_costs_nothing(
 
     for dies in (0, 1):
         killed = tmp_path / f"killed{dies}"
-        assert two(killed, dies_at=BUDGET.steps // 2, dies=dies).returncode != 0
+        assert not two(killed, dies_at=BUDGET.steps // 2, dies=dies)
         left = (killed / "state").read_bytes()
         assert 0 < torch.load(killed / "state", weights_only=True)["step"] < BUDGET.steps
-        assert two(killed).returncode == 0
+        assert two(killed)
         assert torch.equal(ranks_of(killed)[0], first), "it goes on to the same weights"
 
     for name in ("fewer", "apart"):
@@ -221,11 +241,10 @@ def test_two_processes_train_what_one_does_and_one_that_is_killed_costs_nothing(
     fewer, _ = trained(tokenizer, tokens, tmp_path / "fewer")
     assert near(weights(fewer), first), "and on another number of processes, but for rounding"
 
-    apart = two(tmp_path / "apart", apart=True)
-    assert apart.returncode != 0 and (tmp_path / "apart" / "state").read_bytes() == left
-    said = re.findall(
-        r"UserError: process 0 finds step (\d) .*, and process 1 step (\d) .* see the same files", apart.stderr
-    )
+    assert not two(tmp_path / "apart", apart=True)
+    assert (tmp_path / "apart" / "state").read_bytes() == left
+    words = (tmp_path / "apart" / "said").read_text()
+    said = re.findall(r"UserError: process 0 finds step (\d) .*, and process 1 step (\d) .* see the same files", words)
     assert [(int(mine) > 0, int(theirs)) for mine, theirs in said] == [(True, 0)], "once"
 
 

@@ -43,7 +43,7 @@ def _answer(block: Block) -> str:
         return f"Only the full model was measured ({_facts(full, block)}), so there is nothing to compare it with."
     timed = [entry for entry in rows if "lossless" in entry.speedups]
     if not timed:
-        return f"Speed was not measured; {_best_quality(rows, block)}."
+        return f"Speed was not measured; {_best_quality(rows, full, block)}."
     # What runs the full model's own plan has no cause to be faster: such a difference is the machine's.
     cheaper = [entry for entry in timed if not _same_work(entry, full)]
     faster = [entry for entry in cheaper if judge_speed(entry, "lossless") == "better"]
@@ -111,12 +111,14 @@ def _best_of(entries: list[Entry], block: Block) -> Entry:
     return sorted(entries, key=lambda e: e.quality.value if e.quality else 0.0, reverse=higher)[0]
 
 
-def _best_quality(rows: list[Entry], block: Block) -> str:
-    scored = [entry for entry in rows if entry.quality is not None]
+def _best_quality(rows: list[Entry], full: Entry, block: Block) -> str:
+    """Of what computes something else than the full model: to be nearly as good as itself is no feat."""
+    scored = [entry for entry in rows if entry.quality is not None and not _same_work(entry, full)]
     if not scored:
-        return "nor was quality"
+        return "nor was the quality of anything but the full model's plan"
     best = _best_of(scored, block)
-    return f"`{best.name}` has the best quality of the methods, {_quality(best, block)}"
+    beside = f", beside the full model's {_number(full)}" if full.quality is not None else ""
+    return f"`{best.name}` has the best quality of the methods, {_quality(best, block)}{beside}"
 
 
 def _facts(entry: Entry, block: Block) -> str:

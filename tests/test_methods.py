@@ -230,6 +230,21 @@ def test_a_claim_holds_only_where_the_intervals_say_so(ours: float, verdict: str
     assert "variant@d8" in measured and "fixed_ratio@p05/d8" in measured
 
 
+def test_claims_under_several_conditions_are_tables_of_one_section() -> None:
+    def under(steps: int) -> list[Record]:
+        names = {"full_var": 5.0, "variant@d8": 3.0, "fixed_ratio@p05/d8": 4.0}
+        made = [
+            make_record(name, quality=value, denominator="lossless" if name == "full_var" else None)
+            for name, value in names.items()
+        ]
+        return [dataclasses.replace(one, protocol=dataclasses.replace(one.protocol, steps=steps)) for one in made]
+
+    (section,) = claims.sections("variant", [*under(250), *under(1000)])
+    notes = [part.text for part in section.parts if isinstance(part, Text)]
+    assert [note.partition(" steps a recipe")[0][-5:].strip(" ,") for note in notes] == ["1,000", "250"]
+    assert [type(part) for part in section.parts] == [Text, Table, Text, Table]
+
+
 def test_one_seed_decides_no_claim_about_training_however_far_apart() -> None:
     given = {"variant@full": 1.0, "variant@d8": 3.0, "smaller@alone_d8": 1.0, "full_var@continued": 0.5}
     records = [

@@ -28,8 +28,9 @@ class Claim:
 
 
 def judged(title: str, claims: Sequence[Claim], records: Sequence[Record]) -> list[Section]:
-    """A section for each block of like conditions that has rows of any of the claims; the others' claims are left out."""
-    found = []
+    """A section with a table for each block of like conditions that has rows of any of the claims; the others' claims are left
+    out."""
+    parts: list[Text | Table] = []
     for block in blocks_of(records):
         by_name = {entry.name: entry for entry in block.everything if entry.believable}
         rows = [
@@ -38,16 +39,16 @@ def judged(title: str, claims: Sequence[Claim], records: Sequence[Record]) -> li
             if block.headline is not None and claim.better in by_name and claim.worse in by_name
         ]
         if rows:
-            found.append(Section(title=title, parts=[Text(text=_note(block)), Table(columns=COLUMNS, rows=rows)]))
-    return found
+            parts += (Text(text=_note(block)), Table(columns=COLUMNS, rows=rows))
+    return [Section(title=title, parts=parts)] if parts else []
 
 
 def choices(
     title: str, unchanged: Mapping[str, str], changed: Mapping[str, Mapping[str, str]], records: Sequence[Record]
 ) -> list[Section]:
-    """A section for each block that has rows with one choice changed. `unchanged` are rows as they are by their point, `changed`
+    """A section with a table for each block that has rows with one choice changed. `unchanged` are rows as they are by their point, `changed`
     those at the same points, by what was changed."""
-    found = []
+    parts: list[Text | Table] = []
     for block in blocks_of(records):
         by_name = {entry.name: entry for entry in block.everything if entry.believable}
         rows = []
@@ -63,8 +64,8 @@ def choices(
                 rows.append((text, *cells, _sentence({point: word for point, (_, word) in judged.items()})))
         if rows:
             columns = ("changed", *unchanged, "so")
-            found.append(Section(title=title, parts=[Text(text=_note(block)), Table(columns=columns, rows=rows)]))
-    return found
+            parts += (Text(text=_note(block)), Table(columns=columns, rows=rows))
+    return [Section(title=title, parts=parts)] if parts else []
 
 
 def _changed(entry: Entry, reference: Entry, block: Block) -> tuple[str, Judgement]:

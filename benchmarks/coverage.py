@@ -322,8 +322,8 @@ def two_runs(records: Sequence[Record], *, runs: int, minutes: float | None = No
 
 def other_images() -> list[int]:
     """How many scores have a verdict, in comparisons of runs that made other images from the same weights."""
-    folder = REPORTS / "three-seeds" / "records"
-    runs = [load_records([folder / f"seed-{seed}"]).records for seed in range(3)]
+    folder = REPORTS / "schedules" / "records"
+    runs = [load_records([folder / f"250-{seed}"]).records for seed in range(3)]
     untrained = [[record for record in records if record.training is None] for records in runs]
     found = [compare(old, new).changes for old, new in itertools.combinations(untrained, 2)]
     return [sum(one.verdict in ("improved", "regressed") for one in changes) for changes in found]

@@ -29,7 +29,18 @@ from varbench.errors import UserError
 from varbench.record.plan_summary import plan_summary
 from varbench.record.sections import Panel, checked, from_data, given, to_data
 from varbench.rows.manager import PluginManager
-from varbench.show import Chart, Image, Section, Table, Text, columns, figures_trade_off, formatting, labels
+from varbench.show import (
+    Chart,
+    Image,
+    Section,
+    Table,
+    Text,
+    columns,
+    figures_study,
+    figures_trade_off,
+    formatting,
+    labels,
+)
 from varbench.show.answer import answer
 from varbench.show.columns import table_of
 from varbench.show.entries import blocks_of, judge_quality, score_difference, score_label
@@ -225,6 +236,19 @@ def test_a_row_of_the_table_and_of_a_study_stands_in_both_and_counts_once():
     assert "zones@a" in [entry.name for entry in block.entries]
     assert [entry.name for entry in block.studies["zones"]] == ["zones@a", "zones@b"]
     assert [entry.name for entry in block.everything].count("zones@a") == 1
+
+
+def test_a_row_that_a_study_asked_for_and_one_that_a_person_did_are_repeats_of_one():
+    asked = make_record("zones@a", quality=6.0, study="zones", training=False)
+    again = make_record("zones@a", quality=6.4, training=False)
+    again = dataclasses.replace(again, protocol=dataclasses.replace(again.protocol, seed=1))
+    for records in ([asked, again], [again, asked]):
+        (block,) = blocks_of([*full_records(), *records])
+        (entry,) = block.studies["zones"]
+        assert len(entry.complete) == 2 and entry.quality.value == pytest.approx(6.2)
+        assert entry in block.entries and block.everything.count(entry) == 1
+        (figure,) = figures_study.studies(block)
+        assert figure.title == "The zones study"
 
 
 def test_repeats_become_one_row_with_a_wider_interval():

@@ -46,8 +46,8 @@ def judged(title: str, claims: Sequence[Claim], records: Sequence[Record]) -> li
 def choices(
     title: str, unchanged: Mapping[str, str], changed: Mapping[str, Mapping[str, str]], records: Sequence[Record]
 ) -> list[Section]:
-    """A section with a table for each block that has rows with one choice changed. `unchanged` are rows as they are by their point, `changed`
-    those at the same points, by what was changed."""
+    """A section with a table for each block that has rows with one choice changed. `unchanged` are rows as they are, by their
+    point; `changed` those at the same points, by what was changed."""
     parts: list[Text | Table] = []
     for block in blocks_of(records):
         by_name = {entry.name: entry for entry in block.everything if entry.believable}

@@ -60,6 +60,16 @@ class Entry:
         return tuple(record for record in self.records if record.status is Status.COMPLETE)
 
     @functools.cached_property
+    def in_table(self) -> bool:
+        """Whether any repeat was asked for otherwise than by a study."""
+        return any(not record.row.study for record in self.records)
+
+    @functools.cached_property
+    def of_study(self) -> Record | None:
+        """The repeat that a study asked for, alone or too."""
+        return next((record for record in self.records if record.row.study or record.row.also_in), None)
+
+    @functools.cached_property
     def is_full(self) -> bool:
         return self.first.row.denominator is not None
 
@@ -158,7 +168,7 @@ class Block:
     @functools.cached_property
     def everything(self) -> tuple[Entry, ...]:
         """The main table's entries, then those of the studies."""
-        return (*self.entries, *(e for study in self.studies.values() for e in study if e.first.row.study))
+        return (*self.entries, *(e for study in self.studies.values() for e in study if not e.in_table))
 
     @functools.cached_property
     def full(self) -> dict[str, Entry]:
@@ -233,10 +243,10 @@ def conditions_of(record: Record) -> dict[str, Any]:
 
 def blocks_of(records: Sequence[Record]) -> list[Block]:
     """All records in blocks; the block with most believable rows first, then by title."""
-    by_conditions: dict[tuple[Any, ...], dict[tuple[str, str | None, str], list[Record]]] = {}
+    by_conditions: dict[tuple[Any, ...], dict[tuple[str, str], list[Record]]] = {}
     for record in records:
         conditions = tuple(conditions_of(record).items())
-        row = (record.row.row, record.row.study, record.protocol.accounting)
+        row = (record.row.row, record.protocol.accounting)
         by_conditions.setdefault(conditions, {}).setdefault(row, []).append(record)
     found = {
         conditions: _with_speeds([Entry(records=tuple(repeats)) for repeats in rows.values()])
@@ -248,12 +258,12 @@ def blocks_of(records: Sequence[Record]) -> list[Block]:
         entries = [dataclasses.replace(entry, marks=marks.get(id(entry), {})) for entry in bare]
         studies: dict[str, list[Entry]] = {}
         for entry in entries:
-            if study := entry.first.row.study or entry.first.row.also_in:
+            if (asked := entry.of_study) is not None and (study := asked.row.study or asked.row.also_in):
                 studies.setdefault(study, []).append(entry)
         blocks.append(
             Block(
                 conditions=dict(conditions),
-                entries=tuple(sorted((e for e in entries if not e.first.row.study), key=_table_order)),
+                entries=tuple(sorted((e for e in entries if e.in_table), key=_table_order)),
                 studies={name: tuple(sorted(found, key=_study_order)) for name, found in studies.items()},
             )
         )
@@ -378,7 +388,8 @@ def _bytes(records: Sequence[Record], name: str) -> list[int]:
 
 
 def _study_order(entry: Entry) -> int:
-    return entry.first.study.place if entry.first.study is not None else 0
+    asked = entry.of_study
+    return asked.study.place if asked is not None and asked.study is not None else 0
 
 
 def _table_order(entry: Entry) -> tuple[bool, bool, float, str]:

@@ -40,7 +40,8 @@ def _study(name: str, entries: Sequence[Entry], block: Block) -> Figure | None:
     if headline is None or all(value["setting"] == FULL for value in values):
         return None
     title = f"{score_label(headline)} ({headline.better} is better)"
-    about = entries[0].first.study
+    asked = entries[0].of_study
+    about = asked.study if asked is not None else None
     heading, caption = (about.title, about.caption) if about is not None else (name, "")
     bars = Plot(spec=_bars(values, title), alt=f"{title} at each setting of the study {heading}")
     cells = tuple(_by_point(values, title)) if grouped else (bars,)

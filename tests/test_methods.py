@@ -293,3 +293,8 @@ def test_a_changed_choice_stands_beside_the_method_as_published_at_every_point()
     assert no_bridge[3:] == ("-", "full not told apart; d8 worse")
     assert backwards[0] == "subnets first, the full model last" and backwards[-1] == "d2 better"
     assert ablations.sections("variant", records[:4]) == [], "nothing was changed"
+    # Where some rows have several seeds, those that have one are told.
+    again = [of_seed(record, seed) for record in (*records[:4], records[-2]) for seed in (1, 2)]
+    (_, table) = ablations.sections("variant", [*records, *again])[0].parts
+    assert isinstance(table, Table)
+    assert [row[-1] for row in table.rows] == ["one seed: full not told apart; d8 worse", "d2 better"]

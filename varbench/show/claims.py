@@ -61,7 +61,9 @@ def choices(
             if pairs and block.headline is not None:
                 judged = {point: _changed(*pair, block) for point, pair in pairs.items()}
                 cells = [judged[point][0] if point in judged else "-" for point in unchanged]
-                rows.append((text, *cells, _sentence({point: word for point, (_, word) in judged.items()})))
+                alone = any(len(one.seeds & other.seeds) < 2 for one, other in pairs.values()) and _seeds(block) > 1
+                so = _sentence({point: word for point, (_, word) in judged.items()})
+                rows.append((text, *cells, f"one seed: {so}" if alone else so))
         if rows:
             columns = ("changed", *unchanged, "so")
             parts += (Text(text=_note(block)), Table(columns=columns, rows=rows))
@@ -85,9 +87,14 @@ def _sentence(judged: Mapping[str, Judgement]) -> str:
     return "; ".join(f"{', '.join(points)} {word}" for word, points in by_word.items())
 
 
+def _seeds(block: Block) -> int:
+    """The most that any row has."""
+    return max(len(entry.complete) for entry in block.everything)
+
+
 def _note(block: Block) -> str:
     assert block.headline is not None
-    seeds = max(len(entry.complete) for entry in block.everything)
+    seeds = _seeds(block)
     start = f"{block.title}. Differences are in {score_label(block.headline)}, "
     if seeds == 1:
         return (

@@ -33,7 +33,7 @@ def test_the_surface_is_frozen() -> None:
     ("arguments", "most"),
     [
         (["--help"], 150),
-        (["list"], 230),  # with a module or two of each plugin
+        (["list"], 240),  # with a module or two of each plugin, and one of each theme of hooks
         (["plan", "variant@d8", "--model", "var-d30"], None),
         (["run", "--help"], 200),
         (["report", "--help"], 120),

@@ -34,15 +34,9 @@ def sections(ours: str, records: Sequence[Record]) -> list[Section]:
                 unchanged[point] = name
             elif text := _words(how):
                 changed.setdefault(text, {})[point] = name
-    in_order = {point: unchanged[point] for point in sorted(unchanged, key=_depth)}
-    return choices(CHOICES, in_order, changed, records)
+    return choices(CHOICES, unchanged, changed, records)
 
 
 def _words(how: str) -> str | None:
     key, _, value = how.partition("=")
     return WORDS.get(how) or WORDS.get(f"{key}=", "").format(value) or None
-
-
-def _depth(point: str) -> float:
-    """The full model first, then the deepest."""
-    return -float("inf") if point == "full" else -int(point[1:])

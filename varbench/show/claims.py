@@ -3,7 +3,7 @@ each changed alone, beside the method as it is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from varbench.base import stats
@@ -11,6 +11,7 @@ from varbench.base.stats import Judgement
 from varbench.record import Record
 from varbench.record.sections import Section, Table, Text
 from varbench.show import formatting
+from varbench.show.drawn_rows import by_point
 from varbench.show.entries import Block, Entry, blocks_of, need_seeds, score_difference, score_label
 
 HOLDS, DOES_NOT, NOT_SHOWN, ONE_SEED = "holds", "does not hold", "no difference shown", "one seed decides nothing"
@@ -30,17 +31,15 @@ class Claim:
 def judged(title: str, claims: Sequence[Claim], records: Sequence[Record]) -> list[Section]:
     """A section with a table for each block of like conditions that has rows of any of the claims; the others' claims are left
     out."""
-    parts: list[Text | Table] = []
-    for block in blocks_of(records):
-        by_name = {entry.name: entry for entry in block.everything if entry.believable}
-        rows = [
+
+    def rows_of(block: Block, by_name: Mapping[str, Entry]) -> list[tuple[str, ...]]:
+        return [
             (claim.text, *_beside(by_name[claim.better], by_name[claim.worse], block))
             for claim in claims
-            if block.headline is not None and claim.better in by_name and claim.worse in by_name
+            if claim.better in by_name and claim.worse in by_name
         ]
-        if rows:
-            parts += (Text(text=_note(block)), Table(columns=COLUMNS, rows=rows))
-    return [Section(title=title, parts=parts)] if parts else []
+
+    return _section(title, COLUMNS, rows_of, records)
 
 
 def choices(
@@ -48,24 +47,38 @@ def choices(
 ) -> list[Section]:
     """A section with a table for each block that has rows with one choice changed. `unchanged` are rows as they are, by their
     point; `changed` those at the same points, by what was changed."""
+    points = sorted(unchanged, key=by_point)
+
+    def rows_of(block: Block, by_name: Mapping[str, Entry]) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = []
+        for text, names in changed.items():
+            pairs = {
+                point: (by_name[names[point]], by_name[unchanged[point]])
+                for point in points
+                if names.get(point) in by_name and unchanged[point] in by_name
+            }
+            if pairs:
+                found = {point: _changed(*pair, block) for point, pair in pairs.items()}
+                cells = [found[point][0] if point in found else "-" for point in points]
+                alone = any(len(one.seeds & other.seeds) < 2 for one, other in pairs.values()) and _seeds(block) > 1
+                so = _sentence({point: word for point, (_, word) in found.items()})
+                rows.append((text, *cells, f"one seed: {so}" if alone else so))
+        return rows
+
+    return _section(title, ("changed", *points, "so"), rows_of, records)
+
+
+def _section(
+    title: str,
+    columns: tuple[str, ...],
+    rows_of: Callable[[Block, Mapping[str, Entry]], list[tuple[str, ...]]],
+    records: Sequence[Record],
+) -> list[Section]:
+    """The rows of every block that is scored and has any, from its entries that may be believed, by name."""
     parts: list[Text | Table] = []
     for block in blocks_of(records):
         by_name = {entry.name: entry for entry in block.everything if entry.believable}
-        rows = []
-        for text, names in changed.items():
-            pairs = {
-                point: (by_name[names[point]], by_name[name])
-                for point, name in unchanged.items()
-                if names.get(point) in by_name and name in by_name
-            }
-            if pairs and block.headline is not None:
-                judged = {point: _changed(*pair, block) for point, pair in pairs.items()}
-                cells = [judged[point][0] if point in judged else "-" for point in unchanged]
-                alone = any(len(one.seeds & other.seeds) < 2 for one, other in pairs.values()) and _seeds(block) > 1
-                so = _sentence({point: word for point, (_, word) in judged.items()})
-                rows.append((text, *cells, f"one seed: {so}" if alone else so))
-        if rows:
-            columns = ("changed", *unchanged, "so")
+        if block.headline is not None and (rows := rows_of(block, by_name)):
             parts += (Text(text=_note(block)), Table(columns=columns, rows=rows))
     return [Section(title=title, parts=parts)] if parts else []
 

@@ -512,6 +512,30 @@ def test_what_is_hardly_held_up_ends_with_the_budget(share: float, times: float)
     assert spent < times * 10.0 if share <= MILD else spent > times * 10.0
 
 
+@pytest.mark.parametrize("stall", [lambda call: 0.0, now_and_then])
+def test_what_every_call_waits_for_is_no_reason_to_make_it_again(stall: Callable[[int], float]) -> None:
+    """A system's own services take as much of the row's call as of its neighbour's. A stall on top of that is seen as ever."""
+    machine = Machine(share=lambda now: 1 / (1 + 0.015), stall=stall)
+    found = timed(machine, HALF, pairs=12, budget=1.0)[HALF]
+    kept = [call for pair in found.throughput for call in (pair.row, pair.full) if call is not None]
+    assert all(0.01 < call.held_up < 0.02 and not call.delayed for call in kept)
+    assert ratio(found.throughput).value == pytest.approx(2.0)
+    assert (found.discarded > 3) == (stall is now_and_then), "what is usual is known after three calls"
+
+
+def test_the_full_model_alone_is_made_again_for_what_could_hide_a_slower_one_only() -> None:
+    def asked_alone(share: float) -> int:
+        machine, alone = Machine(), Machine(share=lambda now: 1 / (1 + share))
+        speed.time_rows(
+            machine.ask, (HALF,), full=FULL, pace=Pace(batch=4, pairs=6, error=lambda row: math.inf, budget=0.0),
+            overseer=overseer(4, 6), strain=machine.strain, failed=lambda row, error: None,
+            alone=Alone(ask=alone.ask, strain=alone.strain),
+        )  # fmt: skip
+        return len(alone.asked)
+
+    assert asked_alone(0.1) > 2 * asked_alone(0.025) == 2 * asked_alone(0.0)
+
+
 def waiting(machine: Machine) -> bool:
     """Until the neighbour rests."""
     while machine.share(machine.now) < 1:

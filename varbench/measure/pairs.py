@@ -31,6 +31,8 @@ class Call:
     """Whether what its process says fits together, and lies within what the judge saw."""
     starved: float = 0.0
     """The share of its time by which its threads ran less than is usual, where that is clearly less."""
+    steady: float = 0.0
+    """The share of their time that calls like it wait anyway."""
 
     @property
     def outside(self) -> float:
@@ -50,7 +52,7 @@ class Call:
     @property
     def delayed(self) -> float:
         """The share of its time that it may have lost by waiting or being throttled; 0 of a call that is not made again."""
-        return max(self.held_up, self.starved) if self.held_up > HELD_UP or self.starved else 0.0
+        return max(self.held_up, self.starved) if self.held_up > self.steady + HELD_UP or self.starved else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

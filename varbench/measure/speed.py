@@ -18,7 +18,7 @@ from varbench.base import stats
 from varbench.measure.calls import Request, Traced
 from varbench.measure.overseer import Overseer, Oversight
 from varbench.measure.pairs import MILD, AskOne, Call, Pair, PairsTaken, ReadStrain, time_call
-from varbench.measure.strain import STARVED
+from varbench.measure.strain import STARVED, STEADY
 from varbench.record.failure import RowError
 
 CALLS_AGAIN = 4
@@ -166,6 +166,8 @@ class _Session:
     changed: dict[str, set[str]] = field(default_factory=dict)
     traces: set[Traced] = field(default_factory=set)
     quiet_share: dict[tuple[str, int], list[float]] = field(default_factory=dict)
+    waited: dict[int, list[float]] = field(default_factory=dict)
+    """Shares of their time that calls waited for a processor, by batch."""
     calm: bool = False
     """Whether the latest call of a pair was not held up."""
     last: dict[tuple[str, int], Request] = field(default_factory=dict)
@@ -293,7 +295,8 @@ class _Session:
             found.append(self._held_against_usual(name, batch, ask()))
             for taken in told:
                 taken.seconds += found[-1].times.end_to_end
-            self.calm = not found[-1].delayed
+            # The full model alone is asked whether it is clearly faster: no figure rests on its seconds.
+            self.calm = found[-1].delayed <= (MILD if name == ALONE else 0.0)
             if self.calm:
                 return found[-1], True
             least = min(found, key=lambda call: call.delayed)
@@ -304,9 +307,13 @@ class _Session:
                 taken.again += 1
 
     def _held_against_usual(self, name: str, batch: int, call: Call) -> Call:
-        """The call with how much less its threads ran than in quiet ones, of which it is the next if it was quiet itself."""
+        """The call with how much less its threads ran than in quiet ones, of which it is the next if it was quiet itself, and with
+        how long calls wait anyway."""
         if call.strain is None:
             return call
+        waited = self.waited.setdefault(batch, [])
+        call = replace(call, steady=min(STEADY, stats.median(waited)) if len(waited) >= 3 else 0.0)
+        waited.append(call.held_up)
         quiet = self.quiet_share.setdefault((name, batch), [])
         share = call.strain.cpu_seconds / call.times.end_to_end
         usual = stats.median(quiet) if len(quiet) >= 3 else 0.0

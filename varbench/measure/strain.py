@@ -16,7 +16,10 @@ from pathlib import Path
 from varbench.measure.environment import affinity
 
 HELD_UP = 0.01
-"""A call that waited for a processor longer than this share of its time is taken again."""
+"""A call that waited for a processor by this share of its time longer than calls of its process do anyway is taken again."""
+
+STEADY = 0.02
+"""What they may wait anyway: a system's own services take a little from every call alike, which a ratio does not show."""
 
 STARVED = 0.95
 """So is one whose threads were on a processor for less than this share of what is usual in quiet calls of the row, for each

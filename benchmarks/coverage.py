@@ -30,6 +30,7 @@ from varbench.show.compare import compare
 
 TRUTH = 1.5
 PAIRS = 6
+THREADS = 2
 CHILD = 0.02
 """Of the log ratio between processes: what records of a shared machine show, ungated (reports of 240 steps: 0.012 to 0.019)."""
 
@@ -125,7 +126,7 @@ class Beside:
 
 
 def lost_to_a_neighbour(rng: np.random.Generator, *, most: float, children: int, truth: float) -> tuple[Seconds, Lost]:
-    """It takes up to so much of calls' time, of one side more than of the other in all of a run. Of two threads that wait for each
+    """It takes up to so much of calls' time, of one side more than of the other in all of a run. Of `THREADS` that wait for each
     other both may be counted as waiting, so the system tells of more than was lost."""
     found: Seconds = ([], [])
     told: list[list[list[float]]] = [[], []]
@@ -133,10 +134,11 @@ def lost_to_a_neighbour(rng: np.random.Generator, *, most: float, children: int,
     for process in zip(*run_of(rng, steady, children=children, truth=truth), strict=True):
         for side, seconds in enumerate(process):
             lost = np.minimum(lean[side] * rng.uniform(0.5, 1.5, len(seconds)), 0.95)
-            waited = lost * rng.uniform(1, 2, len(seconds))
+            waited = lost * rng.uniform(1, THREADS, len(seconds))
             found[side].append(list(seconds / (1 - lost)))
             told[side].append(list(np.where(waited > HELD_UP, waited, 0.0)))
-    return found, [list(zip(*sides, strict=True)) for sides in zip(*told, strict=True)]
+    pairs = [zip(*sides, strict=True) for sides in zip(*told, strict=True)]
+    return found, [[stats.net(*pair, threads=THREADS) for pair in some] for some in pairs]
 
 
 def beside_a_neighbour(most: float, *, children: int, truth: float, runs: int, told: bool = True) -> Beside:

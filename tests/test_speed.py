@@ -518,7 +518,7 @@ def test_what_every_call_waits_for_is_no_reason_to_make_it_again(stall: Callable
     machine = Machine(share=lambda now: 1 / (1 + 0.015), stall=stall)
     found = timed(machine, HALF, pairs=12, budget=1.0)[HALF]
     kept = [call for pair in found.throughput for call in (pair.row, pair.full) if call is not None]
-    assert all(0.01 < call.held_up < 0.02 and not call.delayed for call in kept)
+    assert all(0.01 < call.delayed < 0.02 and not call.stalled for call in kept), "the interval knows of it"
     assert ratio(found.throughput).value == pytest.approx(2.0)
     assert (found.discarded > 3) == (stall is now_and_then), "what is usual is known after three calls"
 

@@ -80,6 +80,18 @@ def test_quotients_are_welchs():
     assert np.log(found.value) == pytest.approx(np.mean(other) - np.mean(one))
 
 
+def test_what_both_calls_of_a_pair_lost_moves_their_ratio_by_neither():
+    """Two threads may have waited at once for what is added up, and of more of them, or nobody knows how many, less is certain."""
+    assert stats.net(0.1, 0.0, threads=2) == pytest.approx((0.1, 0.0))
+    assert stats.net(0.02, 0.02, threads=1) == (0.0, 0.0)
+    assert stats.net(0.02, 0.02, threads=2) == pytest.approx((1 - 0.98 / 0.99,) * 2)
+    assert stats.net(0.04, 0.2, threads=2) == pytest.approx((0.0, 1 - 0.8 / 0.98))
+    assert stats.net(0.04, 0.2, threads=None) == pytest.approx((0.04, 0.2))
+    times, lost = (1.0 / 0.96, 1.0 / 0.8), math.log(0.96 / 0.8)
+    down, up = stats.delayed([math.log(times[0] / times[1])], [stats.net(0.04, 0.2, threads=1)])
+    assert (down, up) == pytest.approx((0.0, lost)), "of one thread it is known to the digit"
+
+
 def test_delays_move_a_median_no_farther_than_pairs_can_and_a_quotient_by_those_of_both():
     logs = [0.40, 0.41, 0.42]
     assert stats.delayed(logs, [(0.0, 0.0)] * 3) == (0.0, 0.0)

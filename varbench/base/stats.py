@@ -167,6 +167,20 @@ def delayed(logs: Sequence[float], delays: Delays) -> Shift:
     return middle - median(lows), median(highs) - middle
 
 
+def net(full: float, row: float, *, threads: int | None) -> tuple[float, float]:
+    """Of a pair's delays what either call may have lost beyond what the other lost as well.
+
+    They are the waits of so many threads added up. Where all of them waited at once a call lost that part of the sum, and where
+    they did so by turns all of it.
+    """
+
+    def beyond(one: float, other: float) -> float:
+        lost = _without(other / threads) if threads else 0.0
+        return max(0.0, -math.expm1(_without(one) - lost))
+
+    return beyond(full, row), beyond(row, full)
+
+
 def _without(share: float) -> float:
     return math.log1p(-min(share, MOST_DELAYED))
 

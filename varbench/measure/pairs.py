@@ -32,7 +32,7 @@ class Call:
     starved: float = 0.0
     """The share of its time by which its threads ran less than is usual, where that is clearly less."""
     steady: float = 0.0
-    """The share of their time that calls like it wait anyway."""
+    """The share of their time that calls of its process wait anyway."""
 
     @property
     def outside(self) -> float:
@@ -51,8 +51,13 @@ class Call:
 
     @property
     def delayed(self) -> float:
-        """The share of its time that it may have lost by waiting or being throttled; 0 of a call that is not made again."""
-        return max(self.held_up, self.starved) if self.held_up > self.steady + HELD_UP or self.starved else 0.0
+        """The share of its time that it may have lost by waiting or being throttled; 0 of what is next to nothing."""
+        return max(self.held_up, self.starved) if self.held_up > HELD_UP or self.starved else 0.0
+
+    @property
+    def stalled(self) -> float:
+        """As much, if it is more than calls like it lose anyway: then it is made again."""
+        return self.delayed if self.held_up > self.steady + HELD_UP or self.starved else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -296,7 +296,7 @@ class _Session:
             for taken in told:
                 taken.seconds += found[-1].times.end_to_end
             # The full model alone is asked whether it is clearly faster: no figure rests on its seconds.
-            self.calm = found[-1].delayed <= (MILD if name == ALONE else 0.0)
+            self.calm = found[-1].stalled <= (MILD if name == ALONE else 0.0)
             if self.calm:
                 return found[-1], True
             least = min(found, key=lambda call: call.delayed)
@@ -311,15 +311,15 @@ class _Session:
         how long calls wait anyway."""
         if call.strain is None:
             return call
+        share = call.strain.cpu_seconds / call.times.end_to_end
         waited = self.waited.setdefault(batch, [])
         call = replace(call, steady=min(STEADY, stats.median(waited)) if len(waited) >= 3 else 0.0)
         waited.append(call.held_up)
         quiet = self.quiet_share.setdefault((name, batch), [])
-        share = call.strain.cpu_seconds / call.times.end_to_end
         usual = stats.median(quiet) if len(quiet) >= 3 else 0.0
         if share < STARVED * usual:
             return replace(call, starved=1 - share / usual)
-        if not call.delayed:
+        if not call.stalled:
             quiet.append(share)
         return call
 

@@ -35,9 +35,9 @@ def full_alone(
     check: Check,
     strain: Callable[[Child], Reading | None],
     note: Callable[[str], None],
-) -> Iterator[Alone]:
-    """Such a process beside one with rows of these names, which loads while they warm up; a new one each time, so that what luck it
-    has is not that of many denominators."""
+) -> Iterator[Alone | None]:
+    """Such a process beside one with rows of these names, or None if it fails; a new one each time, so that what luck it has is not
+    that of many denominators. On a GPU it loads while they warm up; processors are wanted by both, and it goes first."""
     job = run.job(task="making", rows=(FULL,))
     with start(job) as child:
 
@@ -61,6 +61,12 @@ def full_alone(
             except ChildEndedError as error:  # no row is to blame
                 raise RowError(error.failure) from error
 
+        if run.options.device == "cpu":
+            try:
+                begin()
+            except RowError:  # it is said
+                yield None
+                return
         yield Alone(ask=ask, strain=lambda: strain(child), begin=begin)
 
 

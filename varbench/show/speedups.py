@@ -211,7 +211,8 @@ def _delays(record: Record, timing: TimingColumn) -> Sequence[Sequence[tuple[flo
     one of both, or only what is usual of the row's calls."""
     told = next((told for told in record.timing.calls if told.regime == timing.regime), None) if record.timing else None
     if told is not None and told.delayed:
-        return told.delayed
+        threads = record.environment.threads
+        return [[stats.net(full, row, threads=threads) for full, row in some] for some in told.delayed]
     if told is not None and told.pairs:
         return [[(share, share) if share > HELD_UP else (0.0, 0.0) for share in some] for some in told.pairs]
     usual = (record.timing.held_up if record.timing else None) or 0.0

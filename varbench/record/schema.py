@@ -77,7 +77,7 @@ class HeldUp:
     )
     delayed: tuple[tuple[tuple[float, float], ...], ...] = entry(
         "the share of its time that the full model's call beside the sample may have lost, and that of the sample's, by waiting or "
-        "by running clearly less than is usual; 0 of a call that is not made again",
+        "by running clearly less than is usual; 0 of a call that waited for no more than 1 % and ran as usual",
         default=(),
     )
 

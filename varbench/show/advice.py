@@ -115,14 +115,15 @@ def _busy(block: Block) -> str | None:
 
 
 def rounds_for(speed: Speed, precision: float) -> int | None:
-    """The fewest rounds in which the interval would be as narrow as that, were no call held up; None beyond the most. What differs
-    between processes is not known of one."""
+    """The fewest rounds in which the interval would be as narrow as that, were calls held up as they were; None beyond the most.
+    What waits add no number of rounds makes smaller. What differs between processes is not known of one."""
     each = max(1, round(speed.processes / speed.own_processes))  # processes a round: rows of one plan are pooled
     spread = speed.ratio.error * math.sqrt(speed.processes)
+    left = math.log1p(precision) - (speed.ratio.down + speed.ratio.up) / 2
     fewest = FEWEST_PROCESSES if speed.processes == 1 else speed.own_processes
     for number in range(fewest, MOST_ROUNDS + 1):
         count = each * number
-        if stats.student(count - 1) * spread / math.sqrt(count) <= math.log1p(precision):
+        if stats.student(count - 1) * spread / math.sqrt(count) <= left:
             return number
     return None
 

@@ -536,6 +536,19 @@ def test_the_full_model_alone_is_made_again_for_what_could_hide_a_slower_one_onl
     assert asked_alone(0.1) > 2 * asked_alone(0.025) == 2 * asked_alone(0.0)
 
 
+def test_what_the_full_model_alone_waits_for_is_not_what_calls_of_the_rows_process_wait_for_anyway() -> None:
+    """Its calls lose half of their time; that is no excuse for one of the rows' that waits for 2.5 % now and then."""
+    machine = Machine(share=lambda now: 1 / 1.025 if now % 2 < 0.6 else 1.0)
+    alone = Machine(share=lambda now: 0.5)
+    found = speed.time_rows(
+        machine.ask, (HALF,), full=FULL, pace=Pace(batch=4, pairs=12, error=lambda row: math.inf, budget=60.0),
+        overseer=overseer(4, 12), strain=machine.strain, failed=lambda row, error: None,
+        alone=Alone(ask=alone.ask, strain=alone.strain),
+    )[HALF]  # fmt: skip
+    assert found.discarded > 3
+    assert all(pair.delayed == 0 for pair in found.throughput)
+
+
 def waiting(machine: Machine) -> bool:
     """Until the neighbour rests."""
     while machine.share(machine.now) < 1:

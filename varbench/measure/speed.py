@@ -166,8 +166,8 @@ class _Session:
     changed: dict[str, set[str]] = field(default_factory=dict)
     traces: set[Traced] = field(default_factory=set)
     quiet_share: dict[tuple[str, int], list[float]] = field(default_factory=dict)
-    waited: dict[int, list[float]] = field(default_factory=dict)
-    """Shares of their time that calls waited for a processor, by batch."""
+    waited: dict[tuple[bool, int], list[float]] = field(default_factory=dict)
+    """Shares of their time that calls of either process, the one alone or the rows', waited for a processor, by batch."""
     calm: bool = False
     """Whether the latest call of a pair was not held up."""
     last: dict[tuple[str, int], Request] = field(default_factory=dict)
@@ -312,7 +312,7 @@ class _Session:
         if call.strain is None:
             return call
         share = call.strain.cpu_seconds / call.times.end_to_end
-        waited = self.waited.setdefault(batch, [])
+        waited = self.waited.setdefault((name == ALONE, batch), [])
         call = replace(call, steady=min(STEADY, stats.median(waited)) if len(waited) >= 3 else 0.0)
         waited.append(call.held_up)
         quiet = self.quiet_share.setdefault((name, batch), [])

@@ -123,6 +123,7 @@ def test_help_teaches(varbench: CommandLine) -> None:
         (["sample", "--vae", __file__], "--vae belongs to a checkpoint; give it with --weights FILE"),
         (["sample", "--weights", "random", "--labels", "3,10.5"], "--labels is '3,10.5'; give class numbers"),
         (["sample", "--weights", "random", "--labels", "11"], "label 11 is not a class of tiny: classes are 0 to 9"),
+        (["env", "--calibrate", "--device", "gpu"], "--device is 'gpu'; give cpu, cuda or cuda:N"),
         (["sample", "--weights", "random", "--top-p", "1.5"], "--top-p is 1.5; give 1 or less"),
         (
             ["sample", "--weights", "random", "--dtype", "half"],
@@ -136,6 +137,26 @@ def test_a_mistake_is_one_line_and_exit_code_2(varbench: CommandLine, arguments:
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["env", "--calibrate"], ["train", "base"], ["tokens", "--out", "t"], ["sample"], ["calibrate", "scale_window@w1"]],
+)
+@pytest.mark.parametrize(("device", "seen"), [("cuda", 0), ("cuda:2", 2)])
+def test_a_gpu_that_torch_does_not_see_is_a_mistake_in_every_command(
+    arguments: list[str],
+    device: str,
+    seen: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: bool(seen))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: seen)
+    assert cli.main([*arguments, "--device", device]) == 2
+    assert f"device '{device}' was asked for, but torch" in capsys.readouterr().err
 
 
 def test_the_traceback_is_shown_when_asked(varbench: CommandLine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import shlex
@@ -13,6 +14,7 @@ import pytest
 from record_factory import make_record
 from scripted import Script, ScriptedChild
 
+from varbench import commands
 from varbench.__main__ import main
 from varbench.commands.train import _vae
 from varbench.errors import UserError
@@ -28,7 +30,14 @@ from varbench.run.messages import Job
 from varbench.run.prepare import Run, prepare
 from varbench.show.compare import compare
 from varbench.show.entries import blocks_of
+from varbench.train.training_options import TrainingOptions
 
+OF_THEIR_OWN = {
+    "env --calibrate",
+    "tokens --images",
+    *(f"{verb} --out" for verb in ("export", "new_plugin", "report", "sample", "tokens")),
+}
+"""Flags of commands that mean another thing than the option of that name."""
 REPORTS = Path(__file__).parents[1] / "reports"
 
 Extended: Any = dataclasses.make_dataclass(
@@ -46,6 +55,20 @@ def resolved(*words: str, kind: Any = Options, config: Path | None = None) -> An
     add_arguments(parser, kind=kind)
     (one,) = resolve(Namespace(**vars(parser.parse_args([*words])), config=config), kind=kind)
     return one
+
+
+def test_no_command_declares_an_option_anew() -> None:
+    """It would take what the option refuses. What a command's own words say of one is given to `add_arguments`."""
+    flags = {known.flag for known in asked(TrainingOptions).values()}
+    declared = {
+        f"{path.stem} {word.value}"
+        for path in Path(str(commands.__file__)).parent.glob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call)
+        for word in call.args
+        if isinstance(word, ast.Constant) and word.value in flags
+    }
+    assert declared == OF_THEIR_OWN
 
 
 def a_run(options: Any) -> Run:

@@ -17,6 +17,8 @@ HELP = "the conformance kit: whether a method keeps what every method must"
 
 
 def add_parser(subparsers: Any) -> None:
+    from varbench.record.option_forms import add_arguments
+
     parser = subparsers.add_parser(
         "check",
         help=HELP,
@@ -33,9 +35,7 @@ def add_parser(subparsers: Any) -> None:
         "--only", default="", metavar="NAMES", help="only these invariants, as in deterministic,batch_invariance"
     )
     parser.add_argument("--without", default="", metavar="NAMES", help="all but these invariants")
-    parser.add_argument(
-        "--model", metavar="PRESET", help="sizes of another model, with random weights; default: eight small layers"
-    )
+    add_arguments(parser, "model", model="sizes of another model, with random weights; default: eight small layers")
     parser.add_argument("--list", action="store_true", dest="listing", help="list the invariants, and check nothing")
     add_json(parser)
     parser.set_defaults(run=run)
@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from varbench.check.kit import check, invariants
     from varbench.check.small_model import SPEC
     from varbench.plan.presets import preset
+    from varbench.record.option_forms import given_in
 
     if args.listing:
         print("\n".join(f"{name}\n    {promise}" for name, promise in invariants().items()))
@@ -52,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
     if args.package is None:
         raise UserError("name a plugin, a package or a row to check, as in: varbench check NAME@POINT")
     only, without = (tuple(filter(None, names.split(","))) for names in (args.only, args.without))
-    model = preset(args.model).spec if args.model else SPEC
+    given = given_in(args, "model")
+    model = preset(given["model"]).spec if given else SPEC
     findings = []
     held: set[str] = set()
 

@@ -19,6 +19,8 @@ HELP = "versions, devices, caches and plugins of this machine"
 
 
 def add_parser(subparsers: Any) -> None:
+    from varbench.record.option_forms import add_arguments
+
     parser = subparsers.add_parser(
         "env",
         help=HELP,
@@ -31,13 +33,16 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="measure products, memory and operators of a device, in less than a minute, for predictions that are no mere bounds",
     )
-    parser.add_argument("--device", help="cpu, cuda or cuda:N; default: a GPU where torch sees one", metavar="DEVICE")
+    add_arguments(parser, "device", device="cpu, cuda or cuda:N; default: a GPU where torch sees one")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    from varbench.record.option_forms import given_in
+
+    given = given_in(args, "device")
     if args.calibrate:
-        return _calibrate(args.device, as_json=args.json)
+        return _calibrate(given.get("device"), as_json=args.json)
     manager = usable_plugins(args)
     plugins = [manager.info(name) for name in manager.load_all()]
     facts = {
@@ -56,10 +61,12 @@ def run(args: argparse.Namespace) -> int:
 def _calibrate(device: str | None, *, as_json: bool) -> int:
     import torch
 
+    from varbench.base.devices import check_device
     from varbench.measure.kept_rates import keep_rates
     from varbench.measure.rates import calibrate
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
     found = calibrate(device, say=lambda text: print(f"measuring {text}", file=sys.stderr, flush=True))
     path = keep_rates(found)
     print(

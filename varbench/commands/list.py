@@ -21,30 +21,34 @@ HELP = "methods with their settings, model presets, protocols, hardware"
 
 
 def add_parser(subparsers: Any) -> None:
+    from varbench.record.option_forms import add_arguments
+
     parser = subparsers.add_parser(
         "list",
         help=HELP,
         description="Lists what can be run. Points marked * are those that run unless a row names one.",
     )
     parser.add_argument("section", nargs="?", choices=SECTIONS, help="only this; default: everything")
-    parser.add_argument(
-        "--model", default="tiny", metavar="PRESET", help="model whose settings are listed; default: tiny"
-    )
+    add_arguments(parser, "model", model="model whose settings are listed; default: tiny")
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    from varbench.plan.presets import DEFAULT
+    from varbench.record.option_forms import given_in
+
+    model = given_in(args, "model").get("model", DEFAULT)
     listed: dict[str, Any] = {}
     lines: list[str] = []
     for section in [args.section] if args.section else SECTIONS:
         if section == "plugins":
             manager = usable_plugins(args)
             known = manager.problems()
-            found = settings_of(manager, args.model)
+            found = settings_of(manager, model)
             warn([problem for problem in manager.problems() if problem not in known], args)
             listed[section] = [_plugin_json(info, settings) for info, settings in found]
-            lines += [f"plugins (settings on {args.model})", *(line for entry in found for line in _plugin(*entry)), ""]
+            lines += [f"plugins (settings on {model})", *(line for entry in found for line in _plugin(*entry)), ""]
         elif section == "presets":
             listed[section] = _presets()
             lines += ["model presets (--model)", *map(_preset, listed[section]), ""]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from varbench.base.devices import check_device
 from varbench.base.hashing import file_hash
 from varbench.engine.pipeline import DTYPES, Pipeline
 from varbench.errors import CheckpointError, UserError
@@ -44,10 +45,7 @@ def load_pipeline(
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(
-            f"device {device!r} was asked for, but torch sees no GPU; use device='cpu' or look at 'varbench env'"
-        )
+    check_device(device)
     if vae is None and var is not None and (bundle := opened(var)) is not None:
         vae, var = bundle.files["vae"], bundle.files[MAIN]
         own = {part: path for part, path in bundle.files.items() if part not in ("vae", MAIN)}

@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+from varbench.base.devices import check_device
 from varbench.data.folder import check_readable
 from varbench.data.given import image_set
 from varbench.engine.loading import load_pipeline
@@ -21,11 +22,7 @@ from varbench.run.scoring_networks import ScoringNetworks
 def run(job: Job, channel: Channel) -> None:
     """Everything is opened as the rows will open it, on the CPU; what is wrong with it is raised."""
     options, model = job.options, job.model
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(
-            f"--device {options.device}: torch {torch.__version__} sees no GPU here. Leave --device out, or install torch "
-            "for CUDA."
-        )
+    check_device(options.device)
     channel.alive()
     if job.files is not None:
         files = dict(job.files)

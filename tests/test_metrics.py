@@ -7,10 +7,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
+from varbench.base.hashing import file_hash
+from varbench.errors import WrongOutputError
+from varbench.measure.calls import Chunk
+from varbench.policies import Metric
 from varbench.record import Status, load_records
+from varbench.run.messages import Measured, Take
+from varbench.run.tasks import metering
 from varbench.show.entries import blocks_of
 from varbench.show.formatting import with_interval
 from varbench.show.outputs import render
@@ -131,3 +140,35 @@ def test_a_metric_reaches_record_table_and_page_and_broken_ones_cost_nothing_els
     assert with_interval(interval_of(found)) in line
     page = render(list(records.values()), tmp_path / "page").read_text()
     assert "measuring.label" in page
+
+
+def test_a_metric_that_writes_over_the_images_gives_no_value_to_the_next_plugins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them are handed one file in turn."""
+    path = tmp_path / "taken.npz"
+    np.savez(path, images=np.full((2, 3, 4, 4), 200, np.uint8))
+    taken, before = Take(chunk=Chunk(path=str(path), sha256=file_hash(path)), labels=(0, 1)), file_hash(path)
+
+    def writes(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        np.savez(path, images=np.zeros((2, 3, 4, 4), np.uint8))
+        return brightest(images, labels)
+
+    def brightest(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1).amax(1)
+
+    computes = {"honest": brightest, "writing": writes}
+    monkeypatch.setattr(
+        metering, "metrics_of", lambda plugin, _: [Metric(name="m", better="lower", compute=computes[plugin])]
+    )
+
+    def asked(plugin: str) -> Measured:
+        sent: list[Measured] = []
+        channel = SimpleNamespace(requests=lambda: [taken], send=sent.append)
+        metering.run(SimpleNamespace(metrics_of=plugin), channel)  # type: ignore[arg-type]  # the parts that it uses
+        return sent[0]
+
+    assert asked("honest").values == {"honest.m": (200.0, 200.0)}
+    assert asked("writing").values == {"writing.m": (200.0, 200.0)}
+    with pytest.raises(WrongOutputError, match=f"the hash {file_hash(path)[:12]}, and {before[:12]} was said"):
+        asked("honest")

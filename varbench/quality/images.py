@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from varbench.base.whole_files import whole_file
-from varbench.errors import UserError
+from varbench.errors import UserError, WrongOutputError
 
 Images = NDArray[np.uint8]
 """(N, 3, S, S)."""
@@ -44,8 +46,12 @@ def write_made(file: IO[bytes], images: Images, tokens: Tokens | None) -> None:
     np.savez(file, **arrays)
 
 
-def read_made(path: str | Path) -> tuple[Images, Tokens | None]:
-    with np.load(path, allow_pickle=False) as stored:
+def read_made(path: str | Path, *, sha256: str | None = None) -> tuple[Images, Tokens | None]:
+    """With `sha256`, a file of other bytes is refused; those that were hashed are those that are read."""
+    content = Path(path).read_bytes()
+    if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:
+        raise WrongOutputError(f"images that were handed over have the hash {found[:12]}, and {sha256[:12]} was said")
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
         return stored["images"], stored["tokens"] if "tokens" in stored.files else None
 
 

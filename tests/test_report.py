@@ -739,6 +739,29 @@ def test_the_process_of_panels_imports_nothing_that_lies_in_the_users_folder(tmp
     assert told.stdout == "()\n", told.stdout + told.stderr
 
 
+def test_a_plugin_of_the_page_does_not_stand_in_the_users_folder(tmp_path, plugins, monkeypatch):
+    found = plugins(
+        stands="""
+            from pathlib import Path
+            from varbench.record.sections import Section, Text
+
+            def varbench_report_sections(records):
+                Path("results.txt").write_text("written over")
+                return [Section(title="Where", parts=[Text(text=str(Path.cwd()))])]
+            """
+    )
+    user = tmp_path / "user"
+    user.mkdir()
+    monkeypatch.chdir(user)
+    (user / "results.txt").write_text("the user's")
+    given = plugin_panels([], plugins=found)
+    assert given.silent == ()
+    stood = Path(given.panels[0].section.parts[0].text)
+    assert (user / "results.txt").read_text() == "the user's"
+    assert stood != user
+    assert not stood.exists(), "it was the process's own, and is gone with it"
+
+
 def test_a_plugin_that_fails_is_one_line_that_names_it(tmp_path, plugins):
     found = plugins(
         breaks="def varbench_report_sections(records):\n    raise KeyError('nothing')",

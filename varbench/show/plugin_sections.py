@@ -108,8 +108,14 @@ def _without_panels(context: ForkServerContext, names: Sequence[str], told: Path
 
 
 def _tell_without_panels(names: Sequence[str], place: Path) -> None:
-    os.setsid()
+    _stand_apart(place.parent)
     write_whole(place, json.dumps([name for name in names if not hasattr(manager().plugin(name), HOOK)]).encode())
+
+
+def _stand_apart(folder: Path) -> None:
+    """In a group of its own, and in no folder of the user's, where a plugin would find or write files by name alone."""
+    os.setsid()
+    os.chdir(folder)
 
 
 def _ended(process: ForkServerProcess, seconds: float) -> bool:
@@ -148,7 +154,7 @@ def _ask(context: ForkServerContext, info: PluginInfo, records: _Records, second
 
 def _answer(name: str, records: _Records, place: Path) -> None:
     """In the process of the plugin: asks it, and writes what it gives."""
-    os.setsid()
+    _stand_apart(place.parent)
     os.dup2(2, 1)  # what a plugin prints is no output of ours
     found: list[dict[str, Any]] = []
     error = None

@@ -25,7 +25,9 @@ from varbench.policies import Parameter, Settings
 from varbench.rows.manager import PluginError
 from varbench.run.fill import fill
 from varbench.run.findings import Findings
+from varbench.run.messages import Job
 from varbench.run.prepare import prepare
+from varbench.run.tasks.resolving import resolved
 
 
 class Found:
@@ -123,6 +125,35 @@ def test_a_mistake_is_told(varbench: CommandLine, row: str, message: str) -> Non
     done = varbench("calibrate", row, "--weights", "random")
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
+
+
+UNCALIBRATED = ("skipvar@s88", "scale_window@w1:share=0.5", "hack@r50", "scalekv@b25+variant@untrained/d8")
+
+
+def test_run_warns_once_of_rows_that_were_not_calibrated(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever else was given of them; not of those that were, nor of methods that have no offline pass."""
+    monkeypatch.chdir(tmp_path)
+    plugins = ",".join((*UNCALIBRATED, "scale_window@w1:demanding=0.3", "h2o@b50"))
+    run = ["run", "--plugins", plugins, "--weights", "random", "--dry-run"]
+    assert main([*run, "--batch", "1,8"]) == 0
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: not calibrated")]
+    assert warning == (
+        f"warning: not calibrated, so with what its method has by default: {', '.join(UNCALIBRATED)}; next: the same "
+        "command with --calibrate, or varbench calibrate ROW"
+    )
+    assert main(["run", "--plugins", "scale_window@w1:demanding=0.3,h2o@b50", *run[3:]]) == 0
+    assert "not calibrated" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("acme", True), ("acme:first=3", False), ("acme+variant@untrained/d2:bridge=3", True)]
+)
+def test_where_a_plugin_does_not_say_what_calibration_finds_any_parameter_will_do(text: str, expected: bool) -> None:
+    manager = given(models.SPEC, "acme", Found({})).manager
+    job = Job(task="resolving", options=options(plugins=text, weights="random"), model=models.SPEC)
+    assert [row.uncalibrated for row in resolved(job, manager).rows if row.calibrates] == [expected]
 
 
 def test_run_calibrates_rows_first_and_the_record_says_what_it_cost(tmp_path: Path) -> None:

@@ -109,7 +109,9 @@ def varbench_settings(model: ModelSpec) -> Settings:
         point_pattern=PATTERN,
         parameters={
             "contextual": Parameter(
-                default="", help="contextual heads, a hexadecimal mask for each layer; calibration finds them"
+                default="",
+                help="contextual heads, a hexadecimal mask for each layer; calibration finds them",
+                calibrated=True,
             ),
             "share": Parameter(default=0.5, help="share of all heads that are contextual"),
             "ratio": Parameter(default=0.25, help="a contextual head's budget over the mean one"),

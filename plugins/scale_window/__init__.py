@@ -36,7 +36,9 @@ def varbench_settings(model: ModelSpec) -> Settings:
         point_pattern=r"w[0-9]+",
         parameters={
             "coarse": Parameter(default=min(2, model.scales), help="the first N scales are locked"),
-            "demanding": Parameter(default="", help="layers of a larger capacity, as in 0.3.7; calibration finds them"),
+            "demanding": Parameter(
+                default="", help="layers of a larger capacity, as in 0.3.7; calibration finds them", calibrated=True
+            ),
             "more": Parameter(default=2, help="scales that a demanding layer holds more than the others"),
             "share": Parameter(default=0.25, help="share of the layers that calibration calls demanding"),
         },

@@ -39,6 +39,7 @@ def varbench_settings(model: ModelSpec) -> Settings:
             "drafters": Parameter(
                 default="",
                 help="for each scale but the last a hexadecimal mask of its drafter layers; calibration finds them",
+                calibrated=True,
             ),
             "share": Parameter(default=0.5, help="share of all layers at all scales that calibration calls drafters"),
             "top": Parameter(default=16, help="largest attentions to the history that calibration sums up"),

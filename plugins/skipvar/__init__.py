@@ -49,10 +49,12 @@ def varbench_settings(model: ModelSpec) -> Settings:
             "ends": Parameter(
                 default="",
                 help="for each number of last scales to leave out, two weights and a bias; calibration finds them",
+                calibrated=True,
             ),
             "labelled": Parameter(
                 default="",
                 help="the same for the number of last scales without guidance, of images that do not end before",
+                calibrated=True,
             ),
             "together": Parameter(default=False, help="a whole batch goes one way, by the mean of its images"),
             "always": Parameter(

@@ -64,6 +64,12 @@ def run(args: argparse.Namespace) -> int:
     except NothingSelectedError as error:
         print(f"varbench run: error: {error}", file=sys.stderr)
         return NOTHING_SELECTED
+    if uncalibrated := _uncalibrated(runs):
+        print(
+            f"warning: not calibrated, so with what its method has by default: {', '.join(uncalibrated)}; next: the same "
+            "command with --calibrate, or varbench calibrate ROW",
+            file=sys.stderr,
+        )
     if args.dry_run:
         return _forecast(runs, out, as_json=args.json)
     runs = [_foreseen(_looked_at(this), out) for this in runs]
@@ -88,6 +94,18 @@ def _prepared(options: Options, out: Path) -> Run:
     from varbench.run.prepare import prepare
 
     return replace(prepare(options, name=out.name, known=manager().names()), available_memory=available_memory())
+
+
+def _uncalibrated(runs: list[Run]) -> list[str]:
+    """Rows that will be measured without what an offline pass would find for them."""
+    names = (
+        name
+        for this in runs
+        if not this.options.calibrate
+        for name, row in this.rows.items()
+        if row.resolved.uncalibrated and row.resolved.failure is None
+    )
+    return list(dict.fromkeys(names))
 
 
 def _looked_at(run: Run) -> Run:

@@ -135,7 +135,8 @@ def varbench_calibrate(setting: Setting, pipe: LoadedModel) -> dict[str, Any] | 
     """Runs an offline pass over the loaded model, and returns what it found as JSON, which is hashed and kept.
 
     `varbench calibrate` and `varbench.engine.calibration.calibrate(row, pipe)` call it. What stands under `parameters` becomes
-    the row's own; a row that was not calibrated runs with the defaults.
+    the row's own, and the settings mark it so (`Parameter(calibrated=True)`); a row that was not calibrated runs with the
+    defaults, and `varbench run` warns of it.
 
     Parameters:
         setting: recipe, point and parameters of the row.

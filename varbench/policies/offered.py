@@ -16,6 +16,8 @@ class Parameter:
     kind: Literal["value", "path"] = "value"
     """`path`: a string that names a file or folder to read, empty for none. Its content, not its name, then decides
     whether a record is still of the same inputs."""
+    calibrated: bool = False
+    """Whether `varbench_calibrate` finds it. A row that has it at its default is not calibrated, and `varbench run` says so."""
 
 
 @dataclass(frozen=True, kw_only=True)

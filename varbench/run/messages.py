@@ -128,6 +128,8 @@ class ResolvedRow:
     """Models beside the main one that it runs on."""
     calibrates: bool = False
     """Whether a plugin of it gives an offline pass."""
+    uncalibrated: bool = False
+    """Whether nothing that such a pass finds was given."""
     trained_generator: bool | None = None
     """Of a row that replaces the loop: whether it has weights that are worth a look; None for rows with a plan."""
     trains_generator: bool = False

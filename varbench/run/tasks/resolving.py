@@ -17,7 +17,7 @@ from varbench.model.bundle import recipe_in
 from varbench.plan import presets, protocols
 from varbench.plan.compiler import compile_plan
 from varbench.plan.steps import Plan
-from varbench.policies import Generator, TaughtGenerator, TrainedGenerator
+from varbench.policies import Generator, Setting, TaughtGenerator, TrainedGenerator
 from varbench.record import MethodSource, PublishedLine, StudyWords
 from varbench.record.failure import Failure
 from varbench.rows.check_policies import metrics_of
@@ -149,7 +149,10 @@ def _resolved(job: Job, row: Row, study: str | None, plugins: PluginManager, *, 
         plan=plan,
         other_plan=other,
         backbones=tuple(row.policies.backbones),
-        calibrates=any("varbench_calibrate" in plugins.hooks(info.name) for info in row.plugins),
+        calibrates=any(_calibrates(info.name, plugins) for info in row.plugins),
+        uncalibrated=any(
+            _calibrates(setting.plugin, plugins) and not _found_in(setting, row, plugins) for setting in row.settings
+        ),
         trained_generator=_is_trained(generator, trains_generator, given=job.files is not None),
         trains_generator=trains_generator,
         taught_generator=isinstance(generator, TaughtGenerator),
@@ -158,6 +161,18 @@ def _resolved(job: Job, row: Row, study: str | None, plugins: PluginManager, *, 
         weight_set=weight_set(row, given=job.files is not None, trains=trains(job)),
         failure=failure,
     )
+
+
+def _calibrates(plugin: str, plugins: PluginManager) -> bool:
+    return "varbench_calibrate" in plugins.hooks(plugin)
+
+
+def _found_in(setting: Setting, row: Row, plugins: PluginManager) -> bool:
+    """Whether the row gives anything that its plugin's calibration finds, which is any parameter where it does not say which."""
+    settings = plugins.call(setting.plugin, "varbench_settings", model=row.model)
+    known = {} if settings is None else settings.parameters
+    found = [name for name, parameter in known.items() if parameter.calibrated] or list(known)
+    return any(f"{setting.plugin}.{name}" in row.parameters for name in found)
 
 
 def _is_trained(generator: Generator | None, trained_here: bool, *, given: bool) -> bool | None:

@@ -591,7 +591,8 @@ def test_what_the_system_says_of_each_call_that_counts_is_in_the_record(tmp_path
         seen = Strain(cpu_seconds=2.0, waited_seconds=0.001 * number, stolen_seconds=0.0, switches=number)
         stalled = replace(seen, waited_seconds=0.5 * pair.row.times.end_to_end)
         assert pair.full is not None
-        full = replace(pair.full, times=pair.row.times, strain=stalled if number == 1 else seen)
+        beside = replace(stalled if number == 1 else seen, cpu_seconds=3.0, stolen_seconds=0.25, switches=100 + number)
+        full = replace(pair.full, times=pair.row.times, strain=beside)
         return replace(pair, row=replace(pair.row, strain=seen), full=full)
 
     speeds = {
@@ -615,7 +616,29 @@ def test_what_the_system_says_of_each_call_that_counts_is_in_the_record(tmp_path
         second = calls.pairs[0][calls.switches[0].index(1)]
         assert second == pytest.approx(0.5), "a pair is as still as the less still of its calls"
         assert calls.delayed[0][calls.switches[0].index(1)][0] == pytest.approx(0.5), "of the full model's call"
+        for own, full in zip(calls.switches, calls.beside_switches, strict=True):
+            assert full == tuple(100 + number for number in own), "of both calls, pair by pair"
+        told_of = {
+            (calls.cpu_seconds, 2.0),
+            (calls.beside_cpu_seconds, 3.0),
+            (calls.stolen_seconds, 0.0),
+            (calls.beside_stolen_seconds, 0.25),
+        }
+        assert all({one for some in rounds for one in some} == {value} for rounds, value in told_of)
+        assert max(calls.beside_waited_seconds[0]) > max(calls.waited_seconds[0])
     assert {calls.regime for calls in made.calls} == {"throughput", "latency"}
+    apart = replace(
+        found,
+        speed={
+            number: replace(timed, throughput=tuple(replace(pair, full=None) for pair in timed.throughput))
+            for number, timed in speeds.items()
+        },
+    )
+    made = timing.timing(execution.run, row, apart, {})
+    assert made is not None
+    assert [bool(calls.beside_switches) for calls in made.calls] == [False, True], (
+        "there is none beside a row by itself"
+    )
 
 
 def test_a_silent_child_is_ended_with_all_that_it_started(tmp_path: Path) -> None:

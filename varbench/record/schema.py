@@ -71,6 +71,13 @@ class HeldUp:
     waited_seconds: tuple[tuple[float, ...], ...] = entry("time that threads stood in the queue for a processor")
     stolen_seconds: tuple[tuple[float, ...], ...] = entry("time that the host took from the whole machine")
     switches: tuple[tuple[int, ...], ...] = entry("how often a thread was taken off its processor before it was done")
+    beside_cpu_seconds: tuple[tuple[float, ...], ...] = entry(
+        "as much of the full model's call beside the sample; none in older records, and where there is no such call",
+        default=(),
+    )
+    beside_waited_seconds: tuple[tuple[float, ...], ...] = entry("of that call too", default=())
+    beside_stolen_seconds: tuple[tuple[float, ...], ...] = entry("of that call too", default=())
+    beside_switches: tuple[tuple[int, ...], ...] = entry("of that call too", default=())
     pairs: tuple[tuple[float, ...], ...] = entry(
         "the share of its time that the sample's call, or the full model's beside it, was kept from running: the larger one",
         default=(),

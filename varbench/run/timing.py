@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from typing import Any
 
 from varbench.base import stats
 from varbench.measure.calls import Times
@@ -162,14 +163,24 @@ def _held_up(rounds: list[SpeedRound]) -> float | None:
 def _how_they_ran(rounds: list[SpeedRound]) -> Iterator[HeldUp]:
     for regime in ("throughput", "latency"):
         pairs = [timed.pairs(regime) for timed in rounds]
-        told = [[pair.row.strain for pair in some] for some in pairs]
-        if not any(told) or any(one is None for some in told for one in some):
+        own = _strains([[pair.row for pair in some] for some in pairs])
+        if not own:
             continue
-        parts = {
-            part.name: tuple(tuple(getattr(one, part.name) for one in some) for some in told) for part in fields(Strain)
+        beside = {
+            f"beside_{name}": told for name, told in _strains([[pair.full for pair in some] for some in pairs]).items()
         }
         shares = tuple(tuple(pair.held_up for pair in some) for some in pairs)
-        yield HeldUp(regime=regime, pairs=shares, delayed=tuple(map(_delayed, pairs)), **parts)
+        yield HeldUp(regime=regime, pairs=shares, delayed=tuple(map(_delayed, pairs)), **own, **beside)
+
+
+def _strains(calls: list[list[Call | None]]) -> dict[str, Any]:
+    """What the system says of calls, one list a round; nothing where it does not tell of each."""
+    told = [[call and call.strain for call in some] for some in calls]
+    if not any(told) or any(one is None for some in told for one in some):
+        return {}
+    return {
+        part.name: tuple(tuple(getattr(one, part.name) for one in some) for some in told) for part in fields(Strain)
+    }
 
 
 def _delayed(pairs: Sequence[Pair]) -> tuple[tuple[float, float], ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import CommandLine
 from record_factory import make_record
 from safetensors.torch import save_file
 from scripted import a_run, options
+from test_story import NAME, installed
 from test_training import DATA, SPEC
 from test_training_recipes import STEPS, given  # noqa: F401  the fixture
 
+import varbench_plugins.variant
 from varbench import rows
 from varbench.__main__ import main
 from varbench.base.hashing import file_hash
@@ -36,7 +40,7 @@ from varbench.train import recipe_key
 from varbench.train.budgets import GENERATOR
 from varbench.train.generators import generator_weights, trained_generator
 from varbench.train.recipes import RecipeWeights, recipe_weights, weights_ahead
-from varbench.train.shipped import Shipped, put, shipped_with
+from varbench.train.shipped import Shipped, not_what_shipped, put, shipped_with
 
 ROW = "fixed_ratio@p10/d1"
 
@@ -127,6 +131,31 @@ def test_a_dry_run_says_which_recipes_ship(capsys: pytest.CaptureFixture[str], t
     assert main(wanted) == 0
     told = capsys.readouterr().out
     assert "weights that ship: variant@progressive; to be trained: fixed_ratio@p10" in told
+
+
+def test_a_method_under_another_name_gets_what_its_training_shipped(
+    varbench: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its name nor that of a folder is what weights are found by."""
+    site = tmp_path / "site"
+    shutil.copytree(Path(str(varbench_plugins.variant.__file__)).parent, site / "moved")
+    installed(site, monkeypatch, NAME, "moved")
+    theirs: dict[str, Any] = {"path": site, "VARBENCH_DISABLE": "variant"}
+    told = varbench("run", "--plugins", f"{NAME}@d8", "--dry-run", "--out", "run", **theirs)
+    assert f"weights that ship: {NAME}@progressive" in told.stdout and "to be trained" not in told.stdout, told.stderr
+    drawn = {}
+    for name, where in (("variant", {}), (NAME, theirs)):
+        done = varbench("sample", f"{name}@d8", "--labels", "1", "--out", f"{name}.png", **where)
+        assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
+        drawn[name] = (tmp_path / f"{name}.png").read_bytes()
+    assert drawn[NAME] == drawn["variant"]
+
+
+def test_a_folders_name_says_nothing(weights: Any, tmp_path: Path) -> None:
+    ships = tmp_path / "ships" / "recipes"
+    (ships / "fixed_ratio-p10").rename(ships / "any")
+    found = weights(rows.resolve(ROW, SPEC))
+    assert found.origin == "shipped" and found.files["main"] == ships / "any" / "main.safetensors"
 
 
 def test_weights_that_lie_ready_are_told_with_their_hashes() -> None:
@@ -237,18 +266,24 @@ def test_other_weights_of_the_same_recipe_make_its_rows_another_input(
     for path in real.iterdir():
         if path.is_file():
             (tmp_path / path.name).symlink_to(path)
-    told = presets.recipe_folder(tmp_path, "variant@progressive") / presets.RECORD
+    told = {
+        name: presets.recipe_folder(tmp_path, name) / presets.RECORD
+        for name in ("variant@progressive", "fixed_ratio@p05")
+    }
+    for path in told.values():
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
     monkeypatch.setattr(presets, "asset_folder", lambda name: tmp_path)
 
     def inputs() -> dict[str, str]:
-        found = prepare(options(plugins="variant@d8,fixed_ratio@p05/d8", model="tiny"), name="a")
+        found = prepare(options(plugins="variant@d8,fixed_ratio@p05/d8,fixed_ratio@p10/d8", model="tiny"), name="a")
         return {name: row.inputs for name, row in found.rows.items()}
 
-    without = inputs()
-    told.parent.mkdir(parents=True)
-    told.write_text("{}")
-    shipped_now = inputs()
-    assert {name for name in without if without[name] != shipped_now[name]} == {"variant@d8"}
+    before = inputs()
+    told["variant@progressive"].write_text('{"key": "another"}')
+    now = inputs()
+    # Of the last nothing has the name, so any may be its own.
+    assert {name for name in before if before[name] != now[name]} == {"variant@d8", "fixed_ratio@p10/d8"}
 
 
 def test_parts_of_a_run_belong_to_the_weights_that_made_them(tmp_path: Path) -> None:
@@ -272,8 +307,8 @@ def test_what_was_not_trained_ships_once(tmp_path: Path) -> None:
     assert found.keys() == own.keys() and all(torch.equal(found[name], own[name]) for name in own)
     assert read_record(small) == {"row": "some@recipe"}
     shipped = Shipped(assets=tmp_path / "ships", budget=STEPS)
-    told = shipped.record_of("some@recipe")
-    assert told is not None and shipped.wrong("some@recipe", told, key="k") is None
+    ready = shipped.of_key("k")
+    assert ready is not None and ready[0] == {"main": small} and not_what_shipped(*ready) is None
 
     save_file({**base, "a": torch.zeros(1000)}, tmp_path / "ships" / "base.safetensors")
     with pytest.raises(CheckpointError, match=r"only what differs from .*base.safetensors.*another file"):

@@ -58,6 +58,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from varbench import rows
+    from varbench.policies import MAIN
     from varbench.record.option_forms import given_in
 
     if args.out.exists():
@@ -73,9 +74,11 @@ def run(args: argparse.Namespace) -> int:
     lines: list[Any] = []
     pipes: dict[str | None, Pipeline] = {None: pipe}
     for row in asked:
-        recipe = _shipped_recipe(row, given, pipe.model.name)
+        shipped = _shipped_recipe(row, given, pipe.model.name)
+        recipe = None if shipped is None else row.recipe_name
         if recipe not in pipes:
-            pipes[recipe], _ = open_pipeline(given, heads=args.heads, recipe=recipe)
+            pipes[recipe], _ = open_pipeline(given, heads=args.heads, recipe=shipped)
+            pipes[recipe].recipes = {MAIN: recipe}  # whatever it was called when it trained them
         start = time.perf_counter()
         with warnings.catch_warnings(record=True) as noted:
             warnings.simplefilter("always")
@@ -90,10 +93,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _shipped_recipe(row: Row, given: dict[str, Any], model: str) -> str | None:
-    from varbench.plan.presets import recipe_files
+    """Under what name the preset ships the weights of the row's recipe; None where it ships none."""
+    from varbench import rows
+    from varbench.data.given import image_set
+    from varbench.plan.presets import shipped_files
+    from varbench.train.recipes import weights_ahead
+    from varbench.train.shipped import SEED, shipped_with
 
-    own = row.schedule is None or "weights" in given or not recipe_files(model, row.recipe_name)
-    return None if own else row.recipe_name
+    if row.schedule is None or "weights" in given or (shipped := shipped_with(model, seed=SEED, steps=None)) is None:
+        return None
+    files = shipped_files(model, row.policies.backbones)
+    data = image_set(None, model=model, side=row.model.image_side)
+    found = weights_ahead(
+        rows.without_transforms(row), vae=files.pop("vae"), pretrained=files, data=data, budget=shipped.budget,
+        shipped=shipped,
+    )  # fmt: skip
+    return None if found is None or found.record is None or found.origin != "shipped" else str(found.record["row"])
 
 
 def _labels(text: str | None, classes: int) -> list[int]:

@@ -39,8 +39,8 @@ def load_pipeline(
     """A pipeline from checkpoint files, or of a preset.
 
     With `vae` and `var`, or with `var` alone where it is a file of `varbench export`, sizes are read off the files. With a
-    preset alone, its shipped weights are loaded, or with `random` random ones drawn from `seed`, or those that it ships for a
-    `recipe`, as in `method@recipe`. `companions` are further models by name, for methods that run on two; of a preset, those
+    preset alone, its shipped weights are loaded, or with `random` random ones drawn from `seed`, or those that it ships under the name
+    of a `recipe`, as in `method@recipe`. `companions` are further models by name, for methods that run on two; of a preset, those
     that are not given are found as its own weights are.
     """
     if dtype not in DTYPES:

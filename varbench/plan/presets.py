@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from varbench.errors import UserError, did_you_mean
 from varbench.policies import MAIN
@@ -122,13 +124,20 @@ def scoring_network(name: str, kind: str) -> Path:
 
 
 def recipe_folder(assets: Path, recipe: str) -> Path:
-    """Where trained weights of a recipe lie, of those that ship in this folder."""
+    """Where trained weights of a recipe are put, of those that ship in this folder. What lies there is found by its record."""
     return assets / "recipes" / recipe.replace("@", "-")
 
 
+def recipe_records(assets: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The folders of all trained weights that ship in this one, and what is told of each."""
+    for path in sorted(assets.glob(f"recipes/*/{RECORD}")):
+        yield path.parent, json.loads(path.read_text())
+
+
 def recipe_files(name: str, recipe: str) -> dict[str, Path]:
-    """Trained weights that a preset ships for a recipe, by backbone; empty where it ships none."""
-    return {path.stem: path for path in sorted(recipe_folder(asset_folder(name), recipe).glob("*.safetensors"))}
+    """Weights that a preset ships and that were trained under this recipe's name, by backbone; empty where it ships none."""
+    found = (folder for folder, told in recipe_records(asset_folder(name)) if told["row"] == recipe)
+    return {path.stem: path for folder in found for path in sorted(folder.glob("*.safetensors"))}
 
 
 def shipped_files(name: str, further: Mapping[str, ModelSpec] | None = None) -> dict[str, Path]:

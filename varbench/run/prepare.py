@@ -99,14 +99,14 @@ class Run:
         return tuple(
             WeightSet(
                 key=key,
-                trains=sharing[0].name if sharing[0].trains_generator or self._is_recipe(key) else None,
+                trains=sharing[0].name if sharing[0].trains_generator or self.is_recipe(key) else None,
                 rows=tuple(row.name for row in sharing),
             )
             for key, sharing in found.items()
         )
 
     @staticmethod
-    def _is_recipe(key: str) -> bool:
+    def is_recipe(key: str) -> bool:
         return key not in ("pretrained", "random") and not key.startswith(OWN_WEIGHTS)
 
     def rounds_of(self, *names: str) -> int:
@@ -250,10 +250,14 @@ def _calibrated(resolved: Resolved, options: Options, model: ModelSpec) -> Calib
 
 
 def _ships(model: str, row: ResolvedRow) -> str:
-    """Of what trained weights ship for the row, the hash of what is told of them."""
-    name = row.plugins[0].name if row.trains_generator else row.weight_set
-    told = presets.recipe_folder(presets.asset_folder(model), name) / presets.RECORD
-    return file_hash(told) if told.is_file() else ""
+    """The hash of what is told of the weights that ship under the row's name. Of a row that trains, and whose name nothing has, of
+    all that ship: which of them are its own only their key says, and that takes torch."""
+    if not (row.trains_generator or Run.is_recipe(row.weight_set)):
+        return ""
+    name, assets = row.plugins[0].name if row.trains_generator else row.weight_set, presets.asset_folder(model)
+    told = presets.recipe_folder(assets, name) / presets.RECORD
+    all_told = (folder / presets.RECORD for folder, _ in presets.recipe_records(assets))
+    return file_hash(told) if told.is_file() else digest([file_hash(path) for path in all_told])
 
 
 def _in_run(row: ResolvedRow, shared: list[str], hashes: dict[str, str]) -> RowInRun:

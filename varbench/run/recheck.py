@@ -6,7 +6,6 @@ The hashes that a record holds say what it was made from; here stands what the s
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -112,13 +111,10 @@ def _trained_here(record: Record) -> dict[str, str | None]:
     training = record.training
     if training is None:
         return {}
-    places = (
-        presets.recipe_folder(presets.asset_folder(record.model.preset), training.recipe),
-        cache_folder("weights") / training.key,
-    )
-    for place in places:
-        told = place / presets.RECORD
-        if told.is_file() and json.loads(told.read_text())["key"] == training.key:
+    shipped = presets.recipe_records(presets.asset_folder(record.model.preset))
+    places = [place for place, told in shipped if told["key"] == training.key]
+    for place in (*places, cache_folder("weights") / training.key):
+        if (place / presets.RECORD).is_file():
             return {path.stem: file_hash(path) for path in place.glob("*.safetensors")}
     return {file.role: None for file in record.weights if file.role not in ("vae", "features", "judge")}
 

@@ -2,7 +2,8 @@
 now.
 
 Both are found by what a training is made of (every answer of the schedule, what each point it names computes, the budget, the
-data, the weights it starts from), so neither the row's point nor any version number matters.
+data, the weights it starts from), so neither the row's point nor any version number matters, nor what a method without numbers
+or a loss of its own is called.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from varbench.train.own_numbers import put_own
 from varbench.train.progress import TOKENS, TRAINING, Progress, Sizes, followed
 from varbench.train.ranks import Ranks
 from varbench.train.recipe_key import budgets_of, read_by, recipe_key
-from varbench.train.shipped import Shipped
+from varbench.train.shipped import Shipped, not_what_shipped
 from varbench.train.states import Checkpoints, another_state
 from varbench.train.tokens import TokenSet, tokens_of
 from varbench.train.trainer import DTYPES, Budget, HeldOut, train
@@ -99,6 +100,8 @@ def recipe_weights(
             f"{row.name}: {replacing} replaces modules once weights are loaded, and only plain weights are trained; train "
             "the row without it, whose weights it then runs on"
         )
+    if shipped is not None:
+        row.schedule.check(shipped.budget.steps)
     ready, note = _shipped(row, shipped, vae=vae, pretrained=pretrained, data=data)
     if ready is not None:
         return ready
@@ -228,14 +231,15 @@ def in_one_display(
 def shipped_weights(
     shipped: Shipped | None, name: str, *, key: Callable[[Shipped], str], pretrained: Mapping[str, Path]
 ) -> tuple[RecipeWeights | None, str | None]:
-    """The weights that ship under this name, where their training has this key; else why those that do may not be used."""
-    told = None if shipped is None else shipped.record_of(name)
-    if shipped is None or told is None:
+    """The weights that ship and whose training has this key; else why those of this name may not be used, where some are."""
+    if shipped is None:
         return None, None
-    if (wrong := shipped.wrong(name, told, key=key(shipped))) is not None:
+    if (found := shipped.of_key(key(shipped))) is None:
+        return None, shipped.of_another_training(name)
+    files, told = found
+    if (wrong := not_what_shipped(files, told)) is not None:
         return None, wrong
-    ready = {**pretrained, **shipped.files_of(name, told)}
-    return RecipeWeights(files=ready, record=told, origin="shipped"), None
+    return RecipeWeights(files={**pretrained, **files}, record=told, origin="shipped"), None
 
 
 def _shipped(

@@ -1,5 +1,8 @@
 """Weights of recipes that come with the package: found by what they were trained from, not by their name, and looked at again
-before they are used."""
+before they are used.
+
+A method under another name so gets the same ones, unless its name is part of the training: a generator's, and that of a method
+with numbers or a loss of its own (`train/own_numbers.py`)."""
 
 from __future__ import annotations
 
@@ -28,26 +31,26 @@ class Shipped:
     assets: Path
     budget: Budget
 
-    def folder_of(self, recipe: str) -> Path:
-        return presets.recipe_folder(self.assets, recipe)
-
-    def record_of(self, recipe: str) -> dict[str, Any] | None:
-        """What is told of the recipe's weights; None where none ship."""
-        path = self.folder_of(recipe) / presets.RECORD
-        return json.loads(path.read_text()) if path.is_file() else None
-
-    def files_of(self, recipe: str, told: Mapping[str, Any]) -> dict[str, Path]:
-        """The recipe's weights by backbone, of which this is told."""
-        return {backbone: self.folder_of(recipe) / f"{backbone}.safetensors" for backbone in told["files"]}
-
-    def wrong(self, recipe: str, told: Mapping[str, Any], *, key: str) -> str | None:
-        """Why the recipe's weights may not be used; None where they may."""
-        if told["key"] != key:
-            return f"the shipped weights of {recipe} are of another schedule, start, data or budget, and are not used"
-        for backbone, path in self.files_of(recipe, told).items():
-            if not path.is_file() or file_hash(path) != told["files"][backbone]:
-                return f"{path} is not the file that was shipped, and is not used"
+    def of_key(self, key: str) -> tuple[dict[str, Path], dict[str, Any]] | None:
+        """The weights whose training has this key, by backbone, and what is told of them; whatever method trained them."""
+        for folder, told in presets.recipe_records(self.assets):
+            if told["key"] == key:
+                return {backbone: folder / f"{backbone}.safetensors" for backbone in told["files"]}, told
         return None
+
+    def of_another_training(self, recipe: str) -> str | None:
+        """Why weights that ship under the recipe's name, none of its key, are not used; None where nothing has its name."""
+        if not (presets.recipe_folder(self.assets, recipe) / presets.RECORD).is_file():
+            return None
+        return f"the shipped weights of {recipe} are of another schedule, start, data or budget, and are not used"
+
+
+def not_what_shipped(files: Mapping[str, Path], told: Mapping[str, Any]) -> str | None:
+    """Which of the weights that ship is not the file it was; None where all are."""
+    for backbone, path in files.items():
+        if not path.is_file() or file_hash(path) != told["files"][backbone]:
+            return f"{path} is not the file that was shipped, and is not used"
+    return None
 
 
 def shipped_with(preset: str, *, seed: int, steps: int | None) -> Shipped | None:

@@ -20,7 +20,7 @@ from varbench.commands.train import _vae
 from varbench.errors import UserError
 from varbench.record import decode, encode, from_json, load_records, record_path, schema, to_json
 from varbench.record.coding import _fields_of
-from varbench.record.option_forms import add_arguments, as_arguments, deciding, paths_in, settings
+from varbench.record.option_forms import add_arguments, as_arguments, contents, deciding, paths_in, settings
 from varbench.record.options import ByMachine, ByPreset, Options, asked, option, options_of
 from varbench.run import children, messages
 from varbench.run.defaults import resolve
@@ -71,6 +71,10 @@ def test_no_command_declares_an_option_anew() -> None:
     assert declared == OF_THEIR_OWN
 
 
+def decides(options: Any) -> list[str]:
+    return [*deciding(options, contents(options))]
+
+
 def a_run(options: Any) -> Run:
     return prepare(options, name="test")
 
@@ -104,7 +108,7 @@ def test_a_field_more_is_an_option_more(tmp_path: Path, monkeypatch: pytest.Monk
 
     again = as_arguments(options, row="variant@d8")[2:]
     assert "--window 9" in shlex.join(again)
-    assert [*deciding(resolved(*again, kind=Extended))] == [*deciding(options)]
+    assert decides(resolved(*again, kind=Extended)) == decides(options)
 
     record = fill(run, run.rows["variant@d8"], Findings(), floors={})
     monkeypatch.setattr(schema, "Options", Extended)
@@ -168,7 +172,7 @@ def test_paths_decide_by_what_they_hold(tmp_path: Path) -> None:
         place = tmp_path / folder
         place.mkdir(exist_ok=True)
         (place / "a.png").write_bytes(content)
-        return [*deciding(resolved("--reference", str(place), "--companion", f"refiner={place / 'a.png'}"))]
+        return decides(resolved("--reference", str(place), "--companion", f"refiner={place / 'a.png'}"))
 
     one = hashed("here", b"1")
     assert hashed("there", b"1") == one
@@ -188,9 +192,9 @@ def test_every_option_that_names_a_path_is_looked_at_ahead_of_a_run_and_its_word
 def test_what_only_waits_or_says_where_decides_nothing() -> None:
     options = resolved("--weights", "random")
     changed = dataclasses.replace(options, timeout=1.0, memory_limit=3.0, out="elsewhere", fresh=True, plugins="code")
-    assert [*deciding(changed)] == [*deciding(options)]
+    assert decides(changed) == decides(options)
     assert settings(changed) == settings(options)
-    assert [*deciding(dataclasses.replace(options, seed=1))] != [*deciding(options)]
+    assert decides(dataclasses.replace(options, seed=1)) != decides(options)
 
 
 def test_records_of_the_first_schema_are_read() -> None:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from record_factory import make_score
+from scripted import Script, a_run, scripted
 
 from varbench.__main__ import main
 from varbench.data.shapes import Shapes
 from varbench.errors import UserError
 from varbench.quality import Scoring
+from varbench.record import Quality, Samples, Verdict
 from varbench.record.options import Options
 from varbench.run.defaults import filled_in
+from varbench.run.findings import Findings, Seen
+from varbench.run.kept_parts import KeptParts
+from varbench.run.messages import Oddities, Scored
 from varbench.run.scoring_networks import ScoringNetworks
+from varbench.run.verdict import validity
+from varbench.run.verify import other_contents
 
 CLASSES = tuple(f"garment {place}" for place in range(10))
 
@@ -91,3 +102,53 @@ def test_floors_need_as_many_further_images_as_are_scored(garments: Path) -> Non
     assert images.shape == (30, 3, 32, 32)
     assert np.bincount(labels).tolist() == [3] * 10
     assert found_for(data=str(garments), images=60).further_images() is None
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
+    with scripted(monkeypatch) as one:
+        yield one
+
+
+@pytest.mark.parametrize("what", ["reference", "data", "features"])
+def test_what_was_changed_before_images_were_scored_makes_the_row_invalid_with_both_hashes(
+    what: str, garments: Path, networks: dict[str, str], tmp_path: Path, script: Script
+) -> None:
+    """Training may take hours in between. It is not kept for later runs either: they would find it under the old identity."""
+    place = tmp_path / "given"
+    if what == "features":
+        shutil.copyfile(networks["features"], place)
+    else:
+        shutil.copytree(garments, place)
+    run = a_run(tmp_path / "run", plugins="variant@d8", weights=None, images=30, **{what: str(place)})
+
+    def seen() -> Seen:
+        looking = found_for(**{what: str(place)})
+        assert looking.reference.images is not None
+        odd = Oddities(repeated=0, copied=None, undecoded=None)
+        return Seen(
+            scored=Scored(
+                quality=Quality(scores=(make_score("FD-garments", 3.0, 0.1, n=30),)), distance=None, samples=Samples(),
+                weights=looking.files(), oddities=odd, contents=looking.contents(),
+            )
+        )  # fmt: skip
+
+    kept = KeptParts(run, tmp_path / "parts")
+    assert other_contents(run, seen()) == []
+    if what == "features":
+        assert (
+            main(["train", "features", "--data", str(garments), "--steps", "2", "--out", str(tmp_path / "other")]) == 0
+        )
+        shutil.copyfile(tmp_path / "other", place)
+    else:
+        next(place.rglob("*.png")).unlink()
+    changed = seen()
+    now, prepared = changed.scored.contents[what], run.contents[what]
+    assert now != prepared
+    told = validity(run, run.rows["variant@d8"], Findings(seen=changed), {}, complete=True)
+    assert told.verdict is Verdict.INVALID
+    assert f"images were scored with the {what} {now[:12]}, and {prepared[:12]} was prepared" in "; ".join(told.reasons)
+    kept.write(changed, "variant@d8", trained=None)
+    assert not [*(tmp_path / "parts").rglob("*.done.json")]
+    unsaid = replace(changed, scored=replace(changed.scored, contents={}))
+    assert any(f"images were scored with no {what}, and" in reason for reason in other_contents(run, unsaid))

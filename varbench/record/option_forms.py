@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -173,18 +173,23 @@ def absolute(options: Options) -> Options:
     return dataclasses.replace(options, **changed)
 
 
-def deciding(options: Options) -> Iterator[str]:
-    """One line for each option that can change the result; for a path, a hash of what lies there."""
+def contents(options: Options) -> dict[str, str]:
+    """Hashes of what lies at the given paths that can change the result, by option."""
+    known = asked(type(options))
+    return {name: _content(known[name], value) for name, value in paths_in(options).items() if known[name].decides}
+
+
+def deciding(options: Options, contents: Mapping[str, str]) -> Iterator[str]:
+    """One line for each option that can change the result; for a path, what `contents` says of it."""
     for name, option in asked(type(options)).items():
-        value = getattr(options, name)
         if option.decides:
-            yield f"{name} {value if option.path is None or value is None else _content(option, value)}"
+            yield f"{name} {contents.get(name, getattr(options, name))}"
 
 
 def _content(option: Option, value: Any) -> str:
     if option.many:
         return " ".join(f"{item.partition('=')[0]}={path_hash(_path(option, item))}" for item in value)
-    return str(value) if value == option.word else path_hash(value)
+    return path_hash(value)
 
 
 def settings(options: Options) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from varbench.measure.speed import SpeedRound
 from varbench.run.findings import Seen, keep, kept
 from varbench.run.messages import Trained
 from varbench.run.prepare import Run
+from varbench.run.verify import other_contents
 
 Part = TypeVar("Part")
 
@@ -53,6 +54,8 @@ class KeptParts:
         return None if place is None else kept(kind, place, before=self.run.began)
 
     def write(self, part: object, name: str, number: int = 0, *, trained: Trained | None) -> None:
+        if isinstance(part, Seen) and other_contents(self.run, part):
+            return  # it would lie under the hash of what it was not made from
         path = self.path(type(part), name, number, trained=trained)
         keep(part, path)
         if not isinstance(part, SpeedRound) and (place := self._place(path)) is not None:  # times are of one run

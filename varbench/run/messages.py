@@ -329,6 +329,8 @@ class Scored:
     oddities: Oddities
     reference: ReferenceSeen | None = None
     """None where nothing is scored."""
+    contents: dict[str, str] = field(default_factory=dict)
+    """Hashes of what was read to score with, by the option that it is of."""
 
 
 @dataclass(frozen=True, kw_only=True)

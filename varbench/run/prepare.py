@@ -17,7 +17,7 @@ from varbench.plan import presets
 from varbench.plan.hardware import Hardware, sheet_of
 from varbench.plan.steps import Plan
 from varbench.record import CalibrationRun, PluginVersion, RowIdentity
-from varbench.record.option_forms import absolute, deciding
+from varbench.record.option_forms import absolute, contents, deciding
 from varbench.record.options import FEWEST_PROCESSES, FEWEST_ROUNDS, Options
 from varbench.rows import FULL, UPSTREAM
 from varbench.run import apart, children, identity
@@ -78,6 +78,8 @@ class Run:
     rows: dict[str, RowInRun]
     code: str
     """Hash of the code that measures."""
+    contents: dict[str, str] = field(default_factory=dict)
+    """Of what lies at the options' paths, by option, and of the preset's own networks where they stand in for one."""
     metrics: tuple[str, ...] = ()
     """Plugins that bring metrics."""
     available_memory: int | None = None
@@ -188,14 +190,16 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
     for problem in resolved.problems:
         print(f"warning: {problem}", file=sys.stderr)
     hashes = {part: file_hash(path) for part, path in sorted((files or {}).items())}
+    read = contents(options)
+    own = {kind: file_hash(path) for kind, path in _own_networks(options).items()}
     shared = digest(
         [
             identity.measuring_hash(),
             f"torch {identity.torch_version()}",
             json.dumps(model.to_json(), sort_keys=True),
             *(f"{part} {hashes[part]}" for part in ("main", "vae") if part in hashes),
-            *deciding(options),
-            *(f"{kind} {file_hash(path)}" for kind, path in _own_networks(options).items()),
+            *deciding(options, read),
+            *(f"{kind} {sha256}" for kind, sha256 in own.items()),
         ]
     )
     ships = {} if options.weights else {row.name: _ships(options.model, row) for row in resolved.rows}
@@ -207,7 +211,7 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
         rows[asked] = replace(rows[asked], resolved=replace(rows[asked].resolved, failure=failed))
     return Run(
         name=name, options=options, model=model, files=files, hashes=hashes, rows=rows, code=identity.measuring_hash(),
-        metrics=resolved.metrics, began=began,
+        contents={**read, **own}, metrics=resolved.metrics, began=began,
     )  # fmt: skip
 
 

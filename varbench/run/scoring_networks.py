@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from varbench.base.hashing import path_hash
 from varbench.data.given import image_set
 from varbench.data.image_set import ImageSet
 from varbench.errors import UserError
@@ -41,6 +42,8 @@ class ScoringNetworks:
         """Whether there is a network to look."""
         compared = preset.draws_images or options.reference is not None or options.data is not None
         self.scores = self.sees and compared
+        self._read: dict[str, str] = {}
+        """Hashes of what real images were read from, by option."""
 
     @cached_property
     def data(self) -> ImageSet:
@@ -81,13 +84,18 @@ class ScoringNetworks:
 
     @cached_property
     def reference(self) -> Reference:
-        path = self._options.reference
+        path, data = self._options.reference, self._options.data
         if path is None:
             held_out = self.data.test[: self._options.images]
-            return reference_images(self.data.images(held_out), source=f"{self.data.name}, held out")
-        if path.endswith(".npz"):
-            return reference_npz(path)
-        return reference_folder(path, side=self._side)
+            found = reference_images(self.data.images(held_out), source=f"{self.data.name}, held out")
+            self._read |= {} if data is None else {"data": path_hash(data)}
+        elif path.endswith(".npz"):
+            found = reference_npz(path)
+            self._read["reference"] = found.sha256
+        else:
+            found = reference_folder(path, side=self._side)
+            self._read["reference"] = path_hash(path)
+        return found
 
     @property
     def against(self) -> str:
@@ -122,6 +130,12 @@ class ScoringNetworks:
     def files(self) -> tuple[WeightFile, ...]:
         networks = [("features", self.extractor.sha256)] + ([("judge", self.judge.sha256)] if self.judge else [])
         return tuple(WeightFile(role=role, name=role, sha256=sha256) for role, sha256 in networks)
+
+    def contents(self) -> dict[str, str]:
+        """Hashes of what scores are made with, as they were when it was read: they are held against what was prepared."""
+        network = "features" if self._options.inception is None else "inception"
+        judge = {"judge": self.judge.sha256} if self.judge else {}
+        return {**self._read, network: self.extractor.sha256, **judge}
 
     def _shipped(self, kind: str) -> Network:
         return load_network(presets.scoring_network(self._options.model, kind))

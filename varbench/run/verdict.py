@@ -39,7 +39,7 @@ def validity(
         return Validity()
     reasons = [
         f"{one}; change nothing meanwhile, and measure again"
-        for one in (*found.mismatches, *verify.other_traces(run, found))
+        for one in (*found.mismatches, *verify.other_traces(run, found), *verify.other_contents(run, found.seen))
     ]
     reasons += [f"{one}; `varbench check {row.name}` holds it to that" for one in _of_itself(found)]
     reasons += _of_the_board(found)

@@ -6,9 +6,12 @@ import functools
 
 from varbench.plan.trace import foreseen
 from varbench.run.children import not_the_job
-from varbench.run.findings import Findings
+from varbench.run.findings import Findings, Seen
 from varbench.run.messages import Job, Ready, Trained
 from varbench.run.prepare import RowInRun, Run
+
+_SCORED_WITH = (("reference", "data"), ("inception", "features"))
+"""Options of which the first that is given is read."""
 
 
 def mismatches(run: Run, row: RowInRun, loaded: Ready, trained: Trained | None, *, asked: Job) -> list[str]:
@@ -47,6 +50,19 @@ def other_traces(run: Run, found: Findings) -> list[str]:
         "its plan"
         for one in sorted(seen)
         if (expected := _foreseen(run.rows[one.row], one.images, run.options.dtype)) not in (None, one.sha256)
+    ]
+
+
+def other_contents(run: Run, seen: Seen | None) -> list[str]:
+    """What a row's images were scored with that is not what was prepared: training may take hours in between."""
+    if seen is None or seen.scored.quality is None:
+        return []
+    read, prepared = seen.scored.contents, run.contents
+    needed = {next((one for one in either if one in prepared), None) for either in _SCORED_WITH}
+    return [
+        f"images were scored with {_shown(part, read.get(part))}, and {expected[:12]} was prepared"
+        for part, expected in sorted(prepared.items())
+        if (part in needed or part in read) and read.get(part) != expected
     ]
 
 

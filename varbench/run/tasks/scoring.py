@@ -208,6 +208,7 @@ class Scorer:
             weights=self._networks.files() if self._scoring is not None else (),
             oddities=self._oddities(images, tokens),
             reference=None if self._scoring is None else self._reference_seen(),
+            contents={} if self._scoring is None else self._networks.contents(),
         )
 
     def _oddities(self, images: Images, tokens: Tokens | None) -> Oddities:

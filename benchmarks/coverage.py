@@ -129,16 +129,22 @@ def lost_to_a_neighbour(rng: np.random.Generator, *, most: float, children: int,
     """It takes up to so much of calls' time, of one side more than of the other in all of a run. Of `THREADS` that wait for each
     other both may be counted as waiting, so the system tells of more than was lost."""
     found: Seconds = ([], [])
-    told: list[list[list[float]]] = [[], []]
+    waits: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     lean = rng.uniform(0, most) * rng.uniform(0.3, 1, 2)
     for process in zip(*run_of(rng, steady, children=children, truth=truth), strict=True):
         for side, seconds in enumerate(process):
             lost = np.minimum(lean[side] * rng.uniform(0.5, 1.5, len(seconds)), 0.95)
-            waited = lost * rng.uniform(1, THREADS, len(seconds))
+            waits[side].append(lost * rng.uniform(1, THREADS, len(seconds)))
             found[side].append(list(seconds / (1 - lost)))
-            told[side].append(list(np.where(waited > HELD_UP, waited, 0.0)))
-    pairs = [zip(*sides, strict=True) for sides in zip(*told, strict=True)]
-    return found, [[stats.net(*pair, threads=THREADS) for pair in some] for some in pairs]
+    return found, told_of(*waits)
+
+
+def told_of(full: list[np.ndarray], row: list[np.ndarray]) -> Lost:
+    """What the page takes the waits of both sides for, by process."""
+    sides = [[np.where(waited > HELD_UP, waited, 0.0) for waited in side] for side in (full, row)]
+    return [
+        [stats.net(*pair, threads=THREADS) for pair in zip(*both, strict=True)] for both in zip(*sides, strict=True)
+    ]
 
 
 def beside_a_neighbour(most: float, *, children: int, truth: float, runs: int, told: bool = True) -> Beside:
@@ -172,6 +178,21 @@ def of_neighbours(runs: int) -> list[str]:
     return lines
 
 
+def waiting(rng: np.random.Generator, calls: Seconds, share: float) -> tuple[Seconds, Lost]:
+    """As a system's own services have it: threads of every call wait for such a share of its time, added up, give or take a fifth,
+    and both sides alike. All of them wait at once, or by turns, or something between."""
+    if not share:
+        return calls, []
+    found: Seconds = ([], [])
+    waits: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for process in zip(*calls, strict=True):
+        for side, seconds in enumerate(process):
+            waited = share * rng.uniform(0.8, 1.2, len(seconds))
+            waits[side].append(waited)
+            found[side].append(list(seconds / (1 - waited / rng.uniform(1, THREADS, len(seconds)))))
+    return found, told_of(*waits)
+
+
 @dataclass(frozen=True)
 class Page:
     words: str
@@ -198,21 +219,35 @@ class Marks:
     """Share of pages with a mark where there is no difference."""
 
 
-def marks(page: Page, *, runs: int) -> Marks:
+WAITS = (0.0, 0.015, 0.024)
+"""Shares of their time that calls wait: nothing, a little more than counts as nothing, and as much as a service that watched memory
+was seen to take (docs/measuring.md)."""
+
+
+def marks(page: Page, *, runs: int, waits: float = 0.0) -> Marks:
     """Every plan of a page is asked about twice, since there are two full models."""
     rng = np.random.default_rng(11)
     truths = [*page.truths, *(truth / page.upstream for truth in page.truths)]
     seen = false = 0
     for _ in range(runs):
-        upstream, *found = (
-            stats.paired_ratio(*run_of(rng, wandering, children=count, truth=truth))
-            for count, truth in zip((FEWEST_PROCESSES, *page.children), (page.upstream, *page.truths), strict=True)
-        )
+        asked = zip((FEWEST_PROCESSES, *page.children), (page.upstream, *page.truths), strict=True)
+        taken = (run_of(rng, wandering, children=count, truth=truth) for count, truth in asked)
+        timed = (waiting(rng, calls, waits) for calls in taken)
+        upstream, *found = (stats.paired_ratio(*calls, delays) for calls, delays in timed)
         found += [stats.quotient(one, upstream) for one in found]
         shown = stats.holm([one.p for one in found])
         seen += shown[0] and found[0].value > 1
         false += any(mark for mark, truth in zip(shown, truths, strict=True) if truth == 1)
     return Marks(seen / runs, false / runs)
+
+
+def of_pages(runs: int) -> list[str]:
+    lines = ["", "| page | calls wait | a true difference is marked | pages with a false mark |", "|---|---|---|---|"]
+    for page, waits in itertools.product(PAGES, WAITS):
+        found = marks(page, runs=runs, waits=waits)
+        seen = f"{found.seen:.0%}" if page.truths[0] != 1 else "-"
+        lines.append(f"| {page.words} | {f'{waits:.1%}' if waits else 'never'} | {seen} | {found.false:.1%} |")
+    return lines
 
 
 REPORTS = Path(__file__).parents[1] / "reports" / "tiny"
@@ -388,11 +423,7 @@ def table(runs: int) -> str:
                 f"| {name} | {children} | {paired.share:.3f} | {paired.half_width:.1%} | {before.share:.2f} | {before.half_width:.1%} |"
             )
     lines += of_neighbours(runs)
-    lines += ["", "| page | a true difference is marked | pages with a false mark |", "|---|---|---|"]
-    for page in PAGES:
-        found = marks(page, runs=runs)
-        seen = f"{found.seen:.0%}" if page.truths[0] != 1 else "-"
-        lines.append(f"| {page.words} | {seen} | {found.false:.1%} |")
+    lines += of_pages(runs)
     lines += [
         "",
         "| two runs of one code | a change of 10 % is told | comparisons with a false verdict |",

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -326,6 +327,24 @@ def test_one_machine_has_one_name() -> None:
     assert (
         first.versions["torch"] == torch.__version__.partition("+")[0] or first.versions["torch"] == torch.__version__
     )
+
+
+def test_what_a_machine_tells_of_its_processors_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, governor in enumerate(("powersave", "performance", "powersave")):
+        folder = tmp_path / f"cpu{number}" / "cpufreq"
+        folder.mkdir(parents=True)
+        (folder / "scaling_governor").write_text(f"{governor}\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 1}, raising=False)
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.25, 9.0, 9.0), raising=False)
+    plain = environment.Path
+    monkeypatch.setattr(
+        environment, "Path", lambda path: tmp_path if path == "/sys/devices/system/cpu" else plain(path)
+    )
+    found = environment.environment("cpu")
+    assert (found.affinity, found.cores) == ((1, 3), 2)
+    assert (found.load, found.governor) == (1.25, "performance, powersave")
+    monkeypatch.setattr(environment, "Path", lambda path: tmp_path / "nothing")
+    assert environment.environment("cpu").governor is None, "missing is no name"
 
 
 def test_without_nvml_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,15 @@ from varbench import load_pipeline
 from varbench.data.shapes import Shapes
 from varbench.engine.pipeline import Pipeline
 from varbench.engine.sampler import _without_tail, draw
+from varbench.engine.storage import storage_bytes
 from varbench.engine.subjects import EngineSubject
+from varbench.engine.transforms import stored
 from varbench.measure.calls import Request
 from varbench.model import fused
 from varbench.model.transformer import Transformer, initialise_
 from varbench.plan import cost
 from varbench.plan.compiler import compile_plan
+from varbench.plan.sizes import backbone_bytes
 from varbench.policies import MAIN, TrainStep
 from varbench.rows import resolve
 from varbench.run.tasks import making
@@ -86,6 +89,20 @@ def test_lossless_accounting_is_lossless(dtype: str) -> None:
     )
     assert torch.equal(lossless.tokens, upstream.tokens)
     assert torch.equal(lossless.logits, upstream.logits)  # type: ignore[arg-type]
+
+
+def test_float8_is_near_the_full_model_and_takes_the_bytes_that_it_declares() -> None:
+    pytest.importorskip("torchao")
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("needs a GPU that multiplies float8")
+    pipe = on_gpu("bfloat16")
+    plain = pipe.generate(models.LABELS, seed=1, return_logits=True)
+    ours = pipe.generate(models.LABELS, tokens=plain.tokens, return_logits=True, method="quant@fp8").logits
+    assert plain.logits is not None
+    assert ours is not None
+    assert 0 < (ours - plain.logits).abs().mean() / plain.logits.abs().mean() < 0.2
+    held = storage_bytes(stored(pipe.backbones_of("quant@fp8")["main"]))
+    assert backbone_bytes(pipe.compile("quant@fp8")[0], "main", "bfloat16") == pytest.approx(held, rel=0.003)
 
 
 # --- kernels against the plain forms ----------------------------------------------------------------------------------

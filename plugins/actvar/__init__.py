@@ -55,8 +55,8 @@ def varbench_settings(model: ModelSpec) -> Settings:
                 "(arXiv 2510.08629), GELU kept, as many experts for every token, the gate on the FFN alone, a linear map that "
                 "regresses the norm of the FFN's output, a share of each scale's tokens fixed per scale, a low-rank linear map "
                 "as reconstruction, the last three scales, the first half of the steps on the frozen model's FFNs (mean square "
-                "errors), the second on its logits (KL) at points drawn evenly; m75r75 saves about what is printed on d30. Counts are fixed; a "
-                "threshold is dmoe's"
+                "errors), the second on its logits (KL) at points drawn evenly; m75r75 saves about what is printed on d30. "
+                "Counts are fixed; a threshold is dmoe's"
             ),
             url="https://arxiv.org/abs/2511.12893",
         ),

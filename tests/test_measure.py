@@ -336,14 +336,12 @@ def test_what_a_machine_tells_of_its_processors_is_told(tmp_path: Path, monkeypa
         (folder / "scaling_governor").write_text(f"{governor}\n")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 1}, raising=False)
     monkeypatch.setattr(os, "getloadavg", lambda: (1.25, 9.0, 9.0), raising=False)
-    plain = environment.Path
-    monkeypatch.setattr(
-        environment, "Path", lambda path: tmp_path if path == "/sys/devices/system/cpu" else plain(path)
-    )
+    where = {"/sys/devices/system/cpu": tmp_path}
+    monkeypatch.setattr(environment, "Path", lambda *parts: where.get(parts[0]) or Path(*parts))
     found = environment.environment("cpu")
     assert (found.affinity, found.cores) == ((1, 3), 2)
     assert (found.load, found.governor) == (1.25, "performance, powersave")
-    monkeypatch.setattr(environment, "Path", lambda path: tmp_path / "nothing")
+    where["/sys/devices/system/cpu"] = tmp_path / "nothing"
     assert environment.environment("cpu").governor is None, "missing is no name"
 
 

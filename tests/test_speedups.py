@@ -388,6 +388,8 @@ def test_a_busy_machine_has_one_hint_which_is_part_of_the_line_of_wide_figures(
     assert len(found) == busy
     if busy:
         assert found[0].next_command is not None and found[0].next_command.startswith("ps ")
+    untimed = (dataclasses.replace(record, timing=None, missing={"timing": "left out"}) for record in records)
+    assert not any("busy" in notice.text for notice in advice(page(*untimed))), "it says nothing of quality"
     (found,) = advice(page(*records, alone("a@d8", 1.4, 1.5, 1.6, 1.45, 1.55)))
     assert found.text.startswith("1 of 4 speedups") and ("the machine was busy" in found.text) == busy
     assert found.next_command is not None and "--plugins a@d8 " in found.next_command

@@ -90,8 +90,8 @@ def _is_wide(entry: Entry, speed: Speed) -> bool:
 
 
 def _busy(block: Block) -> str | None:
-    """By the load when the run began, since its own calls are load too, and by what had to be taken again."""
-    records = [record for entry in block.entries for record in entry.complete]
+    """Where something was timed, by the load when the run began, since its own calls are load too, and by what was taken again."""
+    records = [record for entry in block.entries for record in entry.complete if record.timing]
     loads = [
         (record.environment.load, record.environment.cores) for record in records if record.environment.load is not None
     ]

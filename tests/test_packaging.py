@@ -114,8 +114,10 @@ def test_ci_checks_what_is_checked_at_each_commit_and_runs_both_lines_of_the_rea
     checks = re.findall(r"entry: (.*)", (ROOT / ".pre-commit-config.yaml").read_text())
     assert checks == ["ruff format --check", "ruff check", "mypy"]
     places = [ci.index(f".venv/bin/{check}") for check in checks]
-    places += [ci.index(part) for part in ('ended release "$release"', 'bash -c "$test_line" 2>&1')]
-    assert places == sorted(places), "what is quick comes first"
+    places += [
+        ci.index(part) for part in ('bash -c "$test_line" 2>&1', 'ended release "$release"', "-m 'slow and not idle'")
+    ]
+    assert places == sorted(places), "what is quick comes first, and the release goes on beside it"
     begun = [ci.index(part) for part in ("release() {", "-m build", 'cd "$work/outside" &&', "beside release release")]
     assert begun == sorted(begun) and begun[-1] < places[0], "and what takes long begins beside it"
     assert "set -euo pipefail" in ci, "the first failure ends it, within a pipe too"

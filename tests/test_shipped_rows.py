@@ -11,7 +11,7 @@ import pytest
 from varbench.record import Record, Verdict, load_records
 from varbench.rows.manager import manager
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.idle]  # two minutes of one core, and judged by times too
 
 ROWS = (
     "full_var", "code@n4", "distilled@s1", "dmoe@m25", "fastvar@skip1", "fixed_ratio@p10/d2",

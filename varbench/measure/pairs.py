@@ -52,12 +52,15 @@ class Call:
     @property
     def delayed(self) -> float:
         """The share of its time that it may have lost by waiting or being throttled; 0 of what is next to nothing."""
-        return max(self.held_up, self.starved) if self.held_up > HELD_UP or self.starved else 0.0
+        return self._lost(beyond=HELD_UP)
 
     @property
     def stalled(self) -> float:
         """As much, if it is more than calls like it lose anyway: then it is made again."""
-        return self.delayed if self.held_up > self.steady + HELD_UP or self.starved else 0.0
+        return self._lost(beyond=self.steady + HELD_UP)
+
+    def _lost(self, *, beyond: float) -> float:
+        return max(self.held_up, self.starved) if self.held_up > beyond or self.starved else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

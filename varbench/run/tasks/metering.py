@@ -19,9 +19,8 @@ def run(job: Job, channel: Channel) -> None:
     metrics = {f"{job.metrics_of}.{metric.name}": metric for metric in metrics_of(job.metrics_of, manager())}
     for message in channel.requests():
         assert isinstance(message, Take)
-        images, _ = read_made(
-            message.chunk.path, sha256=message.chunk.sha256
-        )  # another plugin was handed the file before
+        # Another plugin was handed the file before.
+        images, _ = read_made(message.chunk.path, sha256=message.chunk.sha256)
         channel.send(measured(metrics, torch.from_numpy(images), torch.tensor(message.labels)))
 
 

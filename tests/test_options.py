@@ -200,7 +200,7 @@ def test_what_only_waits_or_says_where_decides_nothing() -> None:
 def test_records_of_the_first_schema_are_read() -> None:
     loaded = load_records([REPORTS])
     assert loaded.problems == ()
-    assert {record.protocol.model for record in loaded.records} == {"tiny", "var-d30"}
+    assert {record.protocol.model for record in loaded.records} == {"tiny", "var-d30", "fashion"}
     of_the_first_schema = load_records([REPORTS / "tiny" / "composition"]).records
     assert {record.protocol.count for record in of_the_first_schema} == {3}
     data = to_json(make_record(preset="var-d16"))

@@ -28,12 +28,11 @@ from varbench.run import children
 from varbench.run.children import ChildEndedError
 from varbench.run.conduct import Conduct
 from varbench.run.defaults import resolve
-from varbench.run.identity import measuring_hash
 from varbench.run.messages import Job, Ready
 from varbench.run.prepare import Run, prepare
 from varbench.run.resume import complete_records
-from varbench.run.tasks.making import _hashes
-from varbench.run.tasks.resolving import resolved, resolved_plugin
+from varbench.run.tasks.own_code import code_of
+from varbench.run.tasks.resolving import resolved
 
 
 def options(**given: Any) -> Any:
@@ -112,19 +111,15 @@ class ScriptedChild:
             self.exit_code = -11
             raise ChildEndedError(Failure(status=Status.CRASHED, reason="while it loads"), exit_code=self.exit_code)
         plans = {name: plan.digest for name, plan in self.plans.items()}
-        plugins = {name: resolved_plugin(manager().info(name), manager()) for name in manager().names()}
-        ready = Ready(
+        return Ready(
             job=(self.script.job if self.script.of in (None, *self.job.rows[:1]) else None) or self.job.digest,
             environment=environment("cpu"),
             weights={},
             parameters={"main": 10},
             plans={} if self.script.unsaid else {**plans, **self.script.digests},
-            code=measuring_hash(),
-            plugin_files={name: plugin.files for name, plugin in plugins.items()},
-            plugin_hashes=_hashes(plugins),
+            code=replace(code_of(map(manager().info, manager().names())), **self.script.says),
             disturbed=self.script.disturbed,
         )
-        return replace(ready, **self.script.says)
 
     @cached_property
     def plans(self) -> dict[str, Plan]:

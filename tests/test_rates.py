@@ -26,7 +26,7 @@ from varbench.plan.presets import preset
 from varbench.record import Record
 from varbench.run.fill import fill
 from varbench.run.findings import Findings
-from varbench.run.messages import Ready
+from varbench.run.messages import ChildCode, Ready
 from varbench.run.prepare import hardware_like
 from varbench.show.advice import advice
 from varbench.show.entries import blocks_of
@@ -133,9 +133,8 @@ def test_a_record_says_that_nothing_is_predicted_for_a_card(tmp_path: Any) -> No
 
     def filled(**where: Any) -> Record:
         there = replace(environment("cpu"), **where)
-        ready = Ready(
-            job="", environment=there, weights={}, parameters={}, plans={}, plugin_files={}, code="", plugin_hashes={}, disturbed=None
-        )  # fmt: skip
+        code = ChildCode(measuring="", plugin_files={}, plugin_hashes={})
+        ready = Ready(job="", environment=there, weights={}, parameters={}, plans={}, code=code, disturbed=None)
         return fill(run, row, Findings(loaded=ready), floors={})
 
     record = filled(device="NVIDIA GeForce RTX 3060", device_memory_bytes=12 << 30)

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -45,6 +46,7 @@ from varbench.record.failure import Failure
 from varbench.rows import FULL, UPSTREAM
 from varbench.rows.manager import manager
 from varbench.run import children, identity, nursery, timing
+from varbench.run.channel import Channel
 from varbench.run.children import Child, ChildEndedError, Process
 from varbench.run.conduct import PARTS, Conduct
 from varbench.run.findings import Looks, Seen, keep
@@ -54,6 +56,7 @@ from varbench.run.kept_parts import KeptParts
 from varbench.run.messages import (
     Ahead,
     Alive,
+    ChildCode,
     Done,
     Job,
     Oddities,
@@ -71,6 +74,7 @@ from varbench.run.resume import complete_records, other_settings, set_aside_outd
 from varbench.run.scorers import Scorers
 from varbench.run.session import locked, parts
 from varbench.run.side_by_side import side_by_side
+from varbench.run.tasks import training
 from varbench.run.tasks.resolving import files_of, resolved
 from varbench.run.training_section import section
 from varbench.run.verdict import validity
@@ -1163,7 +1167,7 @@ def test_a_gpu_that_is_not_what_its_name_says_or_is_shared_makes_its_rows_invali
 @pytest.mark.parametrize(
     ("says", "words"),
     [
-        ({"code": "f" * 64}, "a child runs varbench's code ffffffffffff, and {code} was prepared"),
+        ({"measuring": "f" * 64}, "a child runs varbench's code ffffffffffff, and {code} was prepared"),
         ({"plugin_hashes": {"variant": "f" * 64}}, "a child imported variant of code ffffffffffff, and {hash} was prepared"),
         ({"plugin_hashes": {}}, "a child imported variant of code None, and {hash} was prepared"),
         ({"plugin_files": {"variant": ("/elsewhere",)}}, "a child imported variant from /elsewhere, and {file} was prepared"),
@@ -1183,6 +1187,27 @@ def test_other_code_in_a_child_makes_the_row_invalid_with_both_values(
     prepared = {"code": run.code[:12], "hash": str(version.code_hash)[:12], "file": plugin.files[0]}
     assert record.validity.verdict is Verdict.INVALID
     assert any(reason.startswith(words.format(**prepared)) for reason in record.validity.reasons)
+
+
+def test_what_trains_and_what_calibrates_tell_their_code_too(tmp_path: Path, script: Script) -> None:
+    """Else a plugin that is another while it trains would be taken for the one that was prepared."""
+    run, name = a_run(tmp_path, plugins="variant@d8", weights=None, images=0), "variant@d8"
+    told: list[Trained] = []
+    training.run(run.job(task="training", rows=(name,)), cast(Channel, SimpleNamespace(send=told.append)))
+    (trained,) = told
+    loaded = ScriptedChild(run.job(rows=(name,)), script).receive(Ready)
+
+    def differs(trained: Trained, calibrated_by: ChildCode | None = None) -> list[str]:
+        row = replace(run.rows[name], calibrated_by=calibrated_by)
+        return [line for line in mismatches(run, row, loaded, trained, asked=run.job(rows=(name,))) if "code" in line]
+
+    assert trained.code is not None and differs(trained, trained.code) == []
+    edited = replace(trained.code, plugin_hashes={"variant": "f" * 64})
+    (version,) = run.rows[name].identity.plugins
+    words = f"variant of code ffffffffffff, and {str(version.code_hash)[:12]} was prepared"
+    assert differs(replace(trained, code=edited)) == [f"the child that trained imported {words}"]
+    assert differs(trained, edited) == [f"the child that calibrated imported {words}"]
+    assert differs(replace(trained, code=None)) == ["the child that trained did not say what code it runs"]
 
 
 @pytest.mark.parametrize("told", ["0" * 64, ""])

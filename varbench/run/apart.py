@@ -80,4 +80,5 @@ def calibrated(job: Job) -> Calibrated:
         rows={asked: row for one in each for asked, row in one.rows.items()},
         runs={asked: run for one in each for asked, run in one.runs.items()},
         failures={asked: failure for one in each for asked, failure in one.failures.items()},
+        codes={asked: code for one in each for asked, code in one.codes.items()},
     )

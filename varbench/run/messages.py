@@ -158,12 +158,25 @@ class Resolved:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChildCode:
+    """What a child runs, as it lies where the child takes it from when it begins."""
+
+    measuring: str
+    """Hash of the code that measures."""
+    plugin_files: dict[str, tuple[str, ...]]
+    plugin_hashes: dict[str, str | None]
+    """Of each plugin's files."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Calibrated:
     """By the row that was asked for, the row with what was found written into it, and what is to be told of the pass."""
 
     rows: dict[str, str]
     runs: dict[str, CalibrationRun]
     failures: dict[str, Failure] = field(default_factory=dict)
+    codes: dict[str, ChildCode] = field(default_factory=dict)
+    """What the pass ran."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +187,8 @@ class Trained:
     hashes: dict[str, str]
     note: str | None = None
     """Why weights that ship were not used, where they should have been."""
+    code: ChildCode | None = None
+    """What trained them, or found them trained; None where no child did."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,11 +219,7 @@ class Ready:
     parameters: dict[str, int]
     plans: dict[str, str]
     """Digest of each row's plan, as compiled here."""
-    code: str
-    """Hash of the code that measures, as it lies where this process takes it from."""
-    plugin_files: dict[str, tuple[str, ...]]
-    plugin_hashes: dict[str, str | None]
-    """Of each plugin's files, as they lie there."""
+    code: ChildCode
     disturbed: tuple[int, ...] | None
     """Other processes on the GPU; None where that cannot be seen."""
 

@@ -21,7 +21,7 @@ from varbench.record.option_forms import absolute, contents, deciding
 from varbench.record.options import FEWEST_PROCESSES, FEWEST_ROUNDS, Options
 from varbench.rows import FULL, UPSTREAM
 from varbench.run import apart, children, identity
-from varbench.run.messages import OWN_WEIGHTS, Ahead, Calibrated, Job, Resolved, ResolvedRow
+from varbench.run.messages import OWN_WEIGHTS, Ahead, Calibrated, ChildCode, Job, Resolved, ResolvedRow
 from varbench.spec import ModelSpec
 
 
@@ -36,6 +36,8 @@ class RowInRun:
     read: dict[str, str] = field(default_factory=dict)
     """Hashes of what its parameters name to be read, by the parameter."""
     calibration: CalibrationRun | None = None
+    calibrated_by: ChildCode | None = None
+    """What the pass ran; None where there was none."""
 
     @property
     def name(self) -> str:
@@ -205,7 +207,7 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
     ships = {} if options.weights else {row.name: _ships(options.model, row) for row in resolved.rows}
     rows = {row.name: _in_run(row, [shared, ships.get(row.name, "")], hashes) for row in resolved.rows}
     for asked, filled in calibrated.rows.items():
-        rows[filled] = replace(rows[filled], calibration=calibrated.runs[asked])
+        rows[filled] = replace(rows[filled], calibration=calibrated.runs[asked], calibrated_by=calibrated.codes[asked])
     for asked, failure in calibrated.failures.items():
         failed = replace(failure, reason=f"its calibration failed: {failure.reason}")
         rows[asked] = replace(rows[asked], resolved=replace(rows[asked].resolved, failure=failed))

@@ -7,7 +7,7 @@ import functools
 from varbench.plan.trace import foreseen
 from varbench.run.children import not_the_job
 from varbench.run.findings import Findings, Seen
-from varbench.run.messages import Job, Ready, Trained
+from varbench.run.messages import ChildCode, Job, Ready, Trained
 from varbench.run.prepare import RowInRun, Run
 
 _SCORED_WITH = (("reference", "data"), ("inception", "features"))
@@ -16,28 +16,37 @@ _SCORED_WITH = (("reference", "data"), ("inception", "features"))
 
 def mismatches(run: Run, row: RowInRun, loaded: Ready, trained: Trained | None, *, asked: Job) -> list[str]:
     """Settings, code, plans, plugins and weights, as the child says they are, beside what was prepared."""
-    found = []
-    if loaded.code != run.code:
-        found.append(f"a child runs varbench's code {loaded.code[:12]}, and {run.code[:12]} was prepared")
+    found = _other_code(run, row, loaded.code, "a child")
+    if trained is not None:
+        (by,) = (weights.trains for weights in run.weight_sets if row.name in weights.rows)
+        found += _other_code(run, run.rows[str(by)], trained.code, "the child that trained")
+    if row.calibrated_by is not None:
+        found += _other_code(run, row, row.calibrated_by, "the child that calibrated")
     if loaded.job != asked.digest:
         found.append(not_the_job(loaded.job, asked=asked.digest))
     if row.plan is not None and (ran := loaded.plans.get(row.name)) != row.plan.digest:
         found.append(f"a child compiled {_shown('plan', ran)}, and {row.plan.digest[:12]} was prepared")
-    for plugin, version in zip(row.resolved.plugins, row.identity.plugins, strict=True):
-        theirs = loaded.plugin_files.get(plugin.name, ())
-        if theirs[:1] != plugin.files[:1]:
-            found.append(
-                f"a child imported {plugin.name} from {_first(theirs)}, and {_first(plugin.files)} was prepared"
-            )
-        if (its := loaded.plugin_hashes.get(plugin.name)) != version.code_hash:
-            found.append(
-                f"a child imported {plugin.name} of code {str(its)[:12]}, and {str(version.code_hash)[:12]} was prepared"
-            )
     expected = {**run.hashes, **(trained.hashes if trained else {})}
     for part in sorted(expected) if run.files is not None else ():
         loads = part in loaded.weights or part in _needed(row, trained)
         if loads and (its := loaded.weights.get(part)) != expected[part]:
             found.append(f"a child loaded {_shown(part, its)}, and {expected[part][:12]} was prepared")
+    return found
+
+
+def _other_code(run: Run, row: RowInRun, code: ChildCode | None, who: str) -> list[str]:
+    if code is None:
+        return [f"{who} did not say what code it runs"]
+    found = []
+    if code.measuring != run.code:
+        found.append(f"{who} runs varbench's code {code.measuring[:12]}, and {run.code[:12]} was prepared")
+    for plugin, version in zip(row.resolved.plugins, row.identity.plugins, strict=True):
+        imported = f"{who} imported {plugin.name}"
+        theirs = code.plugin_files.get(plugin.name, ())
+        if theirs[:1] != plugin.files[:1]:
+            found.append(f"{imported} from {_first(theirs)}, and {_first(plugin.files)} was prepared")
+        if (its := code.plugin_hashes.get(plugin.name)) != version.code_hash:
+            found.append(f"{imported} of code {str(its)[:12]}, and {str(version.code_hash)[:12]} was prepared")
     return found
 
 

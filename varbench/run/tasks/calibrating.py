@@ -10,10 +10,12 @@ from varbench.run.channel import Channel
 from varbench.run.messages import Calibrated, Job
 from varbench.run.reasons import of_exception
 from varbench.run.tasks.making import pipeline_of
+from varbench.run.tasks.own_code import code_of
 
 
 def run(job: Job, channel: Channel) -> None:
     made = [rows.resolve(name, job.model) for name in job.rows]
+    codes = {row.name: code_of(row.plugins) for row in made}
     pipe = pipeline_of(job, made)
     names: dict[str, str] = {}
     runs: dict[str, CalibrationRun] = {}
@@ -29,4 +31,4 @@ def run(job: Job, channel: Channel) -> None:
         runs[row.name] = CalibrationRun(
             asked=row.name, parameters=dict(found.parameters), digest=found.digest, seconds=found.seconds
         )
-    channel.send(Calibrated(rows=names, runs=runs, failures=failures))
+    channel.send(Calibrated(rows=names, runs=runs, failures=failures, codes=codes))

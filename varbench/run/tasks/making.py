@@ -38,12 +38,10 @@ from varbench.policies import TaughtGenerator, TrainedGenerator, Work
 from varbench.quality.images import Images, write_made
 from varbench.record import Status, Totals
 from varbench.rows.grammar import Row
-from varbench.rows.manager import manager
-from varbench.run import identity
 from varbench.run.channel import Channel
-from varbench.run.messages import Failed, Job, Ready, ResolvedPlugin
+from varbench.run.messages import Failed, Job, Ready
 from varbench.run.reasons import of_exception
-from varbench.run.tasks.resolving import resolved_plugin
+from varbench.run.tasks.own_code import code_of
 from varbench.train.generators import PART
 
 
@@ -126,25 +124,15 @@ def _generator(job: Job, row: Row) -> tuple[GeneratorSubject, dict[str, str], di
 def _loaded(
     job: Job, made: list[Row], *, weights: dict[str, str], parameters: dict[str, int], plans: dict[str, str]
 ) -> Ready:
-    plugins = {info.name: resolved_plugin(info, manager()) for row in made for info in row.plugins}
     return Ready(
         job=job.digest,
         environment=environment(job.options.device, threads=torch.get_num_threads()),
         weights=weights,
         parameters=parameters,
         plans=plans,
-        code=identity.measuring_hash(),
-        plugin_files={name: plugin.files for name, plugin in plugins.items()},
-        plugin_hashes=_hashes(plugins),
+        code=code_of(info for row in made for info in row.plugins),
         disturbed=_disturbed(job.options.device),
     )
-
-
-def _hashes(plugins: dict[str, ResolvedPlugin]) -> dict[str, str | None]:
-    """By plugin; files that several lie in are read once."""
-    places = {name: replace(plugin, name="") for name, plugin in plugins.items()}
-    hashes = {place: identity.plugin_hash(place) for place in set(places.values())}
-    return {name: hashes[place] for name, place in places.items()}
 
 
 def pipeline_of(job: Job, made: list[Row]) -> Pipeline:

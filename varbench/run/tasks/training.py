@@ -15,6 +15,7 @@ from varbench.plan import presets
 from varbench.rows.grammar import Row
 from varbench.run.channel import Channel
 from varbench.run.messages import Ahead, Alive, Job, Trained
+from varbench.run.tasks.own_code import code_of
 from varbench.train.budgets import GENERATOR, QUICK_GENERATOR, QUICK_STEPS, on_all_of, recipe_budget
 from varbench.train.generators import generator_ahead, generator_parts, generator_weights, trained_generator
 from varbench.train.progress import TRAINING
@@ -34,6 +35,7 @@ def run(job: Job, channel: Channel) -> None:
         return
     (name,) = job.rows
     row, given = asked(job, name)
+    code = code_of(row.plugins)  # as it is now: training may take hours
     if trained_generator(row):
         given = _own(job, given)
         display = Display(generator_parts(given["budget"]), screen=_AtParent(channel))
@@ -47,6 +49,7 @@ def run(job: Job, channel: Channel) -> None:
             note=done.note,
             files={part: str(path) for part, path in done.files.items()},
             hashes=_hashes(done.files),
+            code=code,
         )
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from varbench.check import check
@@ -19,7 +20,7 @@ from varbench.engine.cache import State
 from varbench.engine.cache_entries import EncodedForm, PlainForm
 from varbench.engine.conditioning import Conditioning
 from varbench.engine.watch import Watch
-from varbench.model.transformer import Layer, Transformer
+from varbench.model.transformer import FeedForward, Layer, Transformer
 from varbench.plan import cache_uses, compiler, steps
 from varbench.plan.steps import CacheUse, Plan, SlotKey, Step
 from varbench.policies import (
@@ -388,6 +389,19 @@ def computes_an_ffn_twice(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(sub_layers.SubLayers, "run", sub_layer)
 
 
+def leaves_out_half_of_each_ffn(patch: pytest.MonkeyPatch) -> None:
+    def into(self: FeedForward, x: Tensor, dtype: torch.dtype) -> Tensor:
+        half = self.fc1.out_features // 2
+        return F.gelu(F.linear(x.to(dtype), self.fc1.weight[:half], self.fc1.bias[:half]), approximate="tanh")
+
+    patch.setattr(FeedForward, "into", into)
+    patch.setattr(
+        FeedForward,
+        "out",
+        lambda self, made, dtype: F.linear(made, self.fc2.weight[:, : made.shape[-1]], self.fc2.bias),
+    )
+
+
 def computes_an_ffn_twice_unseen(patch: pytest.MonkeyPatch) -> None:
     real = generate._Run._call
 
@@ -604,6 +618,7 @@ def reads_codes_without_their_scales(patch: pytest.MonkeyPatch) -> None:
         (remembers_nothing_but_zeros, "picked_is_what_is_computed", Plugin()),
         (computes_all_tokens_and_takes_the_picked, "trace_equals_plan", Plugin()),
         (computes_an_ffn_twice, "trace_equals_plan", "full_var"),
+        (leaves_out_half_of_each_ffn, "trace_equals_plan", "full_var"),
         (computes_an_ffn_twice_unseen, "measured_flops_equal_plan", "full_var"),
         (stores_as_upstream_does, "trace_equals_plan", "full_var"),
         (compiles_upstream_as_lossless, "plan_stable", "full_var:accounting=upstream"),

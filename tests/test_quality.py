@@ -13,6 +13,7 @@ import sys
 import sysconfig
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,12 @@ from varbench import quality
 from varbench.data.shapes import TEST, Shapes
 from varbench.errors import CheckpointError, UserError
 from varbench.plan.presets import asset_folder
-from varbench.quality import extractors, frechet, halves, intervals, libraries, second_opinion
+from varbench.quality import copies, extractors, frechet, halves, intervals, libraries, second_opinion
+from varbench.quality import images as quality_images
 from varbench.quality.extractors import extract
 from varbench.quality.feature_cache import cached_arrays
 from varbench.quality.folding import folded
+from varbench.quality.images import FolderImages
 from varbench.quality.judging import CLOSE, Judging
 from varbench.quality.kernel_distance import kernel_distances
 from varbench.quality.manifold import density_coverage, reaches
@@ -126,6 +129,38 @@ def test_images_in_pieces_score_as_all_at_once(features, real, samples):
     assert found.recall == whole.recall
     with pytest.raises(UserError, match="asked for"):
         pieces.scores(expected=len(images) + 1)
+
+
+@needs_libraries
+def test_a_folder_of_references_scores_as_its_images_and_is_never_held_whole(
+    features, real, samples, tmp_path, monkeypatch
+):
+    images, labels = samples
+    quality.write_png(tmp_path, real)
+    monkeypatch.setattr(quality_images, "PIECE", 64)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    held, read = [], FolderImages.__getitem__
+    monkeypatch.setattr(FolderImages, "__getitem__", lambda *asked: held.append(found := read(*asked)) or found)
+    found, wanted = (
+        quality.score(images, labels, reference=reference, network=features)
+        for reference in (
+            quality.reference_folder(tmp_path, side=32),
+            quality.reference_images(real, source=str(tmp_path)),
+        )
+    )
+    alike = replace(wanted.distance, reference=found.distance.reference)
+    assert found.distance == alike and found.second_opinion.value == wanted.second_opinion.value
+    assert held and max(map(len, held)) <= 64
+    assert (copies.thumbnails(quality.reference_folder(tmp_path, side=32).images) == copies.thumbnails(real)).all()
+
+
+def test_a_reference_that_changes_while_it_is_read_is_refused(real, tmp_path):
+    quality.write_png(tmp_path, real[:30])
+    reference = quality.reference_folder(tmp_path, side=32)
+    (tmp_path / "000007.png").write_bytes((tmp_path / "000008.png").read_bytes())
+    with pytest.raises(UserError, match="000007.png was changed since the run began"):
+        reference.images[0:30]
+    assert quality.reference_folder(tmp_path, side=32).sha256 != reference.sha256
 
 
 def registered(extractor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,9 +115,10 @@ def open_folder(root: str | Path, *, side: int, minimum: int = _HELD_OUT) -> Ima
     )
 
 
-def read_image(path: Path, *, side: int) -> NDArray[np.uint8]:
-    """One image file as (3, side, side): turned upright, cropped to its middle square, resized with antialiasing."""
-    with _opened(path) as file:
+def read_image(path: Path, *, side: int, sha256: str | None = None) -> NDArray[np.uint8]:
+    """One image file as (3, side, side): turned upright, cropped to its middle square, resized with antialiasing. With `sha256`, a
+    file of other bytes is refused."""
+    with _opened(path, sha256=sha256) as file:
         image = ImageOps.exif_transpose(file).convert("RGB")
     square = ImageOps.fit(image, (side, side), method=Image.Resampling.BICUBIC)
     return np.asarray(square).transpose(2, 0, 1)
@@ -143,10 +145,15 @@ def check_readable(path: Path, *, side: int) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path, *, sha256: str | None = None) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as file:
+        content = path.read_bytes()
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise UserError(f"{path} was changed since the run began; run again, and leave it alone meanwhile.")
+        with Image.open(io.BytesIO(content)) as file:
             yield file
+    except UserError:
+        raise
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is not a readable image ({error}). Remove it, or copy it again.") from error
 

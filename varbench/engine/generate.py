@@ -241,8 +241,10 @@ class _Run:
             return torch.cat((given, given)) if call.step.shares else given
 
         def ffn(hidden_RnC: Tensor) -> Tensor:
-            self.watch.ffn(hidden_RnC, whole=whole)
-            computed: Tensor = block.ffn(hidden_RnC, self.dtype) if whole else self._part_of_ffn(hidden_RnC, call)
+            self.watch.ffn(hidden_RnC)
+            if not whole:
+                return self._part_of_ffn(hidden_RnC, call)
+            computed: Tensor = block.ffn(hidden_RnC, self.dtype, seen=self.watch.part)
             return computed
 
         places_Rn = self._sub_layers.run(

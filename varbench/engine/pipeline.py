@@ -168,9 +168,8 @@ class Pipeline:
             return
         block: Any
         for block in transformer.blocks:
-            block.ffn.forward = torch.compile(block.ffn.forward, mode=self._compiled, dynamic=True)
-            block.attn.qkv = torch.compile(block.attn.qkv, mode=self._compiled, dynamic=True)
-            block.attn.out = torch.compile(block.attn.out, mode=self._compiled, dynamic=True)
+            for module, name in ((block.ffn, "into"), (block.ffn, "out"), (block.attn, "qkv"), (block.attn, "out")):
+                setattr(module, name, torch.compile(getattr(module, name), mode=self._compiled, dynamic=True))
 
     def _kind(self, method: str | Row, batch: int, sampling: Sampling) -> Hashable:
         """What a captured generation depends on besides labels and noise."""

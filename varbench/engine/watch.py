@@ -25,7 +25,6 @@ class Watch:
             for name, backbone in backbones.items()
             for layer in range(len(backbone.blocks))
         }
-        self._hidden = {name: backbone.spec.hidden for name, backbone in backbones.items()}
         self._steps: list[StepSeen] = []
         self._between = 0
         self._taken: tuple[int, ...] = ()
@@ -113,11 +112,9 @@ class Watch:
             noted=(attention + rows, ffn) if name == "attention" else (attention, ffn + rows)
         )
 
-    def ffn(self, hidden_RnC: Tensor, *, whole: bool) -> None:
-        """What enters the layer's FFN; of one that is not run whole, each part is seen by itself."""
-        rows, tokens = hidden_RnC.shape[:2]
-        hidden = rows * tokens * self._hidden[self._call.backbone] if whole else 0
-        self._call = self._call._replace(ffn=tokens, hidden=self._call.hidden + hidden)
+    def ffn(self, hidden_RnC: Tensor) -> None:
+        """What enters the layer's FFN."""
+        self._call = self._call._replace(ffn=hidden_RnC.shape[1])
 
     def layer_ends(self) -> None:
         self._calls.append(self._call._replace(caches=tuple(self._caches)))
@@ -131,7 +128,7 @@ class Watch:
         self._call = self._call._replace(estimated=self._call.estimated + output_RnC.shape[:-1].numel())
 
     def part(self, made: Tensor) -> None:
-        """Hidden numbers that a part of the FFN made."""
+        """Hidden numbers that the FFN, or a part of it, made."""
         self._call = self._call._replace(hidden=self._call.hidden + made.numel())
 
     def end(self, rows: int, logits_RlV: Tensor) -> None:

@@ -10,7 +10,7 @@ Letters: B rows (images x guidance branches), L tokens, C width, H heads, c head
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -103,8 +103,18 @@ class FeedForward(nn.Module):
         self.fc1 = nn.Linear(spec.width, spec.hidden)
         self.fc2 = nn.Linear(spec.hidden, spec.width)
 
-    def forward(self, x_BLC: Tensor, dtype: torch.dtype) -> Tensor:
-        return linear(linear(x_BLC, self.fc1, dtype, gelu=True), self.fc2, dtype)
+    def forward(self, x_BLC: Tensor, dtype: torch.dtype, seen: Callable[[Tensor], None] | None = None) -> Tensor:
+        """`seen` is shown the hidden numbers."""
+        hidden_BLU = self.into(x_BLC, dtype)
+        if seen is not None:
+            seen(hidden_BLU)
+        return self.out(hidden_BLU, dtype)
+
+    def into(self, x_BLC: Tensor, dtype: torch.dtype) -> Tensor:
+        return linear(x_BLC, self.fc1, dtype, gelu=True)
+
+    def out(self, hidden_BLU: Tensor, dtype: torch.dtype) -> Tensor:
+        return linear(hidden_BLU, self.fc2, dtype)
 
 
 class Layer(nn.Module):

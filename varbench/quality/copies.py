@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from varbench.quality.images import Images
+from varbench.quality.images import PIECE, Images, SomeImages, pieces
 
 SIDE = 16
 """Images are compared at this side: what is copied stays near, and a large reference is no great work."""
@@ -23,9 +24,13 @@ Thumbnails = NDArray[np.float32]
 """(N, 3 · SIDE · SIDE), in levels of 0 to 255."""
 
 
-def thumbnails(images: Images) -> Thumbnails:
-    pixels = torch.from_numpy(images[:MOST]).float()
-    return torch.nn.functional.interpolate(pixels, size=(SIDE, SIDE), mode="area").flatten(1).numpy()
+def thumbnails(images: SomeImages) -> Thumbnails:
+    """Of the first `MOST`."""
+    small = (
+        torch.nn.functional.interpolate(torch.from_numpy(piece).float(), size=(SIDE, SIDE), mode="area").flatten(1)
+        for piece in islice(pieces(images), -(-MOST // PIECE))
+    )
+    return torch.cat(list(small))[:MOST].numpy()
 
 
 def pixel_hashes(images: Images) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from varbench.base.hashing import file_hash
 from varbench.errors import CheckpointError, UserError
 from varbench.quality.feature_cache import Arrays, cached_arrays
 from varbench.quality.folding import folded
-from varbench.quality.images import Images
+from varbench.quality.images import SomeImages
 from varbench.quality.libraries import torch_fidelity
 from varbench.quality.networks import Network
 
@@ -127,7 +127,7 @@ def full_precision() -> Iterator[None]:
         yield
 
 
-def extract(extractor: Extractor, images: Images) -> Features:
+def extract(extractor: Extractor, images: SomeImages) -> Features:
     """Features of all images, in batches."""
     features, logits = [], []
     batch_size = _BATCH[torch.device(extractor.device).type]
@@ -144,7 +144,7 @@ def extract(extractor: Extractor, images: Images) -> Features:
     return found
 
 
-def extract_cached(extractor: Extractor, images: Images, *, content: str, before: int | None = None) -> Features:
+def extract_cached(extractor: Extractor, images: SomeImages, *, content: str, before: int | None = None) -> Features:
     """As `extract`, kept by the hash of the images' `content` and by the weights: for references, which every row is compared with."""
 
     def compute() -> Arrays:

@@ -7,7 +7,7 @@ import hashlib
 import io
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from varbench.base.hashing import digest, file_hash
 from varbench.base.whole_files import whole_file
+from varbench.data.folder import read_image
 from varbench.errors import UserError, WrongOutputError
 
 Images = NDArray[np.uint8]
@@ -26,6 +28,38 @@ Tokens = NDArray[np.int64]
 
 Labels = NDArray[np.int64]
 """(N,)."""
+
+
+PIECE = 256
+"""Images of a reference that are held at once."""
+
+
+class FolderImages:
+    """Images of files, read when a part of them is asked for: 50,000 of 256 pixels are 10 GB. A file that is not what it was is
+    refused."""
+
+    def __init__(self, paths: Sequence[Path], *, side: int) -> None:
+        self._files = [(path, file_hash(path)) for path in paths]
+        self._side = side
+        self.shape = (len(paths), 3, side, side)
+
+    @property
+    def sha256(self) -> str:
+        return digest([str(self._side), *(sha256 for _, sha256 in self._files)])
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, part: slice) -> Images:
+        return np.stack([read_image(path, side=self._side, sha256=sha256) for path, sha256 in self._files[part]])
+
+
+SomeImages = Images | FolderImages
+
+
+def pieces(images: SomeImages) -> Iterator[Images]:
+    for start in range(0, len(images), PIECE):
+        yield images[start : start + PIECE]
 
 
 def check_images(images: NDArray[np.generic], *, what: str, expected: int | None = None) -> Images:

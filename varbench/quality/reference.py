@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from varbench.base.hashing import file_hash
-from varbench.data.folder import EXTENSIONS, read_image
+from varbench.data.folder import EXTENSIONS
 from varbench.errors import UserError
 from varbench.quality.extractors import Extractor, Features, extract_cached
 from varbench.quality.feature_cache import content_hash
 from varbench.quality.frechet import Gaussian, gaussian
-from varbench.quality.images import Images, channels_first, check_images, read_npz
+from varbench.quality.images import FolderImages, Images, SomeImages, channels_first, check_images, read_npz
 from varbench.quality.intervals import FEWEST
 
 SPATIAL = 2_023
@@ -26,7 +26,7 @@ class Reference:
 
     source: str
     sha256: str
-    images: Images | None = None
+    images: SomeImages | None = None
     statistics: Gaussian | None = None
     """Of the published Inception's 2,048 features, as the ADM suite's files hold them."""
     spatial: bool = False
@@ -42,12 +42,9 @@ def reference_images(images: Images, *, source: str) -> Reference:
 
 
 def reference_folder(folder: str | Path, *, side: int) -> Reference:
-    """All images below a folder, cropped to the middle square and resized to `side`."""
-    paths = image_paths(folder)
-    images = np.empty((len(paths), 3, side, side), np.uint8)
-    for place, path in enumerate(paths):
-        images[place] = read_image(path, side=side)
-    return reference_images(images, source=str(folder))
+    """All images below a folder, cropped to the middle square and resized to `side`, known by their files."""
+    images = FolderImages(image_paths(folder), side=side)
+    return Reference(source=str(folder), sha256=images.sha256, images=images)
 
 
 def image_paths(folder: str | Path) -> list[Path]:
@@ -101,7 +98,6 @@ def check_reference(reference: Reference, extractor: Extractor, *, side: int) ->
         )
     if images is None:
         return
-    check_images(images, what=f"reference {reference.source}")
     if images.shape[2:] != (side, side):
         raise UserError(
             f"samples have {side} x {side} pixels, and the reference {reference.source} has "

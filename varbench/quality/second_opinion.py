@@ -21,7 +21,7 @@ from varbench.base.hashing import file_hash
 from varbench.quality import libraries
 from varbench.quality.extractors import Extractor, full_precision
 from varbench.quality.feature_cache import cached_arrays
-from varbench.quality.images import Images, write_png
+from varbench.quality.images import Images, pieces, write_png
 from varbench.quality.reference import Reference
 
 TORCHSCRIPT_FILE = "inception-2015-12-05.pt"
@@ -110,7 +110,7 @@ class CleanFid:
             libraries.version("clean-fid"),
             self._extractor.sha256,
             reference.sha256,
-            compute=lambda: {"features": self._features(images)},
+            compute=lambda: {"features": np.concatenate([self._features(piece) for piece in pieces(images)])},
             before=reference.kept_before,
         )["features"]
         return float(library.fid.fid_from_feats(found, real))

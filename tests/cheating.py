@@ -101,12 +101,11 @@ def make(self, honest, ask, **more):
 
 @around(Channel, "send")
 def send(self, honest, message):
-    times = getattr(message, "times", None)
-    if times is not None and message.row == NAME and len(asked_for) in calls:
-        fields = ("transformer", "loop", "with_decoder", "end_to_end")
-        less = {name: getattr(times, name) / 24 for name in fields}
-        steps = tuple(one / 24 for one in times.steps)
-        message = replace(message, times=replace(times, **less, steps=steps, ended=times.began + less["end_to_end"]))
+    marks = getattr(message, "marks", None)
+    if marks is not None and message.row == NAME and len(asked_for) in calls:
+        less = {name: tuple(one / 24 for one in getattr(marks, name)) for name in ("starts", "logits", "ends")}
+        ended = marks.began + (marks.ended - marks.began) / 24
+        message = replace(message, marks=replace(marks, **less, decoded=marks.decoded / 24, ended=ended))
     honest(self, message)
 
 """
@@ -150,10 +149,11 @@ import varbench.measure.timed_call as timed_call
 honest_timed = timed_call.timed
 
 def timed(subject, ask):
-    answer, images, times = honest_timed(subject, ask)
+    answer, images, marks = honest_timed(subject, ask)
     if ask.row == NAME:
-        times = replace(times, transformer=times.transformer / 8, steps=tuple(one / 8 for one in times.steps))
-    return answer, images, times
+        spans = zip(marks.starts, marks.logits, strict=True)
+        marks = replace(marks, logits=tuple(start + (logits - start) / 8 for start, logits in spans))
+    return answer, images, marks
 
 timed_call.timed = timed
 """,

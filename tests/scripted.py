@@ -13,7 +13,7 @@ from typing import Any
 
 from varbench.base.display import Display
 from varbench.measure import pairs, strain
-from varbench.measure.calls import Outside, Peaks, Reply, Request, Times
+from varbench.measure.calls import Marks, Outside, Peaks, Reply, Request
 from varbench.measure.environment import environment
 from varbench.plan.cost import work
 from varbench.plan.state import state_over_time
@@ -167,9 +167,9 @@ class ScriptedChild:
         return replace(
             reply,
             trace_sha256=self.script.traces.get(request.row, trace and trace.digest),
-            times=Times(
-                clock="perf_counter", transformer=0.8 * took, loop=0.9 * took, with_decoder=0.95 * took, end_to_end=took,
-                steps=(0.9 * took,), began=began, ended=self.script.clock,
+            marks=Marks(
+                clock="perf_counter", starts=(0.0,), logits=(0.8 * took,), ends=(0.9 * took,), decoded=0.95 * took, asked=began,
+                began=began, ended=self.script.clock,
             ),
         )  # fmt: skip
 

@@ -23,7 +23,7 @@ from varbench.engine.storage import storage_bytes
 from varbench.engine.subjects import Answer, Ask, EngineSubject, Subject
 from varbench.errors import WrongOutputError
 from varbench.measure import board_state, environment, honesty, memory, nvml, process_state, timed_call
-from varbench.measure.calls import Reply, Request, balanced_labels
+from varbench.measure.calls import Reply, Request, Times, balanced_labels
 from varbench.measure.clock import CudaClock
 from varbench.measure.harness import Nothing, null_cost
 from varbench.measure.largest import bisect, largest_by_plan
@@ -74,7 +74,8 @@ def test_columns_end_where_the_call_marks_them(monkeypatch: pytest.MonkeyPatch) 
             return Answer(images=self._images, tokens=None, trace=None)
 
     monkeypatch.setattr(timed_call, "clock_for", lambda device: Ticking())
-    _, _, times = timed_call.timed(TwoSteps("cpu"), ask(1))  # type: ignore[arg-type]
+    _, _, marks = timed_call.timed(TwoSteps("cpu"), ask(1))  # type: ignore[arg-type]
+    times = Times.between(marks)
     # Marks: 1 before the call, 2 3 4 and 5 6 7 in its steps, 8 when there are images. What goes by before a step is its own.
     assert (times.transformer, times.loop, times.with_decoder, times.steps) == (2.0, 6.0, 7.0, (3.0, 3.0))
     assert len(settled) == 2  # before the call and after it, never within
@@ -112,7 +113,8 @@ def ask(batch: int, *, row: str = rows.FULL, seed: int = 0) -> Ask:
 
 def test_one_call_gives_columns_that_hold_each_other_and_steps_that_add_up(pipe: Pipeline) -> None:
     timed_call.timed(subject_of(pipe), ask(4))  # compiles the plan
-    _, images, times = timed_call.timed(subject_of(pipe), ask(4))
+    _, images, marks = timed_call.timed(subject_of(pipe), ask(4))
+    times = Times.between(marks)
     assert images.shape == (4, 3, 32, 32)
     assert times.transformer is not None and times.loop is not None
     assert 0 < times.transformer < times.loop < times.with_decoder < times.end_to_end

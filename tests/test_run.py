@@ -480,11 +480,12 @@ def test_what_is_no_message_ends_the_child_and_not_the_run(tmp_path: Path, line:
         ("Done()", {}, "sent Done in the place of Reply"),
         ("made(row='b')", {}, "answered without an answer for a"),
         ("made()", {}, "answered without times of the call"),
-        ("made(times=times(0.0))", {}, "answered without times of the call"),
-        ("made(times=times(-1.0))", {}, "answered without times of the call"),
-        ("made(times=times(1.0))", {"keep": "images.npz"}, "answered without its images"),
-        ("made(times=times(1.0))", {"look": "memory"}, "answered without a look at memory"),
-        ("made(times=times(1.0))", {"look": "outside"}, "answered without a look at outside"),
+        ("made(marks=marks(0.0))", {}, "answered without times of the call"),
+        ("made(marks=marks(-1.0))", {}, "answered without times of the call"),
+        ("made(marks=marks(1.0, (0.1,)))", {}, "answered without times of the call"),
+        ("made(marks=marks(1.0))", {"keep": "images.npz"}, "answered without its images"),
+        ("made(marks=marks(1.0))", {"look": "memory"}, "answered without a look at memory"),
+        ("made(marks=marks(1.0))", {"look": "outside"}, "answered without a look at outside"),
     ],
 )
 def test_an_answer_that_lacks_what_was_asked_is_its_rows_failure(
@@ -493,9 +494,11 @@ def test_an_answer_that_lacks_what_was_asked_is_its_rows_failure(
     """A plugin can write to the pipe of its process whatever it likes."""
     code = f"""
     import time
-    from varbench.measure.calls import Reply, Times
-    def times(took):
-        return Times(clock="perf_counter", transformer=None, loop=None, with_decoder=took, end_to_end=took, steps=(), began=0.0, ended=1.0)
+    from varbench.measure.calls import Marks, Reply
+    def marks(took, starts=()):
+        return Marks(
+            clock="perf_counter", starts=starts, logits=(), ends=(), decoded=took, asked=0.0, began=0.0, ended=took
+        )
     def made(row="a", **parts):
         return Reply(row=row, images_sha256="", tokens_sha256=None, **parts)
     sys.argv[1] and os.read(int(sys.argv[1]), 10)

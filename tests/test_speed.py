@@ -19,7 +19,7 @@ import pytest
 
 from varbench.base import stats
 from varbench.measure import speed, strain
-from varbench.measure.calls import Reply, Request, Times
+from varbench.measure.calls import Marks, Reply, Request
 from varbench.measure.overseer import Overseer
 from varbench.measure.pairs import MILD, Call, Pair
 from varbench.measure.speed import Alone, Pace, SpeedRound
@@ -77,11 +77,11 @@ class Machine:
         self.cpu += took if self.host else work
         self.stolen += wait if self.host else 0.0
         self.waited += wait if self.queues and not self.host else 0.0
-        times = Times(
-            clock="perf_counter", transformer=took, loop=took, with_decoder=took, end_to_end=took, steps=(took,),
-            began=began, ended=self.now,
+        marks = Marks(
+            clock="perf_counter", starts=(0.0,), logits=(took,), ends=(took,), decoded=took, asked=began, began=began,
+            ended=self.now,
         )  # fmt: skip
-        return Reply(row=request.row, images_sha256="", tokens_sha256=None, times=times)
+        return Reply(row=request.row, images_sha256="", tokens_sha256=None, marks=marks)
 
     def _sharing(self, work: float) -> float:
         """What is waited for a processor that others have."""

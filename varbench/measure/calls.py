@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from varbench.plan.trace import Trace
@@ -35,8 +36,34 @@ def balanced_labels(count: int, classes: int, *, first: int = 0) -> tuple[int, .
 
 
 @dataclass(frozen=True, kw_only=True)
+class Marks:
+    """When things happened in one call: in seconds from its start, by events in the stream on CUDA and by the wall on a CPU. What
+    took how long is worked out where no plugin is."""
+
+    clock: str
+    starts: tuple[float, ...]
+    """Of each step's network, its logits, and the end of the step; none where there are no steps."""
+    logits: tuple[float, ...]
+    ends: tuple[float, ...]
+    decoded: float
+    asked: float
+    """Before what the call runs on was set up: compiled kernels, captured graphs."""
+    began: float
+    ended: float
+    """When the images lay on the host. These three on the system's monotonic clock, which every process reads alike."""
+
+    @property
+    def possible(self) -> bool:
+        if not len(self.starts) == len(self.logits) == len(self.ends):
+            return False
+        times = Times.between(self)
+        parts = (times.transformer, times.loop, times.with_decoder, times.end_to_end)
+        return all(part > 0 for part in parts if part is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Times:
-    """Seconds of one call, by events in the stream on CUDA and by the wall on a CPU; the last is always by the wall."""
+    """Seconds of one call, by its clock; the last is always by the wall."""
 
     clock: str
     transformer: float | None
@@ -52,12 +79,23 @@ class Times:
     ended: float
     """On the system's monotonic clock, which every process reads alike."""
     set_up: float = 0.0
-    """Before the call, where what it runs on was not there yet: compiled kernels, captured graphs."""
+    """Before the call, where what it runs on was not there yet."""
 
-    @property
-    def possible(self) -> bool:
-        parts = (self.transformer, self.loop, self.with_decoder, self.end_to_end)
-        return all(part > 0 for part in parts if part is not None)
+    @classmethod
+    def between(cls, marks: Marks) -> Times:
+        ends, networks = marks.ends, zip(marks.starts, marks.logits, strict=True)
+        return cls(
+            clock=marks.clock,
+            transformer=sum(logits - start for start, logits in networks) if ends else None,
+            loop=ends[-1] if ends else None,
+            with_decoder=marks.decoded,
+            end_to_end=marks.ended - marks.began,
+            # What lies before a step is its own: all of the loop is some step's, wherever the process had to wait.
+            steps=tuple(end - before for before, end in pairwise((0.0, *ends))),
+            began=marks.began,
+            ended=marks.ended,
+            set_up=marks.began - marks.asked,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +160,7 @@ class Reply:
     row: str
     images_sha256: str
     tokens_sha256: str | None
-    times: Times | None = None
+    marks: Marks | None = None
     chunk: Chunk | None = None
     trace_sha256: str | None = None
     """Of a timed call's trace, taken once the clock has stopped; None for a row that replaces the loop."""
@@ -159,7 +197,7 @@ class Reply:
             return f"an answer for {request.row}"
         if request.look in ("memory", "outside"):
             return None if (self.peaks if request.look == "memory" else self.outside) else f"a look at {request.look}"
-        if request.look is None and not (self.times and self.times.possible):
+        if request.look is None and not (self.marks and self.marks.possible):
             return "times of the call"
         return "its images" if request.keep and not self.chunk and request.look is None else None
 

@@ -38,5 +38,5 @@ def null_cost(device: str = "cpu") -> stats.Interval:
     subject, ask = Nothing(device), Ask(row="", labels=(0,), seed=0)
     for _ in range(10):
         timed(subject, ask)
-    samples = [timed(subject, ask)[2].with_decoder for _ in range(CALLS)]
+    samples = [timed(subject, ask)[2].decoded for _ in range(CALLS)]
     return stats.bootstrap_median([samples])

@@ -111,12 +111,13 @@ def time_call(ask: AskOne, strain: ReadStrain, request: Request) -> tuple[Call, 
     before, asked = strain(), time.monotonic()
     reply = ask(request)
     answered, after = time.monotonic(), strain()
-    assert reply.times is not None
+    assert reply.marks is not None
+    times = Times.between(reply.marks)
     return Call(
-        times=reply.times,
+        times=times,
         strain=None if before is None or after is None else before.until(after),
         seen=answered - asked,
-        sound=_is_sound(reply.times, asked=asked, answered=answered),
+        sound=_is_sound(times, asked=asked, answered=answered),
     ), reply
 
 

@@ -1,4 +1,4 @@
-"""Times one call of a subject, in the subject's own process."""
+"""Notes when things happen in one call of a subject, in the subject's own process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from varbench.engine.loop import Observer
 from varbench.engine.pixels import to_uint8
 from varbench.engine.subjects import Answer, Ask
 from varbench.errors import WrongOutputError
-from varbench.measure.calls import Times
+from varbench.measure.calls import Marks
 from varbench.measure.clock import clock_for
 from varbench.quality.images import Images
 from varbench.spec import ModelSpec
@@ -33,15 +33,15 @@ class Timeable(Protocol):
     def make(self, ask: Ask, *, observer: Observer | None = None) -> Answer: ...
 
 
-def timed(subject: Timeable, ask: Ask) -> tuple[Answer, Images, Times]:
-    """The answer, its images as bytes on the host, and how long each part took: one call gives every column."""
+def timed(subject: Timeable, ask: Ask) -> tuple[Answer, Images, Marks]:
+    """The answer, its images as bytes on the host, and when each part had ended: one call gives every column."""
     asked = time.monotonic()
     subject.prepare(ask)
     clock = clock_for(subject.device)
-    marks: dict[str, list[Any]] = {"start": [], "logits": [], "end": []}
+    moments: dict[str, list[Any]] = {"start": [], "logits": [], "end": []}
     clock.settle()
     began, start = time.monotonic(), clock.mark()
-    answer = subject.make(ask, observer=lambda moment, step: marks[moment].append(clock.mark()))
+    answer = subject.make(ask, observer=lambda moment, step: moments[moment].append(clock.mark()))
     decoded = clock.mark()
     try:
         images = to_uint8(answer.images)
@@ -51,21 +51,18 @@ def timed(subject: Timeable, ask: Ask) -> tuple[Answer, Images, Times]:
     ended = time.monotonic()
     clock.settle()
     check_images(answer.images, batch=len(ask.labels), side=subject.model.image_side)
-    starts, logits, ends = marks.values()
-    # What lies before a step is its own: all of the loop is some step's, wherever the process had to wait.
-    spans = list(zip([start, *ends], ends, strict=False))
-    times = Times(
+    starts, logits, ends = (tuple(clock.between(start, mark) for mark in found) for found in moments.values())
+    marks = Marks(
         clock=clock.name,
-        transformer=sum(clock.between(*span) for span in zip(starts, logits, strict=True)) if spans else None,
-        loop=clock.between(start, ends[-1]) if spans else None,
-        with_decoder=clock.between(start, decoded),
-        end_to_end=ended - began,
-        steps=tuple(clock.between(*span) for span in spans),
+        starts=starts,
+        logits=logits,
+        ends=ends,
+        decoded=clock.between(start, decoded),
+        asked=asked,
         began=began,
         ended=ended,
-        set_up=began - asked,
     )
-    return answer, images, times
+    return answer, images, marks
 
 
 def check_images(images: Tensor, *, batch: int, side: int) -> None:

@@ -165,10 +165,10 @@ def answer(subject: Subject, request: Request) -> Reply:
     ask = Ask(row=request.row, labels=request.labels, seed=request.seed, first=request.first)
     if request.look is None:
         with _threads(request.threads):
-            made, images, times = timed_call.timed(subject, ask)
+            made, images, marks = timed_call.timed(subject, ask)
         traced = None if made.trace is None else made.trace.digest
         chunk = _kept(request.keep, made, images)
-        return _reply(request, made, images, times=times, chunk=chunk, trace_sha256=traced)
+        return _reply(request, made, images, marks=marks, chunk=chunk, trace_sha256=traced)
     look = {"memory": _memory, "outside": _outside, "largest": _largest, "energy": _energy}[request.look]
     return look(subject, ask, request)
 

@@ -21,11 +21,11 @@ import numpy as np
 
 from varbench.base import stats
 from varbench.base.stats import Ratio
+from varbench.measure.speed import TOO_FAST
 from varbench.measure.strain import HELD_UP
 from varbench.record import Record, load_records
 from varbench.record.options import FEWEST_PROCESSES
 from varbench.run.denominators import is_slowed
-from varbench.run.verdict import TOO_FAST
 from varbench.show.compare import compare
 
 TRUTH = 1.5

@@ -93,16 +93,20 @@ def test_a_machine_that_is_slower_that_day_is_no_change_and_its_seconds_are_not_
     assert not compare(old, new, fail_on="speed:1%").failed
 
 
-def test_any_byte_is_a_change_and_a_hundredth_is_a_verdict():
-    def with_bytes(count):
+def test_any_byte_is_a_change_and_on_a_gpu_a_hundredth():
+    def with_bytes(count, device="cpu"):
         record = make_record()
+        record = dataclasses.replace(record, environment=dataclasses.replace(record.environment, device=device))
         return [dataclasses.replace(record, memory=dataclasses.replace(record.memory, torch_allocated_bytes=count))]
 
     comparison = compare(with_bytes(50_000_000), with_bytes(50_000_001))
     (change,) = [change for change in comparison.changes if change.figure == "memory"]
-    assert change.verdict == "same"
+    assert change.verdict == "regressed"
     assert "1 B more" in as_table(comparison)
-    assert verdicts(compare(with_bytes(50_000_000), with_bytes(51_000_000)))["variant@d8", "memory"] == "regressed"
+    assert verdicts(compare(with_bytes(50_000_001), with_bytes(50_000_000)))["variant@d8", "memory"] == "improved"
+    on_a_gpu = [with_bytes(count, "NVIDIA H100") for count in (50_000_000, 50_000_001, 51_000_000)]
+    assert verdicts(compare(*on_a_gpu[:2]))["variant@d8", "memory"] == "same"
+    assert verdicts(compare(*on_a_gpu[1:]))["variant@d8", "memory"] == "regressed"
     assert "none" in as_table(compare(with_bytes(50_000_000), with_bytes(50_000_000)))
 
 

@@ -22,11 +22,10 @@ from varbench.measure import speed, strain
 from varbench.measure.calls import Marks, Reply, Request
 from varbench.measure.overseer import Overseer
 from varbench.measure.pairs import MILD, Call, Pair
-from varbench.measure.speed import Alone, Pace, SpeedRound
+from varbench.measure.speed import TOO_FAST, Alone, Pace, SpeedRound
 from varbench.measure.strain import Reading
 from varbench.record import Status
 from varbench.record.failure import Failure, RowError
-from varbench.run.verdict import TOO_FAST
 
 FULL, HALF, THIRD = "full", "half", "third"
 SECONDS = {FULL: 0.3, HALF: 0.15, THIRD: 0.1, "copy": 0.3}
@@ -172,6 +171,23 @@ def beside_a_busy_one(seed: int, *, remembers: bool) -> list[float]:
         found.append(timed(machine, HALF, pairs=3, budget=1.0, batch=1)[HALF].identical)
     assert None not in found
     return found
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_an_honest_row_whose_fresh_calls_were_all_held_up_is_not_blamed(tells: bool) -> None:
+    class FreeAtLast(Machine):
+        def ask(self, request: Request) -> Reply:
+            if request in self.asked:
+                self.stall = lambda call: 0.0
+            return super().ask(request)
+
+    def equal(remembers: bool) -> float:
+        machine = FreeAtLast(stall=lambda call: 5.0, tells=tells, remembers=remembers)
+        found = timed(machine, HALF, pairs=1, batch=1)[HALF].identical
+        assert found is not None
+        return found
+
+    assert equal(remembers=False) > TOO_FAST > equal(remembers=True)
 
 
 def test_who_remembers_calls_is_found_out_beside_a_busy_neighbour() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 
+from varbench.measure.speed import TOO_FAST
 from varbench.model.bundle import recipe_in
 from varbench.record import Notice, Score, Validity, Verdict
 from varbench.record.option_forms import as_arguments
@@ -12,9 +13,6 @@ from varbench.rows import FULL
 from varbench.run import pitfalls, sanity, verify
 from varbench.run.findings import Findings
 from varbench.run.prepare import RowInRun, Run
-
-TOO_FAST = 0.7
-"""An equal repeat that takes less than this share of a fresh call, in every round, has been remembered."""
 
 TIMED = "an equal call is no faster"
 CHECKED = (

@@ -156,13 +156,14 @@ def _changes(name: str, old: Entry, new: Entry) -> list[Change]:
 
 
 def _bytes(name: str, figure: str, key: str, old: Entry, new: Entry) -> Change | None:
-    """Old bytes over new bytes: above 1 is less memory. They have no interval: any byte is a change, and of concern from a
-    least size on."""
+    """Old bytes over new bytes: above 1 is less memory. They have no interval: on a CPU one byte is a change. On a GPU libraries
+    choose what they work with, and a change is one from a least size on."""
     before, after = old.own_memory(key), new.own_memory(key)
     if not before or not after:
         return None
     ratio = before / after
-    judged = stats.judge_ratio(Interval(value=ratio, low=ratio, high=ratio), minimum=SPEED_MINIMUM)
+    minimum = 0.0 if new.first.environment.device == "cpu" else SPEED_MINIMUM
+    judged = stats.judge_ratio(Interval(value=ratio, low=ratio, high=ratio), minimum=minimum)
     change = Interval(value=ratio - 1, low=ratio - 1, high=ratio - 1)
     return Change(
         row=name, figure=figure, verdict=_VERDICTS[judged], old=before, new=after, change=change, unit="B", relative=True,

@@ -497,7 +497,7 @@ def test_a_board_that_counts_nothing_is_asked_between_calls_why_it_is_slow(
     watch = board_state.BoardWatch("abc")
     for reasons in (0, 0x40, 0x40, 0x4):
         module.state["reasons"] = reasons
-        watch.look()
+        watch.poll()
     module.state["reasons"] = 0x1  # idle again
     assert watch.unfit() == ("it was slowed down by heat at 2 of 5 looks",)
     assert watch.unseen is None
@@ -507,7 +507,7 @@ def test_what_a_board_does_not_tell_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     def unseen(**now: Any) -> str | None:
         monkeypatch.setitem(sys.modules, "pynvml", a_board(**now))
         watch = board_state.BoardWatch("abc")
-        watch.look()
+        watch.poll()
         assert watch.unfit() == ()
         return watch.unseen
 

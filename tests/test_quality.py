@@ -113,7 +113,7 @@ def test_what_is_no_network_or_another_one_is_refused(tmp_path):
 
 def clean_fid(images, reference, extractor):
     asked = CleanFid(reference, extractor)
-    asked.add(asked.look(images))
+    asked.add(asked.seen_in(images))
     return asked.distance()
 
 

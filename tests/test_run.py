@@ -1151,7 +1151,7 @@ def test_a_gpu_that_is_not_what_its_name_says_or_is_shared_makes_its_rows_invali
     monkeypatch.setattr("varbench.measure.board_state.BoardWatch.unfit", lambda watch: (slow,))
     monkeypatch.setattr("varbench.measure.board_state.BoardWatch.unseen", "other processes cannot be seen")
     looks: list[object] = []
-    monkeypatch.setattr("varbench.measure.board_state.BoardWatch.look", lambda watch: looks.append(watch))
+    monkeypatch.setattr("varbench.measure.board_state.BoardWatch.poll", lambda watch: looks.append(watch))
     script.disturbed = (4711,)
     run = a_run(tmp_path, plugins="variant@d8")
     conducted = conduct(run, tmp_path)

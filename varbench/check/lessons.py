@@ -79,7 +79,7 @@ def _one_lesson(subject: PlannedRow, schedule: TrainingSchedule, stage: Stage, s
     def learn(seen: PlaceSeen) -> None:
         taught[seen.place, seen.layer] = seen
 
-    def look(seen: PlaceSeen) -> None:
+    def compare(seen: PlaceSeen) -> None:
         given = [one for seen_ in (seen, seen.taught) for one in _tensors(seen_)]
         before = [one.detach().clone() for one in given]
         with torch.enable_grad():
@@ -114,7 +114,7 @@ def _one_lesson(subject: PlannedRow, schedule: TrainingSchedule, stage: Stage, s
         plan = compile_plan(row.model, row.policies)
         forward = TeacherPass(plan, stage.backbone, row.policies.width)
     with torch.set_grad_enabled(stage.trains != "own" or step.point is not None):
-        show(network, forward, to=look)
+        show(network, forward, to=compare)
     if not losses and not wrong:
         wrong[f"sees {step.sees}, of which nothing runs"] = None
     trained = [one for one in network.parameters() if one.requires_grad]

@@ -37,7 +37,7 @@ class Observed:
         self._originals = Originals()
         self.before = self.after = self._modules()
 
-    def look(self, moment: str, step: int) -> None:
+    def observe(self, moment: str, step: int) -> None:
         if moment != "end":
             return
         self.compare(f"step {step + 1}")

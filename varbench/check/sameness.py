@@ -66,8 +66,8 @@ def neutral_equals_full(subject: PlannedRow) -> Iterator[str]:
         # Settings of one plugin have their neutral ends in common.
         if (key := (neutral.name, id(subject.pipe))) not in subject.bench.neutral:
             made = subject.generate(neutral, return_logits=True)
-            said = list(_differences(made, subject.full, f"{neutral.name} is said to be neutral, but"))
-            subject.bench.neutral[key] = said
+            differences = list(_differences(made, subject.full, f"{neutral.name} is said to be neutral, but"))
+            subject.bench.neutral[key] = differences
         yield from subject.bench.neutral[key]
     if subject.plan.decision is not None:
         undecided = subject.generate(sent_ways.undecided(subject.row), return_logits=True)
@@ -90,15 +90,15 @@ def _neutral_rows(subject: PlannedRow) -> list[Row]:
     return found
 
 
-def _differences(made: Output, full: Output, said: str) -> Iterator[str]:
+def _differences(made: Output, full: Output, prefix: str) -> Iterator[str]:
     if not torch.equal(made.tokens, full.tokens):
         different = int((made.tokens != full.tokens).sum())
-        yield f"{said} {different} of {full.tokens.numel()} tokens are not the full model's"
+        yield f"{prefix} {different} of {full.tokens.numel()} tokens are not the full model's"
     elif made.logits is not None and full.logits is not None and not _same_numbers(made.logits, full.logits):
         apart = largest_difference(made.logits, full.logits)
-        yield f"{said} logits differ from the full model's by up to {apart:.3g}; they must be bit-equal"
+        yield f"{prefix} logits differ from the full model's by up to {apart:.3g}; they must be bit-equal"
     elif not torch.equal(made.images, full.images):
-        yield f"{said} images differ from the full model's by up to {largest_difference(made.images, full.images):.3g}"
+        yield f"{prefix} images differ from the full model's by up to {largest_difference(made.images, full.images):.3g}"
 
 
 def _same_numbers(first: Tensor, second: Tensor) -> bool:

@@ -105,7 +105,7 @@ class UnderTest(ABC):
             # The engine takes no gradients, so that it would seem to switch them off between its steps.
             with torch.inference_mode():
                 found.begin()
-                self.make(observer=found.look)
+                self.make(observer=found.observe)
                 found.compare("generating")
                 _ = self.anew
                 found.compare("importing it again")

@@ -305,9 +305,9 @@ def _misfits(found: Sequence[Counted], *, devices: Sequence[Hardware]) -> Iterat
     for device in devices:
         for counted in found:
             free, work = round(device.memory_gb * 2**30), counted.works[device.device]
-            said = misfit_by(work, plan=counted.plan, free=free, device=device.device)
-            if said is not None:
-                yield f"{counted.name} does not fit {device.name}: it {said}"
+            sentence = misfit_by(work, plan=counted.plan, free=free, device=device.device)
+            if sentence is not None:
+                yield f"{counted.name} does not fit {device.name}: it {sentence}"
 
 
 def _published(row: Row, manager: PluginManager) -> tuple[Published, ...]:

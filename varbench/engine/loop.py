@@ -93,12 +93,12 @@ class Loop:
         at: slice | Tensor = slice(None) if places is None else places
         streams_B1, features = self._streams_B1[at], {} if features is None else features
         for index, step in enumerate(steps):
-            self._look("start")
+            self._tell_observer("start")
             scale = step.samples
             if scale:
                 features[scale] = self._quantizer.features(self.f_hat[at], scale)
             logits_BlV = run.step(step, features, self._sampling.cfg)
-            self._look("logits")
+            self._tell_observer("logits")
             _forget_features(features, steps[index + 1 :])
             span = slice(self._model.starts[scale], self._model.starts[scale + 1])
             if self.logits is not None:
@@ -120,10 +120,10 @@ class Loop:
                 deciding.drawn(scale, self.f_hat, logits_BlV)
             # The largest tensor of a step must not lie there while the next one runs.
             del logits_BlV, codes, added
-            self._look("end")
+            self._tell_observer("end")
             self._steps += 1
 
-    def _look(self, moment: str) -> None:
+    def _tell_observer(self, moment: str) -> None:
         if self._observer:
             self._observer(moment, self._steps)
 

@@ -74,7 +74,7 @@ class BoardWatch:
         self._uuid, self._before, self._began = uuid, board_state(uuid), time.monotonic()
         self._looks: list[tuple[str, ...]] = []
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Between two calls, while the board is still warm: for one that tells only by what it is slower just then."""
         if self._before is None or self._before.slowed or self._before.slow is None:
             return
@@ -82,7 +82,7 @@ class BoardWatch:
             self._looks.append(_slow(pynvml, handle) or ())
 
     def unfit(self) -> tuple[str, ...]:
-        self.look()
+        self.poll()
         now = board_state(self._uuid)
         if self._before is None or now is None:
             return ()

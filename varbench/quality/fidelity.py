@@ -106,21 +106,21 @@ class Scoring:
             )
         self._waiting.append((images, np.asarray(labels, dtype=np.int64)))
         if sum(len(some) for some, _ in self._waiting) >= TOGETHER:
-            self._look_at_waiting()
+            self._see_waiting()
 
-    def _look_at_waiting(self) -> None:
+    def _see_waiting(self) -> None:
         if self._waiting:
             images, labels = zip(*self._waiting, strict=True)
             self._waiting.clear()
-            self.add(self.look(np.concatenate(images), np.concatenate(labels)))
+            self.add(self.seen_in(np.concatenate(images), np.concatenate(labels)))
 
-    def look(self, images: Images, labels_N: NDArray[np.int64]) -> ImageFeatures:
+    def seen_in(self, images: Images, labels_N: NDArray[np.int64]) -> ImageFeatures:
         """What the networks see in these images; it counts once it is added."""
         return ImageFeatures(
             labels_N=labels_N,
             seen=extract(self.extractor, images),
             judged_N=None if self._judge is None else self._judge.classes(images),
-            clean_ND=None if self._clean is None else self._clean.look(images),
+            clean_ND=None if self._clean is None else self._clean.seen_in(images),
         )
 
     def add(self, looked: ImageFeatures) -> None:
@@ -151,7 +151,7 @@ class Scoring:
         )
 
     def _all_seen(self, expected: int | None) -> _Seen:
-        self._look_at_waiting()
+        self._see_waiting()
         labels = np.concatenate([one.labels_N for one in self._looked]) if self._looked else np.empty(0, np.int64)
         if expected is not None and len(labels) != expected:
             raise UserError(

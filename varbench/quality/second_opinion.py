@@ -42,7 +42,7 @@ class CleanFid:
         self._seen: list[NDArray[np.float32]] = []
         self._lacks: libraries.UnavailableError | None = None
 
-    def look(self, images: Images) -> NDArray[np.float32] | None:
+    def seen_in(self, images: Images) -> NDArray[np.float32] | None:
         """Features, which count once they are added; None where something lacks."""
         if self._lacks is None:
             try:

@@ -169,16 +169,16 @@ class Child:
                 )
 
     def _message(self) -> Any:
-        self._hear_job()
+        self._check_job()
         return self._decoded(self._line())
 
-    def _hear_job(self) -> None:
+    def _check_job(self) -> None:
         """Holds a child to its job by its first word; what it was told may have been written over."""
         if self._asked is None:
             return
         asked, self._asked = self._asked, None
-        said = self._decoded(self._line())
-        told = said.job if isinstance(said, Told) else "nothing it named"
+        first = self._decoded(self._line())
+        told = first.job if isinstance(first, Told) else "nothing it named"
         if told != asked:
             self._lost(Failure(status=Status.FAILED, reason=not_the_job(told, asked=asked)))
 
@@ -194,7 +194,7 @@ class Child:
         if not self._lines:
             self._listen(0)
         if self._lines:
-            self._hear_job()
+            self._check_job()
         while self._lines and isinstance(alive := self._decoded(self._lines[0]), Alive):
             self._on_alive(alive)
             self._lines.pop(0)

@@ -100,7 +100,7 @@ class Conduct:
             return self._child(
                 self.run.job(task="training", rows=(weights.trains,)),
                 "train",
-                on_alive=partial(together.heard, weights.key),
+                on_alive=partial(together.reached, weights.key),
                 threads=places // at_once if places > 1 else None,
             )
 
@@ -178,7 +178,7 @@ class Conduct:
             return number not in self.found[name].speed
 
         def at(watch: BoardWatch, name: str) -> None:
-            watch.look()
+            watch.poll()
             self._at = name
             self.display.detail(" ".join(filter(None, (name, width(self.found[name])))))
 

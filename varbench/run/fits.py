@@ -18,13 +18,13 @@ def misfits(run: Run, *, free: int | None) -> dict[str, str]:
         for name, row in run.rows.items()
         if row.plan is not None
     }
-    return {name: said for name, said in found.items() if said is not None}
+    return {name: sentence for name, sentence in found.items() if sentence is not None}
 
 
 def in_lines(run: Run, found: dict[str, str], *, free: int) -> Iterator[str]:
     """For people, with the batch that all rows fit at."""
-    for name, said in found.items():
-        yield f"warning: {name} {said}"
+    for name, sentence in found.items():
+        yield f"warning: {name} {sentence}"
     options = run.options
     plans = [row.plan for name, row in run.rows.items() if name in found and row.plan is not None]
     largest = min(

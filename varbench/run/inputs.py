@@ -5,7 +5,6 @@ That needs torch, which this process does not load: a child does it.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from varbench.errors import UserError
 from varbench.run import children
 from varbench.run.children import with_last_line
-from varbench.run.messages import Inspected, Job
+from varbench.run.messages import Failed, Inspected, Job, Sizes, from_line
 from varbench.spec import ModelSpec
 
 _UNSEEN = "the files that were given could not be looked at: "
@@ -22,14 +21,16 @@ _UNSEEN = "the files that were given could not be looked at: "
 def sizes_of(*, vae: Path, var: Path) -> ModelSpec:
     """The sizes of the model in these two checkpoints."""
     command = [sys.executable, "-P", "-m", "varbench.run.tasks.inspecting", str(vae), str(var)]
-    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     try:
-        found = json.loads(ended.stdout.splitlines()[-1])
+        found = from_line(ended.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        raise UserError(_UNSEEN + with_last_line(f"exit code {ended.returncode}", ended.stderr)) from None
-    if "error" in found:
-        raise UserError(found["error"])
-    return ModelSpec.from_json(found["sizes"])
+        last = ended.stderr.decode(errors="replace")
+        raise UserError(_UNSEEN + with_last_line(f"exit code {ended.returncode}", last)) from None
+    if isinstance(found, Failed):
+        raise UserError(found.failure.reason)
+    assert isinstance(found, Sizes)
+    return found.model
 
 
 def check(job: Job) -> Inspected:

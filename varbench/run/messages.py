@@ -209,6 +209,13 @@ class Inspected:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Of the model in two checkpoints."""
+
+    model: ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ready:
     """A subject's process is ready: who it is, and what it runs."""
 
@@ -367,6 +374,7 @@ Message = (
     | Trained
     | Ahead
     | Inspected
+    | Sizes
     | Ready
     | Request
     | Reply

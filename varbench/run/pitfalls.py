@@ -85,11 +85,11 @@ def with_data(options: Options) -> Options:
 
 
 def _unjudged(options: Options) -> Notice:
-    said = "class order was not checked: no judge knows these classes"
+    text = "class order was not checked: no judge knows these classes"
     if options.data is None:
-        return Notice(text=f"{said}; look whether the samples show the names that stand beside them")
+        return Notice(text=f"{text}; look whether the samples show the names that stand beside them")
     return Notice(
-        text=f"{said}; train one, and give it by --judge",
+        text=f"{text}; train one, and give it by --judge",
         next_command=shlex.join(["varbench", "train", "judge", "--data", options.data, "--out", "judge.safetensors"]),
     )
 

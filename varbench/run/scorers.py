@@ -110,7 +110,7 @@ class Scorers:
         """
         options = self._run.options
         scorer = self._child()
-        counted = self._look(row, makers, progress, keep=keep, groups=groups, images=(0, options.images))
+        counted = self._collect(row, makers, progress, keep=keep, groups=groups, images=(0, options.images))
         progress(f"{row}, scoring")
         scored = self._ask_scorer(scorer, Finish(expected=options.images), Scored)
         whole = {name: found for name, found in counted.values.items() if len(found) == options.images}
@@ -123,7 +123,7 @@ class Scorers:
             traces=counted.traces,
         )
 
-    def look(
+    def collect(
         self,
         row: str,
         makers: Sequence[MakingProcess],
@@ -133,9 +133,9 @@ class Scorers:
         images: tuple[int, int],
     ) -> None:
         """Has some of a row's images made and looked at, for `score` to go on from, here or elsewhere; whole groups of them."""
-        self._look(row, makers, progress, keep=None, groups=groups, images=images)
+        self._collect(row, makers, progress, keep=None, groups=groups, images=images)
 
-    def _look(
+    def _collect(
         self,
         row: str,
         makers: Sequence[MakingProcess],

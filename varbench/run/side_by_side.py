@@ -9,13 +9,13 @@ from typing import TypeVar
 from varbench.record.failure import Failure, RowError
 from varbench.run.children import Child, ChildEndedError, wait_for_any
 
-Said = TypeVar("Said")
+Report = TypeVar("Report")
 
 
 def side_by_side(
-    starts: Mapping[str, Callable[[], Child]], kind: type[Said], *, at_once: int
-) -> Iterator[tuple[str, Said | Failure]]:
-    """What each child said, by name, as it comes; where one failed, its `Failure`, which costs the others nothing."""
+    starts: Mapping[str, Callable[[], Child]], kind: type[Report], *, at_once: int
+) -> Iterator[tuple[str, Report | Failure]]:
+    """What each child report, by name, as it comes; where one failed, its `Failure`, which costs the others nothing."""
     waiting = list(starts)
     running: dict[str, Child] = {}
     with contextlib.ExitStack() as ended:
@@ -25,12 +25,12 @@ def side_by_side(
                 running[name] = ended.enter_context(starts[name]())
             wait_for_any(running.values())
             for name, child in list(running.items()):
-                said: Said | Failure
+                report: Report | Failure
                 try:
                     if not child.listen():
                         continue
-                    said = child.receive(kind)
+                    report = child.receive(kind)
                 except (ChildEndedError, RowError) as error:
-                    said = error.failure
+                    report = error.failure
                 running.pop(name).end()
-                yield name, said
+                yield name, report

@@ -19,10 +19,10 @@ class Trainings:
     def title(self) -> str:
         return ", ".join(self._shares)
 
-    def heard(self, name: str, said: Alive) -> None:
-        # A plugin shares the process that says so.
-        self._shares[name] = min(1.0, max(self._shares[name], said.share or 0.0))
-        self._at[name] = said.text
+    def reached(self, name: str, alive: Alive) -> None:
+        # A plugin shares the process that tells of it.
+        self._shares[name] = min(1.0, max(self._shares[name], alive.share or 0.0))
+        self._at[name] = alive.text
         self._show()
 
     def ended(self, name: str, found: Trained | None) -> None:

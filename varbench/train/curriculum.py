@@ -97,7 +97,7 @@ class Passes:
         losses: list[Tensor] = []
         taught: dict[tuple[PlaceName, int], PlaceSeen] = {}
 
-        def look(seen: PlaceSeen) -> None:
+        def add_loss(seen: PlaceSeen) -> None:
             with torch.enable_grad():
                 losses.append(given(seen))
 
@@ -114,7 +114,7 @@ class Passes:
                 show(self._teacher_pass, self._teacher.transformer, learn)
         forward = self._pass(wanted.point, _run_to(wanted.scale_weights or (1.0,) * transformer.spec.scales))
         with torch.set_grad_enabled(self._curriculum.trains != "own" or wanted.point is not None):
-            show(forward, transformer, look)
+            show(forward, transformer, add_loss)
         if not losses:
             raise UserError(f"{self._curriculum.name}: its own loss sees {wanted.sees}, of which nothing runs")
         return torch.stack(losses).mean()

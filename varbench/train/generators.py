@@ -222,7 +222,7 @@ class _Work:
             checkpoints=checkpoints,
             progress=progress,
             identity={"key": key},
-            evaluation=HeldOut(steps=looks, figures=partial(self._look, *held_out)) if held_out else None,
+            evaluation=HeldOut(steps=looks, figures=partial(self._held_out_loss, *held_out)) if held_out else None,
         )
 
     def _losses(self, examples: Examples, labels: Labels) -> Tensor:
@@ -232,7 +232,7 @@ class _Work:
             return self.generator.losses(self.network, *given)
 
     @torch.no_grad()
-    def _look(self, examples: Examples, labels: Labels, network: nn.Module) -> list[dict[str, Any]]:
+    def _held_out_loss(self, examples: Examples, labels: Labels, network: nn.Module) -> list[dict[str, Any]]:
         if not len(examples):
             return []
         losses = self._losses(examples, labels).float().cpu()

@@ -68,7 +68,7 @@ def recipe_key(
         ]
         own_loss = own_loss or any(step.loss == "own" for step in steps)
         points.setdefault(stage.backbone, set()).update(step.point for step in steps if step.point is not None)
-        answers.append([_said(stage), [_said(step) for step in steps]])
+        answers.append([_not_neutral(stage), [_not_neutral(step) for step in steps]])
     content = {
         "answers": answers,
         "computes": {
@@ -94,7 +94,7 @@ def read_by(stages: list[tuple[Stage, Budget]], *, vae: Path, pretrained: Mappin
     return {name: file_hash(path) for name, path in {"vae": vae, **pretrained}.items() if name in names}
 
 
-def _said(answer: Stage | TrainStep) -> dict[str, Any]:
+def _not_neutral(answer: Stage | TrainStep) -> dict[str, Any]:
     """What differs from the neutral values, so that a further field does not make another training of every old one."""
-    said = {field.name: (getattr(answer, field.name), field.default) for field in fields(answer)}
-    return {name: value for name, (value, neutral) in said.items() if value != neutral}
+    values = {field.name: (getattr(answer, field.name), field.default) for field in fields(answer)}
+    return {name: value for name, (value, neutral) in values.items() if value != neutral}

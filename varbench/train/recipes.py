@@ -131,8 +131,8 @@ def recipe_weights(
         if found := in_cache():
             return found
         begins()
-        if ranks.rank == 0 and (said := _another(folder, row, *stages[0])):
-            display.note(f"{row.recipe_name}: {said}")
+        if ranks.rank == 0 and (difference := _another(folder, row, *stages[0])):
+            display.note(f"{row.recipe_name}: {difference}")
         indices = data.training[: budget.images_seen]
         tokens = tokens_of(data, tokenizer, model=row.model, indices=indices, display=display)
         trained = {name: load_transformer(path, tokenizer_spec).to(device) for name, path in pretrained.items()}

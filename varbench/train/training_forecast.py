@@ -227,9 +227,9 @@ def in_a_line(
     """For who is about to train: memory of a process, and the time of products where the device is known."""
     memory = max(stage.needed(batch // (gpus * parts)) for stage in stages) / 2**30
     steps = sum(stage.steps for stage in stages)
-    said = f"{steps:,} step{'s' * (steps > 1)} of {batch:,} images; {memory:.3g} GiB a process"
+    text = f"{steps:,} step{'s' * (steps > 1)} of {batch:,} images; {memory:.3g} GiB a process"
     if device is None or dtype not in device.tflops:
-        return said
+        return text
     seconds = sum(stage.steps * stage.seconds(batch, gpus=gpus, hardware=device, dtype=dtype) for stage in stages)
     told = f"{seconds / 3600:,.1f} h" if seconds > 3600 else f"{seconds:,.0f} s"
-    return f"{said}, at least {told} by the rate of {device.name} in products"
+    return f"{text}, at least {told} by the rate of {device.name} in products"

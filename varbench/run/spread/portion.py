@@ -121,14 +121,14 @@ def _work(errand: Errand, out: Path, tell: Callable[[News], None]) -> None:
     )
     conduct.tell = tell
     if errand.portion.images is not None:
-        _look(conduct, errand.portion.rows[0], errand.portion.images)
+        _collect(conduct, errand.portion.rows[0], errand.portion.images)
         return
     conduct.everything()
     if FULL in errand.portion.rows:
         tell(Full(findings=conduct.found[FULL]))
 
 
-def _look(conduct: Conduct, name: str, images: tuple[int, int]) -> None:
+def _collect(conduct: Conduct, name: str, images: tuple[int, int]) -> None:
     """Some images of a row are made and looked at, and nothing else."""
     weights = next(one for one in conduct.run.weight_sets if name in one.rows)
     left = [name]
@@ -136,7 +136,7 @@ def _look(conduct: Conduct, name: str, images: tuple[int, int]) -> None:
     def work(subjects: tuple[Child, ...], names: tuple[str, ...]) -> None:
         left.clear()
         with conduct.scorers() as scorers:
-            scorers.look(name, subjects, conduct.display.detail, groups=conduct.groups_path(name), images=images)
+            scorers.collect(name, subjects, conduct.display.detail, groups=conduct.groups_path(name), images=images)
 
     conduct.train()
     conduct.in_children(weights, Task(title="images", lacking=lambda row: row in left, work=work, full_beside=False))

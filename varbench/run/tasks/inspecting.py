@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import torch
@@ -15,7 +14,8 @@ from varbench.errors import UserError
 from varbench.model.checkpoints import load_tokenizer, load_transformer
 from varbench.quality.reference import check_reference, image_paths
 from varbench.run.channel import Channel
-from varbench.run.messages import Inspected, Job
+from varbench.run.messages import Failed, Inspected, Job, Sizes, to_line
+from varbench.run.reasons import of_exception
 from varbench.run.scoring_networks import ScoringNetworks
 
 
@@ -48,11 +48,10 @@ def run(job: Job, channel: Channel) -> None:
 
 def main(vae: str, var: str) -> int:
     try:
-        sizes = load_transformer(var, load_tokenizer(vae)[0]).spec
+        answer: Sizes | Failed = Sizes(model=load_transformer(var, load_tokenizer(vae)[0]).spec)
     except UserError as error:
-        print(json.dumps({"error": str(error)}))
-    else:
-        print(json.dumps({"sizes": sizes.to_json()}))
+        answer = Failed(failure=of_exception(error))
+    sys.stdout.buffer.write(to_line(answer))
     return 0
 
 

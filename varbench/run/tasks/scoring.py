@@ -151,7 +151,7 @@ class Scorer:
             if (small := max(0, copies.MOST - self._count))
             else _NO_THUMBNAILS,
             pixels=copies.pixel_hashes(images),
-            looked=None if self._scoring is None else self._scoring.look(images, labels_N),
+            looked=None if self._scoring is None else self._scoring.seen_in(images, labels_N),
         )
 
     def _add(self, group: Group) -> None:

@@ -205,8 +205,8 @@ class Page:
 
 PAGES = (
     Page("one of 5 %, four plans of 12 processes", (1.05, 1.5, 2.5, 1.0), (12, 12, 12, 12)),
-    Page("one of 5 %, four plans of 6 processes", (1.05, 1.5, 2.5, 1.0), (6, 6, 6, 6)),
-    Page("one of 5 %, of one row and 6 processes", (1.05, 1.5, 2.5, 1.0), (6, 12, 12, 12)),
+    Page("one of 5 %, four plans of 8 processes", (1.05, 1.5, 2.5, 1.0), (8, 8, 8, 8)),
+    Page("one of 5 %, of one row and 8 processes", (1.05, 1.5, 2.5, 1.0), (8, 12, 12, 12)),
     Page("no difference, four plans of 12 processes", (1.0, 1.0, 1.0, 1.0), (12, 12, 12, 12), upstream=1.0),
 )
 

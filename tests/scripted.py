@@ -31,8 +31,7 @@ from varbench.run.defaults import resolve
 from varbench.run.messages import Job, Ready
 from varbench.run.prepare import Run, prepare
 from varbench.run.resume import complete_records
-from varbench.run.tasks.own_code import code_of
-from varbench.run.tasks.resolving import resolved
+from varbench.run.tasks.resolving import code_of, resolved
 
 
 def options(**given: Any) -> Any:

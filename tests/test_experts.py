@@ -77,7 +77,7 @@ class Masked(nn.Module):
         super().__init__()
         self.ffn, self.layer, self.chosen, self.routed = ffn, layer, chosen, routed
 
-    def forward(self, x: Tensor, dtype: torch.dtype, seen: Any = None) -> Tensor:
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         hidden = F.gelu(F.linear(x, self.ffn.fc1.weight, self.ffn.fc1.bias), approximate="tanh")
         if x.shape[1] >= 16:
             table = initial({"blocks.0.ffn.fc1.weight": self.ffn.fc1.weight}, 0)["table"][self.layer]

@@ -217,21 +217,25 @@ def test_who_remembers_calls_is_invalid(tmp_path: Path, script: Script) -> None:
     assert validity(execution.run, row, once, {}, complete=True).verdict is Verdict.VALID, "one of them says otherwise"
 
 
-def test_a_row_whose_plan_no_other_has_takes_six_rounds(tmp_path: Path, script: Script) -> None:
+def test_a_row_whose_plan_no_other_has_takes_eight_rounds(tmp_path: Path, script: Script) -> None:
     """Its speedup rests on its own processes; `fixed_ratio@p01/d8` and `variant@d8` have each other's too."""
     run = a_run(tmp_path, plugins="variant@untrained/d8,variant@d2", budget=0.0, rounds=3)
     shared = prepare(options(plugins="variant@d8,fixed_ratio@p01/d8", model="tiny", rounds=3), name="a")
     assert (shared.rounds_of("variant@d8"), shared.rounds_of("fixed_ratio@p01/d8"), shared.rounds_of(UPSTREAM)) == (
-        3,
-        3,
-        6,
+        4,
+        4,
+        8,
     )
+    shared = prepare(
+        options(plugins="variant@d8,fixed_ratio@p01/d8,fixed_ratio@p05/d8", model="tiny", rounds=3), name="a"
+    )
+    assert shared.rounds_of("variant@d8") == 3
     assert a_run(tmp_path, plugins="variant@d8", rounds=2).rounds_of("variant@d8") == 2, "two rounds were asked for"
     execution = conduct(run, tmp_path)
     execution.everything()
     found = {record.row.row: record for record in execution.save_all()}
     assert {record.status for record in found.values()} == {Status.COMPLETE}
-    assert {len(record.timing.columns[0].rounds) for record in found.values() if record.timing} == {6}
+    assert {len(record.timing.columns[0].rounds) for record in found.values() if record.timing} == {8}
 
 
 def test_rows_of_one_plan_share_what_precision_asks_of_them(
@@ -240,7 +244,7 @@ def test_rows_of_one_plan_share_what_precision_asks_of_them(
     """The figure of two sets of weights that run one plan rests on the processes of both."""
     monkeypatch.setattr("secrets.token_hex", lambda size: "0" * size)  # what is asked, and so what times come out
     shared = prepare(options(plugins="variant@d8,fixed_ratio@p01/d8", model="tiny", rounds=3), name="a")
-    assert (shared.processes_of("variant@d8"), shared.processes_of(UPSTREAM)) == (6, 6)
+    assert (shared.processes_of("variant@d8"), shared.processes_of(UPSTREAM)) == (8, 8)
 
     def pairs(processes: int) -> int:
         monkeypatch.setattr(Run, "processes_of", lambda self, name: processes)

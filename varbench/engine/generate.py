@@ -26,7 +26,7 @@ from varbench.engine.sub_layers import SubLayers
 from varbench.engine.watch import Watch
 from varbench.model.fused import by_kernels, heads_fit
 from varbench.model.tokenizer import Tokenizer
-from varbench.model.transformer import Transformer, linear
+from varbench.model.transformer import FeedForward, Transformer, linear
 from varbench.model.weighted import true_float32
 from varbench.plan.owned import RowPolicies
 from varbench.plan.state import branches_at_first, last_fills, paid_name, read_later
@@ -244,7 +244,11 @@ class _Run:
             self.watch.ffn(hidden_RnC)
             if not whole:
                 return self._part_of_ffn(hidden_RnC, call)
-            computed: Tensor = block.ffn(hidden_RnC, self.dtype, seen=self.watch.part)
+            if isinstance(block.ffn, FeedForward):
+                computed: Tensor = block.ffn(hidden_RnC, self.dtype, seen=self.watch.part)
+            else:
+                self.watch.closed_ffn(hidden_RnC)
+                computed = block.ffn(hidden_RnC, self.dtype)
             return computed
 
         places_Rn = self._sub_layers.run(

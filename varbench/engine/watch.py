@@ -25,6 +25,7 @@ class Watch:
             for name, backbone in backbones.items()
             for layer in range(len(backbone.blocks))
         }
+        self._hidden = {name: backbone.spec.hidden for name, backbone in backbones.items()}
         self._steps: list[StepSeen] = []
         self._between = 0
         self._taken: tuple[int, ...] = ()
@@ -115,6 +116,11 @@ class Watch:
     def ffn(self, hidden_RnC: Tensor) -> None:
         """What enters the layer's FFN."""
         self._call = self._call._replace(ffn=hidden_RnC.shape[1])
+
+    def closed_ffn(self, hidden_RnC: Tensor) -> None:
+        """One that a plugin put in the place of the layer's own shows nothing of its inside, and counts as what it stands for."""
+        made = hidden_RnC.shape[:2].numel() * self._hidden[self._call.backbone]
+        self._call = self._call._replace(hidden=self._call.hidden + made)
 
     def layer_ends(self) -> None:
         self._calls.append(self._call._replace(caches=tuple(self._caches)))

@@ -12,7 +12,7 @@ from pathlib import Path
 from varbench.errors import UserError
 from varbench.run import children
 from varbench.run.children import with_last_line
-from varbench.run.messages import Failed, Inspected, Job, Sizes, from_line
+from varbench.run.messages import Failed, Inspected, Job, FoundSizes, from_line
 from varbench.spec import ModelSpec
 
 _UNSEEN = "the files that were given could not be looked at: "
@@ -29,7 +29,7 @@ def sizes_of(*, vae: Path, var: Path) -> ModelSpec:
         raise UserError(_UNSEEN + with_last_line(f"exit code {ended.returncode}", last)) from None
     if isinstance(found, Failed):
         raise UserError(found.failure.reason)
-    assert isinstance(found, Sizes)
+    assert isinstance(found, FoundSizes)
     return found.model
 
 

@@ -174,9 +174,8 @@ class Calibrated:
 
     rows: dict[str, str]
     runs: dict[str, CalibrationRun]
-    failures: dict[str, Failure] = field(default_factory=dict)
     codes: dict[str, ChildCode] = field(default_factory=dict)
-    """What the pass ran."""
+    failures: dict[str, Failure] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +208,7 @@ class Inspected:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
+class FoundSizes:
     """Of the model in two checkpoints."""
 
     model: ModelSpec
@@ -334,8 +333,7 @@ class ReferenceSeen:
     images: int | None
     """None where it has none."""
     rebuilt: float | None = None
-    """How much its images change through the tokenizer, as a multiple of how much they change a second time; None where that was
-    not tried."""
+    """How much its images change through the tokenizer, as a multiple of how much they change a second time; None where not tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,7 +372,7 @@ Message = (
     | Trained
     | Ahead
     | Inspected
-    | Sizes
+    | FoundSizes
     | Ready
     | Request
     | Reply

@@ -118,16 +118,13 @@ class Run:
         return max(map(self._rounds, names), default=0)
 
     def _rounds(self, name: str) -> int:
-        """A figure that rests on the row's own processes alone needs a few. Who asks for no interval gets none."""
+        """As many as were asked for, and more where few other weights run the row's plan. Who asks for no interval gets none."""
         asked = self.options.rounds
-        return asked if asked < FEWEST_ROUNDS or self._is_pooled(name) else max(asked, FEWEST_PROCESSES)
+        return asked if asked < FEWEST_ROUNDS else max(asked, -(-FEWEST_PROCESSES // (1 + len(self._same_plan(name)))))
 
     def processes_of(self, name: str) -> int:
         """Processes that a row's figure rests on: its own, and those of other weights that run the same plan."""
         return self._rounds(name) * (1 + len(self._same_plan(name)))
-
-    def _is_pooled(self, name: str) -> bool:
-        return bool(self._same_plan(name))
 
     def _same_plan(self, name: str) -> set[str]:
         """Other sets of weights that run the row's plan, where no policy is asked in it."""

@@ -10,7 +10,7 @@ from varbench.run.channel import Channel
 from varbench.run.messages import Calibrated, Job
 from varbench.run.reasons import of_exception
 from varbench.run.tasks.making import pipeline_of
-from varbench.run.tasks.own_code import code_of
+from varbench.run.tasks.resolving import code_of
 
 
 def run(job: Job, channel: Channel) -> None:

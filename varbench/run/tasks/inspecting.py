@@ -14,7 +14,7 @@ from varbench.errors import UserError
 from varbench.model.checkpoints import load_tokenizer, load_transformer
 from varbench.quality.reference import check_reference, image_paths
 from varbench.run.channel import Channel
-from varbench.run.messages import Failed, Inspected, Job, Sizes, to_line
+from varbench.run.messages import Failed, Inspected, Job, FoundSizes, to_line
 from varbench.run.reasons import of_exception
 from varbench.run.scoring_networks import ScoringNetworks
 
@@ -48,7 +48,7 @@ def run(job: Job, channel: Channel) -> None:
 
 def main(vae: str, var: str) -> int:
     try:
-        answer: Sizes | Failed = Sizes(model=load_transformer(var, load_tokenizer(vae)[0]).spec)
+        answer: FoundSizes | Failed = FoundSizes(model=load_transformer(var, load_tokenizer(vae)[0]).spec)
     except UserError as error:
         answer = Failed(failure=of_exception(error))
     sys.stdout.buffer.write(to_line(answer))

@@ -41,7 +41,7 @@ from varbench.rows.grammar import Row
 from varbench.run.channel import Channel
 from varbench.run.messages import Failed, Job, Ready
 from varbench.run.reasons import of_exception
-from varbench.run.tasks.own_code import code_of
+from varbench.run.tasks.resolving import code_of
 from varbench.train.generators import PART
 
 

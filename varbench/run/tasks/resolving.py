@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,9 @@ from varbench.record.failure import Failure
 from varbench.rows.check_policies import metrics_of
 from varbench.rows.grammar import Row
 from varbench.rows.manager import PluginError, PluginInfo, PluginManager, manager
+from varbench.run import identity
 from varbench.run.channel import Channel
-from varbench.run.messages import OWN_WEIGHTS, Job, Resolved, ResolvedPlugin, ResolvedRow
+from varbench.run.messages import OWN_WEIGHTS, ChildCode, Job, Resolved, ResolvedPlugin, ResolvedRow
 from varbench.run.reasons import of_exception
 from varbench.run.weight_files import weight_files
 from varbench.spec import ModelSpec
@@ -242,6 +243,18 @@ def resolved_plugin(info: PluginInfo, plugins: PluginManager) -> ResolvedPlugin:
     with contextlib.suppress(PluginError):  # one that cannot be imported has rows that say so
         files = files_of(plugins.plugin(info.name))
     return ResolvedPlugin(name=info.name, distribution=info.distribution, version=info.version, files=files)
+
+
+def code_of(infos: Iterable[PluginInfo]) -> ChildCode:
+    """What a child says of its plugins' code, and of what measures. Files that several plugins lie in are read once."""
+    plugins = {info.name: resolved_plugin(info, manager()) for info in infos}
+    places = {name: replace(plugin, name="") for name, plugin in plugins.items()}
+    hashes = {place: identity.plugin_hash(place) for place in set(places.values())}
+    return ChildCode(
+        measuring=identity.measuring_hash(),
+        plugin_files={name: plugin.files for name, plugin in plugins.items()},
+        plugin_hashes={name: hashes[place] for name, place in places.items()},
+    )
 
 
 def files_of(plugin: Any) -> tuple[str, ...]:

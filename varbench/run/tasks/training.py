@@ -15,7 +15,7 @@ from varbench.plan import presets
 from varbench.rows.grammar import Row
 from varbench.run.channel import Channel
 from varbench.run.messages import Ahead, Alive, Job, Trained
-from varbench.run.tasks.own_code import code_of
+from varbench.run.tasks.resolving import code_of
 from varbench.train.budgets import GENERATOR, QUICK_GENERATOR, QUICK_STEPS, on_all_of, recipe_budget
 from varbench.train.generators import generator_ahead, generator_parts, generator_weights, trained_generator
 from varbench.train.progress import TRAINING

@@ -12,7 +12,7 @@ from pathlib import Path
 from varbench.errors import UserError
 from varbench.run import children
 from varbench.run.children import with_last_line
-from varbench.run.messages import Failed, Inspected, Job, FoundSizes, from_line
+from varbench.run.messages import Failed, FoundSizes, Inspected, Job, from_line
 from varbench.spec import ModelSpec
 
 _UNSEEN = "the files that were given could not be looked at: "

@@ -14,7 +14,7 @@ from varbench.errors import UserError
 from varbench.model.checkpoints import load_tokenizer, load_transformer
 from varbench.quality.reference import check_reference, image_paths
 from varbench.run.channel import Channel
-from varbench.run.messages import Failed, Inspected, Job, FoundSizes, to_line
+from varbench.run.messages import Failed, FoundSizes, Inspected, Job, to_line
 from varbench.run.reasons import of_exception
 from varbench.run.scoring_networks import ScoringNetworks
 

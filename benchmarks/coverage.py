@@ -24,7 +24,7 @@ from varbench.base.stats import Ratio
 from varbench.measure.speed import TOO_FAST
 from varbench.measure.strain import HELD_UP
 from varbench.record import Record, load_records
-from varbench.record.options import FEWEST_PROCESSES
+from varbench.record.options import FEWEST_PROCESSES, FEWEST_ROUNDS, pairs_of_further_rounds
 from varbench.run.denominators import is_slowed
 from varbench.show.compare import compare
 
@@ -231,7 +231,7 @@ def marks(page: Page, *, runs: int, waits: float = 0.0) -> Marks:
     seen = false = 0
     for _ in range(runs):
         asked = zip((FEWEST_PROCESSES, *page.children), (page.upstream, *page.truths), strict=True)
-        taken = (run_of(rng, wandering, children=count, truth=truth) for count, truth in asked)
+        taken = (_rounds(rng, count, truth) for count, truth in asked)
         timed = (waiting(rng, calls, waits) for calls in taken)
         upstream, *found = (stats.paired_ratio(*calls, delays) for calls, delays in timed)
         found += [stats.quotient(one, upstream) for one in found]
@@ -239,6 +239,17 @@ def marks(page: Page, *, runs: int, waits: float = 0.0) -> Marks:
         seen += shown[0] and found[0].value > 1
         false += any(mark for mark, truth in zip(shown, truths, strict=True) if truth == 1)
     return Marks(seen / runs, false / runs)
+
+
+def _rounds(rng: np.random.Generator, children: int, truth: float) -> Seconds:
+    """Of a plan of several rows, or of one, whose further rounds take fewer pairs."""
+    alone = children == FEWEST_PROCESSES
+    first = run_of(rng, wandering, children=FEWEST_ROUNDS if alone else children, truth=truth)
+    if not alone:
+        return first
+    pairs = pairs_of_further_rounds(PAIRS)
+    further = run_of(rng, wandering, children=children - FEWEST_ROUNDS, truth=truth, pairs=pairs)
+    return first[0] + further[0], first[1] + further[1]
 
 
 def of_pages(runs: int) -> list[str]:

@@ -24,6 +24,11 @@ FEWEST_PROCESSES = 8
 many rounds."""
 
 
+def pairs_of_further_rounds(asked: int) -> int:
+    """A row that shares its plan with no other lacks processes, not calls: rounds beyond those that were asked for take fewer."""
+    return -(-2 * asked // 3)
+
+
 @dataclass(frozen=True)
 class ByPreset:
     """A default that depends on the model, and on whether a first look is enough."""

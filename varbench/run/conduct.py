@@ -20,6 +20,7 @@ from varbench.measure.overseer import Overseer, ScoredImages
 from varbench.measure.speed import Alone, Pace, SpeedRound
 from varbench.record import Record, Score, row_slug, write_record
 from varbench.record.failure import Failure, RowError
+from varbench.record.options import pairs_of_further_rounds
 from varbench.rows import FULL
 from varbench.run import children, makers, verify
 from varbench.run.children import Child, ChildEndedError
@@ -166,6 +167,7 @@ class Conduct:
     def _speed(self, weights: WeightSet, number: int, scorers: Scorers) -> Task:
         """A round of speed: rows take turns beside the full model."""
         options = self.run.options
+        pairs = options.count if number < options.rounds else pairs_of_further_rounds(options.count)
         enough = {
             name: speed.error_within(options.precision, processes=self.run.processes_of(name)) for name in weights.rows
         }
@@ -206,9 +208,7 @@ class Conduct:
                     subject.make,
                     overseer.order(names),
                     full=full,
-                    pace=Pace(
-                        batch=options.batch, pairs=options.count, error=enough.__getitem__, budget=options.budget
-                    ),
+                    pace=Pace(batch=options.batch, pairs=pairs, error=enough.__getitem__, budget=options.budget),
                     overseer=overseer,
                     strain=partial(self._strain, subject),
                     failed=lambda name, error: self._fail((name,), error.failure),

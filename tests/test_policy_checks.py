@@ -71,6 +71,7 @@ WRONG = {
     "a study that is none": ("varbench_settings", lambda: Settings(studies={"s": ("@a",)}), r"studies\['s'\] is \('@a',\); give a Study"),
     "published figures that are none": ("varbench_settings", lambda: Settings(published=({"fid": 3},)), "give a tuple of Published"),
     "a pattern that is none": ("varbench_settings", lambda: Settings(point_pattern="d["), "no regular expression"),
+    "a curve that is none": ("varbench_settings", lambda: Settings(curves={"a": "d["}), r"curves\['a'\] is 'd\[', no regular expression"),
     "a list for a policy": ("varbench_depth_policy", lambda: [0, 1], "gave a list, which has no layers; subclass varbench.policies.DepthPolicy"),
     "a class": ("varbench_depth_policy", lambda: NotDerived, "gave the class NotDerived and not an instance"),
     "no base class": ("varbench_depth_policy", NotDerived, "has no retains; subclass varbench.policies.DepthPolicy"),

@@ -346,6 +346,25 @@ def test_the_frontier_is_what_nothing_beats_in_both():
     assert [(point["x"], point["y"]) for point in less] == [(1, 5), (1.5, 7), (3, 9)]
 
 
+def test_a_method_that_has_several_curves_has_a_line_for_each(tmp_path):
+    def lines(curves):
+        records = full_records()
+        for point, seconds, curve in (
+            ("r30", 0.8, "pruned"),
+            ("r60", 0.6, "pruned"),
+            ("skip1", 0.7, "skipped"),
+            ("skip2", 0.4, "skipped"),
+        ):
+            record = make_record(f"thin@{point}", seconds=seconds)
+            record = dataclasses.replace(record, row=dataclasses.replace(record.row, curve=curve if curves else None))
+            records.append(record)
+        render(records, tmp_path / str(curves))
+        drawn = next((tmp_path / str(curves)).rglob("quality-speed.svg")).read_text()
+        return len(re.findall(r'<path d="M[^"]*" stroke="[^"]*" stroke-width="1.5" opacity="0.35"', drawn))
+
+    assert lines(curves=True) == lines(curves=False) + 1
+
+
 def demonstration():
     """One of everything a page can show."""
     found = full_records(quality=5.0)

@@ -204,6 +204,12 @@ def test_second_models_of_one_name_and_other_sizes_are_told_apart() -> None:
     assert resolved_rows(plugins="deep@one")["deep@one"].failure is None
 
 
+def test_points_lie_on_the_curves_that_their_plugin_names() -> None:
+    names = ("fastvar@r30", "fastvar@skip1", "fastvar@r50skip2", "scalekv@b10")
+    found = resolved_rows(plugins=",".join(names))
+    assert [found[name].curve for name in names] == ["tokens pruned", "scales skipped", "scales skipped", None]
+
+
 def test_a_row_of_the_table_stands_in_its_study_too() -> None:
     found = resolved_rows(plugins="thin@one", study=("one_or_two",))
     one, two = found["thin@one"], found["thin@two"]

@@ -20,6 +20,7 @@ def varbench_settings(model: ModelSpec) -> Settings:
         points=("r30", "r60", "r75", "r90", "skip1", "skip2", "r50skip2"),
         default_points=("r30", "r60", "r75", "skip1"),
         point_pattern=policies.POINT_PATTERN,
+        curves={"tokens pruned": r"r\d+", "scales skipped": r".*skip\d+"},
         parameters={
             "scales": Parameter(default=2, help="how many of the largest scales are pruned; 0 prunes none"),
             "first": Parameter(default=first, help="the first N layers compute every token"),

@@ -88,6 +88,8 @@ class Settings:
     """Those that `run` measures unless told otherwise; empty means all of `points`."""
     point_pattern: str | None = None
     """Regular expression of points that are accepted beside the named ones, as in `d[0-9]+`."""
+    curves: Mapping[str, str] = field(default_factory=dict)
+    """Where its points lie on several curves: regular expressions of the points, by what the curve is called."""
     recipes: tuple[str, ...] = ()
     """Ways the weights were trained; the first is the default. Empty: the pretrained weights are used as they are."""
     default_recipes: tuple[str, ...] = ()

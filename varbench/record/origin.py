@@ -26,6 +26,10 @@ class RowIdentity:
     plugins: tuple[PluginVersion, ...] = entry("the plugins joined by `+`, in the row's order")
     recipe: str | None = entry("how the weights were trained", absent="the row trains nothing")
     point: str | None = entry("where on the method's curve it runs", absent="the method has one point only")
+    curve: str | None = entry(
+        "which of the method's curves the point lies on",
+        absent="the method has one curve, or says nothing of the point",
+    )
     params: dict[str, Any] = entry("parameters given in the row, by `plugin.key`", default={})
     denominator: str | None = entry(
         "this row is the full model that others are divided by, under `lossless` or `upstream` accounting",

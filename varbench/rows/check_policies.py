@@ -209,7 +209,7 @@ def _wrong_settings(given: Settings) -> Iterator[str]:
         if not isinstance(value, (tuple, list)) or not all(isinstance(entry, str) for entry in value):
             yield f"Settings.{name} is {value!r}; give a tuple of texts"
             return
-    for name in ("parameters", "studies", "small"):
+    for name in ("parameters", "studies", "small", "curves"):
         if not isinstance(getattr(given, name), Mapping):
             yield f"Settings.{name} is {getattr(given, name)!r}; give a mapping"
             return
@@ -227,11 +227,16 @@ def _wrong_settings(given: Settings) -> Iterator[str]:
         yield f"Settings.paper is {given.paper!r}; give a Paper(title=..., rows=(...), ...)"
     if not isinstance(given.provenance, Provenance | None):
         yield f"Settings.provenance is {given.provenance!r}; give a Provenance(kind=...)"
-    try:
-        pattern = re.compile(given.point_pattern or "$^")
-    except (re.error, TypeError) as error:
-        yield f"Settings.point_pattern is {given.point_pattern!r}, no regular expression: {error}"
-        return
+    for where, text in (
+        ("point_pattern", given.point_pattern or "$^"),
+        *((f"curves[{name!r}]", text) for name, text in given.curves.items()),
+    ):
+        try:
+            re.compile(text)
+        except (re.error, TypeError) as error:
+            yield f"Settings.{where} is {text!r}, no regular expression: {error}"
+            return
+    pattern = re.compile(given.point_pattern or "$^")
     for point in given.default_points:
         if point not in given.points and not pattern.fullmatch(point):
             yield f"default point {point!r} is none of its points.{did_you_mean(point, given.points)}"

@@ -54,7 +54,7 @@ class Job:
     files: dict[str, str] | None = None
     """Weight files by part, `vae`, `main`, …; None draws random weights."""
     look_only: bool = False
-    """Nothing is trained, and no row of a study is made: only where weights would come from, and what rows there are, is said."""
+    """Nothing is trained, no row of a study made: only where weights would come from, and what rows there are, is said."""
     full_images: str | None = None
     """Under what name the full model's images are kept for runs like this one."""
     left_out: dict[str, Failure] = field(default_factory=dict)
@@ -112,13 +112,13 @@ class ResolvedRow:
     trained_by: str = ""
     """The recipe with its plugin, as `varbench train` takes it."""
     point: str | None = None
+    curve: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     study: str | None = None
     also_in: str | None = None
     """The study that a row of the main table was asked for in too."""
     published: tuple[PublishedLine, ...] = ()
     paper: Paper | None = None
-    """The table of its method's paper."""
     study_words: StudyWords | None = None
     accounting: Accounting = "lossless"
     plan: Plan | None = None

@@ -284,6 +284,7 @@ def _in_run(row: ResolvedRow, shared: list[str], hashes: dict[str, str]) -> RowI
             plugins=plugins,
             recipe=row.recipe,
             point=row.point,
+            curve=row.curve,
             params=row.parameters,
             denominator={FULL: "lossless", UPSTREAM: "upstream"}.get(row.name),
             study=row.study,

@@ -205,7 +205,7 @@ def _trade_off(
         {
             "transform": [{"filter": "datum.valid"}],
             "mark": {"type": "line", "opacity": 0.35, "strokeWidth": 1.5},
-            "encoding": {"x": x, "y": y, "color": family, "order": {"field": "x"}},
+            "encoding": {"x": x, "y": y, "color": family, "detail": {"field": "curve"}, "order": {"field": "x"}},
         },
         {
             "mark": {"type": "rule", "opacity": 0.6},
@@ -301,7 +301,7 @@ def floors_of(block: Block) -> dict[str, Score]:
 def _point(entry: Entry, block: Block) -> dict[str, Any]:
     quality = _quality(entry, block)
     return {
-        "row": label(entry), "family": entry.family, "y": quality.value, "y_low": quality.low, "y_high": quality.high,
+        "row": label(entry), "family": entry.family, "curve": entry.first.row.curve, "y": quality.value, "y_low": quality.low, "y_high": quality.high,
         "y_text": formatting.with_interval(quality), "valid": entry.believable, "note": entry.trouble or "valid",
     }  # fmt: skip
 

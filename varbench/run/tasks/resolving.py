@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
@@ -132,6 +133,7 @@ def _resolved(job: Job, row: Row, study: str | None, plugins: PluginManager, *, 
         recipe=row.recipe if row.schedule is not None else None,
         trained_by=row.recipe_name,
         point=points[0] if points else None,
+        curve=_curve(row, plugins),
         parameters=dict(row.parameters),
         study=study,
         published=tuple(
@@ -162,6 +164,14 @@ def _resolved(job: Job, row: Row, study: str | None, plugins: PluginManager, *, 
         weight_set=weight_set(row, given=job.files is not None, trains=trains(job)),
         failure=failure,
     )
+
+
+def _curve(row: Row, plugins: PluginManager) -> str | None:
+    """Of the first method's, if it has several."""
+    setting = row.settings[0]
+    settings = plugins.call(setting.plugin, "varbench_settings", model=row.model)
+    curves = {} if settings is None else settings.curves
+    return next((name for name, points in curves.items() if re.fullmatch(points, setting.point or "")), None)
 
 
 def _calibrates(plugin: str, plugins: PluginManager) -> bool:

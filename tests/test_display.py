@@ -279,15 +279,15 @@ def test_trainings_side_by_side_are_a_line_each_and_one_share(
     display = Display({"training": 1}, screen=Bar(drawn))
     together = Trainings(display, ["a", "b", "c"])
     with display.part("training", together.title):
-        together.heard("a", Alive(text="step 0 of 9", share=0.0))
+        together.reached("a", Alive(text="step 0 of 9", share=0.0))
         clock[0] += 30
-        together.heard("a", Alive(text="step 3 of 9", share=1 / 3))
-        together.heard("b", Alive(text="[/b]", share=2 / 3))
+        together.reached("a", Alive(text="step 3 of 9", share=1 / 3))
+        together.reached("b", Alive(text="[/b]", share=2 / 3))
         assert drawn.state["description"] == "training: a, b, c\na: step 3 of 9\nb: \\[/b]"
         assert display.seconds_left() == pytest.approx(60)
-        together.heard("b", Alive(text="lies", share=float("nan")))
-        together.heard("b", Alive(text="lies", share=-7.0))
-        together.heard("a", Alive(text="a: 9 steps in 60 s  loss full 2.5", share=40.0))
+        together.reached("b", Alive(text="lies", share=float("nan")))
+        together.reached("b", Alive(text="lies", share=-7.0))
+        together.reached("a", Alive(text="a: 9 steps in 60 s  loss full 2.5", share=40.0))
         assert display.seconds_left() == pytest.approx(30 / (5 / 9) * (4 / 9))
         together.ended("a", Trained(log=None, note=None, files={}, hashes={}))
         together.ended("b", None)

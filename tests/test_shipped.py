@@ -102,7 +102,9 @@ def test_another_torch_or_a_further_neutral_field_keeps_the_weights(
     weights: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.__version__", "99.0")
-    assert recipe_key._said(TrainStep()) == {} and recipe_key._said(TrainStep(point="d2")) == {"point": "d2"}
+    assert recipe_key._not_neutral(TrainStep()) == {} and recipe_key._not_neutral(TrainStep(point="d2")) == {
+        "point": "d2"
+    }
     assert weights(rows.resolve(ROW, SPEC)).origin == "shipped"
 
 

@@ -361,7 +361,7 @@ def test_one_process_is_told_of_however_alike_its_calls_and_few_are_not_nor_is_a
     assert advice(page(timed(make_record(A), 1.5, 1.5, 1.5))) == []
     (found,) = advice(page(timed(make_record(A), 1.5)))
     assert found.text == f"1 of 1 speedups are not known to ± 3.0%, the widest first: {A} ± 0.0% of one process"
-    assert found.next_command is not None and "--rounds 6" in found.next_command
+    assert found.next_command is not None and "--rounds 8" in found.next_command
     quick = [
         dataclasses.replace(record, protocol=dataclasses.replace(record.protocol, quick=True))
         for record in [*full_records(), timed(make_record(A), 1.5)]

@@ -301,7 +301,8 @@ def floors_of(block: Block) -> dict[str, Score]:
 def _point(entry: Entry, block: Block) -> dict[str, Any]:
     quality = _quality(entry, block)
     return {
-        "row": label(entry), "family": entry.family, "curve": entry.first.row.curve, "y": quality.value, "y_low": quality.low, "y_high": quality.high,
+        "row": label(entry), "family": entry.family, "curve": entry.first.row.curve,
+        "y": quality.value, "y_low": quality.low, "y_high": quality.high,
         "y_text": formatting.with_interval(quality), "valid": entry.believable, "note": entry.trouble or "valid",
     }  # fmt: skip
 

@@ -20,7 +20,7 @@ from varbench.policies import Paper
 from varbench.record import PublishedLine, Record
 from varbench.record.sections import Section, Table, Text
 from varbench.run.messages import ResolvedRow
-from varbench.show import paper
+from varbench.show import formatting, paper
 
 D30 = presets.preset("var-d30").spec
 TABLE = Paper(title="Their table", rows=("full_var", "variant@d8"), model="var-d30", batch=64, dtype="float16", hardware="L20")  # fmt: skip
@@ -110,6 +110,17 @@ def test_a_card_that_was_calibrated_is_the_papers_card_still(tmp_path: Path, mon
     assert line[""] == "disagrees: latency_s"
 
 
+@pytest.mark.parametrize(("flops", "verdict"), [(100e12, "agrees"), (200e12, "disagrees: latency_s")])
+def test_what_replaces_the_loop_takes_as_long_as_its_products_do(flops: float, verdict: str) -> None:
+    row = ResolvedRow(name="other", stated_flops=flops, published=(printed(latency_s=1.0),))
+    full = resolved("full_var")
+    found = paper.section(paper.PaperTable(paper=TABLE, rows=(row,), full=full, left_out=()), [])
+    (shown,) = [part for part in found.parts if isinstance(part, Table)]
+    ((*_, planned, said, _),) = shown.rows
+    assert planned == f"at least {formatting.seconds(flops / hardware('L20').rate('float16'))} by its work"
+    assert said == verdict
+
+
 def test_a_quick_look_or_another_model_is_not_beside_what_was_printed() -> None:
     quick = [dataclasses.replace(r, protocol=dataclasses.replace(r.protocol, quick=True)) for r in measured()]
     tiny = (*full_records(), make_record("variant@d8"))
@@ -128,6 +139,7 @@ def test_a_plugins_paper_is_a_table_on_the_terminal(varbench: CommandLine) -> No
         assert f"\n{row} " in text, row
     assert "variant@d2: 3.5x is printed (abstract of arXiv 2511.16546); 5.19x less" in " ".join(text.split())
     assert "full_var:accounting" not in text
+    assert "12.7 s by its work" in text, "50 steps of DiT-XL/2, both branches, at batch 64"
     assert max(map(len, text.splitlines())) <= 170
 
 

@@ -77,11 +77,10 @@ class Told:
 
 @dataclass(frozen=True, kw_only=True)
 class Alive:
-    """A sign of life, with how far it is."""
+    """A sign of life, with how far it is of all that the child was started for; None where it does not say."""
 
     text: str = ""
     share: float | None = None
-    """Of all that the child was started for; None where it does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +135,12 @@ class ResolvedRow:
     """Whether these weights are trained in the run."""
     taught_generator: bool = False
     """Whether it also reads the full model's."""
+    stated_flops: float | None = None
+    """Of its network, for a batch, as it says."""
     source: MethodSource | None = None
     read: dict[str, str] = field(default_factory=dict)
     """Paths that the row's parameters name, by the parameter, as in `dit.weights`."""
-    weight_set: str = ""
-    """Rows with one recipe and one set of parameters of the plugin that trains share it."""
+    weight_set: str = ""  # rows with one recipe and one set of parameters share it
     failure: Failure | None = None
 
 
@@ -148,7 +148,7 @@ class ResolvedRow:
 class Resolved:
     rows: tuple[ResolvedRow, ...]
     files: dict[str, str] | None
-    """Weight files by part: `vae`, `main`, and second models that rows run on; None for random weights."""
+    """Weight files by part, those of second models too; None for random weights."""
     metrics: tuple[str, ...]
     """Plugins that bring metrics."""
     problems: tuple[str, ...]

@@ -55,7 +55,7 @@ def asked(plugin: str) -> PaperTable:
         raise UserError(f"{plugin} says nothing of a paper's table; give Settings.paper, as in varbench.policies.Paper")
     known = manager().names()
     there = [text for text in paper.rows if text.partition("@")[0].partition(":")[0] in known]
-    found = _resolved(",".join(there), paper.model)
+    found = _resolved(",".join(there), paper.model, batch=paper.batch)
     (full,) = [row for row in found if row.name == FULL]
     left_out = tuple(text for text in paper.rows if text not in there)
     # The other denominator comes unasked.
@@ -63,9 +63,10 @@ def asked(plugin: str) -> PaperTable:
     return PaperTable(paper=paper, rows=wanted, full=full, left_out=left_out)
 
 
-def _resolved(plugins: str, model: str) -> tuple[ResolvedRow, ...]:
+def _resolved(plugins: str, model: str, *, batch: int = 1) -> tuple[ResolvedRow, ...]:
     """The denominators, and the rows that were asked for."""
-    options = Options(**filled_in({"plugins": plugins, "model": model, "weights": "random", "device": "cpu"}))
+    given = {"plugins": plugins, "model": model, "weights": "random", "device": "cpu", "batch": batch}
+    options = Options(**filled_in(given))
     return apart.resolved(Job(task="resolving", options=options, model=presets.preset(model).spec))[0].rows
 
 
@@ -151,6 +152,13 @@ def _entry(row: ResolvedRow, paper: Paper, records: Sequence[Record]) -> _Found 
 def _by_plan(
     row: ResolvedRow, printed: PublishedLine, table: PaperTable, card: Hardware
 ) -> Iterator[tuple[str, _Ours]]:
+    if row.stated_flops is not None and (seconds := printed.figures.get("latency_s")) is not None:
+        # Of what replaces the loop, which has no plan, no bytes are known: its products take so long at least.
+        least = row.stated_flops / card.rate(table.paper.dtype)
+        yield (
+            "latency_s",
+            _Ours(text=f"at least {formatting.seconds(least)} by its work", fits=seconds >= least),
+        )
     if row.plan is None or row.other_plan is None or table.full.plan is None or table.full.other_plan is None:
         return
     ours, full = (

@@ -159,6 +159,7 @@ def _resolved(job: Job, row: Row, study: str | None, plugins: PluginManager, *, 
         trained_generator=_is_trained(generator, trains_generator, given=job.files is not None),
         trains_generator=trains_generator,
         taught_generator=isinstance(generator, TaughtGenerator),
+        stated_flops=_stated_flops(row, job.options.batch),
         source=None if row.provenance is None else MethodSource(**_own_fields(row.provenance)),
         read=dict(_files_named(row, plugins)),
         weight_set=weight_set(row, given=job.files is not None, trains=trains(job)),
@@ -184,6 +185,13 @@ def _found_in(setting: Setting, row: Row, plugins: PluginManager) -> bool:
     known = {} if settings is None else settings.parameters
     found = [name for name, parameter in known.items() if parameter.calibrated] or list(known)
     return any(f"{setting.plugin}.{name}" in row.parameters for name in found)
+
+
+def _stated_flops(row: Row, batch: int) -> float | None:
+    owned = row.policies.generator
+    with contextlib.suppress(UserError):  # said when the row runs
+        return None if owned is None else owned.ask(owned.policy.work, batch).flops
+    return None
 
 
 def _is_trained(generator: Generator | None, trained_here: bool, *, given: bool) -> bool | None:

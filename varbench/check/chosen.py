@@ -20,11 +20,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from varbench.check import stand_ins
+from varbench.model.attention import attention
 from varbench.plan.steps import CachePlace, CacheUse, LayerCall, Plan, Segment, SlotKey, Step, SubLayer
 from varbench.policies import StoredForm, SubLayerName
 from varbench.rows.grammar import Row
 
-_ATTENTION, _NORM = F.scaled_dot_product_attention, F.layer_norm
+_NORM = F.layer_norm
 NEAR = 1e-3
 """A sub-layer's output that is had by subtraction may differ by this from the one that was added."""
 
@@ -51,7 +52,7 @@ class ReadAgain(TorchFunctionMode):
         self.reading = moment == "start"
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.reading and func is _ATTENTION:
+        if self.reading and func is attention:
             self.caches.attend(*args[:3], **kwargs)
         elif self.reading and func is _NORM:
             self.tokens.enter(args[0])

@@ -111,8 +111,9 @@ def _kept(content: dict[str, Any], digest: str, seconds: float) -> Path:
 
 def observe(pipe: Pipeline, labels: Sequence[int], *, seed: int, look: OnMap) -> None:
     """Generates with the full model, and calls `look` with what enters each attention, that of the last scale too."""
-    import torch
     from torch.overrides import TorchFunctionMode
+
+    from varbench.model.attention import attention
 
     row = RowPolicies(name="calibration")
     plan = compile_plan(pipe.model, row)
@@ -120,7 +121,7 @@ def observe(pipe: Pipeline, labels: Sequence[int], *, seed: int, look: OnMap) ->
 
     class Looking(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func is torch.nn.functional.scaled_dot_product_attention:
+            if func is attention:
                 look(*next(calls), args[1], args[0])
             return func(*args, **(kwargs or {}))
 

@@ -24,6 +24,7 @@ from varbench.engine.layer_run import HeadGroup, Residual, RunningLayer, Stream,
 from varbench.engine.loop import Choose, Loop, Observer, Sampling
 from varbench.engine.sub_layers import SubLayers
 from varbench.engine.watch import Watch
+from varbench.model.attention import attention
 from varbench.model.fused import by_kernels, heads_fit
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import FeedForward, Transformer, linear
@@ -317,9 +318,7 @@ class _Run:
         mask = call.mask
         seen = None if mask is None else F.pad(mask, (keys.shape[2] - mask.shape[1], 0), value=True)
         self.watch.attended(q, k, keys, seen)
-        mixed = F.scaled_dot_product_attention(
-            q, keys.to(q.dtype), values.to(q.dtype), attn_mask=seen, scale=call.block.attn.softmax_scale
-        )
+        mixed = attention(q, keys.to(q.dtype), values.to(q.dtype), attn_mask=seen, scale=call.block.attn.softmax_scale)
         paid = self._paid(keys, seen, heads, use, call) if use.observed else None
         picked = self._pick(keys, paid, heads, use, call) if use.picked else None
         if picked is not None and use.merged:

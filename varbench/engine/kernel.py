@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from varbench.model.attention import WRITTEN_OUT, attention, is_written_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,7 @@ class KernelSeen:
 
 def attention_kernel(call: Callable[[], object]) -> KernelSeen:
     """What a call's attentions, products and convolutions come down to. Slows the call, so it is a call of its own."""
-    with _Operators() as operators:
+    with _Operators() as operators, _WrittenOut(operators.kernels):
         call()
     arithmetic = "; ".join(f"{what} {', '.join(sorted(ways))}" for what, ways in operators.ways.items() if ways)
     if not operators.kernels:
@@ -37,6 +40,19 @@ def attention_kernel(call: Callable[[], object]) -> KernelSeen:
 
 _PRODUCTS = frozenset(("linear", "addmm", "mm", "_linear_pointwise", "_addmm_activation"))
 _CONVOLUTIONS = frozenset(("conv2d", "convolution"))
+
+
+class _WrittenOut(TorchFunctionMode):
+    """Sees attention that no kernel of torch's does."""
+
+    def __init__(self, kernels: set[str]) -> None:
+        super().__init__()
+        self._kernels = kernels
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is attention and is_written_out(*args[:2]):
+            self._kernels.add(WRITTEN_OUT)
+        return func(*args, **(kwargs or {}))
 
 
 class _Operators(TorchDispatchMode):

@@ -63,13 +63,13 @@ def test_where_nobody_waits_the_interval_is_as_it_was(simulated: ModuleType) -> 
 @pytest.mark.parametrize(("page", "waits"), [(0, 0.0), (1, 0.0), (2, 0.0), (0, 0.024), (1, 0.024), (2, 0.024)])
 def test_five_per_cent_are_seen_and_nothing_else_is(simulated: ModuleType, page: int, waits: float) -> None:
     """Also of a row that shares its plan with no other, and so has eight processes, and where all calls wait a little."""
-    found = simulated.marks(simulated.PAGES[page], runs=2000, waits=waits)
+    found = simulated.marks(simulated.PAGES[page], runs=800, waits=waits)
     assert found.seen >= 0.8
-    assert found.false <= 0.05 + 2 * (0.05 * 0.95 / 2000) ** 0.5
+    assert found.false <= 0.05 + 2 * (0.05 * 0.95 / 800) ** 0.5
 
 
 def test_a_page_without_differences_has_seldom_a_mark(simulated: ModuleType) -> None:
-    assert simulated.marks(simulated.PAGES[3], runs=2000).false <= 0.06
+    assert simulated.marks(simulated.PAGES[3], runs=800).false <= 0.05 + 2 * (0.05 * 0.95 / 800) ** 0.5
 
 
 @pytest.fixture(scope="module")

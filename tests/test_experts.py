@@ -105,6 +105,26 @@ def test_the_engine_computes_the_chosen_experts(pipe: Pipeline, routed: bool) ->
     assert (full - theirs).abs().max() > 1e-2
 
 
+def test_layers_are_compiled_where_nobody_looks_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And an FFN that a plugin put in the place of a layer's own as a whole."""
+    compiled: list[str] = []
+
+    def compile_(method: Any, **options: Any) -> Any:
+        compiled.append(f"{type(method.__self__).__name__}.{method.__name__}")
+        return method
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    pipe = models.pipeline()
+    plain = pipe.generate(LABELS).tokens
+    block = pipe.backbones["main"].blocks[0]
+    block.ffn = Masked(block.ffn, 0, EXPERTS, False)
+    pipe.compile_layers(mode="default")
+    own, others = compiled[:3], compiled[3:7]
+    assert own == ["Masked.forward", "Attention.qkv", "Attention.out"]
+    assert others == ["FeedForward.into", "FeedForward.out", "Attention.qkv", "Attention.out"]
+    assert torch.equal(pipe.generate(LABELS).tokens, plain)
+
+
 @pytest.mark.parametrize("routed", [True, False])
 def test_what_is_computed_is_what_is_planned(pipe: Pipeline, routed: bool) -> None:
     row = row_of(pipe, f"counted {routed}", chosen=2, routed=routed)

@@ -20,6 +20,7 @@ from varbench.measure.process_state import restored
 from varbench.plan.steps import Plan
 from varbench.policies import Stage, TrainingSchedule, TrainStep
 from varbench.rows.grammar import Row
+from varbench.rows.parts import settings_of
 
 EQUAL = 0.999
 """Share of tokens, or of pixels where there are none, that must be equal at any batch size, in float32."""
@@ -84,8 +85,7 @@ def neutral_equals_full(subject: PlannedRow) -> Iterator[str]:
 def _neutral_rows(subject: PlannedRow) -> list[Row]:
     found: list[Row] = []
     for setting in subject.row.settings:
-        settings = subject.bench.manager.call(setting.plugin, "varbench_settings", model=subject.row.model)
-        for selection in settings.neutral if settings else ():
+        for selection in settings_of(setting.plugin, subject.row.model, subject.bench.manager).neutral:
             found += subject.bench.expand(setting.plugin + selection)
     return found
 

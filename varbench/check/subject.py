@@ -27,6 +27,7 @@ from varbench.plan.compiler import compile_plan
 from varbench.plan.steps import Plan
 from varbench.policies import Work
 from varbench.rows.grammar import Row
+from varbench.rows.parts import settings_of
 
 LABELS = (3, 7, 1, 3)
 SEED = 11
@@ -265,9 +266,9 @@ class GeneratorRow(UnderTest):
 
     def __init__(self, bench: Bench, row: Row) -> None:
         (setting,) = row.settings
-        settings = bench.manager.call(setting.plugin, "varbench_settings", model=row.model)
         asked = {name.partition(".")[2] for name in row.parameters}
-        small = {name: value for name, value in (settings.small if settings else {}).items() if name not in asked}
+        settings = settings_of(setting.plugin, row.model, bench.manager)
+        small = {name: value for name, value in settings.small.items() if name not in asked}
         super().__init__(bench, replace(bench.again(row, **small), name=row.name))
 
     @cached_property

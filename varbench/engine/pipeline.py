@@ -26,7 +26,7 @@ from varbench.engine.trained_layer import fused_attention
 from varbench.engine.transforms import transformed
 from varbench.errors import UserError
 from varbench.model.tokenizer import Tokenizer
-from varbench.model.transformer import Transformer
+from varbench.model.transformer import FeedForward, Transformer
 from varbench.model.weighted import true_float32
 from varbench.plan.compiler import compile_plan
 from varbench.plan.owned import RowPolicies
@@ -168,7 +168,9 @@ class Pipeline:
             return
         block: Any
         for block in transformer.blocks:
-            for module, name in ((block.ffn, "into"), (block.ffn, "out"), (block.attn, "qkv"), (block.attn, "out")):
+            # One that a plugin put in the FFN's place has no halves to look between.
+            of_ffn = ("into", "out") if isinstance(block.ffn, FeedForward) else ("forward",)
+            for module, name in (*((block.ffn, name) for name in of_ffn), (block.attn, "qkv"), (block.attn, "out")):
                 setattr(module, name, torch.compile(getattr(module, name), mode=self._compiled, dynamic=True))
 
     def _kind(self, method: str | Row, batch: int, sampling: Sampling) -> Hashable:

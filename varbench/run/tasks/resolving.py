@@ -24,6 +24,7 @@ from varbench.record.failure import Failure
 from varbench.rows.check_policies import metrics_of
 from varbench.rows.grammar import Row
 from varbench.rows.manager import PluginError, PluginInfo, PluginManager, manager
+from varbench.rows.parts import settings_of
 from varbench.run import identity
 from varbench.run.channel import Channel
 from varbench.run.messages import OWN_WEIGHTS, ChildCode, Job, Resolved, ResolvedPlugin, ResolvedRow
@@ -170,8 +171,7 @@ def _resolved(job: Job, row: Row, study: str | None, plugins: PluginManager, *, 
 def _curve(row: Row, plugins: PluginManager) -> str | None:
     """Of the first method's, if it has several."""
     setting = row.settings[0]
-    settings = plugins.call(setting.plugin, "varbench_settings", model=row.model)
-    curves = {} if settings is None else settings.curves
+    curves = settings_of(setting.plugin, row.model, plugins).curves
     return next((name for name, points in curves.items() if re.fullmatch(points, setting.point or "")), None)
 
 
@@ -181,8 +181,7 @@ def _calibrates(plugin: str, plugins: PluginManager) -> bool:
 
 def _found_in(setting: Setting, row: Row, plugins: PluginManager) -> bool:
     """Whether the row gives anything that its plugin's calibration finds, which is any parameter where it does not say which."""
-    settings = plugins.call(setting.plugin, "varbench_settings", model=row.model)
-    known = {} if settings is None else settings.parameters
+    known = settings_of(setting.plugin, row.model, plugins).parameters
     found = [name for name, parameter in known.items() if parameter.calibrated] or list(known)
     return any(f"{setting.plugin}.{name}" in row.parameters for name in found)
 
@@ -246,9 +245,7 @@ def weight_set(row: Row, *, given: bool, trains: bool) -> str:
 def _files_named(row: Row, plugins: PluginManager) -> Iterator[tuple[str, str]]:
     """The files that parameters of the row name, by parameter."""
     for setting in row.settings:
-        settings = plugins.call(setting.plugin, "varbench_settings", model=row.model)
-        if settings is None:
-            continue
+        settings = settings_of(setting.plugin, row.model, plugins)
         given = rows.located(setting, settings).parameters
         for name, parameter in settings.parameters.items():
             path = given.get(name)

@@ -163,6 +163,39 @@ class Own(TrainingSchedule):
 """
 
 
+def test_weights_are_found_by_the_text_of_the_loss_s_helpers_and_of_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a package or a module beside others, and wherever the import is written."""
+    monkeypatch.syspath_prepend(tmp_path)
+    row, _ = rows.resolve("full_var@continued", SPEC), importlib.invalidate_caches()
+    package = tmp_path / "its_package"
+    package.mkdir()
+    files = {
+        package / "__init__.py": "STORY = 'one'\n",
+        package / "schedule.py": OWN.replace("{power}", "loss(seen)") + "from .losses import loss\n",
+        package / "losses.py": "def loss(seen):\n    from its_package.deeper import root\n    return root(seen)\n",
+        package / "deeper.py": "def root(seen):\n    return seen.output_RLC.mean()\n",
+        tmp_path / "its_module.py": OWN.replace("{power}", "loss(seen)") + "from its_neighbour import loss\n",
+        tmp_path / "its_neighbour.py": "def loss(seen):\n    return seen.output_RLC.mean()\n",
+    }
+    for path, text in files.items():
+        path.write_text(text)
+
+    def found() -> list[dict[str, object]]:
+        made = [importlib.import_module(name).Own() for name in ("its_package.schedule", "its_module")]
+        return [own_content(replace(row, schedule=schedule), loss=True) for schedule in made]
+
+    before = found()
+    (package / "__init__.py").write_text("STORY = 'two'\n")
+    (tmp_path / "of_no_use.py").write_text("")
+    assert found() == before
+    (package / "deeper.py").write_text(files[package / "deeper.py"].replace("mean", "sum"))
+    assert found()[0] != before[0] and found()[1] == before[1]
+    (tmp_path / "its_neighbour.py").write_text(files[tmp_path / "its_neighbour.py"].replace("mean", "sum"))
+    assert found()[1] != before[1]
+
+
 def test_weights_are_found_by_the_text_of_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     row, found = rows.resolve("full_var@continued", SPEC), []

@@ -19,7 +19,9 @@ from test_training import BUDGET, DATA, SPEC, fresh, trained, weights
 
 from varbench.errors import UserError
 from varbench.model.tokenizer import Tokenizer
+from varbench.train.optimiser import RunningMean
 from varbench.train.ranks import Ranks, Share, among_others, own_device
+from varbench.train.state_parts import Numbers, latest, load_parts, save_parts
 from varbench.train.tokens import TokenSet, tokens_of
 
 
@@ -217,6 +219,12 @@ def ranks_of(folder: Path) -> list[torch.Tensor]:
     return [torch.load(folder / f"rank{rank}", weights_only=True) for rank in (0, 1)]
 
 
+def whole_state(folder: Path) -> tuple[Path, dict[str, Any]]:
+    found = latest(folder / "state")
+    assert found is not None
+    return found
+
+
 @pytest.mark.slow
 def test_two_processes_train_what_one_does_and_one_that_is_killed_costs_nothing(
     two: Callable[..., bool], tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path
@@ -230,22 +238,56 @@ def test_two_processes_train_what_one_does_and_one_that_is_killed_costs_nothing(
     for dies in (0, 1):
         killed = tmp_path / f"killed{dies}"
         assert not two(killed, dies_at=BUDGET.steps // 2, dies=dies)
-        left = (killed / "state").read_bytes()
-        assert 0 < torch.load(killed / "state", weights_only=True)["step"] < BUDGET.steps
+        place, told = whole_state(killed)
+        assert 0 < told["step"] < BUDGET.steps
+        shares = sorted(place.glob("*.distcp"))
+        sizes = [share.stat().st_size for share in shares]
+        assert len(sizes) == 2 and max(sizes) < 0.6 * sum(sizes), "each process writes a share"
+        for name in ("fewer", "apart", "torn"):
+            shutil.rmtree(tmp_path / name, ignore_errors=True)
+            shutil.copytree(killed, tmp_path / name)
         assert two(killed)
         assert torch.equal(ranks_of(killed)[0], first), "it goes on to the same weights"
 
-    for name in ("fewer", "apart"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "state").write_bytes(left)
-    fewer, _ = trained(tokenizer, tokens, tmp_path / "fewer")
-    assert near(weights(fewer), first), "and on another number of processes, but for rounding"
+    torn = tmp_path / "torn" / "state.parts" / str(BUDGET.steps)
+    torn.mkdir()
+    shutil.copy(shares[0], torn) if shares[0].exists() else (torn / "__0_0.distcp").write_bytes(b"half")
+    assert two(tmp_path / "torn"), "a state that was never whole is not read"
+    assert torch.equal(ranks_of(tmp_path / "torn")[0], first)
 
+    fewer, said = trained(tokenizer, tokens, tmp_path / "fewer")
+    assert near(weights(fewer), first), "and on another number of processes, but for rounding"
+    assert said["losses"]["full"][: told["step"]] == told["losses"]["full"], "from where those were"
+
+    before = {path: path.read_bytes() for path in (tmp_path / "apart" / "state.parts").rglob("*") if path.is_file()}
     assert not two(tmp_path / "apart", apart=True)
-    assert (tmp_path / "apart" / "state").read_bytes() == left
+    assert {path: path.read_bytes() for path in before} == before
     words = (tmp_path / "apart" / "said").read_text()
     said = re.findall(r"UserError: process 0 finds step (\d) .*, and process 1 step (\d) .* see the same files", words)
     assert [(int(mine) > 0, int(theirs)) for mine, theirs in said] == [(True, 0)], "once"
+
+
+def test_a_state_in_parts_that_cannot_be_written_or_read_is_a_line_and_the_one_before_stays(tmp_path: Path) -> None:
+    model, path = fresh(), tmp_path / "state"
+    optimizer = torch.optim.AdamW(model.requires_grad_(True).parameters())
+    numbers = Numbers(model, optimizer, RunningMean(model, decay=0.9))
+    before = weights(model).clone()
+    save_parts(path, numbers, {"step": 1}, ranks=Ranks())
+    (tmp_path / "state.parts" / "2").write_text("no folder")
+    with pytest.raises(
+        UserError, match=r"state.parts/2 cannot be written \(FileExistsError: .*\)\. The state before it is kept"
+    ):
+        save_parts(path, numbers, {"step": 2}, ranks=Ranks())
+    for tensor in (*model.parameters(), *numbers.mean.state()):
+        tensor.data.zero_()
+    found = latest(path)
+    assert found is not None and found[1] == {"step": 1}
+    load_parts(found[0], numbers, ranks=Ranks())
+    assert torch.equal(weights(model), before) and all(mean.any() for mean in numbers.mean.state()[:1])
+    for share in found[0].glob("*.distcp"):
+        os.truncate(share, share.stat().st_size // 2)
+    with pytest.raises(UserError, match=r"cannot be read as a training state \([^\n]*\)\. Delete it to begin again"):
+        load_parts(found[0], numbers, ranks=Ranks())
 
 
 @pytest.mark.slow

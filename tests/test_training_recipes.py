@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -288,6 +289,12 @@ def test_a_recipe_that_begins_anew_beside_another_state_of_it_says_so(
     assert "(another start, data or schedule)" in capsys.readouterr().err
     trained(rows.expand("fixed_ratio@p10/d1", SPEC)[0], given, display=Display({}))
     assert "another training" not in capsys.readouterr().err, "it is of another recipe"
+    together = tmp_path / "cache" / "varbench" / "weights" / "together" / "train.state.parts"
+    (together / "1300").mkdir(parents=True)
+    (together / "1300" / "told.json").write_text(json.dumps({"identity": identity, "step": 1300}))
+    trained(row, given, seed=2, display=Display({}))
+    told = "1,300 steps of another training (seed 1, not 2, batch 4, not 8)"
+    assert f"{told} lie in {together}" in capsys.readouterr().err, "written by several processes"
 
 
 def test_the_command_says_once_and_before_it_begins_what_a_training_takes(

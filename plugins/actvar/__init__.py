@@ -8,18 +8,13 @@ Points: `mNrM` computes N percent of the experts, of M percent of the tokens; `m
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from varbench import hookimpl
 from varbench.errors import UserError
-from varbench.experts import FfnSeen, Own, WidthPolicy
+from varbench.experts import WidthPolicy
 from varbench.experts.routers import experts_of, router_width
-from varbench.policies import MAIN, Parameter, Provenance, Setting, Settings, Stage, TrainingSchedule, TrainStep
+from varbench.policies import Parameter, Provenance, Setting, Settings, TrainingSchedule
 from varbench.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 LAST = 3
 """Scales that compute a part."""
@@ -93,31 +88,8 @@ def varbench_width_policy(setting: Setting, model: ModelSpec) -> WidthPolicy | N
     )
 
 
-class TwoStages(TrainingSchedule):
-    """Routers, gates and maps on the frozen model, then everything on its logits."""
-
-    def __init__(self, *, frozen_only: bool) -> None:
-        self._frozen_only = frozen_only
-
-    def stages(self) -> tuple[Stage, ...]:
-        if self._frozen_only:
-            return (Stage(name="frozen", trains="own"),)
-        return (
-            Stage(name="frozen", share=0.5, trains="own"),
-            Stage(name="distilled", share=0.5, teacher=MAIN, trains="both"),
-        )
-
-    def at(self, stage: Stage, step: int, total: int, uniform: Callable[[int], float]) -> TrainStep:
-        if stage.name == "frozen":
-            return TrainStep(loss="own")
-        return TrainStep(point=POINTS[int(uniform(0) * len(POINTS))], loss="kl")
-
-    def own_loss(self, seen: FfnSeen, *, own: Own) -> Tensor:
-        from .gated import frozen_loss
-
-        return frozen_loss(seen, own)
-
-
 @hookimpl
 def varbench_training_schedule(setting: Setting, model: ModelSpec) -> TrainingSchedule:
-    return TwoStages(frozen_only=setting.recipe == "frozen")
+    from .training import TwoStages
+
+    return TwoStages(POINTS, frozen_only=setting.recipe == "frozen")

@@ -6,27 +6,12 @@ model. Recipe `routers` trains the routers with the model frozen; `untrained` ha
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 from varbench import hookimpl
 from varbench.errors import UserError
-from varbench.experts import FfnSeen, Own, WidthPolicy
-from varbench.experts.routers import RoutedExperts, experts_of, router_loss, router_width
-from varbench.policies import (
-    Parameter,
-    Provenance,
-    Published,
-    Setting,
-    Settings,
-    Stage,
-    TrainingSchedule,
-    TrainStep,
-)
+from varbench.experts import WidthPolicy
+from varbench.experts.routers import RoutedExperts, experts_of, router_width
+from varbench.policies import Parameter, Provenance, Published, Setting, Settings, TrainingSchedule
 from varbench.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 LAST = 3
 """Scales that compute a part, as in the published result."""
@@ -98,19 +83,8 @@ def varbench_width_policy(setting: Setting, model: ModelSpec) -> WidthPolicy | N
     )
 
 
-class RouterSchedule(TrainingSchedule):
-    """The routers alone, on norms that the frozen model shows."""
-
-    def stages(self) -> tuple[Stage, ...]:
-        return (Stage(name="routers", trains="own"),)
-
-    def at(self, stage: Stage, step: int, total: int, uniform: Callable[[int], float]) -> TrainStep:
-        return TrainStep(loss="own")
-
-    def own_loss(self, seen: FfnSeen, *, own: Own) -> Tensor:
-        return router_loss(seen, own)
-
-
 @hookimpl
 def varbench_training_schedule(setting: Setting, model: ModelSpec) -> TrainingSchedule | None:
+    from .training import RouterSchedule
+
     return RouterSchedule() if setting.recipe == "routers" else None

@@ -1,8 +1,7 @@
 """The same with the authors' own choice beside it, in which the number of a token's experts hangs on content.
 
 Points: `tN` computes, at the last scales, the experts whose expected norm is at most N percent below the token's largest; `t100` is
-the full model. Routers are trained as for fixed numbers, and are the same ones: weights are found by the text of the module that
-trains them, which is why this one stands apart.
+the full model. Routers are trained as for fixed numbers, and are the same ones.
 """
 
 from __future__ import annotations

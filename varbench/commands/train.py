@@ -199,6 +199,7 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
     from varbench.train.export import export
     from varbench.train.progress import TOKENS, TRAINING, followed
     from varbench.train.recipes import full_curriculum
+    from varbench.train.state_parts import delete
     from varbench.train.states import Checkpoints
     from varbench.train.tokens import tokens_of
     from varbench.train.trainer import train
@@ -254,7 +255,7 @@ def _transformer(args: argparse.Namespace, data: ImageSet) -> int:
             )
     if ranks.rank == 0:
         export(transformer, out, spec=spec, record={**origin, **record})
-        out.with_suffix(".state").unlink(missing_ok=True)
+        delete(out.with_suffix(".state"))
         print(f"{out}  last loss {record['losses']['full'][-1][1]:.3f} after {budget.steps} steps")
     ranks.close()
     return 0

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
-import sys
+import ast
+import importlib.util
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 from typing import Any
 
 from varbench.base.hashing import digest
 from varbench.engine.own_weights import own_numbers
+from varbench.errors import UserError
 from varbench.experts import WidthPolicy
 from varbench.model.transformer import OwnNumbers, Transformer
 from varbench.plan.owned import Owned
 from varbench.rows.grammar import Row
+
+ROOMS = "varbench.experts."
+"""What losses of plugins are written with."""
 
 
 def put_own(width: Owned[WidthPolicy], transformer: Transformer) -> None:
@@ -23,13 +30,62 @@ def put_own(width: Owned[WidthPolicy], transformer: Transformer) -> None:
 
 
 def own_content(row: Row, *, loss: bool) -> dict[str, Any]:
-    """What decides them: their sizes, the plugin's parameters, and the code of its losses; nothing for a row that has neither
-    numbers nor a `loss` of its own."""
+    """What decides them: their sizes, the plugin's parameters, and the code of its losses and of the numbers' first values; nothing
+    for a row that has neither numbers nor a `loss` of its own."""
     width = row.policies.width
     own = None if width is None else width.policy.own
     if own is None and not loss:
         return {}
     shapes = {name: list(shape) for name, shape in own.shapes.items()} if own is not None else {}
     parameters = {setting.plugin: dict(setting.parameters) for setting in row.settings}
-    source = inspect.getsource(sys.modules[type(row.schedule).__module__])
-    return {"own": {"shapes": shapes, "parameters": parameters, "source": digest([source])}}
+    deciding = [type(row.schedule), *([] if own is None or width is None else [type(width.policy)])]
+    texts = sorted(texts_behind(*(one.__module__ for one in deciding)).values())
+    return {"own": {"shapes": shapes, "parameters": parameters, "source": digest(texts)}}
+
+
+def texts_behind(*modules: str) -> dict[str, str]:
+    """The text of modules and of all that they import, in functions too, of their own package; so a story that is told elsewhere
+    in the package may change, and a helper may not."""
+    own = {name.partition(".")[0] for name in modules} - {__name__.partition(".")[0]}
+    found, names = {}, list(modules)
+    for name in names:  # which grows
+        spec = _found(name)
+        if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+            if name in modules:
+                raise UserError(
+                    f"{name} is no file of Python, and trained weights are found by the text of their losses"
+                )
+            continue
+        found[name] = Path(spec.origin).read_text()
+        package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
+        further = (
+            other
+            for other in _imported(found[name], package)
+            if other.partition(".")[0] in own or other.startswith(ROOMS) or _beside(other, Path(spec.origin), package)
+        )
+        names += [other for other in dict.fromkeys(further) if other not in names]
+    return found
+
+
+def _imported(text: str, package: str) -> Iterator[str]:
+    """By full name. Of `from a import b` it is not known which of `a` and `a.b` is a module."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            relative = "." * node.level + (node.module or "")
+            base = importlib.util.resolve_name(relative, package)
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _beside(name: str, file: Path, package: str) -> bool:
+    """Whether a module without a package has this one for a neighbour."""
+    return not package and file.with_name(f"{name}.py").is_file()
+
+
+def _found(name: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # no module but a thing in one
+        return None

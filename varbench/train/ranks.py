@@ -30,7 +30,7 @@ from varbench.errors import UserError
 Entry = TypeVar("Entry", bound=np.generic)
 
 LIMIT = timedelta(minutes=30)
-"""Of joining, and of a step, within which the first process may write a state."""
+"""Of joining, and of a step."""
 PATIENCE = timedelta(days=1)
 """Of what the first process does alone, as it makes tokens or waits for another run that trains the same."""
 
@@ -107,6 +107,14 @@ class Ranks:
             return trained, value
 
         return run
+
+    def first_says(self, mine: bool) -> bool:
+        """What the first process says to a question, for all: they save together."""
+        if self.count == 1:
+            return mine
+        answer = torch.tensor(mine)
+        distributed.broadcast(answer, 0, group=self.patient)
+        return bool(answer)
 
     def check_alike(self, mine: str, *, where: Path) -> None:
         """Refuses to go on where processes do not find the same there."""

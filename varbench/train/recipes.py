@@ -45,6 +45,7 @@ from varbench.train.progress import TOKENS, TRAINING, Progress, Sizes, followed
 from varbench.train.ranks import Ranks
 from varbench.train.recipe_key import budgets_of, read_by, recipe_key
 from varbench.train.shipped import Shipped, not_what_shipped
+from varbench.train.state_parts import delete
 from varbench.train.states import Checkpoints, another_state
 from varbench.train.tokens import TokenSet, tokens_of
 from varbench.train.trainer import DTYPES, Budget, HeldOut, train
@@ -177,7 +178,7 @@ def recipe_weights(
         if ranks.rank == 0:
             write_whole(record_path, json.dumps(record, indent=1).encode())
             for stage, _ in stages:
-                _state(folder, stage).unlink(missing_ok=True)
+                delete(_state(folder, stage))
     return RecipeWeights(files=files, record=record, origin="here", note=note)
 
 

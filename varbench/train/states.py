@@ -15,6 +15,7 @@ import torch
 
 from varbench.base.whole_files import whole_file
 from varbench.errors import CheckpointError
+from varbench.train.state_parts import folder_of, latest
 
 _SHARE = 20
 """Training goes on for at least this many times as long as the last save took."""
@@ -34,10 +35,13 @@ class Checkpoints:
     def due(self) -> bool:
         return self._clock() - self._saved_at >= max(self._every_seconds, _SHARE * self._took)
 
-    def save(self, state: dict[str, Any], *, also: Callable[[], None] = lambda: None) -> None:
-        """Save, and do what belongs to every save; how long both take decides when the next is due."""
+    def save(self, state: dict[str, Any]) -> None:
+        self.written(lambda: save_state(self.path, state))
+
+    def written(self, write: Callable[[], None], *, also: Callable[[], None] = lambda: None) -> None:
+        """Write, and do what belongs to every save; how long both take decides when the next is due."""
         began = self._clock()
-        save_state(self.path, state)
+        write()
         also()
         self._saved_at = self._clock()
         self._took = self._saved_at - began
@@ -84,13 +88,17 @@ def load_state(path: Path, *, identity: dict[str, Any]) -> dict[str, Any] | None
         raise CheckpointError(
             f"{path} cannot be read as a training state ({error}). Delete it to begin again."
         ) from error
+    check_same(state, path, identity=identity)
+    return state
+
+
+def check_same(state: dict[str, Any], path: Path, *, identity: dict[str, Any]) -> None:
     if differ := [*differences({name: state["identity"].get(name) for name in identity}, identity)]:
         theirs, ours = (", ".join(f"{one[0]} {one[place]!r}" for one in differ) for place in (1, 2))
         raise CheckpointError(
-            f"{path} belongs to a training with {theirs}, and this one has {ours}. Use another --out, or delete the file to "
+            f"{path} belongs to a training with {theirs}, and this one has {ours}. Use another --out, or delete it to "
             "begin again."
         )
-    return state
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -106,13 +114,18 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> Iterator[tuple[
 def another_state(own: Path, *, curriculum: str, budget: dict[str, Any]) -> str | None:
     """What to say of the latest state that another training of this name left beside the folder of one's own, where that has
     none: who changed an option unawares would miss its steps."""
-    found = [] if own.exists() else list(own.parent.parent.glob(f"*/{own.name}"))
-    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
-        try:
-            state = load_state(path, identity={"curriculum": curriculum})
-        except CheckpointError:
+    if own.exists() or latest(own):
+        return None
+    others = own.parent.parent.glob(f"*/{own.name}*")
+    for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
+        if path not in (whole := path.with_name(own.name), folder_of(whole)):
             continue
-        if state is not None:
+        try:
+            found = latest(whole) if path.is_dir() else None
+            state = found[1] if found else load_state(path, identity={})
+        except (CheckpointError, ValueError):
+            continue
+        if state is not None and state["identity"].get("curriculum") == curriculum:
             differ = (
                 f"{name} {theirs}, not {ours}"
                 for name, theirs, ours in differences(state["identity"]["budget"], budget)

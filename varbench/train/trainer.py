@@ -5,11 +5,14 @@ Letters: B images, L tokens of all scales, n tokens of the scales that are train
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -23,11 +26,12 @@ from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import Transformer
 from varbench.policies import TrainStep
 from varbench.train.curriculum import Curriculum, Passes, Teacher
-from varbench.train.optimiser import RunningMean, adamw, divergence, rate_at, restore, take_step
+from varbench.train.optimiser import RunningMean, adamw, divergence, rate_at, take_step
 from varbench.train.order import batch_rows, class_drops, uniforms
 from varbench.train.progress import Progress
 from varbench.train.ranks import Loss, Ranks, Share
-from varbench.train.states import Checkpoints, ctrl_c_waits, load_state
+from varbench.train.state_parts import Numbers, delete, folder_of, latest, load_parts, save_parts
+from varbench.train.states import Checkpoints, check_same, ctrl_c_waits, load_state, save_state
 from varbench.train.step_graphs import Given, Replayable, StepGraphs, stream_of, worth_capturing
 from varbench.train.tokens import TokenSet
 
@@ -148,8 +152,9 @@ def optimise(
     Killed at any moment and called again with the same arguments, it goes on from the last checkpoint to the same weights
     that it would have reached without the interruption; after Ctrl-C, from the step it was at. `on_checkpoint` runs
     after each checkpoint with the mean weights in place, and so does `evaluation`, whose seconds are not counted as
-    training. Of several `ranks`, the first alone writes; all of them end with the same weights. A training that diverges
-    is ended, and leaves no checkpoint, which would only lead there again.
+    training. Of several `ranks`, each writes a share of a checkpoint, and the first alone what is written beside; all of
+    them end with the same weights. A training that diverges is ended, and leaves no checkpoint, which would only lead
+    there again.
     """
     module.train()
     ranks = ranks or Ranks()
@@ -162,16 +167,13 @@ def optimise(
     # The optimiser's state and the mean go by the parameters' order.
     shapes = [[key, list(parameter.shape)] for key, parameter in module.named_parameters()]
     identity = {"curriculum": name, "budget": asdict(budget), "parameters": json_digest(shapes)[:12], **identity}
+    numbers = Numbers(module, optimizer, mean)
     begin, seconds, counts = 0, 0.0, dict[str, int]()
     losses: dict[str, list[list[float]]] = {}  # by point, pairs of step and loss
     evaluations: list[dict[str, Any]] = []
-    if state := load_state(checkpoints.path, identity=identity):
+    if state := _resumed(checkpoints.path, numbers, identity=identity, ranks=ranks):
         begin, seconds, counts = state["step"], state["seconds"], state["counts"]
-        module.load_state_dict(state["module"])
-        restore(optimizer, state["optimizer"])
-        mean.load(state["mean"])
         losses, evaluations = state["losses"], state["evaluations"]
-    ranks.check_alike(f"step {begin} of the training {json_digest(identity)[:8]}", where=checkpoints.path)
 
     def evaluate(step: int) -> float:
         began = time.perf_counter()
@@ -185,21 +187,20 @@ def optimise(
     started = time.perf_counter()
 
     def save(step: int) -> None:
-        state = {
+        told = {
             "identity": identity,
             "step": step,
             "seconds": seconds + time.perf_counter() - started,
             "counts": counts,
             "losses": losses,
             "evaluations": evaluations,
-            "module": module.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "mean": mean.state(),
         }
-        checkpoints.save(state, also=partial(export_mean, step))
+        checkpoints.written(
+            partial(_write, checkpoints.path, numbers, told, ranks=ranks), also=partial(export_mean, step)
+        )
 
     def export_mean(step: int) -> None:
-        if on_checkpoint is not None and step < budget.steps:
+        if on_checkpoint is not None and step < budget.steps and ranks.rank == 0:
             mean.swap()
             on_checkpoint(step)
             mean.swap()
@@ -223,14 +224,14 @@ def optimise(
             )
             trained, value, gradient = take(step, rate)
             if diverged := divergence(step, steps=budget.steps, peak=budget.peak_rate, loss=value, gradient=gradient):
-                checkpoints.path.unlink(missing_ok=True)
+                delete(checkpoints.path)
                 raise UserError(f"{name}: {diverged}")
             mean.update(step)
             counts[trained] = counts.get(trained, 0) + 1
             losses.setdefault(trained, []).append([step + 1, round(value, 4)])
             progress(step + 1, {f"loss {trained}": value})
             started += evaluate(step + 1)
-            if ranks.rank == 0 and (checkpoints.due() or interrupted() or step + 1 == budget.steps):
+            if ranks.first_says(checkpoints.due() or interrupted() or step + 1 == budget.steps):
                 save(step + 1)
             if interrupted():
                 raise KeyboardInterrupt
@@ -248,6 +249,29 @@ def optimise(
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "torch": torch.__version__,
     }
+
+
+def _write(path: Path, numbers: Numbers, told: dict[str, Any], *, ranks: Ranks) -> None:
+    if ranks.count > 1:
+        save_parts(path, numbers, told, ranks=ranks)
+    else:
+        save_state(path, {**told, **numbers.state()})
+        shutil.rmtree(folder_of(path), ignore_errors=True)
+
+
+def _resumed(path: Path, numbers: Numbers, *, identity: dict[str, Any], ranks: Ranks) -> dict[str, Any] | None:
+    """What was told of the last state, once its numbers are in place; whoever wrote it, one process or several."""
+    parts = latest(path)
+    told = load_state(path, identity=identity) if parts is None else parts[1]
+    if parts is not None:
+        check_same(parts[1], parts[0], identity=json.loads(json.dumps(identity)))
+    step = 0 if told is None else told["step"]
+    ranks.check_alike(f"step {step} of the training {json_digest(identity)[:8]}", where=path)
+    if parts is not None:
+        load_parts(parts[0], numbers, ranks=ranks)
+    elif told is not None:
+        numbers.load(told)
+    return told
 
 
 def _batch(tokens: TokenSet, budget: Budget, step: int, *, classes: int, share: Share) -> tuple[Tensor, Tensor]:

@@ -41,7 +41,7 @@ from varbench.show import (
     formatting,
     labels,
 )
-from varbench.show.answer import answer
+from varbench.show.answer import answer, by_loss
 from varbench.show.columns import table_of
 from varbench.show.entries import blocks_of, judge_quality, score_difference, score_label
 from varbench.show.outputs import render
@@ -101,6 +101,29 @@ def test_the_answer_where_both_tie_within_noise():
     said = against(5.05, 5.15)
     assert said.startswith(f"Deploy `{VARIANT}`")
     assert f"`{FIXED}` ties with it within noise" in said
+
+
+def test_what_is_fastest_for_each_loss_that_is_accepted(tmp_path):
+    """By point values; a row within noise of the full model's speed is no answer, however good."""
+    rows = [
+        make_record("scale_window@w1", seconds=0.995, quality=5.0, training=False),
+        make_record(VARIANT, seconds=0.6, quality=5.4, training=False),
+        make_record("variant@d4", seconds=0.4, quality=9.0, training=False),
+        make_record("variant@d2", seconds=0.2, quality=16.0, training=False),
+    ]
+    (block,) = blocks_of([*full_records(quality=5.0), *rows])
+    said = by_loss(block)
+    assert said.startswith(
+        f"The fastest row within 1.1x the full model's FD-shapes (5.00 ± 0.20): `{VARIANT}` (1.67x, 5.40 ± "
+    )
+    assert "within 2x `variant@d4` (2.51x, 9.00 ± " in said and said.endswith("within 3x the same.")
+    (block,) = blocks_of([*full_records(quality=5.0), *rows[2:]])
+    assert ": none, within 2x `variant@d4`" in by_loss(block)
+    (block,) = blocks_of([*full_records(quality=5.0), *rows[:2]])
+    assert by_loss(block) == "", "one row is what the answer says"
+    page = render([*full_records(quality=5.0), *rows], tmp_path)
+    for shown in (page.read_text(), (page.parent / "table.md").read_text()):
+        assert "The fastest row within 1.1x the full model" in shown
 
 
 def test_one_training_tells_no_recipe_from_another_and_several_seeds_do():

@@ -13,6 +13,8 @@ from varbench.base import stats
 from varbench.show import formatting
 from varbench.show.entries import Block, Entry, ended, judge_quality, judge_speed, need_seeds, score_label
 
+LOSSES = (1.1, 2, 3)
+
 
 def answer(block: Block | None) -> str:
     """One sentence; also where there is nothing to say, and then why."""
@@ -72,6 +74,42 @@ def _answer(block: Block) -> str:
             f"at {_quality(best, block)} against {_number(full)}"
         )
     return f"{start}{_against_rival(best, scored)}."
+
+
+def by_loss(block: Block | None) -> str:
+    """The fastest row for each share of quality that somebody may give up, as distances go: a score that is better when it is
+    lower. Empty where that says nothing beside the answer."""
+    full = None if block is None else block.full.get("lossless")
+    if block is None or full is None or not full.believable or full.quality is None or block.headline is None:
+        return ""
+    faster = [
+        entry
+        for entry in block.entries
+        if entry.believable
+        and not entry.is_full
+        and entry.quality is not None
+        and not _same_work(entry, full)
+        and judge_speed(entry, "lossless") == "better"
+    ]
+    if block.headline.better != "lower" or len(faster) < 2:
+        return ""
+    found, named = [], None
+    for times in LOSSES:
+        within = [
+            entry for entry in faster if entry.quality is not None and entry.quality.value <= times * full.quality.value
+        ]
+        best = max(within, key=lambda entry: entry.speedups["lossless"].value, default=None)
+        if best is None:
+            found.append("none")
+        elif best is named:
+            found.append("the same")
+        else:
+            found.append(f"`{best.name}` ({best.speedups['lossless'].value:.2f}x, {_number(best)})")
+        named = best
+    label = "score" if full.headline is None else score_label(full.headline)
+    (first, fastest), *more = zip(LOSSES, found, strict=True)
+    further = "".join(f", within {times:g}x {which}" for times, which in more)
+    return f"The fastest row within {first:g}x the full model's {label} ({_number(full)}): {fastest}{further}."
 
 
 def _against_rival(best: Entry, rows: list[Entry]) -> str:

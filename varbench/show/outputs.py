@@ -21,7 +21,7 @@ from varbench.errors import UserError
 from varbench.record import Record, record_path, sections, to_json
 from varbench.record.frames import frame_of, write_csv, write_parquet
 from varbench.show import charts, columns, figures_speed, formatting, header_footer, page, samples, stills
-from varbench.show.answer import answer
+from varbench.show.answer import answer, by_loss
 from varbench.show.drawn_rows import label
 from varbench.show.entries import Entry
 
@@ -95,6 +95,7 @@ def _write_all(folder: Path, shown: page.Shown, fingerprint: str, texts: Sequenc
     about: dict[str, Any] = {
         "fingerprint": fingerprint,
         "answer": answer(drawn[0].block if drawn else None),
+        "by_loss": by_loss(drawn[0].block if drawn else None),
         "models": sorted({record.model.preset for record in records}),
         "devices": sorted({record.environment.device for record in records}),
         "rows": len(entries),
@@ -123,7 +124,8 @@ def _write_tables(folder: Path, drawn: Sequence[page.Drawn], encoded: Sequence[d
             tablefmt="github",
             disable_numparse=True,
         )
-        markdown.append(f"## {_text(block.title)}\n\n{_text(answer(block))}\n\n{table}\n")
+        said = "\n\n".join(filter(None, (f"## {_text(block.title)}", _text(answer(block)), _text(by_loss(block)))))
+        markdown.append(f"{said}\n\n{table}\n")
         latex.append(
             f"% {block.title}\n"
             + tabulate(rows, headers=headings, tablefmt="latex_booktabs", disable_numparse=True)

@@ -26,7 +26,7 @@ from varbench.show import (
     samples,
     stills,
 )
-from varbench.show.answer import answer
+from varbench.show.answer import answer, by_loss
 from varbench.show.charts import Figure
 from varbench.show.drawn_rows import label
 from varbench.show.entries import Block, blocks_of
@@ -189,7 +189,7 @@ def _block(
             "columns": figure.columns, "cells": places_of_cells, "legend": figure.legend, "wide": whole_width,
         })  # fmt: skip
     return {
-        "anchor": part.anchor, "title": block.title, "answer": answer(block), "rows": rows, "figures": shown,
+        "anchor": part.anchor, "title": block.title, "answer": answer(block), "by_loss": by_loss(block), "rows": rows, "figures": shown,
         "columns": part.headings, "grids": part.grids, "quality_notes": (*block.quality_notes, *training_notes(block)),
         "has_plans": any(figure.key == "plans" for _, figure in part.figures),
     }  # fmt: skip

@@ -153,6 +153,15 @@ def test_quantised_entries_are_read_as_they_were_rounded(pipe: Pipeline, point: 
     agrees(pipe, f"quant_cache@{point}", kept, least=1e-3)
 
 
+def test_what_the_teacher_forced_pass_cannot_say_is_refused_by_name(pipe: Pipeline) -> None:
+    tokens, labels = torch.zeros(1, sum(pipe.model.tokens), dtype=torch.long), [0]
+    with pytest.raises(UserError, match="quant_cache@b4 reads keys and values that were encoded and decoded"):
+        pipe.logits(tokens, labels, method="quant_cache@b4")
+    for row in ("fastvar@r50", "h2o@b25"):
+        with pytest.raises(PlanError, match=rf"{row}: layer \d at .* chooses tokens or cache entries by content"):
+            pipe.logits(tokens, labels, method=row)
+
+
 @pytest.mark.parametrize("point", FORMS)
 def test_a_stored_form_takes_what_it_declares_and_knows_any_size(point: str) -> None:
     form = FORMS[point]

@@ -50,7 +50,7 @@ def unlabelled_equals_teacher(subject: PlannedRow) -> Iterator[str]:
     branch's attention where the plan has one for both."""
     row = stand_ins.fully_guided(_nothing_picked(subject))
     plan = subject.compile(row)
-    if plan.skipped:
+    if plan.skipped or plan.cache_form is not None:
         return
     tokens = subject.generate(row).tokens
     unlabelled = subject.generate(

@@ -199,7 +199,8 @@ def _share_alone(subject: UnderTest, together: Answer, seed: int) -> float:
 def teacher_equals_cached(subject: PlannedRow) -> Iterator[str]:
     """Logits of the teacher-forced pass equal those of cached generation of the same tokens, before guidance."""
     plan = subject.plan
-    if plan.picks or plan.skipped:  # of experts too, a near tie could fall either way
+    # Of experts too, a near tie could fall either way; and what is read encoded has no one pass.
+    if plan.picks or plan.skipped or plan.cache_form is not None:
         return
     try:
         for name in dict.fromkeys(step.backbone for step in plan.steps):
@@ -222,7 +223,7 @@ def teacher_equals_cached(subject: PlannedRow) -> Iterator[str]:
 def tolerance(plan: Plan) -> float:
     """Largest difference of logits between two ways of computing the same: a type of few bits makes steps of last places."""
     changes = [change for transform in plan.transforms for _, change in transform.changes]
-    kinds = {"form" if plan.cache_form else plan.cache_dtype, *(change.compute_type for change in changes)}
+    kinds = {plan.cache_dtype, *(change.compute_type for change in changes)}
     return max({None: 1e-3, "float32": 1e-3, "float16": 0.1, "int8": 0.1}.get(kind, 1.0) for kind in kinds)
 
 

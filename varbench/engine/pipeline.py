@@ -237,6 +237,11 @@ class Pipeline:
         plan, row = self.compile(method)
         if plan.decision is not None:
             raise UserError(f"{plan.name} decides by content how it goes on, so it has no logits of given tokens")
+        if plan.cache_form is not None:
+            raise UserError(
+                f"{plan.name} reads keys and values that were encoded and decoded, which a pass over all scales at once does not; "
+                "ask for the logits of a generation, generate(tokens=…, return_logits=True)"
+            )
         method_name = method if isinstance(method, str) else method.name
         tokens = tokens_given(tokens, self.model).to(self.device)
         labels = labels_given(labels, self.model).to(self.device)

@@ -275,6 +275,42 @@ def test_a_recipe_that_is_interrupted_goes_on_from_that_step(
     assert "another training" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("at", [2, 6])
+def test_own_numbers_a_loss_of_its_own_and_a_teacher_are_there_again_after_an_interruption(
+    given: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """In either of two stages, of which the first trains a method's numbers alone and the second all by the frozen model."""
+    row = rows.resolve("actvar@distilled/m50r50:experts=8", SPEC)
+    assert row.schedule is not None
+    assert [(stage.trains, stage.teacher) for stage in row.schedule.stages()] == [("own", None), ("both", "main")]
+    whole = load_transformer(trained(row, given).files["main"], SPEC.tokenizer)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
+    taken: list[int] = []
+
+    def pressing(display: Display, kind: str, title: str, **kwargs: Any) -> Any:
+        @contextmanager
+        def shown() -> Iterator[Any]:
+            def progress(step: int, figures: dict[str, float]) -> None:
+                taken.append(step)
+                if len(taken) == at:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+            yield progress
+
+        return shown()
+
+    monkeypatch.setattr(recipes, "followed", pressing)
+    with pytest.raises(KeyboardInterrupt):
+        trained(row, given)
+    again = trained(row, given)
+    assert again.origin == "here" and len(taken) == 8, "no step was taken twice"
+    resumed = load_transformer(again.files["main"], SPEC.tokenizer)
+    assert torch.equal(weights(resumed), weights(whole))
+    own, others = resumed.own.tensors(), whole.own.tensors()
+    assert own.keys() == others.keys() and all(torch.equal(own[name], others[name]) for name in own)
+    assert not torch.equal(weights(whole), of(given["main"])) and bool(own["gate"].any())
+
+
 def test_a_recipe_that_begins_anew_beside_another_state_of_it_says_so(
     given: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -192,6 +192,15 @@ def test_what_ships_for_tiny_is_what_todays_code_would_train(folder: str) -> Non
     """Fails where a schedule, a base model, the data or the budget was changed and the weights were not trained again."""
     recipe = json.loads((TINY / folder / presets.RECORD).read_text())["row"]
     (row, *_) = rows.expand(recipe, presets.preset("tiny").spec)
+    assert shipped_for(row) == ("shipped", None)
+
+
+def test_a_point_with_a_policy_of_its_own_shares_what_ships_for_its_recipe() -> None:
+    assert shipped_for(rows.resolve("dmoe@routers/t70", presets.preset("tiny").spec)) == ("shipped", None)
+
+
+def shipped_for(row: rows.Row) -> tuple[str, str | None]:
+    """Where its weights come from, with what is said of them; a training has a step."""
     further = dict(row.policies.backbones)
     files = presets.shipped_files("tiny", further)
     ready = shipped_with("tiny", seed=0, steps=None)
@@ -199,8 +208,7 @@ def test_what_ships_for_tiny_is_what_todays_code_would_train(folder: str) -> Non
     if trained_generator(row):
         given: dict[str, Any] = {"vae": files["vae"], "main": files["main"], "data": Shapes(side=32)}
         found = generator_weights(row, **given, budget=replace(GENERATOR, steps=1), shipped=ready)
-        assert (found.origin, found.note) == ("shipped", None)
-        return
+        return found.origin, found.note
     found = recipe_weights(
         row,
         vae=files.pop("vae"),
@@ -209,7 +217,7 @@ def test_what_ships_for_tiny_is_what_todays_code_would_train(folder: str) -> Non
         budget=replace(ready.budget, steps=1),
         shipped=ready,
     )
-    assert (found.origin, found.note) == ("shipped", None)
+    return found.origin, found.note
 
 
 def test_the_page_says_where_weights_come_from_and_which_had_fewer_steps() -> None:

@@ -38,9 +38,9 @@ def own_content(row: Row, *, loss: bool) -> dict[str, Any]:
         return {}
     shapes = {name: list(shape) for name, shape in own.shapes.items()} if own is not None else {}
     parameters = {setting.plugin: dict(setting.parameters) for setting in row.settings}
-    deciding = [type(row.schedule), *([] if own is None or width is None else [type(width.policy)])]
-    texts = sorted(texts_behind(*(one.__module__ for one in deciding)).values())
-    return {"own": {"shapes": shapes, "parameters": parameters, "source": digest(texts)}}
+    first = None if own is None else own.initial
+    texts = texts_behind(type(row.schedule).__module__, *([] if first is None else [first.__module__])).values()
+    return {"own": {"shapes": shapes, "parameters": parameters, "source": digest(sorted(texts))}}
 
 
 def texts_behind(*modules: str) -> dict[str, str]:

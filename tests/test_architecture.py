@@ -24,7 +24,7 @@ ROOMS = (
 
 # What a plugin may import of varbench; everything else may change under it. Beside these, what `varbench` itself hands on.
 PUBLIC = {
-    "errors", "spec", "experts", "experts.routers", "policies", "supernet", "record", "record.sections", "engine.calibration",
+    "errors", "spec", "experts", "experts.near_largest", "experts.routers", "policies", "supernet", "record", "record.sections", "engine.calibration",
     "quality.torchvision_shim", "show.claims",
 }  # fmt: skip
 SHIPPED = (PACKAGE.parent / "plugins", PACKAGE.parent / "baselines")

@@ -1571,7 +1571,7 @@ def ran(plugin: Any) -> list[str]:
     return rows
 
 
-@pytest.mark.parametrize(("plugin", "rows"), [("dmoe", 6), ("actvar", 4), ("skipvar", 1), ("h2o", 4)])
+@pytest.mark.parametrize(("plugin", "rows"), [("dmoe", 6), ("actvar", 5), ("skipvar", 1), ("h2o", 4)])
 def test_of_rows_that_nothing_tells_apart_on_random_weights_one_is_run(plugin: str, rows: int) -> None:
     """Of recipes of one method, and of points that differ only by what calibration finds."""
     assert len(ran(plugin)) == rows

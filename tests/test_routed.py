@@ -27,7 +27,7 @@ from varbench.model.checkpoints import load_transformer
 from varbench.model.transformer import OwnNumbers
 from varbench.plan import cost, presets
 from varbench.plan.compiler import compile_plan
-from varbench.plan.trace import differences, foreseen, otherwise_than_planned
+from varbench.plan.trace import otherwise_than_planned
 from varbench.record.plan_summary import plan_summary, trace_totals
 from varbench.train.recipes import recipe_weights
 
@@ -285,16 +285,18 @@ def test_routers_of_layers_are_trained_apart() -> None:
     assert not torch.equal(made["split"][0], made["split"][1])
 
 
-def test_actvar_by_its_rule(pipe: Pipeline) -> None:
-    """m50r25 of 4 experts: of 16, 36 and 64 tokens 4, 9 and 16 go through two experts each, the others through the map."""
-    method = "actvar@m50r25:experts=4"
+@pytest.mark.parametrize("experts", ["m50", "t70"])
+def test_actvar_by_its_rule(pipe: Pipeline, experts: str) -> None:
+    """Of 16, 36 and 64 tokens 4, 9 and 16 go through two of 4 experts each, or through those near the largest, the others through
+    the map."""
+    method = f"actvar@{experts}r25:experts=4"
     mine, other = models.pipeline(), models.pipeline()
     own = random_own(rows.resolve(method, pipe.model))
     mine.backbones["main"].own = OwnNumbers("actvar", own)
     ours_pipe = Pipeline(tokenizer=mine.tokenizer, backbones=mine.backbones, device="cpu", dtype="float32", weights={})
     ours = ours_pipe.generate(LABELS, seed=2, method=method, return_logits=True)
     for layer, block in enumerate(other.backbones["main"].blocks):
-        block.ffn = SomeTokens(block.ffn, own, layer)
+        block.ffn = (SomeTokens if experts == "m50" else SomeNearTheBest)(block.ffn, own, layer)
     theirs = other.generate(LABELS, tokens=ours.tokens, return_logits=True).logits
     assert ours.logits is not None and theirs is not None
     assert (ours.logits - theirs).abs().max() < 1e-4
@@ -303,10 +305,13 @@ def test_actvar_by_its_rule(pipe: Pipeline) -> None:
     cached = ours_pipe.generate(LABELS, tokens=ours.tokens, cfg=0.0, method=method, return_logits=True).logits
     assert cached is not None
     assert (ours_pipe.logits(ours.tokens, LABELS, method=method) - cached).abs().max() < 1e-3
-    assert list(differences(foreseen(ours.plan, batch=2, dtype="float32"), ours.trace)) == []
+    assert list(otherwise_than_planned(ours.plan, ours.trace, batch=2, dtype="float32")) == []
+    most = cost.work(ours.plan, batch=2, dtype="float32")
+    ran = trace_totals(ours.trace, ours.plan).flops
+    assert ran is not None and (ran < most.transformer_flops) == ours.plan.varies == (experts == "t70")
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        ours_pipe.generate(LABELS, method=method)
-    assert counter.get_total_flops() == pytest.approx(cost.work(ours.plan, batch=2, dtype="float32").flops, rel=1e-3)
+        ours_pipe.generate(LABELS, method=method, seed=2)
+    assert counter.get_total_flops() == pytest.approx(ran + most.decoder_flops, rel=2e-3)
 
 
 def random_own(row: rows.Row) -> dict[str, torch.Tensor]:
@@ -334,6 +339,10 @@ class SomeTokens(OnlyTheseUnits):
             for token in sorted(range(len(change)), key=lambda at: change[at])[: len(change) - len(change) // 4]:
                 output[row, token] = own["lift"] @ (own["lower"] @ x[row, token]) + own["mean"]
         return output
+
+
+class SomeNearTheBest(SomeTokens, NearTheBest):
+    """The same with the experts near the largest."""
 
 
 def test_actvar_on_published_sizes() -> None:

@@ -2,7 +2,8 @@
 estimated (arXiv 2511.12893).
 
 Points: `mNrM` computes N percent of the experts, of M percent of the tokens; `mN` computes every token, `rM` every expert, and
-`m100r100` is the full model. Recipe `distilled` has both stages, `frozen` the first alone.
+`m100r100` is the full model. `tNrM` computes, of M percent of the tokens, the experts whose expected norm is at most N percent below
+the token's largest; so their number hangs on content. Recipe `distilled` has both stages, `frozen` the first alone.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ _PERCENT = "([1-9][0-9]?|100)"
 @hookimpl
 def varbench_settings(model: ModelSpec) -> Settings:
     return Settings(
-        points=POINTS,
+        points=(*POINTS, "t70r75"),
         default_points=POINTS[:3],
-        point_pattern=f"m{_PERCENT}(r{_PERCENT})?|r{_PERCENT}",
+        point_pattern=f"[mt]{_PERCENT}(r{_PERCENT})?|r{_PERCENT}",
         recipes=("distilled", "frozen"),
         parameters={
             "experts": Parameter(
@@ -51,7 +52,7 @@ def varbench_settings(model: ModelSpec) -> Settings:
                 "regresses the norm of the FFN's output, a share of each scale's tokens fixed per scale, a low-rank linear map "
                 "as reconstruction, the last three scales, the first half of the steps on the frozen model's FFNs (mean square "
                 "errors), the second on its logits (KL) at points drawn evenly; m75r75 saves about what is printed on d30. "
-                "Counts are fixed; a threshold is dmoe's"
+                "Counts are fixed; tN has those near the largest instead, as DMoE-VAR chooses, one threshold for all scales"
             ),
             url="https://arxiv.org/abs/2511.12893",
         ),
@@ -59,13 +60,14 @@ def varbench_settings(model: ModelSpec) -> Settings:
 
 
 def percents(point: str) -> tuple[int, int]:
-    """Of experts and of tokens."""
-    shares = dict(re.findall(r"([mr])([0-9]+)", point))
-    return int(shares.get("m", 100)), int(shares.get("r", 100))
+    """Of experts, or below the largest of them, and of tokens."""
+    shares: dict[str, str] = dict(re.findall(r"([mtr])([0-9]+)", point))
+    return int(shares.get("m", shares.get("t", 100))), int(shares.get("r", 100))
 
 
 @hookimpl
 def varbench_width_policy(setting: Setting, model: ModelSpec) -> WidthPolicy | None:
+    from .by_threshold import GatedByThreshold
     from .gated import GatedExperts
 
     assert setting.point is not None
@@ -78,14 +80,12 @@ def varbench_width_policy(setting: Setting, model: ModelSpec) -> WidthPolicy | N
     if (of_experts, of_tokens) == (100, 100) or dense == model.scales:
         return None
     partly = range(dense, model.scales)
-    return GatedExperts(
-        model,
-        experts=experts,
-        router=router,
-        rank=rank,
-        chosen=[max(1, round(experts * of_experts / 100)) if k in partly else experts for k in range(model.scales)],
-        kept=[max(1, round(model.tokens[k] * of_tokens / 100)) if k in partly else None for k in range(model.scales)],
-    )
+    kept = [max(1, round(model.tokens[k] * of_tokens / 100)) if k in partly else None for k in range(model.scales)]
+    sizes: dict[str, int] = {"experts": experts, "router": router, "rank": rank}
+    if setting.point.startswith("t"):
+        return GatedByThreshold(model, **sizes, threshold=of_experts / 100, dense=dense, kept=kept)
+    chosen = [max(1, round(experts * of_experts / 100)) if k in partly else experts for k in range(model.scales)]
+    return GatedExperts(model, **sizes, chosen=chosen, kept=kept)
 
 
 @hookimpl

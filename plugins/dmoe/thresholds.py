@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from varbench import hookimpl
 from varbench.experts import Own, WidthPolicy
-from varbench.experts.routers import RoutedExperts, predicted_norms
+from varbench.experts.near_largest import near_the_largest
+from varbench.experts.routers import RoutedExperts
 from varbench.policies import Setting, Settings
 from varbench.spec import ModelSpec
 
@@ -66,14 +67,10 @@ class NearTheLargest(RoutedExperts):
 
     def __init__(self, model: ModelSpec, *, experts: int, router: int, threshold: float, dense: int) -> None:
         super().__init__(model, experts=experts, router=router, chosen=[experts] * model.scales)
-        self._share, self._dense = 1 - threshold, dense
+        self._threshold, self._dense = threshold, dense
 
     def count(self, layer: int, scale: int) -> int | None:
         return self.experts if scale >= self._dense else None
 
     def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
-        import torch
-
-        norms_RLE = predicted_norms(hidden_RLC, own["down"][layer], own["up"][layer])
-        near_RLE = norms_RLE >= self._share * norms_RLE.amax(dim=-1, keepdim=True)
-        return torch.where(near_RLE, torch.arange(count, device=near_RLE.device), -1)
+        return near_the_largest(hidden_RLC, own, layer=layer, threshold=self._threshold)

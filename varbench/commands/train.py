@@ -174,10 +174,7 @@ def _tokenizer(args: argparse.Namespace, data: ImageSet) -> int:
     out = _out(args)
     state = out.with_suffix(".state")
     told = {"steps": budget.steps, "batch": budget.batch, "events": args.tensorboard}
-    with (
-        shown({TRAINING: [budget.steps]}) as display,
-        followed(display, TRAINING, "tokenizer", **told) as progress,
-    ):
+    with shown({TRAINING: [budget.steps]}) as display, followed(display, TRAINING, "tokenizer", **told) as progress:
         module, record = train_tokenizer(
             spec, data=data, budget=budget, checkpoints=Checkpoints(state), progress=progress, device=args.device
         )

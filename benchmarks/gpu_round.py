@@ -6,9 +6,9 @@
 
 Its parts, in the order of their worth. Each may take some minutes of what is left, and what it leaves the others have:
 
-    tests     tests/test_gpu.py: agreement with the CPU, lossless and official accounting bit for bit, kernels, graphs
+    tests     those that are marked gpu: agreement with the CPU, lossless and official accounting bit for bit, kernels, graphs
     engine    of the first model, operator by operator and as graphs, beside what was foreseen (gpu_engine.py)
-    official  beside the official code in one process (beside_official.py), where --official names a checkout of it
+    official  of each model, beside the official code in one process (beside_official.py), where --official names a checkout
     methods   of each model, VARiant's points and a setting of every other method, at --batch and at 1, random weights
     memory    of the first model and a point of VARiant's: peak memory, energy, the largest batch
     trained   `tiny` trained here, and the quality of its weights on this device and on the CPU
@@ -148,12 +148,19 @@ def parts(args: argparse.Namespace) -> Iterator[Part]:
         plugins = args.plugins or ",".join(every_method(model, outsiders=model == first))
         return Part(f"methods {model}", {model: run_into(model, args.device, *random(model, plugins), "--quick")})
 
-    yield Part("tests", {"tests": [sys.executable, *split("-m pytest tests/test_gpu.py -v -p no:cacheprovider")]})
-    beside = split(f"--model {first} --batch {args.batch},1 --device {args.device}")
-    yield Part("engine", {"engine": [sys.executable, "benchmarks/gpu_engine.py", *beside]})
-    if args.official is not None:
-        script = ["benchmarks/beside_official.py", str(args.official.resolve())]
-        yield Part("official", {"official": [sys.executable, *script, *beside]})
+    def beside(model: str) -> list[str]:
+        return split(f"--model {model} --batch {args.batch},1 --device {args.device}")
+
+    def official(model: str) -> Iterator[Part]:
+        if args.official is not None:
+            name = "official" if model == first else f"official {model}"
+            script = ["benchmarks/beside_official.py", str(args.official.resolve())]
+            yield Part(name, {name.replace(" ", "-"): [sys.executable, *script, *beside(model)]})
+
+    marked = split("-m pytest -m gpu tests/test_gpu.py tests/test_llamagen.py -v -p no:cacheprovider")
+    yield Part("tests", {"tests": [sys.executable, *marked]})
+    yield Part("engine", {"engine": [sys.executable, "benchmarks/gpu_engine.py", *beside(first)]})
+    yield from official(first)
     yield methods(first)
     point = args.plugins or rows.expand("variant", presets.preset(first).spec)[1].name
     once = [*random(first, point), *split("--rounds 1 --budget 0")]
@@ -169,7 +176,9 @@ def parts(args: argparse.Namespace) -> Iterator[Part]:
             "quality": [*VARBENCH, "compare", *sides, "--fail-on", "fid:0"],
         },
     )
-    yield from map(methods, others)
+    for model in others:
+        yield methods(model)
+        yield from official(model)
 
 
 def every_method(model: str, *, outsiders: bool) -> list[str]:

@@ -49,11 +49,17 @@ def _sections(out: Path, about: Mapping[str, str], outcomes: Mapping[str, Outcom
         yield "Nothing stands beside the official code: `--official` takes a checkout of it."
     if (log := out / "logs" / "tests.txt").exists():
         yield _tests(log.read_text(errors="replace"))
-    for name, title in SAID.items():
+    for name, title in (*SAID.items(), *_further(out / "logs")):
         if (log := out / "logs" / f"{name}.txt").exists():
             yield f"## {title}\n\n```text\n{log.read_text(errors='replace').strip()}\n```"
     if (out / "records").exists():
         yield from map(_measured, blocks_of(load_records([out / "records"]).records))
+
+
+def _further(logs: Path) -> Iterator[tuple[str, str]]:
+    """Of the models after the first."""
+    for log in sorted(logs.glob("official-*.txt")):
+        yield log.stem, f"{SAID['official']}: {log.stem.partition('-')[2]}"
 
 
 def _tests(log: str) -> str:

@@ -95,6 +95,17 @@ def test_a_round(gpu_round: ModuleType, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("anywhere")
+def test_every_model_is_timed_beside_the_official_code(gpu_round: ModuleType, tmp_path: Path) -> None:
+    asked = [*split("--models tiny,var-d16 --minutes 0 --official"), str(tmp_path / "official"), "--out", str(tmp_path)]
+    assert gpu_round.main(asked) == 1
+    logs = [f"| {name} " for name in ("official", "official var-d16")]
+    assert all(mark in (tmp_path / "README.md").read_text() for mark in logs)
+    (tmp_path / "logs" / "official-var-d16.txt").write_text("official, ms")
+    assert gpu_round.main(asked) == 1
+    assert "## Beside the official code: var-d16\n\n```text\nofficial, ms" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("anywhere")
 def test_what_is_not_reached_is_named(gpu_round: ModuleType, tmp_path: Path) -> None:
     """Beside a README that somebody has written, which stays."""
     (tmp_path / "README.md").write_text("what was seen before")

@@ -98,6 +98,39 @@ def test_layers_that_the_plan_leaves_out_are_not_trained(
     assert done.files["refiner"] == given["refiner"]
 
 
+class InParts(Fixed):
+    """FFNs first, then the second layer's attention."""
+
+    def __init__(self, *patterns: str) -> None:
+        super().__init__(TrainStep())
+        self._patterns = patterns
+
+    def stages(self) -> tuple[Stage, ...]:
+        return tuple(
+            Stage(name=f"stage{place}", share=1 / len(self._patterns), parts=(pattern,))
+            for place, pattern in enumerate(self._patterns)
+        )
+
+
+def test_stages_freeze_what_no_pattern_of_theirs_fits(given: dict[str, Path]) -> None:
+    def changed(*patterns: str) -> set[str]:
+        row = replace(rows.resolve("full_var@continued", SPEC), schedule=InParts(*patterns))
+        before, after = (
+            load_transformer(path, SPEC.tokenizer).state_dict()
+            for path in (given["main"], trained(row, given).files["main"])
+        )
+        return {name for name in before if not torch.equal(before[name], after[name])}
+
+    ffns = changed("blocks.*.ffn.*")
+    assert {name.split(".")[2] for name in ffns} == {"ffn"} and {name.split(".")[1] for name in ffns} == {"0", "1", "2"}
+    both = changed("blocks.*.ffn.*", "blocks.1.attn.*")
+    assert {name.split(".")[2] for name in both - ffns} == {"attn"} and {
+        name.split(".")[1] for name in both - ffns
+    } == {"1"}
+    with pytest.raises(UserError, match=r"stage0: no weight has a name like 'blocks.9.\*'; there are blocks.0"):
+        changed("blocks.9.*")
+
+
 class DraftsAndEncodesAgain(StepPolicy, DepthPolicy):
     """One layer drafts the first two scales, and all encode them again with the third."""
 

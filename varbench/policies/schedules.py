@@ -26,6 +26,8 @@ class Stage:
     """Backbone, as pretrained, that gives the soft targets of a `kl` loss, and what an `own` loss is `taught`."""
     trains: Literal["model", "own", "both"] = "model"
     """What is not frozen: the backbone's weights, or the numbers that the plugin keeps beside them."""
+    parts: tuple[str, ...] = ()
+    """Patterns of the names of those weights of the backbone that are trained, as `blocks.*.ffn.*`; empty is all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,8 @@ class Curriculum:
     width_of: Callable[[str | None], Owned[WidthPolicy] | None] = lambda point: None
     """What chooses parts of FFNs at a point."""
     trains: Literal["model", "own", "both"] = "model"
+    parts: tuple[str, ...] = ()
+    """As a stage says them."""
     own_loss: Callable[[PlaceSeen], Tensor] | None = None
     """Of one place, for steps whose loss is a plugin's own."""
 

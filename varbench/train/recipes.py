@@ -314,6 +314,7 @@ def _train_stage(
             name=_name(row, stage),
             width_of=lambda point: None if point is None else rows.at_point(row, point).policies.width,
             trains=stage.trains,
+            parts=stage.parts,
             own_loss=partial(row.schedule.own_loss, own=transformer.own.tensors()),
         ),
         budget=budget,

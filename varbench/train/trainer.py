@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -99,6 +100,7 @@ def train(
 ) -> dict[str, Any]:
     """Train a transformer as `optimise` does, by a curriculum, on tokens of all scales; the record of how it went."""
     transformer.requires_grad_(curriculum.trains != "own")
+    _freeze_all_but(curriculum.parts, transformer, curriculum.name)
     transformer.own.requires_grad_(curriculum.trains != "model")
     device = transformer.pos_1LC.device
     recompute = ranks is not None and ranks.recompute
@@ -249,6 +251,16 @@ def optimise(
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "torch": torch.__version__,
     }
+
+
+def _freeze_all_but(parts: Sequence[str], transformer: Transformer, name: str) -> None:
+    """Those whose name no pattern fits; without patterns none."""
+    for pattern in parts:
+        if not any(fnmatchcase(known, pattern) for known, _ in transformer.named_parameters()):
+            known = ", ".join(sorted({known for known, _ in transformer.named_parameters()})[:6])
+            raise UserError(f"{name}: no weight has a name like {pattern!r}; there are {known} and others")
+    for known, parameter in transformer.named_parameters() if parts else ():
+        parameter.requires_grad_(parameter.requires_grad and any(fnmatchcase(known, pattern) for pattern in parts))
 
 
 def _write(path: Path, numbers: Numbers, told: dict[str, Any], *, ranks: Ranks) -> None:

@@ -137,6 +137,9 @@ class Heaviest(Half):
         places: Tensor = where["attention_BHn"].topk(count).indices.sort().values
         return places
 
+    def merging_weights(self, attention_BHn: Tensor | None, *, layer: int, scale: int, group: int) -> Tensor | None:
+        return None if attention_BHn is None or layer % 2 else attention_BHn + 1e-3
+
 
 class Looks:
     """Chooses by attention."""
@@ -570,11 +573,16 @@ def forgets_what_was_paid_before(patch: pytest.MonkeyPatch) -> None:
 
 
 def drops_what_should_be_merged(patch: pytest.MonkeyPatch) -> None:
-    def gathered(keys: Tensor, values: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    def gathered(keys: Tensor, values: Tensor, places: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         index = places.unsqueeze(-1).expand(-1, -1, -1, keys.shape[-1])
         return keys.gather(2, index), values.gather(2, index)
 
     patch.setattr(generate, "merged", gathered)
+
+
+def merges_all_alike(patch: pytest.MonkeyPatch) -> None:
+    real = generate.merged
+    patch.setattr(generate, "merged", lambda keys, values, places, weights: real(keys, values, places))
 
 
 def stores_codes_as_floats(patch: pytest.MonkeyPatch) -> None:
@@ -627,6 +635,7 @@ def reads_codes_without_their_scales(patch: pytest.MonkeyPatch) -> None:
         (observes_the_first_queries, "attention_told_was_paid", Looks()),
         (forgets_what_was_paid_before, "attention_told_was_paid", Looks()),
         (drops_what_should_be_merged, "kept_is_what_is_read", Looks()),
+        (merges_all_alike, "kept_is_what_is_read", Looks()),
         (lets_tokens_look_ahead, "kept_is_what_is_read", Again()),
         (reads_what_was_encoded_before_it_came_again, "kept_is_what_is_read", Again()),
         (encodes_again_from_another_map, "teacher_equals_cached", Again()),

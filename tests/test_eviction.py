@@ -102,7 +102,9 @@ def test_snapkv_by_its_rule(pipe: Pipeline) -> None:
     agrees(pipe, "snapkv@b25", kept)
 
 
-@pytest.mark.parametrize("method", ["hack@b50:contextual=3.1.f.0.8.5", "hack@b25:merge=true"])
+@pytest.mark.parametrize(
+    "method", ["hack@b50:contextual=3.1.f.0.8.5", "hack@b25:merge=true", "hack@b25:merge=true:weighed=true"]
+)
 def test_hack_by_its_rule(pipe: Pipeline, method: str) -> None:
     """b50 has 10 of 24 heads contextual: 8 entries, and 51 of a structural one. b25, half of them: 4 and 28. There, what goes
     from contextual heads at the last choice is averaged into what stays."""
@@ -121,7 +123,8 @@ def test_hack_by_its_rule(pipe: Pipeline, method: str) -> None:
         sums = paid(held, [queries[number * len(queries) // observers] for number in range(observers)])
         if is_contextual:
             stay = sorted(largest(dict(enumerate(sums)), count))
-            return merged(held, stay) if "merge" in method and scale == 4 else [held[place] for place in stay]
+            counts = sums if "weighed" in method else [1.0] * len(held)
+            return merged(held, stay, counts) if "merge" in method and scale == 4 else [held[place] for place in stay]
         always = list(range(5))
         recent = largest({p: sums[p] for p in range(5, len(held)) if held[p][2] == scale}, count - 5)
         middle = {p: sums[p] for p in range(5, len(held)) if held[p][2] != scale}
@@ -130,12 +133,18 @@ def test_hack_by_its_rule(pipe: Pipeline, method: str) -> None:
     agrees(pipe, method, kept)
 
 
-def merged(held: list[Any], stay: list[int]) -> list[Any]:
+def merged(held: list[Any], stay: list[int], counts: list[float]) -> list[Any]:
     groups = {place: [place] for place in stay}
     for gone in set(range(len(held))) - set(stay):
         groups[max(stay, key=lambda place: float(held[place][0] @ held[gone][0]))].append(gone)  # keys have length 1
     return [
-        (*(torch.stack([held[one][what] for one in group]).mean(dim=0) for what in (0, 1)), held[place][2])
+        (
+            *(
+                sum(counts[one] * held[one][what] for one in group) / sum(counts[one] for one in group)
+                for what in (0, 1)
+            ),
+            held[place][2],
+        )
         for place, group in groups.items()
     ]
 

@@ -30,11 +30,19 @@ Kinds = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 
 class TwoKinds(Evicting):
     def __init__(
-        self, model: ModelSpec, kinds: Kinds, budgets: tuple[int, int], *, observers: int, cumulative: bool, merge: bool
+        self,
+        model: ModelSpec,
+        kinds: Kinds,
+        budgets: tuple[int, int],
+        *,
+        observers: int,
+        cumulative: bool,
+        merge: bool,
+        weighed: bool,
     ) -> None:
         super().__init__(model, max(budgets))
         self._kinds, self._budgets, self._observers = kinds, budgets, observers
-        self._cumulative, self._merge = cumulative, merge
+        self._cumulative, self._merge, self._weighed = cumulative, merge, weighed
 
     def head_groups(self, layer: int) -> Sequence[Sequence[int]] | None:
         whole = min(self._budgets) >= readable(self.model)
@@ -57,6 +65,10 @@ class TwoKinds(Evicting):
 
     def merges(self, layer: int, scale: int, group: int) -> bool:
         return self._merge and self._is_contextual(layer, group) and scale == self.model.scales - 2
+
+    def merging_weights(self, attention_BHn: Tensor | None, *, layer: int, scale: int, group: int) -> Tensor | None:
+        """Nobody is left without: an entry that no query looks at would count as nothing, and a group of such ones be 0 / 0."""
+        return None if attention_BHn is None or not self._weighed else attention_BHn + 1e-6
 
     def pick(
         self,
@@ -120,6 +132,7 @@ def varbench_settings(model: ModelSpec) -> Settings:
             "merge": Parameter(
                 default=False, help="merge what goes from contextual heads into what stays, at the last choice"
             ),
+            "weighed": Parameter(default=False, help="merged entries count by what attention paid them, not all alike"),
         },
         neutral=NEUTRAL,
         published=tuple(
@@ -140,8 +153,9 @@ def varbench_settings(model: ModelSpec) -> Settings:
                 "the rule is a digest's of the paper; ours, since unknown: half of the heads are contextual, at a quarter of the "
                 "mean budget; attention is softmax's, of the current scale's observers alone (cumulative=true adds it up); a "
                 "scale's own tokens count as soon as it is over; where a structural head has no room for first scales and "
-                "latest one, it keeps the most looked at of the latter; merging is off, and averages into the nearest key, "
-                "as the engine does it; where calibration was not run, the first half of each layer's heads is contextual; "
+                "latest one, it keeps the most looked at of the latter; merging is off, and averages into the nearest key, all "
+                "entries alike (weighed=true: by what they were paid); where calibration was not run, the first half of each "
+                "layer's heads is contextual; "
                 f"8 images calibrate, of both branches{too_few(model, least, 'first scales and latest one')}"
             ),
             url="https://arxiv.org/abs/2504.09261",
@@ -167,6 +181,7 @@ def varbench_cache_strategy(setting: Setting, model: ModelSpec) -> CacheStrategy
         observers=observers,
         cumulative=bool(given["cumulative"]),
         merge=bool(given["merge"]),
+        weighed=bool(given["weighed"]),
     )
 
 

@@ -120,7 +120,7 @@ class _Caches:
             if use.accumulated and paid is not None:
                 self._paid[place] = paid
 
-    def picked(self, places_RHn: Tensor, told_RHn: Tensor | None) -> None:
+    def picked(self, places_RHn: Tensor, told_RHn: Tensor | None, weights: Callable[[], Tensor | None]) -> None:
         if self._unpicked is None:
             return
         place, use, attended, paid = self._unpicked
@@ -133,7 +133,7 @@ class _Caches:
         self._merged_near.pop(place, None)
         if use.merged:
             self._merged_near[place] = NEAR if self.form is None else 50 * NEAR
-            self._stays[place] = tuple(map(self._kept, _merged(*attended, places_RHn)))
+            self._stays[place] = tuple(map(self._kept, _merged(*attended, places_RHn, weights())))
         else:
             index = _index(places_RHn, attended[0])
             self._stays[place] = tuple(tensor.gather(2, index) for tensor in self._stored(use, *attended))
@@ -168,7 +168,9 @@ def _paid(
     return paid_RHn
 
 
-def _merged(keys_RHnc: Tensor, values_RHnc: Tensor, places_RHn: Tensor) -> tuple[Tensor, Tensor]:
+def _merged(
+    keys_RHnc: Tensor, values_RHnc: Tensor, places_RHn: Tensor, weights_RHn: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Entries that stay, averaged with those that go, one after another."""
     keys, values = (tensor.gather(2, _index(places_RHn, tensor)) for tensor in (keys_RHnc, values_RHnc))
     for row, head in product(range(keys.shape[0]), range(keys.shape[1])):
@@ -178,8 +180,11 @@ def _merged(keys_RHnc: Tensor, values_RHnc: Tensor, places_RHn: Tensor) -> tuple
             likeness = F.cosine_similarity(keys_RHnc[row, head, gone], keys_RHnc[row, head, stay], dim=-1)
             groups[stay[int(likeness.argmax())]].append(gone)
         for number, place in enumerate(stay):
-            keys[row, head, number] = keys_RHnc[row, head, groups[place]].mean(dim=0)
-            values[row, head, number] = values_RHnc[row, head, groups[place]].mean(dim=0)
+            group = groups[place]
+            counts = torch.ones(len(group)) if weights_RHn is None else weights_RHn[row, head, group].float()
+            shares = (counts / counts.sum()).unsqueeze(-1)
+            keys[row, head, number] = (shares * keys_RHnc[row, head, group]).sum(dim=0)
+            values[row, head, number] = (shares * values_RHnc[row, head, group]).sum(dim=0)
     return keys, values
 
 
@@ -348,5 +353,6 @@ class _ToldTokens(_Unseen):
 class _ToldCache(_Unseen):
     def pick(self, keys_BHnc: Tensor, queries_BHLc: Tensor, count: int, **where: Any) -> Tensor:
         places: Tensor = self._unseen(self.asked.pick, keys_BHnc, queries_BHLc, count, **where)
-        self.again.caches.picked(places, where["attention_BHn"])
+        paid = where.pop("attention_BHn")
+        self.again.caches.picked(places, paid, lambda: self._unseen(self.asked.merging_weights, paid, **where))
         return places

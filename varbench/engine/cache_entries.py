@@ -22,8 +22,11 @@ def attention_paid(queries_RHmc: Tensor, keys_RHnc: Tensor, *, softmax_scale: fl
     return scores_RHmn.softmax(dim=-1, dtype=torch.float32).sum(dim=2)
 
 
-def merged(keys_RHnc: Tensor, values_RHnc: Tensor, places_RHk: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of the entries that stay, each the mean of its own and of those that go and have the nearest key."""
+def merged(
+    keys_RHnc: Tensor, values_RHnc: Tensor, places_RHk: Tensor, weights_RHn: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of the entries that stay, each the mean of its own and of those that go and have the nearest key; by their
+    weights, where there are any."""
     keys, values = keys_RHnc.float(), values_RHnc.float()
     normed_RHnc = F.normalize(keys, dim=-1)
     stay_RHkc = normed_RHnc.gather(2, places_RHk.unsqueeze(-1).expand(-1, -1, -1, keys.shape[-1]))
@@ -31,6 +34,8 @@ def merged(keys_RHnc: Tensor, values_RHnc: Tensor, places_RHk: Tensor) -> tuple[
     into_RHn.scatter_(2, places_RHk, torch.arange(places_RHk.shape[2], device=keys.device).expand_as(places_RHk))
     # As products, which add up in one order everywhere; scattered sums do not on a GPU.
     share_RHkn = F.one_hot(into_RHn, places_RHk.shape[2]).transpose(2, 3).float()
+    if weights_RHn is not None:
+        share_RHkn *= weights_RHn.float().unsqueeze(2)
     share_RHkn /= share_RHkn.sum(dim=-1, keepdim=True)
     return (share_RHkn @ keys).to(keys_RHnc.dtype), (share_RHkn @ values).to(values_RHnc.dtype)
 

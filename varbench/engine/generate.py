@@ -33,6 +33,7 @@ from varbench.plan.owned import RowPolicies
 from varbench.plan.state import branches_at_first, last_fills, paid_name, read_later
 from varbench.plan.steps import CacheUse, Decision, Plan, Segment, Step
 from varbench.plan.trace import Trace
+from varbench.policies import CacheStrategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,7 +323,7 @@ class _Run:
         paid = self._paid(keys, seen, heads, use, call) if use.observed else None
         picked = self._pick(keys, paid, heads, use, call) if use.picked else None
         if picked is not None and use.merged:
-            keys, values = merged(keys, values, picked)
+            keys, values = merged(keys, values, picked, self._merging_weights(keys, paid, heads, call))
             self.watch.merged(keys)
         written = self.state.settle(place, use, self._own(k, call.step), (keys, values), picked)
         self.watch.settled(place, written)
@@ -355,12 +356,26 @@ class _Run:
             return (Segment(step.samples, k_RHLc.shape[2]),)
         return tuple(Segment(scale, self.plan.model.tokens[scale]) for scale in step.scales)
 
+    def _picker(self, heads: HeadGroup, call: RunningLayer) -> tuple[CacheStrategy, dict[str, int]]:
+        """The strategy that gave a budget, and what it is told of where it is asked."""
+        where = {"layer": call.planned.layer, "scale": call.step.samples, "group": heads.group}
+        return next(policy for policy in self.pickers if policy.budget(**where) is not None), where
+
+    def _merging_weights(
+        self, keys: Tensor, paid: Tensor | None, heads: HeadGroup, call: RunningLayer
+    ) -> Tensor | None:
+        strategy, where = self._picker(heads, call)
+        weights = strategy.merging_weights(paid, **where)
+        if weights is not None and weights.shape != keys.shape[:3]:
+            found, wanted = tuple(weights.shape), tuple(keys.shape[:3])
+            raise ValueError(f"{type(strategy).__name__}.merging_weights gave numbers of shape {found}, not {wanted}")
+        return weights
+
     def _pick(self, keys: Tensor, paid: Tensor | None, heads: HeadGroup, use: CacheUse, call: RunningLayer) -> Tensor:
         """Places of the entries that stay, from the one strategy that gave a budget."""
-        layer, scale, group = call.planned.layer, call.step.samples, heads.group
-        strategy = next(policy for policy in self.pickers if policy.budget(layer, scale, group) is not None)
+        strategy, where = self._picker(heads, call)
         count = use.kept[0].count
-        places = strategy.pick(keys, heads.q_RHLc, count, attention_BHn=paid, layer=layer, scale=scale, group=group)
+        places = strategy.pick(keys, heads.q_RHLc, count, attention_BHn=paid, **where)
         expected = (keys.shape[0], keys.shape[1], count)
         if tuple(places.shape) != expected:
             raise ValueError(

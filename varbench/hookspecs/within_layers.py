@@ -53,6 +53,9 @@ def varbench_cache_strategy(setting: Setting, model: ModelSpec) -> CacheStrategy
             def accumulates(self, layer, group):
                 return True
 
+            def merging_weights(self, attention_BHn, *, layer, scale, group):
+                return attention_BHn + 1e-6
+
             def merges(self, layer, scale, group):
                 return scale == self.model.scales - 2
 

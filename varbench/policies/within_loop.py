@@ -119,14 +119,20 @@ class CacheStrategy(Protocol):
 
     @property
     def capturable(self) -> bool:
-        """Whether `pick` and `form` only compute, on the device, from the tensors that they are given: no number is looked at on the host,
-        nothing comes from there, and nothing is kept between calls. On a GPU the row is then launched as CUDA graphs, as rows
-        that run no code of theirs within the loop are; else operator by operator, which costs small batches most of their time."""
+        """Whether `pick`, `merging_weights` and `form` only compute, on the device, from the tensors that they are given: no number is
+        looked at on the host, nothing comes from there, and nothing is kept between calls. On a GPU the row is then launched as CUDA
+        graphs, as rows that run no code of theirs within the loop are; else operator by operator, which costs small batches most of
+        their time."""
         return False
 
     def merges(self, layer: int, scale: int, group: int) -> bool:
         """Whether each entry that goes is averaged into the one with the nearest key, by cosine, of those that stay."""
         return False
+
+    def merging_weights(self, attention_BHn: Tensor | None, *, layer: int, scale: int, group: int) -> Tensor | None:
+        """How much each entry, one that stays too, counts in the average that it goes into, where `merges` says so: numbers (B, H, n)
+        above 0, from the attention that `pick` was told; None counts all alike."""
+        return None
 
     def pick(
         self,

@@ -136,8 +136,8 @@ tokenizer = t.Tokenizer.for_model(t.SPEC).eval().requires_grad_(False)
 tokens = t.tokens_of(t.DATA, tokenizer, model=t.SPEC, indices=t.DATA.training[:32])
 
 
-def train(folder, dies_at, dies, apart):
-    ranks = join_ranks()
+def train(folder, dies_at, dies, apart, how):
+    ranks = join_ranks(**how)
 
     def progress(step, figures):
         if step == dies_at and ranks.rank == dies:
@@ -201,15 +201,15 @@ def python(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def two() -> Iterator[Callable[..., bool]]:
     """Trains in two processes, and says whether both came to their end; one of them may die by a signal, or look for its state
-    elsewhere. What torchrun itself does is tried with the command line, below."""
+    elsewhere. `how` is how each computes its part. What torchrun itself does is tried with the command line, below."""
     words, variables = [sys.executable, "-c", PAIRS, str(Path(__file__).parent)], {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(words, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as pairs:
         assert pairs.stdin is not None and pairs.stdout is not None
         asked, answers = pairs.stdin, pairs.stdout
 
-        def train(folder: Path, *, dies_at: int = 0, dies: int = 1, apart: bool = False) -> bool:
+        def train(folder: Path, *, dies_at: int = 0, dies: int = 1, apart: bool = False, **how: Any) -> bool:
             folder.mkdir(exist_ok=True)
-            print(json.dumps([str(folder), dies_at, dies, apart]), file=asked, flush=True)
+            print(json.dumps([str(folder), dies_at, dies, apart, how]), file=asked, flush=True)
             return bool(json.loads(answers.readline()))
 
         yield train
@@ -265,6 +265,18 @@ def test_two_processes_train_what_one_does_and_one_that_is_killed_costs_nothing(
     words = (tmp_path / "apart" / "said").read_text()
     said = re.findall(r"UserError: process 0 finds step (\d) .*, and process 1 step (\d) .* see the same files", words)
     assert [(int(mine) > 0, int(theirs)) for mine, theirs in said] == [(True, 0)], "once"
+
+
+@pytest.mark.slow
+def test_two_processes_that_compute_in_pieces_and_again_train_what_one_does_at_once(
+    two: Callable[..., bool], tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path
+) -> None:
+    """As the published recipes run."""
+    assert two(tmp_path / "two", parts=2, recompute=True), (tmp_path / "two" / "said").read_text()
+    first, second = ranks_of(tmp_path / "two")
+    assert torch.equal(first, second)
+    alone, _ = trained(tokenizer, tokens, tmp_path / "one")
+    assert near(first, weights(alone))
 
 
 def test_a_state_in_parts_that_cannot_be_written_or_read_is_a_line_and_the_one_before_stays(tmp_path: Path) -> None:

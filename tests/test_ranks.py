@@ -17,11 +17,13 @@ import pytest
 import torch
 from test_training import BUDGET, DATA, SPEC, fresh, trained, weights
 
+from varbench.__main__ import main
 from varbench.errors import UserError
 from varbench.model.tokenizer import Tokenizer
 from varbench.train.optimiser import RunningMean
 from varbench.train.ranks import Ranks, Share, among_others, own_device
 from varbench.train.state_parts import Numbers, latest, load_parts, save_parts
+from varbench.train.token_folder import open_tokens
 from varbench.train.tokens import TokenSet, tokens_of
 
 
@@ -367,6 +369,31 @@ def test_what_is_wrong_with_a_process_at_its_start_is_said_once_and_nothing_is_l
     ours = [line for line in done.stderr.splitlines() if line.startswith("varbench train")]
     assert len(ours) == (what != "dies") and all(said in line for line in ours)
     assert {path: path.read_bytes() for path in before} == before
+
+
+WHO = """
+import os
+import sys
+def heard(event, arguments):
+    if event == "os.rename" and str(arguments[1]).endswith(".npy"):
+        print("rank", os.environ["RANK"], "made", os.path.basename(arguments[1]), file=sys.stderr, flush=True)
+if "RANK" in os.environ:
+    sys.addaudithook(heard)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_shards_of_tokens(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(WHO)
+    words = ("varbench", "tokens", "--images", "40", "--device", "cpu", "--out")
+    done = python("-m", *TORCHRUN, "-m", *words, str(tmp_path / "two"), PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{tmp_path / 'two'}  40 images of 10 classes in 1 crop"], "one speaks for all"
+    made = sorted(line for line in done.stderr.splitlines() if line.startswith("rank "))
+    assert made == ["rank 0 made 00000.npy", "rank 1 made 00001.npy"]
+    assert main([*words[1:], str(tmp_path / "one")]) == 0
+    two, one = (open_tokens(tmp_path / name) for name in ("two", "one"))
+    assert (len(two.training), two.fingerprint) == (40, one.fingerprint)
 
 
 def train_start() -> Path:

@@ -34,6 +34,7 @@ from varbench.train.training_options import TrainingOptions
 
 OF_THEIR_OWN = {
     "env --calibrate",
+    "new_plugin --kind",
     "tokens --images",
     *(f"{verb} --out" for verb in ("export", "new_plugin", "report", "sample", "tokens")),
 }

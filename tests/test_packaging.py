@@ -123,6 +123,28 @@ def test_ci_checks_what_is_checked_at_each_commit_and_runs_both_lines_of_the_rea
     assert "set -euo pipefail" in ci, "the first failure ends it, within a pipe too"
 
 
+def test_ci_ends_where_a_browser_or_ray_was_not_there(tmp_path: Path) -> None:
+    ci = (ROOT / ".ci" / "run").read_text()
+    guard = ci[ci.index("for reason in") : ci.index('step "all is well"')]
+
+    def ended(log: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "tests.log").write_text(f"....s..\n{log}\n7 passed in 1.00s\n")
+        words = ["bash", "-euo", "pipefail", "-c", guard]
+        return subprocess.run(words, env={**os.environ, "work": str(tmp_path)}, capture_output=True, text=True)
+
+    assert ended("SKIPPED [1] tests/test_gpu.py:40: needs a CUDA GPU").returncode == 0
+    for file, marked in (
+        ("test_report_browser.py", r"CHROMIUM and DRIVER\),"),
+        ("test_spread.py", r'importorskip\("ray",'),
+    ):
+        text = (ROOT / "tests" / file).read_text()
+        reasons = re.findall(marked + r'\s*reason="(.*?)"', text)
+        assert reasons and len(reasons) == len(re.findall(marked, text)), "each says why"
+        for reason in reasons:
+            done = ended(f"SKIPPED [1] tests/{file}:40: {reason}")
+            assert done.returncode == 1 and "were skipped, and they must not be" in done.stderr, reason
+
+
 def test_the_readmes_plugin_is_one(tmp_path: Path) -> None:
     (source,) = [block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "hookimpl" in block]
     (tmp_path / "every_second.py").write_text(source)

@@ -17,11 +17,13 @@ import pytest
 import torch
 from test_training import BUDGET, DATA, SPEC, fresh, trained, weights
 
+from varbench.__main__ import main
 from varbench.errors import UserError
 from varbench.model.tokenizer import Tokenizer
 from varbench.train.optimiser import RunningMean
 from varbench.train.ranks import Ranks, Share, among_others, own_device
 from varbench.train.state_parts import Numbers, latest, load_parts, save_parts
+from varbench.train.token_folder import open_tokens
 from varbench.train.tokens import TokenSet, tokens_of
 
 
@@ -136,8 +138,8 @@ tokenizer = t.Tokenizer.for_model(t.SPEC).eval().requires_grad_(False)
 tokens = t.tokens_of(t.DATA, tokenizer, model=t.SPEC, indices=t.DATA.training[:32])
 
 
-def train(folder, dies_at, dies, apart):
-    ranks = join_ranks()
+def train(folder, dies_at, dies, apart, how):
+    ranks = join_ranks(**how)
 
     def progress(step, figures):
         if step == dies_at and ranks.rank == dies:
@@ -201,15 +203,15 @@ def python(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def two() -> Iterator[Callable[..., bool]]:
     """Trains in two processes, and says whether both came to their end; one of them may die by a signal, or look for its state
-    elsewhere. What torchrun itself does is tried with the command line, below."""
+    elsewhere. `how` is how each computes its part. What torchrun itself does is tried with the command line, below."""
     words, variables = [sys.executable, "-c", PAIRS, str(Path(__file__).parent)], {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(words, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as pairs:
         assert pairs.stdin is not None and pairs.stdout is not None
         asked, answers = pairs.stdin, pairs.stdout
 
-        def train(folder: Path, *, dies_at: int = 0, dies: int = 1, apart: bool = False) -> bool:
+        def train(folder: Path, *, dies_at: int = 0, dies: int = 1, apart: bool = False, **how: Any) -> bool:
             folder.mkdir(exist_ok=True)
-            print(json.dumps([str(folder), dies_at, dies, apart]), file=asked, flush=True)
+            print(json.dumps([str(folder), dies_at, dies, apart, how]), file=asked, flush=True)
             return bool(json.loads(answers.readline()))
 
         yield train
@@ -265,6 +267,18 @@ def test_two_processes_train_what_one_does_and_one_that_is_killed_costs_nothing(
     words = (tmp_path / "apart" / "said").read_text()
     said = re.findall(r"UserError: process 0 finds step (\d) .*, and process 1 step (\d) .* see the same files", words)
     assert [(int(mine) > 0, int(theirs)) for mine, theirs in said] == [(True, 0)], "once"
+
+
+@pytest.mark.slow
+def test_two_processes_that_compute_in_pieces_and_again_train_what_one_does_at_once(
+    two: Callable[..., bool], tokenizer: Tokenizer, tokens: TokenSet, tmp_path: Path
+) -> None:
+    """As the published recipes run."""
+    assert two(tmp_path / "two", parts=2, recompute=True), (tmp_path / "two" / "said").read_text()
+    first, second = ranks_of(tmp_path / "two")
+    assert torch.equal(first, second)
+    alone, _ = trained(tokenizer, tokens, tmp_path / "one")
+    assert near(first, weights(alone))
 
 
 def test_a_state_in_parts_that_cannot_be_written_or_read_is_a_line_and_the_one_before_stays(tmp_path: Path) -> None:
@@ -355,6 +369,31 @@ def test_what_is_wrong_with_a_process_at_its_start_is_said_once_and_nothing_is_l
     ours = [line for line in done.stderr.splitlines() if line.startswith("varbench train")]
     assert len(ours) == (what != "dies") and all(said in line for line in ours)
     assert {path: path.read_bytes() for path in before} == before
+
+
+WHO = """
+import os
+import sys
+def heard(event, arguments):
+    if event == "os.rename" and str(arguments[1]).endswith(".npy"):
+        print("rank", os.environ["RANK"], "made", os.path.basename(arguments[1]), file=sys.stderr, flush=True)
+if "RANK" in os.environ:
+    sys.addaudithook(heard)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_shards_of_tokens(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(WHO)
+    words = ("varbench", "tokens", "--images", "40", "--device", "cpu", "--out")
+    done = python("-m", *TORCHRUN, "-m", *words, str(tmp_path / "two"), PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{tmp_path / 'two'}  40 images of 10 classes in 1 crop"], "one speaks for all"
+    made = sorted(line for line in done.stderr.splitlines() if line.startswith("rank "))
+    assert made == ["rank 0 made 00000.npy", "rank 1 made 00001.npy"]
+    assert main([*words[1:], str(tmp_path / "one")]) == 0
+    two, one = (open_tokens(tmp_path / name) for name in ("two", "one"))
+    assert (len(two.training), two.fingerprint) == (40, one.fingerprint)
 
 
 def train_start() -> Path:

@@ -29,6 +29,7 @@ from varbench.base import display
 from varbench.base.display import Bar, Display
 from varbench.base.places import full_images
 from varbench.base.whole_files import write_whole
+from varbench.commands.run import _prepared as prepared
 from varbench.data.shapes import Shapes
 from varbench.errors import UserError
 from varbench.measure.environment import environment
@@ -36,22 +37,24 @@ from varbench.quality.images import write_samples_npz
 from varbench.record import Record, Status, load_records, to_json
 from varbench.record.option_forms import as_arguments
 from varbench.rows import FULL, UPSTREAM
+from varbench.run import inputs
 from varbench.run.conduct import PARTS
 from varbench.run.fill import fill
 from varbench.run.findings import Findings
 from varbench.run.identity import code_hash
 from varbench.run.kept_parts import KeptParts
-from varbench.run.messages import GROUP
+from varbench.run.messages import GROUP, Ahead, Inspected
 from varbench.run.prepare import Run
 from varbench.run.resume import complete_records
-from varbench.run.session import INTERRUPTED
+from varbench.run.session import ALL_FAILED, INTERRUPTED
 from varbench.run.spread import on_ray
 from varbench.run.spread import portion as portion_module
 from varbench.run.spread.dispatch import Broken, Dispatch, Ended, Lost, Place
-from varbench.run.spread.kinds import kind_here, kind_of
+from varbench.run.spread.kinds import DeviceThere, device_here, kind_of
 from varbench.run.spread.on_ray import RayCluster
 from varbench.run.spread.portion import FULL_IMAGES, Detail, Errand, Found, Full, Left, News, Note, carry_out
 from varbench.run.spread.portions import Portion, portions
+from varbench.show.forecast import forecast
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +244,68 @@ def test_a_run_goes_on_on_the_kind_that_its_rows_were_measured_on(
     if "c" not in there:
         assert len(found) == len(random_run.rows) - 1
         assert all("no L20 is left to run it on" in (record.reason or "") for record in found.values())
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind"),
+    [("h100", "H100 NVL"), ("l40s", "L40S"), ("L40", "L40"), ("l4", "L40S"), ("H100 pcie", "H100 PCIe")],
+)
+def test_rows_run_on_the_kind_that_is_asked_for(
+    random_run: Run, tmp_path: Path, capsys: Any, asked: str, kind: str
+) -> None:
+    """Of those that have the words in their names the one of which there are most; a whole name is itself."""
+    kinds = {
+        "a": "L40",
+        "b": "L40S",
+        "c": "L40S",
+        "d": "H100 NVL",
+        "e": "H100 NVL",
+        "f": "H100 PCIe",
+        **dict.fromkeys("ghi", "A"),
+    }
+    devices = Devices(kinds=dict(kinds))
+    run = replace(random_run, options=replace(random_run.options, kind=asked))
+    dispatched(run, tmp_path, devices)
+    assert {name for name, _ in devices.begun} == {name for name, one in kinds.items() if one == kind}
+    assert f"all rows run on {kind}, as was asked for; left alone: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        (False, "--kind L20: no such device is free in the cluster, which has 1 of H100, 1 of A100"),
+        (True, "--kind L20: the rows that are done ran on H100; leave it out, or choose another --out"),
+    ],
+)
+def test_a_kind_that_is_not_there_or_not_that_of_the_rows_that_are_done_is_refused_and_nothing_written(
+    random_run: Run, tmp_path: Path, kept: bool, said: str
+) -> None:
+    first = fill(random_run, random_run.rows[FULL], Findings(), floors={})
+    done = {FULL: replace(first, environment=replace(first.environment, device="H100"))} if kept else {}
+    devices = Devices(kinds={"a": "H100", "b": "A100", **({"c": "L20"} if kept else {})})
+    run = replace(random_run, options=replace(random_run.options, kind="L20"))
+    with pytest.raises(UserError, match=said):
+        dispatched(run, tmp_path, devices, done=done)
+    assert not devices.begun and not [*tmp_path.iterdir()]
+
+
+def test_what_does_not_fit_is_said_by_the_memory_of_the_devices_that_the_rows_run_on(
+    random_run: Run, tmp_path: Path, capsys: Any
+) -> None:
+    """The least of them; of devices whose memory nobody knows nothing is said, whatever this machine has."""
+
+    def said(**free: int | None) -> list[str]:
+        places = [Place(name=name, kind="small" if name in "ab" else "large", free=has) for name, has in free.items()]
+        devices = Devices()
+        cluster = SimpleNamespace(places=lambda: places, begin=devices.begin, news=devices.news, close=devices.close)
+        done = Dispatch(run=random_run, out=tmp_path, display=Display({}), cluster=cluster)
+        done.everything()
+        return [line for line in capsys.readouterr().err.splitlines() if line.startswith(("warning", "next"))]
+
+    assert not said(a=None, b=None, c=2**20)
+    assert not said(a=2**40, b=2**40, c=2**20)
+    words = said(a=2**40, b=2**20, c=2**40)
+    assert len(words) == len(random_run.rows) and all(" and of 0.000977 GiB " in line for line in words)
 
 
 def test_with_no_device_of_the_kind_left_rows_are_refused_and_not_sent_to_another(
@@ -500,12 +565,14 @@ def test_a_run_that_was_killed_goes_on_on_other_devices_and_makes_what_was_left(
 
 # Ray
 
+CARD = DeviceThere(kind="card", free=5)
+
 
 @dataclass
 class ScriptedRay:
     """A cluster whose workers say what they are, or cannot, or not yet, as they are told to."""
 
-    says: dict[str, tuple[str, str] | Exception | None]
+    says: dict[str, tuple[DeviceThere, str] | Exception | None]
     started: list[str] = field(default_factory=list)
     exceptions: Any = field(default_factory=lambda: SimpleNamespace(RayError=RuntimeError))
 
@@ -519,7 +586,7 @@ class ScriptedRay:
     def wait(self, asked: list[str], **how: Any) -> tuple[list[str], list[str]]:
         return [name for name in asked if self.says[name] is not None], []
 
-    def get(self, name: str) -> tuple[str, str] | None:
+    def get(self, name: str) -> tuple[DeviceThere, str] | None:
         if isinstance(said := self.says[name], Exception):
             raise said
         return said
@@ -542,10 +609,10 @@ BARE = RuntimeError("The actor could not be made:\n  ...\nModuleNotFoundError: N
 
 
 def test_a_place_whose_worker_cannot_start_is_left_out_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    ray, notes = ScriptedRay({"bare": BARE, "fine": ("card", code_hash()), "older": ("card", "0" * 64)}), list[str]()
+    ray, notes = ScriptedRay({"bare": BARE, "fine": (CARD, code_hash()), "older": (CARD, "0" * 64)}), list[str]()
     cluster = a_cluster(monkeypatch, ray, notes)
     for _ in range(3):
-        assert cluster.places() == (Place(name="fine", kind="card"),)
+        assert cluster.places() == (Place(name="fine", kind="card", free=5),)
     assert ray.started == ["bare", "fine", "older"], "nobody tries it again"
     bare, older = notes
     assert bare == "  bare is left out: ModuleNotFoundError: No module named 'varbench'"
@@ -562,10 +629,10 @@ def test_devices_that_are_busy_are_not_waited_for_once_one_is_free(monkeypatch: 
         UserError, match="no processor of the cluster was free within 120 s: 1 nodes, of which 1 have any"
     ):
         a_cluster(monkeypatch, ScriptedRay({"busy": None}), [])
-    ray = ScriptedRay({"busy": None, "fine": ("card", code_hash())})
+    ray = ScriptedRay({"busy": None, "fine": (CARD, code_hash())})
     cluster = a_cluster(monkeypatch, ray, [])
     assert [place.name for place in cluster.places()] == ["fine"]
-    ray.says["busy"] = ("card", code_hash())
+    ray.says["busy"] = (CARD, code_hash())
     assert [place.name for place in cluster.places()] == ["fine", "busy"]
 
 
@@ -580,7 +647,7 @@ def known(device):
     # CUDA counts boards by what CUDA_VISIBLE_DEVICES says of them, and puts the fastest first.
     names = {"GPU-8932f937-d72c-4106-c12f-20bd9faed9f6": "NVIDIA L20", "0": "NVIDIA H100", "1": "NVIDIA L20"}
     return SimpleNamespace(name=names[os.environ["CUDA_VISIBLE_DEVICES"]])
-cuda = SimpleNamespace(get_device_properties=known)
+cuda = SimpleNamespace(get_device_properties=known, mem_get_info=lambda device: (2**20, 2**21))
 """
 
 
@@ -590,19 +657,22 @@ def test_a_worker_is_of_the_kind_that_torch_says(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     for visible, kind in (("0", "NVIDIA H100"), ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "NVIDIA L20")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert kind_here("cuda") == kind
-    assert kind_here("cpu") == kind_of(environment("cpu", threads=1))
+        assert device_here("cuda") == DeviceThere(kind=kind, free=2**20)
+    here = device_here("cpu")
+    assert here.kind == kind_of(environment("cpu", threads=1)) and here.free is not None and here.free > 2**20
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     with pytest.raises(RuntimeError, match="torch cannot use cuda there; KeyError: '7'"):
-        kind_here("cuda")
+        device_here("cuda")
 
 
 NODES = """
 import sys
 from ray.cluster_utils import Cluster
 cluster = Cluster()
+small = {"object_store_memory": 100 * 2**20}
 for variables in ({}, {}, {"PYTHONPATH": sys.argv[1]}):
-    cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20, env_vars=variables)
+    cluster.add_node(num_cpus=1, env_vars=variables, **small)
+cluster.add_node(num_cpus=0, num_gpus=2, env_vars={"PYTHONPATH": sys.argv[2]}, **small)
 print(cluster.address, flush=True)
 input()
 cluster.shutdown()
@@ -624,14 +694,16 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def nodes(caches: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    """A cluster, in processes of its own, of two nodes of one processor each and a third that cannot import varbench."""
+    """A cluster, in processes of its own, of two nodes of one processor each, a third that cannot import varbench, and one that has
+    two GPUs by what it says, and by what stands there in torch's place."""
     pytest.importorskip("ray", reason="needs varbench[ray]")
     folder = tmp_path_factory.mktemp("nodes")
     (folder / "bare" / "varbench").mkdir(parents=True)
     (folder / "bare" / "varbench" / "__init__.py").write_text("raise ImportError('not installed here')")
+    write_whole(folder / "gpus" / "torch.py", TORCH.encode())
     variables = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "XDG_CACHE_HOME": str(caches / "nodes")}
     with open(folder / "log", "w") as log, subprocess.Popen(
-        [sys.executable, "-c", NODES, str(folder / "bare")],
+        [sys.executable, "-c", NODES, str(folder / "bare"), str(folder / "gpus")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=variables, text=True,
     ) as started:  # fmt: skip
         assert started.stdout is not None
@@ -684,6 +756,66 @@ def test_a_worker_that_is_killed_costs_its_images_one_more_try_and_no_score(
     assert left_out not in {one[2] for one in begun if one}
     while any(map(runs, children)):  # they go with their worker, which goes with the run
         time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_every_gpu_of_a_node_is_a_place_of_its_own_and_is_taken_whole(nodes: Nodes) -> None:
+    import ray
+
+    notes = list[str]()
+    asked = options(executor="ray", address=nodes.address, device="cuda")
+    with RayCluster(asked, note=notes.append) as cluster:
+        places, end = cluster.places(), time.monotonic() + 30
+        while ray.available_resources().get("GPU") and time.monotonic() < end:  # it hears of it a moment later
+            time.sleep(0.1)
+        assert ray.cluster_resources()["GPU"] == 2 and not ray.available_resources().get("GPU"), "no row shares a GPU"
+    assert {place.name.rpartition("-")[2] for place in places} == {"gpu0", "gpu1"}
+    assert {place.kind: place.free for place in places} == {"NVIDIA H100": 2**20, "NVIDIA L20": 2**20}
+    assert not notes
+
+
+@pytest.mark.slow
+def test_rows_go_from_a_machine_without_a_gpu_to_one_of_the_kind_that_is_asked_for(
+    nodes: Nodes, varbench: CommandLine, tmp_path: Path
+) -> None:
+    """What is there in torch's place makes no images, so the rows come to their end by the reason that it gives."""
+    asked = (
+        "run", "--executor", "ray", "--address", nodes.address, "--device", "cuda", "--plugins", FULL, "--weights", "random",
+        "--quick", "--batch", "4", "--out",
+    )  # fmt: skip
+    refused = varbench(*asked, "out", "--kind", "H200")
+    assert refused.returncode == 2, refused.stderr
+    assert "--kind H200: no such device is free in the cluster, which has 1 of NVIDIA" in refused.stderr
+    assert not load_records([tmp_path / "out"]).records
+
+    found = varbench(*asked, "out", "--kind", "l20", CUDA_VISIBLE_DEVICES="")
+    assert found.returncode == ALL_FAILED, found.stderr
+    said = found.stderr.splitlines()
+    assert "all rows run on NVIDIA L20, as was asked for; left alone: 1 of NVIDIA H100" in said
+    assert any(re.search(f"] {FULL} on .*-gpu[01]$", line) for line in said)
+    short = [line for line in said if line.startswith(f"warning: {FULL} needs about ")]
+    assert len(short) == 1 and "of 0.000977 GiB" in short[0], "the memory is that GPU's"
+    for record in load_records([tmp_path / "out"]).records:
+        assert record.status is Status.FAILED and "torch" in (record.reason or "")
+
+
+def test_processors_of_a_node_are_shared_out_to_its_gpus() -> None:
+    pytest.importorskip("ray", reason="needs varbench[ray]")
+
+    def node(name: str, *, alive: bool = True, **has: float) -> dict[str, Any]:
+        return {"NodeID": name * 56, "NodeManagerHostname": "host", "Alive": alive, "Resources": has}
+
+    there = [node("a", CPU=9, GPU=2), node("b", CPU=4), node("c", GPU=1), node("d", alive=False, GPU=1)]
+
+    def slots(*, gpu: bool) -> dict[str, tuple[Any, Any]]:
+        cluster = SimpleNamespace(_gpu=gpu, _ray=SimpleNamespace(nodes=lambda: there))
+        found = RayCluster._slots(cluster)  # type: ignore[arg-type]
+        assert all(asked["scheduling_strategy"].node_id[:6] in name for name, asked in found.items())
+        return {name: (asked.get("num_gpus"), asked["num_cpus"]) for name, asked in found.items()}
+
+    a, b, c = (f"host-{one * 6}" for one in "abc")
+    assert slots(gpu=True) == {f"{a}-gpu0": (1, 4), f"{a}-gpu1": (1, 4), f"{c}-gpu0": (1, 0)}
+    assert slots(gpu=False) == {a: (None, 9), b: (None, 4)}
 
 
 @pytest.mark.slow
@@ -740,6 +872,46 @@ def test_an_address_at_which_something_else_listens_is_refused_in_time(tmp_path:
 def test_an_address_without_its_executor_is_refused(varbench: CommandLine) -> None:
     found = varbench("run", "--address", "auto", "--plugins", "variant@d2")
     assert found.returncode == 2 and "give --executor ray too" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--kind", "H100"), "--kind H100 is of devices of a Ray cluster: give --executor ray too"),
+        (("--executor", "ray", "--device", "cuda:1"), "--executor ray takes all GPUs of a kind; give --device cuda"),
+    ],
+)
+def test_one_gpu_is_named_by_number_here_and_by_its_kind_in_a_cluster(
+    varbench: CommandLine, words: tuple[str, ...], said: str
+) -> None:
+    found = varbench("run", "--plugins", "variant@d2", *words)
+    assert found.returncode == 2 and said in found.stderr
+
+
+def test_this_machines_memory_and_rates_say_nothing_of_rows_that_run_elsewhere(
+    random_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for executor, here in (("local", True), ("ray", False)):
+        given = replace(random_run.options, executor=executor)
+        run = replace(random_run, options=given, available_memory=prepared(given, tmp_path).available_memory)
+        assert (run.available_memory is not None) == here
+        assert (forecast(run, tmp_path, {}, weights=Ahead(origins={})).seconds is not None) == here
+
+    seen = list[int | None]()
+    monkeypatch.setattr(portion_module, "available_memory", lambda: 2**30)
+    monkeypatch.setattr(portion_module._Telling, "everything", lambda self: seen.append(self.run.available_memory))
+    assert not [*carry_out(Errand(run=run, portion=Portion(rows=("variant@d2",))))]
+    assert seen == [2**30], "where they run it is asked for"
+
+
+def test_files_are_looked_at_on_a_machine_that_lacks_the_rows_device(random_run: Run) -> None:
+    def looked_at(executor: str) -> Inspected:
+        options = replace(random_run.options, device="cuda:99", executor=executor)
+        return inputs.check(replace(random_run, options=options).job(task="inspecting"))
+
+    assert looked_at("ray") == Inspected(device_memory=None)
+    with pytest.raises(UserError, match="device 'cuda:99' was asked for, but torch .* sees"):
+        looked_at("local")
 
 
 def test_without_ray_the_error_names_what_to_install(varbench: CommandLine, tmp_path: Path) -> None:

@@ -93,7 +93,8 @@ def _prepared(options: Options, out: Path) -> Run:
     from varbench.rows.manager import manager
     from varbench.run.prepare import prepare
 
-    return replace(prepare(options, name=out.name, known=manager().names()), available_memory=available_memory())
+    run = prepare(options, name=out.name, known=manager().names())
+    return replace(run, available_memory=available_memory() if options.executor == "local" else None)
 
 
 def _uncalibrated(runs: list[Run]) -> list[str]:
@@ -114,7 +115,8 @@ def _looked_at(run: Run) -> Run:
     from varbench.run import fits, inputs
 
     free = run.available_memory
-    if run.options.device != "cpu" or paths_in(run.options):
+    here = run.options.executor == "local"
+    if (here and run.options.device != "cpu") or paths_in(run.options):
         found = inputs.check(run.job(task="inspecting"))
         free = free if found.device_memory is None else found.device_memory
     for line in fits.in_lines(run, fits.misfits(run, free=free), free=free or 0):

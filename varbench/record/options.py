@@ -286,6 +286,10 @@ class Options:
         "the Ray cluster: `auto`, or HOST:PORT of its head", absent="a Ray of this machine's own, started for the run",
         metavar="ADDRESS", form=(r"auto|(ray://)?[^:/]+:\d+", "auto or HOST:PORT"), decides=False,
     )  # fmt: skip
+    kind: str | None = option(
+        "the kind of device that --executor ray measures on, by a part of its name as in H100",
+        absent="the one of which there are most", metavar="NAME", decides=False,
+    )  # fmt: skip
     fresh: bool = option(
         "measure quality and memory again, though an earlier run here left its findings", default=False, decides=False
     )

@@ -107,6 +107,10 @@ def _dtype(device: str) -> str:
 def _check(options: Options, preset: presets.Preset) -> None:
     if options.address is not None and options.executor != "ray":
         raise UserError(f"--address {options.address} is a Ray cluster's: give --executor ray too")
+    if options.kind is not None and options.executor != "ray":
+        raise UserError(f"--kind {options.kind} is of devices of a Ray cluster: give --executor ray too")
+    if options.executor == "ray" and ":" in options.device:
+        raise UserError(f"--device {options.device}: --executor ray takes all GPUs of a kind; give --device cuda")
     if options.top_k > preset.spec.tokenizer.vocabulary:
         raise UserError(f"--top-k is {options.top_k}; {options.model} has {preset.spec.tokenizer.vocabulary} codes")
     packed = None if options.weights in (None, "random") else recipe_in(options.weights)

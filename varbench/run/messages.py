@@ -204,7 +204,7 @@ class Inspected:
     """The files that were given can be used."""
 
     device_memory: int | None
-    """Bytes that are free on the GPU; None on a CPU."""
+    """Bytes that are free on the GPU; None on a CPU, or where rows run elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)

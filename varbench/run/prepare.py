@@ -85,6 +85,7 @@ class Run:
     metrics: tuple[str, ...] = ()
     """Plugins that bring metrics."""
     available_memory: int | None = None
+    """Of the machine that the rows run on; None where nobody knows."""
     part_seconds: dict[str, float] = field(default_factory=dict)
     """Predicted, of a part of each kind that the live display counts; a kind that is not there is not predicted."""
     began: int = 0

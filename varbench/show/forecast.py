@@ -55,7 +55,8 @@ class Forecast:
 
 def forecast(run: Run, out: Path, done: dict[str, Record], *, weights: Ahead) -> Forecast:
     options = run.options
-    hardware = hardware_like("cpu", environment("cpu").cores) if options.device == "cpu" else None
+    here = options.device == "cpu" and options.executor == "local"
+    hardware = hardware_like("cpu", environment("cpu").cores) if here else None
     full: int | None = None
     too_large = misfits(run, free=run.available_memory) if options.device == "cpu" else {}
     cached = {name: () if name in done else _cached(run, name, out, weights) for name in run.rows}

@@ -19,6 +19,7 @@ from varbench.base.display import Display
 from varbench.base.hashing import digest
 from varbench.base.places import full_images
 from varbench.base.whole_files import lay_there, write_whole
+from varbench.errors import UserError
 from varbench.record import Record, Status, write_record
 from varbench.record.failure import Failure
 from varbench.record.schema import Notice
@@ -26,6 +27,7 @@ from varbench.rows import FULL
 from varbench.run.conduct import PARTS
 from varbench.run.fill import fill
 from varbench.run.findings import Findings
+from varbench.run.fits import in_lines, misfits
 from varbench.run.kept_parts import KeptParts
 from varbench.run.prepare import Run
 from varbench.run.scorers import numbered
@@ -48,6 +50,8 @@ class Place:
     name: str
     kind: str
     """What it is called by its maker: figures of two kinds are never put beside each other."""
+    free: int | None = None
+    """Bytes that rows can take there; None where nobody knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +106,8 @@ class Dispatch:
 
     def everything(self) -> None:
         """All rows that were not done before."""
-        self.save_all()
         kind, places = self._kind()
+        self.save_all()
         # Nor are images of one row made on two kinds.
         self._kept = KeptParts(self.run, self.out / PARTS / digest([kind])[:8])
         self._tidy(self.done)
@@ -164,13 +168,28 @@ class Dispatch:
         return found
 
     def _kind(self) -> tuple[str, int]:
-        """That of the rows that are done, else the one of which there are most; and how many of it."""
-        counts = Counter(place.kind for place in self.cluster.places())
+        """That of the rows that are done, else the one of which there are most, of those that were asked for; and how many of it.
+        What its memory does not hold is said."""
+        places, asked = self.cluster.places(), self.run.options.kind
+        counts = Counter(place.kind for place in places)
         kept = Counter(kind_of(record.environment) for record in self.done.values())
-        ((kind, _),) = (kept or counts).most_common(1)
+        wanted = _matching(asked, kept or counts)
+        if not wanted:
+            there = ", ".join(f"{count} of {name}" for name, count in counts.items())
+            if kept:
+                ran = ", ".join(kept)
+                raise UserError(
+                    f"--kind {asked}: the rows that are done ran on {ran}; leave it out, or choose another --out"
+                )
+            raise UserError(f"--kind {asked}: no such device is free in the cluster, which has {there}")
+        ((kind, _),) = wanted.most_common(1)
         if others := ", ".join(f"{count} of {name}" for name, count in counts.items() if name != kind):
-            why = "as those that are done did" if kept else "which there are most of"
+            why = "as those that are done did" if kept else "as was asked for" if asked else "which there are most of"
             self.display.note(f"all rows run on {kind}, {why}; left alone: {others}")
+        free = min((place.free for place in places if place.kind == kind and place.free is not None), default=None)
+        left = replace(self.run, rows={name: row for name, row in self.run.rows.items() if name not in self.done})
+        for line in in_lines(left, misfits(left, free=free), free=free or 0):
+            self.display.note(line)
         return kind, counts[kind]
 
     def _again(self, portion: Portion, why: list[str]) -> list[Portion]:
@@ -252,3 +271,12 @@ class Dispatch:
         for name in portion.rows if portion.images is None else ():
             failed = Findings(failure=Failure(status=Status.FAILED, reason=reason))
             self._keep(portion, fill(self.run, self.run.rows[name], failed, floors={}))
+
+
+def _matching(asked: str | None, kinds: Counter[str]) -> Counter[str]:
+    """Those of the kinds that are called so, or have it in their names; all where nothing was asked for."""
+    wanted = (asked or "").lower()
+    exact = {kind for kind in kinds if kind.lower() == wanted}
+    return Counter(
+        {kind: count for kind, count in kinds.items() if kind in exact or (not exact and wanted in kind.lower())}
+    )

@@ -14,7 +14,7 @@ from varbench.errors import UserError
 from varbench.record.options import Options
 from varbench.run import identity
 from varbench.run.spread.dispatch import Broken, Ended, Lost, Place
-from varbench.run.spread.kinds import kind_here
+from varbench.run.spread.kinds import DeviceThere, device_here
 from varbench.run.spread.portion import Errand, News, carry_out
 
 PATIENCE = 30.0
@@ -106,12 +106,12 @@ class RayCluster:
         for answer in ready:
             name = self._asked.pop(answer)
             try:
-                kind, code = self._ray.get(answer)
+                there, code = self._ray.get(answer)
             except self._ray.exceptions.RayError as error:
                 self._leave_out(name, _last_line(error))
                 continue
             if code == self._code:
-                self._places[name] = Place(name=name, kind=kind)
+                self._places[name] = Place(name=name, kind=there.kind, free=there.free)
             else:
                 self._leave_out(
                     name,
@@ -160,9 +160,9 @@ class RayCluster:
 class _Worker:
     """What runs on a device."""
 
-    def known(self, gpu: bool) -> tuple[str, str]:
-        """What kind of device it is, and the hash of the code that is installed there."""
-        return kind_here("cuda" if gpu else "cpu"), identity.code_hash()
+    def known(self, gpu: bool) -> tuple[DeviceThere, str]:
+        """What device it is, and the hash of the code that is installed there."""
+        return device_here("cuda" if gpu else "cpu"), identity.code_hash()
 
     def carry_out(self, errand: Errand) -> Iterator[News]:
         yield from carry_out(errand)

@@ -14,6 +14,7 @@ from queue import SimpleQueue
 from varbench.base.display import Display, Standing
 from varbench.base.places import full_images
 from varbench.base.whole_files import write_whole
+from varbench.measure.environment import available_memory
 from varbench.record import Record
 from varbench.rows import FULL
 from varbench.run.children import Child
@@ -110,7 +111,7 @@ def _work(errand: Errand, out: Path, tell: Callable[[News], None]) -> None:
         path = _full_images(errand.run) if place == FULL_IMAGES else out / place
         write_whole(path, content)
     # No plugin has run here yet: what was sent lay here before.
-    run = replace(errand.run, began=time.time_ns())
+    run = replace(errand.run, began=time.time_ns(), available_memory=available_memory())
     wanted = {FULL, *errand.portion.rows}
     conduct = _Telling(
         run=replace(run, rows={name: row for name, row in run.rows.items() if name in wanted}),

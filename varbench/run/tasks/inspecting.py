@@ -22,7 +22,9 @@ from varbench.run.scoring_networks import ScoringNetworks
 def run(job: Job, channel: Channel) -> None:
     """Everything is opened as the rows will open it, on the CPU; what is wrong with it is raised."""
     options, model = job.options, job.model
-    check_device(options.device)
+    computes_here = options.executor == "local"
+    if computes_here:
+        check_device(options.device)
     channel.alive()
     if job.files is not None:
         files = dict(job.files)
@@ -42,7 +44,7 @@ def run(job: Job, channel: Channel) -> None:
                 channel.alive()
         check_reference(networks.reference, networks.extractor, side=model.image_side)
         _ = networks.judge  # one that does not know the classes is refused
-    on_gpu = options.device.startswith("cuda")
+    on_gpu = computes_here and options.device.startswith("cuda")
     channel.send(Inspected(device_memory=torch.cuda.mem_get_info(options.device)[0] if on_gpu else None))
 
 

@@ -87,11 +87,13 @@ def with_data(options: Options) -> Options:
 def _unjudged(options: Options) -> Notice:
     text = "class order was not checked: no judge knows these classes"
     if options.data is None:
-        return Notice(text=f"{text}; look whether the samples show the names that stand beside them")
-    return Notice(
-        text=f"{text}; train one, and give it by --judge",
-        next_command=shlex.join(["varbench", "train", "judge", "--data", options.data, "--out", "judge.safetensors"]),
-    )
+        text += "; look whether the samples show the names that stand beside them, or train a judge on images of the classes"
+        text += ", and give both by --data and --judge"
+    else:
+        text += "; train one, and give it by --judge"
+    of_model = [] if options.model not in presets.names() else ["--model", options.model]
+    command = ["varbench", "train", "judge", *of_model, "--data", options.data or "FOLDER", "--out", "judge.safetensors"]
+    return Notice(text=text, next_command=shlex.join(command))
 
 
 def _departures(options: Options) -> dict[str, tuple[object, protocols.Number]]:

@@ -237,9 +237,9 @@ def test_an_order_of_classes_that_nobody_judged_is_said(run: Run) -> None:
     (notice,) = noticed(of_imagenet(run), a_scored("FID", weights=()))
     assert notice.text.startswith("class order was not checked: no judge") and "samples" in notice.text
     (notice,) = noticed(of_imagenet(run), a_scored("FID", weights=()), model="var-d16")
-    assert notice.next_command == "varbench train judge --model var-d16 --data FOLDER --out judge.safetensors"
+    assert notice.next_command == "varbench train judge --data FOLDER --out judge.safetensors --model var-d16"
     (notice,) = noticed(run, a_scored(weights=()), data="MY IMAGES")
-    assert notice.next_command == "varbench train judge --model tiny --data 'MY IMAGES' --out judge.safetensors"
+    assert notice.next_command == "varbench train judge --data 'MY IMAGES' --out judge.safetensors --model tiny"
 
 
 def test_a_scorer_tells_whether_a_judge_looked(made: tuple[torch.Tensor, np.ndarray], tmp_path: Path) -> None:

@@ -91,8 +91,9 @@ def _unjudged(options: Options) -> Notice:
         text += ", and give both by --data and --judge"
     else:
         text += "; train one, and give it by --judge"
-    of_model = [] if options.model not in presets.names() else ["--model", options.model]
-    command = ["varbench", "train", "judge", *of_model, "--data", options.data or "FOLDER", "--out", "judge.safetensors"]
+    command = ["varbench", "train", "judge", "--data", options.data or "FOLDER", "--out", "judge.safetensors"]
+    if options.model in presets.names():
+        command += ["--model", options.model]
     return Notice(text=text, next_command=shlex.join(command))
 
 

@@ -258,6 +258,7 @@ def test_the_protocols_command_measures_what_is_published_or_was_trained(
         assert hashes.items() >= {part: file_hash(path) for part, path in ours.items()}.items()
         warned = "\n".join(notice.text for notice in record.warnings)
         assert "not as imagenet256-50k has it: images 40, there 50000" in warned
+        assert ("trained for variant@progressive" in warned) == (name == "full_var" and trained)
         assert ("nothing was trained for progressive" in warned) == (name != "full_var" and not trained)
 
 

@@ -108,6 +108,8 @@ def test_every_verdict_says_what_to_do_next(run: Run) -> None:
     ):
         said = reasons(run, replace(PLAIN, **{one: getattr(odd, one)}))
         assert then in said.partition("; ")[2], said
+        assert ("--reference PATH" in said) == (one == "copied")
+        assert (f"`varbench run --plugins {ROW} " in said) == (one == "copied")
 
 
 def test_guidance_left_off(run: Run) -> None:
@@ -234,8 +236,10 @@ def test_an_order_of_classes_that_nobody_judged_is_said(run: Run) -> None:
     """As of ImageNet's models: the published Inception numbers its classes otherwise, and judges none."""
     (notice,) = noticed(of_imagenet(run), a_scored("FID", weights=()))
     assert notice.text.startswith("class order was not checked: no judge") and "samples" in notice.text
+    (notice,) = noticed(of_imagenet(run), a_scored("FID", weights=()), model="var-d16")
+    assert notice.next_command == "varbench train judge --data FOLDER --out judge.safetensors --model var-d16"
     (notice,) = noticed(run, a_scored(weights=()), data="MY IMAGES")
-    assert notice.next_command == "varbench train judge --data 'MY IMAGES' --out judge.safetensors"
+    assert notice.next_command == "varbench train judge --data 'MY IMAGES' --out judge.safetensors --model tiny"
 
 
 def test_a_scorer_tells_whether_a_judge_looked(made: tuple[torch.Tensor, np.ndarray], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from varbench import rows
 from varbench.__main__ import main
 from varbench.base.hashing import file_hash
 from varbench.errors import UserError
+from varbench.model.bundle import write_bundle
 from varbench.plan import presets, protocols
 from varbench.record import PublishedLine, Quality
 from varbench.record.option_forms import as_arguments
@@ -109,6 +110,37 @@ def test_another_hash_is_refused_unless_told(folder: Path, capsys: pytest.Captur
     found = under(folder, other_files=True)
     assert found.weights == str(folder / "var_d30.pth")
     assert "as --other-files says" in capsys.readouterr().err
+
+
+def test_other_inception_weights_are_refused_whatever_is_told(folder: Path) -> None:
+    """A run would refuse them later: scores are named after that very file."""
+    (folder / NAMES["inception"]).write_bytes(b"another network")
+    with pytest.raises(UserError, match=r"fetch it again from .*--other-files does not take another, since distances"):
+        under(folder, other_files=True)
+
+
+def test_trained_weights_stand_for_the_published_checkpoint_and_its_tokenizer(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec, packed = presets.preset("var-d30").spec, tmp_path / "v.varbench"
+    parts = {"vae": folder / NAMES["vae"], "main": folder / NAMES["weights"]}
+    write_bundle(packed, recipe="variant@progressive", model=spec, files=parts, record={})
+    hashes = {part: file_hash(path) for part, path in parts.items()}
+    for path in parts.values():
+        path.unlink()
+    (folder / "var_d16.pth").write_bytes(b"sixteen")
+    found = under(folder, weights=str(packed), other_files=True)
+    assert (found.weights, found.vae) == (str(packed), None)
+    assert (found.images, found.reference) == (50_000, str(folder / NAMES["reference"]))
+    assert "trained weights of variant@progressive" in capsys.readouterr().err
+    files = weight_files(found, {"refiner": presets.preset("var-d16").spec})
+    assert files is not None and {part: file_hash(Path(files[part])) for part in hashes} == hashes
+    assert files["refiner"] == str(folder / "var_d16.pth"), "what it lacks is still found"
+    (folder / NAMES["reference"]).unlink()
+    with pytest.raises(UserError, match="lacks 1 of 2 files: VIRTUAL_imagenet256_labeled"):
+        under(folder, weights=str(packed))
+    with pytest.raises(UserError, match="has its tokenizer inside; leave --vae out"):
+        options(model="var-d30", weights=str(packed), vae=str(folder / "var_d16.pth"))
 
 
 def test_a_hash_that_one_source_states_refuses_nothing(

@@ -18,15 +18,20 @@ import golden_files as golden
 import models
 import numpy as np
 import pytest
+import small_protocol
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import varbench
+from varbench.base.hashing import file_hash
 from varbench.data.folder import open_folder
 from varbench.engine.pixels import to_uint8
+from varbench.model.bundle import write_bundle
+from varbench.model.state_files import read_state
 from varbench.quality import extractors, libraries
 from varbench.quality.second_opinion import TORCHSCRIPT_FILE
-from varbench.record import Record, load_records
+from varbench.record import Record, Status, load_records
 from varbench.train.budgets import QUICK_STEPS
 
 needs_fidelity = pytest.mark.skipif(
@@ -90,21 +95,32 @@ def inception(folder: Path) -> Path:
 
 @pytest.fixture
 def run(folder: Path, tmp_path: Path) -> Run:
-    """`varbench run ARGUMENTS --out` an empty folder; with `published`, that file passes for the published Inception."""
+    """`varbench run ARGUMENTS --out` an empty folder; with `published`, that file passes for the published Inception, and with
+    `protocol` the files in that folder for the protocol's."""
     patch = (
-        "import os\n"
+        "import os, sys\n"
         "if start := os.environ.get('PUBLISHED_START'):\n"
         "    from varbench.quality import extractors, halves\n"
         "    extractors.INCEPTION_SHA256_START = start\n"
         "    halves._FEWER = 2\n"  # eigenvalues at 2,048 take a second each
+        "if files := os.environ.get('PUBLISHED_FILES'):\n"
+        "    from pathlib import Path\n"
+        f"    sys.path.append({str(Path(__file__).parent)!r})\n"
+        "    import small_protocol\n"
+        "    small_protocol.take(Path(files))\n"
     )
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(patch)
 
-    def run(*arguments: str, published: Path | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, published: Path | None = None, protocol: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")}
-        if published is not None:
+        if published is not None or protocol is not None:
             environment["PYTHONPATH"] = str(tmp_path / "site")
+        if protocol is not None:
+            environment |= {"PUBLISHED_FILES": str(protocol), "TORCH_HOME": str(tmp_path / "torch")}
+        if published is not None:
             environment["PUBLISHED_START"] = hashlib.sha256(published.read_bytes()).hexdigest()[:8]
         return subprocess.run(
             [sys.executable, "-m", "varbench", "run", "--out", str(tmp_path / "run"), *arguments],
@@ -192,6 +208,58 @@ def test_recipes_are_trained_on_a_users_folder_of_classes(folder: Path, run: Run
     again = run("--plugins", "variant@d3,code@n4", *files, "--data", "ten", *LOOK, "--resume")
     assert again.returncode == 0
     assert "4 of 4 rows are complete and unchanged" in again.stderr
+
+
+@pytest.fixture
+def protocol(tmp_path: Path) -> Path:
+    """Small files under the names that the protocol's are published by."""
+    there = tmp_path / "checkpoints"
+    there.mkdir()
+    files = golden.save_checkpoints(there, small_protocol.SPEC)
+    files["vae"].rename(there / "vae_ch160v4096z32.pth")
+    files["var"].rename(there / "var_d16.pth")
+    torch.save({}, there / extractors.INCEPTION_FILE)
+    side = small_protocol.SPEC.image_side
+    pixels = np.random.RandomState(1).randint(0, 256, (40, side, side, 3)).astype(np.uint8)
+    seen = {"mu": np.full(small_protocol.SEEN, 0.5), "sigma": 0.04 * np.eye(small_protocol.SEEN)}
+    np.savez(there / "VIRTUAL_imagenet256_labeled.npz", arr_0=pixels, **seen)
+    return there
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_protocols_command_measures_what_is_published_or_was_trained(
+    trained: bool, protocol: Path, run: Run, tmp_path: Path
+) -> None:
+    ours, given = {"vae": protocol / "vae_ch160v4096z32.pth", "main": protocol / "var_d16.pth"}, list[str]()
+    if trained:
+        published, ours = ours, {part: tmp_path / f"{part}.safetensors" for part in ours}
+        vae, main = (read_state(path, part="") for path in published.values())
+        save_file(vae, ours["vae"])
+        save_file({**main, "head.bias": main["head.bias"] + 1}, ours["main"])
+        packed = tmp_path / "v.varbench"
+        write_bundle(packed, recipe="variant@progressive", model=small_protocol.SPEC, files=ours, record={})
+        given = ["--weights", str(packed)]
+        for path in published.values():
+            path.unlink()
+    files = ("--protocol", small_protocol.NAME, "--model", small_protocol.MODEL, "--checkpoints", str(protocol), *given)
+    trial = ("--images", "40", "--batch", "20", "--dtype", "float32", "--quick", "--budget", "0.01")
+    done = run("--plugins", "full_var,variant@d2", *files, *trial, protocol=protocol)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("as published") == (2 if trained else 4)
+    found = records(tmp_path)
+    for name in ("full_var", "variant@d2"):
+        record = found[name]
+        assert record.status == Status.COMPLETE and record.quality is not None
+        assert (record.protocol.cfg, record.protocol.top_k, record.protocol.top_p) == (1.5, 900, 0.96)
+        scored = {score.name for score in record.quality.scores if score.value is not None}
+        assert scored >= {"FID", "KID", "IS", "precision", "recall"}
+        hashes = {weight.role: weight.sha256 for weight in record.weights}
+        assert hashes.items() >= {part: file_hash(path) for part, path in ours.items()}.items()
+        warned = "\n".join(notice.text for notice in record.warnings)
+        assert "not as imagenet256-50k has it: images 40, there 50000" in warned
+        assert ("trained for variant@progressive" in warned) == (name == "full_var" and trained)
+        assert ("nothing was trained for progressive" in warned) == (name != "full_var" and not trained)
 
 
 # What is wrong

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -153,13 +154,25 @@ def test_images_that_are_kept_are_all_there_in_a_run_that_went_on(
         assert len(list(kept.iterdir())) == COUNT
 
 
-def run(out: Path, cache: Path, *more: str) -> subprocess.Popen[str]:
+def run(out: Path, cache: Path, *more: str, site: Path | None = None) -> subprocess.Popen[str]:
     command = [
         sys.executable, "-m", "varbench", "run", "--plugins", "full_var", "--images", "608", "--batch", "32", "--quick",
         "--dtype", "float32", "--count", "1", "--budget", "0", "--out", str(out), *more,
     ]  # fmt: skip
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
+    environment |= {} if site is None else {"PYTHONPATH": str(site)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def killed_at(process: subprocess.Popen[str], out: Path, group: str) -> Path:
+    """Kills a run as soon as this group is looked at; where it lies."""
+    ends = time.monotonic() + 300
+    while not (found := list(out.glob(f".parts/*.groups/{group}"))):
+        assert process.poll() is None and time.monotonic() < ends, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return found[0]
 
 
 def scores(out: Path) -> dict[str, Any]:
@@ -171,18 +184,38 @@ def scores(out: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_that_is_killed_goes_on_behind_its_first_group(tmp_path: Path) -> None:
+    """As below, with groups of 32 images."""
+    site, out, cache = (tmp_path / name for name in ("site", "killed", "cache"))
+    site.mkdir()
+    (site / "sitecustomize.py").write_text("from varbench.run import messages\nmessages.GROUP = 32\n")
+    few = ("--images", "128", "--batch", "16")
+    # What the run knows to be looked at is written after the group itself, and surely once the next one is.
+    kept = killed_at(run(out, cache, *few, site=site), out, "00000032.npz").with_name("00000000.npz")
+    written, seen = kept.stat().st_mtime_ns, set[int]()
+    process = run(out, cache, *few, "--resume", site=site)
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):
+            seen.add(kept.stat().st_mtime_ns)
+        time.sleep(0.01)
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    assert seen == {written}, "the first group is not made again"
+    other = run(tmp_path / "whole", tmp_path / "other cache", *few, site=site)
+    _, said = other.communicate()
+    assert other.returncode == 0, said
+    assert set(scores(out)) == {"full_var"} and scores(out) == scores(tmp_path / "whole")
+    assert not kept.parent.exists(), "once a row is scored, nothing of it stays"
+
+
+@pytest.mark.slow
 @pytest.mark.idle
 @pytest.mark.timeout(1500)
 def test_a_run_that_is_killed_twice_ends_with_the_scores_of_one_that_was_not(tmp_path: Path) -> None:
     out, cache = tmp_path / "killed", tmp_path / "cache"
     for group in ("00000000.npz", "00000256.npz"):
-        process = run(out, cache, *(["--resume"] if out.exists() else []))
-        ends = time.monotonic() + 300
-        while not list(out.glob(f".parts/*.groups/{group}")):
-            assert process.poll() is None and time.monotonic() < ends, process.communicate()
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        killed_at(run(out, cache, *(["--resume"] if out.exists() else [])), out, group)
     process = run(out, cache, "--resume")
     _, said = process.communicate()
     assert process.returncode == 0, said

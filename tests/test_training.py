@@ -114,10 +114,22 @@ def test_rate_warms_up_then_falls_to_its_floor() -> None:
     assert rates[55] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
 
 
-def test_vectors_do_not_decay() -> None:
-    decayed, plain = adamw(fresh(), weight_decay=0.05).param_groups
+def test_vectors_do_not_decay_and_a_step_is_one_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = adamw(fresh(), weight_decay=0.05)
+    decayed, plain = optimizer.param_groups
     assert decayed["weight_decay"] == 0.05 and plain["weight_decay"] == 0.0
     assert len(plain["params"]) == sum(max(p.shape, default=1) == p.numel() for p in fresh().parameters())
+    fused, groups = torch._fused_adamw_, list[int]()
+
+    def counted(parameters: list[torch.Tensor], *given: Any, **named: Any) -> None:
+        groups.append(len(parameters))
+        fused(parameters, *given, **named)
+
+    monkeypatch.setattr(torch, "_fused_adamw_", counted)
+    for parameter in (*decayed["params"], *plain["params"]):
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert groups == [len(decayed["params"]), len(plain["params"])]
 
 
 def test_tokens_are_those_of_the_tokenizer_and_kept_by_content(tokenizer: Tokenizer, tokens: TokenSet) -> None:

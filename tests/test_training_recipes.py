@@ -382,6 +382,22 @@ def test_the_command_says_once_and_before_it_begins_what_a_training_takes(
     assert f"base: {told.partition(': ')[2]}" in capsys.readouterr().err
 
 
+def test_a_copy_of_another_training_is_replaced_with_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    words = ["train", "full_var@continued", "--steps", "1", "--dtype", "float32", "--out", str(out)]
+    record = out / "recipes" / "full_var-continued" / presets.RECORD
+    assert main([*words, "--batch", "4"]) == 0 and main([*words, "--batch", "4"]) == 0
+    assert "another training" not in capsys.readouterr().err
+    first = json.loads(record.read_text())
+    assert main([*words, "--batch", "2", "--seed", "1"]) == 0
+    told = capsys.readouterr().err
+    second = json.loads(record.read_text())
+    assert second["stages"]["train"]["batch"] == 2
+    was = f"1 steps (batch 4, seed 0, key {first['key'][:8]})"
+    now = f"1 steps (batch 2, seed 1, key {second['key'][:8]})"
+    assert f"another training of full_var@continued, {was} are replaced by those of {now}" in told
+
+
 class Uneven(Fixed):
     def stages(self) -> tuple[Stage, ...]:
         return (Stage(name="short", share=0.1), Stage(name="long", share=0.9))

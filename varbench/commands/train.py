@@ -78,8 +78,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dtype == "float16":
         raise UserError("--dtype float16: losses are not scaled, so give float32 or bfloat16")
     _check(args)
-    preset = presets.preset(args.model)
-    data = _data(args, side=preset.spec.image_side)
+    data = _data(args, side=presets.preset(args.model).spec.image_side)
     verb = {
         "features": _network,
         "judge": _network,

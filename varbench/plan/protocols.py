@@ -32,6 +32,8 @@ class PublishedFile:
     """Whether more than one source states that hash. One alone may be wrong, and no file is refused for it."""
     also: str | None = None
     """Another name that the same file circulates under."""
+    irreplaceable: bool = False
+    """Whether scores are named after this very file, so that another one is never taken for it."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -98,6 +100,7 @@ _IMAGENET_256 = Protocol(
             also="pt_inception-2015-12-05-6726825d.pth",
             source=f"{FIDELITY}/weights-inception-2015-12-05-6726825d.pth",
             sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+            irreplaceable=True,
         ),
     },
     summary="50,000 images, 50 a class, against the ADM suite's batch, as VAR's README evaluates",

@@ -167,8 +167,9 @@ class Options:
         metavar="FOLDER", path="folder", decides=False,
     )  # fmt: skip
     other_files: bool = option(
-        "take files of --protocol although their hashes are not the published ones", default=False, decides=False
-    )
+        "take checkpoints of --protocol although their hashes are not the published ones (other Inception weights are never taken)",
+        default=False, decides=False,
+    )  # fmt: skip
     weights: str | None = option(
         "the transformer's checkpoint, or `random`, which has no quality", absent="what the preset ships",
         metavar="FILE", path="file", word="random",

@@ -116,6 +116,8 @@ def _check(options: Options, preset: presets.Preset) -> None:
     packed = None if options.weights in (None, "random") else recipe_in(options.weights)
     if options.weights not in (None, "random") and options.vae is None and packed is None:
         raise UserError("--weights needs --vae: a transformer speaks the codes of its own tokenizer")
+    if packed is not None and options.vae is not None:
+        raise UserError(f"--vae {options.vae}: {options.weights} has its tokenizer inside; leave --vae out")
     if options.weights in (None, "random") and options.vae is not None:
         given = "random weights are asked for" if options.weights else "no --weights are given"
         raise UserError(

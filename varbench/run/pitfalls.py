@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from varbench.model.bundle import recipe_in
 from varbench.plan import presets, protocols
 from varbench.record import Notice
 from varbench.record.option_forms import as_arguments
@@ -46,6 +47,11 @@ def notices(run: Run, row: RowInRun, found: Findings) -> Iterator[Notice]:
         yield Notice(text=f"quality is left out: {lacking}", next_command=shlex.join(repeated))
     if not run.is_scored(row.name):
         return
+    if row.name == FULL and (trained := recipe_in(options.weights)) is not None:
+        yield Notice(
+            text=f"the full model ran on weights that were trained for {trained}: its scores are not those of the weights that training "
+            "began from, nor to be held against printed ones; without --weights it runs on what ships or was published"
+        )
     if options.cfg == 0 and row.plan is not None:
         yield Notice(
             text="guidance is off: cfg is 0, and published scores are with it unless they say otherwise",
@@ -87,11 +93,14 @@ def with_data(options: Options) -> Options:
 def _unjudged(options: Options) -> Notice:
     text = "class order was not checked: no judge knows these classes"
     if options.data is None:
-        return Notice(text=f"{text}; look whether the samples show the names that stand beside them")
-    return Notice(
-        text=f"{text}; train one, and give it by --judge",
-        next_command=shlex.join(["varbench", "train", "judge", "--data", options.data, "--out", "judge.safetensors"]),
-    )
+        text += "; look whether the samples show the names that stand beside them, or train a judge on images of the classes"
+        text += ", and give both by --data and --judge"
+    else:
+        text += "; train one, and give it by --judge"
+    command = ["varbench", "train", "judge", "--data", options.data or "FOLDER", "--out", "judge.safetensors"]
+    if options.model in presets.names():
+        command += ["--model", options.model]
+    return Notice(text=text, next_command=shlex.join(command))
 
 
 def _departures(options: Options) -> dict[str, tuple[object, protocols.Number]]:

@@ -11,6 +11,7 @@ from typing import Any
 from varbench.base.hashing import file_hash
 from varbench.base.places import user_caches
 from varbench.errors import UserError
+from varbench.model.bundle import recipe_in
 from varbench.plan import protocols
 from varbench.plan.protocols import Protocol, PublishedFile
 from varbench.record.options import Options
@@ -43,17 +44,30 @@ def under_protocol(given: Mapping[str, Any]) -> dict[str, Any]:
     settings = {
         option: value for option, value in known.settings.items() if not (given.get("quick") and option == "images")
     }
-    files = _found(known, given)
+    wanted = _wanted(known, given)
+    files = _found(known, wanted, given)
     for option, path in files.items():
-        _check(known.files_of(given["model"])[option], Path(path), allowed=given.get("other_files", False))
+        _check(wanted[option], Path(path), allowed=given.get("other_files", False))
     return {**settings, **given, **files}
 
 
-def _found(known: Protocol, given: Mapping[str, Any]) -> dict[str, str]:
+def _wanted(known: Protocol, given: Mapping[str, Any]) -> dict[str, PublishedFile]:
+    """The published files that are needed, by option: beside weights that were trained and packed, which have their tokenizer,
+    neither the published checkpoint nor its tokenizer."""
+    files = known.files_of(given["model"])
+    if (recipe := recipe_in(given.get("weights"))) is None:
+        return files
+    _tell(
+        f"{given['weights']}: trained weights of {recipe} with their tokenizer, in the place of the published checkpoint"
+    )
+    return {option: file for option, file in files.items() if option not in ("weights", "vae")}
+
+
+def _found(known: Protocol, wanted: Mapping[str, PublishedFile], given: Mapping[str, Any]) -> dict[str, str]:
     """Where every file lies, by option; those that are nowhere are named together, with their sources."""
     places = _places(given.get("checkpoints"))
     found, lacking = {}, []
-    for option, file in known.files_of(given["model"]).items():
+    for option, file in wanted.items():
         path = given[option] if option in given else _in(places, file)
         if path is None:
             lacking.append(f"{file.name} ({file.source}; or --{option} PATH)")
@@ -98,13 +112,18 @@ def _check(file: PublishedFile, path: Path, *, allowed: bool) -> None:
     found = file_hash(path)
     if found == file.sha256:
         _tell(f"{path}: sha256 {found[:8]}…, as published")
-    elif allowed or not file.sure:
+    elif not file.irreplaceable and (allowed or not file.sure):
         why = "taken all the same, as --other-files says" if allowed else "the only source of that hash, so it is taken"
         _tell(f"warning: {path}: sha256 {found[:8]}…, and {file.sha256[:8]}… is stated for {file.name}; {why}")
     else:
+        otherwise = (
+            "; --other-files does not take another, since distances of another network are not FID"
+            if file.irreplaceable
+            else ", or take it all the same by --other-files"
+        )
         raise UserError(
             f"{path} has the sha256 {found}, and {file.name} is published with {file.sha256}: fetch it again from "
-            f"{file.source}, or take it all the same by --other-files"
+            f"{file.source}{otherwise}"
         )
 
 

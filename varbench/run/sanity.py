@@ -5,7 +5,9 @@ The process that a plugin runs in may say anything. What is judged here is what 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from varbench.base import stats
@@ -19,6 +21,7 @@ from varbench.plan.state import ITEM
 from varbench.plan.steps import Plan
 from varbench.plan.widths import at_least
 from varbench.record import Score
+from varbench.record.option_forms import as_arguments
 from varbench.record.options import FEWEST_ROUNDS
 from varbench.rows import FULL
 from varbench.run import denominators
@@ -73,7 +76,6 @@ NEEDED = 0.5
 
 WITHIN = "do all that a call takes within it, and be done when it answers"
 ALIKE = "make images that are timed as those that are scored"
-OTHER_REFERENCE = "give images that the method has not seen by --reference"
 
 
 class Odd(NamedTuple):
@@ -212,7 +214,7 @@ def _images(run: Run, row: RowInRun, found: Findings, floors: dict[str, Score]) 
     if odd.copied is not None and odd.copied > COPIED:
         yield Odd(
             f"{odd.copied:.0%} of its images lie nearer to a reference image than reference images lie to each other",
-            OTHER_REFERENCE,
+            _other_reference(run, row),
         )
     if odd.undecoded is not None and odd.undecoded > UNDECODED:
         yield Odd(
@@ -235,7 +237,7 @@ def _images(run: Run, row: RowInRun, found: Findings, floors: dict[str, Score]) 
         yield Odd(
             f"{score.name} is {score.value:.3g}, at most {score.high:.3g}, and other real images have {floor.value:.3g}, at "
             f"least {floor.low:.3g}",
-            OTHER_REFERENCE,
+            _other_reference(run, row),
         )
     full = run.rows[FULL]
     if scored.distance and scored.distance.equal_tokens == 1 and row.plan is not None and full.plan is not None:
@@ -245,6 +247,11 @@ def _images(run: Run, row: RowInRun, found: Findings, floors: dict[str, Score]) 
                 f"all tokens equal the full model's, though it computes {own:,} layers x tokens and the full model {other:,}",
                 f"let what runs be its plan, which `varbench plan {row.name}` shows",
             )
+
+
+def _other_reference(run: Run, row: RowInRun) -> str:
+    again = as_arguments(replace(run.options, reference="PATH"), row=row.name, study=row.resolved.study)
+    return f"give images that the method has not seen by --reference: `{shlex.join(again)}`"
 
 
 def beats_real_images(score: Score, floor: Score) -> bool:

@@ -22,12 +22,12 @@ def weight_files(options: Options, further: Mapping[str, ModelSpec]) -> dict[str
     if options.weights == "random":
         return None
     extra = {part: str(Path(path).resolve()) for part, path in companions(options.companion).items()}
-    if options.weights is not None and options.vae is None and (bundle := opened(options.weights)) is not None:
-        return {**{part: str(path) for part, path in bundle.files.items()}, **extra}
     if options.weights is not None:
-        given = {"vae": str(options.vae), "main": options.weights}
-        published = published_files.companions(options, {part: further[part] for part in further if part not in extra})
-        return {**{part: str(Path(path).resolve()) for part, path in given.items()}, **published, **extra}
+        bundle = opened(options.weights) if options.vae is None else None
+        files = {"vae": str(options.vae), "main": options.weights} if bundle is None else bundle.files
+        given = {**{part: str(Path(path).resolve()) for part, path in files.items()}, **extra}
+        lacking = {part: wanted for part, wanted in further.items() if part not in given}
+        return {**given, **published_files.companions(options, lacking)}
     shipped = {part: str(path) for part, path in presets.shipped_files(options.model, further).items()}
     if not shipped and not presets.preset(options.model).assets:
         raise UserError(

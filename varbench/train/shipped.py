@@ -7,6 +7,7 @@ with numbers or a loss of its own (`train/own_numbers.py`)."""
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,12 @@ def shipped_with(preset: str, *, seed: int, steps: int | None) -> Shipped | None
 
 
 def put(assets: Path, recipe: str, *, files: Mapping[str, Path], record: Mapping[str, Any]) -> Path:
-    """Copies trained weights, with their record and hashes, as they ship in this folder; where they lie then."""
+    """Copies trained weights, with their record and hashes, as they ship in this folder; where they lie then. Those of another
+    training that lie there are replaced, which is said: in the cache both stay."""
     folder, base = presets.recipe_folder(assets, recipe), assets / presets.SHIPPED[MAIN]
+    if (earlier := _another(folder, record)) is not None:
+        what = f"{_how(earlier)} are replaced by those of {_how(record)}"
+        print(f"{folder}: weights of another training of {recipe}, {what}", file=sys.stderr)
     for backbone, path in files.items():
         with whole_file(folder / f"{backbone}.safetensors") as file:
             # Of a model in which only some parts were trained, the others ship once.
@@ -74,6 +79,22 @@ def put(assets: Path, recipe: str, *, files: Mapping[str, Path], record: Mapping
     with whole_file(folder / presets.RECORD) as file:
         file.write((json.dumps(told) + "\n").encode())
     return folder
+
+
+def _another(folder: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What is told of the weights that lie in a folder, where they are not of the training that this record tells of."""
+    try:
+        told: dict[str, Any] = json.loads((folder / presets.RECORD).read_text())
+    except (OSError, ValueError):
+        return None
+    return None if told.get("key") == record.get("key") else told
+
+
+def _how(record: Mapping[str, Any]) -> str:
+    """How weights were trained, in the words of the options that most often differ."""
+    stages = record.get("stages", {}).values()
+    batches, seeds = (" and ".join(dict.fromkeys(str(one[name]) for one in stages)) for name in ("batch", "seed"))
+    return f"{sum(one['steps'] for one in stages):,} steps (batch {batches}, seed {seeds}, key {record['key'][:8]})"
 
 
 def taken(folder: Path, recipe: str) -> tuple[dict[str, Path], dict[str, Any]]:

@@ -37,7 +37,12 @@ def take(folder: Path) -> None:
     known = protocols.protocol(NAME)
     files = {option: ours(file) for option, file in known.files.items()}
     protocols._PROTOCOLS[NAME] = replace(known, weights={MODEL: ours(known.weights[MODEL])}, files=files)
-    if (published := files["inception"].sha256) is not None:
+    look_with_little(files["inception"].sha256)
+
+
+def look_with_little(published: str | None) -> None:
+    """A file of this hash passes for the published Inception's weights, and a network that takes no time for Inception."""
+    if published is not None:
         extractors.INCEPTION_SHA256_START = published[:8]
     utils = SimpleNamespace(create_feature_extractor=lambda *_, **__: _look)
     extractors.torch_fidelity = lambda: SimpleNamespace(utils=utils)  # type: ignore[assignment]

@@ -95,14 +95,18 @@ def inception(folder: Path) -> Path:
 
 @pytest.fixture
 def run(folder: Path, tmp_path: Path) -> Run:
-    """`varbench run ARGUMENTS --out` an empty folder; with `published`, that file passes for the published Inception, and with
-    `protocol` the files in that folder for the protocol's."""
+    """`varbench run ARGUMENTS --out` an empty folder; with `published`, that file passes for the published Inception, with `little`
+    and with a small network in its place, and with `protocol` the files in that folder for the protocol's."""
     patch = (
         "import os, sys\n"
         "if start := os.environ.get('PUBLISHED_START'):\n"
         "    from varbench.quality import extractors, halves\n"
         "    extractors.INCEPTION_SHA256_START = start\n"
         "    halves._FEWER = 2\n"  # eigenvalues at 2,048 take a second each
+        "if hash := os.environ.get('PUBLISHED_LITTLE'):\n"
+        f"    sys.path.append({str(Path(__file__).parent)!r})\n"
+        "    import small_protocol\n"
+        "    small_protocol.look_with_little(hash)\n"
         "if files := os.environ.get('PUBLISHED_FILES'):\n"
         "    from pathlib import Path\n"
         f"    sys.path.append({str(Path(__file__).parent)!r})\n"
@@ -113,7 +117,7 @@ def run(folder: Path, tmp_path: Path) -> Run:
     (tmp_path / "site" / "sitecustomize.py").write_text(patch)
 
     def run(
-        *arguments: str, published: Path | None = None, protocol: Path | None = None
+        *arguments: str, published: Path | None = None, little: bool = False, protocol: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")}
         if published is not None or protocol is not None:
@@ -121,7 +125,8 @@ def run(folder: Path, tmp_path: Path) -> Run:
         if protocol is not None:
             environment |= {"PUBLISHED_FILES": str(protocol), "TORCH_HOME": str(tmp_path / "torch")}
         if published is not None:
-            environment["PUBLISHED_START"] = hashlib.sha256(published.read_bytes()).hexdigest()[:8]
+            sha256 = hashlib.sha256(published.read_bytes()).hexdigest()
+            environment |= {"PUBLISHED_LITTLE": sha256} if little else {"PUBLISHED_START": sha256[:8]}
         return subprocess.run(
             [sys.executable, "-m", "varbench", "run", "--out", str(tmp_path / "run"), *arguments],
             cwd=folder, env=environment, capture_output=True, text=True, timeout=800,
@@ -181,7 +186,7 @@ def test_fid_of_official_checkpoints_against_adm_statistics(
 def test_scores_of_a_trainers_file_against_adm_samples(inception: Path, run: Run, tmp_path: Path) -> None:
     files = ("--weights", "trainer.pth", "--vae", "trainer.pth", "--companion", "refiner=refiner.pth")
     against = ("--reference", "samples.npz", "--inception", inception.name)
-    done = run("--plugins", "code@training_free/n4", *files, *against, *LOOK, published=inception)
+    done = run("--plugins", "code@training_free/n4", *files, *against, *LOOK, published=inception, little=True)
     assert done.returncode == 0, done.stderr
     code = records(tmp_path)["code@training_free/n4"]
     assert code.quality is not None

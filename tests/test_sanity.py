@@ -75,8 +75,6 @@ def test_memory_that_torch_and_python_do_not_know_is_seen() -> None:
 
 
 NOT_RECORDED = {
-    "actvar": "not trained for long enough to be reported",
-    "llamagen": "not trained for long enough to be reported",
     "dit": "untrained, and no plan says what it saves",
 }
 """Shipped plugins that no row of the report has, and why."""

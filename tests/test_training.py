@@ -293,7 +293,7 @@ def test_checkpoints_come_by_time_and_never_take_much_of_it(tmp_path: Path) -> N
     for now in (5.0, 9.0, 10.0):  # noqa: B007
         due.append(saves.due())
     assert due == [False, False, True]
-    saves.save({"identity": {}, "step": 1}, also=slow_disk)
+    saves.written(lambda: save_state(saves.path, {"identity": {}, "step": 1}), also=slow_disk)
     assert now == 13.0
     due = []
     for now in (24.0, 72.0, 73.0):  # noqa: B007

@@ -41,6 +41,7 @@ needs_fidelity = pytest.mark.skipif(
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SIDE = models.SPEC.image_side
 LOOK = ("--images", "20", "--batch", "10", "--dtype", "float32", "--quick", "--budget", "0.01")
+UNTIMED = ("--images", "20", "--batch", "10", "--dtype", "float32", "--rounds", "0")
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +187,7 @@ def test_fid_of_official_checkpoints_against_adm_statistics(
 def test_scores_of_a_trainers_file_against_adm_samples(inception: Path, run: Run, tmp_path: Path) -> None:
     files = ("--weights", "trainer.pth", "--vae", "trainer.pth", "--companion", "refiner=refiner.pth")
     against = ("--reference", "samples.npz", "--inception", inception.name)
-    done = run("--plugins", "code@training_free/n4", *files, *against, *LOOK, published=inception, little=True)
+    done = run("--plugins", "code@training_free/n4", *files, *against, *UNTIMED, published=inception, little=True)
     assert done.returncode == 0, done.stderr
     code = records(tmp_path)["code@training_free/n4"]
     assert code.quality is not None
@@ -248,7 +249,7 @@ def test_the_protocols_command_measures_what_is_published_or_was_trained(
         for path in published.values():
             path.unlink()
     files = ("--protocol", small_protocol.NAME, "--model", small_protocol.MODEL, "--checkpoints", str(protocol), *given)
-    trial = ("--images", "40", "--batch", "20", "--dtype", "float32", "--quick", "--budget", "0.01")
+    trial = ("--images", "40", "--batch", "20", "--dtype", "float32", "--rounds", "0")
     done = run("--plugins", "full_var,variant@d2", *files, *trial, protocol=protocol)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("as published") == (2 if trained else 4)

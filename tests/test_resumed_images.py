@@ -156,8 +156,8 @@ def test_images_that_are_kept_are_all_there_in_a_run_that_went_on(
 
 def run(out: Path, cache: Path, *more: str, site: Path | None = None) -> subprocess.Popen[str]:
     command = [
-        sys.executable, "-m", "varbench", "run", "--plugins", "full_var", "--images", "608", "--batch", "32", "--quick",
-        "--dtype", "float32", "--count", "1", "--budget", "0", "--out", str(out), *more,
+        sys.executable, "-m", "varbench", "run", "--plugins", "full_var", "--images", "608", "--batch", "32", "--rounds", "0",
+        "--dtype", "float32", "--out", str(out), *more,
     ]  # fmt: skip
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
     environment |= {} if site is None else {"PYTHONPATH": str(site)}

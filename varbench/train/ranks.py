@@ -31,6 +31,8 @@ Entry = TypeVar("Entry", bound=np.generic)
 
 LIMIT = timedelta(minutes=30)
 """Of joining, and of a step."""
+SLEEP = 30.0
+"""Seconds in which whoever started the processes ends those whose first has failed."""
 PATIENCE = timedelta(days=1)
 """Of what the first process does alone, as it makes tokens or waits for another run that trains the same."""
 
@@ -130,10 +132,10 @@ class Ranks:
                 )
 
     def refuse(self, reason: str) -> NoReturn:
-        """All processes end, and the first alone says why. The others wait until it is gone: `torchrun` ends all with the first."""
+        """All processes end, and the first alone says why. The others sleep until `torchrun` ends all with the first: who waits for it
+        within gloo may be aborted as soon as it closes its connections, and pass for what failed."""
         if self.rank > 0:
-            with contextlib.suppress(RuntimeError):
-                self.wait()
+            time.sleep(SLEEP)
             raise SystemExit(2)
         raise UserError(reason)
 

@@ -7,21 +7,16 @@ the full model. Routers are trained as for fixed numbers, and are the same ones.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from varbench import hookimpl
-from varbench.experts import Own, WidthPolicy
-from varbench.experts.near_largest import near_the_largest
-from varbench.experts.routers import RoutedExperts
+from varbench.experts import WidthPolicy
+from varbench.experts.near_largest import NearTheLargest
 from varbench.policies import Setting, Settings
 from varbench.spec import ModelSpec
 
 from . import varbench_settings as settings_of_fixed_numbers
 from . import varbench_training_schedule as varbench_training_schedule
 from . import varbench_width_policy as fixed_number
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @hookimpl
@@ -58,19 +53,3 @@ def varbench_width_policy(setting: Setting, model: ModelSpec) -> WidthPolicy | N
         threshold=percent / 100,
         dense=int(given["dense"]),
     )
-
-
-class NearTheLargest(RoutedExperts):
-    """The experts whose predicted norm is at least (1 - threshold) times the token's largest."""
-
-    varies = True
-
-    def __init__(self, model: ModelSpec, *, experts: int, router: int, threshold: float, dense: int) -> None:
-        super().__init__(model, experts=experts, router=router, chosen=[experts] * model.scales)
-        self._threshold, self._dense = threshold, dense
-
-    def count(self, layer: int, scale: int) -> int | None:
-        return self.experts if scale >= self._dense else None
-
-    def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
-        return near_the_largest(hidden_RLC, own, layer=layer, threshold=self._threshold)

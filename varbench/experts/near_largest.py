@@ -5,19 +5,32 @@ Letters as in `varbench.experts.routers`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from varbench.experts import Own
-from varbench.experts.routers import predicted_norms
+from varbench.experts.routers import RoutedExperts, predicted_norms
+from varbench.spec import ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def near_the_largest(hidden_RLC: Tensor, own: Own, *, layer: int, threshold: float) -> Tensor:
-    """Numbers (R, L, E) of those whose norm is at least (1 - threshold) times the token's largest; -1 in the others' places."""
-    import torch
+class NearTheLargest(RoutedExperts):
+    """From scale `dense` on those whose predicted norm is at least (1 - threshold) times the token's largest. What else derives from
+    routed experts chooses so too, with this class before it."""
 
-    norms_RLE = predicted_norms(hidden_RLC, own["down"][layer], own["up"][layer])
-    near_RLE = norms_RLE >= (1 - threshold) * norms_RLE.amax(dim=-1, keepdim=True)
-    return torch.where(near_RLE, torch.arange(norms_RLE.shape[-1], device=near_RLE.device), -1)
+    varies = True
+
+    def __init__(self, model: ModelSpec, *, experts: int, threshold: float, dense: int, **further: Any) -> None:
+        super().__init__(model, experts=experts, chosen=[experts] * model.scales, **further)
+        self._threshold, self._dense = threshold, dense
+
+    def count(self, layer: int, scale: int) -> int | None:
+        return self.experts if scale >= self._dense else None
+
+    def route(self, hidden_RLC: Tensor, count: int, *, layer: int, scale: int, own: Own) -> Tensor:
+        import torch
+
+        norms_RLE = predicted_norms(hidden_RLC, own["down"][layer], own["up"][layer])
+        near_RLE = norms_RLE >= (1 - self._threshold) * norms_RLE.amax(dim=-1, keepdim=True)
+        return torch.where(near_RLE, torch.arange(count, device=near_RLE.device), -1)

@@ -46,9 +46,7 @@ def _answer(block: Block) -> str:
     timed = [entry for entry in rows if "lossless" in entry.speedups]
     if not timed:
         return f"Speed was not measured; {_best_quality(rows, full, block)}."
-    # What runs the full model's own plan has no cause to be faster: such a difference is the machine's.
-    cheaper = [entry for entry in timed if not _same_work(entry, full)]
-    faster = [entry for entry in cheaper if judge_speed(entry, "lossless") == "better"]
+    faster = _faster(timed, full)
     if not faster:
         which = f"`{timed[0].name}` is" if len(timed) == 1 else f"None of {len(timed)} rows is"
         negation = "not " if len(timed) == 1 else ""
@@ -76,21 +74,19 @@ def _answer(block: Block) -> str:
     return f"{start}{_against_rival(best, scored)}."
 
 
+def _faster(rows: list[Entry], full: Entry) -> list[Entry]:
+    """What runs the full model's own plan has no cause to be faster: such a difference is the machine's."""
+    return [entry for entry in rows if not _same_work(entry, full) and judge_speed(entry, "lossless") == "better"]
+
+
 def by_loss(block: Block | None) -> str:
     """The fastest row for each share of quality that somebody may give up, as distances go: a score that is better when it is
     lower. Empty where that says nothing beside the answer."""
     full = None if block is None else block.full.get("lossless")
     if block is None or full is None or not full.believable or full.quality is None or block.headline is None:
         return ""
-    faster = [
-        entry
-        for entry in block.entries
-        if entry.believable
-        and not entry.is_full
-        and entry.quality is not None
-        and not _same_work(entry, full)
-        and judge_speed(entry, "lossless") == "better"
-    ]
+    scored = [entry for entry in block.entries if entry.believable and not entry.is_full and entry.quality is not None]
+    faster = _faster(scored, full)
     if block.headline.better != "lower" or len(faster) < 2:
         return ""
     found, named = [], None

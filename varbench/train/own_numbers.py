@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
-from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 from varbench.base.hashing import digest
+from varbench.base.imported import imported
 from varbench.engine.own_weights import own_numbers
 from varbench.errors import UserError
 from varbench.experts import WidthPolicy
@@ -60,23 +59,11 @@ def texts_behind(*modules: str) -> dict[str, str]:
         package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
         further = (
             other
-            for other in _imported(found[name], package)
+            for other in imported(found[name], package)
             if other.partition(".")[0] in own or other.startswith(ROOMS) or _beside(other, Path(spec.origin), package)
         )
         names += [other for other in dict.fromkeys(further) if other not in names]
     return found
-
-
-def _imported(text: str, package: str) -> Iterator[str]:
-    """By full name. Of `from a import b` it is not known which of `a` and `a.b` is a module."""
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            relative = "." * node.level + (node.module or "")
-            base = importlib.util.resolve_name(relative, package)
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
 def _beside(name: str, file: Path, package: str) -> bool:

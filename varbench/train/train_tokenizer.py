@@ -17,9 +17,10 @@ from varbench.errors import UserError
 from varbench.model.tokenizer import Quantizer, Tokenizer
 from varbench.spec import ModelSpec
 from varbench.train.image_cache import training_images
-from varbench.train.optimiser import RunningMean, adamw, divergence, rate_at, restore, take_step
+from varbench.train.optimiser import RunningMean, adamw, divergence, rate_at, take_step
 from varbench.train.order import batch_rows, other_stream
 from varbench.train.progress import Progress
+from varbench.train.state_parts import Numbers
 from varbench.train.states import Checkpoints, ctrl_c_waits, load_state
 
 _COMMITMENT = 0.25
@@ -67,15 +68,14 @@ def train_tokenizer(
     module = Tokenizer.for_model(model).to(device).train()
     optimizer = adamw(module, weight_decay=budget.weight_decay)
     mean = RunningMean(module, decay=budget.mean_decay)
+    numbers = Numbers(module, optimizer, mean)
     weight_bytes = sum(parameter.nbytes for parameter in module.parameters())
     require_space(checkpoints.path.parent, needed=8 * weight_bytes, purpose="the tokenizer's checkpoint")
     identity = {"model": model.to_json(), "data": data.fingerprint, "budget": asdict(budget)}
     begin, seconds = 0, 0.0
     if state := load_state(checkpoints.path, identity=identity):
         begin, seconds = state["step"], state["seconds"]
-        module.load_state_dict(state["module"])
-        restore(optimizer, state["optimizer"])
-        mean.load(state["mean"])
+        numbers.load(state)
 
     started = time.perf_counter()
     with ctrl_c_waits() as interrupted:
@@ -101,9 +101,7 @@ def train_tokenizer(
                         "identity": identity,
                         "step": step + 1,
                         "seconds": seconds + time.perf_counter() - started,
-                        "module": module.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "mean": mean.state(),
+                        **numbers.state(),
                     }
                 )
             if interrupted():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import re
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from varbench import rows
+from varbench.base.imported import imported
 from varbench.errors import PlanError, UserError
 from varbench.model.bundle import recipe_in
 from varbench.plan import presets, protocols
@@ -283,19 +283,15 @@ def files_of(plugin: Any) -> tuple[str, ...]:
         return tuple(places)
     found = [Path(file)]
     for one in found:  # which grows: a helper has helpers
-        beside = (one.with_name(f"{name}.py") for name in sorted(set(_imported(one))))
+        beside = (one.with_name(f"{name}.py") for name in sorted(_imported(one)))
         found += [other for other in beside if other not in found and other.is_file()]
     return tuple(map(str, found))
 
 
-def _imported(module: Path) -> Iterator[str]:
-    """By what is written, in functions too: what is loaded hangs on which plugins were asked before."""
+def _imported(module: Path) -> set[str]:
+    """Top-level names."""
     source = module.read_bytes() if module.suffix == ".py" and module.is_file() else b""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module.partition(".")[0]
+    return {name.partition(".")[0] for name in imported(source, package="")}
 
 
 def _own_fields(found: Any) -> dict[str, Any]:

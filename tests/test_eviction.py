@@ -103,7 +103,13 @@ def test_snapkv_by_its_rule(pipe: Pipeline) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["hack@b50:contextual=3.1.f.0.8.5", "hack@b25:merge=true", "hack@b25:merge=true:weighed=true"]
+    "method",
+    [
+        "hack@b50:contextual=3.1.f.0.8.5",
+        "hack@b25:merge=true",
+        "hack@b25:merge=true:weighed=true",
+        "hack@b25:products=true",
+    ],
 )
 def test_hack_by_its_rule(pipe: Pipeline, method: str) -> None:
     """b50 has 10 of 24 heads contextual: 8 entries, and 51 of a structural one. b25, half of them: 4 and 28. There, what goes
@@ -120,7 +126,11 @@ def test_hack_by_its_rule(pipe: Pipeline, method: str) -> None:
         if len(held) <= count or scale == 5:
             return held
         observers = min(32, len(queries))
-        sums = paid(held, [queries[number * len(queries) // observers] for number in range(observers)])
+        looking = [queries[number * len(queries) // observers] for number in range(observers)]
+        if "products" in method:
+            sums = [sum(float(query @ entry[0]) for query in looking) for entry in held]
+        else:
+            sums = paid(held, looking)
         if is_contextual:
             stay = sorted(largest(dict(enumerate(sums)), count))
             counts = sums if "weighed" in method else [1.0] * len(held)
@@ -264,6 +274,8 @@ def test_joined_rows_do_what_their_plan_says(method: str) -> None:
         ("hack@b50:contextual=3.1", "give 6 hexadecimal numbers of 4 bits"),
         ("hack@b50:contextual=g.1.1.1.1.1", "give 6 hexadecimal numbers of 4 bits"),
         ("hack@b50:share=2", "share is 2.0"),
+        ("hack@b50:products=true:cumulative=true", "cumulative is of attention, and products=true looks at none"),
+        ("hack@b50:products=true:merge=true:weighed=true", "weighed is of attention, and products=true looks at none"),
     ],
 )
 def test_wrong_settings(method: str, message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -291,7 +292,10 @@ def test_settings_form_a_curve(plugin: str, model: ModelSpec) -> None:
     """From the mildest to the harshest point, work or state falls at each, and nothing costs more than the full model."""
     points = manager().call(plugin, "varbench_settings", model=model).points
     if plugin == "scale_window":
-        points = points[::-1]
+        shares = [point for point in points if point[0] == "b"]
+        assert len(shares) == 4
+        assert falling(plugin, shares, model)
+        points = tuple(point for point in points[::-1] if point[0] == "w")
     if plugin == "fastvar":
         points = ("r0", *points[:4], "skip1", "r50skip2")
     works = [cost.work(plan_of(f"{plugin}@{point}", model), batch=4, dtype="bfloat16") for point in points]
@@ -299,6 +303,27 @@ def test_settings_form_a_curve(plugin: str, model: ModelSpec) -> None:
     assert costs == sorted(set(costs), reverse=True)
     full = cost.work(plan_of("full_var", model), batch=4, dtype="bfloat16")
     assert all(work.block_flops <= full.block_flops for work in works)
+
+
+def falling(plugin: str, points: Sequence[str], model: ModelSpec) -> bool:
+    held = [cost.work(plan_of(f"{plugin}@{point}", model), batch=4, dtype="bfloat16").state_end for point in points]
+    return held == sorted(set(held), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("point", "capacity", "demanding"), [("b75", 2, 13), ("b50", 1, 7), ("b25", 0, 11), ("b10", 0, 4)]
+)
+def test_a_share_for_scale_window_is_as_near_as_whole_scales_of_whole_layers_allow(
+    point: str, capacity: int, demanding: int
+) -> None:
+    """Of the ten scales' 424 entries; a layer more or less would be farther away. The first layers are the demanding ones."""
+    d30 = presets.preset("var-d30").spec
+    reads = [total(call.cache[0].read) for call in plan_of(f"scale_window@{point}", d30).steps[9].calls]
+    ends = [5 + sum(d30.tokens[9 - held : 9]) for held in (capacity, capacity + 2)]
+    assert reads == [ends[1]] * demanding + [ends[0]] * (30 - demanding)
+    wanted = 424 * int(point[1:]) / 100
+    off = [abs(sum(ends[1] if layer < many else ends[0] for layer in range(30)) / 30 - wanted) for many in range(31)]
+    assert off.index(min(off)) == demanding
 
 
 def test_rules_at_the_usual_sizes() -> None:
@@ -323,6 +348,8 @@ def test_rules_at_the_usual_sizes() -> None:
         ("scale_window@w1:demanding=6", "demanding names layer 6; small has layers 0 to 5"),
         ("scale_window@w1:demanding=a", "demanding is 'a'; list layers with dots"),
         ("scalekv@b101", "b101 is out of range"),
+        ("scale_window@b101", "b101 is out of range"),
+        ("scale_window@b25:threshold=2", "b25 says how many layers are demanding; give threshold with a wN"),
         ("scale_window@w1:more=-1", "more is -1"),
         ("scalekv@b50:start=2", "start is 2.0 and decay is 0.1"),
         ("scalekv@b50:form=both", "form is 'both'; give code or paper"),
@@ -378,6 +405,24 @@ def test_calibration_writes_what_it_found_into_the_row(
     assert (kept["found"], kept["digest"], kept["weights"]) == (found.found, found.digest, pipe.weights)
     assert calibration.calibrate(row, pipe).digest == found.digest
     assert pipe.generate(LABELS, method=found.row).plan.digest == pipe.compile(found.row.name)[0].digest
+
+
+def test_scale_window_calibrates_as_many_layers_as_its_point_has_or_those_beyond_a_threshold(
+    pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def found(method: str) -> tuple[list[int], list[float]]:
+        result = calibration.calibrate(rows.resolve(method, pipe.model), pipe).found["scale_window"]
+        return [int(layer) for layer in result["parameters"]["demanding"].split(".")], result["distance"]
+
+    (half, distances), near_half = found("scale_window@b50"), rows.resolve("scale_window@b50", pipe.model)
+    ranked = sorted(range(6), key=lambda layer: -distances[layer])
+    reads = [total(c.cache[0].read) for c in compile_plan(pipe.model, near_half.policies).steps[-1].calls]
+    assert half == sorted(ranked[: reads.count(max(reads))])
+    assert 0 < len(half) < 6
+    between = (distances[ranked[3]] + distances[ranked[4]]) / 2
+    assert found(f"scale_window@w1:threshold={between:.6f}")[0] == sorted(ranked[:4])
 
 
 def test_a_row_without_calibration(pipe: Pipeline) -> None:

@@ -39,10 +39,11 @@ class TwoKinds(Evicting):
         cumulative: bool,
         merge: bool,
         weighed: bool,
+        products: bool,
     ) -> None:
         super().__init__(model, max(budgets))
         self._kinds, self._budgets, self._observers = kinds, budgets, observers
-        self._cumulative, self._merge, self._weighed = cumulative, merge, weighed
+        self._cumulative, self._merge, self._weighed, self._products = cumulative, merge, weighed, products
 
     def head_groups(self, layer: int) -> Sequence[Sequence[int]] | None:
         whole = min(self._budgets) >= readable(self.model)
@@ -57,6 +58,8 @@ class TwoKinds(Evicting):
         return count if self.model.starts[scale + 1] > count else None
 
     def observes(self, layer: int, scale: int, group: int, count: int) -> Sequence[int] | None:
+        if self._products:
+            return None
         wanted = min(self._observers, count)
         return [place * count // wanted for place in range(wanted)]
 
@@ -81,14 +84,26 @@ class TwoKinds(Evicting):
         group: int,
         **where: Any,
     ) -> Tensor:
-        assert attention_BHn is not None
-        scores_BHn = attention_BHn.double()
+        if attention_BHn is None:
+            scores_BHn = observed_products(keys_BHnc, queries_BHLc, observers=self._observers).double()
+        else:
+            scores_BHn = attention_BHn.double()
         if not self._is_contextual(layer, group):
-            # No entry is paid more than one by each query, so each rank outweighs all attention.
-            rank = 2 * self.model.length
+            rank = 2 * scores_BHn.abs().amax(dim=-1, keepdim=True) + 1  # so each rank outweighs all scores
             scores_BHn[..., : self.model.starts[2]] += 2 * rank
             scores_BHn[..., scores_BHn.shape[-1] - queries_BHLc.shape[2] :] += rank
         return best(scores_BHn, count)
+
+
+def observed_products(keys_BHnc: Tensor, queries_BHLc: Tensor, *, observers: int) -> Tensor:
+    """Each entry's products with the observers' queries, added up."""
+    import torch
+
+    count = queries_BHLc.shape[2]
+    wanted = min(observers, count)
+    places = torch.arange(wanted, device=queries_BHLc.device) * count // wanted
+    watching_BH1c = queries_BHLc[:, :, places].float().sum(dim=2, keepdim=True)
+    return (keys_BHnc.float() @ watching_BH1c.transpose(2, 3)).squeeze(-1)
 
 
 def budgets(model: ModelSpec, mean: int, *, contextual: float, ratio: float) -> tuple[int, int]:
@@ -133,6 +148,9 @@ def varbench_settings(model: ModelSpec) -> Settings:
                 default=False, help="merge what goes from contextual heads into what stays, at the last choice"
             ),
             "weighed": Parameter(default=False, help="merged entries count by what attention paid them, not all alike"),
+            "products": Parameter(
+                default=False, help="entries are scored by raw products with the observers' queries, without softmax"
+            ),
         },
         neutral=NEUTRAL,
         published=tuple(
@@ -151,7 +169,7 @@ def varbench_settings(model: ModelSpec) -> Settings:
             kind="from secondary note",
             note=(
                 "the rule is a digest's of the paper; ours, since unknown: half of the heads are contextual, at a quarter of the "
-                "mean budget; attention is softmax's, of the current scale's observers alone (cumulative=true adds it up); a "
+                "mean budget; attention is softmax's (products=true: raw products), of the current scale's observers alone (cumulative=true adds it up); a "
                 "scale's own tokens count as soon as it is over; where a structural head has no room for first scales and "
                 "latest one, it keeps the most looked at of the latter; merging is off, and averages into the nearest key, all "
                 "entries alike (weighed=true: by what they were paid); where calibration was not run, the first half of each "
@@ -172,6 +190,9 @@ def varbench_cache_strategy(setting: Setting, model: ModelSpec) -> CacheStrategy
         raise UserError(
             f"share is {share}, ratio {ratio} and observers {observers}; give shares from 0 to 1, and 1 or more"
         )
+    products = bool(given["products"])
+    if products and (attention := [name for name in ("cumulative", "weighed") if given[name]]):
+        raise UserError(f"{attention[0]} is of attention, and products=true looks at none: give one of the two")
     kinds = read_kinds(str(given["contextual"]), model, share=share)
     contextual = sum(len(first) for first, _ in kinds) / (model.depth * model.heads)
     return TwoKinds(
@@ -182,6 +203,7 @@ def varbench_cache_strategy(setting: Setting, model: ModelSpec) -> CacheStrategy
         cumulative=bool(given["cumulative"]),
         merge=bool(given["merge"]),
         weighed=bool(given["weighed"]),
+        products=products,
     )
 
 

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from varbench.engine.calibration import observe, written_layers
-from varbench.errors import UserError
 
 if TYPE_CHECKING:
     from varbench import Pipeline
@@ -27,14 +26,12 @@ def distance(earlier_BHlc: Tensor, later_BHlc: Tensor) -> float:
     return float((resized.view_as(later_BHlc) - later_BHlc.float()).norm(dim=-1).mean())
 
 
-def farthest(pipe: Pipeline, *, share: float) -> dict[str, Any]:
-    """Distance of each layer, and the share of layers, at least one, in which it is largest.
+def farthest(pipe: Pipeline, *, count: int | None, beyond: float) -> dict[str, Any]:
+    """Distance of each layer, and the layers in which it is largest; without a number of them, all beyond a distance.
 
     The first two scales are left out: one and four tokens say little. The last one's keys are never stored.
     """
     model = pipe.model
-    if not 0 < share <= 1:
-        raise UserError(f"share is {share}; give a share of the layers above 0 and up to 1")
     found: dict[int, list[float]] = defaultdict(list)
     previous: dict[int, Tensor] = {}
 
@@ -47,8 +44,10 @@ def farthest(pipe: Pipeline, *, share: float) -> dict[str, Any]:
     labels = [image * model.classes // IMAGES for image in range(IMAGES)]
     observe(pipe, labels, seed=SEED, look=look)
     distances = [sum(found[layer]) / len(found[layer]) for layer in range(model.depth)]
-    count = max(1, round(share * model.depth))
-    demanding = sorted(sorted(range(model.depth), key=lambda layer: -distances[layer])[:count])
+    by_distance = sorted(range(model.depth), key=lambda layer: -distances[layer])
+    demanding = sorted(
+        [layer for layer in by_distance if distances[layer] > beyond] if count is None else by_distance[:count]
+    )
     return {
         "parameters": {"demanding": written_layers(demanding)},
         "distance": [round(value, 6) for value in distances],

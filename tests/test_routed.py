@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import models
 import pytest
@@ -111,6 +111,7 @@ class OnlyTheseUnits(torch.nn.Module):
         self.ffn, self.layer, self.count, self.numbers = ffn, layer, count, [own]
 
     def forward(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        self.tokens = x.shape[1]
         hidden = F.gelu(F.linear(x, self.ffn.fc1.weight, self.ffn.fc1.bias), approximate="tanh")
         down, up, split = (self.numbers[0][name][self.layer] for name in ("down", "up", "split"))
         for row in range(x.shape[0] if x.shape[1] >= 16 else 0):
@@ -148,19 +149,25 @@ def test_dmoe_by_its_rule(pipe: Pipeline) -> None:
 
 
 class NearTheBest(OnlyTheseUnits):
-    """The same without the units of experts whose expected norm is below three tenths of the token's largest."""
+    """The same without the units of experts whose expected norm is clearly below the token's largest."""
 
     computed = 0
+    thresholds: ClassVar = {16: 0.7, 36: 0.7, 64: 0.7}
+    """By tokens of a scale."""
 
     def left_out(self, norms: list[float]) -> list[int]:
-        found = [expert for expert, norm in enumerate(norms) if norm < (1 - 0.7) * max(norms)]
+        found = [expert for expert, norm in enumerate(norms) if norm < (1 - self.thresholds[self.tokens]) * max(norms)]
         NearTheBest.computed += len(norms) - len(found)
         return found
 
 
-def test_dmoe_by_its_threshold(pipe: Pipeline) -> None:
-    """t70 of 8 experts: what is computed hangs on content, lies within the plan's bounds and is counted as it ran."""
-    method = "dmoe@untrained/t70:experts=8"
+@pytest.mark.parametrize(("point", "by_scale"), [("t70", (0.7, 0.7, 0.7)), ("t900-500-655", (0.9, 0.5, 0.655))])
+def test_dmoe_by_its_threshold(
+    pipe: Pipeline, point: str, by_scale: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 8 experts: what is computed hangs on content, lies within the plan's bounds and is counted as it ran."""
+    method = f"dmoe@untrained/{point}:experts=8"
+    monkeypatch.setattr(NearTheBest, "thresholds", dict(zip((16, 36, 64), by_scale, strict=True)))
     ours = pipe.generate(LABELS, seed=2, method=method, return_logits=True)
     own = pipe.backbones_of(method)["main"].own.tensors()
     other, NearTheBest.computed = models.pipeline(), 0
@@ -221,6 +228,12 @@ def test_dmoe_with_thresholds_keeps_its_promises() -> None:
         "neutral_equals_full", "state_bytes_reachable", "work_falls_as_knob_tightens",
     }  # fmt: skip
     assert [str(finding) for finding in check("dmoe@untrained/t70", only=promises)] == []
+
+
+@pytest.mark.parametrize("point", ["t900-800", "t900-800-1001", "t9-8-7-6"])
+def test_thresholds_that_are_none(point: str) -> None:
+    with pytest.raises(UserError, match=rf"{point} gives \d thresholds; give 3 from 0 to 1000"):
+        rows.resolve(f"dmoe@untrained/{point}", models.SPEC)
 
 
 def test_dmoe_on_published_sizes() -> None:

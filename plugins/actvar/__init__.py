@@ -52,7 +52,7 @@ def varbench_settings(model: ModelSpec) -> Settings:
                 "regresses the norm of the FFN's output, a share of each scale's tokens fixed per scale, a low-rank linear map "
                 "as reconstruction, the last three scales, the first half of the steps on the frozen model's FFNs (mean square "
                 "errors), the second on its logits (KL) at points drawn evenly; m75r75 saves about what is printed on d30. "
-                "Counts are fixed; tN has those near the largest instead, as DMoE-VAR chooses, one threshold for all scales"
+                "Counts are fixed; tN has those near the largest instead, as DMoE-VAR chooses, but by one threshold for all scales"
             ),
             url="https://arxiv.org/abs/2511.12893",
         ),
@@ -83,7 +83,9 @@ def varbench_width_policy(setting: Setting, model: ModelSpec) -> WidthPolicy | N
     kept = [max(1, round(model.tokens[k] * of_tokens / 100)) if k in partly else None for k in range(model.scales)]
     sizes: dict[str, int] = {"experts": experts, "router": router, "rank": rank}
     if setting.point.startswith("t"):
-        return GatedByThreshold(model, **sizes, threshold=of_experts / 100, dense=dense, kept=kept)
+        return GatedByThreshold(
+            model, **sizes, thresholds=[of_experts / 100] * (model.scales - dense), dense=dense, kept=kept
+        )
     chosen = [max(1, round(experts * of_experts / 100)) if k in partly else experts for k in range(model.scales)]
     return GatedExperts(model, **sizes, chosen=chosen, kept=kept)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from varbench.errors import CheckpointError, UserError
 from varbench.model.bundle import MANIFEST, opened, recipe_in
 from varbench.model.state_files import read_state
 from varbench.plan import presets
+from varbench.record.origin import PublishedLine
 from varbench.run.fill import fill
 from varbench.run.findings import Findings
 from varbench.run.weight_files import weight_files
@@ -80,6 +83,21 @@ def test_a_run_takes_it_and_trains_nothing(bundle: Path, tmp_path: Path) -> None
     )
     assert not any("nothing was trained" in notice.text for notice in own)
     assert any("nothing was trained" in notice.text for notice in other), "they are another recipe's"
+
+
+def test_printed_figures_stand_beside_the_row_alone_whose_weights_they_could_be_of(
+    bundle: Path, tmp_path: Path
+) -> None:
+    line = PublishedLine(figures={"fid": 1.92}, grade="primary", source="a table")
+
+    def printed(**given: Any) -> dict[str, bool]:
+        run = a_run(tmp_path, plugins="full_var,variant@d8,fixed_ratio@p05/d8", images=200, **given)
+        rows = {name: replace(row, resolved=replace(row.resolved, published=(line,))) for name, row in run.rows.items()}
+        return {name: bool(fill(run, row, Findings(), floors={}).published) for name, row in rows.items()}
+
+    given = printed(weights=str(bundle))
+    assert [name for name, there in given.items() if there] == ["variant@d8"] and "fixed_ratio@p05/d8" in given
+    assert set(printed().values()) == {True}
 
 
 def test_a_torn_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:

@@ -92,7 +92,8 @@ def fill(
         training=_training(run, row, found),
         calibration=row.calibration,
         provenance=row.resolved.source,
-        published=row.resolved.published,
+        # What others printed of a setting is not of weights that were trained for another one.
+        published=row.resolved.published if pitfalls.another_recipe(run, row) is None else (),
         study=row.resolved.study_words,
         samples=scored.samples if scored else None,
         weights=_weights(run, row, found),

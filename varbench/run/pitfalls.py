@@ -47,7 +47,7 @@ def notices(run: Run, row: RowInRun, found: Findings) -> Iterator[Notice]:
         yield Notice(text=f"quality is left out: {lacking}", next_command=shlex.join(repeated))
     if not run.is_scored(row.name):
         return
-    if row.name == FULL and (trained := recipe_in(options.weights)) is not None:
+    if row.name == FULL and (trained := another_recipe(run, row)) is not None:
         yield Notice(
             text=f"the full model ran on weights that were trained for {trained}: its scores are not those of the weights that training "
             "began from, nor to be held against printed ones; without --weights it runs on what ships or was published"
@@ -74,6 +74,13 @@ def notices(run: Run, row: RowInRun, found: Findings) -> Iterator[Notice]:
         yield _unjudged(options)
     if scored is not None and scored.quality is not None and scored.reference is not None:
         yield from _reference(run, scored.quality.scores[0].name, scored.reference, again)
+
+
+def another_recipe(run: Run, row: RowInRun) -> str | None:
+    """What the weights that were given were trained for, where that is not the row's own recipe."""
+    trained = recipe_in(run.options.weights)
+    own = {f"{plugin.name}@{row.resolved.recipe}" for plugin in row.resolved.plugins}
+    return None if trained in own else trained
 
 
 def lacking_images(options: Options) -> str | None:

@@ -202,8 +202,9 @@ def test_records_of_the_first_schema_are_read() -> None:
     loaded = load_records([REPORTS])
     assert loaded.problems == ()
     assert {record.protocol.model for record in loaded.records} == {"tiny", "var-d30", "fashion"}
-    of_the_first_schema = load_records([REPORTS / "tiny" / "composition"]).records
-    assert {record.protocol.count for record in of_the_first_schema} == {3}
+    of_the_first_schema = load_records([Path(__file__).parent / "data" / "first_schema"])
+    assert of_the_first_schema.problems == ()
+    assert {record.protocol.count for record in of_the_first_schema.records} == {3}
     data = to_json(make_record(preset="var-d16"))
     for name in ("plugins", "model", "device", "count", "budget"):
         del data["protocol"][name]

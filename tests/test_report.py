@@ -642,10 +642,10 @@ def crowd(count):
     return found
 
 
-@pytest.mark.parametrize("which", ["composition", "crowd"])
+@pytest.mark.parametrize("which", ["recorded", "crowd"])
 def test_names_of_points_never_overlap_at_any_width(which):
-    folder = Path(__file__).parents[1] / "reports" / "tiny" / "composition" / "records"
-    records = r.load_records([folder]).records if which == "composition" else crowd(40)
+    folder = Path(__file__).parents[1] / "reports" / "tiny" / "trained" / "records"
+    records = r.load_records([folder]).records if which == "recorded" else crowd(40)
     (block, *_) = blocks_of(records)
     figures = (figures_trade_off.quality_against_speed(block), figures_trade_off.quality_against_memory(block))
     for spec in (cell.spec for figure in figures for cell in figure.cells):
@@ -670,7 +670,7 @@ def test_names_of_points_never_overlap_at_any_width(which):
                 apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
                 assert apart, (width, one, other)
             if width >= 560:
-                assert len(boxes) >= (10 if which == "composition" else 5), "names were left out although there is room"
+                assert len(boxes) >= (10 if which == "recorded" else 5), "names were left out although there is room"
     assert figures == (
         figures_trade_off.quality_against_speed(block), figures_trade_off.quality_against_memory(block)
     )  # fmt: skip

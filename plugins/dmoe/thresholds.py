@@ -1,7 +1,8 @@
 """The same with the authors' own choice beside it, in which the number of a token's experts hangs on content.
 
 Points: `tN` computes, at the last scales, the experts whose expected norm is at most N percent below the token's largest; `t100` is
-the full model. `t818-813-787` gives each of these scales its own, in thousandths. Routers are trained as for fixed numbers, and are the same ones.
+the full model. `t818-813-787` gives each of these scales its own, in thousandths. Routers are trained as for fixed numbers, and are
+the same ones.
 """
 
 from __future__ import annotations

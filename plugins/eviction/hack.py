@@ -169,7 +169,8 @@ def varbench_settings(model: ModelSpec) -> Settings:
             kind="from secondary note",
             note=(
                 "the rule is a digest's of the paper; ours, since unknown: half of the heads are contextual, at a quarter of the "
-                "mean budget; attention is softmax's (products=true: raw products), of the current scale's observers alone (cumulative=true adds it up); a "
+                "mean budget; attention is softmax's (products=true: raw products), of the current scale's observers alone "
+                "(cumulative=true adds it up); a "
                 "scale's own tokens count as soon as it is over; where a structural head has no room for first scales and "
                 "latest one, it keeps the most looked at of the latter; merging is off, and averages into the nearest key, all "
                 "entries alike (weighed=true: by what they were paid); where calibration was not run, the first half of each "

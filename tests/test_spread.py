@@ -575,6 +575,7 @@ class ScriptedRay:
     says: dict[str, tuple[DeviceThere, str] | Exception | None]
     started: list[str] = field(default_factory=list)
     exceptions: Any = field(default_factory=lambda: SimpleNamespace(RayError=RuntimeError))
+    gpus: int = 0
 
     def remote(self, worker: type) -> Any:
         return SimpleNamespace(options=lambda name: SimpleNamespace(remote=lambda: self.start(name)))
@@ -594,15 +595,20 @@ class ScriptedRay:
     def nodes(self) -> list[str]:
         return [*self.says]
 
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 8.0} | ({"GPU": float(self.gpus)} if self.gpus else {})
+
     def kill(self, worker: Any) -> None: ...
 
 
-def a_cluster(monkeypatch: pytest.MonkeyPatch, ray: ScriptedRay, notes: list[str]) -> RayCluster:
+def a_cluster(
+    monkeypatch: pytest.MonkeyPatch, ray: ScriptedRay, notes: list[str], *, device: str = "cpu"
+) -> RayCluster:
     monkeypatch.setattr(on_ray, "_ray", lambda: ray)
     monkeypatch.setattr(on_ray, "_connect", lambda *given: None)
     monkeypatch.setattr(on_ray, "time", SimpleNamespace(monotonic=itertools.count(step=2).__next__))
     monkeypatch.setattr(RayCluster, "_slots", lambda self: {name: {"name": name} for name in ray.says})
-    return RayCluster(options(executor="ray"), note=notes.append)
+    return RayCluster(options(executor="ray", device=device), note=notes.append)
 
 
 BARE = RuntimeError("The actor could not be made:\n  ...\nModuleNotFoundError: No module named 'varbench'\n")
@@ -617,6 +623,14 @@ def test_a_place_whose_worker_cannot_start_is_left_out_and_said_once(monkeypatch
     bare, older = notes
     assert bare == "  bare is left out: ModuleNotFoundError: No module named 'varbench'"
     assert "older is left out: its code of varbench has the hash 000000000000, here it is " in older
+
+
+def test_a_driver_without_a_gpu_says_that_those_of_the_cluster_stay_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run's default device is, the driver's machine decides."""
+    notes: list[str] = []
+    for gpus, device in ((2, "cpu"), (0, "cpu"), (2, "cuda")):
+        a_cluster(monkeypatch, ScriptedRay({"fine": (CARD, code_hash())}, gpus=gpus), notes, device=device)
+    assert notes == ["  rows run on processors, and 2 GPUs of the cluster stay idle; --device cuda takes them"]
 
 
 def test_with_no_place_left_the_run_ends_with_the_reasons(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,8 @@ class RayCluster:
         self._working: dict[str, Any] = {}
         self._looked = 0.0
         self._first()
+        if not self._gpu and (idle := int(self._ray.cluster_resources().get("GPU", 0))):
+            note(f"  rows run on processors, and {idle} GPUs of the cluster stay idle; --device cuda takes them")
 
     def __enter__(self) -> RayCluster:
         return self

@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from varbench import quality
+from varbench.base import places
 from varbench.data.shapes import TEST, Shapes
 from varbench.errors import CheckpointError, UserError
 from varbench.plan.presets import asset_folder
@@ -752,3 +753,12 @@ def test_the_installed_torchvision_imports_with_both_libraries_and_says_so_where
         print(json.dumps(kept))
     """
     assert run_python(code, path=Path(quality.__file__).parent.parent.parent) in ([0], True)
+
+
+def test_files_for_a_moment_lie_in_memory_where_there_is_room(tmp_path, monkeypatch):
+    free = shutil.disk_usage(tmp_path).free
+    monkeypatch.setattr(places, "IN_MEMORY", tmp_path)
+    assert places.folder_for_a_moment(free // 5) == tmp_path
+    assert places.folder_for_a_moment(free) is None
+    monkeypatch.setattr(places, "IN_MEMORY", tmp_path / "nowhere")
+    assert places.folder_for_a_moment(1) is None

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from varbench.base.hashing import file_hash
+from varbench.base.places import folder_for_a_moment
 from varbench.quality import libraries
 from varbench.quality.extractors import Extractor, full_precision
 from varbench.quality.feature_cache import cached_arrays
@@ -82,7 +83,7 @@ class CleanFid:
         return self._reference.statistics is not None and not self._extractor.suffix
 
     def _features(self, images: Images) -> NDArray[np.float32]:
-        with tempfile.TemporaryDirectory() as folder, full_precision():
+        with tempfile.TemporaryDirectory(dir=folder_for_a_moment(images.nbytes)) as folder, full_precision():
             model, resize = self._network
             write_png(folder, images)
             found: NDArray[np.float32] = libraries.clean_fid().fid.get_folder_features(

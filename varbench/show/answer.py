@@ -147,7 +147,8 @@ def _best_of(entries: list[Entry], block: Block) -> Entry:
 
 def _best_quality(rows: list[Entry], full: Entry, block: Block) -> str:
     """Of what computes something else than the full model: to be nearly as good as itself is no feat."""
-    scored = [entry for entry in rows if entry.quality is not None and not _same_work(entry, full)]
+    fulls = block.full.values()  # in each accounting
+    scored = [entry for entry in rows if entry.quality is not None and not any(_same_work(entry, one) for one in fulls)]
     if not scored:
         return "nor was the quality of anything but the full model's plan"
     best = _best_of(scored, block)

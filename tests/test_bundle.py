@@ -91,12 +91,14 @@ def test_printed_figures_stand_beside_the_row_alone_whose_weights_they_could_be_
     line = PublishedLine(figures={"fid": 1.92}, grade="primary", source="a table")
 
     def printed(**given: Any) -> dict[str, bool]:
-        run = a_run(tmp_path, plugins="full_var,variant@d8,fixed_ratio@p05/d8", images=200, **given)
+        run = a_run(tmp_path, plugins="full_var,variant@d8,fixed_ratio@p05/d8,llamagen", images=200, **given)
         rows = {name: replace(row, resolved=replace(row.resolved, published=(line,))) for name, row in run.rows.items()}
         return {name: bool(fill(run, row, Findings(), floors={}).published) for name, row in rows.items()}
 
     given = printed(weights=str(bundle))
-    assert [name for name, there in given.items() if there] == ["variant@d8"] and "fixed_ratio@p05/d8" in given
+    own = {"variant@d8", *(name for name in given if name.startswith("llamagen"))}
+    assert {name for name, there in given.items() if there} == own and "fixed_ratio@p05/d8" in given
+    assert len(own) > 1, "what has weights of its own runs on them"
     assert set(printed().values()) == {True}
 
 

@@ -1649,7 +1649,7 @@ def test_what_ships_passes(row: str) -> None:
 
 SHIPPED = (
     "actvar@frozen/m50r50", "code@training_free/n3", "dmoe@untrained/m50", "fastvar@r50", "fastvar@skip1",
-    "fixed_ratio@p05/d2", "guidance@from5", "guidance@share4", "guidance@share5+h2o@b50", "h2o@b50", "hack@b25:merge=true", "prefix_exit@e4", "quant@w8",
+    "fixed_ratio@p05/d2", "guidance@from5", "guidance@share4", "guidance@share5+h2o@b50", "h2o@b50", "hack@b25:merge=true", "hack@b25:products=true", "prefix_exit@e4", "quant@w8",
     "quant_cache@b8", "scale_window@w0", "scalekv@b50", "skipvar@s88", "smaller@alone_d4", "smaller@narrow", "snapkv@b50",
     "streaming@b50",
 )  # fmt: skip

@@ -176,7 +176,7 @@ def test_drawn(top_k: int, top_p: float, step: float) -> None:
 
 CAPTURED = (
     "full_var", "variant@d2", "full_var:accounting=upstream", "guidance@from4", "code@training_free/n4", "fastvar@r60", "fastvar@r60:share=true",
-    "scalekv@b25", "h2o@b25", "hack@b25", "streaming@b25", "snapkv@b25", "quant_cache@b8", "scale_window@w1",
+    "scalekv@b25", "h2o@b25", "hack@b25", "hack@b25:products=true", "streaming@b25", "snapkv@b25", "quant_cache@b8", "scale_window@w1",
 )  # fmt: skip
 
 

@@ -349,7 +349,10 @@ def test_rules_at_the_usual_sizes() -> None:
         ("scale_window@w1:demanding=a", "demanding is 'a'; list layers with dots"),
         ("scalekv@b101", "b101 is out of range"),
         ("scale_window@b101", "b101 is out of range"),
-        ("scale_window@b25:threshold=2", "b25 says how many layers are demanding; give threshold with a wN"),
+        ("scale_window@b25:threshold=2", "b25 says how many layers are demanding; give share and threshold with a wN"),
+        ("scale_window@b25:share=0.5", "b25 says how many layers are demanding; give share and threshold with a wN"),
+        ("scale_window@w1:threshold=-1", "threshold -1.0; give a share above 0"),
+        ("scale_window@b50:demanding=0.1.2.3.4.5", "b50 has [1-5] demanding layers, and demanding lists 6"),
         ("scale_window@w1:more=-1", "more is -1"),
         ("scalekv@b50:start=2", "start is 2.0 and decay is 0.1"),
         ("scalekv@b50:form=both", "form is 'both'; give code or paper"),
@@ -423,6 +426,8 @@ def test_scale_window_calibrates_as_many_layers_as_its_point_has_or_those_beyond
     assert 0 < len(half) < 6
     between = (distances[ranked[3]] + distances[ranked[4]]) / 2
     assert found(f"scale_window@w1:threshold={between:.6f}")[0] == sorted(ranked[:4])
+    with pytest.raises(UserError, match="threshold is 99.0, and keys lie no farther than .* in any layer"):
+        found("scale_window@w1:threshold=99")
 
 
 def test_a_row_without_calibration(pipe: Pipeline) -> None:

@@ -758,6 +758,8 @@ def test_the_installed_torchvision_imports_with_both_libraries_and_says_so_where
 def test_files_for_a_moment_lie_in_memory_where_there_is_room(tmp_path, monkeypatch):
     free = shutil.disk_usage(tmp_path).free
     monkeypatch.setattr(places, "IN_MEMORY", tmp_path)
+    assert places.folder_for_a_moment(places.FEW + 1) is None
+    monkeypatch.setattr(places, "FEW", free)
     assert places.folder_for_a_moment(free // 5) == tmp_path
     assert places.folder_for_a_moment(free) is None
     monkeypatch.setattr(places, "IN_MEMORY", tmp_path / "nowhere")

@@ -133,10 +133,7 @@ def on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch multiplies float8 on a CPU as on a card, since 2.12 with a scale for each row: only we and the library refuse to."""
     from torchao.quantization import quant_api
 
-    two, ones = torch.eye(16).to(torch.float8_e4m3fn), torch.ones(16, 1)
-    try:
-        torch._scaled_mm(two, two.T, scale_a=ones, scale_b=ones.T, out_dtype=torch.bfloat16)
-    except RuntimeError:
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12):
         pytest.skip("this torch's CPU has one scale for a whole matrix of float8")
     monkeypatch.setattr(quant, "check_device", lambda device: None)
     monkeypatch.setattr(quant_api, "_check_hardware_support", lambda granularity: None)

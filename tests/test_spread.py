@@ -625,12 +625,12 @@ def test_a_place_whose_worker_cannot_start_is_left_out_and_said_once(monkeypatch
     assert "older is left out: its code of varbench has the hash 000000000000, here it is " in older
 
 
-def test_a_driver_without_a_gpu_says_that_those_of_the_cluster_stay_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_without_a_gpu_says_who_takes_those_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a run's default device is, the driver's machine decides."""
     notes: list[str] = []
     for gpus, device in ((2, "cpu"), (0, "cpu"), (2, "cuda")):
         a_cluster(monkeypatch, ScriptedRay({"fine": (CARD, code_hash())}, gpus=gpus), notes, device=device)
-    assert notes == ["  rows run on processors, and 2 GPUs of the cluster stay idle; --device cuda takes them"]
+    assert notes == ["  rows run on processors; GPUs of the cluster, 2 of them, are for --device cuda"]
 
 
 def test_with_no_place_left_the_run_ends_with_the_reasons(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,10 +18,14 @@ from varbench.spec import ModelSpec
 LAST = 3
 """Scales that compute a part, as in the published result."""
 
-_Line = tuple[Literal["primary", "secondary"], str, dict[str, float]]
+_Printed = tuple[Literal["primary", "secondary"], str, dict[str, float]]
 _CONDITIONS = "ReLU in GELU's place, thresholds per scale, 10,000 images, own kernel"
-_ABSTRACT: _Line = ("primary", "arXiv 2510.08629, abstract", {"saved_flops": 0.2, "speedup": 1.11})
-_NOTE: _Line = ("secondary", "notes of others on arXiv 2510.08629, whose abstract says: matched", {"fid_change": 0.01})
+_ABSTRACT: _Printed = ("primary", "arXiv 2510.08629, abstract", {"saved_flops": 0.2, "speedup": 1.11})
+_NOTE: _Printed = (
+    "secondary",
+    "notes of others on arXiv 2510.08629, whose abstract says: matched",
+    {"fid_change": 0.01},
+)
 
 
 @hookimpl
@@ -57,8 +61,8 @@ def varbench_settings(model: ModelSpec) -> Settings:
                 "experts, routers, their loss and where the FFN stays whole agree with the authors' code, run beside it on equal "
                 "weights: the same experts for every token, outputs within 3e-7; mN is a choice that it has too, while what they "
                 "publish is by threshold (tN), whose number no plan can say beforehand (m60 saves about their share of FLOPs). "
-                "Ours are: GELU and the model's own weights kept, where they first fine-tune to ReLU, at the last scales "
-                "attention too; clusters by k-means with a stable matching from one start, where they solve a flow from ten "
+                "Ours are: GELU and the model's own weights kept, where they first fine-tune all weights "
+                "to ReLU; clusters by k-means with a stable matching from one start, where they solve a flow from ten "
                 "(squares up to 2 percent larger); on models narrower than d16 more and smaller experts and narrower routers; "
                 "rate, schedule and decay of AdamW"
             ),

@@ -20,6 +20,8 @@ from . import varbench_settings as settings_of_fixed_numbers
 from . import varbench_training_schedule as varbench_training_schedule
 from . import varbench_width_policy as fixed_number
 
+_NUMBER = "(0|[1-9][0-9]{0,3})"
+
 
 @hookimpl
 def varbench_settings(model: ModelSpec) -> Settings:
@@ -29,7 +31,7 @@ def varbench_settings(model: ModelSpec) -> Settings:
         fixed,
         points=(*fixed.points, "t90", "t70", "t50"),
         default_points=fixed.points,
-        point_pattern=r"[mt]([1-9][0-9]?|100)|t[0-9]+(-[0-9]+)+",
+        point_pattern=rf"[mt]([1-9][0-9]?|100)|t{_NUMBER}(-{_NUMBER})+",
         neutral=(*fixed.neutral, "@t100"),
         provenance=replace(
             fixed.provenance,
@@ -48,15 +50,16 @@ def varbench_width_policy(setting: Setting, model: ModelSpec) -> WidthPolicy | N
     # A fixed number of 99 percent is only asked for its checks and its experts.
     alike = replace(setting, point="m100" if setting.point == "t100" else "m99") if by_threshold else setting
     fixed: WidthPolicy | None = fixed_number(alike, model)
-    if fixed is None or not by_threshold:
-        return fixed
     given = setting.parameters
     dense = int(given["dense"])
+    thresholds = _thresholds(setting.point, model.scales - dense) if by_threshold else []
+    if fixed is None or not by_threshold:
+        return fixed
     return NearTheLargest(
         model,
         experts=int(given["experts"]),
         router=int(given["router"]),
-        thresholds=_thresholds(setting.point, model.scales - dense),
+        thresholds=thresholds,
         dense=dense,
     )
 

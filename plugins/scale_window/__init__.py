@@ -2,7 +2,8 @@
 
 Points: `wN` is the capacity of a layer, in scales beside the locked ones; the oldest goes first. `demanding` layers have a
 larger one; calibration finds them, as those whose keys are farthest from those of the scale before. `bN` keeps N percent of the
-entries that the last step reads, as nearly as whole scales allow: it says the capacity, and how many layers are demanding.
+entries that the last step reads, as nearly as whole scales and one demanding layer at least allow: it says the capacity, and how
+many layers are demanding, of all layers of the model.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from varbench.spec import ModelSpec
 
 if TYPE_CHECKING:
     from varbench import Pipeline
+
+
+SHARE = 0.25
 
 
 class ScaleWindow(CacheStrategy):
@@ -36,8 +40,8 @@ def kept(model: ModelSpec, window: int, *, coarse: int) -> int:
 
 
 def allotted(model: ModelSpec, percent: int, *, coarse: int, more: int) -> tuple[int, int]:
-    """The largest capacity that all layers can have within a percentage of what the last step reads, and how many are demanding,
-    one at least while anything is left out: so many that the mean is nearest to it."""
+    """The largest capacity that all layers can have within a percentage of what the last step reads, and how many are demanding:
+    the number whose mean comes nearest to it, and one at least while anything is left out."""
     mean = model.starts[-2] * percent / 100
     window = max((w for w in range(model.scales) if kept(model, w, coarse=coarse) <= mean), default=0)
     least, most = (kept(model, w, coarse=coarse) for w in (window, window + more))
@@ -53,7 +57,7 @@ def varbench_settings(model: ModelSpec) -> Settings:
     return Settings(
         points=(*shares, *(f"w{window}" for window in range(widest + 1))),
         default_points=shares[1:],
-        point_pattern=r"w[0-9]+|b[0-9]{1,3}",
+        point_pattern=r"w(0|[1-9][0-9]*)|b(0|[1-9][0-9]{0,2})",
         curves={"of a share": r"b\d+", "of a number of scales": r"w\d+"},
         parameters={
             "coarse": Parameter(default=min(2, model.scales), help="the first N scales are locked"),
@@ -63,7 +67,7 @@ def varbench_settings(model: ModelSpec) -> Settings:
                 calibrated=True,
             ),
             "more": Parameter(default=2, help="scales that a demanding layer holds more than the others"),
-            "share": Parameter(default=0.25, help="share of the layers that calibration calls demanding, at a wN"),
+            "share": Parameter(default=SHARE, help="share of the layers that calibration calls demanding, at a wN"),
             "threshold": Parameter(
                 default=0.0, help="calibration calls all layers demanding whose keys lie farther than this; 0: by share"
             ),
@@ -104,6 +108,8 @@ def varbench_cache_strategy(setting: Setting, model: ModelSpec) -> CacheStrategy
     window, demanding = _capacity(setting, model)
     coarse, more = int(setting.parameters["coarse"]), int(setting.parameters["more"])
     listed = read_layers(str(setting.parameters["demanding"]), model, what="demanding")
+    if listed and demanding not in (0, len(listed)):
+        raise UserError(f"{setting.point} has {demanding} demanding layers, and demanding lists {len(listed)}")
     return ScaleWindow(coarse=coarse, window=window, more=more, demanding=frozenset(listed or range(demanding)))
 
 
@@ -111,6 +117,9 @@ def _capacity(setting: Setting, model: ModelSpec) -> tuple[int, int]:
     """Of most layers, and how many are demanding where nobody said which."""
     assert setting.point is not None
     coarse, more = int(setting.parameters["coarse"]), int(setting.parameters["more"])
+    share, threshold = float(setting.parameters["share"]), float(setting.parameters["threshold"])
+    if not 0 < share <= 1 or threshold < 0:
+        raise UserError(f"share is {share} and threshold {threshold}; give a share above 0 and up to 1, and 0 or more")
     if not 0 <= coarse <= model.scales:
         raise UserError(f"coarse is {coarse}; {model.name} has {model.scales} scales, so give 0 to {model.scales}")
     if more < 0:
@@ -120,8 +129,8 @@ def _capacity(setting: Setting, model: ModelSpec) -> tuple[int, int]:
         return number, 0
     if number > 100:
         raise UserError(f"{setting.point} is out of range: give b0 to b100, percent of what the last step reads")
-    if float(setting.parameters["threshold"]):
-        raise UserError(f"{setting.point} says how many layers are demanding; give threshold with a wN")
+    if threshold or share != SHARE:
+        raise UserError(f"{setting.point} says how many layers are demanding; give share and threshold with a wN")
     return allotted(model, number, coarse=coarse, more=more)
 
 
@@ -130,8 +139,6 @@ def varbench_calibrate(setting: Setting, pipe: Pipeline) -> dict[str, Any]:
     from .similarity import farthest
 
     _, demanding = _capacity(setting, pipe.model)
-    share, threshold = float(setting.parameters["share"]), float(setting.parameters["threshold"])
-    if not 0 < share <= 1 or threshold < 0:
-        raise UserError(f"share is {share} and threshold {threshold}; give a share above 0 and up to 1, and 0 or more")
-    count = demanding or max(1, round(share * pipe.model.depth))
+    threshold = float(setting.parameters["threshold"])
+    count = demanding or max(1, round(float(setting.parameters["share"]) * pipe.model.depth))
     return farthest(pipe, count=None if threshold else count, beyond=threshold)

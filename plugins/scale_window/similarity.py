@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from varbench.engine.calibration import observe, written_layers
+from varbench.errors import UserError
 
 if TYPE_CHECKING:
     from varbench import Pipeline
@@ -48,6 +49,10 @@ def farthest(pipe: Pipeline, *, count: int | None, beyond: float) -> dict[str, A
     demanding = sorted(
         [layer for layer in by_distance if distances[layer] > beyond] if count is None else by_distance[:count]
     )
+    if not demanding:
+        raise UserError(
+            f"threshold is {beyond}, and keys lie no farther than {max(distances):.3g} in any layer; give less"
+        )
     return {
         "parameters": {"demanding": written_layers(demanding)},
         "distance": [round(value, 6) for value in distances],

@@ -38,13 +38,15 @@ def cache_folder(kind: str) -> Path:
 
 
 IN_MEMORY = Path("/dev/shm")
+FEW = 256 * 2**20
+"""Bytes of short-lived files that any machine has memory for."""
 
 
 def folder_for_a_moment(size: int) -> Path | None:
-    """Where files of this size lie that are gone at once: in memory, where that has room for four times as much, since a disk may
-    take half a millisecond to begin a file. None is where such files usually are."""
+    """Where short-lived files of this size lie: in memory, if they are few and that has room for four times as much, since a disk
+    may take half a millisecond to begin a file. None is where such files usually are."""
     with contextlib.suppress(OSError):
-        if os.access(IN_MEMORY, os.W_OK) and shutil.disk_usage(IN_MEMORY).free >= 4 * size:
+        if size <= FEW and os.access(IN_MEMORY, os.W_OK) and shutil.disk_usage(IN_MEMORY).free >= 4 * size:
             return IN_MEMORY
     return None
 

@@ -92,7 +92,6 @@ def fill(
         training=_training(run, row, found),
         calibration=row.calibration,
         provenance=row.resolved.source,
-        # What others printed of a setting is not of weights that were trained for another one.
         published=row.resolved.published if pitfalls.another_recipe(run, row) is None else (),
         study=row.resolved.study_words,
         samples=scored.samples if scored else None,

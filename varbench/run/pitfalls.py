@@ -77,10 +77,14 @@ def notices(run: Run, row: RowInRun, found: Findings) -> Iterator[Notice]:
 
 
 def another_recipe(run: Run, row: RowInRun) -> str | None:
-    """What the weights that were given were trained for, where that is not the row's own recipe."""
+    """What the weights that were given were trained for, where the row runs on them and that is not its own recipe."""
     trained = recipe_in(run.options.weights)
-    own = {f"{plugin.name}@{row.resolved.recipe}" for plugin in row.resolved.plugins}
-    return None if trained in own else trained
+    return None if row.replaces_loop or trained in own_recipes(row) else trained
+
+
+def own_recipes(row: RowInRun) -> set[str]:
+    """As a file of trained weights names the row's recipe, whichever of its plugins has it."""
+    return {f"{plugin.name}@{row.resolved.recipe}" for plugin in row.resolved.plugins}
 
 
 def lacking_images(options: Options) -> str | None:

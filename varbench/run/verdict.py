@@ -76,11 +76,10 @@ def warnings(run: Run, row: RowInRun, found: Findings) -> tuple[Notice, ...]:
     """What is to be known of this row alone. Whether its figures are sure enough is seen beside the others, on the page."""
     notices = []
     options = run.options
-    own = {f"{plugin.name}@{row.resolved.recipe}" for plugin in row.resolved.plugins}
     if (
         row.resolved.recipe is not None
         and row.resolved.weight_set == "pretrained"
-        and recipe_in(options.weights) not in own
+        and recipe_in(options.weights) not in pitfalls.own_recipes(row)
     ):
         text = f"nothing was trained for {row.resolved.recipe}: the weights that were given were used as they are"
         again = as_arguments(pitfalls.with_data(options), row=row.name, study=row.resolved.study)

@@ -24,7 +24,7 @@ FIRST = 120.0
 
 
 class RayCluster:
-    """As many places as the cluster has GPUs or, without any, machines."""
+    """As many places as the cluster has GPUs, or where rows run on processors, machines."""
 
     def __init__(self, options: Options, *, note: Callable[[str], None]) -> None:
         self._ray, self._note = _ray(), note
@@ -42,7 +42,7 @@ class RayCluster:
         self._looked = 0.0
         self._first()
         if not self._gpu and (idle := int(self._ray.cluster_resources().get("GPU", 0))):
-            note(f"  rows run on processors, and {idle} GPUs of the cluster stay idle; --device cuda takes them")
+            note(f"  rows run on processors; GPUs of the cluster, {idle} of them, are for --device cuda")
 
     def __enter__(self) -> RayCluster:
         return self

@@ -74,7 +74,7 @@ def test_a_page_without_differences_has_seldom_a_mark(simulated: ModuleType) -> 
 
 @pytest.fixture(scope="module")
 def records(simulated: ModuleType) -> list[Record]:
-    return list(load_records([simulated.REPORTS / "trained" / "records"]).records)
+    return list(load_records([simulated.RECORDED]).records)
 
 
 @pytest.mark.parametrize("minutes", [None, 3, 6, 10])

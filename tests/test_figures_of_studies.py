@@ -67,6 +67,14 @@ def test_one_length_or_other_conditions_are_no_lines() -> None:
     assert figures_budgets.over_budgets(blocks_of([*once, *other])) == {}
 
 
+def test_a_longer_training_may_have_been_scored_on_another_machine() -> None:
+    there = [*full_at(1000), trained("variant@progressive/d8", 1000, 2.0)]
+    there = [dataclasses.replace(x, environment=dataclasses.replace(x.environment, machine="another")) for x in there]
+    blocks = blocks_of([*full_at(250), trained("variant@progressive/d8", 250, 4.0), *there])
+    assert len(blocks) == 2
+    assert drawn(figures_budgets.over_budgets(blocks)[0]) == {"d8": {"variant@progressive": [(250, 4.0), (1000, 2.0)]}}
+
+
 def of_choices(*names: str) -> Figure:
     rows = [make_record(name, study="choices", quality=float(place + 1)) for place, name in enumerate(names)]
     rows = [dataclasses.replace(row, row=dataclasses.replace(row.row, params=_parameters(row.row.row))) for row in rows]

@@ -1,4 +1,5 @@
-"""One picture across blocks: what recipes reach as their trainings grow, where blocks differ in nothing but steps."""
+"""One picture across blocks: what recipes reach as their trainings grow, where blocks differ in nothing but steps and the machine,
+which decides no quality."""
 
 from __future__ import annotations
 
@@ -11,14 +12,14 @@ from varbench.show.charts import Figure, Plot, Spec, axis, chart, colour, swatch
 from varbench.show.drawn_rows import by_point, colours_of
 from varbench.show.entries import Block, score_label
 
-STEPS = "steps"
+STEPS, MACHINE = "steps", "machine"
 
 
 def over_budgets(blocks: Sequence[Block]) -> dict[int, Figure]:
     """By the place of the first block of each group that has rows trained for different numbers of steps."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for place, block in enumerate(blocks):
-        alike = tuple((name, value) for name, value in block.conditions.items() if name != STEPS)
+        alike = tuple((name, value) for name, value in block.conditions.items() if name not in (STEPS, MACHINE))
         groups.setdefault(alike, []).append(place)
     found = {places[0]: _figure([blocks[place] for place in places]) for places in groups.values() if len(places) > 1}
     return {place: figure for place, figure in found.items() if figure is not None}

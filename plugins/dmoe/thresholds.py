@@ -46,15 +46,16 @@ def varbench_settings(model: ModelSpec) -> Settings:
 @hookimpl
 def varbench_width_policy(setting: Setting, model: ModelSpec) -> WidthPolicy | None:
     assert setting.point is not None
-    by_threshold = setting.point.startswith("t")
+    if not setting.point.startswith("t"):
+        found: WidthPolicy | None = fixed_number(setting, model)
+        return found
     # A fixed number of 99 percent is only asked for its checks and its experts.
-    alike = replace(setting, point="m100" if setting.point == "t100" else "m99") if by_threshold else setting
-    fixed: WidthPolicy | None = fixed_number(alike, model)
+    fixed = fixed_number(replace(setting, point="m100" if setting.point == "t100" else "m99"), model)
     given = setting.parameters
     dense = int(given["dense"])
-    thresholds = _thresholds(setting.point, model.scales - dense) if by_threshold else []
-    if fixed is None or not by_threshold:
-        return fixed
+    thresholds = _thresholds(setting.point, model.scales - dense)
+    if fixed is None:
+        return None
     return NearTheLargest(
         model,
         experts=int(given["experts"]),

@@ -28,15 +28,19 @@ class ScaleWindow(CacheStrategy):
         self._coarse, self._window, self._more, self._demanding = coarse, window, more, demanding
 
     def keeps(self, layer: int, written: int, reader: int, group: int) -> bool:
-        capacity = self._window + (self._more if layer in self._demanding else 0)
-        return written < self._coarse or reader - written <= capacity
+        window = self._window + (self._more if layer in self._demanding else 0)
+        return stays(written, reader, coarse=self._coarse, window=window)
+
+
+def stays(written: int, reader: int, *, coarse: int, window: int) -> bool:
+    """Whether a scale's entries are still there when another is computed, in a layer of this capacity."""
+    return written < coarse or reader - written <= window
 
 
 def kept(model: ModelSpec, window: int, *, coarse: int) -> int:
     """Entries that the last step reads, beside its own, in a layer of a capacity."""
-    return sum(
-        tokens for scale, tokens in enumerate(model.tokens[:-1]) if scale < coarse or model.scales - 1 - scale <= window
-    )
+    last = model.scales - 1
+    return sum(model.tokens[scale] for scale in range(last) if stays(scale, last, coarse=coarse, window=window))
 
 
 def allotted(model: ModelSpec, percent: int, *, coarse: int, more: int) -> tuple[int, int]:

@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from varbench.model.bundle import recipe_in
 from varbench.plan import presets, protocols
 from varbench.record import Notice
 from varbench.record.option_forms import as_arguments
@@ -78,8 +77,7 @@ def notices(run: Run, row: RowInRun, found: Findings) -> Iterator[Notice]:
 
 def another_recipe(run: Run, row: RowInRun) -> str | None:
     """What the weights that were given were trained for, where the row runs on them and that is not its own recipe."""
-    trained = recipe_in(run.options.weights)
-    return None if row.replaces_loop or trained in own_recipes(row) else trained
+    return None if row.replaces_loop or run.trained_for in own_recipes(row) else run.trained_for
 
 
 def own_recipes(row: RowInRun) -> set[str]:

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from varbench.base.hashing import digest, file_hash, path_hash
 from varbench.errors import UserError
 from varbench.measure.kept_rates import kept_rates
 from varbench.measure.overseer import WARM
+from varbench.model.bundle import recipe_in
 from varbench.plan import presets
 from varbench.plan.hardware import Hardware, sheet_of
 from varbench.plan.steps import Plan
@@ -90,6 +92,11 @@ class Run:
     """Predicted, of a part of each kind that the live display counts; a kind that is not there is not predicted."""
     began: int = 0
     """Before any code of a plugin ran, in nanoseconds since 1970: only what lay on disk by then is taken over."""
+
+    @cached_property
+    def trained_for(self) -> str | None:
+        """The recipe that the weights which were given are of, where they are trained weights in one file."""
+        return recipe_in(self.options.weights)
 
     @property
     def together(self) -> int | None:

@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Iterator, Mapping
 
 from varbench.measure.speed import TOO_FAST
-from varbench.model.bundle import recipe_in
 from varbench.record import Notice, Score, Validity, Verdict
 from varbench.record.option_forms import as_arguments
 from varbench.rows import FULL
@@ -79,7 +78,7 @@ def warnings(run: Run, row: RowInRun, found: Findings) -> tuple[Notice, ...]:
     if (
         row.resolved.recipe is not None
         and row.resolved.weight_set == "pretrained"
-        and recipe_in(options.weights) not in pitfalls.own_recipes(row)
+        and run.trained_for not in pitfalls.own_recipes(row)
     ):
         text = f"nothing was trained for {row.resolved.recipe}: the weights that were given were used as they are"
         again = as_arguments(pitfalls.with_data(options), row=row.name, study=row.resolved.study)

@@ -127,3 +127,19 @@ def test_where_nothing_can_be_drawn() -> None:
     logits[0, 0, 3], logits[0, 1, 3], logits[0, 2, :] = torch.nan, torch.inf, -torch.inf
     codes = triton_kernels.drawn(logits, torch.full((1, 4), 0.5), top_k=3, top_p=0.9)
     assert codes[0, :3].tolist() == [10, 10, 10] and codes[0, 3] < 10
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(50, 0.0), (0, 0.9), (300, 0.9)])
+@pytest.mark.parametrize("shift", [-60.0, 0.0, 60.0])
+def test_drawn_where_numbers_lie_close_or_far_apart(top_k: int, top_p: float, shift: float) -> None:
+    """Halving their range takes many turns, and its ends lie far from any of them."""
+    some = torch.rand(1, 8, 1000, generator=torch.Generator().manual_seed(1))
+    logits = shift + numbers(1, 8, 1000).sign() * 10 ** (some * 30 - 29)
+    noise = torch.rand(1, 8, generator=torch.Generator().manual_seed(3))
+    ours = triton_kernels.drawn(logits, noise, top_k=top_k, top_p=top_p)
+    least = logits.sort(dim=-1).values[..., -top_k:][..., :1]
+    plain = logits.masked_fill(logits < least, -torch.inf) if top_k else logits
+    if top_p:
+        ordered, places = plain.sort(dim=-1, stable=True)
+        plain = torch.full_like(plain, -torch.inf).scatter_(-1, places, _without_tail(ordered, top_p))
+    assert (ours == draw(plain, noise)).float().mean() > 0.8  # sums of other order differ where shares are alike

@@ -333,6 +333,22 @@ def _along_lines(
 
 
 @_kernel
+def _middle(low: tl.tensor, high: tl.tensor) -> tl.tensor:
+    """Rounded up, and never out of range."""
+    return (low | high) - ((low ^ high) >> 1)
+
+
+@_kernel
+def _narrowed(order: tl.tensor, low: tl.tensor, high: tl.tensor, turn: tl.tensor) -> tuple[tl.tensor, ...]:
+    """The range after a turn; from time to time it is drawn in to the logits that lie at its ends, which costs two turns and is
+    the end where a range of many numbers holds one logit."""
+    if turn % 4 == 3 and turn > 8:
+        low = tl.min(tl.where(order >= low, order, high), axis=0)
+        high = tl.max(tl.where(order <= high, order, low), axis=0)
+    return low, high, turn + 1
+
+
+@_kernel
 def _drawn(
     logits: tl.tensor,
     uniforms: tl.tensor,
@@ -345,7 +361,7 @@ def _drawn(
     BLOCK: tl.constexpr,
 ) -> None:
     """Of a token: what the k-th likeliest logit is, and up to which one the unlikely are left out, is found by halving the range
-    of float32 numbers, which are ordered as their bits are. Nothing is sorted."""
+    of float32 numbers, which are ordered as their bits are, until one logit is left in it. Nothing is sorted."""
     token = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < vocabulary
@@ -356,26 +372,27 @@ def _drawn(
     order = tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)
     highest, lowest = tl.max(order, axis=0), tl.min(order, axis=0)
     kept = inside
+    least = lowest  # that may be drawn
     if K:
-        low = lowest
-        high = highest
-        for _ in range(32):
-            middle = (low | high) - ((low ^ high) >> 1)  # rounded up, and never out of range
-            enough = tl.sum((order >= middle).to(tl.int32), axis=0) >= top_k
-            low = tl.where(enough, middle, low)
-            high = tl.where(enough, high, tl.maximum(middle - 1, low))
+        low, high, turn = lowest, highest, 0
+        while low < high:
+            middle = _middle(low, high)
+            there = tl.sum((order >= middle).to(tl.int32), axis=0)
+            low = tl.where(there >= top_k, middle, low)
+            high = tl.where(there > top_k, high, tl.where(there == top_k, middle, tl.maximum(middle - 1, low)))
+            low, high, turn = _narrowed(order, low, high, turn)
         kept = inside & (order >= low)
+        least = low
     mass = tl.where(kept, tl.exp(logit - most), 0.0)
     if P:
         share = mass / tl.sum(mass, axis=0)
-        low = lowest
-        high = highest
-        for _ in range(32):
-            middle = (low | high) - ((low ^ high) >> 1)
-            below = tl.sum(tl.where(order < middle, share, 0.0), axis=0)
-            small = below <= least_share
+        low, high, turn = least, highest, 0
+        while low < high:
+            middle = _middle(low, high)
+            small = tl.sum(tl.where(order < middle, share, 0.0), axis=0) <= least_share
             low = tl.where(small, middle, low)
             high = tl.where(small, high, tl.maximum(middle - 1, low))
+            low, high, turn = _narrowed(order, low, high, turn)
         # All below go. Of those that are as likely as the next, the first ones, as long as there is room.
         below = tl.sum(tl.where(order < low, share, 0.0), axis=0)
         alike = kept & (order == low)

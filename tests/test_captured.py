@@ -17,6 +17,8 @@ from varbench.engine.captured import Graphs, Made, can_be_captured
 from varbench.engine.generate import Generated
 from varbench.engine.loop import Observer
 from varbench.engine.pipeline import Pipeline
+from varbench.engine.subjects import Answer, Ask, EngineSubject
+from varbench.measure import timed_call
 from varbench.plan.compiler import compile_plan
 from varbench.plan.owned import Owned, RowPolicies
 
@@ -46,7 +48,9 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "current_stream": lambda: stream,
         "stream": lambda one: contextlib.nullcontext(),
         "synchronize": lambda: None,
-        "memory_reserved": lambda: 0,
+        "memory_allocated": lambda: 0,
+        "max_memory_allocated": lambda: 0,
+        "reset_peak_memory_stats": lambda: None,
         "empty_cache": lambda: Graph.log.append("released"),
         "graph_pool_handle": lambda: object(),
     }.items():
@@ -95,13 +99,12 @@ def test_tokens_logits_and_watchers_are_served_without(log: list[str]) -> None:
     assert "begin" not in log
 
 
-def test_where_memory_is_short_graphs_are_given_up_and_the_largest_is_not_made_again(
+def test_where_memory_is_short_the_others_are_given_up_and_what_has_no_room_alone_is_not_captured(
     log: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device of ten: an image takes one while it is made, and what is captured keeps more."""
-    keeps, held = {"small": 2, "copied": 6, "other": 1}, dict[str, int]()
+    keeps, held = {"small": 2, "copied": 8, "vast": 12}, dict[str, int]()
     given = (torch.arange(2), torch.arange(2).unsqueeze(1), None)
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: sum(held.values()))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: [held.pop(key) for key in {*held} - graphs._known.keys()])  # type: ignore[arg-type]  # keys are names here
     graphs, out = Graphs(), models.pipeline().generate(models.LABELS)
     codes = Generated(tokens_BL=out.tokens, f_hat_BDhw=out.images, logits_BLV=None, trace=out.trace)
@@ -122,14 +125,51 @@ def test_where_memory_is_short_graphs_are_given_up_and_the_largest_is_not_made_a
         graphs.make(key, make, *given)
         return [event for event in log if event in ("begin", "replay")]
 
-    assert call("small") == ["begin", "replay"]
-    assert call("copied") == ["begin", "replay"]
-    assert call("other", needs=3) == ["begin", "replay"], "now there is room"
-    assert call("copied") == [] and graphs.is_ready("copied"), "operator by operator from here on"
     assert call("small") == ["begin", "replay"] and call("small") == ["replay"]
-    assert call("other") == ["replay"]
+    assert call("copied") == ["begin", "begin", "replay"], "now there is room"
+    assert call("small") == ["begin", "begin", "replay"]
+    assert call("vast") == ["begin", "begin"] and graphs.is_ready("vast"), "operator by operator from here on"
+    assert call("vast") == [] and call("small") == ["begin", "replay"]
+    assert call(None, needs=9) == [] and call("small") == ["begin", "replay"]
     with pytest.raises(torch.OutOfMemoryError):
         call(None, needs=11)
+    with pytest.raises(torch.OutOfMemoryError):
+        call("vast", needs=11)
+
+
+def test_a_call_that_begins_anew_is_timed_from_there(log: list[str]) -> None:
+    """Memory is short in the midst of a call of a row that is not captured, while something is."""
+    pipe = models.pipeline()
+    subject = EngineSubject(pipe=pipe, cfg=1.5, top_k=0, top_p=0.0)
+    ask = Ask(row="full_var", labels=models.LABELS, seed=1, first=0)
+    plain = timed_call.timed(subject, ask)[2]
+    pipe.graphs = True
+    pipe.generate(models.LABELS)
+    given = iter((torch.OutOfMemoryError, None))
+
+    def make(labels_B: torch.Tensor, streams_B1: torch.Tensor, observer: Observer | None) -> Made:
+        assert observer is not None
+        for step in range(3):
+            for moment in ("start", "logits", "end"):
+                observer(moment, step)
+            if step == 1 and (fails := next(given, None)):
+                raise fails
+        return made
+
+    out = models.pipeline().generate(models.LABELS)
+    codes = Generated(tokens_BL=out.tokens, f_hat_BDhw=out.images, logits_BLV=None, trace=out.trace)
+    made = Made(codes=codes, images=out.images)
+    again = SimpleNamespace(
+        model=subject.model, device=subject.device, prepare=lambda ask: None,
+        make=lambda ask, observer: Answer(
+            images=pipe._graphs.make(None, make, torch.arange(2), torch.arange(2).unsqueeze(1), observer).images,
+            tokens=None, trace=None,
+        ),
+    )  # fmt: skip
+    marks = timed_call.timed(again, ask)[2]
+    assert len(plain.starts) == len(models.SPEC.sides)
+    assert len(marks.starts) == len(marks.logits) == len(marks.ends) == 3
+    assert pipe._graphs._known == {}
 
 
 @pytest.mark.parametrize(

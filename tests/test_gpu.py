@@ -172,6 +172,16 @@ def test_drawn(top_k: int, top_p: float, step: float) -> None:
     assert left.gather(-1, ours.unsqueeze(-1)).isfinite().float().mean() > 0.999
 
 
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.0), (900, 0.96)])
+@torch.inference_mode()
+def test_the_largest_number_draws_a_code(top_k: int, top_p: float) -> None:
+    """Sums in parallel do not always rise, so the last code that can be drawn may lie below the largest of them."""
+    logits = 2.5 * numbers(64, 256, 4096)
+    codes = fused.drawn(logits, torch.full((64, 256), 1 - 2**-24, device="cuda"), top_k=top_k, top_p=top_p)
+    assert codes is not None
+    assert int(codes.max()) < 4096
+
+
 # --- graphs -----------------------------------------------------------------------------------------------------------
 
 CAPTURED = (
@@ -195,6 +205,24 @@ def test_captured_is_the_same_bit_for_bit(dtype: str) -> None:
             assert torch.equal(ours.tokens, eager.tokens)
             assert torch.equal(ours.images, eager.images)
             assert ours.trace == eager.trace
+
+
+def test_what_is_captured_shares_its_memory() -> None:
+    """Of several rows, a cache that grows by being copied among them, no more is kept than the largest of their calls takes."""
+    pipe = load_pipeline("var-d16", device="cuda", dtype="bfloat16", random=True)
+    labels, rows = list(range(16)), ("full_var", "variant@d8", "full_var:accounting=upstream", "scalekv@b25")
+    most = 0
+    for row in rows:
+        with pipe.alone(row):
+            pipe.generate(labels, method=row)
+            torch.cuda.reset_peak_memory_stats()
+            pipe.generate(labels, method=row)
+            most = max(most, torch.cuda.max_memory_allocated())
+    for _ in range(2):
+        for row in rows:
+            assert pipe.captures(row)
+            pipe.generate(labels, method=row)
+            assert torch.cuda.memory_reserved() < 1.3 * most + 2**28, row
 
 
 def test_what_asks_the_host_within_the_loop_is_not_captured() -> None:

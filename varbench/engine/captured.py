@@ -31,6 +31,10 @@ Make = Callable[[Tensor, Tensor, Observer | None], Made]
 """Of labels (B,) and noise streams (B, 1)."""
 
 
+AMPLE = 1.15
+"""Times the bytes that a call takes at most are kept for what is captured: pieces do not fit together without gaps."""
+
+
 def can_be_captured(plan: Plan, row: RowPolicies) -> bool:
     """Whether all that a generation does follows from the plan, and from code of the row's that says that it can be captured.
     Tokens are brought together expert by expert, as many as come, which the host has to be told."""
@@ -47,18 +51,25 @@ def is_watched() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where captures take their memory from. It is shared, since one runs at a time and leaves nothing behind but what is copied:
+    what one has given back the next one finds, on the same stream alone."""
+
+    pool: Any
+    stream: torch.cuda.Stream
+    room: int
+    """Bytes, taken in one piece by the first: else each scale, larger than those before, would find no piece large enough."""
+
+
 class Graphs:
-    """Those of a pipeline, by what a generation depends on besides labels and noise. They share their memory, since one runs at a
-    time and leaves nothing behind but what is copied."""
+    """Those of a pipeline, by what a generation depends on besides labels and noise."""
 
     def __init__(self) -> None:
         self._known: dict[Hashable, _Captured] = {}
-        self._took: dict[Hashable, int] = {}
-        """Bytes that each capture took beyond what was there for it, the one that failed included."""
         self._too_large: set[Hashable] = set()
-        """What is not captured again. A cache that grows by being copied takes several times its size: nothing that was freed within
-        a capture is large enough for the next copy, and graphs keep it all."""
-        self._pool: Any = None
+        """What has no room although nothing else is captured."""
+        self._place: _Place | None = None
 
     def is_ready(self, key: Hashable) -> bool:
         """Whether there is nothing to capture any more."""
@@ -67,15 +78,15 @@ class Graphs:
     def make(
         self, key: Hashable | None, make: Make, labels_B: Tensor, streams_B1: Tensor, observer: Observer | None
     ) -> Made:
-        """By its graphs, captured now if they are not there; without a key, operator by operator. Where memory is short, all graphs
-        are given up, and those that took the most of it are not made again."""
+        """By its graphs, captured now if they are not there; without a key, operator by operator. Where memory is short, all other
+        graphs are given up, and then its own. What is looked at may begin anew."""
         try:
             return self._made(key, make, labels_B, streams_B1, observer)
         except torch.OutOfMemoryError:
-            largest = max(self._took, key=self._took.__getitem__, default=None)
-            if largest is None:
-                raise
-            self._too_large.add(largest)
+            if not self._known:
+                if key is None or key in self._too_large:
+                    raise
+                self._too_large.add(key)
         self._give_up()
         return self.make(key, make, labels_B, streams_B1, observer)
 
@@ -85,14 +96,18 @@ class Graphs:
         if key is None or key in self._too_large:
             return make(labels_B, streams_B1, observer)
         if key not in self._known:
-            make(labels_B, streams_B1, None)  # sets up what libraries and kernels need
-            self._pool = self._pool or torch.cuda.graph_pool_handle()
-            _release()
-            before = torch.cuda.memory_reserved()
-            try:
-                self._known[key] = _Captured(make, labels_B, streams_B1, self._pool)
-            finally:
-                self._took[key] = torch.cuda.memory_reserved() - before
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            made = _like(make(labels_B, streams_B1, None))  # sets up what libraries and kernels need
+            room = torch.cuda.max_memory_allocated() - before
+            if self._place is not None and room > self._place.room:
+                self._give_up()
+            else:
+                _release()
+            if self._place is None:
+                pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+                self._place = _Place(pool=pool, stream=stream, room=round(AMPLE * room))
+            self._known[key] = _Captured(make, labels_B, streams_B1, made, place=self._place, first=not self._known)
         return self._known[key](labels_B, streams_B1, observer)
 
     def forget(self) -> None:
@@ -102,8 +117,7 @@ class Graphs:
 
     def _give_up(self) -> None:
         self._known.clear()
-        self._took.clear()
-        self._pool = None
+        self._place = None
         _release()
 
 
@@ -115,15 +129,20 @@ def _release() -> None:
 
 
 class _Captured:
-    def __init__(self, make: Make, labels_B: Tensor, streams_B1: Tensor, pool: Any) -> None:
+    @torch.inference_mode()
+    def __init__(
+        self, make: Make, labels_B: Tensor, streams_B1: Tensor, made: Made, *, place: _Place, first: bool
+    ) -> None:
+        """What is made is put into `made`, so that nothing stays in the shared memory."""
         self._labels_B, self._streams_B1 = labels_B.clone(), streams_B1.clone()
+        self._made = made
         self._stretches: list[tuple[torch.cuda.CUDAGraph, list[tuple[str, int]]]] = []
         """Each with what is looked at when it is done."""
-        _release()
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            graph = self._begin(pool)
+        place.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(place.stream):
+            graph = self._begin(place.pool)
+            if first:
+                torch.empty(place.room, dtype=torch.uint8, device=labels_B.device)  # given back at once
 
             def cut(moment: str, step: int) -> None:
                 nonlocal graph
@@ -132,17 +151,17 @@ class _Captured:
                     return
                 graph.capture_end()
                 self._stretches.append((graph, [(moment, step)]))
-                graph = self._begin(pool)
+                graph = self._begin(place.pool)
 
             try:
-                self._made = make(self._labels_B, self._streams_B1, cut)
+                _copy(make(self._labels_B, self._streams_B1, cut), made)
             except BaseException:
                 with contextlib.suppress(RuntimeError):  # which says again that it failed
                     graph.capture_end()
                 raise
             graph.capture_end()
             self._stretches.append((graph, []))
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(place.stream)
 
     @staticmethod
     def _begin(pool: Any) -> torch.cuda.CUDAGraph:
@@ -152,6 +171,7 @@ class _Captured:
 
     @torch.inference_mode()
     def __call__(self, labels_B: Tensor, streams_B1: Tensor, observer: Observer | None) -> Made:
+        copy = _like(self._made)
         self._labels_B.copy_(labels_B)
         self._streams_B1.copy_(streams_B1)
         for graph, looks in self._stretches:
@@ -159,6 +179,17 @@ class _Captured:
             if observer is not None:
                 for look in looks:
                     observer(*look)
-        codes = self._made.codes
-        copied = replace(codes, tokens_BL=codes.tokens_BL.clone(), f_hat_BDhw=codes.f_hat_BDhw.clone())
-        return Made(codes=copied, images=self._made.images.clone())
+        _copy(self._made, copy)
+        return copy
+
+
+def _like(made: Made) -> Made:
+    codes = made.codes
+    empty = replace(codes, tokens_BL=torch.empty_like(codes.tokens_BL), f_hat_BDhw=torch.empty_like(codes.f_hat_BDhw))
+    return Made(codes=empty, images=torch.empty_like(made.images))
+
+
+def _copy(source: Made, into: Made) -> None:
+    into.codes.tokens_BL.copy_(source.codes.tokens_BL)
+    into.codes.f_hat_BDhw.copy_(source.codes.f_hat_BDhw)
+    into.images.copy_(source.images)

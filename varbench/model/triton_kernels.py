@@ -118,7 +118,7 @@ def drawn(logits_BlV: Tensor, uniforms_Bl: Tensor, *, top_k: int, top_p: float) 
         K=0 < top_k < vocabulary,
         P=top_p > 0,
         BLOCK=triton.next_power_of_2(vocabulary),
-        num_warps=8,
+        num_warps=4,
     )
     return codes_Bl
 
@@ -128,7 +128,7 @@ def _by_width(width: int) -> dict[str, Any]:
     return {"BLOCK": block, "num_warps": 4 if block <= 2048 else 8}
 
 
-def _kernel(function: Callable[..., None]) -> Any:
+def _kernel(function: Callable[..., Any]) -> Any:
     return triton.jit(function)
 
 
@@ -385,26 +385,29 @@ def _drawn(
         least = low
     mass = tl.where(kept, tl.exp(logit - most), 0.0)
     if P:
-        share = mass / tl.sum(mass, axis=0)
+        spare = least_share * tl.sum(mass, axis=0)  # that may be left out
         low, high, turn = least, highest, 0
         while low < high:
             middle = _middle(low, high)
-            small = tl.sum(tl.where(order < middle, share, 0.0), axis=0) <= least_share
+            small = tl.sum(tl.where(order < middle, mass, 0.0), axis=0) <= spare
             low = tl.where(small, middle, low)
             high = tl.where(small, high, tl.maximum(middle - 1, low))
             low, high, turn = _narrowed(order, low, high, turn)
-        # All below go. Of those that are as likely as the next, the first ones, as long as there is room.
-        below = tl.sum(tl.where(order < low, share, 0.0), axis=0)
+        # All below go. Of those that are as likely as the next, the first ones, as long as there is room: of one there is none.
         alike = kept & (order == low)
-        place = tl.cumsum(alike.to(tl.int32), axis=0)
-        each = tl.max(tl.where(alike, share, 0.0), axis=0)
-        goes = alike & (below + place * each <= least_share)
-        # The likeliest stays whatever the share.
-        goes = goes & ((low < highest) | (place < tl.sum(alike.to(tl.int32), axis=0)))
-        kept = kept & (order >= low) & (goes == 0)
+        kept = kept & (order >= low)
+        number = tl.sum(alike.to(tl.int32), axis=0)
+        if number > 1:
+            below = tl.sum(tl.where(order < low, mass, 0.0), axis=0)
+            place = tl.cumsum(alike.to(tl.int32), axis=0)
+            each = tl.max(tl.where(alike, mass, 0.0), axis=0)
+            # The likeliest stays whatever the share.
+            goes = alike & (below + place * each <= spare) & ((low < highest) | (place < number))
+            kept = kept & (goes == 0)
         mass = tl.where(kept, mass, 0.0)
     upto = tl.cumsum(mass, axis=0)
-    whole = tl.max(upto, axis=0)
+    # Sums in parallel do not always rise: what comes after the last code that can be drawn may be larger than the sum there.
+    whole = tl.max(tl.where(kept, upto, 0.0), axis=0)
     # The next number below, so that rounding does not lead past the last code.
     below_whole = (whole.to(tl.int32, bitcast=True) - 1).to(tl.float32, bitcast=True)
     aim = tl.minimum(tl.load(uniforms + token) * whole, below_whole)

@@ -23,7 +23,7 @@ from varbench.engine.loading import load_pipeline
 from varbench.measure import honesty
 from varbench.measure.calls import Chunk, Reply, balanced_labels
 from varbench.plan import presets
-from varbench.quality import to_uint8
+from varbench.quality import distance_to_full, same_noise, to_uint8
 from varbench.quality.class_order import class_order
 from varbench.quality.images import write_made
 from varbench.record import Notice, Quality, Samples, WeightFile
@@ -33,6 +33,7 @@ from varbench.run.looking import look_at
 from varbench.run.messages import Begin, ClassOrder, Job, Oddities, ReferenceSeen, Scored, Take
 from varbench.run.prepare import Run
 from varbench.run.scoring_networks import imagenet_classes
+from varbench.run.tasks import scoring
 from varbench.run.tasks.making import _are_bytes
 from varbench.run.tasks.scoring import Scorer
 from varbench.show.advice import across_blocks
@@ -164,9 +165,18 @@ def made() -> tuple[torch.Tensor, np.ndarray]:
 
 def scored(made: tuple[torch.Tensor, np.ndarray], folder: Path, images: np.ndarray, *, full: bool = False) -> Scored:
     """What a scorer says of these bytes, which come with the tokens of the images."""
+    return said(scorer_of_forty(), made, folder, images, full=full)
+
+
+def scorer_of_forty() -> Scorer:
     files = {part: str(path) for part, path in presets.shipped_files("tiny").items()}
     job = Job(task="scoring", options=replace(OPTIONS, images=40), model=TINY, files=files)
-    scorer = Scorer(job, SimpleNamespace(alive=lambda text="": None))  # type: ignore[arg-type]
+    return Scorer(job, SimpleNamespace(alive=lambda text="": None))  # type: ignore[arg-type]
+
+
+def said(
+    scorer: Scorer, made: tuple[torch.Tensor, np.ndarray], folder: Path, images: np.ndarray, *, full: bool
+) -> Scored:
     scorer.begin(Begin(row="a", full=full))
     path = folder / "chunk.npz"
     with open(path, "wb") as file:
@@ -181,6 +191,22 @@ def test_a_scorer_sees_that_bytes_were_cut_off(made: tuple[torch.Tensor, np.ndar
     cut = scored(made, tmp_path, (made[0] * 255).to(torch.uint8).numpy())
     assert rounded.oddities.darker == pytest.approx(0.0, abs=0.05)
     assert cut.oddities.darker == pytest.approx(0.5, abs=0.1)
+
+
+def test_what_was_seen_in_images_to_score_them_is_what_their_distance_to_the_full_models_is_of(
+    made: tuple[torch.Tensor, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None is looked at a second time."""
+    scorer, exact = scorer_of_forty(), to_uint8(made[0])
+    darker = exact - exact // 8
+    for module in (scoring, same_noise):
+        monkeypatch.setattr(module, "extract", None)
+    assert said(scorer, made, tmp_path, exact, full=True).distance is None
+    first, again = (said(scorer, made, tmp_path, images, full=False).distance for images in (darker, exact))
+    monkeypatch.undo()
+    wanted = distance_to_full(darker, exact, extractor=scorer._networks.extractor).feature_distance.value
+    assert first is not None and first.feature_distance == pytest.approx(wanted, rel=1e-4) and wanted
+    assert again is not None and again.feature_distance == 0
 
 
 def test_distances_of_a_tokenizer_and_of_a_generator_have_names_of_their_own(

@@ -30,18 +30,20 @@ def distance_to_full(
     full: Images,
     *,
     extractor: Extractor | None = None,
+    features: tuple[NDArray[np.floating], NDArray[np.floating]] | None = None,
     tokens: NDArray[np.integer] | None = None,
     full_tokens: NDArray[np.integer] | None = None,
     seed: int = 0,
 ) -> SameNoise:
-    """Image by image: PSNR, distance of features, and the share of equal tokens (N, L)."""
+    """Image by image: PSNR, distance of features, and the share of equal tokens (N, L). `features` are what the extractor sees in
+    the samples and in the others, where that is known."""
     check_images(samples, what="samples", expected=len(full))
     check_images(full, what="the full model's images")
     if samples.shape != full.shape:
         raise UserError(f"samples have the shape {samples.shape}, and the full model's images {full.shape}.")
     return SameNoise(
         psnr=_psnr(samples, full, seed),
-        feature_distance=_feature_distance(samples, full, extractor),
+        feature_distance=_feature_distance(samples, full, extractor, features),
         equal_tokens=_equal_tokens(len(samples), tokens, full_tokens),
     )
 
@@ -61,12 +63,17 @@ def _psnr(samples: Images, full: Images, seed: int) -> Score:
     return _score("PSNR", figure, len(samples), better="higher")
 
 
-def _feature_distance(samples: Images, full: Images, extractor: Extractor | None) -> Score:
+def _feature_distance(
+    samples: Images,
+    full: Images,
+    extractor: Extractor | None,
+    features: tuple[NDArray[np.floating], NDArray[np.floating]] | None,
+) -> Score:
     name = "feature distance"
     if extractor is None:
         return _missing(name, len(samples), "no feature network", better="lower")
-    apart = extract(extractor, samples).features_ND.astype(np.float64) - extract(extractor, full).features_ND
-    figure = intervals.mean(np.linalg.norm(apart, axis=1))
+    first, second = features or (extract(extractor, images).features_ND for images in (samples, full))
+    figure = intervals.mean(np.linalg.norm(first.astype(np.float64) - second, axis=1))
     return _score(name, figure, len(samples), better="lower", extractor=extractor)
 
 

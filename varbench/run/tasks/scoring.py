@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from varbench.base.hashing import array_hash
@@ -88,6 +89,7 @@ class Scorer:
         self._side = job.model.image_side
         self._networks = ScoringNetworks(job.options, side=self._side, device=job.options.device)
         self._full: tuple[Images, Tokens | None] | None = None
+        self._full_seen: NDArray[np.floating] | None = None
         self._kept: KeptImages | None = None
 
     def begin(self, row: Begin) -> Begun:
@@ -201,6 +203,7 @@ class Scorer:
             )
         if self._row.full:
             self._keep(images, tokens)
+            self._full_seen = self._seen(len(images))
         return Scored(
             quality=quality,
             distance=None if self._row.full else self._distance(images, tokens),
@@ -213,7 +216,7 @@ class Scorer:
 
     def _oddities(self, images: Images, tokens: Tokens | None) -> Oddities:
         real = self._real if self._scoring is not None else None
-        few = slice(0, COMPARED if self._side <= 64 else 16)
+        few = slice(0, 16 if self._side > 64 else REBUILT if self._job.options.quick else COMPARED)
         undecoded = darker = None
         if tokens is not None and self._job.files is not None:
             above = self._decoded(torch.from_numpy(tokens[few])).astype(int) - images[few]
@@ -256,11 +259,12 @@ class Scorer:
         if images is None or self._job.files is None:
             return None
         some = images[:REBUILT]
-        return self._change(some) / max(self._change(self._rebuilt(some)), 1e-9)
-
-    def _change(self, images: Images) -> float:
-        """Mean square by which images change through the tokenizer."""
-        return float(np.square(self._rebuilt(images).astype(int) - images).mean())
+        rebuilt = self._rebuilt(some)
+        first, second = (
+            float(np.square(after.astype(int) - before).mean())
+            for before, after in ((some, rebuilt), (rebuilt, self._rebuilt(rebuilt)))
+        )
+        return first / max(second, 1e-9)
 
     @cached_property
     def _real(self) -> tuple[copies.Thumbnails, float] | None:
@@ -279,10 +283,17 @@ class Scorer:
             return None
         theirs, their_tokens = full
         count = min(len(theirs), len(images))
+        extractor = self._networks.extractor if self._networks.sees else None
+        features = None
+        if extractor is not None and (seen := self._seen(count)) is not None:
+            if self._full_seen is None:
+                self._full_seen = extract(extractor, theirs).features_ND
+            features = seen, self._full_seen[:count]
         found = distance_to_full(
             images[:count],
             theirs[:count],
-            extractor=self._networks.extractor if self._networks.sees else None,
+            extractor=extractor,
+            features=features,
             tokens=None if tokens is None else tokens[:count],
             full_tokens=None if their_tokens is None else their_tokens[:count],
         )
@@ -292,6 +303,11 @@ class Scorer:
             feature_distance=found.feature_distance.value,
             equal_tokens=found.equal_tokens.value,
         )
+
+    def _seen(self, count: int) -> NDArray[np.floating] | None:
+        """Features of the row's first images, where they were looked at to score them."""
+        found = [one.seen.features_ND for one in self._looked]
+        return np.concatenate(found)[:count] if found else None
 
     def _place(self) -> Path | None:
         inputs = self._job.full_images

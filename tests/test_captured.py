@@ -4,6 +4,7 @@ That graphs do what was captured only a GPU shows (`test_gpu.py`)."""
 from __future__ import annotations
 
 import contextlib
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from test_conformance import ComputesHalf, KeepsHalf
 from varbench import load_pipeline
 from varbench.engine.captured import Graphs, Made, can_be_captured
 from varbench.engine.generate import Generated
-from varbench.engine.loop import Observer
+from varbench.engine.loop import Observer, Sampling
 from varbench.engine.pipeline import Pipeline
 from varbench.engine.subjects import Answer, Ask, EngineSubject
 from varbench.measure import timed_call
@@ -128,13 +129,37 @@ def test_where_memory_is_short_the_others_are_given_up_and_what_has_no_room_alon
     assert call("small") == ["begin", "replay"] and call("small") == ["replay"]
     assert call("copied") == ["begin", "begin", "replay"], "now there is room"
     assert call("small") == ["begin", "begin", "replay"]
-    assert call("vast") == ["begin", "begin"] and graphs.is_ready("vast"), "operator by operator from here on"
+    with pytest.warns(UserWarning, match="no room to capture"):
+        assert call("vast") == ["begin", "begin"] and graphs.is_ready("vast"), "operator by operator from here on"
     assert call("vast") == [] and call("small") == ["begin", "replay"]
     assert call(None, needs=9) == [] and call("small") == ["begin", "replay"]
     with pytest.raises(torch.OutOfMemoryError):
         call(None, needs=11)
     with pytest.raises(torch.OutOfMemoryError):
         call("vast", needs=11)
+
+
+def test_where_the_piece_that_captures_share_has_no_room_the_capture_ends(
+    log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that were left capturing could not even be waited for."""
+    pipe, empty = models.pipeline(), torch.empty
+    exact = pipe.generate(models.LABELS, seed=1)
+
+    def short(*size: Any, **given: Any) -> torch.Tensor:
+        if given.get("dtype") == torch.uint8:
+            raise torch.OutOfMemoryError
+        return empty(*size, **given)
+
+    monkeypatch.setattr(torch, "empty", short)
+    pipe.graphs = True
+    with pytest.warns(UserWarning, match="no room to capture"):
+        assert torch.equal(pipe.generate(models.LABELS, seed=1).images, exact.images)
+    assert log == ["released", "begin", "end", "released"]
+    sampling = Sampling(cfg=1.5, top_k=0, top_p=0.0)
+    assert pipe.captures("full_var") and not pipe.is_captured("full_var", len(models.LABELS), sampling)
+    pipe._graphs.forget()
+    assert pipe.is_captured("full_var", len(models.LABELS), sampling), "later there may be room"
 
 
 def test_a_call_that_begins_anew_is_timed_from_there(log: list[str]) -> None:
@@ -153,6 +178,7 @@ def test_a_call_that_begins_anew_is_timed_from_there(log: list[str]) -> None:
             for moment in ("start", "logits", "end"):
                 observer(moment, step)
             if step == 1 and (fails := next(given, None)):
+                time.sleep(0.3)
                 raise fails
         return made
 
@@ -169,6 +195,7 @@ def test_a_call_that_begins_anew_is_timed_from_there(log: list[str]) -> None:
     marks = timed_call.timed(again, ask)[2]
     assert len(plain.starts) == len(models.SPEC.sides)
     assert len(marks.starts) == len(marks.logits) == len(marks.ends) == 3
+    assert marks.decoded < 0.25 and marks.ended - marks.began < 0.25 < marks.began - marks.asked
     assert pipe._graphs._known == {}
 
 

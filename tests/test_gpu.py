@@ -175,11 +175,13 @@ def test_drawn(top_k: int, top_p: float, step: float) -> None:
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.0), (900, 0.96)])
 @torch.inference_mode()
 def test_the_largest_number_draws_a_code(top_k: int, top_p: float) -> None:
-    """Sums in parallel do not always rise, so the last code that can be drawn may lie below the largest of them."""
-    logits = 2.5 * numbers(64, 256, 4096)
+    """Sums in parallel do not always rise, so the last code that can be drawn may lie below the largest of them, also where fewer
+    codes than a power of two leave the rest empty, or some have no mass."""
+    logits = 2.5 * numbers(64, 256, 4000)
+    logits[:, :, 3990:] = -torch.inf
     codes = fused.drawn(logits, torch.full((64, 256), 1 - 2**-24, device="cuda"), top_k=top_k, top_p=top_p)
     assert codes is not None
-    assert int(codes.max()) < 4096
+    assert int(codes.max()) < 3990
 
 
 # --- graphs -----------------------------------------------------------------------------------------------------------
@@ -209,7 +211,7 @@ def test_captured_is_the_same_bit_for_bit(dtype: str) -> None:
 
 def test_what_is_captured_shares_its_memory() -> None:
     """Of several rows, a cache that grows by being copied among them, little more is kept than the largest of their calls takes;
-    1.85 times as much was seen, for that one."""
+    1.85 times as much was seen, for that one, before pieces were given back whole."""
     pipe = load_pipeline("var-d16", device="cuda", dtype="bfloat16", random=True)
     labels, rows = list(range(16)), ("full_var", "variant@d8", "full_var:accounting=upstream", "scalekv@b25")
     most = 0
@@ -224,6 +226,9 @@ def test_what_is_captured_shares_its_memory() -> None:
             assert pipe.captures(row)
             pipe.generate(labels, method=row)
             assert torch.cuda.memory_reserved() < 2.2 * most, row
+    held = torch.cuda.memory_allocated()
+    pipe._graphs.forget()
+    assert torch.cuda.memory_reserved() < 1.1 * held + 2**27, "what was taken for captures is given back"
 
 
 def test_what_asks_the_host_within_the_loop_is_not_captured() -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Hashable
+import warnings
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,11 +54,9 @@ def is_watched() -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """Where captures take their memory from. It is shared, since one runs at a time and leaves nothing behind but what is copied:
-    what one has given back the next one finds, on the same stream alone."""
+    """Where captures take their memory from. It is shared, since one runs at a time and leaves nothing behind but what is copied."""
 
     pool: Any
-    stream: torch.cuda.Stream
     room: int
     """Bytes, taken in one piece by the first: else each scale, larger than those before, would find no piece large enough."""
 
@@ -70,10 +69,16 @@ class Graphs:
         self._too_large: set[Hashable] = set()
         """What has no room although nothing else is captured."""
         self._place: _Place | None = None
+        self._stream: torch.cuda.Stream | None = None
+        """That all is captured on: what was given back on a stream is found again on that one alone. What libraries keep for each
+        stream they take when something runs on it for the first time, which is not captured."""
 
     def is_ready(self, key: Hashable) -> bool:
         """Whether there is nothing to capture any more."""
-        return key in self._known or key in self._too_large
+        return key in self._known or self.has_no_room(key)
+
+    def has_no_room(self, key: Hashable) -> bool:
+        return key in self._too_large
 
     def make(
         self, key: Hashable | None, make: Make, labels_B: Tensor, streams_B1: Tensor, observer: Observer | None
@@ -83,10 +88,12 @@ class Graphs:
         try:
             return self._made(key, make, labels_B, streams_B1, observer)
         except torch.OutOfMemoryError:
-            if not self._known:
-                if key is None or key in self._too_large:
+            if self._known.keys() <= {key}:
+                if not self._known and (key is None or key in self._too_large):
                     raise
-                self._too_large.add(key)
+                if key is not None and key not in self._too_large:
+                    self._too_large.add(key)
+                    warnings.warn("no room to capture a generation: it is launched operator by operator", stacklevel=2)
         self._give_up()
         return self.make(key, make, labels_B, streams_B1, observer)
 
@@ -96,22 +103,25 @@ class Graphs:
         if key is None or key in self._too_large:
             return make(labels_B, streams_B1, observer)
         if key not in self._known:
+            self._stream = self._stream or torch.cuda.Stream()
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
-            made = _like(make(labels_B, streams_B1, None))  # sets up what libraries and kernels need
+            with _aside(self._stream):
+                made = _like(make(labels_B, streams_B1, None))  # sets up what libraries and kernels need
             room = torch.cuda.max_memory_allocated() - before
             if self._place is not None and room > self._place.room:
                 self._give_up()
             else:
                 _release()
             if self._place is None:
-                pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
-                self._place = _Place(pool=pool, stream=stream, room=round(AMPLE * room))
-            self._known[key] = _Captured(make, labels_B, streams_B1, made, place=self._place, first=not self._known)
+                self._place = _Place(pool=torch.cuda.graph_pool_handle(), room=round(AMPLE * room))
+            with _aside(self._stream):
+                self._known[key] = _Captured(make, labels_B, streams_B1, made, place=self._place, first=not self._known)
         return self._known[key](labels_B, streams_B1, observer)
 
     def forget(self) -> None:
-        """Weights are about to move, or memory is wanted."""
+        """Weights are about to move, or memory is wanted; later there may be more of it."""
+        self._too_large.clear()
         if self._known:
             self._give_up()
 
@@ -119,6 +129,14 @@ class Graphs:
         self._known.clear()
         self._place = None
         _release()
+
+
+@contextlib.contextmanager
+def _aside(stream: torch.cuda.Stream) -> Iterator[None]:
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)
 
 
 def _release() -> None:
@@ -138,30 +156,27 @@ class _Captured:
         self._made = made
         self._stretches: list[tuple[torch.cuda.CUDAGraph, list[tuple[str, int]]]] = []
         """Each with what is looked at when it is done."""
-        place.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(place.stream):
+        graph = self._begin(place.pool)
+
+        def cut(moment: str, step: int) -> None:
+            nonlocal graph
+            if moment == "start" and self._stretches:  # nothing comes between the end of a step and the next one
+                self._stretches[-1][1].append((moment, step))
+                return
+            graph.capture_end()
+            self._stretches.append((graph, [(moment, step)]))
             graph = self._begin(place.pool)
+
+        try:
             if first:
                 torch.empty(place.room, dtype=torch.uint8, device=labels_B.device)  # given back at once
-
-            def cut(moment: str, step: int) -> None:
-                nonlocal graph
-                if moment == "start" and self._stretches:  # nothing comes between the end of a step and the next one
-                    self._stretches[-1][1].append((moment, step))
-                    return
+            _copy(make(self._labels_B, self._streams_B1, cut), made)
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # which says again that it failed
                 graph.capture_end()
-                self._stretches.append((graph, [(moment, step)]))
-                graph = self._begin(place.pool)
-
-            try:
-                _copy(make(self._labels_B, self._streams_B1, cut), made)
-            except BaseException:
-                with contextlib.suppress(RuntimeError):  # which says again that it failed
-                    graph.capture_end()
-                raise
-            graph.capture_end()
-            self._stretches.append((graph, []))
-        torch.cuda.current_stream().wait_stream(place.stream)
+            raise
+        graph.capture_end()
+        self._stretches.append((graph, []))
 
     @staticmethod
     def _begin(pool: Any) -> torch.cuda.CUDAGraph:

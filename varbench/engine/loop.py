@@ -21,7 +21,7 @@ from varbench.spec import ModelSpec
 
 Observer = Callable[[str, int], None]
 """Called with "start", "logits" (the network is done) or "end" and the step's number; it may look at clocks and memory, and
-nothing else."""
+nothing else. Where memory was short, a generation begins anew, and is told of from the start again."""
 
 
 Choose = Callable[[Tensor, int], Tensor]

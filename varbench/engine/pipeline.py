@@ -182,6 +182,10 @@ class Pipeline:
         """Whether nothing has to be captured for such a call any more."""
         return not self.captures(method) or self._graphs.is_ready(self._kind(method, batch, sampling))
 
+    def is_captured(self, method: str | Row, batch: int, sampling: Sampling) -> bool:
+        """Whether such a call is launched as graphs, once it is captured."""
+        return self.captures(method) and not self._graphs.has_no_room(self._kind(method, batch, sampling))
+
     def captures(self, method: str | Row) -> bool:
         """Whether the row's generations are launched as graphs: on a GPU, where it runs no code of its own in between."""
         return self.graphs and self._compiled is None and can_be_captured(*self.compile(method))
@@ -276,7 +280,8 @@ class Pipeline:
         return_logits: bool = False,
         observer: Observer | None = None,
     ) -> Output:
-        """Images for class labels. `first_image` is the first one's number in the noise stream; `tokens` forces the codes."""
+        """Images for class labels. `first_image` is the first one's number in the noise stream; `tokens` forces the codes. Where it
+        is captured as graphs, the first call of a kind resets torch's peaks of memory, and an observer may be told from the start again."""
         labels_B = labels_given(labels, self.model).to(self.device)
         check_filters(self.model, top_k=top_k, top_p=top_p)
         plan, row = self.compile(method)

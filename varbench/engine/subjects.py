@@ -92,6 +92,9 @@ class EngineSubject:
         if not self.pipe.is_ready(ask.row, len(ask.labels), self._sampling):
             self.make(ask)
 
+    def is_captured(self, ask: Ask) -> bool:
+        return self.pipe.is_captured(ask.row, len(ask.labels), self._sampling)
+
     @property
     def _sampling(self) -> Sampling:
         return Sampling(cfg=self.cfg, top_k=self.top_k, top_p=self.top_p)

@@ -40,16 +40,18 @@ def timed(subject: Timeable, ask: Ask) -> tuple[Answer, Images, Marks]:
     clock = clock_for(subject.device)
     moments: dict[str, list[Any]] = {"start": [], "logits": [], "end": []}
     first: list[tuple[str, int]] = []
+    clock.settle()
+    began, start = time.monotonic(), clock.mark()
 
     def look(moment: str, step: int) -> None:
-        if (moment, step) in first:  # memory was short, and the call began anew
+        nonlocal began, start
+        if (moment, step) in first:  # memory was short, and the call began anew; what came before was to set it up
             for found in moments.values():
                 found.clear()
+            began, start = time.monotonic(), clock.mark()
         first[:] = first or [(moment, step)]
         moments[moment].append(clock.mark())
 
-    clock.settle()
-    began, start = time.monotonic(), clock.mark()
     answer = subject.make(ask, observer=look)
     decoded = clock.mark()
     try:

@@ -405,8 +405,9 @@ def _drawn(
             goes = alike & (below + place * each <= spare) & ((low < highest) | (place < number))
             kept = kept & (goes == 0)
         mass = tl.where(kept, mass, 0.0)
+    # Sums in parallel do not always rise: where there is no mass they may be larger than at the last code that has some.
+    kept = kept & (mass > 0)
     upto = tl.cumsum(mass, axis=0)
-    # Sums in parallel do not always rise: what comes after the last code that can be drawn may be larger than the sum there.
     whole = tl.max(tl.where(kept, upto, 0.0), axis=0)
     # The next number below, so that rounding does not lead past the last code.
     below_whole = (whole.to(tl.int32, bitcast=True) - 1).to(tl.float32, bitcast=True)

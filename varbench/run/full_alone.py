@@ -19,8 +19,8 @@ from varbench.run.messages import Job, Ready
 from varbench.run.prepare import Run
 
 KEPT = 1.7
-"""What is captured keeps so many times the memory that the plan foresees, at most: of d30 the full model kept 22 GiB for 18, and
-official accounting, whose cache grows by being copied, 57 for 34."""
+"""What is captured keeps so many times the memory that the plan foresees, or fewer: of d30 the full model kept 22 GiB for 18, and a
+process with official accounting, whose cache grows by being copied, 57 for 34."""
 
 
 class Check(Protocol):

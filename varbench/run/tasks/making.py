@@ -209,13 +209,13 @@ def _memory(subject: Subject, ask: Ask, request: Request) -> Reply:
         else held_through_a_step(lambda: subject.make(ask), steps=stated.steps),
         from_bytes=stated is not None and _are_bytes(made.images),
         kernel=kernel.name,
-        arithmetic=kernel.arithmetic + _launched(subject, ask.row),
+        arithmetic=kernel.arithmetic + _launched(subject, ask),
         missing={} if kernel.missing is None else {"kernel": kernel.missing},
     )
 
 
-def _launched(subject: Subject, row: str) -> str:
-    captured = isinstance(subject, EngineSubject) and subject.pipe.captures(row)
+def _launched(subject: Subject, ask: Ask) -> str:
+    captured = isinstance(subject, EngineSubject) and subject.is_captured(ask)
     return "; launched as CUDA graphs" if captured else ""
 
 

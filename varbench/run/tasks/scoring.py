@@ -58,7 +58,10 @@ GRID = 40
 """Images kept to look at."""
 
 COMPARED = 256
-"""Images that are held against the full model's own under the same noise."""
+"""Images that are held against the full model's own under the same noise, and against what their tokens decode to."""
+
+DECODED_QUICKLY, DECODED_LARGE = 64, 16
+"""Of the latter, in a quick look, and where an image has more than 64 pixels a side."""
 
 _NO_THUMBNAILS = np.empty((0, 0), np.float32)
 
@@ -216,7 +219,7 @@ class Scorer:
 
     def _oddities(self, images: Images, tokens: Tokens | None) -> Oddities:
         real = self._real if self._scoring is not None else None
-        few = slice(0, 16 if self._side > 64 else REBUILT if self._job.options.quick else COMPARED)
+        few = slice(0, DECODED_LARGE if self._side > 64 else DECODED_QUICKLY if self._job.options.quick else COMPARED)
         undecoded = darker = None
         if tokens is not None and self._job.files is not None:
             above = self._decoded(torch.from_numpy(tokens[few])).astype(int) - images[few]
@@ -306,7 +309,10 @@ class Scorer:
 
     def _seen(self, count: int) -> NDArray[np.floating] | None:
         """Features of the row's first images, where they were looked at to score them."""
-        found = [one.seen.features_ND for one in self._looked]
+        found: list[NDArray[np.floating]] = []
+        for one in self._looked:
+            if sum(map(len, found)) < count:
+                found.append(one.seen.features_ND)
         return np.concatenate(found)[:count] if found else None
 
     def _place(self) -> Path | None:

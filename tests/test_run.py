@@ -332,6 +332,21 @@ def test_a_large_preset_trains_nothing_without_data(tmp_path: Path, script: Scri
     assert len(prepare(options(**given, data=str(tmp_path)), name="a").weight_sets) == 2
 
 
+def test_what_ships_is_not_looked_up_by_processes_for_trainings(tmp_path: Path) -> None:
+    """Those begin with torch anew, on one thread."""
+    for given, ships in (
+        ({}, True), ({"steps": 2000}, True), ({"steps": 20}, False), ({"seed": 1}, False), ({"train": True}, False),
+        ({"data": str(tmp_path)}, False),
+    ):  # fmt: skip
+        run = prepare(options(plugins="variant@d8,fixed_ratio@p05/d8,variant@d8:bridge=1", **given), name="a")
+        found = {weights.key: run.ships(weights) for weights in run.weight_sets if weights.trains}
+        assert found == {
+            "variant@progressive": ships,
+            "fixed_ratio@p05": ships,
+            "variant@progressive:bridge=1": False,
+        }, given
+
+
 # Children
 
 

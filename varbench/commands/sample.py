@@ -96,13 +96,14 @@ def _shipped_recipe(row: Row, given: dict[str, Any], model: str) -> str | None:
     """Under what name the preset ships the weights of the row's recipe; None where it ships none."""
     from varbench import rows
     from varbench.data.given import image_set
-    from varbench.plan.presets import shipped_files
+    from varbench.plan import presets
     from varbench.train.recipes import weights_ahead
-    from varbench.train.shipped import SEED, shipped_with
+    from varbench.train.shipped import shipped_with
 
-    if row.schedule is None or "weights" in given or (shipped := shipped_with(model, seed=SEED, steps=None)) is None:
+    shipped = shipped_with(model, seed=presets.SHIPPED_SEED, steps=None)
+    if row.schedule is None or "weights" in given or shipped is None:
         return None
-    files = shipped_files(model, row.policies.backbones)
+    files = presets.shipped_files(model, row.policies.backbones)
     data = image_set(None, model=model, side=row.model.image_side)
     found = weights_ahead(
         rows.without_transforms(row), vae=files.pop("vae"), pretrained=files, data=data, budget=shipped.budget,

@@ -16,6 +16,8 @@ from varbench.spec import SIDES_256, SIDES_512, ModelSpec, TokenizerSpec
 DEFAULT = "tiny"
 SHIPPED = {"vae": "tokenizer.safetensors", MAIN: "base.safetensors"}
 """Files under `assets/<preset>/`, by the part of a pipeline that they fill."""
+SHIPPED_SEED = 0
+"""Of the trainings whose weights ship."""
 RECORD = "record.json"
 """What is told of a recipe's trained weights, beside them."""
 SHORT_STEPS = 60

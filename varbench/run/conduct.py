@@ -87,7 +87,7 @@ class Conduct:
     def train(self) -> None:
         """Every recipe in a child of its own; on a CPU as many at once as there are cores, of one thread each.
 
-        Two threads of one training wait for each other at every operator; two trainings never do.
+        Two threads of one training wait for each other at every operator; two trainings never do. To look up what ships needs none.
         """
         places = cores() if self.run.options.device == "cpu" else 1
         wanted = {one.key: one for one in self.run.weight_sets if one.trains is not None and self._alive(one.rows)}
@@ -102,7 +102,7 @@ class Conduct:
                 self.run.job(task="training", rows=(weights.trains,)),
                 "train",
                 on_alive=partial(together.reached, weights.key),
-                threads=places // at_once if places > 1 else None,
+                threads=places // at_once if places > 1 and not self.run.ships(weights) else None,
             )
 
         with self.display.part("training", together.title):

@@ -117,6 +117,14 @@ class Run:
             for key, sharing in found.items()
         )
 
+    def ships(self, weights: WeightSet) -> bool:
+        """Whether weights of that name come with the package for such a run, so that hardly anything is left to train."""
+        options = self.options
+        steps = presets.preset(options.model).shipped_steps
+        own = options.train or options.weights is not None or options.data is not None
+        same = options.seed == presets.SHIPPED_SEED and options.steps in (None, steps)
+        return same and not own and bool(presets.recipe_files(options.model, weights.key))
+
     @staticmethod
     def is_recipe(key: str) -> bool:
         return key not in ("pretrained", "random") and not key.startswith(OWN_WEIGHTS)

@@ -22,8 +22,6 @@ from varbench.policies import MAIN
 from varbench.train.budgets import recipe_budget
 from varbench.train.trainer import Budget
 
-SEED = 0
-
 
 @dataclass(frozen=True, kw_only=True)
 class Shipped:
@@ -57,9 +55,9 @@ def not_what_shipped(files: Mapping[str, Path], told: Mapping[str, Any]) -> str 
 def shipped_with(preset: str, *, seed: int, steps: int | None) -> Shipped | None:
     """What ships for a preset, if it had this seed and so many steps; None is whatever number of them."""
     had = presets.preset(preset).shipped_steps
-    if had is None or seed != SEED or steps not in (None, had):
+    if had is None or seed != presets.SHIPPED_SEED or steps not in (None, had):
         return None
-    return Shipped(assets=presets.asset_folder(preset), budget=recipe_budget(had, seed=SEED))
+    return Shipped(assets=presets.asset_folder(preset), budget=recipe_budget(had, seed=seed))
 
 
 def put(assets: Path, recipe: str, *, files: Mapping[str, Path], record: Mapping[str, Any]) -> Path:

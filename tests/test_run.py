@@ -340,11 +340,8 @@ def test_what_ships_is_not_looked_up_by_processes_for_trainings(tmp_path: Path) 
     ):  # fmt: skip
         run = prepare(options(plugins="variant@d8,fixed_ratio@p05/d8,variant@d8:bridge=1", **given), name="a")
         found = {weights.key: run.ships(weights) for weights in run.weight_sets if weights.trains}
-        assert found == {
-            "variant@progressive": ships,
-            "fixed_ratio@p05": ships,
-            "variant@progressive:bridge=1": False,
-        }, given
+        assert {found.pop("variant@progressive"), found.pop("fixed_ratio@p05")} == {ships}, given
+        assert list(found.values()) == [False]
 
 
 # Children

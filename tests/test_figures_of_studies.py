@@ -67,6 +67,18 @@ def test_one_length_or_other_conditions_are_no_lines() -> None:
     assert figures_budgets.over_budgets(blocks_of([*once, *other])) == {}
 
 
+def test_what_was_scored_on_another_machine_and_is_not_timed_stands_in_one_table() -> None:
+    def on(machine: str, seed: int, *, timed: bool) -> Record:
+        record = trained("variant@progressive/d8", 250, 4.0 + seed, seed)
+        environment = dataclasses.replace(record.environment, machine=machine)
+        return dataclasses.replace(record, environment=environment, timing=record.timing if timed else None)
+
+    (block,) = blocks_of([on("one", 0, timed=False), on("other", 1, timed=False)])
+    assert [len(entry.records) for entry in block.entries] == [2]
+    assert len(blocks_of([on("one", 0, timed=True), on("other", 1, timed=True)])) == 2
+    assert len(blocks_of([on("one", 0, timed=True), on("other", 1, timed=False)])) == 2, "times are the machine's"
+
+
 def test_a_longer_training_may_have_been_scored_on_another_machine() -> None:
     there = [*full_at(1000), trained("variant@progressive/d8", 1000, 2.0)]
     there = [dataclasses.replace(x, environment=dataclasses.replace(x.environment, machine="another")) for x in there]

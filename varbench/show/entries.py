@@ -241,11 +241,22 @@ def conditions_of(record: Record) -> dict[str, Any]:
     }
 
 
+def _shared_conditions(record: Record, *, timed: set[tuple[Any, ...]]) -> tuple[tuple[str, Any], ...]:
+    """Of records none of which is timed the machine is nobody's condition: what is seen in images does not depend on it."""
+    conditions = conditions_of(record)
+    return tuple(({**conditions, "machine": None} if _wherever(record) not in timed else conditions).items())
+
+
+def _wherever(record: Record) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, value) for name, value in conditions_of(record).items() if name != "machine")
+
+
 def blocks_of(records: Sequence[Record]) -> list[Block]:
     """All records in blocks; the block with most believable rows first, then by title."""
     by_conditions: dict[tuple[Any, ...], dict[tuple[str, str], list[Record]]] = {}
+    timed = {_wherever(record) for record in records if record.timing is not None}
     for record in records:
-        conditions = tuple(conditions_of(record).items())
+        conditions = _shared_conditions(record, timed=timed)
         row = (record.row.row, record.protocol.accounting)
         by_conditions.setdefault(conditions, {}).setdefault(row, []).append(record)
     found = {

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from varbench.engine.sampler import _without_tail, draw
-from varbench.model import fused, triton_kernels
+from varbench.model import fused, triton_drawing, triton_kernels
 
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 # The interpreter cuts bfloat16 off, where a GPU rounds.
@@ -112,7 +112,7 @@ def test_drawn(top_k: int, top_p: float, step: float) -> None:
     logits = (logits / step).round() * step if step else logits
     noise = torch.rand(2, 30, generator=torch.Generator().manual_seed(3))
     noise[0, 0], noise[0, 1] = 0, 1 - 2**-24
-    ours = triton_kernels.drawn(logits, noise, top_k=top_k, top_p=top_p)
+    ours = triton_drawing.drawn(logits, noise, top_k=top_k, top_p=top_p)
     least = logits.sort(dim=-1).values[..., -top_k:][..., :1]
     plain = logits.masked_fill(logits < least, -torch.inf) if top_k else logits
     if top_p:  # of equally likely codes the first ones go
@@ -125,7 +125,7 @@ def test_drawn(top_k: int, top_p: float, step: float) -> None:
 def test_where_nothing_can_be_drawn() -> None:
     logits = numbers(1, 4, 10)
     logits[0, 0, 3], logits[0, 1, 3], logits[0, 2, :] = torch.nan, torch.inf, -torch.inf
-    codes = triton_kernels.drawn(logits, torch.full((1, 4), 0.5), top_k=3, top_p=0.9)
+    codes = triton_drawing.drawn(logits, torch.full((1, 4), 0.5), top_k=3, top_p=0.9)
     assert codes[0, :3].tolist() == [10, 10, 10] and codes[0, 3] < 10
 
 
@@ -137,7 +137,7 @@ def test_drawn_where_numbers_lie_close_or_far_apart(top_k: int, top_p: float, sh
     some = torch.rand(1, 16, 1000, generator=torch.Generator().manual_seed(1))
     logits = shift + numbers(1, 16, 1000).sign() * 10 ** (some * 27 - 29)
     noise = torch.rand(1, 16, generator=torch.Generator().manual_seed(3))
-    ours = triton_kernels.drawn(logits, noise, top_k=top_k, top_p=top_p)
+    ours = triton_drawing.drawn(logits, noise, top_k=top_k, top_p=top_p)
     least = logits.sort(dim=-1).values[..., -top_k:][..., :1]
     plain = logits.masked_fill(logits < least, -torch.inf) if top_k else logits
     if top_p:

@@ -100,8 +100,9 @@ def _shipped_recipe(row: Row, given: dict[str, Any], model: str) -> str | None:
     from varbench.train.recipes import weights_ahead
     from varbench.train.shipped import shipped_with
 
-    shipped = shipped_with(model, seed=presets.SHIPPED_SEED, steps=None)
-    if row.schedule is None or "weights" in given or shipped is None:
+    if row.schedule is None or "weights" in given:
+        return None
+    if (shipped := shipped_with(model, seed=presets.SHIPPED_SEED, steps=None)) is None:
         return None
     files = presets.shipped_files(model, row.policies.backbones)
     data = image_set(None, model=model, side=row.model.image_side)

@@ -130,6 +130,6 @@ def drawn(logits_BlV: Tensor, uniforms_Bl: Tensor, *, top_k: int, top_p: float) 
     """Codes, drawn as the sampler's plain form does; None where there is no kernel."""
     if not by_kernels(logits_BlV) or logits_BlV.dtype != torch.float32:
         return None
-    from varbench.model import triton_kernels
+    from varbench.model import triton_drawing
 
-    return triton_kernels.drawn(logits_BlV, uniforms_Bl, top_k=top_k, top_p=top_p)
+    return triton_drawing.drawn(logits_BlV, uniforms_Bl, top_k=top_k, top_p=top_p)

@@ -15,7 +15,8 @@ from varbench.errors import UserError
 from varbench.record import Record
 from varbench.show import formatting
 from varbench.show.compare_speed import SPEED_MINIMUM, Side, speed_changes
-from varbench.show.entries import Entry, blocks_of, conditions_of, need_seeds, score_difference, score_label
+from varbench.show.conditions import conditions_of
+from varbench.show.entries import Entry, blocks_of, need_seeds, score_difference, score_label
 from varbench.show.limits import Change, Outcome, parse_limits, with_limits
 
 _MACHINE = ("machine", "device")

@@ -12,8 +12,9 @@ from typing import Any
 from varbench.base import stats
 from varbench.base.stats import Interval, Judgement, Ratio
 from varbench.record import Record, Score, Status, Totals, Verdict
-from varbench.record.option_forms import compared, in_words
+from varbench.record.option_forms import in_words
 from varbench.show import formatting, speedups
+from varbench.show.conditions import with_conditions
 from varbench.show.score_differences import interval_of, named_score, same_noise_difference
 from varbench.show.speedups import ALIKE, Speed, beside, kind_of_work, processes, speedup, timed_by, timing_column
 
@@ -230,33 +231,10 @@ def score_label(score: Score) -> str:
     return name
 
 
-def conditions_of(record: Record) -> dict[str, Any]:
-    """What two rows must share to stand in one table. Accounting is not among them: both denominators are shown."""
-    return {
-        "preset": record.model.preset,
-        "weights": "random" if record.model.weights == "random" else "trained",
-        "device": record.environment.device,
-        "machine": record.environment.machine,
-        **compared(record.protocol),
-    }
-
-
-def _shared_conditions(record: Record, *, timed: set[tuple[Any, ...]]) -> tuple[tuple[str, Any], ...]:
-    """Of records none of which is timed the machine is nobody's condition: what is seen in images does not depend on it."""
-    conditions = conditions_of(record)
-    return tuple(({**conditions, "machine": None} if _wherever(record) not in timed else conditions).items())
-
-
-def _wherever(record: Record) -> tuple[tuple[str, Any], ...]:
-    return tuple((name, value) for name, value in conditions_of(record).items() if name != "machine")
-
-
 def blocks_of(records: Sequence[Record]) -> list[Block]:
     """All records in blocks; the block with most believable rows first, then by title."""
     by_conditions: dict[tuple[Any, ...], dict[tuple[str, str], list[Record]]] = {}
-    timed = {_wherever(record) for record in records if record.timing is not None}
-    for record in records:
-        conditions = _shared_conditions(record, timed=timed)
+    for record, conditions in with_conditions(records):
         row = (record.row.row, record.protocol.accounting)
         by_conditions.setdefault(conditions, {}).setdefault(row, []).append(record)
     found = {

@@ -65,7 +65,6 @@ DECODED_QUICKLY, DECODED_LARGE = 64, 16
 
 _NO_THUMBNAILS = np.empty((0, 0), np.float32)
 
-
 SAME_LEVEL = 16
 """Levels of 255 that a pixel may be off what its tokens decode to: type and order of sums differ between processes."""
 
@@ -308,12 +307,9 @@ class Scorer:
         )
 
     def _seen(self, count: int) -> NDArray[np.floating] | None:
-        """Features of the row's first images, where they were looked at to score them."""
-        found: list[NDArray[np.floating]] = []
-        for one in self._looked:
-            if sum(map(len, found)) < count:
-                found.append(one.seen.features_ND)
-        return np.concatenate(found)[:count] if found else None
+        """Features of the row's first images, where they were looked at to score them: those of a group are seen together, and
+        it has no fewer than are compared."""
+        return self._looked[0].seen.features_ND[:count] if self._looked else None
 
     def _place(self) -> Path | None:
         inputs = self._job.full_images

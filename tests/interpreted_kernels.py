@@ -102,6 +102,16 @@ def test_group_norm(channels: int, side: int, silu: bool) -> None:
     assert made.is_contiguous(memory_format=torch.channels_last)
 
 
+def drawn_plainly(logits: torch.Tensor, noise: torch.Tensor, *, top_k: int, top_p: float) -> torch.Tensor:
+    """By a sort; of equally likely codes the first ones go."""
+    least = logits.sort(dim=-1).values[..., -top_k:][..., :1]
+    left = logits.masked_fill(logits < least, -torch.inf) if top_k else logits
+    if top_p:
+        ordered, places = left.sort(dim=-1, stable=True)
+        left = torch.full_like(left, -torch.inf).scatter_(-1, places, _without_tail(ordered, top_p))
+    return draw(left, noise)
+
+
 @pytest.mark.parametrize(
     ("top_k", "top_p"), [(0, 0.0), (20, 0.0), (0, 0.7), (20, 0.9), (1, 0.0), (20, 1e-9), (200, 1.0)]
 )
@@ -113,13 +123,7 @@ def test_drawn(top_k: int, top_p: float, step: float) -> None:
     noise = torch.rand(2, 30, generator=torch.Generator().manual_seed(3))
     noise[0, 0], noise[0, 1] = 0, 1 - 2**-24
     ours = triton_drawing.drawn(logits, noise, top_k=top_k, top_p=top_p)
-    least = logits.sort(dim=-1).values[..., -top_k:][..., :1]
-    plain = logits.masked_fill(logits < least, -torch.inf) if top_k else logits
-    if top_p:  # of equally likely codes the first ones go
-        ordered, places = plain.sort(dim=-1, stable=True)
-        plain = torch.full_like(plain, -torch.inf).scatter_(-1, places, _without_tail(ordered, top_p))
-    plain = draw(plain, noise)
-    assert torch.equal(ours, plain)
+    assert torch.equal(ours, drawn_plainly(logits, noise, top_k=top_k, top_p=top_p))
 
 
 def test_where_nothing_can_be_drawn() -> None:
@@ -138,9 +142,6 @@ def test_drawn_where_numbers_lie_close_or_far_apart(top_k: int, top_p: float, sh
     logits = shift + numbers(1, 16, 1000).sign() * 10 ** (some * 27 - 29)
     noise = torch.rand(1, 16, generator=torch.Generator().manual_seed(3))
     ours = triton_drawing.drawn(logits, noise, top_k=top_k, top_p=top_p)
-    least = logits.sort(dim=-1).values[..., -top_k:][..., :1]
-    plain = logits.masked_fill(logits < least, -torch.inf) if top_k else logits
-    if top_p:
-        ordered, places = plain.sort(dim=-1, stable=True)
-        plain = torch.full_like(plain, -torch.inf).scatter_(-1, places, _without_tail(ordered, top_p))
-    assert (ours == draw(plain, noise)).float().mean() > 0.8  # sums of other order differ where shares are alike
+    assert (
+        ours == drawn_plainly(logits, noise, top_k=top_k, top_p=top_p)
+    ).float().mean() > 0.8  # sums of other order differ where shares are alike

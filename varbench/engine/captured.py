@@ -88,19 +88,18 @@ class Graphs:
         try:
             return self._made(key, make, labels_B, streams_B1, observer)
         except torch.OutOfMemoryError:
-            if self._known.keys() <= {key}:
-                if not self._known and (key is None or key in self._too_large):
+            if self._known.keys() <= {key}:  # there are no others
+                if key is None or self.has_no_room(key):
                     raise
-                if key is not None and key not in self._too_large:
-                    self._too_large.add(key)
-                    warnings.warn("no room to capture a generation: it is launched operator by operator", stacklevel=2)
+                self._too_large.add(key)
+                warnings.warn("no room to capture a generation: it is launched operator by operator", stacklevel=2)
         self._give_up()
         return self.make(key, make, labels_B, streams_B1, observer)
 
     def _made(
         self, key: Hashable | None, make: Make, labels_B: Tensor, streams_B1: Tensor, observer: Observer | None
     ) -> Made:
-        if key is None or key in self._too_large:
+        if key is None or self.has_no_room(key):
             return make(labels_B, streams_B1, observer)
         if key not in self._known:
             self._stream = self._stream or torch.cuda.Stream()

@@ -39,17 +39,17 @@ def timed(subject: Timeable, ask: Ask) -> tuple[Answer, Images, Marks]:
     subject.prepare(ask)
     clock = clock_for(subject.device)
     moments: dict[str, list[Any]] = {"start": [], "logits": [], "end": []}
-    first: list[tuple[str, int]] = []
+    first: tuple[str, int] | None = None
     clock.settle()
     began, start = time.monotonic(), clock.mark()
 
     def look(moment: str, step: int) -> None:
-        nonlocal began, start
-        if (moment, step) in first:  # memory was short, and the call began anew; what came before was to set it up
+        nonlocal began, start, first
+        if (moment, step) == first:  # memory was short, and the call began anew; what came before was to set it up
             for found in moments.values():
                 found.clear()
             began, start = time.monotonic(), clock.mark()
-        first[:] = first or [(moment, step)]
+        first = first or (moment, step)
         moments[moment].append(clock.mark())
 
     answer = subject.make(ask, observer=look)

@@ -136,6 +136,12 @@ def recipe_records(assets: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         yield path.parent, json.loads(path.read_text())
 
 
+def steps_that_ship(name: str, *, seed: int, steps: int | None) -> int | None:
+    """Of the trainings whose weights ship, if they had this seed and so many steps; None is whatever number of them."""
+    had = preset(name).shipped_steps
+    return had if seed == SHIPPED_SEED and steps in (None, had) else None
+
+
 def recipe_files(name: str, recipe: str) -> dict[str, Path]:
     """Weights that a preset ships and that were trained under this recipe's name, by backbone; empty where it ships none."""
     found = (folder for folder, told in recipe_records(asset_folder(name)) if told["row"] == recipe)

@@ -120,10 +120,10 @@ class Run:
     def ships(self, weights: WeightSet) -> bool:
         """Whether weights of that name come with the package for such a run, so that hardly anything is left to train."""
         options = self.options
-        steps = presets.preset(options.model).shipped_steps
-        own = options.train or options.weights is not None or options.data is not None
-        same = options.seed == presets.SHIPPED_SEED and options.steps in (None, steps)
-        return same and not own and bool(presets.recipe_files(options.model, weights.key))
+        if options.train or options.weights is not None or options.data is not None:
+            return False
+        steps = presets.steps_that_ship(options.model, seed=options.seed, steps=options.steps)
+        return steps is not None and bool(presets.recipe_files(options.model, weights.key))
 
     @staticmethod
     def is_recipe(key: str) -> bool:

@@ -24,13 +24,7 @@ def conditions_of(record: Record) -> dict[str, Any]:
 
 def with_conditions(records: Sequence[Record]) -> Iterator[tuple[Record, Conditions]]:
     """Of records none of which is timed the machine is nobody's condition: what is seen in images does not depend on it."""
-    timed = {_wherever(record) for record in records if record.timing is not None}
-    for record in records:
-        conditions = conditions_of(record)
-        if _wherever(record) not in timed:
-            conditions["machine"] = None
-        yield record, tuple(conditions.items())
-
-
-def _wherever(record: Record) -> Conditions:
-    return tuple((name, value) for name, value in conditions_of(record).items() if name != "machine")
+    wherever = [tuple({**conditions_of(record), "machine": None}.items()) for record in records]
+    timed = {alike for record, alike in zip(records, wherever, strict=True) if record.timing is not None}
+    for record, alike in zip(records, wherever, strict=True):
+        yield record, tuple(conditions_of(record).items()) if alike in timed else alike

@@ -54,8 +54,7 @@ def not_what_shipped(files: Mapping[str, Path], told: Mapping[str, Any]) -> str 
 
 def shipped_with(preset: str, *, seed: int, steps: int | None) -> Shipped | None:
     """What ships for a preset, if it had this seed and so many steps; None is whatever number of them."""
-    had = presets.preset(preset).shipped_steps
-    if had is None or seed != presets.SHIPPED_SEED or steps not in (None, had):
+    if (had := presets.steps_that_ship(preset, seed=seed, steps=steps)) is None:
         return None
     return Shipped(assets=presets.asset_folder(preset), budget=recipe_budget(had, seed=seed))
 

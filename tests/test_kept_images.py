@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scripted import a_run, conduct
 from test_generators import OPTIONS, TINY
@@ -16,6 +17,7 @@ from test_generators import OPTIONS, TINY
 from varbench.base.hashing import file_hash
 from varbench.base.places import cache_folder
 from varbench.measure.calls import Chunk, balanced_labels
+from varbench.quality import copies
 from varbench.quality.images import write_made
 from varbench.run.messages import Begin, Job, Take
 from varbench.run.tasks import scoring
@@ -52,6 +54,23 @@ def test_they_lie_there_in_order_once_the_row_has_come_to_its_end(tmp_path: Path
     else:
         found = np.stack([np.asarray(Image.open(path)) for path in sorted(kept.iterdir())])
     np.testing.assert_array_equal(found, IMAGES.transpose(0, 2, 3, 1))
+
+
+def test_images_are_looked_at_with_the_threads_that_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "GROUP", 20)
+    counts = list[int]()
+
+    def hashes(images: np.ndarray) -> np.ndarray:
+        counts.append(torch.get_num_threads())
+        return pixel_hashes(images)
+
+    pixel_hashes, before, mine = copies.pixel_hashes, torch.get_num_threads(), scorer()
+    monkeypatch.setattr(copies, "pixel_hashes", hashes)
+    for given in (before + 1, None):
+        mine.begin(Begin(row="a", full=False, threads=given))
+        give(mine, tmp_path, 0)
+        assert torch.get_num_threads() == before, "all of them for what comes when all are made"
+    assert counts == [before + 1, before]
 
 
 @pytest.mark.parametrize("name", ["row.npz", "row"])

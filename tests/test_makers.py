@@ -23,7 +23,7 @@ from varbench.run import children, makers
 from varbench.run.children import Child
 from varbench.run.findings import Findings
 from varbench.run.makers import at_once, in_order
-from varbench.run.messages import Begun, Oddities, Scored, Taken
+from varbench.run.messages import Begin, Begun, Oddities, Scored, Taken
 from varbench.run.prepare import prepare
 from varbench.run.scorers import Scorers
 from varbench.run.task import Task
@@ -118,7 +118,11 @@ def test_there_are_as_many_as_have_room(tmp_path: Path, monkeypatch: pytest.Monk
 class ScoresNothing:
     """A scorer that takes all."""
 
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
     def ask(self, message: Any, kind: Any) -> Any:
+        self.asked.append(message)
         odd = Oddities(repeated=0, copied=None, undecoded=None)
         known = {
             Begun: Begun(known=0),
@@ -147,6 +151,21 @@ def test_a_scored_call_that_left_another_trace_is_seen(tmp_path: Path, monkeypat
         seen = scorers.score("variant@d2", [Tells("a")], lambda text: None)
     (found,) = other_traces(run, Findings(seen=seen))
     assert found == f"2 images of variant@d2 left the trace 000000000000, and {expected[:12]} follows from its plan"
+
+
+def test_who_looks_at_images_has_no_more_threads_than_each_that_makes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads of one process wait for each other while those of others have the processors: a third of their time."""
+    monkeypatch.setattr(makers, "cores", lambda: 2)
+    run = a_run(tmp_path, plugins="variant@d2", batch=2)
+    run = replace(run, options=replace(run.options, images=8))
+    scorer = ScoresNothing()
+    monkeypatch.setattr(children, "start", lambda job, **given: scorer)
+    with Scorers(run, folder=tmp_path, log=tmp_path / "log") as scorers:
+        for some in ([Written("a")], [Written("a"), Written("b")]):
+            scorers.score("variant@d2", some, lambda text: None)
+    assert [message.threads for message in scorer.asked if isinstance(message, Begin)] == [None, 1]
 
 
 class Counting:

@@ -1,7 +1,6 @@
 """What a run's processes say to each other: typed, through the one encoder of records, a line of JSON each.
 
-The parent holds no plugin. It starts children: one resolves rows, one trains a recipe, subjects make images, a scorer looks
-at them, and one holds the plugins that bring metrics.
+The parent holds no plugin. Its children resolve rows, train a recipe, make images, look at them, or hold plugins' metrics.
 """
 
 from __future__ import annotations
@@ -247,6 +246,8 @@ class Begin:
     """How many images of the row were asked for before, and need not be made again if what was kept of them is whole."""
     before: int = 0
     """When the run began, in nanoseconds: what is newer, in `groups` or the cache, was not kept by an earlier one."""
+    threads: int | None = None
+    """That look at images while others are made beside; None is all there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,8 +392,7 @@ _KINDS: dict[str, type] = {kind.__name__: kind for kind in Message.__args__}
 
 
 def to_line(message: Message) -> bytes:
-    kind = type(message).__name__
-    return json.dumps([kind, encode(message, kind)], allow_nan=False).encode() + b"\n"
+    return json.dumps([kind := type(message).__name__, encode(message, kind)], allow_nan=False).encode() + b"\n"
 
 
 def from_line(line: bytes) -> Any:

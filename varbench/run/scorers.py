@@ -157,6 +157,7 @@ class Scorers:
                 first=start,
                 upto=found[-1].images if found else start,
                 before=self._run.began,
+                threads=threads_of_each(len(makers)),
             ),
             Begun,
         )

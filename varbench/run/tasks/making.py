@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from varbench.measure.calls import Chunk, CountedFlops, Reply, Request
 from varbench.measure.energy import energy
 from varbench.measure.environment import environment, gpu_identity, relatives
 from varbench.measure.made_storages import held_through_a_step
+from varbench.measure.threads import threads
 from varbench.policies import TaughtGenerator, TrainedGenerator, Work
 from varbench.quality.images import Images, write_made
 from varbench.record import Status, Totals
@@ -164,28 +164,13 @@ def pipeline_of(job: Job, made: list[Row]) -> Pipeline:
 def answer(subject: Subject, request: Request) -> Reply:
     ask = Ask(row=request.row, labels=request.labels, seed=request.seed, first=request.first)
     if request.look is None:
-        with _threads(request.threads):
+        with threads(request.threads):
             made, images, marks = timed_call.timed(subject, ask)
         traced = None if made.trace is None else made.trace.digest
         chunk = _kept(request.keep, made, images)
         return _reply(request, made, images, marks=marks, chunk=chunk, trace_sha256=traced)
     look = {"memory": _memory, "outside": _outside, "largest": _largest, "energy": _energy}[request.look]
     return look(subject, ask, request)
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """What a plugin sets meanwhile stays, to be seen as its own change."""
-    if count is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        if torch.get_num_threads() == count:
-            torch.set_num_threads(before)
 
 
 def _memory(subject: Subject, ask: Ask, request: Request) -> Reply:

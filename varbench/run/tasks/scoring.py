@@ -23,6 +23,7 @@ from varbench.base.hashing import array_hash
 from varbench.base.places import full_images
 from varbench.base.whole_files import lay_there, whole_file
 from varbench.errors import WrongOutputError
+from varbench.measure.threads import threads
 from varbench.model.checkpoints import build_tokenizer, load_tokenizer
 from varbench.model.tokenizer import Tokenizer
 from varbench.quality import Scoring, copies, distance_to_full, to_uint8
@@ -58,10 +59,10 @@ GRID = 40
 """Images kept to look at."""
 
 COMPARED = 256
-"""Images that are held against the full model's own under the same noise, and against what their tokens decode to."""
+"""Images that are held against the full model's own under the same noise."""
 
-DECODED_QUICKLY, DECODED_LARGE = 64, 16
-"""Of the latter, in a quick look, and where an image has more than 64 pixels a side."""
+DECODED, DECODED_LARGE = 64, 16
+"""Of those, spread over all, that are held against what their tokens decode to; fewer where a side has more than 64 pixels."""
 
 _NO_THUMBNAILS = np.empty((0, 0), np.float32)
 
@@ -136,7 +137,8 @@ class Scorer:
             )
         self._waiting.append((images, np.asarray(message.labels, dtype=np.int64), tokens))
         if sum(len(some) for some, _, _ in self._waiting) >= GROUP:
-            group = self._looked_at()
+            with threads(self._row.threads):
+                group = self._looked_at()
             self._groups.put(group, first=self._count)
             self._add(group)
         return Taken(images_sha256=array_hash(images), known=self._count)
@@ -218,7 +220,7 @@ class Scorer:
 
     def _oddities(self, images: Images, tokens: Tokens | None) -> Oddities:
         real = self._real if self._scoring is not None else None
-        few = slice(0, DECODED_LARGE if self._side > 64 else DECODED_QUICKLY if self._job.options.quick else COMPARED)
+        few = slice(None, None, -(-len(images) // (DECODED_LARGE if self._side > 64 else DECODED)))
         undecoded = darker = None
         if tokens is not None and self._job.files is not None:
             above = self._decoded(torch.from_numpy(tokens[few])).astype(int) - images[few]

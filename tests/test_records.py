@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import dataclasses
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 from record_factory import make_record
 
 from varbench import record as records
+from varbench.record.frames import frame_of
 from varbench.record.plan_summary import call_runs
 
 
@@ -49,6 +51,39 @@ def test_round_trip_is_exact(tmp_path):
     path = records.write_record(record, tmp_path)
     assert records.read_record(path) == record
     assert os.listdir(tmp_path) == [path.name]
+
+
+def test_what_records_have_alike_is_read_and_written_once_and_is_what_each_has_by_itself(tmp_path):
+    some = [make_record(seconds=seconds) for seconds in (0.2, 0.2, 0.3)]
+    other = dataclasses.replace(some[2].environment, cpu="another")
+    some[2] = dataclasses.replace(some[2], environment=other)
+    for number, record in enumerate(some):
+        records.write_record(record, tmp_path / str(number))
+    loaded = records.load_records([tmp_path]).records
+    assert loaded == tuple(some)
+    first, again, last = loaded
+    assert first.environment is again.environment and first.plan is again.plan
+    assert last.environment == other and last.plan == some[2].plan != first.plan
+    together = records.all_to_json(loaded)
+    assert together == [records.to_json(record) for record in some]
+    assert together[0]["plan"] is together[1]["plan"]
+    assert records.all_from_json(together) == some
+
+
+def test_a_key_that_does_not_fit_is_named_though_one_like_it_was_read_before():
+    data = records.to_json(make_record())
+    torn = {**data, "environment": {**data["environment"], "cpu": 3}}
+    with pytest.raises(records.RecordError, match=r"record\.environment\.cpu should be str"):
+        records.all_from_json([data, torn])
+
+
+def test_a_frame_of_records_that_share_sections_is_that_of_each(tmp_path):
+    some = [make_record(seconds=seconds) for seconds in (0.2, 0.2, 0.3)]
+    shared = records.all_to_json([dataclasses.replace(one, plan=some[0].plan) for one in some])
+    frame = frame_of(shared)
+    assert frame.to_dict("records") == frame_of(copy.deepcopy(shared)).to_dict("records")
+    assert frame["timing.throughput.transformer.median"].nunique() == 2 and frame["plan.digest"].nunique() == 1
+    assert not {"plan.steps", "timing.drawn", "timing.calls"} & set(frame.columns)
 
 
 def test_missing_is_null_with_the_nearest_reason():

@@ -35,6 +35,7 @@ from varbench.show import (
     Section,
     Table,
     Text,
+    chart_library,
     columns,
     figures_study,
     figures_trade_off,
@@ -492,6 +493,31 @@ def test_csv_and_parquet_hold_every_record(tmp_path):
     assert len(csv) == len(parquet) == len(found)
     assert list(csv["row.row"]) == [record.row.row for record in found]
     assert parquet["quality.FD-shapes.value"].notna().sum() == sum(record.quality is not None for record in found)
+
+
+def test_the_chart_library_is_put_together_once_on_a_machine(tmp_path, monkeypatch):
+    import vl_convert
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    put_together: list[str] = []
+
+    def bundle(asked: str) -> str:
+        put_together.append(asked)
+        return "library </script"
+
+    def script() -> str:
+        chart_library.script.cache_clear()
+        return chart_library.script()
+
+    monkeypatch.setattr(vl_convert, "javascript_bundle", bundle)
+    try:
+        assert script() == script() == "library <\\/script"
+        assert len(put_together) == 1
+        (kept,) = (tmp_path / "varbench" / "scripts").glob("*/*.js")
+        kept.write_text("another's")
+        assert script() == "library <\\/script" and len(put_together) == 2
+    finally:
+        chart_library.script.cache_clear()
 
 
 def test_a_report_is_made_again_from_its_own_records(tmp_path):

@@ -16,4 +16,5 @@ def without_collecting() -> Iterator[None]:
         yield
     finally:
         if was:
+            gc.freeze()  # nor does it look at them when it is back
             gc.enable()

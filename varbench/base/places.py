@@ -19,6 +19,7 @@ KINDS = {
     "features": "features of reference images",
     "full-images": "images of the full model, to hold others against",
     "runs": "measured parts of earlier runs",
+    "scripts": "the chart library, as pages carry it",
 }
 
 

@@ -161,6 +161,8 @@ def within_round(logs: Sequence[float]) -> Ratio:
 def delayed(logs: Sequence[float], delays: Delays) -> Shift:
     """How far below and above the median of these logarithms of `above / below` that without delays may lie. A call that lost a
     share of its time at most would have taken no less than the rest, so a delay of one side moves a pair in one direction."""
+    if not any(map(any, delays)):
+        return 0.0, 0.0
     middle = median(logs)
     lows = [log + _without(above) for log, (above, _) in zip(logs, delays, strict=True)]
     highs = [log - _without(below) for log, (_, below) in zip(logs, delays, strict=True)]
@@ -173,6 +175,9 @@ def net(full: float, row: float, *, threads: int | None) -> tuple[float, float]:
     They are the waits of so many threads added up. Where all of them waited at once a call lost that part of the sum, and where
     they did so by turns all of it.
     """
+
+    if not (full or row):
+        return 0.0, 0.0
 
     def beyond(one: float, other: float) -> float:
         lost = _without(other / threads) if threads else 0.0

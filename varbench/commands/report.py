@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _reported(args: argparse.Namespace) -> int:
-    from varbench.record import load_records, to_json
+    from varbench.record import all_to_json, load_records
     from varbench.record.sections import Panel
     from varbench.show import paper
     from varbench.show.outputs import render
@@ -77,15 +78,15 @@ def _reported(args: argparse.Namespace) -> int:
             return 0
         raise UserError(f"no records in {', '.join(map(str, places))}: nothing to report; run `varbench run` first")
     changes = _changes(args.compare, loaded.records) if args.compare else None
-    encoded = [to_json(record) for record in loaded.records]
-    given = plugin_panels(encoded)
-    for reason in given.silent:
+    encoded = all_to_json(loaded.records)
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        given = beside.submit(plugin_panels, encoded)
+        page = render(
+            loaded.records, args.out, problems=loaded.problems, changes=changes, encoded=encoded, plugins=given.result,
+            panels=[Panel(source=f"--paper {args.paper}", section=section) for section in ours],
+        )  # fmt: skip
+    for reason in given.result().silent:
         print(f"warning: {reason}", file=sys.stderr)
-    panels = (*(Panel(source=f"--paper {args.paper}", section=section) for section in ours), *given.panels)
-    page = render(
-        loaded.records, args.out, problems=loaded.problems, panels=panels, silent=given.silent, changes=changes,
-        encoded=encoded,
-    )  # fmt: skip
     print(page)
     return 0
 

@@ -51,7 +51,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from varbench.record import to_json
+    from varbench.record import all_to_json
     from varbench.run.defaults import resolve
     from varbench.run.prepare import NothingSelectedError
     from varbench.run.session import INTERRUPTED, NOTHING_SELECTED, carry_out
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     if not records or code == INTERRUPTED:
         return code
     if args.json:
-        print(json.dumps([to_json(record) for record in records], indent=1))
+        print(json.dumps(all_to_json(records), indent=1))
     else:
         print(as_table(records))
     for line in remarks(records):

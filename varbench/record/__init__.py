@@ -42,6 +42,8 @@ from varbench.record.schema import (
 from varbench.record.store import (
     Loaded,
     NewerSchemaError,
+    all_from_json,
+    all_to_json,
     from_json,
     load_records,
     read_record,
@@ -90,6 +92,8 @@ __all__ = [
     "Validity",
     "Verdict",
     "WeightFile",
+    "all_from_json",
+    "all_to_json",
     "decode",
     "encode",
     "from_json",

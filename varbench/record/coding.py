@@ -13,6 +13,8 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, TypeVar
 
+import orjson
+
 from varbench.errors import UserError
 
 Kind = TypeVar("Kind")
@@ -36,15 +38,24 @@ class _Misfit(Exception):
         return self
 
 
-def encode(value: Any, path: str) -> Any:
-    """What JSON can hold of a value; `path` names it in messages."""
-    return _named(_encoded, value, path)
+Encodings = dict[int, tuple[Any, Any]]
+"""What JSON has of objects that several values share, by their identity, with the objects themselves, so that they stay."""
+
+Decodings = dict[tuple[Reader, bytes], Any]
+"""What was read of parts that several values have alike, by their type and their JSON."""
 
 
-def decode(kind: type[Kind], value: Any, path: str) -> Kind:
-    """The value of this type that `encode` made JSON of; `RecordError` names the first key that does not fit."""
+def encode(value: Any, path: str, *, shared: Encodings | None = None) -> Any:
+    """What JSON can hold of a value; `path` names it in messages. Of values that `shared` goes with, one after the other, what they
+    share is encoded once, and must not be changed."""
+    return _named(_encoded if shared is None else functools.partial(_encoded_once, shared), value, path)
+
+
+def decode(kind: type[Kind], value: Any, path: str, *, alike: Decodings | None = None) -> Kind:
+    """The value of this type that `encode` made JSON of; `RecordError` names the first key that does not fit. Of values that `alike`
+    goes with, one after the other, parts that are alike are read once, and are one object."""
     reader: Reader = _decoder(kind)  # type: ignore[arg-type]  # a class of any kind can be a key
-    found: Kind = _named(reader, value, path)
+    found: Kind = _named(reader if alike is None else functools.partial(_decode_fields, kind, alike=alike), value, path)
     return found
 
 
@@ -68,7 +79,7 @@ def _encoded(value: Any) -> Any:
     if isinstance(value, dict):
         return _by_name(_encoded, {str(name): item for name, item in value.items()})
     if dataclasses.is_dataclass(kind):
-        return _by_name(_encoded, {name: getattr(value, name) for name in _fields_of(kind)})
+        return _by_name(_encoded, _parts(value))
     if isinstance(value, StrEnum):
         return value.value
     if isinstance(value, bytes):
@@ -76,6 +87,23 @@ def _encoded(value: Any) -> Any:
     if isinstance(value, (int, str)):
         return value
     raise _Misfit(f"holds a {kind.__name__}, which JSON cannot hold")
+
+
+def _encoded_once(shared: Encodings, value: Any) -> Any:
+    def part(item: Any) -> Any:
+        if not dataclasses.is_dataclass(item):
+            return _encoded(item)
+        if id(item) not in shared:
+            shared[id(item)] = item, _encoded(item)
+        return shared[id(item)][1]
+
+    return _by_name(part, _parts(value))
+
+
+def _parts(value: Any) -> dict[str, Any]:
+    """In the order of the class, whatever that of a file was."""
+    kind: type = type(value)
+    return {name: getattr(value, name) for name in _fields_of(kind)}
 
 
 def _all_as_they_are(values: Any) -> bool:
@@ -106,14 +134,18 @@ def _by_name(made: Reader, values: dict[Any, Any]) -> dict[Any, Any]:
 
 
 @functools.cache
-def _fields_of(kind: type) -> dict[str, tuple[Reader, bool]]:
-    """How each key is read, and whether a file may lack it."""
+def _fields_of(kind: type) -> dict[str, Reader]:
+    """How each key is read."""
     hints = typing.get_type_hints(kind, vars(sys.modules[kind.__module__]))
+    return {field.name: _decoder(hints[field.name]) for field in dataclasses.fields(kind)}
+
+
+@functools.cache
+def _needed(kind: type) -> frozenset[str]:
+    """The keys that a file may not lack."""
     missing = dataclasses.MISSING
-    return {
-        field.name: (_decoder(hints[field.name]), field.default is not missing or field.default_factory is not missing)
-        for field in dataclasses.fields(kind)
-    }
+    given = (field.name for field in dataclasses.fields(kind) if field.default is field.default_factory is missing)
+    return frozenset(given)
 
 
 @functools.cache
@@ -162,9 +194,12 @@ def _many(one: Reader) -> Reader:
 
 def _few(make: Reader, kinds: tuple[Reader, ...], names: tuple[str, ...] = ()) -> Reader:
     """So many values, each of a type of its own."""
+    all_numbers = set(kinds) == {_number}
 
     def decode_few(value: Any) -> Any:
         _expect(isinstance(value, list) and len(value) == len(kinds), f"a list of {len(kinds)}", value)
+        if all_numbers and set(map(type, value)) == {float}:
+            return make(value)
         found: list[Any] = []
         try:
             for one, item in zip(kinds, value, strict=True):
@@ -184,21 +219,34 @@ def _mapping(key: Callable[[str], Any], one: Reader) -> Reader:
     return decode_mapping
 
 
-def _decode_fields(kind: type, value: Any) -> Any:
+def _decode_fields(kind: type, value: Any, alike: Decodings | None = None) -> Any:
     _expect(isinstance(value, dict), "an object", value)
-    known = _fields_of(kind)
-    if not value.keys() <= known.keys():
-        raise _Misfit(f"has unknown keys: {', '.join(sorted(value.keys() - known.keys()))}")
-    if lost := [name for name, (_, optional) in known.items() if not optional and name not in value]:
+    known, keys = _fields_of(kind), value.keys()
+    if not keys <= known.keys():
+        raise _Misfit(f"has unknown keys: {', '.join(sorted(keys - known.keys()))}")
+    if lost := _needed(kind) - keys:
         raise _Misfit(f"lacks keys: {', '.join(sorted(lost))}")
     found = {}
     name = ""
     try:
         for name, item in value.items():
-            found[name] = known[name][0](item)
+            reader = known[name]
+            found[name] = reader(item) if alike is None or type(item) is not dict else _read_once(alike, reader, item)
     except _Misfit as misfit:
         raise misfit.within(f".{name}") from None
-    return kind(**found)
+    if len(found) < len(known) or hasattr(kind, "__post_init__"):
+        return kind(**found)
+    # All there is: to set a frozen class's fields one by one takes as long as all the rest.
+    made: Any = object.__new__(kind)
+    vars(made).update(found)
+    return made
+
+
+def _read_once(alike: Decodings, reader: Reader, value: Any) -> Any:
+    key = reader, orjson.dumps(value)
+    if key not in alike:
+        alike[key] = reader(value)
+    return alike[key]
 
 
 def _number(value: Any) -> float:

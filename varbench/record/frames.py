@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from varbench.base.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 # Long and nested; they stay in the JSON files, and the frame has what is computed from them.
 _LEFT_OUT = (
     "plan.steps", "samples.png", "traceback", "stderr_tail", "training.losses", "training.evaluations", "quality.scores",
-    "timing.columns",
+    "timing.columns", "timing.calls", "timing.drawn",
 )  # fmt: skip
 
 
@@ -25,14 +27,22 @@ def frame_of(encoded: Iterable[dict[str, Any]]) -> pd.DataFrame:
     lists as JSON."""
     import pandas as pd
 
-    return pd.DataFrame([flatten(data) for data in encoded])
+    together = list(encoded)  # they stay, so that nothing else goes by the identities of what they share
+    shared: dict[int, dict[str, Any]] = {}
+    return pd.DataFrame([flatten(data, shared) for data in together])
 
 
-def flatten(data: dict[str, Any]) -> dict[str, Any]:
-    """Keys by dotted path. `quality.FD-shapes.value` and `timing.throughput.transformer.median` are by name."""
+def flatten(data: dict[str, Any], shared: dict[int, dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Keys by dotted path. `quality.FD-shapes.value` and `timing.throughput.transformer.median` are by name. `shared` goes with
+    records one after the other: a section that several have is flattened once."""
     flat: dict[str, Any] = {}
     for name, value in data.items():
-        _flatten_into(flat, name, value)
+        if shared is None or not isinstance(value, dict):
+            _flatten_into(flat, name, value)
+            continue
+        if id(value) not in shared:
+            _flatten_into(shared.setdefault(id(value), {}), name, value)
+        flat |= shared[id(value)]
     for score in data["quality"]["scores"] if data["quality"] else ():
         _flatten_into(flat, f"quality.{score['name']}", score)
     for column in data["timing"]["columns"] if data["timing"] else ():
@@ -63,6 +73,6 @@ def _flatten_into(flat: dict[str, Any], path: str, value: Any) -> None:
         for name, item in value.items():
             _flatten_into(flat, f"{path}.{name}", item)
     elif isinstance(value, (list, dict)):
-        flat[path] = json.dumps(value)
+        flat[path] = orjson.dumps(value).decode()
     else:
         flat[path] = value

@@ -15,7 +15,7 @@ import orjson
 
 from varbench.base.hashing import digest
 from varbench.base.whole_files import write_whole
-from varbench.record.coding import RecordError, decode, encode
+from varbench.record.coding import Decodings, Encodings, RecordError, decode, encode
 from varbench.record.option_forms import settings
 from varbench.record.options import Options
 from varbench.record.origin import RowIdentity
@@ -47,7 +47,19 @@ def to_json(record: Record) -> dict[str, Any]:
     return encoded
 
 
-def from_json(data: dict[str, Any]) -> Record:
+def all_to_json(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """Each as `to_json` gives it; what records share is one object in all of them, and must not be changed."""
+    shared: Encodings = {}
+    return [encode(record, "record", shared=shared) for record in records]
+
+
+def all_from_json(some: Iterable[dict[str, Any]]) -> list[Record]:
+    """Parts that are alike, as the plans of a row's repeats, are one object."""
+    alike: Decodings = {}
+    return [from_json(data, alike=alike) for data in some]
+
+
+def from_json(data: dict[str, Any], *, alike: Decodings | None = None) -> Record:
     """The record of a decoded JSON file, of this schema version or an older one."""
     version = data.get("schema")
     if not isinstance(version, int):
@@ -58,7 +70,7 @@ def from_json(data: dict[str, Any]) -> Record:
         )
     for older in range(version, SCHEMA_VERSION):
         data = UPGRADES[older](data) if older in UPGRADES else data
-    return decode(Record, {**data, "schema": SCHEMA_VERSION}, "record")
+    return decode(Record, {**data, "schema": SCHEMA_VERSION}, "record", alike=alike)
 
 
 def record_path(row: RowIdentity, options: Options, folder: Path) -> Path:
@@ -85,7 +97,7 @@ def write_record(record: Record, folder: Path, *, replace: bool = False) -> Path
     return path
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: Path, *, alike: Decodings | None = None) -> Record:
     """One record; RecordError names the file and says what is wrong with it."""
     try:
         data = orjson.loads(path.read_bytes())
@@ -94,7 +106,7 @@ def read_record(path: Path) -> Record:
     if not isinstance(data, dict):
         raise OtherFileError(f"{path}: not a varbench record: it holds a {type(data).__name__}")
     try:
-        return from_json(data)
+        return from_json(data, alike=alike)
     except RecordError as error:
         raise type(error)(f"{path}: {error}") from error
 
@@ -102,12 +114,13 @@ def read_record(path: Path) -> Record:
 def load_records(places: Iterable[Path]) -> Loaded:
     """All records in folders and their sub-folders, or in single files, in a stable order. A bad file is a problem, not an end."""
     records, problems, paths = [], [], []
+    alike: Decodings = {}
     for place in places:
         if not place.exists():
             raise RecordError(f"{place}: no such file or folder; name a run folder or a record")
         for path in sorted(place.rglob("[!.]*.json")) if place.is_dir() else [place]:
             try:
-                records.append(_with_samples(read_record(path), path.parent))
+                records.append(_with_samples(read_record(path, alike=alike), path.parent))
                 paths.append(path)
             except (RecordError, OSError) as error:
                 if not (place.is_dir() and isinstance(error, OtherFileError)):  # run folders hold other JSON too

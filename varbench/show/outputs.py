@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,22 @@ import orjson
 from varbench.base.hashing import digest
 from varbench.base.whole_files import write_whole
 from varbench.errors import UserError
-from varbench.record import Record, record_path, sections, to_json
+from varbench.record import Record, all_to_json, record_path, sections
 from varbench.record.frames import frame_of, write_csv, write_parquet
-from varbench.show import charts, columns, figures_speed, formatting, header_footer, page, samples, stills
+from varbench.show import (
+    charts,
+    columns,
+    figures_speed,
+    formatting,
+    header_footer,
+    page,
+    samples,
+    stills,
+)
 from varbench.show.answer import answer, by_loss
 from varbench.show.drawn_rows import label
 from varbench.show.entries import Entry
+from varbench.show.plugin_sections import PluginPanels
 
 ABOUT = "report.json"
 FORESEEN = ("row", "batch", "predicted, ms", "measured, ms", "measured / predicted")
@@ -38,14 +48,16 @@ def render(
     silent: Sequence[str] = (),
     changes: page.Changes | None = None,
     encoded: Sequence[dict[str, Any]] | None = None,
+    plugins: Callable[[], PluginPanels] | None = None,
 ) -> Path:
     """Writes `out_dir`/<run>/ and the index beside it, and returns the new page. Another report is never touched:
     one of other records under that name stays, and this one gets a number; one of the same records is made anew.
-    `encoded` are the records as `to_json` gives them, where somebody has done it."""
+    `encoded` are the records as `to_json` gives them, where somebody has done it; `plugins` is asked for what they add once all
+    else is there."""
     if not records and not problems:
         raise UserError("no records: nothing to report; run `varbench run` first, or name folders with --records")
     out_dir.mkdir(parents=True, exist_ok=True)
-    encoded = [to_json(record) for record in records] if encoded is None else encoded
+    encoded = all_to_json(records) if encoded is None else encoded
     texts = [orjson.dumps(data) for data in encoded]
     fingerprint = _fingerprint(texts, changes)
     folder = _folder_for(out_dir, _run_name(records), fingerprint)
@@ -54,7 +66,7 @@ def render(
         shown = page.Shown(
             records=records, encoded=encoded, problems=problems, panels=panels, silent=silent, changes=changes
         )  # fmt: skip
-        _write_all(building, shown, fingerprint, texts)
+        _write_all(building, shown, fingerprint, texts, plugins)
         os.chmod(building, 0o755)
         if folder.exists():
             _swap(building, folder)
@@ -83,13 +95,22 @@ def write_index(out_dir: Path) -> Path:
     return path
 
 
-def _write_all(folder: Path, shown: page.Shown, fingerprint: str, texts: Sequence[bytes]) -> None:
+def _write_all(
+    folder: Path,
+    shown: page.Shown,
+    fingerprint: str,
+    texts: Sequence[bytes],
+    plugins: Callable[[], PluginPanels] | None,
+) -> None:
     records, drawn = shown.records, page.draw(shown.records)
     files = _write_tables(folder, drawn, shown.encoded) + _write_foreseen(folder, drawn) + _write_figures(folder, drawn)
     for record, text in zip(records, texts, strict=True):
         path = record_path(record.row, record.protocol, folder / "records" / _safe_name(record.run))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text)
+    if plugins is not None:
+        given = plugins()
+        shown = dataclasses.replace(shown, panels=(*shown.panels, *given.panels), silent=(*shown.silent, *given.silent))
     (folder / "index.html").write_text(page.page(shown, drawn, files=[*files, "records/"]), encoding="utf-8")
     entries = [entry for part in drawn for entry in part.block.entries]
     about: dict[str, Any] = {

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from varbench.errors import UserError
 from varbench.record import Record, sections
 from varbench.show import (
+    chart_library,
     charts,
     columns,
     figures_budgets,
@@ -125,7 +126,7 @@ def page(shown: Shown, drawn: Sequence[Drawn], *, files: Sequence[str] = ()) -> 
     panels = [_panel(panel, number, chart_specs) for number, panel in enumerate(shown.panels)]
     first = drawn[0].block if drawn else None
     script = _resource("page.js")
-    bundle = vega_bundle()
+    bundle = chart_library.script()
     return _environment().get_template("report.html.j2").render(
         title=f"varbench: {', '.join(header_footer.runs(records)) or 'no records'}",
         subtitle=header_footer.subtitle(records),
@@ -154,15 +155,6 @@ def index_page(reports: Sequence[dict[str, Any]]) -> str:
         .get_template("index.html.j2")
         .render(title="varbench reports", reports=reports, style=_safe(_resource("style.css")), policy=_policy())
     )
-
-
-@functools.cache
-def vega_bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script, as the chart library ships them."""
-    import vl_convert
-
-    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    return bundle.replace("</script", "<\\/script")
 
 
 def _block(

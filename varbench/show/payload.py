@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -19,10 +19,10 @@ SHARED = ("plan", "training", "model", "protocol", "environment", "provenance", 
 def packed(encoded: Sequence[dict[str, Any]], entries: Sequence[dict[str, Any]], specs: dict[str, Spec]) -> str:
     """What the script needs, deflated: page-sized sets go in whole, larger ones without raw samples and losses."""
     for trimmed in (False, True):
-        shared: dict[bytes, int] = {}
+        shared = _Shared({}, {})
         records = [_shown_record(data, shared, trimmed=trimmed) for data in encoded]
         data = {
-            "records": records, "shared": [orjson.loads(text) for text in shared], "entries": entries, "charts": specs,
+            "records": records, "shared": [orjson.loads(text) for text in shared.places], "entries": entries, "charts": specs,
             "names": SHARED, "trimmed": trimmed,
         }  # fmt: skip
         plain = orjson.dumps(data)
@@ -34,7 +34,21 @@ def packed(encoded: Sequence[dict[str, Any]], entries: Sequence[dict[str, Any]],
     return text
 
 
-def _shown_record(data: dict[str, Any], shared: dict[bytes, int], *, trimmed: bool) -> dict[str, Any]:
+class _Shared(NamedTuple):
+    """Sections that rows have alike."""
+
+    places: dict[bytes, int]
+    known: dict[int, int]
+    """The same by their identities: many are one object in several records."""
+
+    def place(self, section: Any, *, left_out: tuple[str, ...] = ()) -> int:
+        if id(section) not in self.known:
+            shown = {name: item for name, item in section.items() if name not in left_out} if left_out else section
+            self.known[id(section)] = self.places.setdefault(orjson.dumps(shown), len(self.places))
+        return self.known[id(section)]
+
+
+def _shown_record(data: dict[str, Any], shared: _Shared, *, trimmed: bool) -> dict[str, Any]:
     """The record with its large sections replaced by their place among those that rows share."""
     shown = dict(data)
     if shown["samples"] is not None:
@@ -42,9 +56,8 @@ def _shown_record(data: dict[str, Any], shared: dict[bytes, int], *, trimmed: bo
     if trimmed and shown["timing"] is not None:
         columns_left = [{k: v for k, v in column.items() if k != "rounds"} for column in shown["timing"]["columns"]]
         shown["timing"] = {**shown["timing"], "columns": columns_left}
-    if trimmed and shown["training"] is not None:
-        shown["training"] = {k: v for k, v in shown["training"].items() if k != "losses"}
     for name in SHARED:
         if shown[name] is not None:
-            shown[name] = shared.setdefault(orjson.dumps(shown[name]), len(shared))
+            left_out = ("losses",) if trimmed and name == "training" else ()
+            shown[name] = shared.place(shown[name], left_out=left_out)
     return shown

@@ -24,7 +24,7 @@ import orjson
 from varbench.base.hashing import file_hash
 from varbench.base.whole_files import write_whole
 from varbench.errors import UserError
-from varbench.record import Record, from_json, sections
+from varbench.record import Record, all_from_json, sections
 from varbench.rows.manager import PluginInfo, PluginManager, manager
 
 HOOK = "varbench_report_sections"
@@ -84,7 +84,7 @@ class _Records:
     def read(self) -> list[Record]:
         if file_hash(self.path) != self.sha256:
             raise UserError("another plugin has changed the records that all are handed")
-        return [from_json(data) for data in orjson.loads(self.path.read_bytes())]
+        return all_from_json(orjson.loads(self.path.read_bytes()))
 
 
 def _forks_are_ready() -> ForkServerContext:

@@ -154,9 +154,10 @@ class _TimedProcess(NamedTuple):
     number: int
 
 
-def _process(record: Record, number: int) -> _TimedProcess:
+def _processes(record: Record, count: int) -> list[_TimedProcess]:
     weights = tuple(file.sha256 for file in record.weights if file.role == "main")
-    return _TimedProcess(record.run, weights, record.row.row if record.plan is None else "", number)
+    alone = record.row.row if record.plan is None else ""
+    return [_TimedProcess(record.run, weights, alone, number) for number in range(count)]
 
 
 _Neighbours = dict[_TimedProcess, tuple[_Samples, _Samples, _Delays]]
@@ -189,11 +190,12 @@ def _pairs(records: tuple[Record, ...], column: str, regime: str) -> _Pairs:
         if timing is None or timing.beside is None:
             continue
         shares, delays = _shares(record, regime), _delays(record, timing)
+        places = _processes(record, len(timing.rounds))
         for number, (full, own) in enumerate(zip(timing.beside, timing.rounds, strict=True)):
             quiet = [place for place in range(len(own)) if not shares or shares[number][place] <= STALLED]
             for found, kept in ((pairs.every, range(len(own))), (pairs.quiet, quiet)):
                 if kept:
-                    above, below, lost = found.setdefault(_process(record, number), ([], [], []))
+                    above, below, lost = found.setdefault(places[number], ([], [], []))
                     above.append(tuple(full[place] for place in kept))
                     below.append(tuple(own[place] for place in kept))
                     lost.append(tuple(delays[number][place] for place in kept))
@@ -233,10 +235,10 @@ def processes(records: Sequence[Record], column: str, regime: str) -> int:
     """That a figure is over."""
     return len(_pairs(records, column, regime).counted) or len(
         {
-            _process(record, number)
+            process
             for record in records
             if (timing := timing_column(record, column, regime))
-            for number in range(len(timing.rounds))
+            for process in _processes(record, len(timing.rounds))
         }
     )
 

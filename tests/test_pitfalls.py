@@ -193,6 +193,25 @@ def test_a_scorer_sees_that_bytes_were_cut_off(made: tuple[torch.Tensor, np.ndar
     assert cut.oddities.darker == pytest.approx(0.5, abs=0.1)
 
 
+def test_a_scorer_sees_that_images_of_one_class_are_not_what_their_tokens_say(
+    made: tuple[torch.Tensor, np.ndarray], tmp_path: Path
+) -> None:
+    """A few are looked at, of every class: `tiny` has an even number of them."""
+    count, job = 256, scorer_of_forty()._job
+    images, tokens = (np.resize(some, (count, *some.shape[1:])) for some in (to_uint8(made[0]), made[1]))
+    labels = np.asarray(balanced_labels(count, 10))
+    for wrong in (None, 4, 7):
+        shown = np.where((labels == wrong)[:, None, None, None], 255 - images, images)
+        scorer = Scorer(replace(job, options=replace(job.options, images=count)), SimpleNamespace(alive=lambda _: None))  # type: ignore[arg-type]
+        scorer.begin(Begin(row="a", full=False))
+        path = tmp_path / "chunk.npz"
+        with open(path, "wb") as file:
+            write_made(file, shown, tokens)
+        scorer.take(Take(chunk=Chunk(path=str(path), sha256=file_hash(path)), labels=tuple(labels.tolist())))
+        found = scorer.finish(count).oddities.undecoded
+        assert found is not None and (found > sanity.UNDECODED) == (wrong is not None)
+
+
 def test_what_was_seen_in_images_to_score_them_is_what_their_distance_to_the_full_models_is_of(
     made: tuple[torch.Tensor, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

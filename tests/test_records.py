@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import copy
 import dataclasses
 import json
 import os
@@ -77,11 +76,24 @@ def test_a_key_that_does_not_fit_is_named_though_one_like_it_was_read_before():
         records.all_from_json([data, torn])
 
 
+def test_a_file_that_is_nested_beyond_measure_costs_only_itself(tmp_path):
+    records.write_record(make_record(), tmp_path)
+    deep: dict = {}
+    for _ in range(300):
+        deep = {"a": deep}
+    data = {**records.to_json(make_record()), "missing": deep}
+    (tmp_path / "deep.json").write_text(json.dumps(data))
+    loaded = records.load_records([tmp_path])
+    assert len(loaded.records) == 1
+    assert len(loaded.problems) == 1 and "deep.json: record.missing.a should be str" in loaded.problems[0]
+
+
 def test_a_frame_of_records_that_share_sections_is_that_of_each(tmp_path):
     some = [make_record(seconds=seconds) for seconds in (0.2, 0.2, 0.3)]
     shared = records.all_to_json([dataclasses.replace(one, plan=some[0].plan) for one in some])
     frame = frame_of(shared)
-    assert frame.to_dict("records") == frame_of(copy.deepcopy(shared)).to_dict("records")
+    alone = [json.loads(json.dumps(data)) for data in shared]
+    assert frame.to_json() == frame_of(alone).to_json()
     assert frame["timing.throughput.transformer.median"].nunique() == 2 and frame["plan.digest"].nunique() == 1
     assert not {"plan.steps", "timing.drawn", "timing.calls"} & set(frame.columns)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import base64
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
@@ -14,6 +15,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import zlib
 from importlib.metadata import entry_points
@@ -41,12 +43,14 @@ from varbench.show import (
     figures_trade_off,
     formatting,
     labels,
+    outputs,
+    plugin_sections,
 )
 from varbench.show.answer import answer, by_loss
 from varbench.show.columns import table_of
 from varbench.show.entries import blocks_of, judge_quality, score_difference, score_label
 from varbench.show.outputs import render
-from varbench.show.plugin_sections import plugin_panels
+from varbench.show.plugin_sections import PluginPanels, plugin_panels
 from varbench.show.stills import still
 from varbench.show.table import as_table, report_command
 
@@ -495,7 +499,9 @@ def test_csv_and_parquet_hold_every_record(tmp_path):
     assert parquet["quality.FD-shapes.value"].notna().sum() == sum(record.quality is not None for record in found)
 
 
-def test_the_chart_library_is_put_together_once_on_a_machine(tmp_path, monkeypatch):
+def test_the_chart_library_is_put_together_once_on_a_machine_and_nothing_else_in_its_place_is_taken(
+    tmp_path, monkeypatch
+):
     import vl_convert
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -510,14 +516,29 @@ def test_the_chart_library_is_put_together_once_on_a_machine(tmp_path, monkeypat
         return chart_library.script()
 
     monkeypatch.setattr(vl_convert, "javascript_bundle", bundle)
+    release = chart_library.version("vl-convert-python")
     try:
+        monkeypatch.setattr(chart_library, "SHA256", {})
         assert script() == script() == "library <\\/script"
-        assert len(put_together) == 1
-        (kept,) = (tmp_path / "varbench" / "scripts").glob("*/*.js")
+        assert len(put_together) == 2 and not (tmp_path / "varbench").exists(), (
+            "of a release that nobody knows none is kept"
+        )
+        known = hashlib.sha256(b"library </script").hexdigest()
+        monkeypatch.setattr(chart_library, "SHA256", {release: known})
+        assert script() == script() == "library <\\/script" and len(put_together) == 3
+        (kept,) = (tmp_path / "varbench" / "scripts").iterdir()
         kept.write_text("another's")
-        assert script() == "library <\\/script" and len(put_together) == 2
+        assert script() == "library <\\/script" and len(put_together) == 4
     finally:
         chart_library.script.cache_clear()
+
+
+def test_the_chart_library_is_what_it_is_known_as():
+    import vl_convert
+
+    made = vl_convert.javascript_bundle(chart_library._ASKED)
+    known = chart_library.SHA256.get(chart_library.version("vl-convert-python"))
+    assert known in (None, hashlib.sha256(made.encode()).hexdigest())
 
 
 def test_a_report_is_made_again_from_its_own_records(tmp_path):
@@ -565,7 +586,8 @@ def test_strangers_strings_are_only_text(tmp_path):
     bars = {"data": {"values": [{"a": EVIL, "b": 1}]}, "mark": "bar", "encoding": {"y": {"field": "a"}}}
     parts = [Text(text=EVIL), Table(columns=(EVIL,), rows=[(EVIL,)]), Chart(spec=bars, alt=EVIL)]
     panel = Panel(source=EVIL, section=Section(title=EVIL, parts=parts))
-    page = render([*full_records(), record], tmp_path, panels=[panel], problems=[EVIL], silent=[EVIL])
+    silent = PluginPanels(panels=(), silent=(EVIL,))
+    page = render([*full_records(), record], tmp_path, panels=[panel], problems=[EVIL], plugins=lambda: silent)
     for path in (page, tmp_path / "index.html", page.parent / "table.md"):
         assert "<script>alert" not in path.read_text()
         assert "<img src=x" not in path.read_text()
@@ -783,7 +805,7 @@ def test_a_plugin_can_add_to_the_page_and_change_nothing_on_it(tmp_path, plugins
     given = plugin_panels([r.to_json(record) for record in records], plugins=found)
     assert given.silent == ()
     plain = render(records, tmp_path / "plain")
-    page = render(records, tmp_path / "with", panels=given.panels, silent=given.silent)
+    page = render(records, tmp_path / "with", plugins=lambda: given)
     html = page.read_text()
     assert "I say 0.12" in html
     assert "liar (strangers 1.0)" in html
@@ -866,9 +888,55 @@ def test_a_plugin_that_fails_is_one_line_that_names_it(tmp_path, plugins):
     ):
         assert reason.startswith(f"plugin '{name}' (strangers")
         assert says.lower() in reason.lower()
-    html = render(records, tmp_path / "report", panels=given.panels, silent=given.silent).read_text()
+    html = render(records, tmp_path / "report", plugins=lambda: given).read_text()
     assert html.count("(strangers") == 6
     assert "Panels that are missing" in html
+
+
+def test_panels_that_nobody_wants_any_more_are_not_waited_for(plugins):
+    found = plugins(hangs="import time\ndef varbench_report_sections(records):\n    time.sleep(600)")
+    unwanted = threading.Event()
+    threading.Timer(1, unwanted.set).start()
+    started = time.monotonic()
+    given = plugin_panels([], plugins=found, unwanted=unwanted)
+    assert given.panels == () and time.monotonic() - started < 30
+
+
+@pytest.fixture
+def reported(tmp_path, monkeypatch):
+    """`varbench report` of records that lie there, with other panels in the place of those of plugins."""
+    for record in full_records():
+        r.write_record(record, tmp_path / "run")
+
+    def report(panels):
+        monkeypatch.setattr(plugin_sections, "plugin_panels", panels)
+        places = {"records": [tmp_path / "run"], "out": tmp_path / "out", "paper": None, "compare": None}
+        return command.run(argparse.Namespace(**places))
+
+    return report
+
+
+def test_a_report_has_what_plugins_gave_and_names_those_that_gave_nothing(reported, tmp_path, capsys):
+    mine = Panel(source="a plugin", section=Section(title="Mine of all", parts=[Text(text="here")]))
+    assert reported(lambda encoded, **given: PluginPanels(panels=(mine,), silent=("plugin 'b' says nothing",))) == 0
+    assert "warning: plugin 'b' says nothing" in capsys.readouterr().err
+    (page,) = (tmp_path / "out").glob("*/index.html")
+    assert "Mine of all" in page.read_text() and "says nothing" in page.read_text()
+
+
+def test_a_report_that_fails_waits_for_no_plugin(reported, monkeypatch):
+    def panels(encoded, *, unwanted):
+        assert unwanted.wait(60)
+        return PluginPanels(panels=(), silent=())
+
+    def fails(*_, **__):
+        raise UserError("no")
+
+    monkeypatch.setattr(outputs, "render", fails)
+    started = time.monotonic()
+    with pytest.raises(UserError):
+        reported(panels)
+    assert time.monotonic() - started < 30
 
 
 def test_the_terminal_table_has_the_pages_marks_and_fits_its_width():

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def without_collecting() -> Iterator[None]:
+    """For what a process does last: what was made meanwhile is not looked at later either, not even when the process ends."""
     was = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if was:
-            gc.freeze()  # nor does it look at them when it is back
+            gc.freeze()
             gc.enable()

@@ -6,6 +6,7 @@ import argparse
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from varbench.base.collecting import without_collecting
@@ -80,11 +81,14 @@ def _reported(args: argparse.Namespace) -> int:
     changes = _changes(args.compare, loaded.records) if args.compare else None
     encoded = all_to_json(loaded.records)
     with ThreadPoolExecutor(max_workers=1) as beside:
-        given = beside.submit(plugin_panels, encoded)
-        page = render(
-            loaded.records, args.out, problems=loaded.problems, changes=changes, encoded=encoded, plugins=given.result,
-            panels=[Panel(source=f"--paper {args.paper}", section=section) for section in ours],
-        )  # fmt: skip
+        given = beside.submit(plugin_panels, encoded, unwanted=(unwanted := Event()))
+        try:
+            page = render(
+                loaded.records, args.out, problems=loaded.problems, changes=changes, encoded=encoded,
+                panels=[Panel(source=f"--paper {args.paper}", section=section) for section in ours], plugins=given.result,
+            )  # fmt: skip
+        finally:
+            unwanted.set()
     for reason in given.result().silent:
         print(f"warning: {reason}", file=sys.stderr)
     print(page)

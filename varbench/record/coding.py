@@ -243,7 +243,10 @@ def _decode_fields(kind: type, value: Any, alike: Decodings | None = None) -> An
 
 
 def _read_once(alike: Decodings, reader: Reader, value: Any) -> Any:
-    key = reader, orjson.dumps(value)
+    try:
+        key = reader, orjson.dumps(value)
+    except orjson.JSONEncodeError:  # nested more deeply than anything that fits
+        return reader(value)
     if key not in alike:
         alike[key] = reader(value)
     return alike[key]

@@ -15,11 +15,15 @@ from varbench.base.whole_files import write_whole
 if TYPE_CHECKING:
     import pandas as pd
 
-# Long and nested; they stay in the JSON files, and the frame has what is computed from them.
+# Long and nested; they stay in the JSON files, and of most the frame has what is computed from them.
 _LEFT_OUT = (
     "plan.steps", "samples.png", "traceback", "stderr_tail", "training.losses", "training.evaluations", "quality.scores",
     "timing.columns", "timing.calls", "timing.drawn",
 )  # fmt: skip
+
+
+Shared = dict[tuple[str, int], dict[str, Any]]
+"""Sections as they were flattened, by their name and identity."""
 
 
 def frame_of(encoded: Iterable[dict[str, Any]]) -> pd.DataFrame:
@@ -28,11 +32,11 @@ def frame_of(encoded: Iterable[dict[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
     together = list(encoded)  # they stay, so that nothing else goes by the identities of what they share
-    shared: dict[int, dict[str, Any]] = {}
+    shared: Shared = {}
     return pd.DataFrame([flatten(data, shared) for data in together])
 
 
-def flatten(data: dict[str, Any], shared: dict[int, dict[str, Any]] | None = None) -> dict[str, Any]:
+def flatten(data: dict[str, Any], shared: Shared | None = None) -> dict[str, Any]:
     """Keys by dotted path. `quality.FD-shapes.value` and `timing.throughput.transformer.median` are by name. `shared` goes with
     records one after the other: a section that several have is flattened once."""
     flat: dict[str, Any] = {}
@@ -40,9 +44,9 @@ def flatten(data: dict[str, Any], shared: dict[int, dict[str, Any]] | None = Non
         if shared is None or not isinstance(value, dict):
             _flatten_into(flat, name, value)
             continue
-        if id(value) not in shared:
-            _flatten_into(shared.setdefault(id(value), {}), name, value)
-        flat |= shared[id(value)]
+        if (name, id(value)) not in shared:
+            _flatten_into(shared.setdefault((name, id(value)), {}), name, value)
+        flat |= shared[name, id(value)]
     for score in data["quality"]["scores"] if data["quality"] else ():
         _flatten_into(flat, f"quality.{score['name']}", score)
     for column in data["timing"]["columns"] if data["timing"] else ():

@@ -54,7 +54,7 @@ def all_to_json(records: Iterable[Record]) -> list[dict[str, Any]]:
 
 
 def all_from_json(some: Iterable[dict[str, Any]]) -> list[Record]:
-    """Parts that are alike, as the plans of a row's repeats, are one object."""
+    """Parts that are alike, as the plans of a row's repeats, are one object, and must not be changed."""
     alike: Decodings = {}
     return [from_json(data, alike=alike) for data in some]
 
@@ -112,7 +112,8 @@ def read_record(path: Path, *, alike: Decodings | None = None) -> Record:
 
 
 def load_records(places: Iterable[Path]) -> Loaded:
-    """All records in folders and their sub-folders, or in single files, in a stable order. A bad file is a problem, not an end."""
+    """All records in folders and their sub-folders, or in single files, in a stable order. A bad file is a problem, not an end.
+    Parts that records have alike are one object, and must not be changed."""
     records, problems, paths = [], [], []
     alike: Decodings = {}
     for place in places:

@@ -20,16 +20,7 @@ from varbench.base.whole_files import write_whole
 from varbench.errors import UserError
 from varbench.record import Record, all_to_json, record_path, sections
 from varbench.record.frames import frame_of, write_csv, write_parquet
-from varbench.show import (
-    charts,
-    columns,
-    figures_speed,
-    formatting,
-    header_footer,
-    page,
-    samples,
-    stills,
-)
+from varbench.show import charts, columns, figures_speed, formatting, header_footer, page, samples, stills
 from varbench.show.answer import answer, by_loss
 from varbench.show.drawn_rows import label
 from varbench.show.entries import Entry
@@ -45,7 +36,6 @@ def render(
     *,
     problems: Sequence[str] = (),
     panels: Sequence[sections.Panel] = (),
-    silent: Sequence[str] = (),
     changes: page.Changes | None = None,
     encoded: Sequence[dict[str, Any]] | None = None,
     plugins: Callable[[], PluginPanels] | None = None,
@@ -64,7 +54,7 @@ def render(
     building = Path(tempfile.mkdtemp(dir=out_dir, prefix=".building-"))
     try:
         shown = page.Shown(
-            records=records, encoded=encoded, problems=problems, panels=panels, silent=silent, changes=changes
+            records=records, encoded=encoded, problems=problems, panels=panels, changes=changes
         )  # fmt: skip
         _write_all(building, shown, fingerprint, texts, plugins)
         os.chmod(building, 0o755)
@@ -110,7 +100,7 @@ def _write_all(
         path.write_bytes(text)
     if plugins is not None:
         given = plugins()
-        shown = dataclasses.replace(shown, panels=(*shown.panels, *given.panels), silent=(*shown.silent, *given.silent))
+        shown = dataclasses.replace(shown, panels=(*shown.panels, *given.panels), silent=given.silent)
     (folder / "index.html").write_text(page.page(shown, drawn, files=[*files, "records/"]), encoding="utf-8")
     entries = [entry for part in drawn for entry in part.block.entries]
     about: dict[str, Any] = {
@@ -127,7 +117,7 @@ def _write_all(
 
 
 def _write_tables(folder: Path, drawn: Sequence[page.Drawn], encoded: Sequence[dict[str, Any]]) -> list[str]:
-    """`table.*` hold what the page's table shows, `records.*` every key of every record."""
+    """`table.*` hold what the page's table shows, `records.*` the keys of every record, save what `record.frames` leaves out."""
     from tabulate import tabulate
 
     markdown, latex, lines = [], [], []

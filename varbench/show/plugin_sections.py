@@ -12,11 +12,13 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import orjson
@@ -31,6 +33,8 @@ HOOK = "varbench_report_sections"
 SAFE_PATH = "PYTHONSAFEPATH"
 SECONDS = 60.0
 """How long a plugin may take for its panels."""
+_MOMENT = 0.1
+"""After which it is looked whether they are wanted still."""
 OURS = "varbench"
 """The distribution whose plugins are trusted to be in one process with each other."""
 
@@ -44,9 +48,14 @@ class PluginPanels:
 
 
 def plugin_panels(
-    encoded: Sequence[dict[str, Any]], *, plugins: PluginManager | None = None, seconds: float = SECONDS
+    encoded: Sequence[dict[str, Any]],
+    *,
+    plugins: PluginManager | None = None,
+    seconds: float = SECONDS,
+    unwanted: Event | None = None,
 ) -> PluginPanels:
-    """The panels of every plugin found here, in the order of their names, for records as `to_json` gives them."""
+    """The panels of every plugin found here, in the order of their names, for records as `to_json` gives them. Once they are
+    `unwanted`, none is waited for."""
     plugins = plugins or manager()
     context = _forks_are_ready()
     panels: list[sections.Panel] = []
@@ -54,19 +63,35 @@ def plugin_panels(
     with tempfile.TemporaryDirectory(prefix="varbench-") as folder:
         records = _Records.written(Path(folder) / "records.json", encoded)
         ours = [name for name in plugins.names() if plugins.info(name).distribution == OURS]
-        without = _without_panels(context, ours, Path(folder) / "without.json", seconds)
+        wait = _Wait(seconds, unwanted or Event())
+        without = _without_panels(context, ours, Path(folder) / "without.json", wait)
         for name in plugins.names():
-            if name in without:
+            if name in without or wait.unwanted.is_set():
                 continue
             info = plugins.info(name)
             try:
-                found = _ask(context, info, records, seconds)
+                found = _ask(context, info, records, wait)
             except UserError as error:
                 silent.append(str(error))
             else:
                 source = f"{info.name} ({info.distribution} {info.version})"
                 panels += [sections.Panel(source=source, section=section) for section in found]
     return PluginPanels(panels=tuple(panels), silent=tuple(silent))
+
+
+@dataclass(frozen=True)
+class _Wait:
+    seconds: float
+    """For each plugin."""
+    unwanted: Event
+    """For none any more."""
+
+    def until_ended(self, process: ForkServerProcess) -> bool:
+        """Whether it came to its end by itself in time."""
+        last = time.monotonic() + self.seconds
+        while not self.unwanted.is_set() and (left := last - time.monotonic()) > 0 and process.is_alive():
+            process.join(min(_MOMENT, left))
+        return not process.is_alive()
 
 
 @dataclass(frozen=True)
@@ -101,9 +126,9 @@ def _forks_are_ready() -> ForkServerContext:
     return context
 
 
-def _without_panels(context: ForkServerContext, names: Sequence[str], told: Path, seconds: float) -> Sequence[str]:
+def _without_panels(context: ForkServerContext, names: Sequence[str], told: Path, wait: _Wait) -> Sequence[str]:
     """Those of our own that have nothing to say, found out in one process: nearly all, and each would take one of its own."""
-    _ended(context.Process(target=_tell_without_panels, args=(names, told)), seconds)
+    _ended(context.Process(target=_tell_without_panels, args=(names, told)), wait)
     return json.loads(told.read_bytes()) if told.exists() else ()
 
 
@@ -118,13 +143,12 @@ def _stand_apart(folder: Path) -> None:
     os.chdir(folder)
 
 
-def _ended(process: ForkServerProcess, seconds: float) -> bool:
+def _ended(process: ForkServerProcess, wait: _Wait) -> bool:
     """Whether it came to its end by itself in time; what it has started ends with it."""
     process.start()
     assert process.pid is not None
     try:
-        process.join(seconds)
-        return not process.is_alive()
+        return wait.until_ended(process)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -132,14 +156,14 @@ def _ended(process: ForkServerProcess, seconds: float) -> bool:
         process.join()
 
 
-def _ask(context: ForkServerContext, info: PluginInfo, records: _Records, seconds: float) -> list[sections.Section]:
+def _ask(context: ForkServerContext, info: PluginInfo, records: _Records, wait: _Wait) -> list[sections.Section]:
     """The sections of one plugin, or UserError that names it and its distribution."""
     who = f"plugin {info.name!r} ({info.distribution}): {HOOK}"
     with tempfile.TemporaryDirectory(prefix="varbench-") as folder:
         answer = Path(folder) / "answer.json"
         process = context.Process(target=_answer, args=(info.name, records, answer))
-        if not _ended(process, seconds):
-            raise UserError(f"{who} took longer than {seconds:g} s and was ended")
+        if not _ended(process, wait):
+            raise UserError(f"{who} took longer than {wait.seconds:g} s and was ended")
         if not answer.exists():
             raise UserError(f"{who} ended its process with exit code {process.exitcode} and gave no sections")
         try:

@@ -220,7 +220,7 @@ class Scorer:
 
     def _oddities(self, images: Images, tokens: Tokens | None) -> Oddities:
         real = self._real if self._scoring is not None else None
-        few = slice(None, None, -(-len(images) // (DECODED_LARGE if self._side > 64 else DECODED)))
+        few = np.unique(np.linspace(0, len(images) - 1, DECODED_LARGE if self._side > 64 else DECODED).astype(int))
         undecoded = darker = None
         if tokens is not None and self._job.files is not None:
             above = self._decoded(torch.from_numpy(tokens[few])).astype(int) - images[few]

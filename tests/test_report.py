@@ -536,9 +536,13 @@ def test_the_chart_library_is_put_together_once_on_a_machine_and_nothing_else_in
 def test_the_chart_library_is_what_it_is_known_as():
     import vl_convert
 
+    release = chart_library.version("vl-convert-python")
+    if release not in chart_library.SHA256:
+        pytest.skip(
+            f"vl-convert {release} is newer than what is known, so its script is not kept: give its hash in SHA256"
+        )
     made = vl_convert.javascript_bundle(chart_library._ASKED)
-    known = chart_library.SHA256.get(chart_library.version("vl-convert-python"))
-    assert known in (None, hashlib.sha256(made.encode()).hexdigest())
+    assert chart_library.SHA256[release] == hashlib.sha256(made.encode()).hexdigest()
 
 
 def test_a_report_is_made_again_from_its_own_records(tmp_path):

@@ -12,7 +12,7 @@ from varbench.base.whole_files import write_whole
 
 _ASKED = "window.vegaEmbed = vegaEmbed;"
 
-SHA256 = {"1.9.0": "373b1f84072b31010f15ceb787be6b415c53936411aae267c8c2b2b6ccde46e7"}
+SHA256 = {"1.9.0.post1": "373b1f84072b31010f15ceb787be6b415c53936411aae267c8c2b2b6ccde46e7"}
 """What releases of the chart library put together. It takes them a second or two, so these are kept; and whatever else lies in their
 place, a plugin's script among it, never comes onto a page."""
 

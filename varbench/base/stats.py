@@ -161,11 +161,12 @@ def within_round(logs: Sequence[float]) -> Ratio:
 def delayed(logs: Sequence[float], delays: Delays) -> Shift:
     """How far below and above the median of these logarithms of `above / below` that without delays may lie. A call that lost a
     share of its time at most would have taken no less than the rest, so a delay of one side moves a pair in one direction."""
+    pairs = list(zip(logs, delays, strict=True))
     if not any(map(any, delays)):
         return 0.0, 0.0
     middle = median(logs)
-    lows = [log + _without(above) for log, (above, _) in zip(logs, delays, strict=True)]
-    highs = [log - _without(below) for log, (_, below) in zip(logs, delays, strict=True)]
+    lows = [log + _without(above) for log, (above, _) in pairs]
+    highs = [log - _without(below) for log, (_, below) in pairs]
     return middle - median(lows), median(highs) - middle
 
 

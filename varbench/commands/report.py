@@ -80,8 +80,9 @@ def _reported(args: argparse.Namespace) -> int:
         raise UserError(f"no records in {', '.join(map(str, places))}: nothing to report; run `varbench run` first")
     changes = _changes(args.compare, loaded.records) if args.compare else None
     encoded = all_to_json(loaded.records)
+    unwanted = Event()
     with ThreadPoolExecutor(max_workers=1) as beside:
-        given = beside.submit(plugin_panels, encoded, unwanted=(unwanted := Event()))
+        given = beside.submit(plugin_panels, encoded, unwanted=unwanted)
         try:
             page = render(
                 loaded.records, args.out, problems=loaded.problems, changes=changes, encoded=encoded,

@@ -36,12 +36,12 @@ def frame_of(encoded: Iterable[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame([flatten(data, shared) for data in together])
 
 
-def flatten(data: dict[str, Any], shared: Shared | None = None) -> dict[str, Any]:
+def flatten(data: dict[str, Any], shared: Shared) -> dict[str, Any]:
     """Keys by dotted path. `quality.FD-shapes.value` and `timing.throughput.transformer.median` are by name. `shared` goes with
     records one after the other: a section that several have is flattened once."""
     flat: dict[str, Any] = {}
     for name, value in data.items():
-        if shared is None or not isinstance(value, dict):
+        if not isinstance(value, dict):
             _flatten_into(flat, name, value)
             continue
         if (name, id(value)) not in shared:

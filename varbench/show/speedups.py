@@ -190,12 +190,12 @@ def _pairs(records: tuple[Record, ...], column: str, regime: str) -> _Pairs:
         if timing is None or timing.beside is None:
             continue
         shares, delays = _shares(record, regime), _delays(record, timing)
-        places = _processes(record, len(timing.rounds))
+        timed = _processes(record, len(timing.rounds))
         for number, (full, own) in enumerate(zip(timing.beside, timing.rounds, strict=True)):
             quiet = [place for place in range(len(own)) if not shares or shares[number][place] <= STALLED]
             for found, kept in ((pairs.every, range(len(own))), (pairs.quiet, quiet)):
                 if kept:
-                    above, below, lost = found.setdefault(places[number], ([], [], []))
+                    above, below, lost = found.setdefault(timed[number], ([], [], []))
                     above.append(tuple(full[place] for place in kept))
                     below.append(tuple(own[place] for place in kept))
                     lost.append(tuple(delays[number][place] for place in kept))

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from varbench.engine.kernel import attention_kernel
 from varbench.engine.sampler import _filtered_among_all, filtered
-from varbench.model import weighted
+from varbench.model import fused, weighted
 from varbench.model.tokenizer import Norm
 from varbench.model.weighted import by_onednn, product
 
@@ -132,6 +132,29 @@ def test_queries_and_keys_are_normalised_as_by_torch(dtype: torch.dtype) -> None
     assert apart(k, F.normalize(plain_k.float(), dim=-1)) < 1e-6
     assert (k.dtype, q.dtype) == (torch.float32, dtype)
     assert torch.equal(v, plain_v)
+
+
+def test_a_layers_norm_is_torchs_to_the_bit_and_has_gradients() -> None:
+    x = numbers(2, 9, 72)
+    with torch.inference_mode():
+        assert torch.equal(fused.normed(x), F.layer_norm(x, (72,), eps=fused.EPS))
+    x.requires_grad_()  # after generation has made what both are given
+    fused.normed(x).square().sum().backward()
+    assert x.grad is not None and x.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("keys", [torch.float32, torch.bfloat16])
+def test_queries_and_keys_have_gradients_and_the_same_bits_without(keys: torch.dtype) -> None:
+    scale, qkv = torch.full((1, 2, 1, 1), 1.5), numbers(2, 5, 3, 2, 8)
+    given = qkv.clone().requires_grad_()
+    with_gradients = fused.unit_queries_and_keys(given, scale, torch.bfloat16, keys)
+    sum(part.float().square().sum() for part in with_gradients).backward()  # type: ignore[union-attr]
+    before = qkv.clone()
+    with torch.inference_mode():
+        without = fused.unit_queries_and_keys(qkv, scale, torch.bfloat16, keys)
+    assert [part.dtype for part in without] == [torch.bfloat16, keys]
+    assert all(torch.equal(a, b) for a, b in zip(with_gradients, without, strict=True))
+    assert torch.equal(qkv, before), "what is multiplied where it lies is a copy"
 
 
 # --- the sampler ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from varbench.model.fused import EPS, MAX_LOG_SCALE
+from varbench.model.fused import EPS, MAX_LOG_SCALE, no_affine
 from varbench.model.transformer import Attention, Layer, linear
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
@@ -27,7 +27,7 @@ _SMALLEST_NORM = 1e-12
 _GELU = 2 * math.sqrt(2 / math.pi)
 _GELU_CUBE = 0.044715 * _GELU
 _GELU_PIECE = 2**16
-"""Elements of gelu in work at a time: its intermediate values then stay in a core's own cache."""
+"""Elements of gelu that a thread has in work at a time: its intermediate values then stay in a core's own cache."""
 
 
 def trained_layer(
@@ -89,7 +89,7 @@ class _ModulatedNorm(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
-        y, mean, deviation = torch.native_layer_norm(x, x.shape[-1:], None, None, EPS)
+        y, mean, deviation = torch.native_layer_norm(x, x.shape[-1:], *no_affine(x), EPS)
         ctx.save_for_backward(x, y, mean, deviation, gain)
         ctx.shift_dtype = shift.dtype
         return torch.addcmul(shift.float(), y, gain.float()).to(dtype)
@@ -191,9 +191,10 @@ class _Gelu(Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         out, slope = torch.empty_like(x), torch.empty_like(x)
         a = torch.tensor(_GELU, device=x.device)
-        work = torch.empty(4, min(_GELU_PIECE, x.numel()), device=x.device)
+        piece = _GELU_PIECE * torch.get_num_threads()
+        work = torch.empty(4, min(piece, x.numel()), device=x.device)
         for x_piece, out_piece, slope_piece in zip(
-            *(one.flatten().split(_GELU_PIECE) for one in (x, out, slope)), strict=True
+            *(one.flatten().split(piece) for one in (x, out, slope)), strict=True
         ):
             some, share, made, rate = work[:, : len(x_piece)]
             some.copy_(x_piece)

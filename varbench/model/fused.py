@@ -33,7 +33,20 @@ def by_kernels(x: Tensor) -> bool:
 
 def normed(x_RLC: Tensor) -> Tensor:
     """LayerNorm without affine parameters, in float32."""
-    return F.layer_norm(x_RLC.float(), (x_RLC.shape[-1],), eps=EPS)
+    return F.layer_norm(x_RLC.float(), (x_RLC.shape[-1],), *no_affine(x_RLC), eps=EPS)
+
+
+def no_affine(x_RLC: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """What LayerNorm is given where it has no parameters. On a CPU ones and zeros, with which torch takes the loop that works on
+    many numbers at a time; the bits are the same, in two thirds of the time."""
+    plain = x_RLC.device.type != "cpu" or torch.compiler.is_compiling()
+    return (None, None) if plain else _ones_and_zeros(x_RLC.shape[-1])
+
+
+@functools.cache
+def _ones_and_zeros(width: int) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):
+        return torch.ones(width), torch.zeros(width)
 
 
 def modulated(
@@ -81,12 +94,14 @@ def unit_queries_and_keys(
         return triton_kernels.unit_queries_and_keys(
             qkv_RL3Hc, scale_mul_1H11, dtype, keys, shortest=SHORTEST, most=MAX_LOG_SCALE, into=into
         )
-    # Both at once.
-    qk_RL2Hc = qkv_RL3Hc[:, :, :2].float()
+    # Both at once, and where they lie.
+    qk_RL2Hc = qkv_RL3Hc[:, :, :2].to(torch.float32, copy=True)
     lengths_RL2H1 = torch.linalg.vector_norm(qk_RL2Hc, dim=-1, keepdim=True).clamp_min(SHORTEST)
     scale_1H11 = scale_mul_1H11.float().clamp_max(MAX_LOG_SCALE).exp()
     wanted_12H1 = torch.cat((scale_1H11, torch.ones_like(scale_1H11))).view(1, 2, -1, 1)
-    q, k = (qk_RL2Hc * (wanted_12H1 / lengths_RL2H1)).transpose(1, 3).unbind(2)
+    times_RL2H1 = wanted_12H1 / lengths_RL2H1
+    qk_RL2Hc = qk_RL2Hc * times_RL2H1 if torch.is_grad_enabled() else qk_RL2Hc.mul_(times_RL2H1)
+    q, k = (qk_RL2Hc.to(dtype) if keys == dtype and into is None else qk_RL2Hc).transpose(1, 3).unbind(2)
     q, k = q.to(dtype), k.to(keys)
     if into is not None:
         into[0].copy_(k)

@@ -13,7 +13,7 @@ import os
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from typing import Any, TypeVar
 
 import pluggy
@@ -102,8 +102,8 @@ class PluginManager:
         if name in self._unusable and name not in self._points:
             return PluginInfo(name=name, distribution=" and ".join(self._unusable[name].distributions), version="?")
         point = self._point(name)
-        if name not in self._infos:  # a distribution parses its metadata at every look
-            version = point.dist.version if point.dist else "?"
+        if name not in self._infos:
+            version = _name_and_version(point.dist)[1] if point.dist else "?"
             self._infos[name] = PluginInfo(name=name, distribution=_distribution(point), version=version)
         return self._infos[name]
 
@@ -242,7 +242,13 @@ def _is_disabled(point: EntryPoint, disable: Collection[str]) -> bool:
 
 
 def _distribution(point: EntryPoint) -> str:
-    return point.dist.name if point.dist else "no distribution"
+    return _name_and_version(point.dist)[0] if point.dist else "no distribution"
+
+
+@functools.cache
+def _name_and_version(distribution: Distribution) -> tuple[str, str]:
+    """A distribution parses its metadata at every look."""
+    return distribution.name, distribution.version
 
 
 def _same_name(name: str, points: list[EntryPoint]) -> Problem:

@@ -45,6 +45,7 @@ from varbench.show import (
     labels,
     outputs,
     plugin_sections,
+    stills,
 )
 from varbench.show.answer import answer, by_loss
 from varbench.show.columns import table_of
@@ -571,7 +572,7 @@ def test_no_report_is_overwritten_but_the_same_one_is_made_anew(tmp_path):
 
 
 def test_an_interrupted_report_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr("varbench.show.outputs._write_figures", lambda *a: (_ for _ in ()).throw(OSError(28, "full")))
+    monkeypatch.setattr("varbench.show.outputs._write_foreseen", lambda *a: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(OSError, match="full"):
         render(full_records(), tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -676,6 +677,39 @@ def test_ids_of_pictures_do_not_collide():
     assert len(ids) == len(set(ids)) >= 2
     used = {element.get("clip-path") for picture in pictures for element in picture.iter()} - {None}
     assert used == {f"url(#{name})" for name in ids}
+
+
+def bars(of="n"):
+    return {"data": {"values": [{"n": 1}]}, "mark": "bar", "encoding": {"x": {"field": of, "type": "quantitative"}}}
+
+
+def test_a_picture_is_drawn_by_a_process_beside_as_it_would_be_here(monkeypatch):
+    here = still(bars(), alt="a", name="one")
+    with stills.DrawnBeside() as beside:
+        asked = [beside.ask(bars(), alt="a", name="one"), beside.ask({"mark": "none such"}, alt="a", name="two")]
+        monkeypatch.setattr("vl_convert.vegalite_to_svg", lambda *_: pytest.fail("drawn in the process that waits"))
+        assert asked[0]() == here
+        with pytest.raises(UserError, match="cannot draw"):
+            asked[1]()
+
+
+def test_a_process_that_draws_and_dies_costs_time_only():
+    stills._processes.cache_clear()  # one that is this test's alone
+    with stills.DrawnBeside() as beside:
+        beside.ask(bars(), alt="a", name="one")()
+        for process in list(stills._processes()._processes.values()):
+            process.kill()
+            process.join()
+        after = [beside.ask(bars(), alt="a", name=name)() for name in ("two", "three")]
+    assert after == [still(bars(), alt="a", name=name) for name in ("two", "three")]
+    stills._processes.cache_clear()
+
+
+def test_what_nobody_waits_for_any_more_is_not_drawn():
+    with stills.DrawnBeside() as beside:
+        for number in range(200):
+            beside.ask(bars(), alt="a", name=f"n{number}")
+    assert sum(future.cancelled() for future in beside._asked) > 100
 
 
 def test_a_chart_that_is_none_costs_itself_only(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import html
 import json
 import os
@@ -15,7 +17,6 @@ from typing import Any
 
 import orjson
 
-from varbench.base.hashing import digest
 from varbench.base.whole_files import write_whole
 from varbench.errors import UserError
 from varbench.record import Record, all_to_json, record_path, sections
@@ -56,7 +57,8 @@ def render(
         shown = page.Shown(
             records=records, encoded=encoded, problems=problems, panels=panels, changes=changes
         )  # fmt: skip
-        _write_all(building, shown, fingerprint, texts, plugins)
+        with stills.DrawnBeside() as beside:
+            _write_all(building, shown, fingerprint, texts, plugins, beside)
         os.chmod(building, 0o755)
         if folder.exists():
             _swap(building, folder)
@@ -91,9 +93,11 @@ def _write_all(
     fingerprint: str,
     texts: Sequence[bytes],
     plugins: Callable[[], PluginPanels] | None,
+    beside: stills.DrawnBeside,
 ) -> None:
     records, drawn = shown.records, page.draw(shown.records)
-    files = _write_tables(folder, drawn, shown.encoded) + _write_foreseen(folder, drawn) + _write_figures(folder, drawn)
+    pictured, pictures = page.ask_for_stills(drawn, beside), _pictures(drawn, beside)
+    files = _write_tables(folder, drawn, shown.encoded) + _write_foreseen(folder, drawn)
     for record, text in zip(records, texts, strict=True):
         path = record_path(record.row, record.protocol, folder / "records" / _safe_name(record.run))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +105,12 @@ def _write_all(
     if plugins is not None:
         given = plugins()
         shown = dataclasses.replace(shown, panels=(*shown.panels, *given.panels), silent=given.silent)
-    (folder / "index.html").write_text(page.page(shown, drawn, files=[*files, "records/"]), encoding="utf-8")
+    files += [f"figures/{name}" for name in pictures]
+    html_text = page.page(shown, drawn, beside, pictured=pictured, files=[*files, "records/"])
+    (folder / "index.html").write_text(html_text, encoding="utf-8")
+    (folder / "figures").mkdir()
+    for name, picture in pictures.items():
+        (folder / "figures" / name).write_bytes(picture())
     entries = [entry for part in drawn for entry in part.block.entries]
     about: dict[str, Any] = {
         "fingerprint": fingerprint,
@@ -201,24 +210,31 @@ def _line(part: page.Drawn, name: str, cells: Sequence[columns.Cell]) -> dict[st
     return {**found, "intervals": intervals, "missing": missing}
 
 
-def _write_figures(folder: Path, drawn: Sequence[page.Drawn]) -> list[str]:
-    (folder / "figures").mkdir()
-    written = []
+def _pictures(drawn: Sequence[page.Drawn], beside: stills.DrawnBeside) -> dict[str, Callable[[], bytes]]:
+    """The files of figures by name, and what waits for each."""
+    found: dict[str, Callable[[], bytes]] = {}
     for number, part in enumerate(drawn):
         for name, figure in part.figures:
-            svg = stills.still(charts.static_spec(figure), alt=f"{figure.title}. {figure.caption}", name=name)
-            (folder / "figures" / f"{name}.svg").write_text(svg, encoding="utf-8")
-            written.append(f"figures/{name}.svg")
+            svg = beside.ask(charts.static_spec(figure), alt=f"{figure.title}. {figure.caption}", name=name)
+            found[f"{name}.svg"] = functools.partial(_bytes_of, svg)
         if part.grids:
             name = "samples.png" if number == 0 else f"{number + 1}-samples.png"
-            (folder / "figures" / name).write_bytes(samples.sheet(list(part.grids)))
-            written.append(f"figures/{name}")
-    return written
+            found[name] = functools.partial(samples.sheet, list(part.grids))
+    return found
+
+
+def _bytes_of(svg: Callable[[], str]) -> bytes:
+    return svg().encode()
 
 
 def _fingerprint(texts: Sequence[bytes], changes: page.Changes | None) -> str:
     older = json.dumps(dataclasses.asdict(changes)) if changes is not None else ""
-    return digest([*sorted(text.decode() for text in texts), older])
+    found = hashlib.sha256()
+    for text in sorted(texts):
+        found.update(text)
+        found.update(b"\n")
+    found.update(older.encode())
+    return found.hexdigest()
 
 
 def _run_name(records: Sequence[Record]) -> str:

@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,14 @@ class Drawn:
     grids: tuple[samples.Grid, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class Pictured:
+    """A chart, and its picture, which is waited for."""
+
+    spec: charts.Spec
+    still: Callable[[], str]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Changes:
     """Against an older report."""
@@ -116,14 +124,32 @@ def draw(records: Sequence[Record]) -> list[Drawn]:
     return drawn
 
 
-def page(shown: Shown, drawn: Sequence[Drawn], *, files: Sequence[str] = ()) -> str:
+def ask_for_stills(drawn: Sequence[Drawn], beside: stills.DrawnBeside) -> dict[str, Pictured]:
+    """The charts of all figures, by name, and their pictures, which are being drawn."""
+    asked = {}
+    for anchor, figure in (named for part in drawn for named in part.figures):
+        for number, cell in enumerate(figure.cells):
+            spec, name = charts.page_spec(cell), f"{anchor}-{number}"
+            asked[name] = Pictured(spec, beside.ask(spec, alt=cell.alt, name=name, columns=figure.columns))
+    return asked
+
+
+def page(
+    shown: Shown,
+    drawn: Sequence[Drawn],
+    beside: stills.DrawnBeside,
+    *,
+    pictured: Mapping[str, Pictured],
+    files: Sequence[str] = (),
+) -> str:
     """The whole page as one string."""
     records = shown.records
-    chart_specs: dict[str, charts.Spec] = {}
+    chart_specs = {name: chart.spec for name, chart in pictured.items()}
     entries: list[dict[str, Any]] = []
     places = {id(record): place for place, record in enumerate(records)}
-    blocks = [_block(part, chart_specs, entries, places) for part in drawn]
-    panels = [_panel(panel, number, chart_specs) for number, panel in enumerate(shown.panels)]
+    blocks = [_block(part, pictured, entries, places) for part in drawn]
+    panels = [_panel(panel, number, chart_specs, beside) for number, panel in enumerate(shown.panels)]
+    payload = packed(shown.encoded, entries, chart_specs)  # while pictures are being drawn
     first = drawn[0].block if drawn else None
     script = _resource("page.js")
     bundle = chart_library.script()
@@ -144,7 +170,7 @@ def page(shown: Shown, drawn: Sequence[Drawn], *, files: Sequence[str] = ()) -> 
         style=_safe(_resource("style.css")),
         script=_safe(script),
         vega=_safe(bundle),
-        payload=_safe(packed(shown.encoded, entries, chart_specs)),
+        payload=_safe(payload),
         policy=_policy(bundle, script),
     )  # fmt: skip
 
@@ -158,7 +184,7 @@ def index_page(reports: Sequence[dict[str, Any]]) -> str:
 
 
 def _block(
-    part: Drawn, specs: dict[str, charts.Spec], entries: list[dict[str, Any]], places: dict[int, int]
+    part: Drawn, pictured: Mapping[str, Pictured], entries: list[dict[str, Any]], places: dict[int, int]
 ) -> dict[str, Any]:
     block, rows = part.block, []
     for entry, cells in zip(block.entries, part.rows, strict=True):
@@ -173,9 +199,7 @@ def _block(
         places_of_cells = []
         for number, cell in enumerate(figure.cells):
             name = f"{anchor}-{number}"
-            specs[name] = charts.page_spec(cell)
-            svg = stills.still(specs[name], alt=cell.alt, name=name, columns=figure.columns)
-            places_of_cells.append({"title": cell.title, "chart": name, "still": _safe(svg)})
+            places_of_cells.append({"title": cell.title, "chart": name, "still": pictured[name].still})
         shown.append({
             "anchor": anchor, "key": figure.key, "title": figure.title, "caption": figure.caption,
             "columns": figure.columns, "cells": places_of_cells, "legend": figure.legend, "wide": whole_width,
@@ -198,7 +222,9 @@ def _wide(found: Sequence[Figure]) -> list[bool]:
     return wide
 
 
-def _panel(panel: sections.Panel, number: int, specs: dict[str, charts.Spec]) -> dict[str, Any]:
+def _panel(
+    panel: sections.Panel, number: int, specs: dict[str, charts.Spec], beside: stills.DrawnBeside
+) -> dict[str, Any]:
     parts: list[dict[str, Any]] = []
     for place, part in enumerate(panel.section.parts):
         if isinstance(part, sections.Text):
@@ -210,12 +236,13 @@ def _panel(panel: sections.Panel, number: int, specs: dict[str, charts.Spec]) ->
             plot = charts.Plot(spec={"width": "container", "height": charts.HEIGHT, **part.spec}, alt=part.alt)
             spec = charts.page_spec(plot, legends=True)
             try:
-                svg = stills.still(spec, alt=part.alt, name=name)
+                still = beside.ask(spec, alt=part.alt, name=name)
+                still()
             except UserError as error:
                 parts.append({"kind": "text", "text": f"A chart of this panel cannot be shown. {error}"})
                 continue
             specs[name] = spec
-            parts.append({"kind": "chart", "chart": name, "still": _safe(svg)})
+            parts.append({"kind": "chart", "chart": name, "still": still})
         else:
             parts.append({"kind": "image", "png": base64.b64encode(part.png).decode(), "alt": part.alt})
     return {"anchor": f"panel{number}", "title": panel.section.title, "source": panel.source, "parts": parts}
@@ -252,6 +279,7 @@ def _environment() -> Environment:
         loader=PackageLoader("varbench.show"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.globals.update(marks=formatting.MARKS, tones=TONES)
+    environment.filters["drawn"] = lambda still: _safe(still())  # the last that a page waits for
     return environment
 
 

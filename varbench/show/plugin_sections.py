@@ -1,21 +1,18 @@
 """Panels of plugins, each asked in a process of its own: it gets records as JSON, and gives sections as JSON.
 
-What a plugin does to the records that it is handed, or to the process that it runs in, changes nothing on the page. The
-processes are forked from one that has the imports, so that a plugin costs milliseconds.
+What a plugin does to the records that it is handed, or to the process that it runs in, changes nothing on the page.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import signal
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from threading import Event
@@ -28,9 +25,9 @@ from varbench.base.whole_files import write_whole
 from varbench.errors import UserError
 from varbench.record import Record, all_from_json, sections
 from varbench.rows.manager import PluginInfo, PluginManager, manager
+from varbench.show.forks import forks_are_ready
 
 HOOK = "varbench_report_sections"
-SAFE_PATH = "PYTHONSAFEPATH"
 SECONDS = 60.0
 """How long a plugin may take for its panels."""
 _MOMENT = 0.1
@@ -57,7 +54,7 @@ def plugin_panels(
     """The panels of every plugin found here, in the order of their names, for records as `to_json` gives them. Once they are
     `unwanted`, none is waited for."""
     plugins = plugins or manager()
-    context = _forks_are_ready()
+    context = forks_are_ready()
     panels: list[sections.Panel] = []
     silent: list[str] = []
     with tempfile.TemporaryDirectory(prefix="varbench-") as folder:
@@ -110,20 +107,6 @@ class _Records:
         if file_hash(self.path) != self.sha256:
             raise UserError("another plugin has changed the records that all are handed")
         return all_from_json(orjson.loads(self.path.read_bytes()))
-
-
-def _forks_are_ready() -> ForkServerContext:
-    """The process that plugins' are forked from. It must not look for modules in the folder where the user stands."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["varbench.record", "varbench.rows.manager", "varbench.policies"])
-    before = os.environ.get(SAFE_PATH)
-    os.environ[SAFE_PATH] = "1"
-    forkserver.ensure_running()
-    if before is None:
-        del os.environ[SAFE_PATH]
-    else:
-        os.environ[SAFE_PATH] = before
-    return context
 
 
 def _without_panels(context: ForkServerContext, names: Sequence[str], told: Path, wait: _Wait) -> Sequence[str]:

@@ -6,12 +6,20 @@ nothing is written that cannot be seen: a page of twenty rows carries its figure
 
 from __future__ import annotations
 
+import functools
+import os
 import re
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 from varbench.errors import UserError
 from varbench.show.charts import FONT, Spec
+from varbench.show.forks import forks_are_ready
 
 WIDTHS = {1: 720, 2: 600, 3: 320}
 """Pixels of a chart that has no width of its own, by how many stand side by side; a narrower place shrinks it."""
@@ -71,6 +79,49 @@ def still(spec: Spec, *, alt: str, name: str, columns: int = 1) -> str:
     root.attrib |= {"font-family": quiet["config"].get("font", FONT), "role": "img", "aria-label": alt}
     ElementTree.register_namespace("", _SVG.strip("{}"))
     return ElementTree.tostring(root, encoding="unicode")
+
+
+class DrawnBeside:
+    """Charts that processes beside draw, in the order in which they are asked for, while this one does something else: a second
+    thread would gain nothing, since the converter holds the interpreter's lock."""
+
+    def __init__(self) -> None:
+        self._asked: list[Future[str]] = []
+        self.ask({"data": {"values": []}, "mark": "point"}, alt="", name="first")  # it takes a while to begin
+
+    def __enter__(self) -> DrawnBeside:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for future in self._asked:
+            future.cancel()
+
+    def ask(self, spec: Spec, *, alt: str, name: str, columns: int = 1) -> Callable[[], str]:
+        """What waits for the picture, and gives it or the error."""
+        draw = functools.partial(still, spec, alt=alt, name=name, columns=columns)
+        try:
+            future = _processes().submit(draw)
+        except BrokenProcessPool:
+            return draw
+        self._asked.append(future)
+
+        def drawn() -> str:
+            try:
+                return future.result()
+            except BrokenProcessPool:  # as where a script without a guard is run again by who is forked for it
+                return draw()
+
+        return drawn
+
+
+@functools.cache
+def _processes() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(min(2, os.cpu_count() or 1), mp_context=forks_are_ready(), initializer=_leave_interrupts)
+
+
+def _leave_interrupts() -> None:
+    """To the process that it draws for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _clean(element: Element, name: str) -> None:

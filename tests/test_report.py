@@ -1049,9 +1049,11 @@ def test_a_thousand_records_take_seconds_and_fit(tmp_path):
     assert data["trimmed"]
     assert len(data["records"]) == 1000
     assert "rounds" not in data["records"][5]["timing"]["columns"][0]
+    assert not {"calls", "drawn"} & data["records"][5]["timing"].keys()
     small = payload_of(render(found[:5], tmp_path).read_text())
     assert not small["trimmed"]
     assert small["records"][3]["timing"]["columns"][0]["rounds"]
+    assert {"calls", "drawn"} <= small["records"][3]["timing"].keys()
 
 
 def test_the_command_takes_the_newest_run_and_can_stand_beside_an_older_one(tmp_path, monkeypatch, capsys):

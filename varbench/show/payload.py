@@ -13,6 +13,8 @@ from varbench.show.charts import Spec
 
 MOST_PAYLOAD = 800_000  # characters; above it raw samples stay in their files only
 MOST_DEFLATED = 20  # times: seconds with fifteen digits shrink by half, records that repeat each other by more
+RAW_OF_TIMING = ("calls", "drawn")
+"""What is there for each timed call, beside the columns' own delays."""
 SHARED = ("plan", "training", "model", "protocol", "environment", "provenance", "weights")
 
 
@@ -55,7 +57,8 @@ def _shown_record(data: dict[str, Any], shared: _Shared, *, trimmed: bool) -> di
         shown["samples"] = {**shown["samples"], "png": None}  # it is on the page already
     if trimmed and shown["timing"] is not None:
         columns_left = [{k: v for k, v in column.items() if k != "rounds"} for column in shown["timing"]["columns"]]
-        shown["timing"] = {**shown["timing"], "columns": columns_left}
+        left = {name: item for name, item in shown["timing"].items() if name not in RAW_OF_TIMING}
+        shown["timing"] = {**left, "columns": columns_left}
     for name in SHARED:
         if shown[name] is not None:
             left_out = ("losses",) if trimmed and name == "training" else ()

@@ -679,8 +679,8 @@ def test_ids_of_pictures_do_not_collide():
     assert used == {f"url(#{name})" for name in ids}
 
 
-def bars(of="n"):
-    return {"data": {"values": [{"n": 1}]}, "mark": "bar", "encoding": {"x": {"field": of, "type": "quantitative"}}}
+def bars():
+    return {"data": {"values": [{"n": 1}]}, "mark": "bar", "encoding": {"x": {"field": "n", "type": "quantitative"}}}
 
 
 def test_a_picture_is_drawn_by_a_process_beside_as_it_would_be_here(monkeypatch):

@@ -13,8 +13,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def digest(parts: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+def digest(parts: Iterable[str | bytes]) -> str:
+    """Of lines, in UTF-8 where they are bytes already."""
+    found = hashlib.sha256()
+    for number, part in enumerate(parts):
+        if number:
+            found.update(b"\n")
+        found.update(part.encode() if isinstance(part, str) else part)
+    return found.hexdigest()
 
 
 def json_digest(content: Any) -> str:

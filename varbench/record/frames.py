@@ -15,10 +15,12 @@ from varbench.base.whole_files import write_whole
 if TYPE_CHECKING:
     import pandas as pd
 
+RAW_OF_TIMING = ("calls", "drawn")
+"""What is there for each timed call, beside the columns' own delays."""
 # Long and nested; they stay in the JSON files, and of most the frame has what is computed from them.
 _LEFT_OUT = (
     "plan.steps", "samples.png", "traceback", "stderr_tail", "training.losses", "training.evaluations", "quality.scores",
-    "timing.columns", "timing.calls", "timing.drawn",
+    "timing.columns", *(f"timing.{name}" for name in RAW_OF_TIMING),
 )  # fmt: skip
 
 

@@ -79,7 +79,6 @@ class PluginManager:
         self.left_out_rows: dict[str, str] = {}
         """Rows, as they are asked for, that no plugin may be asked for, and why."""
         self._points: dict[str, EntryPoint] = {}
-        self._infos: dict[str, PluginInfo] = {}
         found: dict[str, list[EntryPoint]] = {}
         for point in points:
             found.setdefault(point.name, []).append(point)
@@ -101,11 +100,8 @@ class PluginManager:
     def info(self, name: str) -> PluginInfo:
         if name in self._unusable and name not in self._points:
             return PluginInfo(name=name, distribution=" and ".join(self._unusable[name].distributions), version="?")
-        point = self._point(name)
-        if name not in self._infos:
-            version = _name_and_version(point.dist)[1] if point.dist else "?"
-            self._infos[name] = PluginInfo(name=name, distribution=_distribution(point), version=version)
-        return self._infos[name]
+        distribution, version = _name_and_version(self._point(name).dist)
+        return PluginInfo(name=name, distribution=distribution, version=version)
 
     def leave_out(self, reasons: Mapping[str, str]) -> None:
         """Plugins that are problems from now on, whatever importing them would show, or rows, and why."""
@@ -242,13 +238,13 @@ def _is_disabled(point: EntryPoint, disable: Collection[str]) -> bool:
 
 
 def _distribution(point: EntryPoint) -> str:
-    return _name_and_version(point.dist)[0] if point.dist else "no distribution"
+    return _name_and_version(point.dist)[0]
 
 
 @functools.cache
-def _name_and_version(distribution: Distribution) -> tuple[str, str]:
+def _name_and_version(distribution: Distribution | None) -> tuple[str, str]:
     """A distribution parses its metadata at every look."""
-    return distribution.name, distribution.version
+    return (distribution.name, distribution.version) if distribution else ("no distribution", "?")
 
 
 def _same_name(name: str, points: list[EntryPoint]) -> Problem:

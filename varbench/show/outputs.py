@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import html
 import json
 import os
@@ -17,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from varbench.base.hashing import digest
 from varbench.base.whole_files import write_whole
 from varbench.errors import UserError
 from varbench.record import Record, all_to_json, record_path, sections
@@ -229,12 +229,7 @@ def _bytes_of(svg: Callable[[], str]) -> bytes:
 
 def _fingerprint(texts: Sequence[bytes], changes: page.Changes | None) -> str:
     older = json.dumps(dataclasses.asdict(changes)) if changes is not None else ""
-    found = hashlib.sha256()
-    for text in sorted(texts):
-        found.update(text)
-        found.update(b"\n")
-    found.update(older.encode())
-    return found.hexdigest()
+    return digest([*sorted(texts), older])
 
 
 def _run_name(records: Sequence[Record]) -> str:

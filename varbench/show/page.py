@@ -70,6 +70,7 @@ class Drawn:
 class Pictured:
     """A chart, and its picture, which is waited for."""
 
+    name: str
     spec: charts.Spec
     still: Callable[[], str]
 
@@ -124,13 +125,15 @@ def draw(records: Sequence[Record]) -> list[Drawn]:
     return drawn
 
 
-def ask_for_stills(drawn: Sequence[Drawn], beside: stills.DrawnBeside) -> dict[str, Pictured]:
-    """The charts of all figures, by name, and their pictures, which are being drawn."""
-    asked = {}
+def ask_for_stills(drawn: Sequence[Drawn], beside: stills.DrawnBeside) -> dict[str, list[Pictured]]:
+    """The charts of all figures, by their anchors, and the charts' pictures, which are being drawn."""
+    asked: dict[str, list[Pictured]] = {}
     for anchor, figure in (named for part in drawn for named in part.figures):
+        asked[anchor] = []
         for number, cell in enumerate(figure.cells):
             spec, name = charts.page_spec(cell), f"{anchor}-{number}"
-            asked[name] = Pictured(spec, beside.ask(spec, alt=cell.alt, name=name, columns=figure.columns))
+            still = beside.ask(spec, alt=cell.alt, name=name, columns=figure.columns)
+            asked[anchor].append(Pictured(name, spec, still))
     return asked
 
 
@@ -139,12 +142,12 @@ def page(
     drawn: Sequence[Drawn],
     beside: stills.DrawnBeside,
     *,
-    pictured: Mapping[str, Pictured],
+    pictured: Mapping[str, Sequence[Pictured]],
     files: Sequence[str] = (),
 ) -> str:
     """The whole page as one string."""
     records = shown.records
-    chart_specs = {name: chart.spec for name, chart in pictured.items()}
+    chart_specs = {chart.name: chart.spec for found in pictured.values() for chart in found}
     entries: list[dict[str, Any]] = []
     places = {id(record): place for place, record in enumerate(records)}
     blocks = [_block(part, pictured, entries, places) for part in drawn]
@@ -184,7 +187,7 @@ def index_page(reports: Sequence[dict[str, Any]]) -> str:
 
 
 def _block(
-    part: Drawn, pictured: Mapping[str, Pictured], entries: list[dict[str, Any]], places: dict[int, int]
+    part: Drawn, pictured: Mapping[str, Sequence[Pictured]], entries: list[dict[str, Any]], places: dict[int, int]
 ) -> dict[str, Any]:
     block, rows = part.block, []
     for entry, cells in zip(block.entries, part.rows, strict=True):
@@ -196,10 +199,10 @@ def _block(
     shown = []
     wide = _wide([figure for _, figure in part.figures])
     for (anchor, figure), whole_width in zip(part.figures, wide, strict=True):
-        places_of_cells = []
-        for number, cell in enumerate(figure.cells):
-            name = f"{anchor}-{number}"
-            places_of_cells.append({"title": cell.title, "chart": name, "still": pictured[name].still})
+        places_of_cells = [
+            {"title": cell.title, "chart": chart.name, "still": chart.still}
+            for cell, chart in zip(figure.cells, pictured[anchor], strict=True)
+        ]
         shown.append({
             "anchor": anchor, "key": figure.key, "title": figure.title, "caption": figure.caption,
             "columns": figure.columns, "cells": places_of_cells, "legend": figure.legend, "wide": whole_width,

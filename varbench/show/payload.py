@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
 
+from varbench.record.frames import RAW_OF_TIMING
 from varbench.show.charts import Spec
 
 MOST_PAYLOAD = 800_000  # characters; above it raw samples stay in their files only
 MOST_DEFLATED = 20  # times: seconds with fifteen digits shrink by half, records that repeat each other by more
-RAW_OF_TIMING = ("calls", "drawn")
-"""What is there for each timed call, beside the columns' own delays."""
 SHARED = ("plan", "training", "model", "protocol", "environment", "provenance", "weights")
 
 
@@ -45,9 +44,13 @@ class _Shared(NamedTuple):
 
     def place(self, section: Any, *, left_out: tuple[str, ...] = ()) -> int:
         if id(section) not in self.known:
-            shown = {name: item for name, item in section.items() if name not in left_out} if left_out else section
+            shown = _without(left_out, section) if left_out else section
             self.known[id(section)] = self.places.setdefault(orjson.dumps(shown), len(self.places))
         return self.known[id(section)]
+
+
+def _without(names: Collection[str], section: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: item for name, item in section.items() if name not in names}
 
 
 def _shown_record(data: dict[str, Any], shared: _Shared, *, trimmed: bool) -> dict[str, Any]:
@@ -56,9 +59,8 @@ def _shown_record(data: dict[str, Any], shared: _Shared, *, trimmed: bool) -> di
     if shown["samples"] is not None:
         shown["samples"] = {**shown["samples"], "png": None}  # it is on the page already
     if trimmed and shown["timing"] is not None:
-        columns_left = [{k: v for k, v in column.items() if k != "rounds"} for column in shown["timing"]["columns"]]
-        left = {name: item for name, item in shown["timing"].items() if name not in RAW_OF_TIMING}
-        shown["timing"] = {**left, "columns": columns_left}
+        columns = [_without(("rounds",), column) for column in shown["timing"]["columns"]]
+        shown["timing"] = {**_without(RAW_OF_TIMING, shown["timing"]), "columns": columns}
     for name in SHARED:
         if shown[name] is not None:
             left_out = ("losses",) if trimmed and name == "training" else ()

@@ -7,7 +7,6 @@ nothing is written that cannot be seen: a page of twenty rows carries its figure
 from __future__ import annotations
 
 import functools
-import os
 import re
 import signal
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 from varbench.errors import UserError
+from varbench.measure.environment import cores
 from varbench.show.charts import FONT, Spec
 from varbench.show.forks import forks_are_ready
 
@@ -116,7 +116,7 @@ class DrawnBeside:
 
 @functools.cache
 def _processes() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(min(2, os.cpu_count() or 1), mp_context=forks_are_ready(), initializer=_leave_interrupts)
+    return ProcessPoolExecutor(min(2, cores()), mp_context=forks_are_ready(), initializer=_leave_interrupts)
 
 
 def _leave_interrupts() -> None:

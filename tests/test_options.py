@@ -18,7 +18,7 @@ from varbench import commands
 from varbench.__main__ import main
 from varbench.commands.train import _vae
 from varbench.errors import UserError
-from varbench.record import decode, encode, from_json, load_records, record_path, schema, to_json
+from varbench.record import decode, encode, from_text, load_records, record_path, schema, to_json
 from varbench.record.coding import _fields_of
 from varbench.record.option_forms import add_arguments, as_arguments, contents, deciding, paths_in, settings
 from varbench.record.options import ByMachine, ByPreset, Options, asked, option, options_of
@@ -116,9 +116,9 @@ def test_a_field_more_is_an_option_more(tmp_path: Path, monkeypatch: pytest.Monk
     _fields_of.cache_clear()
     data = json.loads(json.dumps(to_json(record)))
     assert data["protocol"]["window"] == 9
-    assert from_json(data).protocol == record.protocol
+    assert from_text(json.dumps(data).encode()).protocol == record.protocol
     del data["protocol"]["window"]  # written before there was such an option
-    assert from_json(data).protocol.window == 4
+    assert from_text(json.dumps(data).encode()).protocol.window == 4
     _fields_of.cache_clear()
 
     other = dataclasses.replace(record, protocol=dataclasses.replace(record.protocol, window=4))
@@ -209,7 +209,8 @@ def test_records_of_the_first_schema_are_read() -> None:
     for name in ("plugins", "model", "device", "count", "budget"):
         del data["protocol"][name]
     data["protocol"]["recipe_steps"] = data["protocol"].pop("steps")
-    found = from_json({**data, "schema": 1, "protocol": {**data["protocol"], "recipe_steps": 500}}).protocol
+    old = {**data, "schema": 1, "protocol": {**data["protocol"], "recipe_steps": 500}}
+    found = from_text(json.dumps(old).encode()).protocol
     assert (found.model, found.device, found.steps, found.count, found.budget) == ("var-d16", "cpu", 500, 6, 3.0)
 
 

@@ -66,14 +66,16 @@ def test_what_records_have_alike_is_read_and_written_once_and_is_what_each_has_b
     together = records.all_to_json(loaded)
     assert together == [records.to_json(record) for record in some]
     assert together[0]["plan"] is together[1]["plan"]
-    assert records.all_from_json(together) == some
+    texts = records.texts_of(together)
+    assert [json.loads(text) for text in texts] == together
+    assert records.all_from_text(b"[" + b",".join(texts) + b"]") == some
 
 
 def test_a_key_that_does_not_fit_is_named_though_one_like_it_was_read_before():
     data = records.to_json(make_record())
     torn = {**data, "environment": {**data["environment"], "cpu": 3}}
     with pytest.raises(records.RecordError, match=r"record\.environment\.cpu should be str"):
-        records.all_from_json([data, torn])
+        records.all_from_text(json.dumps([data, torn]).encode())
 
 
 def test_a_file_that_is_nested_beyond_measure_costs_only_itself(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
+import itertools
 import math
 import sys
 import types
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, TypeVar
 
-import orjson
+import msgspec
 
 from varbench.errors import UserError
 
@@ -42,7 +43,10 @@ Encodings = dict[int, tuple[Any, Any]]
 """What JSON has of objects that several values share, by their identity, with the objects themselves, so that they stay."""
 
 Decodings = dict[tuple[Reader, bytes], Any]
-"""What was read of parts that several values have alike, by their type and their JSON."""
+"""What was read of parts that several values have alike, by their type and their text."""
+
+Parts = dict[str, msgspec.Raw]
+"""A JSON object whose values are the texts that they were."""
 
 
 def encode(value: Any, path: str, *, shared: Encodings | None = None) -> Any:
@@ -51,11 +55,17 @@ def encode(value: Any, path: str, *, shared: Encodings | None = None) -> Any:
     return _named(_encoded if shared is None else functools.partial(_encoded_once, shared), value, path)
 
 
-def decode(kind: type[Kind], value: Any, path: str, *, alike: Decodings | None = None) -> Kind:
-    """The value of this type that `encode` made JSON of; `RecordError` names the first key that does not fit. Of values that `alike`
-    goes with, one after the other, parts that are alike are read once, and are one object."""
+def decode(kind: type[Kind], value: Any, path: str) -> Kind:
+    """The value of this type that `encode` made JSON of; `RecordError` names the first key that does not fit."""
     reader: Reader = _decoder(kind)  # type: ignore[arg-type]  # a class of any kind can be a key
-    found: Kind = _named(reader if alike is None else functools.partial(_decode_fields, kind, alike=alike), value, path)
+    found: Kind = _named(reader, value, path)
+    return found
+
+
+def decode_parts(kind: type[Kind], parts: Parts, path: str, *, alike: Decodings) -> Kind:
+    """The same of values that `alike` goes with, one after the other: parts whose texts are alike are read once, and are one
+    object. So most of a text is not parsed at all."""
+    found: Kind = _named(functools.partial(_decode_fields, kind, alike=alike), parts, path)
     return found
 
 
@@ -183,12 +193,26 @@ def _one_of(known: tuple[Any, ...]) -> Reader:
 
 
 def _many(one: Reader) -> Reader:
-    same = {_number: float, _plain((str,)): str, _plain((int,)): int}.get(one)
+    """Lists of one scalar, and lists of such lists, are looked at as a whole: most of a record are seconds by round."""
+    same = _SCALARS.get(one)
+    within, length = _LISTED.get(one, (None, None))
 
     def decode_many(value: Any) -> tuple[Any, ...]:
         _expect(isinstance(value, list), "a list", value)
-        return tuple(value) if same is not None and set(map(type, value)) == {same} else tuple(_each(one, value))
+        kinds = set(map(type, value))
+        if same is not None and kinds == {same}:
+            return tuple(value)
+        if (
+            within is not None
+            and kinds == {list}
+            and (length is None or set(map(len, value)) == {length})
+            and set(map(type, itertools.chain.from_iterable(value))) == {within}
+        ):
+            return tuple(map(tuple, value))
+        return tuple(_each(one, value))
 
+    if same is not None:
+        _LISTED[decode_many] = same, None
     return decode_many
 
 
@@ -208,6 +232,8 @@ def _few(make: Reader, kinds: tuple[Reader, ...], names: tuple[str, ...] = ()) -
             raise misfit.within(f".{names[len(found)]}" if names else f"[{len(found)}]") from None
         return make(found)
 
+    if all_numbers and make is tuple:
+        _LISTED[decode_few] = float, len(kinds)
     return decode_few
 
 
@@ -222,19 +248,20 @@ def _mapping(key: Callable[[str], Any], one: Reader) -> Reader:
 def _decode_fields(kind: type, value: Any, alike: Decodings | None = None) -> Any:
     _expect(isinstance(value, dict), "an object", value)
     known, keys = _fields_of(kind), value.keys()
-    if not keys <= known.keys():
+    whole = keys == known.keys()
+    if not whole and not keys <= known.keys():
         raise _Misfit(f"has unknown keys: {', '.join(sorted(keys - known.keys()))}")
-    if lost := _needed(kind) - keys:
+    if not whole and (lost := _needed(kind) - keys):
         raise _Misfit(f"lacks keys: {', '.join(sorted(lost))}")
     found = {}
     name = ""
     try:
         for name, item in value.items():
             reader = known[name]
-            found[name] = reader(item) if alike is None or type(item) is not dict else _read_once(alike, reader, item)
+            found[name] = reader(item) if alike is None else _read_once(alike, reader, item)
     except _Misfit as misfit:
         raise misfit.within(f".{name}") from None
-    if len(found) < len(known) or hasattr(kind, "__post_init__"):
+    if not whole or hasattr(kind, "__post_init__"):
         return kind(**found)
     # All there is: to set a frozen class's fields one by one takes as long as all the rest.
     made: Any = object.__new__(kind)
@@ -242,13 +269,10 @@ def _decode_fields(kind: type, value: Any, alike: Decodings | None = None) -> An
     return made
 
 
-def _read_once(alike: Decodings, reader: Reader, value: Any) -> Any:
-    try:
-        key = reader, orjson.dumps(value)
-    except orjson.JSONEncodeError:  # nested more deeply than anything that fits
-        return reader(value)
+def _read_once(alike: Decodings, reader: Reader, part: msgspec.Raw) -> Any:
+    key = reader, bytes(part)
     if key not in alike:
-        alike[key] = reader(value)
+        alike[key] = reader(msgspec.json.decode(key[1]))
     return alike[key]
 
 
@@ -269,6 +293,11 @@ def _plain(kinds: tuple[type, ...]) -> Reader:
         return _expect(fits, " or ".join(kind.__name__ for kind in kinds), value)
 
     return decode_plain
+
+
+_SCALARS: dict[Reader, type] = {_number: float, _plain((str,)): str, _plain((int,)): int}
+_LISTED: dict[Reader, tuple[type, int | None]] = {}
+"""Readers of lists of one scalar, and how many each list has where that is fixed."""
 
 
 def _expect(holds: bool, what: str, value: Any) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
+import msgspec
 
 from varbench.base.whole_files import write_whole
 
@@ -79,6 +79,6 @@ def _flatten_into(flat: dict[str, Any], path: str, value: Any) -> None:
         for name, item in value.items():
             _flatten_into(flat, f"{path}.{name}", item)
     elif isinstance(value, (list, dict)):
-        flat[path] = orjson.dumps(value).decode()
+        flat[path] = msgspec.json.encode(value).decode()
     else:
         flat[path] = value

@@ -6,21 +6,25 @@ import base64
 import dataclasses
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
+import msgspec
 
 from varbench.base.hashing import digest
 from varbench.base.whole_files import write_whole
-from varbench.record.coding import Decodings, Encodings, RecordError, decode, encode
+from varbench.record.coding import Decodings, Encodings, Parts, RecordError, decode_parts, encode
 from varbench.record.option_forms import settings
 from varbench.record.options import Options
 from varbench.record.origin import RowIdentity
 from varbench.record.schema import SCHEMA_VERSION, Record
 from varbench.record.upgrades import UPGRADES
+
+
+_PARTS = msgspec.json.Decoder(Parts)
+_SOME = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 class NewerSchemaError(RecordError):
@@ -53,24 +57,43 @@ def all_to_json(records: Iterable[Record]) -> list[dict[str, Any]]:
     return [encode(record, "record", shared=shared) for record in records]
 
 
-def all_from_json(some: Iterable[dict[str, Any]]) -> list[Record]:
-    """Parts that are alike, as the plans of a row's repeats, are one object, and must not be changed."""
+def texts_of(encoded: Sequence[dict[str, Any]]) -> list[bytes]:
+    """Records as JSON gives them, as text; the text of a section that is one object in several is made once."""
+    known: dict[int, msgspec.Raw] = {}
+
+    def written(part: Any) -> Any:
+        if not isinstance(part, dict):
+            return part
+        if id(part) not in known:
+            known[id(part)] = msgspec.Raw(msgspec.json.encode(part))
+        return known[id(part)]
+
+    return [msgspec.json.encode({name: written(part) for name, part in data.items()}) for data in encoded]
+
+
+def all_from_text(text: bytes) -> list[Record]:
+    """Of a list of records. Parts that are alike, as the plans of a row's repeats, are one object, and must not be changed."""
     alike: Decodings = {}
-    return [from_json(data, alike=alike) for data in some]
+    return [from_text(record, alike=alike) for record in _SOME.decode(text)]
 
 
-def from_json(data: dict[str, Any], *, alike: Decodings | None = None) -> Record:
-    """The record of a decoded JSON file, of this schema version or an older one."""
-    version = data.get("schema")
+def from_text(text: bytes | msgspec.Raw, *, alike: Decodings | None = None) -> Record:
+    """The record of a JSON text, of this schema version or an older one."""
+    parts = _PARTS.decode(text)
+    version = msgspec.json.decode(parts["schema"]) if "schema" in parts else None
     if not isinstance(version, int):
         raise OtherFileError("not a varbench record: it has no schema version")
     if version > SCHEMA_VERSION:
         raise NewerSchemaError(
             f"written with record schema {version}, this varbench reads up to {SCHEMA_VERSION}: upgrade varbench"
         )
-    for older in range(version, SCHEMA_VERSION):
-        data = UPGRADES[older](data) if older in UPGRADES else data
-    return decode(Record, {**data, "schema": SCHEMA_VERSION}, "record", alike=alike)
+    if version < SCHEMA_VERSION:
+        data = msgspec.json.decode(text)
+        for older in range(version, SCHEMA_VERSION):
+            data = UPGRADES[older](data) if older in UPGRADES else data
+        parts = {name: msgspec.Raw(msgspec.json.encode(part)) for name, part in data.items()}
+        parts["schema"] = msgspec.Raw(str(SCHEMA_VERSION))
+    return decode_parts(Record, parts, "record", alike={} if alike is None else alike)
 
 
 def record_path(row: RowIdentity, options: Options, folder: Path) -> Path:
@@ -93,22 +116,20 @@ def write_record(record: Record, folder: Path, *, replace: bool = False) -> Path
     path = record_path(record.row, record.protocol, folder)
     if path.exists() and not replace:
         raise RecordError(f"{path} exists: resume the run with --resume, or choose another --out")
-    write_whole(path, orjson.dumps(to_json(record)) + b"\n")
+    write_whole(path, msgspec.json.encode(to_json(record)) + b"\n")
     return path
 
 
 def read_record(path: Path, *, alike: Decodings | None = None) -> Record:
     """One record; RecordError names the file and says what is wrong with it."""
     try:
-        data = orjson.loads(path.read_bytes())
-    except ValueError as error:
-        raise RecordError(f"{path}: torn or not JSON ({error}); run the row again with --resume") from error
-    if not isinstance(data, dict):
-        raise OtherFileError(f"{path}: not a varbench record: it holds a {type(data).__name__}")
-    try:
-        return from_json(data, alike=alike)
+        return from_text(path.read_bytes(), alike=alike)
     except RecordError as error:
         raise type(error)(f"{path}: {error}") from error
+    except msgspec.ValidationError as error:
+        raise OtherFileError(f"{path}: not a varbench record ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{path}: torn or not JSON ({error}); run the row again with --resume") from error
 
 
 def load_records(places: Iterable[Path]) -> Loaded:

@@ -14,12 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from varbench.base.hashing import digest
 from varbench.base.whole_files import write_whole
 from varbench.errors import UserError
-from varbench.record import Record, all_to_json, record_path, sections
+from varbench.record import Record, all_to_json, record_path, sections, texts_of
 from varbench.record.frames import frame_of, write_csv, write_parquet
 from varbench.show import charts, columns, figures_speed, formatting, header_footer, page, samples, stills
 from varbench.show.answer import answer, by_loss
@@ -49,7 +47,7 @@ def render(
         raise UserError("no records: nothing to report; run `varbench run` first, or name folders with --records")
     out_dir.mkdir(parents=True, exist_ok=True)
     encoded = all_to_json(records) if encoded is None else encoded
-    texts = [orjson.dumps(data) for data in encoded]
+    texts = texts_of(encoded)
     fingerprint = _fingerprint(texts, changes)
     folder = _folder_for(out_dir, _run_name(records), fingerprint)
     building = Path(tempfile.mkdtemp(dir=out_dir, prefix=".building-"))

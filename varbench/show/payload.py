@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import orjson
+import msgspec
 
 from varbench.record.frames import RAW_OF_TIMING
 from varbench.show.charts import Spec
@@ -23,10 +23,10 @@ def packed(encoded: Sequence[dict[str, Any]], entries: Sequence[dict[str, Any]],
         shared = _Shared({}, {})
         records = [_shown_record(data, shared, trimmed=trimmed) for data in encoded]
         data = {
-            "records": records, "shared": [orjson.loads(text) for text in shared.places], "entries": entries, "charts": specs,
+            "records": records, "shared": [msgspec.Raw(text) for text in shared.places], "entries": entries, "charts": specs,
             "names": SHARED, "trimmed": trimmed,
         }  # fmt: skip
-        plain = orjson.dumps(data)
+        plain = msgspec.json.encode(data)
         if not trimmed and len(plain) > MOST_PAYLOAD * MOST_DEFLATED:
             continue
         text = base64.b64encode(zlib.compress(plain, 6)).decode()
@@ -45,7 +45,7 @@ class _Shared(NamedTuple):
     def place(self, section: Any, *, left_out: tuple[str, ...] = ()) -> int:
         if id(section) not in self.known:
             shown = _without(left_out, section) if left_out else section
-            self.known[id(section)] = self.places.setdefault(orjson.dumps(shown), len(self.places))
+            self.known[id(section)] = self.places.setdefault(msgspec.json.encode(shown), len(self.places))
         return self.known[id(section)]
 
 

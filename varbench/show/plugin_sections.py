@@ -18,12 +18,10 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-import orjson
-
 from varbench.base.hashing import file_hash
 from varbench.base.whole_files import write_whole
 from varbench.errors import UserError
-from varbench.record import Record, all_from_json, sections
+from varbench.record import Record, all_from_text, sections, texts_of
 from varbench.rows.manager import PluginInfo, PluginManager, manager
 from varbench.show.forks import forks_are_ready
 
@@ -100,13 +98,13 @@ class _Records:
 
     @classmethod
     def written(cls, path: Path, encoded: Sequence[dict[str, Any]]) -> _Records:
-        path.write_bytes(orjson.dumps(list(encoded)))
+        path.write_bytes(b"[" + b",".join(texts_of(encoded)) + b"]")
         return cls(path, file_hash(path))
 
     def read(self) -> list[Record]:
         if file_hash(self.path) != self.sha256:
             raise UserError("another plugin has changed the records that all are handed")
-        return all_from_json(orjson.loads(self.path.read_bytes()))
+        return all_from_text(self.path.read_bytes())
 
 
 def _without_panels(context: ForkServerContext, names: Sequence[str], told: Path, wait: _Wait) -> Sequence[str]:

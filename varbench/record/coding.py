@@ -200,13 +200,13 @@ def _many(one: Reader) -> Reader:
     def decode_many(value: Any) -> tuple[Any, ...]:
         _expect(isinstance(value, list), "a list", value)
         kinds = set(map(type, value))
-        if same is not None and kinds == {same}:
+        if same is not None and kinds <= same:
             return tuple(value)
         if (
             within is not None
-            and kinds == {list}
-            and (length is None or set(map(len, value)) == {length})
-            and set(map(type, itertools.chain.from_iterable(value))) == {within}
+            and kinds <= {list}
+            and (length is None or set(map(len, value)) <= {length})
+            and set(map(type, itertools.chain.from_iterable(value))) <= within
         ):
             return tuple(map(tuple, value))
         return tuple(_each(one, value))
@@ -222,7 +222,7 @@ def _few(make: Reader, kinds: tuple[Reader, ...], names: tuple[str, ...] = ()) -
 
     def decode_few(value: Any) -> Any:
         _expect(isinstance(value, list) and len(value) == len(kinds), f"a list of {len(kinds)}", value)
-        if all_numbers and set(map(type, value)) == {float}:
+        if all_numbers and set(map(type, value)) <= _NUMBERS:
             return make(value)
         found: list[Any] = []
         try:
@@ -233,7 +233,7 @@ def _few(make: Reader, kinds: tuple[Reader, ...], names: tuple[str, ...] = ()) -
         return make(found)
 
     if all_numbers and make is tuple:
-        _LISTED[decode_few] = float, len(kinds)
+        _LISTED[decode_few] = _NUMBERS, len(kinds)
     return decode_few
 
 
@@ -295,9 +295,11 @@ def _plain(kinds: tuple[type, ...]) -> Reader:
     return decode_plain
 
 
-_SCALARS: dict[Reader, type] = {_number: float, _plain((str,)): str, _plain((int,)): int}
-_LISTED: dict[Reader, tuple[type, int | None]] = {}
-"""Readers of lists of one scalar, and how many each list has where that is fixed."""
+_NUMBERS = frozenset((float, int))
+_SCALARS = {_number: _NUMBERS, _plain((str,)): frozenset((str,)), _plain((int,)): frozenset((int,))}
+"""What each reader takes as it is."""
+_LISTED: dict[Reader, tuple[frozenset[type], int | None]] = {}
+"""What readers of lists of one scalar take, and how many each list has where that is fixed."""
 
 
 def _expect(holds: bool, what: str, value: Any) -> Any:

@@ -22,7 +22,6 @@ from varbench.record.origin import RowIdentity
 from varbench.record.schema import SCHEMA_VERSION, Record
 from varbench.record.upgrades import UPGRADES
 
-
 _PARTS = msgspec.json.Decoder(Parts)
 _SOME = msgspec.json.Decoder(list[msgspec.Raw])
 

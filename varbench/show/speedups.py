@@ -17,12 +17,10 @@ from varbench.base.stats import Ratio
 from varbench.measure.strain import HELD_UP
 from varbench.record import Record, TimingColumn
 
-_Samples = list[tuple[float, ...]]
-_Delays = list[tuple[tuple[float, float], ...]]
 _Found = TypeVar("_Found")
 
-_QUESTIONS = 128
-"""Whose answers are kept."""
+_QUESTIONS = 4096
+"""Whose answers are kept: of many records each is asked about once."""
 
 WITH_MACHINE = 0.5
 """A speedup may move by this share of what the machine's own speed moves by, both as logarithms. Machines have states that last
@@ -114,22 +112,19 @@ def beside(records: tuple[Record, ...], column: str, regime: str) -> Ratio | Non
     may have moved the medians.
     """
     neighbours = _pairs(records, column, regime).counted
-    logs = {process: stats.paired_logs(full, own) for process, (full, own, _) in neighbours.items()}
-    if not logs:
+    if not neighbours:
         return None
-    if len(logs) == 1:
-        ((_, _, delays),) = neighbours.values()
-        every = [log for some in logs.values() for row in some for log in row]
-        shift = stats.delayed(every, [delay for some in delays for delay in some])
+    if len(neighbours) == 1:
+        (rounds,) = neighbours.values()
+        every = [log for one in rounds for log in one.logs]
+        shift = stats.delayed(every, [delay for one in rounds for delay in one.delays])
         return stats.moved(stats.within_round(every), shift)
-    shifts = [
-        stats.mean_shift(map(stats.delayed, logs[process], delays)) for process, (_, _, delays) in neighbours.items()
-    ]
-    return stats.moved(_over_processes(logs, regime), stats.mean_shift(shifts))
+    shifts = [stats.mean_shift(one.shift for one in rounds) for rounds in neighbours.values()]
+    return stats.moved(_over_processes(neighbours, regime), stats.mean_shift(shifts))
 
 
-def _over_processes(logs: dict[_TimedProcess, list[list[float]]], regime: str) -> Ratio:
-    middles = {process: statistics.fmean(map(stats.median, some)) for process, some in logs.items()}
+def _over_processes(neighbours: _Neighbours, regime: str) -> Ratio:
+    middles = {process: statistics.fmean([one.middle for one in rounds]) for process, rounds in neighbours.items()}
     by_process = stats.over_rounds(list(middles.values()))
     if regime == "throughput":
         return by_process
@@ -143,7 +138,7 @@ def _over_processes(logs: dict[_TimedProcess, list[list[float]]], regime: str) -
 def machine(records: Iterable[Record], column: str, regime: str) -> list[float]:
     """How slow the machine was in each process: the logarithm of the full model's seconds beside the rows."""
     neighbours = _pairs(records, column, regime).counted.values()
-    return [statistics.fmean(math.log(stats.median(samples)) for samples in full) for full, _, _ in neighbours]
+    return [statistics.fmean([math.log(stats.median(one.full)) for one in rounds]) for rounds in neighbours]
 
 
 class _TimedProcess(NamedTuple):
@@ -160,12 +155,30 @@ def _processes(record: Record, count: int) -> list[_TimedProcess]:
     return [_TimedProcess(record.run, weights, alone, number) for number in range(count)]
 
 
-_Neighbours = dict[_TimedProcess, tuple[_Samples, _Samples, _Delays]]
+@dataclass(slots=True, eq=False)
+class _Round:
+    """Of one record and process: the full model's calls and the row's beside them."""
+
+    full: Sequence[float]
+    delays: Sequence[tuple[float, float]]
+    logs: list[float]
+    middle: float
+    """Of the logarithms of `full / own`."""
+    shift: stats.Shift
+    """By how much delays may have moved it."""
+
+    @classmethod
+    def of(cls, full: Sequence[float], own: Sequence[float], delays: Sequence[tuple[float, float]]) -> _Round:
+        (logs,) = stats.paired_logs([full], [own])
+        return cls(full, delays, logs, stats.median(logs), stats.delayed(logs, delays))
+
+
+_Neighbours = dict[_TimedProcess, list[_Round]]
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The full model's seconds, beside them those of each row of a process, and by how much both may have been delayed."""
+    """The rounds of some records by process; several rows may share one."""
 
     every: _Neighbours
     quiet: _Neighbours
@@ -186,20 +199,37 @@ class _Pairs:
 def _pairs(records: tuple[Record, ...], column: str, regime: str) -> _Pairs:
     pairs = _Pairs({}, {})
     for record in records:
-        timing = timing_column(record, column, regime)
-        if timing is None or timing.beside is None:
-            continue
-        shares, delays = _shares(record, regime), _delays(record, timing)
-        timed = _processes(record, len(timing.rounds))
-        for number, (full, own) in enumerate(zip(timing.beside, timing.rounds, strict=True)):
-            quiet = [place for place in range(len(own)) if not shares or shares[number][place] <= STALLED]
-            for found, kept in ((pairs.every, range(len(own))), (pairs.quiet, quiet)):
-                if kept:
-                    above, below, lost = found.setdefault(timed[number], ([], [], []))
-                    above.append(tuple(full[place] for place in kept))
-                    below.append(tuple(own[place] for place in kept))
-                    lost.append(tuple(delays[number][place] for place in kept))
+        for process, every, quiet in _rounds_beside((record,), column, regime):
+            for found, some in ((pairs.every, every), (pairs.quiet, quiet)):
+                if some is not None:
+                    found.setdefault(process, []).append(some)
     return pairs
+
+
+@_kept
+def _rounds_beside(
+    records: tuple[Record, ...], column: str, regime: str
+) -> list[tuple[_TimedProcess, _Round, _Round | None]]:
+    """Of one record, by process: all pairs of calls, and those that did not stall, if any. What is computed of them serves the
+    record's own figure and that of all rows of its plan."""
+    (record,) = records
+    timing = timing_column(record, column, regime)
+    if timing is None or timing.beside is None:
+        return []
+    shares, delays = _shares(record, regime), _delays(record, timing)
+    found: list[tuple[_TimedProcess, _Round, _Round | None]] = []
+    for number, process in enumerate(_processes(record, len(timing.rounds))):
+        full, own, lost = timing.beside[number], timing.rounds[number], delays[number]
+        every = _Round.of(full, own, lost)
+        calm = [place for place in range(len(own)) if not shares or shares[number][place] <= STALLED]
+        if 0 < len(calm) < len(own):
+            quiet = _Round.of(
+                *([some[place] for place in calm] for some in (full, own)), [lost[place] for place in calm]
+            )
+            found.append((process, every, quiet))
+        else:
+            found.append((process, every, every if calm else None))
+    return found
 
 
 def _shares(record: Record, regime: str) -> tuple[tuple[float, ...], ...]:
@@ -226,7 +256,7 @@ def left_out(records: Sequence[Record], column: str, regime: str) -> int:
     """How many pairs of calls do not count since one of them stalled."""
     pairs = _pairs(records, column, regime)
     every, counted = (
-        sum(len(samples) for full, _, _ in found.values() for samples in full) for found in (pairs.every, pairs.counted)
+        sum(len(one.full) for rounds in found.values() for one in rounds) for found in (pairs.every, pairs.counted)
     )
     return every - counted
 

@@ -10,7 +10,7 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -39,9 +39,6 @@ class _Misfit(Exception):
         return self
 
 
-Encodings = dict[int, tuple[Any, Any]]
-"""What JSON has of objects that several values share, by their identity, with the objects themselves, so that they stay."""
-
 Decodings = dict[tuple[Reader, bytes], Any]
 """What was read of parts that several values have alike, by their type and their text."""
 
@@ -49,10 +46,22 @@ Parts = dict[str, msgspec.Raw]
 """A JSON object whose values are the texts that they were."""
 
 
-def encode(value: Any, path: str, *, shared: Encodings | None = None) -> Any:
-    """What JSON can hold of a value; `path` names it in messages. Of values that `shared` goes with, one after the other, what they
-    share is encoded once, and must not be changed."""
-    return _named(_encoded if shared is None else functools.partial(_encoded_once, shared), value, path)
+def encode(value: Any, path: str) -> Any:
+    """What JSON can hold of a value; `path` names it in messages."""
+    return _named(_encoded, value, path)
+
+
+def encode_again(values: Iterable[Any]) -> list[dict[str, Any]]:
+    """The same of values that were written or read before, so that all of them fit. What they share is one object in all of them,
+    and must not be changed."""
+    known: dict[int, tuple[Any, Any]] = {}
+
+    def part(item: Any) -> Any:
+        if id(item) not in known:
+            known[id(item)] = item, msgspec.json.decode(msgspec.json.encode(item))
+        return known[id(item)][1]
+
+    return [{name: part(item) for name, item in _parts(value).items()} for value in values]
 
 
 def decode(kind: type[Kind], value: Any, path: str) -> Kind:
@@ -97,17 +106,6 @@ def _encoded(value: Any) -> Any:
     if isinstance(value, (int, str)):
         return value
     raise _Misfit(f"holds a {kind.__name__}, which JSON cannot hold")
-
-
-def _encoded_once(shared: Encodings, value: Any) -> Any:
-    def part(item: Any) -> Any:
-        if not dataclasses.is_dataclass(item):
-            return _encoded(item)
-        if id(item) not in shared:
-            shared[id(item)] = item, _encoded(item)
-        return shared[id(item)][1]
-
-    return _by_name(part, _parts(value))
 
 
 def _parts(value: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import msgspec
 
 from varbench.base.hashing import digest
 from varbench.base.whole_files import write_whole
-from varbench.record.coding import Decodings, Encodings, Parts, RecordError, decode_parts, encode
+from varbench.record.coding import Decodings, Parts, RecordError, decode_parts, encode, encode_again
 from varbench.record.option_forms import settings
 from varbench.record.options import Options
 from varbench.record.origin import RowIdentity
@@ -51,9 +51,9 @@ def to_json(record: Record) -> dict[str, Any]:
 
 
 def all_to_json(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """Each as `to_json` gives it; what records share is one object in all of them, and must not be changed."""
-    shared: Encodings = {}
-    return [encode(record, "record", shared=shared) for record in records]
+    """Each as `to_json` gives it, of records that were written or read; what they share is one object in all of them, and must not be
+    changed."""
+    return encode_again(records)
 
 
 def texts_of(encoded: Sequence[dict[str, Any]]) -> list[bytes]:

@@ -18,7 +18,7 @@ from varbench.base.hashing import digest
 from varbench.base.whole_files import write_whole
 from varbench.errors import UserError
 from varbench.record import Record, all_to_json, record_path, sections, texts_of
-from varbench.record.frames import frame_of, write_csv, write_parquet
+from varbench.record.frames import lines_of, write_csv, write_parquet
 from varbench.show import charts, columns, figures_speed, formatting, header_footer, page, samples, stills
 from varbench.show.answer import answer, by_loss
 from varbench.show.drawn_rows import label
@@ -152,9 +152,9 @@ def _write_tables(folder: Path, drawn: Sequence[page.Drawn], encoded: Sequence[d
     (folder / "table.md").write_text("\n".join(markdown), encoding="utf-8")
     (folder / "table.tex").write_text("\n".join(latex).replace("±", "$\\pm$").replace("–", "--"), encoding="utf-8")
     (folder / "table.json").write_text(json.dumps(lines, indent=1), encoding="utf-8")
-    frame = frame_of(encoded)
-    write_csv(frame, folder / "records.csv")
-    write_parquet(frame, folder / "records.parquet")
+    flat = lines_of(encoded)
+    write_csv(flat, folder / "records.csv")
+    write_parquet(flat, folder / "records.parquet")
     return ["table.md", "table.tex", "table.json", "records.csv", "records.parquet"]
 
 

@@ -223,9 +223,8 @@ def _rounds_beside(
         every = _Round.of(full, own, lost)
         calm = [place for place in range(len(own)) if not shares or shares[number][place] <= STALLED]
         if 0 < len(calm) < len(own):
-            quiet = _Round.of(
-                *([some[place] for place in calm] for some in (full, own)), [lost[place] for place in calm]
-            )
+            few = [full[place] for place in calm], [own[place] for place in calm], [lost[place] for place in calm]
+            quiet = _Round.of(*few)
             found.append((process, every, quiet))
         else:
             found.append((process, every, every if calm else None))

@@ -26,6 +26,7 @@ import pytest
 from record_factory import full_records, make_record, make_score
 
 from varbench import record as r
+from varbench.base import stats
 from varbench.commands import report as command
 from varbench.errors import UserError
 from varbench.record.plan_summary import plan_summary
@@ -39,12 +40,14 @@ from varbench.show import (
     Text,
     chart_library,
     columns,
+    figures_speed,
     figures_study,
     figures_trade_off,
     formatting,
     labels,
     outputs,
     plugin_sections,
+    speedups,
     stills,
 )
 from varbench.show.answer import answer, by_loss
@@ -497,7 +500,44 @@ def test_csv_and_parquet_hold_every_record(tmp_path):
     csv, parquet = pd.read_csv(folder / "records.csv"), pd.read_parquet(folder / "records.parquet")
     assert len(csv) == len(parquet) == len(found)
     assert list(csv["row.row"]) == [record.row.row for record in found]
+    assert list(csv) == list(parquet)
+    assert list(csv["timing.throughput.transformer.median"].dropna()) == [
+        column.median
+        for record in found
+        if (column := speedups.timing_column(record, "transformer", "throughput")) is not None
+    ]
+    assert not [name for name in csv if name.endswith((".rounds", ".beside", ".swings", ".losses"))], "raw lists"
     assert parquet["quality.FD-shapes.value"].notna().sum() == sum(record.quality is not None for record in found)
+
+
+def test_of_many_samples_a_strip_shows_as_many_as_can_be_told_apart_from_the_fastest_to_the_slowest():
+    def drawn(repeats):
+        found = [
+            dataclasses.replace(one, run=f"run-{number}")
+            for number in range(repeats)
+            for one in (
+                make_record("full_var", denominator="lossless"),
+                make_record("variant@d8", seconds=0.3 + number / 1e3),
+            )
+        ]
+        (block,) = blocks_of(found)
+        figure = figures_speed.latency_distributions(block)
+        shown = [one["ms"] for one in figure.cells[0].spec["data"]["values"] if one["row"].startswith("variant")]
+        timed = [
+            round(second * 1e3, 4)
+            for record in found
+            if record.row.row == "variant@d8"
+            for taken in speedups.timing_column(record, "transformer", "throughput").rounds
+            for second in taken
+        ]
+        return shown, sorted(timed), figure.caption
+
+    few, all_of_few, caption = drawn(2)
+    assert sorted(few) == all_of_few and "evenly chosen" not in caption
+    many, all_of_many, caption = drawn(100)
+    assert len(all_of_many) > figures_speed.MOST_TICKS == len(many) and "120 at most, evenly chosen" in caption
+    assert (many[0], many[-1]) == (all_of_many[0], all_of_many[-1]) and set(many) < set(all_of_many)
+    assert stats.median(many) == pytest.approx(stats.median(all_of_many), rel=0.01)
 
 
 def test_the_chart_library_is_put_together_once_on_a_machine_and_nothing_else_in_its_place_is_taken(
@@ -840,7 +880,7 @@ def test_a_plugin_can_add_to_the_page_and_change_nothing_on_it(tmp_path, plugins
             """
     )
     records = demonstration()
-    given = plugin_panels([r.to_json(record) for record in records], plugins=found)
+    given = plugin_panels(r.Encoded.of(records).texts, plugins=found)
     assert given.silent == ()
     plain = render(records, tmp_path / "plain")
     page = render(records, tmp_path / "with", plugins=lambda: given)
@@ -909,7 +949,7 @@ def test_a_plugin_that_fails_is_one_line_that_names_it(tmp_path, plugins):
             """,
     )
     records = full_records()
-    given = plugin_panels([r.to_json(record) for record in records], plugins=found, seconds=8)
+    given = plugin_panels(r.Encoded.of(records).texts, plugins=found, seconds=8)
     assert [panel.source for panel in given.panels] == ["works (strangers 1.0)"]
     assert given.panels[0].section.parts[0].rows == [[record.row.row] for record in records]
     assert len(given.silent) == 5

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _reported(args: argparse.Namespace) -> int:
-    from varbench.record import all_to_json, load_records
+    from varbench.record import Encoded, load_records
     from varbench.record.sections import Panel
     from varbench.show import paper
     from varbench.show.outputs import render
@@ -79,10 +79,10 @@ def _reported(args: argparse.Namespace) -> int:
             return 0
         raise UserError(f"no records in {', '.join(map(str, places))}: nothing to report; run `varbench run` first")
     changes = _changes(args.compare, loaded.records) if args.compare else None
-    encoded = all_to_json(loaded.records)
+    encoded = Encoded.of(loaded.records)
     unwanted = Event()
     with ThreadPoolExecutor(max_workers=1) as beside:
-        given = beside.submit(plugin_panels, encoded, unwanted=unwanted)
+        given = beside.submit(plugin_panels, encoded.texts, unwanted=unwanted)
         try:
             page = render(
                 loaded.records, args.out, problems=loaded.problems, changes=changes, encoded=encoded,

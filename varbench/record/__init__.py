@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         Verdict,
     )
     from varbench.record.store import (
+        Encoded,
         Loaded,
         NewerSchemaError,
         all_from_text,
@@ -66,6 +67,7 @@ __all__ = [
     "CallRun",
     "Distance",
     "DrawnCalls",
+    "Encoded",
     "Energy",
     "Environment",
     "Evaluation",

@@ -42,7 +42,7 @@ class _Misfit(Exception):
 Decodings = dict[tuple[Reader, bytes], Any]
 """What was read of parts that several values have alike, by their type and their text."""
 
-Parts = dict[str, msgspec.Raw]
+TextParts = dict[str, msgspec.Raw]
 """A JSON object whose values are the texts that they were."""
 
 
@@ -71,7 +71,7 @@ def decode(kind: type[Kind], value: Any, path: str) -> Kind:
     return found
 
 
-def decode_parts(kind: type[Kind], parts: Parts, path: str, *, alike: Decodings) -> Kind:
+def decode_parts(kind: type[Kind], parts: TextParts, path: str, *, alike: Decodings) -> Kind:
     """The same of values that `alike` goes with, one after the other: parts whose texts are alike are read once, and are one
     object. So most of a text is not parsed at all."""
     found: Kind = _named(functools.partial(_decode_fields, kind, alike=alike), parts, path)

@@ -9,20 +9,20 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from varbench.base.hashing import digest
 from varbench.base.whole_files import write_whole
-from varbench.record.coding import Decodings, Parts, RecordError, decode_parts, encode, encode_again
+from varbench.record.coding import Decodings, RecordError, TextParts, decode_parts, encode, encode_again
 from varbench.record.option_forms import settings
 from varbench.record.options import Options
 from varbench.record.origin import RowIdentity
 from varbench.record.schema import SCHEMA_VERSION, Record
 from varbench.record.upgrades import UPGRADES
 
-_PARTS = msgspec.json.Decoder(Parts)
+_PARTS = msgspec.json.Decoder(TextParts)
 _SOME = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -56,6 +56,19 @@ def all_to_json(records: Iterable[Record]) -> list[dict[str, Any]]:
     return encode_again(records)
 
 
+class Encoded(NamedTuple):
+    """Records as JSON."""
+
+    data: list[dict[str, Any]]
+    """As `all_to_json` gives them."""
+    texts: list[bytes]
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Encoded:
+        data = all_to_json(records)
+        return cls(data, texts_of(data))
+
+
 def texts_of(encoded: Sequence[dict[str, Any]]) -> list[bytes]:
     """Records as JSON gives them, as text; the text of a section that is one object in several is made once."""
     known: dict[int, msgspec.Raw] = {}
@@ -71,7 +84,7 @@ def texts_of(encoded: Sequence[dict[str, Any]]) -> list[bytes]:
 
 
 def all_from_text(text: bytes) -> list[Record]:
-    """Of a list of records. Parts that are alike, as the plans of a row's repeats, are one object, and must not be changed."""
+    """Of a list of records. TextParts that are alike, as the plans of a row's repeats, are one object, and must not be changed."""
     alike: Decodings = {}
     return [from_text(record, alike=alike) for record in _SOME.decode(text)]
 
@@ -133,7 +146,7 @@ def read_record(path: Path, *, alike: Decodings | None = None) -> Record:
 
 def load_records(places: Iterable[Path]) -> Loaded:
     """All records in folders and their sub-folders, or in single files, in a stable order. A bad file is a problem, not an end.
-    Parts that records have alike are one object, and must not be changed."""
+    TextParts that records have alike are one object, and must not be changed."""
     records, problems, paths = [], [], []
     alike: Decodings = {}
     for place in places:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from varbench.base.stats import Interval
 from varbench.record import PlanSummary
@@ -13,16 +13,25 @@ from varbench.show.entries import Block, Entry
 from varbench.show.figures_work import step_name
 from varbench.show.speedups import timing_column
 
+_Sample = TypeVar("_Sample")
+
+MOST_TICKS = 120
+"""Of a row; more would lie on each other."""
+THINNED = f" (of a row's {MOST_TICKS} at most, evenly chosen from its fastest to its slowest)"
+
 
 def latency_distributions(block: Block) -> Figure | None:
     rows = lines_of(block)
     cells = []
+    thinned = False
     for column, regime, title in (
         ("transformer", "throughput", f"Transformer, batch {block.conditions['batch']}"),
         ("end_to_end", "latency", "End to end, batch 1"),
     ):
-        samples, middles = [], []
+        samples: list[dict[str, Any]] = []
+        middles = []
         for entry in rows:
+            timed: list[dict[str, Any]] = []
             for repeat, record in enumerate(entry.complete):
                 found = timing_column(record, column, regime)
                 if found is None:
@@ -34,7 +43,10 @@ def latency_distributions(block: Block) -> Figure | None:
                         "round": number,
                         "repeat": repeat + 1,
                     }
-                    samples += [{**about, "ms": round(second * 1e3, 4)} for second in _thinned(taken)]
+                    timed += [{**about, "ms": round(second * 1e3, 4)} for second in taken]
+            shown = _thinned(sorted(timed, key=lambda sample: sample["ms"]))
+            thinned = thinned or len(shown) < len(timed)
+            samples += shown
             middle = entry.seconds(column, regime)
             if middle is not None:
                 ends = {"low": middle.low * 1e3, "ms": middle.value * 1e3, "high": middle.high * 1e3}
@@ -71,7 +83,8 @@ def latency_distributions(block: Block) -> Figure | None:
         return None
     return Figure(
         key="latency", title="Spread of the timings", columns=2, cells=tuple(cells),
-        caption="Each tick is one raw sample, the dot is the median, the bar its 95 % interval." + how_many(block, len(rows)),
+        caption=f"Each tick is one raw sample{THINNED if thinned else ''}, the dot is the median, the bar its 95 % interval."
+        + how_many(block, len(rows)),
     )  # fmt: skip
 
 
@@ -196,6 +209,7 @@ def _roofline(block: Block) -> Plot | None:
     return Plot(spec=chart(layers, values=values), title="Single steps on the roofline (diamonds: predicted)", alt=alt)
 
 
-def _thinned(samples: Sequence[float], most: int = 40) -> Sequence[float]:
+def _thinned(ordered: Sequence[_Sample]) -> Sequence[_Sample]:
     """A picture needs no more; the record keeps all."""
-    return samples if len(samples) <= most else [samples[i * len(samples) // most] for i in range(most)]
+    last = len(ordered) - 1
+    return ordered if last < MOST_TICKS else [ordered[i * last // (MOST_TICKS - 1)] for i in range(MOST_TICKS)]

@@ -17,7 +17,7 @@ from typing import Any
 from varbench.base.hashing import digest
 from varbench.base.whole_files import write_whole
 from varbench.errors import UserError
-from varbench.record import Record, all_to_json, record_path, sections, texts_of
+from varbench.record import Encoded, Record, record_path, sections
 from varbench.record.frames import lines_of, write_csv, write_parquet
 from varbench.show import charts, columns, figures_speed, formatting, header_footer, page, samples, stills
 from varbench.show.answer import answer, by_loss
@@ -36,27 +36,25 @@ def render(
     problems: Sequence[str] = (),
     panels: Sequence[sections.Panel] = (),
     changes: page.Changes | None = None,
-    encoded: Sequence[dict[str, Any]] | None = None,
+    encoded: Encoded | None = None,
     plugins: Callable[[], PluginPanels] | None = None,
 ) -> Path:
     """Writes `out_dir`/<run>/ and the index beside it, and returns the new page. Another report is never touched:
     one of other records under that name stays, and this one gets a number; one of the same records is made anew.
-    `encoded` are the records as `to_json` gives them, where somebody has done it; `plugins` is asked for what they add once all
-    else is there."""
+    `encoded` are the records, where somebody has encoded them; `plugins` is asked for what they add once all else is there."""
     if not records and not problems:
         raise UserError("no records: nothing to report; run `varbench run` first, or name folders with --records")
     out_dir.mkdir(parents=True, exist_ok=True)
-    encoded = all_to_json(records) if encoded is None else encoded
-    texts = texts_of(encoded)
-    fingerprint = _fingerprint(texts, changes)
+    encoded = Encoded.of(records) if encoded is None else encoded
+    fingerprint = _fingerprint(encoded.texts, changes)
     folder = _folder_for(out_dir, _run_name(records), fingerprint)
     building = Path(tempfile.mkdtemp(dir=out_dir, prefix=".building-"))
     try:
         shown = page.Shown(
-            records=records, encoded=encoded, problems=problems, panels=panels, changes=changes
+            records=records, encoded=encoded.data, problems=problems, panels=panels, changes=changes
         )  # fmt: skip
         with stills.DrawnBeside() as beside:
-            _write_all(building, shown, fingerprint, texts, plugins, beside)
+            _write_all(building, shown, fingerprint, encoded.texts, plugins, beside)
         os.chmod(building, 0o755)
         if folder.exists():
             _swap(building, folder)

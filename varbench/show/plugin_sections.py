@@ -18,10 +18,11 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from varbench.base.collecting import without_collecting
 from varbench.base.hashing import file_hash
 from varbench.base.whole_files import write_whole
 from varbench.errors import UserError
-from varbench.record import Record, all_from_text, sections, texts_of
+from varbench.record import Record, all_from_text, sections
 from varbench.rows.manager import PluginInfo, PluginManager, manager
 from varbench.show.forks import forks_are_ready
 
@@ -43,20 +44,20 @@ class PluginPanels:
 
 
 def plugin_panels(
-    encoded: Sequence[dict[str, Any]],
+    texts: Sequence[bytes],
     *,
     plugins: PluginManager | None = None,
     seconds: float = SECONDS,
     unwanted: Event | None = None,
 ) -> PluginPanels:
-    """The panels of every plugin found here, in the order of their names, for records as `to_json` gives them. Once they are
+    """The panels of every plugin found here, in the order of their names, for records of which these are the texts. Once they are
     `unwanted`, none is waited for."""
     plugins = plugins or manager()
     context = forks_are_ready()
     panels: list[sections.Panel] = []
     silent: list[str] = []
     with tempfile.TemporaryDirectory(prefix="varbench-") as folder:
-        records = _Records.written(Path(folder) / "records.json", encoded)
+        records = _Records.written(Path(folder) / "records.json", texts)
         ours = [name for name in plugins.names() if plugins.info(name).distribution == OURS]
         wait = _Wait(seconds, unwanted or Event())
         without = _without_panels(context, ours, Path(folder) / "without.json", wait)
@@ -97,14 +98,15 @@ class _Records:
     sha256: str
 
     @classmethod
-    def written(cls, path: Path, encoded: Sequence[dict[str, Any]]) -> _Records:
-        path.write_bytes(b"[" + b",".join(texts_of(encoded)) + b"]")
+    def written(cls, path: Path, texts: Sequence[bytes]) -> _Records:
+        path.write_bytes(b"[" + b",".join(texts) + b"]")
         return cls(path, file_hash(path))
 
     def read(self) -> list[Record]:
         if file_hash(self.path) != self.sha256:
             raise UserError("another plugin has changed the records that all are handed")
-        return all_from_text(self.path.read_bytes())
+        with without_collecting():
+            return all_from_text(self.path.read_bytes())
 
 
 def _without_panels(context: ForkServerContext, names: Sequence[str], told: Path, wait: _Wait) -> Sequence[str]:

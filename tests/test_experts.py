@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from varbench import rows
+from varbench import load_pipeline, rows
 from varbench.engine import expert_ffn
 from varbench.engine.own_weights import own_numbers
 from varbench.engine.pipeline import Pipeline
@@ -103,6 +103,35 @@ def test_the_engine_computes_the_chosen_experts(pipe: Pipeline, routed: bool) ->
     assert ours.logits is not None and theirs is not None and full is not None
     assert (ours.logits - theirs).abs().max() < 1e-4
     assert (full - theirs).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-6), ("bfloat16", 2**-6)])
+@pytest.mark.parametrize("method", ["dmoe@untrained/m50", "actvar@m50r50"])
+def test_experts_in_one_call_are_those_one_by_one(
+    method: str, dtype: str, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU computes them, in pieces of 100 tokens, the last of which is smaller; call by call, since rounding may send a token of
+    a later layer elsewhere. They are counted alike."""
+    pipe = load_pipeline("tiny", device="cpu", dtype=dtype)
+    labels = list(range(5))
+    expected = pipe.generate(labels, seed=3, method=method).trace
+    grouped, tokens = expert_ffn.grouped_experts, []
+
+    def both(x: Tensor, chosen: Tensor, experts: expert_ffn.Experts) -> Tensor:
+        with FlopCounterMode(display=False) as together:
+            ours = grouped(x, chosen, experts)
+        with FlopCounterMode(display=False) as apart:
+            plain = expert_ffn.chosen_experts(x, chosen, replace(experts, seen=expert_ffn.NobodyWatches()))
+        assert together.get_total_flops() == apart.get_total_flops() > 0
+        assert ours.dtype == plain.dtype and float((ours - plain).abs().max() / plain.abs().max()) < bound
+        tokens.append(x.shape[0] * x.shape[1])
+        return plain
+
+    monkeypatch.setattr(expert_ffn, "TOGETHER", 100)
+    monkeypatch.setattr(expert_ffn, "_are_grouped", lambda x, experts: experts.split is None)
+    monkeypatch.setattr(expert_ffn, "grouped_experts", both)
+    assert pipe.generate(labels, seed=3, method=method).trace == expected
+    assert any(count > 100 and count % 100 for count in tokens)
 
 
 def test_layers_are_compiled_where_nobody_looks_in_between(monkeypatch: pytest.MonkeyPatch) -> None:

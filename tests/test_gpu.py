@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import models
@@ -11,6 +12,7 @@ from scripted import a_run
 
 from varbench import load_pipeline
 from varbench.data.shapes import Shapes
+from varbench.engine import expert_ffn
 from varbench.engine.pipeline import Pipeline
 from varbench.engine.sampler import _without_tail, draw
 from varbench.engine.storage import storage_bytes
@@ -236,6 +238,30 @@ def test_what_asks_the_host_within_the_loop_is_not_captured() -> None:
     for method in ("dmoe@untrained/m50", "skipvar@s84"):
         assert not pipe.captures(method), method
         pipe.generate([1, 2, 3], method=method)
+
+
+@pytest.mark.parametrize("method", ["dmoe@untrained/m50", "actvar@m50r50"])
+def test_experts_are_computed_together_without_the_host(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And are those that go one by one, call by call; weights of a layer lie apart, with rows of others between them."""
+    pipe, grouped, calls = load_pipeline("tiny", device="cuda", dtype="bfloat16"), expert_ffn.grouped_experts, []
+
+    def both(x: torch.Tensor, chosen: torch.Tensor, experts: expert_ffn.Experts) -> torch.Tensor:
+        plain = expert_ffn.chosen_experts(x, chosen, replace(experts, seen=expert_ffn.NobodyWatches()))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            ours = grouped(x, chosen, experts)
+            again = grouped(x, chosen, experts)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        calls.append(apart(ours, plain))
+        assert torch.equal(ours, again)
+        return plain
+
+    monkeypatch.setattr(expert_ffn, "grouped_experts", both)
+    trace = pipe.generate(list(range(7)), seed=3, method=method).trace
+    assert calls and max(calls) < 2**-6
+    monkeypatch.setattr(expert_ffn, "_are_grouped", lambda x, experts: False)
+    assert pipe.generate(list(range(7)), seed=3, method=method).trace.steps[-1].calls == trace.steps[-1].calls
 
 
 def test_graphs_can_be_left_out_and_the_record_says_which(tmp_path: Path) -> None:

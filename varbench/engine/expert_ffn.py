@@ -1,7 +1,8 @@
 """A part of an FFN: the experts that each token chose, or the first ones for all, of the tokens that a gate keeps.
 
-Always gathered, expert by expert: a product of all experts that is masked afterwards would be faster where experts are small
-and tokens few, and would compute what the plan says is not computed.
+Always gathered: a product of all experts that is masked afterwards would be faster where experts are small and tokens few, and
+would compute what the plan says is not computed. A CPU goes expert by expert. A GPU, which would wait for the host to be told of each
+one's tokens, computes all in one call where there is a kernel for it.
 
 Letters: R rows, n tokens, N tokens of all rows, C width, E experts, U hidden units of an expert, M experts of a token (-1
 for one that is left out), m tokens that are kept, o others.
@@ -14,12 +15,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from varbench.experts import Own, WidthPolicy
 from varbench.model.transformer import FeedForward
-from varbench.model.weighted import product
+from varbench.model.weighted import grouped_product, product
 from varbench.plan.steps import Width
+
+TOGETHER = 8192
+"""Tokens whose experts a GPU computes at a time: enough for it to be busy, and each stands there once for each of its experts."""
 
 ROWS = 64
 """Rows that a CPU multiplies together are a multiple of this, or fewer: so there are few kinds of products, however tokens choose."""
@@ -72,7 +77,7 @@ def part_of_ffn(x_RnC: Tensor, experts: Experts) -> Tensor:
     with torch.no_grad():
         places_Rm = policy.gate(x_RnC, kept, own=experts.own, **asked)
     left_out = torch.ones(x_RnC.shape[:2], dtype=torch.bool, device=x_RnC.device).scatter_(1, places_Rm, False)
-    others_Ro = left_out.nonzero()[:, 1].view(len(x_RnC), -1)
+    others_Ro = left_out.byte().argsort(dim=1, descending=True, stable=True)[:, : x_RnC.shape[1] - kept]
     kept_RmC, others_RoC = (at.unsqueeze(-1).expand(-1, -1, x_RnC.shape[-1]) for at in (places_Rm, others_Ro))
     made = _of_experts(x_RnC.gather(1, kept_RmC), experts)
     estimate = policy.estimate(x_RnC.gather(1, others_RoC), own=experts.own, **asked)
@@ -90,7 +95,8 @@ def _of_experts(x_RnC: Tensor, experts: Experts) -> Tensor:
             x_RnC, width.chosen, layer=experts.layer, scale=experts.scale, own=experts.own
         )
     experts.seen.routed(chosen_RnM)
-    return chosen_experts(x_RnC, chosen_RnM, experts)
+    compute = grouped_experts if _are_grouped(x_RnC, experts) else chosen_experts
+    return compute(x_RnC, chosen_RnM, experts)
 
 
 def first_experts(x_RnC: Tensor, experts: Experts) -> Tensor:
@@ -122,6 +128,39 @@ def chosen_experts(x_RnC: Tensor, chosen_RnM: Tensor, experts: Experts) -> Tenso
         experts.seen.part(hidden)
         out_NC.index_add_(0, tokens, _linear(hidden, ffn.fc2.weight[:, part], None).float())
     return out_NC.to(experts.dtype).view(x_RnC.shape)
+
+
+def _are_grouped(x_RnC: Tensor, experts: Experts) -> bool:
+    """Whether one call multiplies each expert's tokens by its weights: by a kernel for the matrices that a GPU is fastest at, of
+    rows of whole 16 bytes, and without gradients. How many tokens an expert has, the host needs not be told then; where tokens
+    choose how many experts they have, how many rows there are is for the host to know."""
+    if not x_RnC.is_cuda or torch.is_grad_enabled() or experts.split is not None or experts.width.varies:
+        return False
+    ffn = experts.ffn
+    aligned = ffn.fc1.in_features % 8 == 0 == ffn.fc1.out_features // experts.width.experts % 8
+    return aligned and experts.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x_RnC.device) >= (9, 0)
+
+
+def grouped_experts(x_RnC: Tensor, chosen_RnM: Tensor, experts: Experts) -> Tensor:
+    """The same in two products, without the host. Sums have one order, since no two experts write to one place."""
+    ffn, count = experts.ffn, experts.width.experts
+    many = chosen_RnM.shape[-1]
+    x_NC = x_RnC.to(experts.dtype).flatten(0, 1)
+    into_ECU = ffn.fc1.weight.to(x_NC.dtype).unflatten(0, (count, -1)).transpose(1, 2)
+    from_EUC = ffn.fc2.weight.to(x_NC.dtype).unflatten(1, (count, -1)).permute(1, 2, 0)
+    bias_EU = ffn.fc1.bias.float().unflatten(0, (count, -1))
+    numbers_E = torch.arange(count, device=x_NC.device)
+    made = []
+    for some_NC, chosen_NM in zip(x_NC.split(TOGETHER), chosen_RnM.flatten(0, 1).split(TOGETHER), strict=True):
+        expert_P, order_P = chosen_NM.flatten().sort(stable=True)  # P: pairs of a token and an expert
+        ends_E = torch.searchsorted(expert_P, numbers_E, right=True, out_int32=True)
+        hidden_PU = grouped_product(some_NC[order_P // many], into_ECU, ends_E)
+        hidden_PU = F.gelu(hidden_PU + bias_EU[expert_P], approximate="tanh").to(x_NC.dtype)
+        experts.seen.part(hidden_PU)
+        parts_PC = grouped_product(hidden_PU, from_EUC, ends_E)
+        back_PC = torch.empty_like(parts_PC).index_copy_(0, order_P, parts_PC)
+        made.append(back_PC.unflatten(0, (-1, many)).sum(dim=1, dtype=torch.float32) + ffn.fc2.bias.float())
+    return torch.cat(made).to(experts.dtype).view(x_RnC.shape)
 
 
 def _pieces(token: Tensor, counts: Sequence[int]) -> Iterator[tuple[int, Tensor]]:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from varbench.base.by_identity import once
 from varbench.errors import UserError
 
 Kind = TypeVar("Kind")
@@ -54,13 +55,7 @@ def encode(value: Any, path: str) -> Any:
 def encode_again(values: Iterable[Any]) -> list[dict[str, Any]]:
     """The same of values that were written or read before, so that all of them fit. What they share is one object in all of them,
     and must not be changed."""
-    known: dict[int, tuple[Any, Any]] = {}
-
-    def part(item: Any) -> Any:
-        if id(item) not in known:
-            known[id(item)] = item, msgspec.json.decode(msgspec.json.encode(item))
-        return known[id(item)][1]
-
+    part = once(lambda item: msgspec.json.decode(msgspec.json.encode(item)))
     return [{name: part(item) for name, item in _parts(value).items()} for value in values]
 
 

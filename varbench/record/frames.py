@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from varbench.base.by_identity import once
 from varbench.base.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -27,9 +29,6 @@ _LEFT_OUT = (
 _RAW = ("rounds", "beside", "swings")
 """Samples of a timing column, and splits of a score: a table has what they come to."""
 
-Shared = dict[tuple[str, int], dict[str, Any]]
-"""Sections as they were flattened, by their name and identity."""
-
 Line = dict[str, Any]
 """What a table has of a record: strings, numbers and truth values by dotted path."""
 
@@ -43,32 +42,32 @@ def frame_of(encoded: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 def lines_of(encoded: Iterable[dict[str, Any]]) -> list[Line]:
     """One line per record, one column per key by its dotted path; scores and timing columns by name, lists as JSON."""
-    together = list(encoded)  # they stay, so that nothing else goes by the identities of what they share
-    shared: Shared = {}
-    return [_flat(data, shared) for data in together]
+    lines: list[Line] = []
+    flat: dict[str, Callable[[Any], Line]] = {}
+    for data in encoded:
+        line: Line = {}
+        for name, value in data.items():
+            if name not in flat:
+                flat[name] = once(functools.partial(_flat, name))  # what several records share
+            line |= flat[name](value)
+        lines.append(line)
+    return lines
 
 
-def _flat(data: dict[str, Any], shared: Shared) -> Line:
-    """`quality.FD-shapes.value` and `timing.throughput.transformer.median` are by name. `shared` goes with records one after the
-    other: a section that several have is flattened once."""
+def _flat(name: str, section: Any) -> Line:
+    """`quality.FD-shapes.value` and `timing.throughput.transformer.median` are by name."""
     flat: Line = {}
-    for name, value in data.items():
-        if not isinstance(value, dict):
-            _flatten_into(flat, name, value)
-            continue
-        if (name, id(value)) not in shared:
-            _flatten_into(shared.setdefault((name, id(value)), {}), name, value)
-            for key, part in _named_parts(name, value):
-                _flatten_into(shared[name, id(value)], key, part)
-        flat |= shared[name, id(value)]
+    _flatten_into(flat, name, section)
+    for key, part in _named_parts(name, section or {}):
+        _flatten_into(flat, key, part)
     return flat
 
 
 def _named_parts(name: str, section: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     if name == "quality":
-        yield from ((f"quality.{score['name']}", score) for score in section["scores"])
+        yield from ((f"quality.{score['name']}", score) for score in section.get("scores", ()))
     if name == "timing":
-        yield from ((f"timing.{one['regime']}.{one['column']}", one) for one in section["columns"])
+        yield from ((f"timing.{one['regime']}.{one['column']}", one) for one in section.get("columns", ()))
 
 
 def write_csv(lines: Sequence[Line], path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from varbench.base.by_identity import once
 from varbench.base.hashing import digest
 from varbench.base.whole_files import write_whole
 from varbench.record.coding import Decodings, RecordError, TextParts, decode_parts, encode, encode_again
@@ -71,15 +72,7 @@ class Encoded(NamedTuple):
 
 def texts_of(encoded: Sequence[dict[str, Any]]) -> list[bytes]:
     """Records as JSON gives them, as text; the text of a section that is one object in several is made once."""
-    known: dict[int, msgspec.Raw] = {}
-
-    def written(part: Any) -> Any:
-        if not isinstance(part, dict):
-            return part
-        if id(part) not in known:
-            known[id(part)] = msgspec.Raw(msgspec.json.encode(part))
-        return known[id(part)]
-
+    written = once(lambda part: msgspec.Raw(msgspec.json.encode(part)))
     return [msgspec.json.encode({name: written(part) for name, part in data.items()}) for data in encoded]
 
 

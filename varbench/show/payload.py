@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
+from varbench.base.by_identity import once
 from varbench.record.frames import RAW_OF_TIMING
 from varbench.show.charts import Spec
 
@@ -20,10 +21,13 @@ SHARED = ("plan", "training", "model", "protocol", "environment", "provenance", 
 def packed(encoded: Sequence[dict[str, Any]], entries: Sequence[dict[str, Any]], specs: dict[str, Spec]) -> str:
     """What the script needs, deflated: page-sized sets go in whole, larger ones without raw samples and losses."""
     for trimmed in (False, True):
-        shared = _Shared({}, {})
-        records = [_shown_record(data, shared, trimmed=trimmed) for data in encoded]
+        places: dict[bytes, int] = {}
+        place_of = {
+            name: _places(places, left_out=("losses",) if trimmed and name == "training" else ()) for name in SHARED
+        }
+        records = [_shown_record(data, place_of, trimmed=trimmed) for data in encoded]
         data = {
-            "records": records, "shared": [msgspec.Raw(text) for text in shared.places], "entries": entries, "charts": specs,
+            "records": records, "shared": [msgspec.Raw(text) for text in places], "entries": entries, "charts": specs,
             "names": SHARED, "trimmed": trimmed,
         }  # fmt: skip
         plain = msgspec.json.encode(data)
@@ -35,25 +39,25 @@ def packed(encoded: Sequence[dict[str, Any]], entries: Sequence[dict[str, Any]],
     return text
 
 
-class _Shared(NamedTuple):
-    """Sections that rows have alike."""
+def _places(places: dict[bytes, int], *, left_out: tuple[str, ...]) -> Callable[[Any], int | None]:
+    """Of sections among those that rows have alike; many are one object in several records."""
 
-    places: dict[bytes, int]
-    known: dict[int, int]
-    """The same by their identities: many are one object in several records."""
+    def place(section: Any) -> int | None:
+        if section is None:
+            return None
+        shown = _without(left_out, section) if left_out else section
+        return places.setdefault(msgspec.json.encode(shown), len(places))
 
-    def place(self, section: Any, *, left_out: tuple[str, ...] = ()) -> int:
-        if id(section) not in self.known:
-            shown = _without(left_out, section) if left_out else section
-            self.known[id(section)] = self.places.setdefault(msgspec.json.encode(shown), len(self.places))
-        return self.known[id(section)]
+    return once(place)
 
 
 def _without(names: Collection[str], section: Mapping[str, Any]) -> dict[str, Any]:
     return {name: item for name, item in section.items() if name not in names}
 
 
-def _shown_record(data: dict[str, Any], shared: _Shared, *, trimmed: bool) -> dict[str, Any]:
+def _shown_record(
+    data: dict[str, Any], place_of: Mapping[str, Callable[[Any], int | None]], *, trimmed: bool
+) -> dict[str, Any]:
     """The record with its large sections replaced by their place among those that rows share."""
     shown = dict(data)
     if shown["samples"] is not None:
@@ -61,8 +65,4 @@ def _shown_record(data: dict[str, Any], shared: _Shared, *, trimmed: bool) -> di
     if trimmed and shown["timing"] is not None:
         columns = [_without(("rounds",), column) for column in shown["timing"]["columns"]]
         shown["timing"] = {**_without(RAW_OF_TIMING, shown["timing"]), "columns": columns}
-    for name in SHARED:
-        if shown[name] is not None:
-            left_out = ("losses",) if trimmed and name == "training" else ()
-            shown[name] = shared.place(shown[name], left_out=left_out)
-    return shown
+    return shown | {name: place(shown[name]) for name, place in place_of.items()}

@@ -16,7 +16,7 @@ import pytest
 from record_factory import make_record
 
 from varbench import record as records
-from varbench.record.frames import frame_of
+from varbench.record.frames import frame_of, lines_of, write_csv, write_parquet
 from varbench.record.plan_summary import call_runs
 
 
@@ -98,6 +98,23 @@ def test_a_frame_of_records_that_share_sections_is_that_of_each(tmp_path):
     assert frame.to_json() == frame_of(alone).to_json()
     assert frame["timing.throughput.transformer.median"].nunique() == 2 and frame["plan.digest"].nunique() == 1
     assert not {"plan.steps", "timing.drawn", "timing.calls"} & set(frame.columns)
+
+
+def test_tables_hold_what_frames_hold_though_parameters_differ_in_type(tmp_path):
+    import pandas as pd
+
+    some = [dataclasses.replace(make_record(), metrics={"a.share": share}) for share in (1, 0.5)]
+    lines = lines_of(records.all_to_json(some))
+    mixed = [{**line, "row.parameter": one} for line, one in zip(lines, (True, 'a "b",\nc'), strict=True)]
+    write_csv(mixed, tmp_path / "a.csv")
+    write_parquet(mixed, tmp_path / "a.parquet")
+    csv, parquet, frame = pd.read_csv(tmp_path / "a.csv"), pd.read_parquet(tmp_path / "a.parquet"), pd.DataFrame(lines)
+    assert list(csv) == list(parquet) == [*frame, "row.parameter"]
+    assert list(csv["row.parameter"]) == ["True", 'a "b",\nc']
+    assert list(map(json.loads, parquet["row.parameter"])) == [True, 'a "b",\nc']
+    shares = [name for name in frame if name.endswith("a.share")]
+    assert [list(table[name]) for table in (csv, parquet) for name in shares] == [[1, 0.5]] * 2
+    assert list(parquet["row.row"]) == list(csv["row.row"]) == list(frame["row.row"])
 
 
 def test_missing_is_null_with_the_nearest_reason():

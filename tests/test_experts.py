@@ -111,7 +111,7 @@ def test_experts_in_one_call_are_those_one_by_one(
     method: str, dtype: str, bound: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a GPU computes them, in pieces of 100 tokens, the last of which is smaller; call by call, since rounding may send a token of
-    a later layer elsewhere. They are counted alike."""
+    a later layer elsewhere. They are counted alike, and matrices lie as the GPU's kernel wants them to."""
     pipe = load_pipeline("tiny", device="cpu", dtype=dtype)
     labels = list(range(5))
     expected = pipe.generate(labels, seed=3, method=method).trace
@@ -127,11 +127,20 @@ def test_experts_in_one_call_are_those_one_by_one(
         tokens.append(x.shape[0] * x.shape[1])
         return plain
 
+    shapes: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def product(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+        shapes.append((x.to("meta"), weights.to("meta"), ends.to("meta")))
+        return weighted.grouped_product(x, weights, ends)
+
+    monkeypatch.setattr(expert_ffn, "grouped_product", product)
     monkeypatch.setattr(expert_ffn, "TOGETHER", 100)
     monkeypatch.setattr(expert_ffn, "_are_grouped", lambda x, experts: experts.split is None)
     monkeypatch.setattr(expert_ffn, "grouped_experts", both)
     assert pipe.generate(labels, seed=3, method=method).trace == expected
     assert any(count > 100 and count % 100 for count in tokens)
+    for rows_of, matrices, ends in shapes if dtype == "bfloat16" else ():
+        torch._grouped_mm(rows_of, matrices, offs=ends)  # looks at strides only
 
 
 def test_layers_are_compiled_where_nobody_looks_in_between(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,7 +156,9 @@ def static_spec(figure: Figure) -> Spec:
         "anchor": "start",
         "offset": 16,
     }
-    static: Spec = _concrete({**_base(), **body, "title": about, "background": "#ffffff", "padding": 14})
+    # Where letters are wider than the converter takes them to be, the margin on the left keeps them inside.
+    margin = {"left": 32, "right": 14, "top": 14, "bottom": 14}
+    static: Spec = _concrete({**_base(), **body, "title": about, "background": "#ffffff", "padding": margin})
     static["config"]["font"] = "Liberation Sans, DejaVu Sans, Arial, sans-serif"
     return static
 

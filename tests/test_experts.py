@@ -110,12 +110,12 @@ def test_the_engine_computes_the_chosen_experts(pipe: Pipeline, routed: bool) ->
 def test_experts_in_one_call_are_those_one_by_one(
     method: str, dtype: str, bound: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a GPU computes them, in pieces of 100 tokens, the last of which is smaller; call by call, since rounding may send a token of
+    """As a GPU computes them, in pieces of 400 pairs or fewer, the last of which is smaller; call by call, since rounding may send a token of
     a later layer elsewhere. They are counted alike, and matrices lie as the GPU's kernel wants them to."""
     pipe = load_pipeline("tiny", device="cpu", dtype=dtype)
     labels = list(range(5))
     expected = pipe.generate(labels, seed=3, method=method).trace
-    grouped, tokens = expert_ffn.grouped_experts, []
+    grouped, pairs = expert_ffn.grouped_experts, []
 
     def both(x: Tensor, chosen: Tensor, experts: expert_ffn.Experts) -> Tensor:
         with FlopCounterMode(display=False) as together:
@@ -124,21 +124,25 @@ def test_experts_in_one_call_are_those_one_by_one(
             plain = expert_ffn.chosen_experts(x, chosen, replace(experts, seen=expert_ffn.NobodyWatches()))
         assert together.get_total_flops() == apart.get_total_flops() > 0
         assert ours.dtype == plain.dtype and float((ours - plain).abs().max() / plain.abs().max()) < bound
-        tokens.append(x.shape[0] * x.shape[1])
+        pairs.append(chosen.numel())
         return plain
 
-    shapes: list[tuple[Tensor, Tensor, Tensor]] = []
+    def like(one: Tensor) -> Tensor:
+        return torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device="meta")
+
+    shapes: list[tuple[Tensor, ...]] = []
 
     def product(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
-        shapes.append((x.to("meta"), weights.to("meta"), ends.to("meta")))
+        assert weights.storage_offset() % 8 == 0
+        shapes.append(tuple(map(like, (x, weights, ends))))
         return weighted.grouped_product(x, weights, ends)
 
     monkeypatch.setattr(expert_ffn, "grouped_product", product)
-    monkeypatch.setattr(expert_ffn, "TOGETHER", 100)
+    monkeypatch.setattr(expert_ffn, "TOGETHER", 400)
     monkeypatch.setattr(expert_ffn, "_are_grouped", lambda x, experts: experts.split is None)
     monkeypatch.setattr(expert_ffn, "grouped_experts", both)
     assert pipe.generate(labels, seed=3, method=method).trace == expected
-    assert any(count > 100 and count % 100 for count in tokens)
+    assert any(count > 400 and count % 400 for count in pairs)
     for rows_of, matrices, ends in shapes if dtype == "bfloat16" else ():
         torch._grouped_mm(rows_of, matrices, offs=ends)  # looks at strides only
 

@@ -243,6 +243,8 @@ def test_what_asks_the_host_within_the_loop_is_not_captured() -> None:
 @pytest.mark.parametrize("method", ["dmoe@untrained/m50", "actvar@m50r50"])
 def test_experts_are_computed_together_without_the_host(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And are those that go one by one, call by call; weights of a layer lie apart, with rows of others between them."""
+    if torch.cuda.get_device_capability()[0] not in (9, 10):
+        pytest.skip("there is no such kernel for this card")
     pipe, grouped, calls = load_pipeline("tiny", device="cuda", dtype="bfloat16"), expert_ffn.grouped_experts, []
 
     def both(x: torch.Tensor, chosen: torch.Tensor, experts: expert_ffn.Experts) -> torch.Tensor:
@@ -250,7 +252,7 @@ def test_experts_are_computed_together_without_the_host(method: str, monkeypatch
         torch.cuda.set_sync_debug_mode("error")
         try:
             ours = grouped(x, chosen, experts)
-            again = grouped(x, chosen, experts)
+            again = grouped(x, chosen, replace(experts, seen=expert_ffn.NobodyWatches()))
         finally:
             torch.cuda.set_sync_debug_mode("default")
         calls.append(apart(ours, plain))

@@ -112,6 +112,11 @@ def test_tables_hold_what_frames_hold_though_parameters_differ_in_type(tmp_path)
     assert list(csv) == list(parquet) == [*frame, "row.parameter"]
     assert list(csv["row.parameter"]) == ["True", 'a "b",\nc']
     assert list(map(json.loads, parquet["row.parameter"])) == [True, 'a "b",\nc']
+    for whole in (2**63, -(2**70)):
+        write_parquet([{"seed": whole}, {"seed": None}], tmp_path / "b.parquet")
+        assert json.loads(pd.read_parquet(tmp_path / "b.parquet")["seed"][0]) == whole
+    write_parquet([{"share": 2**53 + 1}, {"share": 0.5}], tmp_path / "b.parquet")
+    assert list(pd.read_parquet(tmp_path / "b.parquet")["share"]) == [2.0**53, 0.5]
     shares = [name for name in frame if name.endswith("a.share")]
     assert [list(table[name]) for table in (csv, parquet) for name in shares] == [[1, 0.5]] * 2
     assert list(parquet["row.row"]) == list(csv["row.row"]) == list(frame["row.row"])
@@ -131,6 +136,16 @@ def test_a_number_that_is_not_one_is_refused_by_its_path(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_text_of_a_class_of_its_own_is_written_as_text(tmp_path):
+    class Version(str):  # such as torch's
+        pass
+
+    record = make_record()
+    versions = {**record.environment.versions, "torch": Version("2.13.0+cpu")}
+    record = dataclasses.replace(record, environment=dataclasses.replace(record.environment, versions=versions))
+    assert records.read_record(records.write_record(record, tmp_path)).environment.versions["torch"] == "2.13.0+cpu"
+
+
 def test_nothing_is_overwritten_silently(tmp_path):
     records.write_record(make_record(), tmp_path)
     with pytest.raises(records.RecordError, match="--resume"):
@@ -145,15 +160,18 @@ def test_torn_and_foreign_files_cost_only_themselves(tmp_path):
     good = records.write_record(make_record(), tmp_path)
     torn = tmp_path / "torn-0123456789.json"
     torn.write_bytes(good.read_bytes()[:500])
+    (tmp_path / "large.json").write_text(good.read_text().replace('"exit_code":null', '"exit_code":1e999'))
+    (tmp_path / "deep.json").write_text('{"schema": ' + "[" * 100_000)
+    (tmp_path / "list.json").write_text("[1, 2]")
     (tmp_path / "run.json").write_text('{"rows": 3}')
     (tmp_path / ".half.json").write_text("{")
     (tmp_path / "wrong.json").write_text(json.dumps({**json.loads(good.read_text()), "status": "fine"}))
     loaded = records.load_records([tmp_path])
     assert loaded.paths == (good,)
-    assert len(loaded.problems) == 2
-    assert "torn-0123456789.json: torn" in loaded.problems[0]
-    assert "--resume" in loaded.problems[0]
-    assert "record.status" in loaded.problems[1]
+    deep, large, torn, wrong = loaded.problems
+    assert "deep.json: torn" in deep and "large.json: torn" in large
+    assert "torn-0123456789.json: torn" in torn and "--resume" in torn
+    assert "record.status" in wrong
 
 
 def test_newer_schema_is_refused_with_a_hint_and_an_older_one_is_read(tmp_path, monkeypatch):

@@ -23,8 +23,8 @@ from varbench.model.transformer import FeedForward
 from varbench.model.weighted import grouped_product, product
 from varbench.plan.steps import Width
 
-TOGETHER = 8192
-"""Tokens whose experts a GPU computes at a time: enough for it to be busy, and each stands there once for each of its experts."""
+TOGETHER = 65536
+"""Pairs of a token and one of its experts that a GPU computes at a time: enough for it to be busy, and no more is held."""
 
 ROWS = 64
 """Rows that a CPU multiplies together are a multiple of this, or fewer: so there are few kinds of products, however tokens choose."""
@@ -138,29 +138,35 @@ def _are_grouped(x_RnC: Tensor, experts: Experts) -> bool:
         return False
     ffn = experts.ffn
     aligned = ffn.fc1.in_features % 8 == 0 == ffn.fc1.out_features // experts.width.experts % 8
-    return aligned and experts.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x_RnC.device) >= (9, 0)
+    aligned = aligned and all(
+        one.is_contiguous() and one.data_ptr() % 16 == 0 for one in (ffn.fc1.weight, ffn.fc2.weight)
+    )
+    known = torch.version.hip is None and torch.cuda.get_device_capability(x_RnC.device)[0] in (9, 10)
+    return aligned and known and experts.dtype == torch.bfloat16
 
 
 def grouped_experts(x_RnC: Tensor, chosen_RnM: Tensor, experts: Experts) -> Tensor:
     """The same in two products, without the host. Sums have one order, since no two experts write to one place."""
-    ffn, count = experts.ffn, experts.width.experts
-    many = chosen_RnM.shape[-1]
-    x_NC = x_RnC.to(experts.dtype).flatten(0, 1)
-    into_ECU = ffn.fc1.weight.to(x_NC.dtype).unflatten(0, (count, -1)).transpose(1, 2)
-    from_EUC = ffn.fc2.weight.to(x_NC.dtype).unflatten(1, (count, -1)).permute(1, 2, 0)
+    some = max(1, TOGETHER // chosen_RnM.shape[-1])
+    pieces = zip(x_RnC.flatten(0, 1).split(some), chosen_RnM.flatten(0, 1).split(some), strict=True)
+    return torch.cat([_piece(x_NC, chosen_NM, experts) for x_NC, chosen_NM in pieces]).view(x_RnC.shape)
+
+
+def _piece(x_NC: Tensor, chosen_NM: Tensor, experts: Experts) -> Tensor:
+    """P: pairs of a token and an expert."""
+    ffn, count, many = experts.ffn, experts.width.experts, chosen_NM.shape[-1]
+    into_ECU = ffn.fc1.weight.to(experts.dtype).unflatten(0, (count, -1)).transpose(1, 2)
+    from_EUC = ffn.fc2.weight.to(experts.dtype).unflatten(1, (count, -1)).permute(1, 2, 0)
     bias_EU = ffn.fc1.bias.float().unflatten(0, (count, -1))
-    numbers_E = torch.arange(count, device=x_NC.device)
-    made = []
-    for some_NC, chosen_NM in zip(x_NC.split(TOGETHER), chosen_RnM.flatten(0, 1).split(TOGETHER), strict=True):
-        expert_P, order_P = chosen_NM.flatten().sort(stable=True)  # P: pairs of a token and an expert
-        ends_E = torch.searchsorted(expert_P, numbers_E, right=True, out_int32=True)
-        hidden_PU = grouped_product(some_NC[order_P // many], into_ECU, ends_E)
-        hidden_PU = F.gelu(hidden_PU + bias_EU[expert_P], approximate="tanh").to(x_NC.dtype)
-        experts.seen.part(hidden_PU)
-        parts_PC = grouped_product(hidden_PU, from_EUC, ends_E)
-        back_PC = torch.empty_like(parts_PC).index_copy_(0, order_P, parts_PC)
-        made.append(back_PC.unflatten(0, (-1, many)).sum(dim=1, dtype=torch.float32) + ffn.fc2.bias.float())
-    return torch.cat(made).to(experts.dtype).view(x_RnC.shape)
+    expert_P, order_P = chosen_NM.flatten().sort(stable=True)
+    ends_E = torch.searchsorted(expert_P, torch.arange(count, device=x_NC.device), right=True, out_int32=True)
+    hidden_PU = grouped_product(x_NC.to(experts.dtype)[order_P // many], into_ECU, ends_E)
+    hidden_PU = F.gelu(hidden_PU + bias_EU[expert_P], approximate="tanh").to(experts.dtype)
+    experts.seen.part(hidden_PU)
+    parts_PC = grouped_product(hidden_PU, from_EUC, ends_E)
+    back_PC = torch.empty_like(parts_PC).index_copy_(0, order_P, parts_PC)
+    summed_NC: Tensor = back_PC.unflatten(0, (-1, many)).sum(dim=1, dtype=torch.float32) + ffn.fc2.bias.float()
+    return summed_NC.to(experts.dtype)
 
 
 def _pieces(token: Tensor, counts: Sequence[int]) -> Iterator[tuple[int, Tensor]]:

@@ -98,8 +98,8 @@ def _encoded(value: Any) -> Any:
         return value.value
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
-    if isinstance(value, (int, str)):
-        return value
+    if isinstance(value, (int, str)):  # of a class of its own, such as torch's version
+        return str(value) if isinstance(value, str) else int(value)
     raise _Misfit(f"holds a {kind.__name__}, which JSON cannot hold")
 
 

@@ -29,6 +29,8 @@ _LEFT_OUT = (
 _RAW = ("rounds", "beside", "swings")
 """Samples of a timing column, and splits of a score: a table has what they come to."""
 
+MOST_WHOLE = 2**63 - 1
+
 Line = dict[str, Any]
 """What a table has of a record: strings, numbers and truth values by dotted path."""
 
@@ -96,11 +98,14 @@ def _columns_of(lines: Sequence[Line]) -> list[str]:
 
 
 def _alike(values: list[Any]) -> list[Any]:
-    """Of one type: where plugins' parameters differ in it, each is its JSON."""
+    """Of one type: where plugins' parameters differ in it, or are whole numbers beyond all types, each is its JSON."""
     kinds = set(map(type, values)) - {type(None)}
-    if len(kinds) < 2 or kinds == {int, float}:
+    make: Callable[[Any], Any] = json.dumps
+    if kinds == {int, float}:
+        make = float
+    elif len(kinds) < 2 and not (kinds == {int} and any(value and abs(value) > MOST_WHOLE for value in values)):
         return values
-    return [None if value is None else json.dumps(value) for value in values]
+    return [None if value is None else make(value) for value in values]
 
 
 def _flatten_into(flat: dict[str, Any], path: str, value: Any) -> None:
@@ -108,7 +113,7 @@ def _flatten_into(flat: dict[str, Any], path: str, value: Any) -> None:
         return
     if isinstance(value, dict) and path != "missing":
         for name, item in value.items():
-            if name not in _RAW:
+            if name not in _RAW or not isinstance(item, list):
                 _flatten_into(flat, f"{path}.{name}", item)
     elif isinstance(value, (list, dict)):
         flat[path] = msgspec.json.encode(value).decode()

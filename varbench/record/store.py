@@ -72,19 +72,29 @@ class Encoded(NamedTuple):
 
 def texts_of(encoded: Sequence[dict[str, Any]]) -> list[bytes]:
     """Records as JSON gives them, as text; the text of a section that is one object in several is made once."""
-    written = once(lambda part: msgspec.Raw(msgspec.json.encode(part)))
-    return [msgspec.json.encode({name: written(part) for name, part in data.items()}) for data in encoded]
+
+    def section(part: Any) -> msgspec.Raw:
+        return msgspec.Raw(msgspec.json.encode(part))
+
+    shared = once(section)
+    made = (
+        {name: section(part) if name == "samples" else shared(part) for name, part in data.items()} for data in encoded
+    )
+    return list(map(msgspec.json.encode, made))
 
 
 def all_from_text(text: bytes) -> list[Record]:
-    """Of a list of records. TextParts that are alike, as the plans of a row's repeats, are one object, and must not be changed."""
+    """Of a list of records. Parts that are alike, as the plans of a row's repeats, are one object, and must not be changed."""
     alike: Decodings = {}
     return [from_text(record, alike=alike) for record in _SOME.decode(text)]
 
 
 def from_text(text: bytes | msgspec.Raw, *, alike: Decodings | None = None) -> Record:
     """The record of a JSON text, of this schema version or an older one."""
-    parts = _PARTS.decode(text)
+    try:
+        parts = _PARTS.decode(text)
+    except msgspec.ValidationError as error:
+        raise OtherFileError(f"not a varbench record ({error})") from error
     version = msgspec.json.decode(parts["schema"]) if "schema" in parts else None
     if not isinstance(version, int):
         raise OtherFileError("not a varbench record: it has no schema version")
@@ -131,15 +141,13 @@ def read_record(path: Path, *, alike: Decodings | None = None) -> Record:
         return from_text(path.read_bytes(), alike=alike)
     except RecordError as error:
         raise type(error)(f"{path}: {error}") from error
-    except msgspec.ValidationError as error:
-        raise OtherFileError(f"{path}: not a varbench record ({error})") from error
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{path}: torn or not JSON ({error}); run the row again with --resume") from error
 
 
 def load_records(places: Iterable[Path]) -> Loaded:
     """All records in folders and their sub-folders, or in single files, in a stable order. A bad file is a problem, not an end.
-    TextParts that records have alike are one object, and must not be changed."""
+    Parts that records have alike are one object, and must not be changed."""
     records, problems, paths = [], [], []
     alike: Decodings = {}
     for place in places:

@@ -19,7 +19,7 @@ from varbench.base.whole_files import write_whole
 from varbench.errors import UserError
 from varbench.record import Encoded, Record, record_path, sections
 from varbench.record.frames import lines_of, write_csv, write_parquet
-from varbench.show import charts, columns, figures_speed, formatting, header_footer, page, samples, stills
+from varbench.show import charts, columns, figures_speed, formatting, header_footer, page, samples, speedups, stills
 from varbench.show.answer import answer, by_loss
 from varbench.show.drawn_rows import label
 from varbench.show.entries import Entry
@@ -63,6 +63,8 @@ def render(
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
+    finally:
+        speedups.forget()
     write_index(out_dir)
     return folder / "index.html"
 

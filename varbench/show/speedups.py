@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from varbench.base import stats
 from varbench.base.stats import Ratio
@@ -86,9 +86,19 @@ def kind_of_work(record: Record) -> tuple[object, ...] | None:
     return plan.digest, plan.transforms, record.protocol.kernel
 
 
+_KNOWN: list[dict[Any, Any]] = []
+
+
+def forget() -> None:
+    """Answers, and the records with them: a page is done, and no other has these very records."""
+    for known in _KNOWN:
+        known.clear()
+
+
 def _kept(question: Callable[[tuple[Record, ...], str, str], _Found]) -> Callable[[Iterable[Record], str, str], _Found]:
     """Answered once for the same records: those of a plan are asked about for each of its entries, and for each side of a page."""
     known: dict[tuple[object, ...], tuple[tuple[Record, ...], _Found]] = {}
+    _KNOWN.append(known)
 
     def answered(records: Iterable[Record], column: str, regime: str) -> _Found:
         those = tuple(records)

@@ -113,7 +113,7 @@ def _flatten_into(flat: dict[str, Any], path: str, value: Any) -> None:
         return
     if isinstance(value, dict) and path != "missing":
         for name, item in value.items():
-            if name not in _RAW or not isinstance(item, list):
+            if not (name in _RAW and path.startswith(("timing.", "quality."))):
                 _flatten_into(flat, f"{path}.{name}", item)
     elif isinstance(value, (list, dict)):
         flat[path] = msgspec.json.encode(value).decode()

@@ -110,8 +110,8 @@ def test_the_engine_computes_the_chosen_experts(pipe: Pipeline, routed: bool) ->
 def test_experts_in_one_call_are_those_one_by_one(
     method: str, dtype: str, bound: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a GPU computes them, in pieces of 400 pairs or fewer, the last of which is smaller; call by call, since rounding may send a token of
-    a later layer elsewhere. They are counted alike, and matrices lie as the GPU's kernel wants them to."""
+    """As a GPU computes them, in pieces of 400 pairs or fewer, the last of which is smaller; call by call, since rounding may
+    send a token of a later layer elsewhere. They are counted alike, and matrices lie as the GPU's kernel wants them to."""
     pipe = load_pipeline("tiny", device="cpu", dtype=dtype)
     labels = list(range(5))
     expected = pipe.generate(labels, seed=3, method=method).trace

@@ -242,7 +242,7 @@ def test_what_asks_the_host_within_the_loop_is_not_captured() -> None:
 
 @pytest.mark.parametrize("method", ["dmoe@untrained/m50", "actvar@m50r50"])
 def test_experts_are_computed_together_without_the_host(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And are those that go one by one, call by call; weights of a layer lie apart, with rows of others between them."""
+    """And are those that go one by one, call by call, the same ones each time."""
     if torch.cuda.get_device_capability()[0] not in (9, 10):
         pytest.skip("there is no such kernel for this card")
     pipe, grouped, calls = load_pipeline("tiny", device="cuda", dtype="bfloat16"), expert_ffn.grouped_experts, []

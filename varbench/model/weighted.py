@@ -38,7 +38,7 @@ def product(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None, *, gelu: bool =
 
 def grouped_product(x_PK: Tensor, weights_EKN: Tensor, ends_E: Tensor) -> Tensor:
     """Rows times a matrix of their own group: group E are the rows before `ends_E[E]` that are in none before. One call, and no host:
-    by a kernel on a GPU of compute capability 9 in bfloat16, elsewhere one by one."""
+    by a kernel on a GPU of compute capability 9 or 10 in bfloat16, elsewhere one by one."""
     found: Tensor = F.grouped_mm(x_PK, weights_EKN, offs=ends_E)
     return found
 

@@ -242,10 +242,11 @@ def _decode_fields(kind: type, value: Any, alike: Decodings | None = None) -> An
     _expect(isinstance(value, dict), "an object", value)
     known, keys = _fields_of(kind), value.keys()
     whole = keys == known.keys()
-    if not whole and not keys <= known.keys():
-        raise _Misfit(f"has unknown keys: {', '.join(sorted(keys - known.keys()))}")
-    if not whole and (lost := _needed(kind) - keys):
-        raise _Misfit(f"lacks keys: {', '.join(sorted(lost))}")
+    if not whole:
+        if unknown := keys - known.keys():
+            raise _Misfit(f"has unknown keys: {', '.join(sorted(unknown))}")
+        if lost := _needed(kind) - keys:
+            raise _Misfit(f"lacks keys: {', '.join(sorted(lost))}")
     found = {}
     name = ""
     try:

@@ -30,6 +30,7 @@ _RAW = ("rounds", "beside", "swings")
 """Samples of a timing column, and splits of a score: a table has what they come to."""
 
 MOST_WHOLE = 2**63 - 1
+"""That a column of whole numbers holds."""
 
 Line = dict[str, Any]
 """What a table has of a record: strings, numbers and truth values by dotted path."""

@@ -18,8 +18,7 @@ from varbench import commands
 from varbench.__main__ import main
 from varbench.commands.train import _vae
 from varbench.errors import UserError
-from varbench.record import decode, encode, from_text, load_records, record_path, schema, to_json
-from varbench.record.coding import _fields_of
+from varbench.record import coding, decode, encode, from_text, load_records, record_path, schema, to_json
 from varbench.record.option_forms import add_arguments, as_arguments, contents, deciding, paths_in, settings
 from varbench.record.options import ByMachine, ByPreset, Options, asked, option, options_of
 from varbench.run import children, messages
@@ -80,6 +79,12 @@ def a_run(options: Any) -> Run:
     return prepare(options, name="test")
 
 
+def forget_kinds() -> None:
+    """What has been looked up of the classes that values are read as."""
+    for looked_up in (coding._kinds_of, coding._keys_of, coding._read_as, coding._makers_of):
+        looked_up.cache_clear()
+
+
 def test_a_field_more_is_an_option_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         children, "start", lambda job, **more: ScriptedChild(job, Script())
@@ -98,7 +103,7 @@ def test_a_field_more_is_an_option_more(tmp_path: Path, monkeypatch: pytest.Monk
 
     run = a_run(options)
     monkeypatch.setattr(messages, "Options", Extended)
-    _fields_of.cache_clear()
+    forget_kinds()
     job = run.job(task="making")
     assert decode(Job, json.loads(json.dumps(encode(job, "job"))), "job").options == job.options
     assert job.options.window == 9
@@ -113,13 +118,13 @@ def test_a_field_more_is_an_option_more(tmp_path: Path, monkeypatch: pytest.Monk
 
     record = fill(run, run.rows["variant@d8"], Findings(), floors={})
     monkeypatch.setattr(schema, "Options", Extended)
-    _fields_of.cache_clear()
+    forget_kinds()
     data = json.loads(json.dumps(to_json(record)))
     assert data["protocol"]["window"] == 9
     assert from_text(json.dumps(data).encode()).protocol == record.protocol
     del data["protocol"]["window"]  # written before there was such an option
     assert from_text(json.dumps(data).encode()).protocol.window == 4
-    _fields_of.cache_clear()
+    forget_kinds()
 
     other = dataclasses.replace(record, protocol=dataclasses.replace(record.protocol, window=4))
     ran = dataclasses.replace(record.protocol, kernel="flash", row_order=("variant@d8",))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import re
 import os
 import signal
 import subprocess
@@ -74,8 +75,23 @@ def test_what_records_have_alike_is_read_and_written_once_and_is_what_each_has_b
 def test_a_key_that_does_not_fit_is_named_though_one_like_it_was_read_before():
     data = records.to_json(make_record())
     torn = {**data, "environment": {**data["environment"], "cpu": 3}}
-    with pytest.raises(records.RecordError, match=r"record\.environment\.cpu should be str"):
+    with pytest.raises(records.RecordError, match=r"record\.environment\.cpu: Expected `str`, got `int`"):
         records.all_from_text(json.dumps([data, torn]).encode())
+
+
+def test_no_class_takes_a_key_that_it_does_not_know_however_deep_or_lacks_one_that_it_needs():
+    data = records.to_json(make_record())
+    (version,) = data["row"]["plugins"]
+    more, fewer = {**version, "colour": "red"}, {name: version[name] for name in version if name != "version"}
+    for one, said in (
+        (more, "Object contains unknown field `colour`"),
+        (fewer, "Object missing required field `version`"),
+    ):
+        torn = {**data, "row": {**data["row"], "plugins": [version, one]}}
+        with pytest.raises(records.RecordError, match=re.escape(f"record.row.plugins[1]: {said}")):
+            records.from_text(json.dumps(torn).encode())
+        with pytest.raises(records.RecordError, match=re.escape(f"row.plugins[1]: {said}")):
+            records.decode(type(make_record().row), torn["row"], "row")
 
 
 def test_a_file_that_is_nested_beyond_measure_costs_only_itself(tmp_path):
@@ -87,7 +103,7 @@ def test_a_file_that_is_nested_beyond_measure_costs_only_itself(tmp_path):
     (tmp_path / "deep.json").write_text(json.dumps(data))
     loaded = records.load_records([tmp_path])
     assert len(loaded.records) == 1
-    assert len(loaded.problems) == 1 and "deep.json: record.missing.a should be str" in loaded.problems[0]
+    assert len(loaded.problems) == 1 and "deep.json: record.missing[...]: Expected `str`" in loaded.problems[0]
 
 
 def test_a_frame_of_records_that_share_sections_is_that_of_each(tmp_path):
@@ -169,7 +185,7 @@ def test_torn_and_foreign_files_cost_only_themselves(tmp_path):
     loaded = records.load_records([tmp_path])
     assert loaded.paths == (good,)
     deep, large, torn, wrong = loaded.problems
-    assert "deep.json: torn" in deep and "large.json: torn" in large
+    assert "deep.json: torn" in deep and "large.json: record.exit_code: Number out of range" in large
     assert "torn-0123456789.json: torn" in torn and "--resume" in torn
     assert "record.status" in wrong
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import functools
-import itertools
 import math
+import operator
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -40,7 +41,7 @@ class _Misfit(Exception):
         return self
 
 
-Decodings = dict[tuple[Reader, bytes], Any]
+Decodings = dict[tuple[Any, bytes], Any]
 """What was read of parts that several values have alike, by their type and their text."""
 
 TextParts = dict[str, msgspec.Raw]
@@ -49,7 +50,10 @@ TextParts = dict[str, msgspec.Raw]
 
 def encode(value: Any, path: str) -> Any:
     """What JSON can hold of a value; `path` names it in messages."""
-    return _named(_encoded, value, path)
+    try:
+        return _encoded(value)
+    except _Misfit as misfit:
+        raise RecordError(f"{path}{misfit.path} {misfit.wrong}") from None
 
 
 def encode_again(values: Iterable[Any]) -> list[dict[str, Any]]:
@@ -61,23 +65,35 @@ def encode_again(values: Iterable[Any]) -> list[dict[str, Any]]:
 
 def decode(kind: type[Kind], value: Any, path: str) -> Kind:
     """The value of this type that `encode` made JSON of; `RecordError` names the first key that does not fit."""
-    reader: Reader = _decoder(kind)  # type: ignore[arg-type]  # a class of any kind can be a key
-    found: Kind = _named(reader, value, path)
-    return found
+    with _named(path):
+        key: Any = kind  # a class of any kind can be one
+        read: Kind = _maker(key)(msgspec.convert(value, _read_as(key)))
+    return read
 
 
 def decode_parts(kind: type[Kind], parts: TextParts, path: str, *, alike: Decodings) -> Kind:
     """The same of values that `alike` goes with, one after the other: parts whose texts are alike are read once, and are one
     object. So most of a text is not parsed at all."""
-    found: Kind = _named(functools.partial(_decode_fields, kind, alike=alike), parts, path)
-    return found
+    whole: Any = kind  # as a key
+    with _named(path):
+        msgspec.convert(dict.fromkeys(parts), _keys_of(whole))
+    kinds, found = _kinds_of(whole), {}
+    for name, part in parts.items():
+        key = kinds[name], bytes(part)
+        if key not in alike:
+            with _named(f"{path}.{name}"):
+                alike[key] = _maker(key[0])(_decoder(key[0]).decode(part))
+        found[name] = alike[key]
+    return kind(**found)
 
 
-def _named(made: Reader, value: Any, path: str) -> Any:
+@contextlib.contextmanager
+def _named(path: str) -> Iterator[None]:
     try:
-        return made(value)
-    except _Misfit as misfit:
-        raise RecordError(f"{path}{misfit.path} {misfit.wrong}") from None
+        yield
+    except msgspec.ValidationError as error:
+        wrong, _, place = str(error).partition(" - at `$")
+        raise RecordError(f"{path}{place.rstrip('`')}: {wrong}") from None
 
 
 def _encoded(value: Any) -> Any:
@@ -106,7 +122,7 @@ def _encoded(value: Any) -> Any:
 def _parts(value: Any) -> dict[str, Any]:
     """In the order of the class, whatever that of a file was."""
     kind: type = type(value)
-    return {name: getattr(value, name) for name in _fields_of(kind)}
+    return {name: getattr(value, name) for name in _kinds_of(kind)}
 
 
 def _all_as_they_are(values: Any) -> bool:
@@ -137,166 +153,107 @@ def _by_name(made: Reader, values: dict[Any, Any]) -> dict[Any, Any]:
 
 
 @functools.cache
-def _fields_of(kind: type) -> dict[str, Reader]:
-    """How each key is read."""
+def _kinds_of(kind: type) -> dict[str, Any]:
+    """The type of each key, or of each place that has a name."""
     hints = typing.get_type_hints(kind, vars(sys.modules[kind.__module__]))
-    return {field.name: _decoder(hints[field.name]) for field in dataclasses.fields(kind)}
+    names = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else hints
+    return {name: hints[name] for name in names}
 
 
 @functools.cache
-def _needed(kind: type) -> frozenset[str]:
-    """The keys that a file may not lack."""
-    missing = dataclasses.MISSING
-    given = (field.name for field in dataclasses.fields(kind) if field.default is field.default_factory is missing)
-    return frozenset(given)
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(_read_as(kind))
 
 
 @functools.cache
-def _decoder(kind: Any) -> Reader:
-    """How values of a type are read. What a class holds is looked up when the first one is, since types may hold themselves."""
+def _keys_of(kind: type) -> type[msgspec.Struct]:
+    """A class with the same keys, of anything."""
+    return _struct(kind, dict.fromkeys(_kinds_of(kind), Any))
+
+
+@functools.cache
+def _read_as(kind: Any) -> Any:
+    """What the library reads in a type's place: keys that a class does not know are refused, and a whole number stays one, so that
+    what is read again has the digest of what was written."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        wanted = [item for item in inner if item is not type(None)]
-        one = _decoder(wanted[0]) if len(wanted) == 1 else _plain(tuple(wanted))
-        return one if len(wanted) == len(inner) else lambda value: None if value is None else one(value)
-    if kind is Any:
-        return lambda value: value
-    if origin is typing.Literal:
-        return _one_of(inner)
-    if origin is tuple:
-        return _many(_decoder(inner[0])) if inner[1:] == (...,) else _few(tuple, tuple(map(_decoder, inner)))
-    if origin is dict:
-        return _mapping(int if inner[0] is int else str, _decoder(inner[1]))
+    if kind is float:
+        return int | float
     if dataclasses.is_dataclass(kind):
         assert isinstance(kind, type)
-        return functools.partial(_decode_fields, kind)
-    if issubclass(kind, tuple):  # with named places
-        return _few(kind._make, tuple(map(_decoder, typing.get_type_hints(kind).values())), kind._fields)
-    if issubclass(kind, StrEnum):
-        one_of = _one_of(tuple(kind))
-        return lambda value: kind(one_of(value))
-    if kind is bytes:
-        return lambda value: base64.b64decode(_expect(isinstance(value, str), "base64", value))
-    return _number if kind is float else _plain((kind,))
+        return _struct(kind, {name: _read_as(item) for name, item in _kinds_of(kind).items()})
+    if _has_named_places(kind):
+        return types.GenericAlias(tuple, tuple(map(_read_as, _kinds_of(kind).values())))
+    if origin in _UNIONS:
+        return functools.reduce(operator.or_, map(_read_as, inner))
+    if origin in (tuple, dict):
+        return origin[tuple(item if item is ... else _read_as(item) for item in inner)]
+    return kind
 
 
-def _one_of(known: tuple[Any, ...]) -> Reader:
-    what = f"one of {', '.join(map(str, known))}"
-    return lambda value: _expect(value in known, what, value)
+def _struct(kind: type, kinds: dict[str, Any]) -> type[msgspec.Struct]:
+    lacking = dataclasses.MISSING
+    needed = {field.name for field in dataclasses.fields(kind) if field.default is field.default_factory is lacking}
+    keys = [
+        (name, item) if name in needed else (name, item | msgspec.UnsetType, msgspec.UNSET)
+        for name, item in kinds.items()
+    ]
+    return msgspec.defstruct(kind.__name__, keys, kw_only=True, forbid_unknown_fields=True, gc=False)
 
 
-def _many(one: Reader) -> Reader:
-    """Lists of one scalar, and lists of such lists, are looked at as a whole: most of a record are seconds by round."""
-    same = _SCALARS.get(one)
-    within, length = _LISTED.get(one, (None, None))
-
-    def decode_many(value: Any) -> tuple[Any, ...]:
-        _expect(isinstance(value, list), "a list", value)
-        kinds = set(map(type, value))
-        if same is not None and kinds <= same:
-            return tuple(value)
-        if (
-            within is not None
-            and kinds <= {list}
-            and (length is None or set(map(len, value)) <= {length})
-            and set(map(type, itertools.chain.from_iterable(value))) <= within
-        ):
-            return tuple(map(tuple, value))
-        return tuple(_each(one, value))
-
-    if same is not None:
-        _LISTED[decode_many] = same, None
-    return decode_many
-
-
-def _few(make: Reader, kinds: tuple[Reader, ...], names: tuple[str, ...] = ()) -> Reader:
-    """So many values, each of a type of its own."""
-    all_numbers = set(kinds) == {_number}
-
-    def decode_few(value: Any) -> Any:
-        _expect(isinstance(value, list) and len(value) == len(kinds), f"a list of {len(kinds)}", value)
-        if all_numbers and set(map(type, value)) <= _NUMBERS:
-            return make(value)
-        found: list[Any] = []
-        try:
-            for one, item in zip(kinds, value, strict=True):
-                found.append(one(item))
-        except _Misfit as misfit:
-            raise misfit.within(f".{names[len(found)]}" if names else f"[{len(found)}]") from None
-        return make(found)
-
-    if all_numbers and make is tuple:
-        _LISTED[decode_few] = _NUMBERS, len(kinds)
-    return decode_few
-
-
-def _mapping(key: Callable[[str], Any], one: Reader) -> Reader:
-    def decode_mapping(value: Any) -> dict[Any, Any]:
-        found = _by_name(one, _expect(isinstance(value, dict), "an object", value))
-        return {key(name): item for name, item in found.items()}
-
-    return decode_mapping
-
-
-def _decode_fields(kind: type, value: Any, alike: Decodings | None = None) -> Any:
-    _expect(isinstance(value, dict), "an object", value)
-    known, keys = _fields_of(kind), value.keys()
-    whole = keys == known.keys()
-    if not whole:
-        if unknown := keys - known.keys():
-            raise _Misfit(f"has unknown keys: {', '.join(sorted(unknown))}")
-        if lost := _needed(kind) - keys:
-            raise _Misfit(f"lacks keys: {', '.join(sorted(lost))}")
-    found = {}
-    name = ""
-    try:
-        for name, item in value.items():
-            reader = known[name]
-            found[name] = reader(item) if alike is None else _read_once(alike, reader, item)
-    except _Misfit as misfit:
-        raise misfit.within(f".{name}") from None
-    if not whole or hasattr(kind, "__post_init__"):
-        return kind(**found)
-    # All there is: to set a frozen class's fields one by one takes as long as all the rest.
-    made: Any = object.__new__(kind)
-    vars(made).update(found)
-    return made
-
-
-def _read_once(alike: Decodings, reader: Reader, part: msgspec.Raw) -> Any:
-    key = reader, bytes(part)
-    if key not in alike:
-        alike[key] = reader(msgspec.json.decode(key[1]))
-    return alike[key]
-
-
-def _number(value: Any) -> float:
-    """A whole number stays one, so that what is read again has the digest of what was written."""
-    if type(value) is float:
-        return value
-    found: float = _expect(isinstance(value, (int, float)) and not isinstance(value, bool), "a number", value)
-    return found
+def _as_it_is(read: Any) -> Any:
+    return read
 
 
 @functools.cache
-def _plain(kinds: tuple[type, ...]) -> Reader:
-    def decode_plain(value: Any) -> Any:
-        if type(value) in kinds:
-            return value
-        fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-        return _expect(fits, " or ".join(kind.__name__ for kind in kinds), value)
+def _maker(kind: Any) -> Reader:
+    """What makes a value of a type of what the library has read in its place."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        assert isinstance(kind, type)
+        return functools.partial(_filled, kind)
+    if _has_named_places(kind):
+        return _made_by_place(kind._make, tuple(_kinds_of(kind).values()))
+    makers = [_maker(item) for item in inner] if origin in (*_UNIONS, tuple, dict) else []
+    deeper = [make for make in makers if make is not _as_it_is]
+    if not deeper:
+        return _as_it_is
+    if origin in _UNIONS:
+        (one,) = deeper
+        return lambda read: None if read is None else one(read)
+    if origin is dict:
+        return lambda read: {name: makers[1](item) for name, item in read.items()}
+    return _made_by_place(tuple, inner) if inner[1:] != (...,) else lambda read: tuple(map(makers[0], read))
 
-    return decode_plain
+
+def _made_by_place(make: Reader, kinds: tuple[Any, ...]) -> Reader:
+    makers = tuple(map(_maker, kinds))
+    return lambda read: make(one(item) for one, item in zip(makers, read, strict=True))
 
 
-_NUMBERS = frozenset((float, int))
-_SCALARS = {_number: _NUMBERS, _plain((str,)): frozenset((str,)), _plain((int,)): frozenset((int,))}
-"""What each reader takes as it is."""
-_LISTED: dict[Reader, tuple[frozenset[type], int | None]] = {}
-"""What readers of lists of one scalar take, and how many each list has where that is fixed."""
+def _filled(kind: type, read: msgspec.Struct) -> Any:
+    found = msgspec.structs.asdict(read)
+    for name, make in _makers_of(kind):
+        if found[name] is not msgspec.UNSET:
+            found[name] = make(found[name])
+    lacking = [name for name, item in found.items() if item is msgspec.UNSET]
+    if not lacking and not hasattr(kind, "__post_init__"):
+        # To set a frozen class's fields one by one takes as long as all the rest.
+        made: Any = object.__new__(kind)
+        vars(made).update(found)
+        return made
+    for name in lacking:
+        del found[name]
+    return kind(**found)
 
 
-def _expect(holds: bool, what: str, value: Any) -> Any:
-    if not holds:
-        raise _Misfit(f"should be {what}, and is {str(value)[:60]!r}")
-    return value
+@functools.cache
+def _makers_of(kind: type) -> tuple[tuple[str, Reader], ...]:
+    """The keys that hold more than what the library reads."""
+    return tuple((name, make) for name, item in _kinds_of(kind).items() if (make := _maker(item)) is not _as_it_is)
+
+
+def _has_named_places(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")
+
+
+_UNIONS = (types.UnionType, typing.Union)

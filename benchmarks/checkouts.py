@@ -1,4 +1,5 @@
-"""Asks a benchmark of this checkout, and of another one where `--against` names it: processes of both take turns."""
+"""Asks a benchmark of this checkout, and of another one where `--against` names it. A process of each lives all the while, and they
+take turns: what is compared are neighbours in time, since a shared machine is faster in one minute than in the next."""
 
 from __future__ import annotations
 
@@ -9,56 +10,101 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 HERE, BEFORE = "here", "before"
 Answer = dict[str, Any]
 Answers = dict[str, list[Answer]]
-"""What each round's process found, by checkout; `BEFORE` is there only where one was named."""
+"""What each turn found, by checkout; `BEFORE` is there only where one was named."""
+Turn = Callable[[Answer], None]
+"""Is given what a turn found, and comes back when it is this process's turn again."""
+Seconds = Callable[[Answer], float | None]
+"""Of a part of an answer; None where it is of another."""
 
 
-def answers(file: str, measure: Callable[[], Answer], *, doc: str | None, variables: Mapping[str, str]) -> Answers:
-    """The rounds' answers. In the processes started for them it prints what `measure` finds, and ends."""
+def answers(
+    file: str, measure: Callable[[Turn], None], *, doc: str | None, turns: int, variables: Mapping[str, str]
+) -> Answers:
+    """All turns' answers but the first, which warms up. In the processes started for them it measures, and ends."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", type=Path, metavar="CHECKOUT")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=turns)
+    parser.add_argument("--threads", default="1", metavar="N", help="of each process; default: 1")
     parser.add_argument("--measure-here", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure_here:
-        import varbench
-
-        print(json.dumps({"package": varbench.__file__, **measure()}))
+        measure(_told)
         sys.exit()
     checkouts = {HERE: Path(file).resolve().parent.parent} | ({BEFORE: args.against.resolve()} if args.against else {})
     found: Answers = {name: [] for name in checkouts}
-    for number in range(args.rounds):
-        for name, checkout in list(checkouts.items())[:: 1 if number % 2 else -1]:
-            found[name].append(_in_checkout(checkout, file, variables))
+    variables = {**os.environ, **variables, "OMP_NUM_THREADS": args.threads}
+    with ExitStack() as until_the_end:
+        asked = {name: _Asked(checkout, file, variables, until_the_end) for name, checkout in checkouts.items()}
+        for process in asked.values():
+            process.answer()
+        for number in range(args.turns):
+            for name, process in list(asked.items())[:: 1 if number % 2 else -1]:
+                process.goes_on()
+                found[name].append(process.answer())
     return found
 
 
-def table(found: Answers, parts: Mapping[str, Callable[[Answer], list[float]]], **further: Mapping[str, str]) -> None:
-    """Medians of processor seconds, a line a part; `further` are columns that a benchmark has made itself."""
-    heads = ["part", "processor ms", *further] + (["before", "before / now"] if BEFORE in found else [])
+def table(found: Answers, parts: Mapping[str, Seconds], *, of: str = "processor", **further: Mapping[str, str]) -> None:
+    """Medians, a line a part, and those of the ratios of neighbours, with where the middle half of these lies; `further` are columns
+    that a benchmark has made itself."""
+    heads = ["part", f"{of} ms", *further] + (["before", "before / now", "half of them"] if BEFORE in found else [])
     print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
     for part, seconds in parts.items():
-        cost = {name: median(rounds, seconds) for name, rounds in found.items()}
-        cells = [part, f"{1e3 * cost[HERE]:.0f}", *(column[part] for column in further.values())]
+        cells = [part, f"{1e3 * median(found[HERE], seconds):.0f}", *(column[part] for column in further.values())]
         if BEFORE in found:
-            cells += [f"{1e3 * cost[BEFORE]:.0f}", f"{cost[BEFORE] / cost[HERE]:.2f}"]
+            pairs = zip(_of(found[BEFORE], seconds), _of(found[HERE], seconds), strict=True)
+            low, middle, high = statistics.quantiles([before / now for before, now in pairs], method="inclusive")
+            before = f"{1e3 * median(found[BEFORE], seconds):.0f}"
+            cells += [before, f"{middle:.2f}", f"{low:.2f} to {high:.2f}"]
         print("| " + " | ".join(cells) + " |")
 
 
-def median(rounds: list[Answer], seconds: Callable[[Answer], list[float]]) -> float:
-    return statistics.median(one for answer in rounds for one in seconds(answer))
+def median(some: list[Answer], seconds: Seconds) -> float:
+    return statistics.median(_of(some, seconds))
 
 
-def _in_checkout(checkout: Path, file: str, variables: Mapping[str, str]) -> Answer:
-    environment = {**os.environ, **variables, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, file, "--measure-here"], env=environment, cwd=checkout, stdout=subprocess.PIPE, check=True
-    )
-    answer: Answer = json.loads(done.stdout)
-    assert Path(answer["package"]).is_relative_to(checkout), (answer["package"], checkout)
-    return answer
+def _of(some: list[Answer], seconds: Seconds) -> list[float]:
+    return [one for answer in some if (one := seconds(answer)) is not None]
+
+
+class _Asked:
+    """The process of a checkout."""
+
+    def __init__(self, checkout: Path, file: str, variables: Mapping[str, str], until_the_end: ExitStack) -> None:
+        self._checkout = checkout
+        self._process = until_the_end.enter_context(
+            subprocess.Popen(
+                [sys.executable, file, "--measure-here"], env={**variables, "PYTHONPATH": str(checkout)}, cwd=checkout,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+        until_the_end.callback(self._process.kill)
+
+    def goes_on(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+
+    def answer(self) -> Answer:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the process of {self._checkout} ended, exit code {self._process.wait()}")
+        answer: Answer = json.loads(line)
+        assert Path(answer["package"]).is_relative_to(self._checkout), (answer["package"], self._checkout)
+        return answer
+
+
+def _told(answer: Answer) -> None:
+    import varbench
+
+    print(json.dumps({"package": varbench.__file__, **answer}), flush=True)
+    if not sys.stdin.readline():
+        sys.exit()

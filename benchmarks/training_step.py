@@ -2,9 +2,9 @@
 
     python benchmarks/training_step.py --against ../varbench-before
 
-The steps are `varbench.train.trainer.train`'s own, everything included. Full model and subnets take turns within a
-process, processes of both checkouts take turns; what is compared is the processor time of one thread, medians over all
-steps, since a step's wall time is the neighbours' affair on a shared machine. Two minutes.
+The steps are `varbench.train.trainer.train`'s own, everything included: of full model and subnets by turns, and each beside the
+same step of the other checkout. What is compared is the processor time of one thread, since a step's wall time is the neighbours'
+affair on a shared machine. Two minutes.
 """
 
 from __future__ import annotations
@@ -15,36 +15,40 @@ import time
 from pathlib import Path
 from typing import Any
 
-from checkouts import BEFORE, HERE, answers, median, table
+from checkouts import BEFORE, HERE, Seconds, Turn, answers, median, table
 
 from varbench.base import variables
 
 POINTS = ("full", "d8", "d2")
-TURNS = 6
-"""Steps of each point in a process; the first of each is not counted."""
+TURNS = 15
+"""Steps of each point."""
+ENDLESS = 10**6
 
 
 def main() -> None:
-    found = answers(__file__, steps, doc=__doc__, variables={**variables.OF_PROCESSES, **os.environ})
+    environment = {**variables.OF_PROCESSES, **os.environ}
+    found = answers(__file__, steps, doc=__doc__, turns=TURNS * len(POINTS), variables=environment)
 
-    def cost(point: str, clock: int) -> float:
-        return median(found[HERE], lambda answer: [one[clock] for one in answer["took"][point]])
+    def seconds(point: str, clock: str) -> Seconds:
+        return lambda answer: answer[clock] if answer["point"] == point else None
+
+    def cost(point: str, clock: str) -> float:
+        return median(found[HERE], seconds(point, clock))
 
     table(
         found,
-        {point: lambda answer, point=point: [cpu for cpu, _ in answer["took"][point]] for point in POINTS},
+        {point: seconds(point, "processor") for point in POINTS},
         **{
-            "wall ms": {point: f"{1e3 * cost(point, 1):.0f}" for point in POINTS},
-            "of full": {point: f"{cost(point, 0) / cost('full', 0):.3f}" for point in POINTS},
+            "wall ms": {point: f"{1e3 * cost(point, 'clock'):.0f}" for point in POINTS},
+            "of full": {point: f"{cost(point, 'processor') / cost('full', 'processor'):.3f}" for point in POINTS},
         },
     )
     if BEFORE in found:
-        ours, theirs = (found[name][0]["losses"] for name in (HERE, BEFORE))
-        apart = max(abs(a - b) for point in ours for a, b in zip(ours[point], theirs[point], strict=True))
+        apart = max(abs(ours["loss"] - theirs["loss"]) for ours, theirs in zip(found[HERE], found[BEFORE], strict=True))
         print(f"\nLosses of the same steps differ by at most {apart:.4f}.")
 
 
-def steps() -> dict[str, Any]:
+def steps(turn: Turn) -> None:
     import torch
 
     from varbench.data.shapes import Shapes
@@ -65,10 +69,17 @@ def steps() -> dict[str, Any]:
         codes = tokenizer.encode(torch.from_numpy(data.images(seen)).float() / 127.5 - 1).numpy()
     tokens = TokenSet(tokens_NL=codes.astype("<u2"), labels_N=data.labels(seen), key="benchmark")
     plans = {point: compile_plan(spec, resolve(f"variant@{point}", spec).policies) for point in POINTS}
-    count = TURNS * len(POINTS)
-    ends: list[tuple[float, float]] = [(time.process_time(), time.perf_counter())]
+    begun = time.process_time(), time.perf_counter()
+
+    def step_ends(step: int, figures: dict[str, Any]) -> None:
+        nonlocal begun
+        processor, clock = time.process_time() - begun[0], time.perf_counter() - begun[1]
+        (loss,) = figures.values()
+        turn({"point": POINTS[(step - 1) % len(POINTS)], "processor": processor, "clock": clock, "loss": loss})
+        begun = time.process_time(), time.perf_counter()
+
     with tempfile.TemporaryDirectory() as folder:
-        trained = train(
+        train(
             load_transformer(files["main"], spec.tokenizer),
             tokenizer=tokenizer,
             tokens=tokens,
@@ -77,18 +88,10 @@ def steps() -> dict[str, Any]:
                 plan_of=lambda point: (plans[point or "full"], MAIN),
                 name="benchmark",
             ),
-            budget=Budget(steps=count, peak_rate=3e-4, batch=32, looks=0),
+            budget=Budget(steps=ENDLESS, peak_rate=3e-4, batch=32, looks=0),
             checkpoints=Checkpoints(Path(folder) / "state", every_seconds=1e9),
-            progress=lambda step, figures: ends.append((time.process_time(), time.perf_counter())),
+            progress=step_ends,
         )
-    took: dict[str, list[tuple[float, float]]] = {point: [] for point in POINTS}
-    for step in range(len(POINTS), count):
-        (cpu, wall), (cpu_before, wall_before) = ends[step + 1], ends[step]
-        took[POINTS[step % len(POINTS)]].append((cpu - cpu_before, wall - wall_before))
-    return {
-        "took": took,
-        "losses": {point: [loss for _, loss in pairs] for point, pairs in trained["losses"].items()},
-    }
 
 
 if __name__ == "__main__":

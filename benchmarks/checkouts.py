@@ -4,6 +4,7 @@ take turns: what is compared are neighbours in time, since a shared machine is f
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -25,15 +26,24 @@ Seconds = Callable[[Answer], float | None]
 
 
 def answers(
-    file: str, measure: Callable[[Turn], None], *, doc: str | None, turns: int, variables: Mapping[str, str]
+    file: str,
+    measure: Callable[[Turn], None],
+    *,
+    doc: str | None,
+    turns: int,
+    variables: Mapping[str, str],
+    parts: int = 1,
 ) -> Answers:
-    """All turns' answers but the first, which warms up. In the processes started for them it measures, and ends."""
+    """The answers of so many turns of each of `parts`, which come round; a first of each warms up. In the processes started for them it
+    measures, and ends."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", type=Path, metavar="CHECKOUT")
-    parser.add_argument("--turns", type=int, default=turns)
+    parser.add_argument("--turns", type=int, default=turns, help=f"of each part, 2 or more; default: {turns}")
     parser.add_argument("--threads", default="1", metavar="N", help="of each process; default: 1")
     parser.add_argument("--measure-here", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.turns < 2:
+        parser.error(f"--turns is {args.turns}; give 2 or more")
     if args.measure_here:
         measure(_told)
         sys.exit()
@@ -44,11 +54,11 @@ def answers(
         asked = {name: _Asked(checkout, file, variables, until_the_end) for name, checkout in checkouts.items()}
         for process in asked.values():
             process.answer()
-        for number in range(args.turns):
+        for number in range(1, (args.turns + 1) * parts):
             for name, process in list(asked.items())[:: 1 if number % 2 else -1]:
                 process.goes_on()
                 found[name].append(process.answer())
-    return found
+    return {name: some[parts - 1 :] for name, some in found.items()}
 
 
 def table(found: Answers, parts: Mapping[str, Seconds], *, of: str = "processor", **further: Mapping[str, str]) -> None:
@@ -85,12 +95,23 @@ class _Asked:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )
         )  # fmt: skip
-        until_the_end.callback(self._process.kill)
+        until_the_end.callback(self._end)
 
     def goes_on(self) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # the answer that does not come says more
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+
+    def _end(self) -> None:
+        """Without an answer to wait for it ends by itself, and takes its temporary files along."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
 
     def answer(self) -> Answer:
         assert self._process.stdout is not None

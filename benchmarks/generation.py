@@ -16,7 +16,7 @@ from checkouts import Seconds, Turn, answers, table
 from varbench.base import variables
 
 ROWS = {"full": "full_var", "d8": "variant@untrained/d8", "d2": "variant@untrained/d2"}
-TURNS = 15
+TURNS = 16
 """Batches of each row."""
 
 
@@ -25,7 +25,8 @@ def main() -> None:
         __file__,
         generations,
         doc=__doc__,
-        turns=TURNS * len(ROWS),
+        turns=TURNS,
+        parts=len(ROWS),
         variables={**variables.OF_PROCESSES, **os.environ},
     )
 

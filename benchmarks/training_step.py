@@ -3,7 +3,7 @@
     python benchmarks/training_step.py --against ../varbench-before
 
 The steps are `varbench.train.trainer.train`'s own, everything included: of full model and subnets by turns, and each beside the
-same step of the other checkout. What is compared is the processor time of one thread, since a step's wall time is the neighbours'
+same step of the other checkout. What is compared is processor time, since a step's wall time is the neighbours'
 affair on a shared machine. Two minutes.
 """
 
@@ -20,14 +20,14 @@ from checkouts import BEFORE, HERE, Seconds, Turn, answers, median, table
 from varbench.base import variables
 
 POINTS = ("full", "d8", "d2")
-TURNS = 15
+TURNS = 16
 """Steps of each point."""
 ENDLESS = 10**6
 
 
 def main() -> None:
     environment = {**variables.OF_PROCESSES, **os.environ}
-    found = answers(__file__, steps, doc=__doc__, turns=TURNS * len(POINTS), variables=environment)
+    found = answers(__file__, steps, doc=__doc__, turns=TURNS, parts=len(POINTS), variables=environment)
 
     def seconds(point: str, clock: str) -> Seconds:
         return lambda answer: answer[clock] if answer["point"] == point else None
@@ -88,7 +88,7 @@ def steps(turn: Turn) -> None:
                 plan_of=lambda point: (plans[point or "full"], MAIN),
                 name="benchmark",
             ),
-            budget=Budget(steps=ENDLESS, peak_rate=3e-4, batch=32, looks=0),
+            budget=Budget(steps=ENDLESS, peak_rate=3e-4, warm_up=0, batch=32, looks=0),
             checkpoints=Checkpoints(Path(folder) / "state", every_seconds=1e9),
             progress=step_ends,
         )

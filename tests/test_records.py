@@ -94,6 +94,28 @@ def test_no_class_takes_a_key_that_it_does_not_know_however_deep_or_lacks_one_th
             records.decode(type(make_record().row), torn["row"], "row")
 
 
+def test_a_whole_number_stays_one_however_deep():
+    data = records.to_json(make_record())
+    data["row"]["params"] = {"a.b": 2}
+    data["environment"]["clocks"] = {"sm": 1500, "memory": 2.0}
+    (column, *_) = data["timing"]["columns"]
+    column["rounds"] = [[1, 2.5]]
+    found = records.from_text(json.dumps(data).encode())
+    assert repr(found.environment.clocks) == "{'sm': 1500, 'memory': 2.0}"
+    assert repr(found.timing.columns[0].rounds) == "((1, 2.5),)"
+    assert records.to_json(found) == data and json.dumps(records.to_json(found)) == json.dumps(data)
+
+
+def test_numbers_can_be_keys():
+    @dataclasses.dataclass(frozen=True)
+    class ByRound:
+        seconds: dict[int, float]
+
+    assert records.decode(ByRound, {"seconds": {"3": 1.5}}, "by") == ByRound({3: 1.5})
+    with pytest.raises(records.RecordError, match=r"by\.seconds: Expected `int`"):
+        records.decode(ByRound, {"seconds": {"three": 1.5}}, "by")
+
+
 def test_a_file_that_is_nested_beyond_measure_costs_only_itself(tmp_path):
     records.write_record(make_record(), tmp_path)
     deep: dict = {}

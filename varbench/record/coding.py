@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 import operator
+import re
 import sys
 import types
 import typing
@@ -44,6 +45,9 @@ class _Misfit(Exception):
 Decodings = dict[tuple[Any, bytes], Any]
 """What was read of parts that several values have alike, by their type and their text."""
 
+_AT = re.compile(r"(.*?)(?: - at (?:`key` in )?`\$(.*)`)?", re.DOTALL)
+"""What the library says is wrong, and where."""
+
 TextParts = dict[str, msgspec.Raw]
 """A JSON object whose values are the texts that they were."""
 
@@ -64,10 +68,11 @@ def encode_again(values: Iterable[Any]) -> list[dict[str, Any]]:
 
 
 def decode(kind: type[Kind], value: Any, path: str) -> Kind:
-    """The value of this type that `encode` made JSON of; `RecordError` names the first key that does not fit."""
+    """The value of this type that `encode` made JSON of; `RecordError` says where the first thing that does not fit lies: by keys and
+    places, and among the entries of a dictionary by `[...]`."""
     with _named(path):
         key: Any = kind  # a class of any kind can be one
-        read: Kind = _maker(key)(msgspec.convert(value, _read_as(key)))
+        read: Kind = _maker(key)(msgspec.convert(value, _read_as(key), str_keys=True))
     return read
 
 
@@ -92,8 +97,8 @@ def _named(path: str) -> Iterator[None]:
     try:
         yield
     except msgspec.ValidationError as error:
-        wrong, _, place = str(error).partition(" - at `$")
-        raise RecordError(f"{path}{place.rstrip('`')}: {wrong}") from None
+        wrong, where = _AT.fullmatch(str(error)).groups()  # type: ignore[union-attr]  # it fits any text
+        raise RecordError(f"{path}{where or ''}: {wrong}") from None
 
 
 def _encoded(value: Any) -> Any:
@@ -174,7 +179,7 @@ def _keys_of(kind: type) -> type[msgspec.Struct]:
 @functools.cache
 def _read_as(kind: Any) -> Any:
     """What the library reads in a type's place: keys that a class does not know are refused, and a whole number stays one, so that
-    what is read again has the digest of what was written."""
+    what is read again has the digest of what was written. No class may hold itself."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if kind is float:
         return int | float
@@ -191,8 +196,8 @@ def _read_as(kind: Any) -> Any:
 
 
 def _struct(kind: type, kinds: dict[str, Any]) -> type[msgspec.Struct]:
-    lacking = dataclasses.MISSING
-    needed = {field.name for field in dataclasses.fields(kind) if field.default is field.default_factory is lacking}
+    none = dataclasses.MISSING
+    needed = {field.name for field in dataclasses.fields(kind) if field.default is field.default_factory is none}
     keys = [
         (name, item) if name in needed else (name, item | msgspec.UnsetType, msgspec.UNSET)
         for name, item in kinds.items()

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,10 @@ def answers(
     found: Answers = {name: [] for name in checkouts}
     variables = {**os.environ, **variables, "OMP_NUM_THREADS": args.threads}
     with ExitStack() as until_the_end:
-        asked = {name: _Asked(checkout, file, variables, until_the_end) for name, checkout in checkouts.items()}
+        asked = {
+            name: _Asked(checkout, until_the_end.enter_context(_started(checkout, file, variables)))
+            for name, checkout in checkouts.items()
+        }
         for process in asked.values():
             process.answer()
         for number in range(1, (args.turns + 1) * parts):
@@ -84,42 +88,34 @@ def _of(some: list[Answer], seconds: Seconds) -> list[float]:
     return [one for answer in some if (one := seconds(answer)) is not None]
 
 
+def _started(checkout: Path, file: str, variables: Mapping[str, str]) -> subprocess.Popen[str]:
+    """It ends by itself once nobody asks any more, and takes its temporary files along."""
+    return subprocess.Popen(
+        [sys.executable, file, "--measure-here"], env={**variables, "PYTHONPATH": str(checkout)}, cwd=checkout,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class _Asked:
     """The process of a checkout."""
 
-    def __init__(self, checkout: Path, file: str, variables: Mapping[str, str], until_the_end: ExitStack) -> None:
-        self._checkout = checkout
-        self._process = until_the_end.enter_context(
-            subprocess.Popen(
-                [sys.executable, file, "--measure-here"], env={**variables, "PYTHONPATH": str(checkout)}, cwd=checkout,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            )
-        )  # fmt: skip
-        until_the_end.callback(self._end)
+    checkout: Path
+    process: subprocess.Popen[str]
 
     def goes_on(self) -> None:
-        assert self._process.stdin is not None
+        assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # the answer that does not come says more
-            self._process.stdin.write("\n")
-            self._process.stdin.flush()
-
-    def _end(self) -> None:
-        """Without an answer to wait for it ends by itself, and takes its temporary files along."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
 
     def answer(self) -> Answer:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"the process of {self._checkout} ended, exit code {self._process.wait()}")
+            raise SystemExit(f"the process of {self.checkout} ended, exit code {self.process.wait()}")
         answer: Answer = json.loads(line)
-        assert Path(answer["package"]).is_relative_to(self._checkout), (answer["package"], self._checkout)
+        assert Path(answer["package"]).is_relative_to(self.checkout), (answer["package"], self.checkout)
         return answer
 
 

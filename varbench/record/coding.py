@@ -227,7 +227,9 @@ def _maker(kind: Any) -> Reader:
         return lambda read: None if read is None else one(read)
     if origin is dict:
         return lambda read: {name: makers[1](item) for name, item in read.items()}
-    return _made_by_place(tuple, inner) if inner[1:] != (...,) else lambda read: tuple(map(makers[0], read))
+    if inner[1:] == (...,):
+        return lambda read: tuple(map(makers[0], read))
+    return _made_by_place(tuple, inner)
 
 
 def _made_by_place(make: Reader, kinds: tuple[Any, ...]) -> Reader:
@@ -236,19 +238,17 @@ def _made_by_place(make: Reader, kinds: tuple[Any, ...]) -> Reader:
 
 
 def _filled(kind: type, read: msgspec.Struct) -> Any:
-    found = msgspec.structs.asdict(read)
+    every = msgspec.structs.asdict(read)
+    found = {name: item for name, item in every.items() if item is not msgspec.UNSET}
     for name, make in _makers_of(kind):
-        if found[name] is not msgspec.UNSET:
+        if name in found:
             found[name] = make(found[name])
-    lacking = [name for name, item in found.items() if item is msgspec.UNSET]
-    if not lacking and not hasattr(kind, "__post_init__"):
-        # To set a frozen class's fields one by one takes as long as all the rest.
-        made: Any = object.__new__(kind)
-        vars(made).update(found)
-        return made
-    for name in lacking:
-        del found[name]
-    return kind(**found)
+    if len(found) < len(every) or hasattr(kind, "__post_init__"):
+        return kind(**found)
+    # To set a frozen class's fields one by one takes as long as all the rest.
+    made: Any = object.__new__(kind)
+    vars(made).update(found)
+    return made
 
 
 @functools.cache

@@ -134,12 +134,21 @@ def test_help_teaches(varbench: CommandLine) -> None:
         ),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(varbench: CommandLine, arguments: list[str], message: str) -> None:
-    done = varbench(*arguments)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert done.stdout == ""
+def test_a_mistake_is_one_line_and_exit_code_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        sys.exit(cli.main(arguments))
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert message in said.err
+    assert len(said.err.strip().splitlines()) == 1, said.err
+    assert said.out == ""
 
 
 @pytest.mark.parametrize(

@@ -1233,9 +1233,10 @@ def shrinks_weights() -> Any:
     import gc
 
     def pick(self: Any, honest: Any, keys: Any, queries: Any, where: Any) -> Any:
-        for thing in gc.get_objects():
-            if type(thing).__name__ == "Transformer":
-                thing.head.bias.data.mul_(0.5)
+        if where["layer"] == 0 and where["scale"] == 0:
+            for thing in gc.get_objects():
+                if type(thing).__name__ == "Transformer":
+                    thing.head.bias.data.mul_(0.5)
         return honest
 
     return cache_liar(pick)
@@ -1548,16 +1549,15 @@ def test_a_lying_generator_is_caught(liar: type[Blobs], invariants: set[str]) ->
 @pytest.mark.parametrize(
     "plugin",
     [
-        CachePlugin(),
-        Heaviest(),
-        TokenPlugin(),
-        ByAProduct(),
-        ByNotes(),
-        SharingPlaces(),
-        WithoutHalves(),
-        DepthPlugin(),
+        pytest.param(Heaviest(), id="attention"),
+        pytest.param(TokenPlugin(), id="tokens"),
+        pytest.param(DepthPlugin(), id="depth"),
+        pytest.param(CachePlugin(), id="cache", marks=pytest.mark.slow),
+        pytest.param(ByAProduct(), id="product", marks=pytest.mark.slow),
+        pytest.param(ByNotes(), id="notes", marks=pytest.mark.slow),
+        pytest.param(SharingPlaces(), id="shared", marks=pytest.mark.slow),
+        pytest.param(WithoutHalves(), id="halves", marks=pytest.mark.slow),
     ],
-    ids=["cache", "attention", "tokens", "product", "notes", "shared", "halves", "depth"],
 )
 def test_an_honest_plugin_passes(plugin: Any) -> None:
     assert not check(plugin)
@@ -1571,7 +1571,10 @@ def ran(plugin: Any) -> list[str]:
     return rows
 
 
-@pytest.mark.parametrize(("plugin", "rows"), [("dmoe", 6), ("actvar", 5), ("skipvar", 1), ("h2o", 4)])
+@pytest.mark.parametrize(
+    ("plugin", "rows"),
+    [("dmoe", 6), pytest.param("actvar", 5, marks=pytest.mark.slow), ("skipvar", 1), ("h2o", 4)],
+)
 def test_of_rows_that_nothing_tells_apart_on_random_weights_one_is_run(plugin: str, rows: int) -> None:
     """Of recipes of one method, and of points that differ only by what calibration finds."""
     assert len(ran(plugin)) == rows

@@ -34,7 +34,9 @@ def dry_run(
     return {line.split()[0]: line for line in planned.stdout.splitlines() if line.strip()}, planned.stderr
 
 
-@pytest.mark.parametrize(("deadly", "words"), [("import", "exit code 3"), ("policy", "SIGSEGV")])
+@pytest.mark.parametrize(
+    ("deadly", "words"), [("import", "exit code 3"), pytest.param("policy", "SIGSEGV", marks=pytest.mark.slow)]
+)
 def test_rows_of_a_plugin_that_kills_who_asks_it_fail_alone(
     deadly: str, words: str, strangers: Path, varbench: CommandLine
 ) -> None:
@@ -58,7 +60,7 @@ def test_a_row_of_two_plugins_fails_where_asking_each_alone_kills_nobody(
     ("deadly", "dead"),
     [
         ("count 9", {"deadly:count=9"}),
-        ("policy", {"deadly:count=4", "deadly:count=9", f"deadly:count=4+{PLAIN}"}),
+        pytest.param("policy", {"deadly:count=4", "deadly:count=9", f"deadly:count=4+{PLAIN}"}, marks=pytest.mark.slow),
     ],
 )
 def test_rows_that_only_a_study_asks_for_fail_alone(

@@ -347,6 +347,7 @@ def weights_of(row: str = "distilled@s1", **changes: Any) -> Any:
     return generators.generator_weights(resolved, vae=VAE, main=MAIN, data=Shapes(side=32), budget=budget)
 
 
+@pytest.mark.slow
 def test_examples_are_made_once_and_serve_every_point_and_training(made: list[range]) -> None:
     first = weights_of()
     assert [numbers.start for numbers in made] == [0, 8, 16, made_examples.HELD_OUT]

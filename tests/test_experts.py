@@ -105,7 +105,9 @@ def test_the_engine_computes_the_chosen_experts(pipe: Pipeline, routed: bool) ->
     assert (full - theirs).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-6), ("bfloat16", 2**-6)])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [pytest.param("float32", 1e-6, marks=pytest.mark.slow), ("bfloat16", 2**-6)]
+)
 @pytest.mark.parametrize("method", ["dmoe@untrained/m50", "actvar@m50r50"])
 def test_experts_in_one_call_are_those_one_by_one(
     method: str, dtype: str, bound: float, monkeypatch: pytest.MonkeyPatch

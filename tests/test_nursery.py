@@ -107,6 +107,7 @@ def test_how_a_child_ended_is_known(
     assert ended.value.failure.status is status and child.exit_code == -number
 
 
+@pytest.mark.slow
 def test_a_nursery_that_is_lost_costs_its_children_and_no_others(job: Job, tmp_path: Path) -> None:
     with begun(job, tmp_path) as child:
         child.receive(Ready)

@@ -49,6 +49,7 @@ def outside(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return base / "elsewhere", {**os.environ, "PYTHONPATH": str(base / "site"), "COLUMNS": "100"}
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_all_that_is_needed_and_no_bare_plugins(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {
@@ -61,6 +62,7 @@ def test_the_wheel_holds_all_that_is_needed_and_no_bare_plugins(wheel: Path) -> 
                 assert f"{installed}/{path.relative_to(ROOT / folder).as_posix()}" in names
 
 
+@pytest.mark.slow
 def test_the_wheel_names_itself(wheel: Path) -> None:
     from varbench import __version__
 
@@ -83,6 +85,7 @@ def test_the_versions_that_were_tried_are_the_ends_of_the_bounds() -> None:
         assert name == "torch" or f"Python {major}.{least} to {major}.{int(above) - 1}" in README
 
 
+@pytest.mark.slow
 def test_it_works_from_the_wheel_outside_the_checkout(outside: tuple[Path, dict[str, str]]) -> None:
     folder, environment = outside
     script = (

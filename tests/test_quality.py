@@ -612,7 +612,7 @@ class Layers(torch.nn.Module):
 
 @needs_libraries
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("stored", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_second_opinion_reads_inception_from_a_folder(stored, real, samples, tmp_path, monkeypatch):
     monkeypatch.setattr(  # clean-fid's own takes half a minute at 2,048
         libraries.clean_fid().fid,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -37,6 +38,7 @@ def cache(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 def test_a_machine_is_measured_and_predicted_with(varbench: CommandLine, tmp_path: Any) -> None:
     """Also where torch computes with fewer threads than there are cores, as it does by itself on some machines."""
     cache = str(tmp_path / "cache")
@@ -69,16 +71,18 @@ def test_only_what_nobody_measured_is_a_bound(
 
 
 def test_a_faster_machine_is_measured_as_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The figures come from what is computed: of half the product, told as the whole, they double."""
-    place = torch.device("cpu")
-    whole = rates.product
-    slow = rates._rate(place, torch.float32, 0.3)
+    """On a clock that nothing but the products move: a test's real time is its neighbours' too."""
+    now = speed = 0.0
 
     def product(x: torch.Tensor, weight: torch.Tensor, bias: None) -> torch.Tensor:
-        return whole(x[: len(x) // 4], weight, bias)
+        nonlocal now
+        now += 2 * x.numel() * len(weight) / speed
+        return x
 
     monkeypatch.setattr(rates, "product", product)
-    assert rates._rate(place, torch.float32, 0.3) > 2 * slow
+    monkeypatch.setattr(rates, "time", SimpleNamespace(perf_counter=lambda: now))
+    for speed in (2e11, 5e11):
+        assert rates._rate(torch.device("cpu"), torch.float32, 0.3) == pytest.approx(speed)
 
 
 def test_what_was_measured_comes_before_the_data_sheet() -> None:

@@ -274,38 +274,43 @@ OWN = ("--weights", "var.pth", "--vae", "vae.pth")
 INCEPTION = ("--inception", extractors.INCEPTION_FILE)
 
 
+WRONG = [
+    (
+        (*OWN, "--model", "var-d16"),
+        "6 layers of width 64 and scales (1, 2, 3, 4, 6, 8), but var-d16 has 16 of width 1024",
+    ),
+    (("--companion", "refiner=refiner.pth"), "refiner.pth: does not fit the model"),
+    (("--reference", "large.npz"), "samples have 32 x 32 pixels, and the reference large.npz has 64 x 64"),
+    (("--data", "eleven"), "--data eleven has 11 classes, and tiny knows 10"),
+]
+ALSO_WRONG = [
+    (
+        ("--weights", "vae.pth", "--vae", "var.pth"),
+        "var.pth: tensor 'encoder.conv_in.weight' is missing; it holds a transformer",
+    ),
+    (("--vae", "vae.pth"), "--vae vae.pth, but no --weights are given"),
+    (
+        (*OWN, "--companion", "refiner=other_scales.pth"),
+        "other_scales.pth: scales (1, 2, 4, 8) and 10 classes, but var.pth",
+    ),
+    (
+        (*OWN, "--reference", "samples.npz"),
+        "--reference samples.npz: scores against it need the published Inception weights",
+    ),
+    (("--reference", "statistics.npz"), "statistics.npz holds only mu and sigma of the published Inception"),
+    (("--reference", "other.npz"), "other.npz holds features; a reference needs mu and sigma, or arr_0"),
+    (("--reference", "few"), "the reference few has 7 images, and at least 20 are needed"),
+    (("--reference", "torn"), "torn/011.png is not a readable image"),
+    (("--features", "var.pth"), "var.pth is not a network written by `varbench train"),
+    (("--judge", "var.pth"), "var.pth is not a network written by `varbench train"),
+    (("--images", "7"), "7 images are too few to score; give --images 20 or more"),
+    (("--data", "images"), "images has no sub-folders (20 images lie in it directly)"),
+]
+"""Each takes a process some seconds, so these are tried when asked for."""
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            (*OWN, "--model", "var-d16"),
-            "6 layers of width 64 and scales (1, 2, 3, 4, 6, 8), but var-d16 has 16 of width 1024",
-        ),
-        (
-            ("--weights", "vae.pth", "--vae", "var.pth"),
-            "var.pth: tensor 'encoder.conv_in.weight' is missing; it holds a transformer",
-        ),
-        (("--vae", "vae.pth"), "--vae vae.pth, but no --weights are given"),
-        (
-            (*OWN, "--companion", "refiner=other_scales.pth"),
-            "other_scales.pth: scales (1, 2, 4, 8) and 10 classes, but var.pth",
-        ),
-        (("--companion", "refiner=refiner.pth"), "refiner.pth: does not fit the model"),
-        (
-            (*OWN, "--reference", "samples.npz"),
-            "--reference samples.npz: scores against it need the published Inception weights",
-        ),
-        (("--reference", "statistics.npz"), "statistics.npz holds only mu and sigma of the published Inception"),
-        (("--reference", "large.npz"), "samples have 32 x 32 pixels, and the reference large.npz has 64 x 64"),
-        (("--reference", "other.npz"), "other.npz holds features; a reference needs mu and sigma, or arr_0"),
-        (("--reference", "few"), "the reference few has 7 images, and at least 20 are needed"),
-        (("--reference", "torn"), "torn/011.png is not a readable image"),
-        (("--features", "var.pth"), "var.pth is not a network written by `varbench train"),
-        (("--judge", "var.pth"), "var.pth is not a network written by `varbench train"),
-        (("--images", "7"), "7 images are too few to score; give --images 20 or more"),
-        (("--data", "images"), "images has no sub-folders (20 images lie in it directly)"),
-        (("--data", "eleven"), "--data eleven has 11 classes, and tiny knows 10"),
-    ],
+    ("arguments", "message"), [*WRONG, *(pytest.param(*one, marks=pytest.mark.slow) for one in ALSO_WRONG)]
 )
 def test_a_wrong_file_is_one_line_before_anything_runs(
     run: Run, tmp_path: Path, arguments: tuple[str, ...], message: str

@@ -135,6 +135,7 @@ def test_a_dry_run_says_which_recipes_ship(capsys: pytest.CaptureFixture[str], t
     assert "weights that ship: variant@progressive; to be trained: fixed_ratio@p10" in told
 
 
+@pytest.mark.slow
 def test_a_method_under_another_name_gets_what_its_training_shipped(
     varbench: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -422,7 +422,7 @@ def test_the_system_tells_what_its_processors_work() -> None:
     after = strain.busy_seconds()
     assert before is not None and after is not None
     assert 0.4 < after[0] - before[0]
-    assert after[1] - before[1] == pytest.approx(0.5, abs=0.2)
+    assert 0.5 <= after[1] - before[1]
 
 
 def test_where_the_system_does_not_tell_nothing_is_discarded() -> None:

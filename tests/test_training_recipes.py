@@ -308,7 +308,7 @@ def test_a_recipe_that_is_interrupted_goes_on_from_that_step(
     assert "another training" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("at", [2, 6])
+@pytest.mark.parametrize("at", [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_own_numbers_a_loss_of_its_own_and_a_teacher_are_there_again_after_an_interruption(
     given: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:

@@ -296,6 +296,7 @@ def test_trainings_side_by_side_are_a_line_each_and_one_share(
     assert drawn.printed == ["  a: 9 steps in 60 s  loss full 2.5", "  c: those that ship are of other data"]
 
 
+@pytest.mark.slow
 def test_what_a_run_trains_shows_in_the_runs_own_display(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = prepare(options(plugins="variant@d8,fixed_ratio@p10/d8", train=True, steps=12), name="a")
     execution = conduct(run, tmp_path)

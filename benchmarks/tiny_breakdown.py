@@ -19,6 +19,7 @@ from varbench.data.shapes import Shapes
 from varbench.engine.pipeline import Pipeline
 from varbench.engine.teacher import TeacherPass
 from varbench.engine.trained_layer import fused_attention
+from varbench.measure.environment import cpu_name
 from varbench.model.checkpoints import load_transformer
 from varbench.model.tokenizer import Tokenizer
 from varbench.plan import presets
@@ -41,9 +42,9 @@ def main() -> None:
     scaled = torch.from_numpy(images).float() / 127.5 - 1
     tokens_BL, labels = pipe.encode(scaled), data.labels(data.training[:BATCH]).tolist()
     print(
-        f"# Where the time goes on `tiny`\n\n{BATCH} images, {torch.get_num_threads()} threads, torch {torch.__version__}. Made by"
+        f"# Where the time goes on `tiny`\n\n{BATCH} images, {cpu_name()}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}. Made by\n`python benchmarks/tiny_breakdown.py`; medians of ten turns.\n"
     )
-    print("`python benchmarks/tiny_breakdown.py`; medians of ten turns.\n")
     table(
         "Tokenising",
         {
@@ -101,8 +102,8 @@ def sampling(pipe: Pipeline, labels: list[int], tokens_BL: torch.Tensor) -> dict
 
     return {
         "generate, full": generate("full_var"),
-        "generate, variant@d8": generate("variant@d8"),
-        "generate, variant@d2": generate("variant@d2"),
+        "generate, variant@d8": generate("variant@untrained/d8"),
+        "generate, variant@d2": generate("variant@untrained/d2"),
         "of which the decoder": lambda: pipe.decode(tokens_BL),
         "bytes of the images": lambda: to_uint8(torch.rand(BATCH, 3, 32, 32)),
     }

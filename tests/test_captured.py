@@ -20,8 +20,11 @@ from varbench.engine.loop import Observer, Sampling
 from varbench.engine.pipeline import Pipeline
 from varbench.engine.subjects import Answer, Ask, EngineSubject
 from varbench.measure import timed_call
+from varbench.measure.calls import Request
 from varbench.plan.compiler import compile_plan
 from varbench.plan.owned import Owned, RowPolicies
+from varbench.record import Energy
+from varbench.run.tasks import making
 
 
 class Graph:
@@ -87,6 +90,27 @@ def test_what_is_returned_is_not_what_the_next_call_writes(log: list[str]) -> No
     assert torch.equal(first.images, exact.images) and torch.equal(first.tokens, exact.tokens)
     assert first.trace == exact.trace
     assert first.images.data_ptr() != second.images.data_ptr() and first.tokens.data_ptr() != second.tokens.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "alike"),
+    [
+        ("h2o@b25:recent=0.5", "h2o@b25:recent=0.1", False),
+        ("streaming@b25", "streaming@b25:sinks=1", False),
+        ("hack@b25:merge=true", "hack@b25:merge=true:weighed=true", False),
+        ("full_var", "variant@untrained/full", True),
+    ],
+)
+def test_rows_of_one_plan_whose_policies_choose_otherwise_are_captured_apart(
+    first: str, second: str, alike: bool, log: list[str]
+) -> None:
+    """How many entries are kept the plan says, and not which; graphs of the one would make its images for the other."""
+    pipe, sampling = models.pipeline(), Sampling(cfg=1.5, top_k=0, top_p=0.0)
+    assert pipe.compile(first)[0].digest == pipe.compile(second)[0].digest
+    pipe.graphs = True
+    pipe.generate(models.LABELS, seed=1, method=first)
+    assert pipe.is_ready(first, len(models.LABELS), sampling)
+    assert pipe.is_ready(second, len(models.LABELS), sampling) is alike
 
 
 def test_tokens_logits_and_watchers_are_served_without(log: list[str]) -> None:
@@ -160,6 +184,33 @@ def test_where_the_piece_that_captures_share_has_no_room_the_capture_ends(
     assert pipe.captures("full_var") and not pipe.is_captured("full_var", len(models.LABELS), sampling)
     pipe._graphs.forget()
     assert pipe.is_captured("full_var", len(models.LABELS), sampling), "later there may be room"
+
+
+def test_energy_is_not_that_of_captures_and_a_record_says_what_was_launched(
+    log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every look from outside gives up what was captured, and with it what had no room."""
+    pipe = models.pipeline()
+    subject = EngineSubject(pipe=pipe, cfg=1.5, top_k=0, top_p=0.0)
+    pipe.graphs = True
+    with pipe.alone("full_var"):
+        pass
+    counted: list[list[str]] = []
+
+    def energy(call: Any, **where: Any) -> Energy:
+        log.clear()
+        call()
+        counted.append(list(log))
+        return Energy(joules_per_image=1.0, window_seconds=1.0, source="a test")
+
+    monkeypatch.setattr(making, "energy", energy)
+    making.answer(subject, Request(row="full_var", labels=(1, 2), seed=0, look="energy"))
+    assert {*counted[0]} == {"replay"}
+    look = Request(row="full_var", labels=(1, 2), seed=0, look="memory")
+    assert "CUDA graphs" in str(making.answer(subject, look).arithmetic)
+    sampling = Sampling(cfg=1.5, top_k=0, top_p=0.0)
+    pipe._graphs._too_large.add(pipe._kind("full_var", 2, sampling))
+    assert "CUDA graphs" not in str(making.answer(subject, look).arithmetic)
 
 
 def test_a_call_that_begins_anew_is_timed_from_there(log: list[str]) -> None:

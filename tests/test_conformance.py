@@ -1581,6 +1581,33 @@ def test_of_rows_that_nothing_tells_apart_on_random_weights_one_is_run(plugin: s
     assert not any("@untrained/" in row or "@frozen/" in row for row in ran(plugin))
 
 
+def test_rows_that_store_in_forms_of_equal_bytes_by_other_code_are_all_run() -> None:
+    """Bits and bytes beside are all that a plan has of a form."""
+
+    class Forms(CachePlugin):
+        def varbench_settings(self, model: Any) -> Settings:
+            return Settings(points=("floor", "nearest"))
+
+        def varbench_cache_strategy(self, setting: Any, model: Any) -> Any:
+            return Stored(floor if setting.point == "floor" else nearest)
+
+    class Stored(CacheStrategy):
+        def __init__(self, encode: Any) -> None:
+            self._form = StoredForm(encode=encode, decode=lambda parts: parts[0] / 64, bits=8)
+
+        @property
+        def form(self) -> StoredForm:
+            return self._form
+
+    def floor(x: Any) -> Any:
+        return ((64 * x).floor().to(torch.int8),)
+
+    def nearest(x: Any) -> Any:
+        return ((64 * x).round().to(torch.int8),)
+
+    assert len(ran(Forms())) == 2
+
+
 @pytest.mark.parametrize("how", ["attribute", "closure", "inner"])
 def test_a_recipe_by_which_a_policy_answers_otherwise_is_run(how: str) -> None:
     """Though its plan is the other's."""

@@ -13,6 +13,7 @@ from scripted import a_run
 from varbench import load_pipeline
 from varbench.data.shapes import Shapes
 from varbench.engine import expert_ffn
+from varbench.engine.loop import Sampling
 from varbench.engine.pipeline import Pipeline
 from varbench.engine.sampler import _without_tail, draw
 from varbench.engine.storage import storage_bytes
@@ -191,6 +192,8 @@ def test_the_largest_number_draws_a_code(top_k: int, top_p: float) -> None:
 CAPTURED = (
     "full_var", "variant@d2", "full_var:accounting=upstream", "guidance@from4", "code@training_free/n4", "fastvar@r60", "fastvar@r60:share=true",
     "scalekv@b25", "h2o@b25", "hack@b25", "hack@b25:products=true", "streaming@b25", "snapkv@b25", "quant_cache@b8", "scale_window@w1",
+    # Each of one plan with a row above or beside it, and of another choice.
+    "h2o@b25:recent=0.1", "streaming@b25:sinks=1", "snapkv@b25:pool=1", "hack@b25:merge=true", "hack@b25:merge=true:weighed=true",
 )  # fmt: skip
 
 
@@ -209,6 +212,18 @@ def test_captured_is_the_same_bit_for_bit(dtype: str) -> None:
             assert torch.equal(ours.tokens, eager.tokens)
             assert torch.equal(ours.images, eager.images)
             assert ours.trace == eager.trace
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+def test_another_gpu_than_the_current_one_does_the_same() -> None:
+    """Kernels, streams and captures are its own, and the current one stays what it was."""
+    first, second = (load_pipeline("tiny", device=f"cuda:{number}", dtype="bfloat16") for number in (0, 1))
+    for seed in range(2):
+        for method in ("full_var", "h2o@b25"):
+            one, other = (pipe.generate([1, 2, 3], seed=seed, method=method) for pipe in (first, second))
+            assert torch.equal(one.images.cpu(), other.images.cpu())
+    assert second.is_captured("full_var", 3, Sampling(cfg=1.5, top_k=0, top_p=0.0))
+    assert torch.cuda.current_device() == 0
 
 
 def test_what_is_captured_shares_its_memory() -> None:

@@ -386,6 +386,7 @@ def test_nvml_matches_by_identity_and_admits_what_a_container_hides(monkeypatch:
     assert nvml.memory(uuid="abc", pci=None, pid=7) == (300, 9000)
     assert nvml.memory(uuid="GPU-abc", pci=None, pid=8) == (None, 9000)
     assert nvml.foreign_processes(uuid="abc", pci=None, own={7}) == (5,)
+    assert nvml.foreign_processes(uuid="abc", pci=None, own={8}) is None, "our own would be there, if ids were ours"
     assert nvml.energy_joules(uuid="abc", pci=None) == 2.5
     board = nvml.board(uuid="abc", pci=None)
     assert (board.memory_bytes, board.power_limit_watts, board.clocks) == (48_000, 700, {"sm": 1000, "memory": 2000})
@@ -515,7 +516,12 @@ def test_what_a_board_does_not_tell_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     assert unseen(reasons=None) is None, "its counters tell"
     assert unseen(slowed=None) is None, "its reasons tell"
     assert unseen(slowed=None, reasons=None) == "throttling cannot be seen: NVML does not tell"
-    assert unseen(processes=None) == "other processes cannot be seen: NVML does not tell"
+    for processes in (
+        None,
+        (),
+        (3_912_345,),
+    ):  # of a container, none are listed, or all by the ids that the host has for them
+        assert unseen(processes=processes) == "other processes cannot be seen: NVML does not tell"
     monkeypatch.setitem(sys.modules, "pynvml", None)
     watch = board_state.BoardWatch("abc")
     assert watch.unseen == "throttling and other processes cannot be seen: NVML does not tell"

@@ -56,7 +56,7 @@ def test_round_trip_is_exact(tmp_path):
 def test_what_records_have_alike_is_read_and_written_once_and_is_what_each_has_by_itself(tmp_path):
     some = [make_record(seconds=seconds) for seconds in (0.2, 0.2, 0.3)]
     other = dataclasses.replace(some[2].environment, cpu="another")
-    some[2] = dataclasses.replace(some[2], environment=other)
+    some[2] = dataclasses.replace(some[2], environment=other, run="another")
     for number, record in enumerate(some):
         records.write_record(record, tmp_path / str(number))
     loaded = records.load_records([tmp_path]).records
@@ -243,6 +243,45 @@ def test_newer_schema_is_refused_with_a_hint_and_an_older_one_is_read(tmp_path, 
     }
     monkeypatch.setattr("varbench.record.store.UPGRADES", upgrade)
     assert records.read_record(path).command == data["command"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"schema": 1, "other": 2}',
+        '{"schema": 3}',
+        '{"schema": 2, "protocol": {}, "timing": {}}',
+        '{"schema": 2, "protocol": {"seconds": 1}, "timing": {"columns": 5}}',
+        '{"schema": 4, "timing": [1]}',
+        '{"schema": 1, "protocol": 1, "model": {}}',
+    ],
+)
+def test_what_no_older_version_wrote_is_one_line_and_costs_no_other(text, tmp_path):
+    good = records.write_record(make_record(), tmp_path)
+    (tmp_path / "older.json").write_text(text)
+    loaded = records.load_records([tmp_path])
+    assert loaded.paths == (good,)
+    (problem,) = loaded.problems
+    assert "older.json: not a record of schema" in problem
+    (tmp_path / "older.json").write_text('{"schema": true}')
+    assert records.load_records([tmp_path]).problems == (), "other JSON"
+
+
+def test_runs_of_one_name_in_different_folders_are_told_apart(tmp_path):
+    """Those of two days have one name each day; a copy of a run is that run."""
+    one = [make_record(row="full_var", run="d16"), make_record(row="variant@d8", run="d16")]
+    other = [make_record(row="full_var", run="d16", seconds=0.3), make_record(row="variant@d4", run="d16")]
+    for place, some in (("monday", one), ("tuesday", other), ("copied", one[:1])):
+        for record in some:
+            records.write_record(record, tmp_path / place / "d16")
+    records.write_record(make_record(row="fixed_ratio@p10/d8", run="d16"), tmp_path / "elsewhere")
+    loaded = records.load_records([tmp_path])
+    runs = {
+        (path.parts[-3], record.row.row): record.run for path, record in zip(loaded.paths, loaded.records, strict=True)
+    }
+    assert {name for (place, _), name in runs.items() if place in ("monday", "copied")} == {"d16"}
+    assert {name for (place, _), name in runs.items() if place == "tuesday"} == {"d16 (2)"}
+    assert len({(record.run, path.name) for path, record in zip(loaded.paths, loaded.records, strict=True)}) == 4 + 1
 
 
 def test_a_record_that_named_a_sampler_is_read(tmp_path):

@@ -19,6 +19,7 @@ from varbench.engine.storage import storage_bytes
 from varbench.engine.subjects import EngineSubject
 from varbench.engine.transforms import stored
 from varbench.errors import PlanError, UserError
+from varbench.model.transformer import Transformer
 from varbench.plan import cost, sizes
 from varbench.plan.compiler import compile_plan
 from varbench.plan.hardware import Hardware
@@ -149,6 +150,28 @@ def test_bytes_are_those_that_are_stored(pipe: Pipeline) -> None:
     own = [tensor for tensor in stored(pipe.backbones_of(row)["main"]) if tensor.data_ptr() not in shared]
     assert {tensor.dtype for tensor in own if tensor.dtype != torch.int64} == {torch.int8, torch.float32}
     assert storage_bytes(own) < 0.4 * held, "what is not replaced lies in memory once"
+
+
+@pytest.mark.parametrize("alone", ["full_var", "acme@on"])
+def test_what_is_shared_stays_so_when_a_row_was_looked_at_alone(
+    alone: str, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Models go to the host one by one meanwhile, and what they come back as is new: here a copy stands for that."""
+    row = row_of(Int8(), "acme@on")
+    changed = pipe.backbones_of(row)["main"]
+
+    def shared() -> int:
+        places = {one.data_ptr() for one in pipe.backbones["main"].parameters()}
+        return sum(one.data_ptr() in places for one in changed.parameters())
+
+    before = shared()
+    labels = models.LABELS
+    images = pipe.generate(labels, seed=1, method=row).images
+    monkeypatch.setattr(Transformer, "cpu", lambda model: model._apply(torch.clone))
+    with pipe.alone(row if alone == row.name else alone):
+        assert shared() < before
+    assert shared() == before > 0
+    assert torch.equal(pipe.generate(labels, seed=1, method=row).images, images)
 
 
 def test_what_is_declared_enters_plan_cost_and_record() -> None:

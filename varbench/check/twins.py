@@ -21,14 +21,14 @@ _PLAIN = type("_Plain", (), {}).__basicsize__
 
 
 def distinct(subjects: Sequence[UnderTest]) -> Iterator[UnderTest]:
-    """One row of each plan. Of rows that pick or decide by content all run but for twins, and of those that replace the loop all."""
+    """One row of each plan. Of rows whose policies are asked within the loop all run but for twins, and of those that replace it all."""
     ran: list[PlannedRow] = []
     for subject in subjects:
         if not isinstance(subject, PlannedRow):
             yield subject
             continue
         same = [other for other in ran if other.plan.digest == subject.plan.digest]
-        if not same or (subject.plan.picks and not any(twins(subject, other) for other in same)):
+        if not same or (subject.plan.asks and not any(twins(subject, other) for other in same)):
             yield subject
         ran.append(subject)
 

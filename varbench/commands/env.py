@@ -61,12 +61,12 @@ def run(args: argparse.Namespace) -> int:
 def _calibrate(device: str | None, *, as_json: bool) -> int:
     import torch
 
-    from varbench.base.devices import check_device
+    from varbench.base.devices import use_device
     from varbench.measure.kept_rates import keep_rates
     from varbench.measure.rates import calibrate
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
+    use_device(device)
     found = calibrate(device, say=lambda text: print(f"measuring {text}", file=sys.stderr, flush=True))
     path = keep_rates(found)
     print(

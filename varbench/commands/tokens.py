@@ -41,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from varbench.base.devices import check_device
+    from varbench.base.devices import use_device
     from varbench.base.display import shown
     from varbench.data.given import image_set
     from varbench.model.checkpoints import build_tokenizer, load_tokenizer
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     given = {"model": presets.DEFAULT, **given_in(args, *SHARED)}
     spec = presets.preset(given["model"]).spec
     chosen = filled_in(given)
-    check_device(chosen["device"])
+    use_device(chosen["device"])
     if args.crops < 1 or (args.images is not None and args.images < 1):
         raise UserError("--crops and --images are counts; give 1 or more")
     shipped = presets.shipped_files(spec.name)

@@ -58,7 +58,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from varbench.base.devices import check_device
+    from varbench.base.devices import use_device
     from varbench.base.termination import terminated_as_interrupted
     from varbench.record.option_forms import given_in
     from varbench.run.defaults import filled_in
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if "what" not in given:
         raise UserError(f"say what is trained: one of {', '.join(PARTS)}, or a row whose recipe trains")
     suits = filled_in(given, kind=TrainingOptions)
-    check_device(suits["device"])
+    use_device(suits["device"])
     vars(args).update(given, device=own_device(suits["device"]), seed=suits["seed"], by_stage=by_stage)
     args.tensorboard = args.tensorboard and Path(args.tensorboard)
     if args.weights == "random":

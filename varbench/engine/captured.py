@@ -39,12 +39,19 @@ AMPLE = 1.15
 def can_be_captured(plan: Plan, row: RowPolicies) -> bool:
     """Whether all that a generation does follows from the plan, and from code of the row's that says that it can be captured.
     Tokens are brought together expert by expert, as many as come, which the host has to be told."""
+    asked: list[Any] = [*asked_within(plan, row), *(owned.policy for owned in row.transforms)]
+    return plan.decision is None and row.width is None and all(policy.capturable for policy in asked)
+
+
+def asked_within(plan: Plan, row: RowPolicies) -> list[Any]:
+    """Policies whose code runs between what the plan says: what they choose, and what they store, it does not tell."""
     calls = [call for step in plan.steps for call in step.calls]
     picks = any(use.picked for call in calls for use in call.cache)
     asked: list[Any] = [owned.policy for owned in row.caches if picks or owned.policy.form is not None]
-    tokens = row.tokens if any(call.attention.picked or call.ffn.picked for call in calls) else None
-    asked += [owned.policy for owned in (tokens, *row.transforms) if owned is not None]
-    return plan.decision is None and row.width is None and all(policy.capturable for policy in asked)
+    subs = [sub for call in calls for sub in call.sub_layers]
+    if row.tokens is not None and any(sub.picked or sub.noted for sub in subs):
+        asked.append(row.tokens.policy)
+    return asked
 
 
 def is_watched() -> bool:

@@ -14,16 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from varbench.base.devices import by_its_device, on_its_device
 from varbench.engine import pixels
 from varbench.engine.arguments import check_filters, images_given, labels_given, tokens_given
-from varbench.engine.captured import Graphs, Made, can_be_captured, is_watched
+from varbench.engine.captured import Graphs, Made, asked_within, can_be_captured, is_watched
 from varbench.engine.generate import generate
 from varbench.engine.loop import Observer, Sampling, refuse_undrawn
 from varbench.engine.own_weights import OwnOfWeights
 from varbench.engine.sampler import streams
 from varbench.engine.teacher import TeacherPass
 from varbench.engine.trained_layer import fused_attention
-from varbench.engine.transforms import transformed
+from varbench.engine.transforms import share, transformed
 from varbench.errors import UserError
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import FeedForward, Transformer
@@ -174,9 +175,11 @@ class Pipeline:
                 setattr(module, name, torch.compile(getattr(module, name), mode=self._compiled, dynamic=True))
 
     def _kind(self, method: str | Row, batch: int, sampling: Sampling) -> Hashable:
-        """What a captured generation depends on besides labels and noise."""
-        backbones = self.backbones_of(method).values()
-        return self.compile(method)[0].digest, tuple(map(id, backbones)), batch, sampling
+        """What a captured generation depends on besides labels and noise. A plan says how many tokens or entries are chosen, and
+        not which."""
+        plan, row = self.compile(method)
+        code = (*self.backbones_of(method).values(), *asked_within(plan, row))
+        return plan.digest, tuple(map(id, code)), batch, sampling
 
     def is_ready(self, method: str | Row, batch: int, sampling: Sampling) -> bool:
         """Whether nothing has to be captured for such a call any more."""
@@ -194,7 +197,8 @@ class Pipeline:
     def alone(self, method: str | Row) -> Iterator[None]:
         """For a look at memory: models that the row does not run on lie in the host's meanwhile, not on the GPU, and every tensor
         of a call comes from the allocator."""
-        self._graphs.forget()
+        with on_its_device(self.device):
+            self._graphs.forget()
         graphs, self.graphs = self.graphs, False
         running = self.backbones_of(method).values()
         idle = [m for m in (*self.backbones.values(), *self._transformed.values()) if m not in running]
@@ -203,8 +207,10 @@ class Pipeline:
         try:
             yield
         finally:
-            for model in idle:
+            for model in self.backbones.values():
                 model.to(self.device)
+            for (name, *_), model in self._transformed.items():
+                share(model.to(self.device), self.backbones[name])
             self.graphs = graphs
 
     def load_further(self, wanted: Mapping[str, ModelSpec]) -> list[str]:
@@ -223,18 +229,21 @@ class Pipeline:
     def _placed(self, model: Transformer) -> Transformer:
         return model.cast_(self.dtype).to(self.device).eval()
 
+    @by_its_device
     @torch.inference_mode()
     @true_float32()
     def encode(self, images: Tensor | NDArray[np.floating]) -> Tensor:
         """Images (B, 3, S, S) in [-1, 1] to codes (B, L) of all scales."""
         return self.tokenizer.encode(images_given(images, self.model).to(self.device))
 
+    @by_its_device
     @torch.inference_mode()
     def decode(self, tokens: Tensor) -> Tensor:
         """Codes (B, L) to images (B, 3, S, S) in [0, 1]."""
         maps = self.tokenizer.quantize.running_maps(tokens_given(tokens, self.model).to(self.device))
         return self._decode_map(maps[-1])
 
+    @by_its_device
     @torch.inference_mode()
     def logits(self, tokens: Tensor, labels: Tensor | Sequence[int], *, method: str | Row = FULL) -> Tensor:
         """Teacher-forced logits (B, L, V) of a method that computes every scale, without guidance."""
@@ -266,6 +275,7 @@ class Pipeline:
             )
         return torch.cat([parts[scale] for scale in range(self.model.scales)], dim=1)
 
+    @by_its_device
     def generate(
         self,
         labels: Tensor | Sequence[int],

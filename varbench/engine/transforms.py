@@ -38,7 +38,7 @@ def transformed(
     if own is not None:
         own.check(model)
     model = model.to(backbone.pos_1LC.device).requires_grad_(False).eval()
-    _share(model, backbone)
+    share(model, backbone)
     return model
 
 
@@ -50,7 +50,9 @@ def _copy(backbone: Transformer) -> Transformer:
     return copy
 
 
-def _share(model: Transformer, backbone: Transformer) -> None:
+@torch.no_grad()
+def share(model: Transformer, backbone: Transformer) -> None:
+    """What is the same in both lies in memory once."""
     originals = dict(backbone.named_parameters())
     for name, parameter in model.named_parameters():
         original = originals.get(name)

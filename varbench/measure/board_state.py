@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from varbench.measure.environment import descendants
-from varbench.measure.nvml import NvmlError, device
+from varbench.measure.nvml import NvmlError, device, foreign_processes
 
 SLOWED = 0.01
 """A share of the time for which a board may have been slowed down."""
@@ -37,7 +37,7 @@ class BoardState:
     slow: tuple[str, ...] | None = ()
     """By what it is slower at this moment, where that is not counted; None where it does not tell that either."""
     others: tuple[int, ...] | None = ()
-    """Processes on it that are not of this run; None where it lists none at all."""
+    """Processes on it that are not of this run; None where it does not list this run's either."""
 
     def unfit(self, later: BoardState, *, seconds: float) -> Iterator[str]:
         """Why what was timed between here and there says nothing of such a card."""
@@ -61,7 +61,7 @@ def board_state(uuid: str | None) -> BoardState | None:
                 settings=tuple(_settings(pynvml, handle)),
                 slowed=slowed,
                 slow=() if slowed else _slow(pynvml, handle),
-                others=_others(pynvml, handle),
+                others=_others(uuid),
             )
     except NvmlError:
         return None
@@ -138,8 +138,7 @@ def _slow(pynvml: Any, handle: Any) -> tuple[str, ...] | None:
     return None
 
 
-def _others(pynvml: Any, handle: Any) -> tuple[int, ...] | None:
-    with contextlib.suppress(pynvml.NVMLError):
-        own = descendants()
-        return tuple(one.pid for one in pynvml.nvmlDeviceGetComputeRunningProcesses(handle) if one.pid not in own)
+def _others(uuid: str) -> tuple[int, ...] | None:
+    with contextlib.suppress(NvmlError):
+        return foreign_processes(uuid=uuid, pci=None, own=descendants())
     return None

@@ -84,14 +84,16 @@ def memory(*, uuid: str | None, pci: str | None, pid: int) -> tuple[int | None, 
         return (int(own[0]) if own and own[0] is not None else None), used
 
 
-def foreign_processes(*, uuid: str | None, pci: str | None, own: Collection[int]) -> tuple[int, ...]:
-    """Processes on the board beside our own, which may disturb what is timed."""
+def foreign_processes(*, uuid: str | None, pci: str | None, own: Collection[int]) -> tuple[int, ...] | None:
+    """Processes on the board beside our own, which may disturb what is timed; asked while ours is on it. None where it is not
+    among those that are listed: a container hides its process ids, or shows those of others alone."""
     with device(uuid=uuid, pci=pci) as (pynvml, handle):
         try:
             found = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
         except pynvml.NVMLError as error:
             raise NvmlError(f"NVML lists no processes: {error}") from error
-        return tuple(process.pid for process in found if process.pid not in own)
+        listed = {process.pid for process in found}
+        return tuple(sorted(listed.difference(own))) if listed.intersection(own) else None
 
 
 def energy_joules(*, uuid: str | None, pci: str | None) -> float:

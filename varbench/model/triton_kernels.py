@@ -27,10 +27,10 @@ def modulated(
     x_RLC = x_RLC if added else x_RLC.contiguous()
     rows, length, width = x_RLC.shape
     given_RLC, gamma_R1C = added or (x_RLC, scale_R1C)
-    assert x_RLC.is_contiguous() and given_RLC.is_contiguous() and scale_R1C.stride() == shift_R1C.stride()
+    assert x_RLC.is_contiguous() and scale_R1C.stride() == shift_R1C.stride()
     made = torch.empty(x_RLC.shape, dtype=dtype, device=x_RLC.device)
     _modulated[(rows * length,)](
-        x_RLC, given_RLC, gamma_R1C, scale_R1C, shift_R1C, made, length, width, gamma_R1C.stride(0), scale_R1C.stride(0), eps,
+        x_RLC, given_RLC.contiguous(), gamma_R1C, scale_R1C, shift_R1C, made, length, width, gamma_R1C.stride(0), scale_R1C.stride(0), eps,
         ADD=added is not None, **_by_width(width),
     )  # fmt: skip
     return made

@@ -232,8 +232,7 @@ class Plan:
     def entries_read(self) -> tuple[float, int, int]:
         """Cache entries that a head reads in the last step, on average over all layers and heads; those that the full model
         reads then; and all tokens, which papers count that store the last scale too."""
-        last = self.steps[-1]
-        spec = self.backbone(last.backbone)
+        last, spec = self.steps[-1], self.backbone(self.steps[-1].backbone)
         read = sum(len(use.heads) * total(use.read) for call in last.calls for use in call.cache)
         return read / (spec.depth * spec.heads), self.model.starts[last.samples], self.model.length
 
@@ -253,6 +252,11 @@ class Plan:
     def picks(self) -> bool:
         """Whether anything is chosen by content."""
         return self.decision is not None or any(call.picks for step in self.steps for call in step.calls)
+
+    @property
+    def asks(self) -> bool:
+        """Whether code of a policy's runs within the loop, where it chooses by content or stores what is cached in its own form."""
+        return self.picks or self.cache_form is not None
 
     def to_json(self) -> dict[str, Any]:
         """Compact JSON: a call is a list of numbers, a cache use `[heads, read, own, kept, capacity, picked,
@@ -381,19 +385,16 @@ def _looks(step: Step) -> str:
     uses = [use for call in step.calls for use in call.cache]
     observed = f", observes {spread([len(use.observed) for use in uses])}" if any(u.observed for u in uses) else ""
     noted = [sub.noted for call in step.calls for sub in call.sub_layers if sub.noted]
-    notes = f", notes {spread(noted)} numbers" if noted else ""
-    return observed + (", merges" if any(use.merged for use in uses) else "") + notes
+    return observed + ", merges" * any(u.merged for u in uses) + (f", notes {spread(noted)} numbers" if noted else "")
 
 
 def _partial(step: Step, tokens: int) -> str:
-    attention = [call.attention.tokens for call in step.calls]
-    ffn = [call.ffn.tokens for call in step.calls]
+    attention, ffn = [call.attention.tokens for call in step.calls], [call.ffn.tokens for call in step.calls]
     counts = f"attention on {spread(attention)}, FFN on {spread(ffn)}" if min(attention + ffn) < tokens else ""
     widths = [call.ffn.width for call in step.calls if call.ffn.width is not None]
     if widths:
         chosen = [count for width in widths for count in ((1, width.chosen) if width.varies else (width.chosen,))]
-        of = f"{spread(chosen)} of {widths[0].experts} experts"
-        counts += f"{', ' if counts else ''}{of} in {len(widths)} layers"
+        counts += f"{', ' if counts else ''}{spread(chosen)} of {widths[0].experts} experts in {len(widths)} layers"
         kept = [width.tokens for width in widths if width.tokens is not None]
         counts += f" on {spread(kept)} tokens" if kept else ""
     return f" ({counts})" if counts else ""

@@ -59,7 +59,7 @@ def plan_summary(
     read, readable, everything = plan.entries_read
     return PlanSummary(
         digest=plan.digest,
-        picks=plan.picks,
+        picks=plan.asks,
         batch=batch,
         steps=steps,
         totals=totals,

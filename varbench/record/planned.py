@@ -77,7 +77,7 @@ class PlanSummary:
     accountings: dict[str, Totals] = entry("the same totals counted as `lossless` and as `upstream`", default={})
     transforms: tuple[PlanTransform, ...] = entry("what plugins replace, in the order it is done", default=())
     picks: bool | None = entry(
-        "policies choose by content within the loop, so that time hangs on more than the plan",
+        "policies choose by content within the loop, or store what is cached in their own form: time hangs on more than the plan",
         absent="an older varbench did not say",
     )
     read_share: float | None = entry(

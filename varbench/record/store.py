@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,7 +96,7 @@ def from_text(text: bytes | msgspec.Raw, *, alike: Decodings | None = None) -> R
     except msgspec.ValidationError as error:
         raise OtherFileError(f"not a varbench record ({error})") from error
     version = msgspec.json.decode(parts["schema"]) if "schema" in parts else None
-    if not isinstance(version, int):
+    if type(version) is not int:
         raise OtherFileError("not a varbench record: it has no schema version")
     if version > SCHEMA_VERSION:
         raise NewerSchemaError(
@@ -104,8 +104,11 @@ def from_text(text: bytes | msgspec.Raw, *, alike: Decodings | None = None) -> R
         )
     if version < SCHEMA_VERSION:
         data = msgspec.json.decode(text)
-        for older in range(version, SCHEMA_VERSION):
-            data = UPGRADES[older](data) if older in UPGRADES else data
+        try:
+            for older in range(version, SCHEMA_VERSION):
+                data = UPGRADES[older](data) if older in UPGRADES else data
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RecordError(f"not a record of schema {version}, as it says: {error!r}") from error
         parts = {name: msgspec.Raw(msgspec.json.encode(part)) for name, part in data.items()}
         parts["schema"] = msgspec.Raw(str(SCHEMA_VERSION))
     return decode_parts(Record, parts, "record", alike={} if alike is None else alike)
@@ -160,7 +163,23 @@ def load_records(places: Iterable[Path]) -> Loaded:
             except (RecordError, OSError) as error:
                 if not (place.is_dir() and isinstance(error, OtherFileError)):  # run folders hold other JSON too
                     problems.append(str(error))
-    return Loaded(records=tuple(records), problems=tuple(problems), paths=tuple(paths))
+    return Loaded(records=tuple(_told_apart(records, paths)), problems=tuple(problems), paths=tuple(paths))
+
+
+def _told_apart(records: Sequence[Record], paths: Sequence[Path]) -> Iterator[Record]:
+    """Runs that have one name in different folders, and rows in common, get numbers: what is made of their records would take
+    them for one run."""
+    first: dict[tuple[str, str], tuple[Record, Path]] = {}
+    names: dict[Path, str] = {}
+    for record, path in zip(records, paths, strict=True):
+        known, where = first.setdefault((record.run, path.name), (record, path.parent))
+        if where != path.parent and path.parent not in names and known != record:
+            names[path.parent] = (
+                f"{record.run} ({2 + sum(name.startswith(f'{record.run} (') for name in names.values())})"
+            )
+    for record, path in zip(records, paths, strict=True):
+        name = names.get(path.parent)
+        yield record if name is None else dataclasses.replace(record, run=name)
 
 
 def _with_samples(record: Record, folder: Path) -> Record:

@@ -8,11 +8,15 @@ import os
 from pathlib import Path
 
 from varbench.base import variables
+from varbench.base.devices import use_device
 from varbench.plan import presets
 from varbench.record import decode
 from varbench.run.channel import Channel
 from varbench.run.messages import Done, Failed, Job, Told
 from varbench.run.reasons import of_exception
+
+COMPUTE = ("making", "scoring", "training", "calibrating")
+"""Tasks that use the run's device."""
 
 
 def main(path: str, reading: int, writing: int) -> int:
@@ -26,6 +30,8 @@ def main(path: str, reading: int, writing: int) -> int:
     os.environ[variables.FOLDER] = job.folder
     presets.of_sizes(job.model)  # they may have been read off a file, and are then no preset's
     try:
+        if job.task in COMPUTE and job.options.device.startswith("cuda:"):
+            use_device(job.options.device)
         importlib.import_module(f"varbench.run.tasks.{job.task}").run(job, channel)
     except (Exception, SystemExit) as error:
         channel.send(Failed(failure=of_exception(error), last=True))

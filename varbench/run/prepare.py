@@ -145,7 +145,7 @@ class Run:
     def _same_plan(self, name: str) -> set[str]:
         """Other sets of weights that run the row's plan, where no policy is asked in it."""
         mine = self.rows[name]
-        if mine.plan is None or mine.plan.picks:
+        if mine.plan is None or mine.plan.asks:
             return set()
         same = {
             row.resolved.weight_set

@@ -175,8 +175,10 @@ def answer(subject: Subject, request: Request) -> Reply:
 
 def _memory(subject: Subject, ask: Ask, request: Request) -> Reply:
     subject.make(Ask(row=ask.row, labels=ask.labels[:1], seed=ask.seed))  # sets up what every row needs
-    weights = subject.weight_bytes(ask.row)
+    weights, launched = subject.weight_bytes(ask.row), _launched(subject, ask)
     with subject.alone(ask.row):
+        # And what libraries keep for the stream that the next call runs on, which is not that of captures.
+        subject.make(Ask(row=ask.row, labels=ask.labels[:1], seed=ask.seed))
         made, peaks = memory.peaks(lambda: subject.make(ask), weights=weights, device=subject.device)
     timed_call.check_images(made.images, batch=len(ask.labels), side=subject.model.image_side)
     stated = subject.generator.work(len(ask.labels)) if isinstance(subject, GeneratorSubject) else None
@@ -194,7 +196,7 @@ def _memory(subject: Subject, ask: Ask, request: Request) -> Reply:
         else held_through_a_step(lambda: subject.make(ask), steps=stated.steps),
         from_bytes=stated is not None and _are_bytes(made.images),
         kernel=kernel.name,
-        arithmetic=kernel.arithmetic + _launched(subject, ask),
+        arithmetic=kernel.arithmetic + launched,
         missing={} if kernel.missing is None else {"kernel": kernel.missing},
     )
 
@@ -250,6 +252,7 @@ def _energy(subject: Subject, ask: Ask, request: Request) -> Reply:
         subject.make(ask)
         return len(ask.labels)
 
+    subject.prepare(ask)
     try:
         found = energy(call, device=subject.device)
     except (nvml.NvmlError, powercap.PowercapError) as error:
@@ -286,6 +289,6 @@ def _disturbed(device: str) -> tuple[int, ...] | None:
         return None
     _, uuid, pci = gpu_identity(device)
     try:
-        return tuple(nvml.foreign_processes(uuid=uuid, pci=pci, own=relatives()))
+        return nvml.foreign_processes(uuid=uuid, pci=pci, own=relatives())
     except nvml.NvmlError:
         return None

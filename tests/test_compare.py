@@ -207,6 +207,16 @@ def test_bad_limits_say_what_is_right(limits, says):
         compare([make_record()], [make_record()], fail_on=limits)
 
 
+def test_a_limit_by_which_nothing_can_be_judged_is_no_gate_that_is_passed():
+    quick = [*full_records(), make_record(rounds=1)]
+    assert verdicts(compare(quick, quick))["variant@d8", "speed"] == "not judged"
+    with pytest.raises(
+        UserError, match="speed:5%: nothing can be judged by it.*as --rounds 3 does and --quick does not"
+    ):
+        compare(quick, quick, fail_on="speed:5%")
+    assert not compare(quick, quick, fail_on="fid:0.2").failed
+
+
 def test_the_command_prints_a_table_or_json_and_exits_by_the_limits(tmp_path, capsys):
     for folder, seconds in (("a", 0.5), ("b", 0.7)):
         records.write_record(make_record(seconds=seconds), tmp_path / folder)

@@ -112,7 +112,9 @@ def test_a_folder_that_exists_is_left_alone(tmp_path: Path, capsys: pytest.Captu
     ("name", "why"),
     [
         ("my-method", "is no Python identifier"),
-        ("class", "is no Python identifier"),
+        ("class", "is a word of Python's own"),
+        ("torch", "is a module of torch, which is installed here and would be replaced"),
+        ("pluggy", "is a module of pluggy"),
         ("9lives", "is no Python identifier"),
         ("random", "is the name of a module"),
         ("variant", "is a plugin of varbench already"),
@@ -128,4 +130,4 @@ def test_names_that_cannot_work_are_refused(
 
 def test_the_next_command_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["new-plugin", "mine", "--out", str(tmp_path / "with a space")]) == 0
-    assert f"next: cd '{tmp_path}/with a space/mine' && pip install -e . && pytest\n" in capsys.readouterr().err
+    assert f"next: cd '{tmp_path}/with a space/mine' && pip install -e '.[test]' && pytest\n" in capsys.readouterr().err

@@ -297,6 +297,24 @@ def test_repeats_become_one_row_with_a_wider_interval():
     assert "comes nearest" in sentence(seeds) or "Deploy" in sentence(seeds)
 
 
+def test_repeats_under_one_seed_are_no_surer_than_one_of_them():
+    """Their images are of one noise."""
+
+    def width(*seeds):
+        made = [
+            dataclasses.replace(record, protocol=dataclasses.replace(record.protocol, seed=seed), run=f"run-{number}")
+            for number, seed in enumerate(seeds)
+            for record in (*full_records(), make_record(quality=6.0 + seed / 100))
+        ]
+        entry = next(entry for entry in blocks_of(made)[0].entries if entry.name == VARIANT)
+        assert len(entry.records) == len(seeds)
+        return entry.quality.high - entry.quality.low
+
+    assert width(0, 0, 0) == pytest.approx(width(0))
+    assert width(0, 0, 1, 1) == pytest.approx(width(0, 1))
+    assert width(0, 1, 2) < width(0)
+
+
 def test_speed_against_both_denominators_and_work_as_a_share():
     found = cells([*full_records(), make_record(seconds=0.5)], VARIANT)
     assert float(found["speedup"].text[:-1]) == pytest.approx(2.0, rel=0.02)

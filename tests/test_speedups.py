@@ -228,6 +228,16 @@ def test_pairs_of_which_a_call_stalled_are_left_out_where_enough_processes_have_
     assert any("5 pairs of calls of which one was held up are left out" in row[place].note for row in rows)
 
 
+def test_one_pair_that_did_not_stall_is_none_to_leave_the_others_out_for() -> None:
+    """Of a quick run's one process. What one pair says has no interval, and so would be taken for sure."""
+    for calm, others in ((1, 2), (2, 1)):
+        shares = (0.0,) * calm + (0.9,) * others
+        block = page(waited(timed(make_record(A), 1.5), shares))
+        speed = entry(block, A).speeds["lossless"]
+        assert speed.left_out == (0 if calm == 1 else others)
+        assert (speed.ratio.high / speed.ratio.low > 2) is (calm == 1)
+
+
 def test_with_too_few_that_did_not_stall_all_count_and_the_interval_knows() -> None:
     """Half-widths of three processes, and what a wait of 0.4 of the time may have done on top of it: a median of each process."""
     all_busy = (0.0, 0.9, 0.0), (0.4, 0.4, 0.4), (0.4, 0.4, 0.4)

@@ -296,6 +296,14 @@ def paired_difference(first: Interval, second: Interval, swings: Sequence[tuple[
     return Interval(value=value, low=value - half, high=value + half)
 
 
+def middle(alike: Sequence[Interval]) -> Interval:
+    """The mean of figures that share what they are uncertain by: as wide as they are."""
+    value, low, high = (
+        math.fsum(ends) / len(alike) for ends in zip(*((a.value, a.low, a.high) for a in alike), strict=True)
+    )
+    return Interval(value=value, low=low, high=high)
+
+
 def combine(repeats: Sequence[Interval]) -> Interval:
     """The mean of repeats (seeds, runs). One repeat is itself; of more, the interval is Student's over the repeats.
 

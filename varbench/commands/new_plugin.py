@@ -45,19 +45,27 @@ def run(args: argparse.Namespace) -> int:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
         print(file)
-    print(f"next: cd {shlex.quote(str(folder))} && pip install -e . && pytest", file=sys.stderr)
+    print(f"next: cd {shlex.quote(str(folder))} && pip install -e '.[test]' && pytest", file=sys.stderr)
     return 0
 
 
 def _check_name(name: str) -> None:
-    from importlib.metadata import entry_points
+    from importlib.metadata import entry_points, packages_distributions
 
-    if not (name.isascii() and name.isidentifier()) or keyword.iskeyword(name):
+    if keyword.iskeyword(name):
+        raise UserError(
+            f"{name!r} is a word of Python's own, and a module needs a name; choose another, as {name}_method"
+        )
+    if not (name.isascii() and name.isidentifier()):
         raise UserError(
             f"{name!r} is no Python identifier, and it names a module; use letters, digits and _, as in my_method"
         )
     if name in sys.stdlib_module_names or name == "varbench":
         raise UserError(f"{name!r} is the name of a module that is there already; choose another")
+    if owners := packages_distributions().get(name):
+        raise UserError(
+            f"{name!r} is a module of {owners[0]}, which is installed here and would be replaced; choose another"
+        )
     taken = [point for point in entry_points(group="varbench") if point.name == name]
     if taken:
         owner = taken[0].dist.name if taken[0].dist else "another package"

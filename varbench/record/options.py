@@ -224,7 +224,14 @@ class Options:
         "methods that have an offline pass are calibrated first, and measured with what it found", default=False,
         compared=False,
     )  # fmt: skip
-    seed: int = option("seed of the noise and of the recipes' training", default=0, metavar="N", compared=False)
+    seed: int = option(
+        "seed of the noise and of the recipes' training",
+        default=0,
+        metavar="N",
+        least=0,
+        most=2**32 - 1,
+        compared=False,
+    )
     cfg: float = option("guidance scale", default=1.5, metavar="X", reads="cfg {:g}", sweeps=True)
     top_k: int = option(
         "draw among the k likeliest codes; 0 is off", default=ByPreset(900, tiny=0), metavar="K", least=0

@@ -163,17 +163,32 @@ def load_records(places: Iterable[Path]) -> Loaded:
             except (RecordError, OSError) as error:
                 if not (place.is_dir() and isinstance(error, OtherFileError)):  # run folders hold other JSON too
                     problems.append(str(error))
+    copies = _copies(records, paths)
+    if copies:
+        problems.append(f"{len(copies)} records are copies of others, and count once: {paths[copies[0]]} is one")
+    kept = [place for place in range(len(records)) if place not in set(copies)]
+    records, paths = [records[place] for place in kept], [paths[place] for place in kept]
     return Loaded(records=tuple(_told_apart(records, paths)), problems=tuple(problems), paths=tuple(paths))
+
+
+def _copies(records: Sequence[Record], paths: Sequence[Path]) -> list[int]:
+    """Places of those that are another one, in another folder."""
+    first: dict[tuple[str, str], list[Record]] = {}
+    found = []
+    for place, (record, path) in enumerate(zip(records, paths, strict=True)):
+        known = first.setdefault((record.run, path.name), [])
+        found += [place] if record in known else []
+        known.append(record)
+    return found
 
 
 def _told_apart(records: Sequence[Record], paths: Sequence[Path]) -> Iterator[Record]:
     """Runs that have one name in different folders, and rows in common, get numbers: what is made of their records would take
     them for one run."""
-    first: dict[tuple[str, str], tuple[Record, Path]] = {}
+    first: dict[tuple[str, str], Path] = {}
     names: dict[Path, str] = {}
     for record, path in zip(records, paths, strict=True):
-        known, where = first.setdefault((record.run, path.name), (record, path.parent))
-        if where != path.parent and path.parent not in names and known != record:
+        if path.parent not in names and first.setdefault((record.run, path.name), path.parent) != path.parent:
             names[path.parent] = (
                 f"{record.run} ({2 + sum(name.startswith(f'{record.run} (') for name in names.values())})"
             )

@@ -102,9 +102,13 @@ class Entry:
         return quality.scores[0] if quality and quality.scores else None
 
     def score(self, name: str) -> Interval | None:
-        """A score over the repeats; a score without an interval has one of no width."""
-        found = [interval_of(score) for record in self.complete if (score := named_score(record, name)) is not None]
-        return stats.combine(found) if found else None
+        """A score over the repeats; a score without an interval has one of no width. Repeats under one seed have images of one
+        noise, so together they say no more than one of them."""
+        found: dict[int, list[Interval]] = {}
+        for record in self.complete:
+            if (score := named_score(record, name)) is not None:
+                found.setdefault(record.protocol.seed, []).append(interval_of(score))
+        return stats.combine([stats.middle(of_seed) for of_seed in found.values()]) if found else None
 
     @functools.cached_property
     def training(self) -> str | None:

@@ -57,6 +57,11 @@ def with_limits(changes: list[Change], limits: tuple[Limit, ...]) -> list[Change
     for limit in limits:
         if not any(_means(limit, figure) for figure in known):
             raise UserError(f"--fail-on names {limit.figure!r}, which no row has.{did_you_mean(limit.figure, known)}")
+        if all(change.verdict == "not judged" for change in changes if _means(limit, _slug(change.figure))):
+            raise UserError(
+                f"--fail-on {limit.text}: nothing can be judged by it. A row's {limit.figure} is, beside the full model, where both "
+                "sets timed it in more than one process, as --rounds 3 does and --quick does not"
+            )
     marked = []
     for change in changes:
         broken = change.broken if limits else None

@@ -187,10 +187,10 @@ def _text(text: str) -> str:
 
 
 def _plain(column: columns.Column, cell: columns.Cell, entry: Entry) -> str:
-    """The cell as text; an invalid row says why."""
+    """The cell as text with its interval, as on a terminal: there is no hover; an invalid row says why."""
     if column.key == "validity" and entry.trouble:
         return entry.trouble
-    return "–" if cell.text is None else cell.text
+    return (cell.terminal if cell.interval else None) or cell.text or "–"
 
 
 def _line(part: page.Drawn, name: str, cells: Sequence[columns.Cell]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from varbench.show import (
 )
 from varbench.show.answer import answer, by_loss
 from varbench.show.charts import Figure
-from varbench.show.drawn_rows import label
+from varbench.show.drawn_rows import how_many, label
 from varbench.show.entries import Block, blocks_of
 from varbench.show.payload import packed
 from varbench.show.training_notes import training_notes
@@ -209,7 +209,8 @@ def _block(
         })  # fmt: skip
     return {
         "anchor": part.anchor, "title": block.title, "answer": answer(block), "by_loss": by_loss(block), "rows": rows, "figures": shown,
-        "columns": part.headings, "grids": part.grids, "quality_notes": (*block.quality_notes, *training_notes(block)),
+        "columns": part.headings, "grids": part.grids, "grids_drawn": how_many(block, len(part.grids)),
+        "quality_notes": (*block.quality_notes, *training_notes(block)),
         "has_plans": any(figure.key == "plans" for _, figure in part.figures),
     }  # fmt: skip
 

@@ -196,7 +196,8 @@ class _Pairs:
 
     @property
     def are_quiet_enough(self) -> bool:
-        return len(self.quiet) >= min(ENOUGH, len(self.every))
+        pairs = sum(len(one.full) for rounds in self.quiet.values() for one in rounds)
+        return len(self.quiet) >= min(ENOUGH, len(self.every)) and pairs > 1
 
     @property
     def counted(self) -> _Neighbours:

@@ -127,6 +127,8 @@ def test_help_teaches(varbench: CommandLine) -> None:
         (["sample", "--weights", "random", "--labels", "3,10.5"], "--labels is '3,10.5'; give class numbers"),
         (["sample", "--weights", "random", "--labels", "11"], "label 11 is not a class of tiny: classes are 0 to 9"),
         (["env", "--calibrate", "--device", "gpu"], "--device is 'gpu'; give cpu, cuda or cuda:N"),
+        (["sample", "--out", "grid.txt"], "images are written as PNG; give a name that ends with .png"),
+        (["sample", "--seed", "-1"], "--seed is -1; give 0 or more"),
         (["sample", "--weights", "random", "--top-p", "1.5"], "--top-p is 1.5; give 1 or less"),
         (
             ["sample", "--weights", "random", "--dtype", "half"],

@@ -200,6 +200,15 @@ def test_two_owners_in_a_row_are_refused_naming_both_distributions(installed: Pa
         assert part in str(refused.value)
 
 
+def test_a_folder_that_hides_an_installed_plugin_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the project's own folder does where Python starts above it, which looks there first."""
+    (tmp_path / "hidden_plugin").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    manager = PluginManager([EntryPoint(name="hidden", value="hidden_plugin", group=hookspecs.PROJECT)])
+    with pytest.raises(UserError, match=f"is found as {tmp_path / 'hidden_plugin'}, a folder without code"):
+        rows.resolve("hidden", TINY, manager=manager)
+
+
 @pytest.mark.parametrize(
     ("name", "parts"),
     [

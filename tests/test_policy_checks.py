@@ -70,6 +70,9 @@ WRONG = {
     ),
     "a study that is none": ("varbench_settings", lambda: Settings(studies={"s": ("@a",)}), r"studies\['s'\] is \('@a',\); give a Study"),
     "published figures that are none": ("varbench_settings", lambda: Settings(published=({"fid": 3},)), "give a tuple of Published"),
+    "a neutral setting without its mark": (
+        "varbench_settings", lambda: Settings(points=("last0",), neutral=("last0",)), "Settings.neutral has 'last0'; .*as @last0",
+    ),
     "a pattern that is none": ("varbench_settings", lambda: Settings(point_pattern="d["), "no regular expression"),
     "a curve that is none": ("varbench_settings", lambda: Settings(curves={"a": "d["}), r"curves\['a'\] is 'd\[', no regular expression"),
     "a list for a policy": ("varbench_depth_policy", lambda: [0, 1], "gave a list, which has no layers; subclass varbench.policies.DepthPolicy"),

@@ -63,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out.exists():
         raise UserError(f"{args.out} is there already; give another name with --out, or remove it")
+    if args.out.suffix.lower() != ".png":
+        raise UserError(f"--out {args.out}: images are written as PNG; give a name that ends with .png")
     manager = usable_plugins(args)
     given = given_in(args, *SHARED)
     pipe, options = open_pipeline(given, heads=args.heads)

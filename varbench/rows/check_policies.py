@@ -209,6 +209,10 @@ def _wrong_settings(given: Settings) -> Iterator[str]:
         if not isinstance(value, (tuple, list)) or not all(isinstance(entry, str) for entry in value):
             yield f"Settings.{name} is {value!r}; give a tuple of texts"
             return
+    for setting in given.neutral:
+        if not setting.startswith(("@", ":")):
+            yield f"Settings.neutral has {setting!r}; give what is written after the plugin's name, as @{setting} or :ratio=0"
+            return
     for name in ("parameters", "studies", "small", "curves"):
         if not isinstance(getattr(given, name), Mapping):
             yield f"Settings.{name} is {getattr(given, name)!r}; give a mapping"

@@ -212,6 +212,9 @@ class PluginManager:
     def _misspelt(self, name: str, where: str) -> str | None:
         """A function that looks like a hook and is none; or that there is no hook, which would be the full model."""
         plugin = self._pluggy.get_plugin(name)
+        folders = getattr(plugin, "__path__", None)
+        if folders is not None and getattr(plugin, "__file__", None) is None:
+            return f"{where} is found as {next(iter(folders))}, a folder without code that hides what is installed; start elsewhere"
         functions = {own for own in dir(plugin) if not own.startswith("_") and own not in HOOKS}
         for own in sorted(functions):
             near = own.startswith(HOOK_PREFIX) or difflib.get_close_matches(own, HOOKS, n=1, cutoff=NEAR)

@@ -174,10 +174,9 @@ def answer(subject: Subject, request: Request) -> Reply:
 
 
 def _memory(subject: Subject, ask: Ask, request: Request) -> Reply:
-    subject.make(Ask(row=ask.row, labels=ask.labels[:1], seed=ask.seed))  # sets up what every row needs
     weights, launched = subject.weight_bytes(ask.row), _launched(subject, ask)
     with subject.alone(ask.row):
-        # And what libraries keep for the stream that the next call runs on, which is not that of captures.
+        # Sets up what every row needs, and what libraries keep for the stream that the next call runs on: not that of captures.
         subject.make(Ask(row=ask.row, labels=ask.labels[:1], seed=ask.seed))
         made, peaks = memory.peaks(lambda: subject.make(ask), weights=weights, device=subject.device)
     timed_call.check_images(made.images, batch=len(ask.labels), side=subject.model.image_side)

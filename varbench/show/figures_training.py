@@ -43,7 +43,9 @@ def quality_over_steps(block: Block) -> Figure | None:
     points = sorted({value["point"] for value in values}, key=by_point)
     dashes = [DASHES[place % len(DASHES)] for place in range(len(points))]
     tint = _recipe_colour(block, values)
-    encoding = {"x": axis("step", "optimiser steps", scale={"zero": True}), "color": tint}
+    # So few that every tick has its number.
+    steps = axis("step", "optimiser steps", scale={"zero": True}, axis={"tickCount": 8})
+    encoding = {"x": steps, "color": tint}
     layers: list[Spec] = [
         {
             "mark": {"type": "area", "opacity": 0.13},

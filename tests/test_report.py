@@ -458,7 +458,10 @@ def test_a_report_has_every_promised_file_and_its_figures_are_drawn(tmp_path):
         assert svg.count("<path") > 4, name
         assert "currentColor" not in svg, name
     assert {"table.md", "table.tex", "table.json", "records.csv", "records.parquet", "report.json"} <= names
-    assert "| variant" in (folder / "table.md").read_text()
+    markdown, latex = ((folder / f"table.{kind}").read_text() for kind in ("md", "tex"))
+    assert "| variant" in markdown and "▲ ▼ better or worse than the full model" in markdown
+    assert re.search(r"\| 2\.0\dx ± 0\.\d\d ▲ +\|", markdown), "there is no hover that says the rest"
+    assert re.search(r"2\.0\dx \$\\pm\$ 0\.\d\d", latex) and "▲" not in latex
     assert "\\toprule" in (folder / "table.tex").read_text()
     assert "invalid: it hid state" in (folder / "table.md").read_text()
     lines = {line["row"]: line for line in json.loads((folder / "table.json").read_text())}

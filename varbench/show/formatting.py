@@ -65,3 +65,8 @@ def counted(value: float, unit: str) -> str:
         if value >= scale:
             return f"{number(value / scale)} {prefix}{unit}".rstrip()
     return f"{value:.0f} {unit}".rstrip()
+
+
+def what_marks_mean() -> str:
+    better, worse, same = (MARKS[judgement] for judgement in ("better", "worse", "same"))
+    return f"{better} {worse} better or worse than the full model beyond the noise, {same} no difference shown."

@@ -135,7 +135,13 @@ def _write_tables(folder: Path, drawn: Sequence[page.Drawn], encoded: Sequence[d
         for entry, cells in zip(block.entries, part.rows, strict=True):
             lines.append(_line(part, entry.name, cells))
             rows.append([_plain(column, cell, entry) for column, cell in zip(part.headings, cells, strict=True)])
-        escaped = [[_text(cell).replace("|", "\\|") for cell in row] for row in rows]
+        marks = [
+            [_mark(column, cell) for column, cell in zip(part.headings, cells, strict=True)] for cells in part.rows
+        ]
+        escaped = [
+            [_text(cell).replace("|", "\\|") + mark for cell, mark in zip(row, of_row, strict=True)]
+            for row, of_row in zip(rows, marks, strict=True)
+        ]
         table = tabulate(
             escaped,
             headers=[_text(heading) for heading in headings],
@@ -143,7 +149,7 @@ def _write_tables(folder: Path, drawn: Sequence[page.Drawn], encoded: Sequence[d
             disable_numparse=True,
         )
         said = "\n\n".join(filter(None, (f"## {_text(block.title)}", _text(answer(block)), _text(by_loss(block)))))
-        markdown.append(f"{said}\n\n{table}\n")
+        markdown.append(f"{said}\n\n{table}\n\n{formatting.what_marks_mean()}\n")
         latex.append(
             f"% {block.title}\n"
             + tabulate(rows, headers=headings, tablefmt="latex_booktabs", disable_numparse=True)
@@ -191,6 +197,12 @@ def _plain(column: columns.Column, cell: columns.Cell, entry: Entry) -> str:
     if column.key == "validity" and entry.trouble:
         return entry.trouble
     return (cell.terminal if cell.interval else None) or cell.text or "–"
+
+
+def _mark(column: columns.Column, cell: columns.Cell) -> str:
+    """Markdown's readers see how a judged figure stands to the full model's; LaTeX has no such letters by itself."""
+    mark = formatting.MARKS.get(cell.tone) if column.judged else None
+    return f" {mark}" if mark else ""
 
 
 def _line(part: page.Drawn, name: str, cells: Sequence[columns.Cell]) -> dict[str, Any]:

@@ -41,8 +41,7 @@ def _block(block: Block) -> str:
 def _notes(block: Block) -> list[str]:
     """What the marks mean, and what the figures were taken from."""
     headline = block.headline
-    better, worse, same = (formatting.MARKS[judgement] for judgement in ("better", "worse", "same"))
-    notes = [f"{better} {worse} better or worse than the full model beyond the noise, {same} no difference shown."]
+    notes = [formatting.what_marks_mean()]
     notes += (*block.quality_notes, *training_notes(block))
     if any(entry.timed != "transformer" for entry in block.entries):
         notes.append(

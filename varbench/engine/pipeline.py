@@ -275,7 +275,6 @@ class Pipeline:
             )
         return torch.cat([parts[scale] for scale in range(self.model.scales)], dim=1)
 
-    @by_its_device
     def generate(
         self,
         labels: Tensor | Sequence[int],
@@ -319,7 +318,8 @@ class Pipeline:
         given = labels_B, streams(torch.tensor(numbers, device=self.device), seed=seed), observer
         plain = forced_BL is not None or return_logits or is_watched() or not self.captures(method)
         key = None if plain else self._kind(method, len(labels_B), sampling)
-        made = self._graphs.make(key, make, *given)
+        with on_its_device(self.device):
+            made = self._graphs.make(key, make, *given)
         refuse_undrawn(made.codes.tokens_BL, plan)
         codes = made.codes
         return Output(images=made.images, tokens=codes.tokens_BL, logits=codes.logits_BLV, plan=plan, trace=codes.trace)

@@ -210,7 +210,7 @@ def _wrong_settings(given: Settings) -> Iterator[str]:
             yield f"Settings.{name} is {value!r}; give a tuple of texts"
             return
     for setting in given.neutral:
-        if not setting.startswith(("@", ":")):
+        if setting and not setting.startswith(("@", ":")):
             yield f"Settings.neutral has {setting!r}; give what is written after the plugin's name, as @{setting} or :ratio=0"
             return
     for name in ("parameters", "studies", "small", "curves"):

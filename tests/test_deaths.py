@@ -98,6 +98,7 @@ def test_a_plugin_that_kills_who_loads_it_costs_its_own_rows(tmp_path: Path, mon
     assert together[-1] == found.keys() - set(rows[2:4])
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_while_it_loads_a_plugin_is_started_again_without_it(
     strangers: Path, varbench: CommandLine, tmp_path: Path
 ) -> None:

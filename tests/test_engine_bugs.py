@@ -209,8 +209,14 @@ class SharesAttention:
 
 @pytest.mark.parametrize(
     "method",
-    [Plugin(), Narrow(), SharesAttention(), Noting(), Again(), AgainWithOneAttention()],
-    ids=["all kinds", "narrow", "one attention", "notes", "encoded again", "encoded again with one attention"],
+    [
+        pytest.param(Plugin(), id="all kinds"),
+        pytest.param(Narrow(), id="narrow", marks=pytest.mark.slow),
+        pytest.param(SharesAttention(), id="one attention", marks=pytest.mark.slow),
+        pytest.param(Noting(), id="notes", marks=pytest.mark.slow),
+        pytest.param(Again(), id="encoded again", marks=pytest.mark.slow),
+        pytest.param(AgainWithOneAttention(), id="encoded again with one attention", marks=pytest.mark.slow),
+    ],
 )
 def test_without_a_bug_every_promise_is_kept(method: object) -> None:
     assert not check(method, name="bugs", only={"runs", *PROMISES})

@@ -322,6 +322,7 @@ def test_a_wrong_file_is_one_line_before_anything_runs(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @needs_fidelity
 def test_other_weights_than_the_published_are_refused_with_both_hashes(
     inception: Path, run: Run, tmp_path: Path

@@ -83,7 +83,7 @@ def test_what_was_written_since_the_run_began_is_not_taken_for_an_earlier_ones(
     assert Process(images, tmp_path).begin(upto=256) == 256
 
 
-@pytest.mark.parametrize("killed_at", [96, 256, 320, 544])
+@pytest.mark.parametrize("killed_at", [96, *(pytest.param(at, marks=pytest.mark.slow) for at in (256, 320)), 544])
 def test_scores_are_the_same_bit_for_bit_wherever_it_was_killed(
     images: np.ndarray, tmp_path: Path, killed_at: int
 ) -> None:

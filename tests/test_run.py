@@ -239,6 +239,7 @@ def test_a_row_whose_plan_no_other_has_takes_eight_rounds(tmp_path: Path, script
     assert taken == {(6, 6, 6, 4, 4, 4, 4, 4)}
 
 
+@pytest.mark.slow
 def test_rows_of_one_plan_share_what_precision_asks_of_them(
     tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:

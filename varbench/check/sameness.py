@@ -200,7 +200,7 @@ def teacher_equals_cached(subject: PlannedRow) -> Iterator[str]:
     """Logits of the teacher-forced pass equal those of cached generation of the same tokens, before guidance."""
     plan = subject.plan
     # Of experts too, a near tie could fall either way; and what is read encoded has no one pass.
-    if plan.picks or plan.skipped or plan.cache_form is not None:
+    if plan.asks or plan.skipped:
         return
     try:
         for name in dict.fromkeys(step.backbone for step in plan.steps):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from varbench.measure.environment import descendants
-from varbench.measure.nvml import NvmlError, device, foreign_processes
+from varbench.measure.nvml import NvmlError, device, others_on
 
 SLOWED = 0.01
 """A share of the time for which a board may have been slowed down."""
@@ -61,7 +61,7 @@ def board_state(uuid: str | None) -> BoardState | None:
                 settings=tuple(_settings(pynvml, handle)),
                 slowed=slowed,
                 slow=() if slowed else _slow(pynvml, handle),
-                others=_others(uuid),
+                others=_others(pynvml, handle),
             )
     except NvmlError:
         return None
@@ -138,7 +138,7 @@ def _slow(pynvml: Any, handle: Any) -> tuple[str, ...] | None:
     return None
 
 
-def _others(uuid: str) -> tuple[int, ...] | None:
+def _others(pynvml: Any, handle: Any) -> tuple[int, ...] | None:
     with contextlib.suppress(NvmlError):
-        return foreign_processes(uuid=uuid, pci=None, own=descendants())
+        return others_on(pynvml, handle, own=descendants())
     return None

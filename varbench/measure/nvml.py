@@ -85,15 +85,20 @@ def memory(*, uuid: str | None, pci: str | None, pid: int) -> tuple[int | None, 
 
 
 def foreign_processes(*, uuid: str | None, pci: str | None, own: Collection[int]) -> tuple[int, ...] | None:
+    """As `others_on`, of a board by its name."""
+    with device(uuid=uuid, pci=pci) as (pynvml, handle):
+        return others_on(pynvml, handle, own=own)
+
+
+def others_on(pynvml: Any, handle: Any, *, own: Collection[int]) -> tuple[int, ...] | None:
     """Processes on the board beside our own, which may disturb what is timed; asked while ours is on it. None where it is not
     among those that are listed: a container hides its process ids, or shows those of others alone."""
-    with device(uuid=uuid, pci=pci) as (pynvml, handle):
-        try:
-            found = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-        except pynvml.NVMLError as error:
-            raise NvmlError(f"NVML lists no processes: {error}") from error
-        listed = {process.pid for process in found}
-        return tuple(sorted(listed.difference(own))) if listed.intersection(own) else None
+    try:
+        found = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except pynvml.NVMLError as error:
+        raise NvmlError(f"NVML lists no processes: {error}") from error
+    listed = {process.pid for process in found}
+    return tuple(sorted(listed.difference(own))) if listed.intersection(own) else None
 
 
 def energy_joules(*, uuid: str | None, pci: str | None) -> float:

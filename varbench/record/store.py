@@ -151,35 +151,29 @@ def read_record(path: Path, *, alike: Decodings | None = None) -> Record:
 def load_records(places: Iterable[Path]) -> Loaded:
     """All records in folders and their sub-folders, or in single files, in a stable order. A bad file is a problem, not an end.
     Parts that records have alike are one object, and must not be changed."""
-    records, problems, paths = [], [], []
+    records, problems, paths, copies = [], [], [], []
+    of_row: dict[tuple[str, str], list[Record]] = {}
     alike: Decodings = {}
     for place in places:
         if not place.exists():
             raise RecordError(f"{place}: no such file or folder; name a run folder or a record")
         for path in sorted(place.rglob("[!.]*.json")) if place.is_dir() else [place]:
             try:
-                records.append(_with_samples(read_record(path, alike=alike), path.parent))
-                paths.append(path)
+                record = _with_samples(read_record(path, alike=alike), path.parent)
             except (RecordError, OSError) as error:
                 if not (place.is_dir() and isinstance(error, OtherFileError)):  # run folders hold other JSON too
                     problems.append(str(error))
-    copies = _copies(records, paths)
+                continue
+            known = of_row.setdefault((record.run, path.name), [])
+            if record in known:
+                copies.append(path)
+                continue
+            known.append(record)
+            records.append(record)
+            paths.append(path)
     if copies:
-        problems.append(f"{len(copies)} records are copies of others, and count once: {paths[copies[0]]} is one")
-    kept = [place for place in range(len(records)) if place not in set(copies)]
-    records, paths = [records[place] for place in kept], [paths[place] for place in kept]
+        problems.append(f"{len(copies)} records are copies of others, and count once: {copies[0]} is one")
     return Loaded(records=tuple(_told_apart(records, paths)), problems=tuple(problems), paths=tuple(paths))
-
-
-def _copies(records: Sequence[Record], paths: Sequence[Path]) -> list[int]:
-    """Places of those that are another one, in another folder."""
-    first: dict[tuple[str, str], list[Record]] = {}
-    found = []
-    for place, (record, path) in enumerate(zip(records, paths, strict=True)):
-        known = first.setdefault((record.run, path.name), [])
-        found += [place] if record in known else []
-        known.append(record)
-    return found
 
 
 def _told_apart(records: Sequence[Record], paths: Sequence[Path]) -> Iterator[Record]:

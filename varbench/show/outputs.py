@@ -131,19 +131,16 @@ def _write_tables(folder: Path, drawn: Sequence[page.Drawn], encoded: Sequence[d
     for part in drawn:
         block = part.block
         headings = [column.heading for column in part.headings]
-        rows = []
+        rows, marked = [], []
         for entry, cells in zip(block.entries, part.rows, strict=True):
             lines.append(_line(part, entry.name, cells))
-            rows.append([_plain(column, cell, entry) for column, cell in zip(part.headings, cells, strict=True)])
-        marks = [
-            [_mark(column, cell) for column, cell in zip(part.headings, cells, strict=True)] for cells in part.rows
-        ]
-        escaped = [
-            [_text(cell).replace("|", "\\|") + mark for cell, mark in zip(row, of_row, strict=True)]
-            for row, of_row in zip(rows, marks, strict=True)
-        ]
+            shown = [
+                (_plain(column, cell, entry), column, cell) for column, cell in zip(part.headings, cells, strict=True)
+            ]
+            rows.append([text for text, _, _ in shown])
+            marked.append([_text(text).replace("|", "\\|") + _mark(column, cell) for text, column, cell in shown])
         table = tabulate(
-            escaped,
+            marked,
             headers=[_text(heading) for heading in headings],
             tablefmt="github",
             disable_numparse=True,

@@ -186,6 +186,11 @@ class _Round:
 _Neighbours = dict[_TimedProcess, list[_Round]]
 
 
+def _count(found: _Neighbours) -> int:
+    """Pairs of calls."""
+    return sum(len(one.full) for rounds in found.values() for one in rounds)
+
+
 @dataclass(frozen=True)
 class _Pairs:
     """The rounds of some records by process; several rows may share one."""
@@ -196,8 +201,7 @@ class _Pairs:
 
     @property
     def are_quiet_enough(self) -> bool:
-        pairs = sum(len(one.full) for rounds in self.quiet.values() for one in rounds)
-        return len(self.quiet) >= min(ENOUGH, len(self.every)) and pairs > 1
+        return len(self.quiet) >= min(ENOUGH, len(self.every)) and _count(self.quiet) > 1
 
     @property
     def counted(self) -> _Neighbours:
@@ -265,10 +269,7 @@ def _delays(record: Record, timing: TimingColumn) -> Sequence[Sequence[tuple[flo
 def left_out(records: Sequence[Record], column: str, regime: str) -> int:
     """How many pairs of calls do not count since one of them stalled."""
     pairs = _pairs(records, column, regime)
-    every, counted = (
-        sum(len(one.full) for rounds in found.values() for one in rounds) for found in (pairs.every, pairs.counted)
-    )
-    return every - counted
+    return _count(pairs.every) - _count(pairs.counted)
 
 
 def processes(records: Sequence[Record], column: str, regime: str) -> int:

@@ -40,9 +40,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test finds what another has left, or leaves anything in the user's cache."""
+def _own_cache(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds what another has left, or leaves anything in the user's cache; but kernels are compiled once."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    ours, shared = tmp_path / "cache/varbench", tmp_path_factory.getbasetemp() / "kernels"
+    shared.mkdir(exist_ok=True)
+    ours.mkdir(parents=True)
+    (ours / "kernels").symlink_to(shared)
 
 
 @pytest.fixture(autouse=True, scope="module")

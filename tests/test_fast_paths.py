@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from varbench.engine.kernel import attention_kernel
 from varbench.engine.sampler import _filtered_among_all, filtered
-from varbench.model import fused, weighted
+from varbench.model import c_kernels, fused, weighted
 from varbench.model.tokenizer import Norm
 from varbench.model.weighted import by_onednn, product
 
@@ -111,6 +111,7 @@ def test_the_record_says_what_computed() -> None:
     pipe = models.pipeline(dtype="bfloat16")
     assert attention_kernel(lambda: pipe.generate(models.LABELS)).arithmetic == (
         "products bfloat16 by oneDNN; convolutions bfloat16 channels last, float32 channels last"
+        + ("; passes in C" if c_kernels.there(torch.bfloat16) else "")
     )
 
 

@@ -20,6 +20,7 @@ KINDS = {
     "full-images": "images of the full model, to hold others against",
     "runs": "measured parts of earlier runs",
     "scripts": "the chart library, as pages carry it",
+    "kernels": "C code of the engine, compiled for this processor",
 }
 
 

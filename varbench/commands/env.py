@@ -84,6 +84,7 @@ def machine() -> dict[str, str]:
     from varbench.base.places import cache_root, looked_at
     from varbench.measure.environment import available_memory, environment
     from varbench.measure.harness import null_cost
+    from varbench.model import c_kernels
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found, harness = environment(device), null_cost(device)
@@ -94,6 +95,7 @@ def machine() -> dict[str, str]:
         "machine": found.machine,
         "system": found.system,
         "cpu": f"{found.cpu}, {found.cores} cores usable, {torch.get_num_threads()} torch threads",
+        "kernels in C": c_kernels.described(),
         "memory": f"{_gib(found.memory_bytes)}, {_gib(available_memory())} free",
         "device": found.device if torch.cuda.is_available() else "cpu: torch sees no GPU",
         "GPU": ", ".join(filter(None, (found.gpu_uuid, found.driver))) or "no figure from NVML",

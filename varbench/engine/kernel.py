@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from varbench.model.attention import WRITTEN_OUT, attention, is_written_out
+from varbench.model.c_kernels import attention_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,8 @@ class KernelSeen:
     name: str | None
     """Of attention, as torch names the operator; of several, all, with commas."""
     arithmetic: str
-    """Types of products with weights and of convolutions, who computes the former, and how the latter lie."""
+    """Types of products with weights and of convolutions, who computes the former, and how the latter lie; and whether what is beside
+    them is computed in C."""
     missing: str | None = None
     """Why there is no name."""
 
@@ -61,7 +63,7 @@ class _Operators(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
         self.kernels: set[str] = set()
-        self.ways: dict[str, set[str]] = {"products": set(), "convolutions": set()}
+        self.ways: dict[str, set[str]] = {"products": set(), "convolutions": set(), "passes": set()}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -73,6 +75,10 @@ class _Operators(TorchDispatchMode):
             with self:
                 return func.decompose(*args, **(kwargs or {}))
         namespace, _, name = func._schema.name.partition("::")
+        if func is torch.ops.varbench.attention.default:
+            self.kernels.add(attention_name())
+        elif namespace == "varbench":
+            self.ways["passes"].add("in C")
         if namespace == "aten" and name.startswith("_scaled_dot_product_"):
             self.kernels.add(name.lstrip("_"))
         if name in _PRODUCTS:

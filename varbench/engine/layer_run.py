@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from varbench.engine.cache import Space
-from varbench.model.fused import add_gated_, by_kernels, modulated
+from varbench.model.fused import add_gated_, kernels, modulated
 from varbench.model.transformer import Layer
 from varbench.plan.steps import LayerCall, SlotKey, Step, SubLayer
 from varbench.policies import SubLayerName
 
 
 class Stream:
-    """The residual stream, and what a sub-layer gave that is still to be added: on a GPU in the pass that norms for the next."""
+    """The residual stream, and what a sub-layer gave that is still to be added: by kernels of ours in the pass that norms for the next."""
 
     def __init__(self, x_RLC: Tensor) -> None:
         self._x_RLC = x_RLC
@@ -32,7 +32,7 @@ class Stream:
 
     def add(self, given_RLC: Tensor, gamma_R1C: Tensor) -> None:
         self.whole()
-        if by_kernels(self._x_RLC):
+        if kernels(self._x_RLC, given_RLC.dtype):
             self._added = given_RLC, gamma_R1C
         else:
             add_gated_(self._x_RLC, given_RLC, gamma_R1C)

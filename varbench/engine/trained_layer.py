@@ -3,7 +3,7 @@ products written out.
 
 A small model's training is bound by passes over memory, not by products. Left to autograd, modulation, normalisation of
 heads, masking, gelu and gates are some hundred passes a layer; here they are about half, in the same precision or a higher
-one. Letters as in `varbench.engine.teacher`; c is a head's size.
+one, and one for each where a CPU has our kernels (`trained_in_c`). Letters as in `varbench.engine.teacher`; c is a head's size.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from varbench.engine import trained_in_c
+from varbench.model import c_kernels
 from varbench.model.fused import EPS, MAX_LOG_SCALE, no_affine
 from varbench.model.transformer import Attention, Layer, linear
 
@@ -45,16 +47,42 @@ def trained_layer(
     gamma1, gamma2, gain1, gain2, shift1, shift2 = modulation
     attn, ffn = block.attn, block.ffn
     if mask is not None:
-        q, k, v = _heads(attn, _modulated_norm(x_BnC, gain1, shift1, dtype), dtype)
+        x_BnC, normed = _norm(x_BnC, gain1, shift1, dtype)
+        q, k, v = _heads(attn, normed, dtype)
         mixed = attend(q, k, v, mask, attn.softmax_scale)
-        x_BnC = _gated_sum(x_BnC, attn.out(mixed, dtype), gamma1)
+        x_BnC = _sum(x_BnC, attn.out(mixed, dtype), gamma1)
     if not feeds:
         return x_BnC
     if parts is not None:
-        return _gated_sum(x_BnC, parts(_modulated_norm(x_BnC, gain2, shift2, torch.float32)), gamma2)
-    hidden = linear(_modulated_norm(x_BnC, gain2, shift2, dtype), ffn.fc1, dtype)
-    hidden = F.gelu(hidden, approximate="tanh") if hidden.is_cuda else _gelu(hidden)
-    return _gated_sum(x_BnC, linear(hidden, ffn.fc2, dtype), gamma2)
+        x_BnC, normed = _norm(x_BnC, gain2, shift2, torch.float32)
+        return _sum(x_BnC, parts(normed), gamma2)
+    x_BnC, normed = _norm(x_BnC, gain2, shift2, dtype)
+    hidden = _activated(linear(normed, ffn.fc1, dtype))
+    return _sum(x_BnC, linear(hidden, ffn.fc2, dtype), gamma2)
+
+
+def _in_c(x: Tensor, dtype: torch.dtype) -> bool:
+    """A compiler fuses plain operators itself."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and c_kernels.there(dtype)
+
+
+def _norm(x_BnC: Tensor, gain_B1C: Tensor, shift_B1C: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The stream, and what is normed, scaled and shifted of it."""
+    if x_BnC.dtype == torch.float32 and _in_c(x_BnC, dtype):
+        return trained_in_c.modulated_norm(x_BnC, gain_B1C, shift_B1C, dtype)
+    return x_BnC, _modulated_norm(x_BnC, gain_B1C, shift_B1C, dtype)
+
+
+def _sum(x_BnC: Tensor, branch_BnC: Tensor, gate_B1C: Tensor) -> Tensor:
+    if x_BnC.dtype == torch.float32 and _in_c(x_BnC, branch_BnC.dtype):
+        return trained_in_c.gated_sum(x_BnC, branch_BnC, gate_B1C)
+    return _gated_sum(x_BnC, branch_BnC, gate_B1C)
+
+
+def _activated(x: Tensor) -> Tensor:
+    if _in_c(x, x.dtype) and c_kernels.activates(x):
+        return trained_in_c.gelu(x)
+    return F.gelu(x, approximate="tanh") if x.is_cuda else _gelu(x)
 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
@@ -73,7 +101,8 @@ def _heads(attn: Attention, h_BnC: Tensor, dtype: torch.dtype) -> tuple[Tensor, 
     if not attn.l2:
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
-    return _unit_heads(qkv, attn.scale_mul_1H11.float().clamp_max(MAX_LOG_SCALE).exp())
+    make = trained_in_c.unit_heads if _in_c(qkv, qkv.dtype) else _unit_heads
+    return make(qkv, attn.scale_mul_1H11.float().clamp_max(MAX_LOG_SCALE).exp())
 
 
 # torch leaves `Function.apply`, which these are, untyped.

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import wrap_torch_function
 
+from varbench.model import c_kernels, fused
+
 WRITTEN_OUT = "written out for a few heads at a time"
 """What the record calls the second way."""
 PART = 3 << 20
@@ -28,6 +30,11 @@ def _is(name: str) -> bool:
 
 
 _WANTED = _is("avx512_bf16") and not _is("amx_tile")
+
+
+def is_in_c(q_RHLc: Tensor, k_RHnc: Tensor, v_RHnc: Tensor, *, masked: bool) -> bool:
+    ours = fused.kernels(q_RHLc, q_RHLc.dtype)
+    return ours is c_kernels and not masked and c_kernels.attends(q_RHLc, k_RHnc, v_RHnc)
 
 
 def is_written_out(q_RHLc: Tensor, k_RHnc: Tensor) -> bool:
@@ -47,6 +54,8 @@ def attention(
     q_RHLc: Tensor, k_RHnc: Tensor, v_RHnc: Tensor, *, attn_mask: Tensor | None = None, scale: float
 ) -> Tensor:
     """(R, H, L, c), under the words of torch's own. A mode of torch sees it as one function, whatever is done inside."""
+    if is_in_c(q_RHLc, k_RHnc, v_RHnc, masked=attn_mask is not None):
+        return c_kernels.attention(q_RHLc, k_RHnc, v_RHnc, scale=scale)
     if not is_written_out(q_RHLc, k_RHnc):
         return F.scaled_dot_product_attention(q_RHLc, k_RHnc, v_RHnc, attn_mask=attn_mask, scale=scale)
     unseen = None if attn_mask is None else ~attn_mask

@@ -1,5 +1,6 @@
-"""What a layer computes beside its products, for generation: on a GPU each in one pass over memory, by a kernel of ours; elsewhere,
-and where gradients are wanted, by torch's own operators. One place and one rule, the same for every method.
+"""What a layer computes beside its products, for generation: each in one pass over memory, by a kernel of ours, on a GPU and on a CPU
+for which it could be compiled; elsewhere, and where gradients are wanted, by torch's own operators. One place and one rule, the
+same for every method.
 
 Letters as in `transformer`.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +28,26 @@ def _have_triton() -> bool:
 
 
 def by_kernels(x: Tensor) -> bool:
+    """On a GPU."""
+    return x.is_cuda and not _plain() and _have_triton()
+
+
+def _plain() -> bool:
     """A compiler fuses plain operators itself."""
-    plain = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    return x.is_cuda and not plain and _have_triton()
+    return torch.is_grad_enabled() or torch.compiler.is_compiling()
+
+
+def kernels(x: Tensor, dtype: torch.dtype) -> ModuleType | None:
+    """Ours for activations of this type where `x` lies, by one name on every device; None where torch's operators compute."""
+    if by_kernels(x):
+        from varbench.model import triton_kernels
+
+        return triton_kernels
+    if x.device.type == "cpu" and not _plain():
+        from varbench.model import c_kernels
+
+        return c_kernels if c_kernels.there(dtype) else None
+    return None
 
 
 def normed(x_RLC: Tensor) -> Tensor:
@@ -59,10 +78,9 @@ def modulated(
 ) -> Tensor:
     """Normed, scaled and shifted in float32, then in `dtype`; no gradients. `added` is what a sub-layer gave and its gate: the
     stream gets it first, where it lies."""
-    if by_kernels(x_RLC):
-        from varbench.model import triton_kernels
-
-        return triton_kernels.modulated(x_RLC, scale_R1C, shift_R1C, dtype, eps=EPS, added=added)
+    if (ours := kernels(x_RLC, dtype)) and x_RLC.dtype == torch.float32:
+        found: Tensor = ours.modulated(x_RLC, scale_R1C, shift_R1C, dtype, eps=EPS, added=added)
+        return found
     if added:
         add_gated_(x_RLC, *added)
     return normed(x_RLC).mul_(scale_R1C).add_(shift_R1C).to(dtype)
@@ -70,10 +88,8 @@ def modulated(
 
 def add_gated_(x_RLC: Tensor, given_RLC: Tensor, gamma_R1C: Tensor) -> None:
     """Adds what a sub-layer gave, times its gate, to the stream where it lies."""
-    if by_kernels(x_RLC) and x_RLC.is_contiguous():
-        from varbench.model import triton_kernels
-
-        triton_kernels.add_gated_(x_RLC, given_RLC, gamma_R1C)
+    if (ours := kernels(x_RLC, given_RLC.dtype)) and x_RLC.is_contiguous():
+        ours.add_gated_(x_RLC, given_RLC, gamma_R1C)
     else:
         x_RLC.add_(given_RLC * gamma_R1C)
 
@@ -88,12 +104,12 @@ def unit_queries_and_keys(
 ) -> tuple[Tensor, Tensor]:
     """Queries and keys (R, H, L, c) of length one, queries times their scale, in float32, and then in these types. Keys, and
     values as they are, are put `into` places where there are any."""
-    if by_kernels(qkv_RL3Hc) and heads_fit(qkv_RL3Hc.shape[-1]) and qkv_RL3Hc.is_contiguous():
-        from varbench.model import triton_kernels
-
-        return triton_kernels.unit_queries_and_keys(
+    ours = kernels(qkv_RL3Hc, dtype)
+    if ours and heads_fit(qkv_RL3Hc.shape[-1]) and qkv_RL3Hc.is_contiguous() and qkv_RL3Hc.dtype == dtype:
+        found: tuple[Tensor, Tensor] = ours.unit_queries_and_keys(
             qkv_RL3Hc, scale_mul_1H11, dtype, keys, shortest=SHORTEST, most=MAX_LOG_SCALE, into=into
         )
+        return found
     # Both at once, and where they lie.
     qk_RL2Hc = qkv_RL3Hc[:, :, :2].to(torch.float32, copy=True)
     lengths_RL2H1 = torch.linalg.vector_norm(qk_RL2Hc, dim=-1, keepdim=True).clamp_min(SHORTEST)

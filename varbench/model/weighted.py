@@ -17,16 +17,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from varbench.model import c_kernels
+
 _TYPES = {torch.float32: torch.backends.mkldnn.is_available()}
 _TYPES[torch.bfloat16] = _TYPES[torch.float32] and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def product(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None, *, gelu: bool = False) -> Tensor:
     """`x` (..., K) times the weights, plus the bias, of which the tanh form of GELU is taken where asked for."""
+    found: Tensor
     if by_onednn(x):
+        if gelu and c_kernels.activates(x):
+            found = product(x, weight_NK, bias_N)
+            c_kernels.gelu_(found)
+            return found
         after: tuple[str, list[Any], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
         # Of weights with gaps between their rows, as a part of a matrix has, it knows only a way that is hundreds of times slower.
-        found: Tensor = _onednn(x, weight_NK.contiguous(), bias_N, *after)
+        found = _onednn(x, weight_NK.contiguous(), bias_N, *after)
         return found
     if gelu and bias_N is not None and _by_cublaslt(x):
         flat = x.reshape(-1, x.shape[-1])

@@ -38,8 +38,9 @@ def measuring_hash() -> str:
 
 
 def source_hash(place: Path, *, without: tuple[str, ...] = ()) -> str:
-    """Hash of all modules below a package's folder."""
-    files = [file for file in sorted(place.rglob("*.py")) if file.relative_to(place).parts[0] not in without]
+    """Hash of all code below a package's folder."""
+    code = [file for file in sorted(place.rglob("*")) if file.suffix in (".py", ".c")]
+    files = [file for file in code if file.relative_to(place).parts[0] not in without]
     return files_hash((file.relative_to(place).as_posix(), file) for file in files)
 
 

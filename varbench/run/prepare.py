@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from varbench.base import compiled
 from varbench.base.hashing import digest, file_hash, path_hash
 from varbench.errors import UserError
 from varbench.measure.kept_rates import kept_rates
@@ -211,6 +212,7 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
         [
             identity.measuring_hash(),
             f"torch {identity.torch_version()}",
+            *([f"kernels {compiled.decided()}"] if options.device == "cpu" else []),
             json.dumps(model.to_json(), sort_keys=True),
             *(f"{part} {hashes[part]}" for part in ("main", "vae") if part in hashes),
             *deciding(options, read),

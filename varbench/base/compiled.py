@@ -1,0 +1,93 @@
+"""Kernels of ours in C: compiled for this machine's processor where there is a compiler, once, and kept.
+
+Where that cannot be, everything is computed by torch's operators, and `why_not` says why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from varbench.base.places import cache_folder
+
+SOURCE = Path(__file__).parents[1] / "model/kernels.c"
+COMPILERS = ("cc", "gcc", "clang")
+_FLAGS = (
+    "-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-fPIC",
+    # No product is fused with a sum: what is added to the stream has the bits that policies see.
+    "-ffp-contract=off",
+    # So that sums are of many numbers at a time. What is not a number stays so, which "-ffast-math" would not see to.
+    "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno",
+)  # fmt: skip
+_LONGEST = 60
+"""Seconds; it takes one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    library: ctypes.CDLL | None
+    how: str
+    """By which compiler, or why not."""
+
+
+@functools.cache
+def compiled() -> Compiled:
+    """The library. Threads are those of torch, which must be loaded: its library for them is linked to by name."""
+    compiler, why_not = _compiler()
+    if compiler is None:
+        return Compiled(library=None, how=why_not)
+    kept = cache_folder("kernels") / f"{SOURCE.stem}-{decided()}.so"
+    try:
+        if not kept.is_file():
+            _compile(compiler, kept)
+        return Compiled(library=ctypes.CDLL(str(kept)), how=f"compiled by {compiler}")
+    except (OSError, subprocess.SubprocessError) as error:
+        return Compiled(library=None, how=f"{compiler} failed: {_said(error)}")
+
+
+def _compiler() -> tuple[str | None, str]:
+    """Its path, or why there is none."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return None, f"not for {sys.platform} on {platform.machine()}"
+    return next(filter(None, map(shutil.which, COMPILERS)), None), f"no C compiler ({', '.join(COMPILERS)}) was found"
+
+
+def decided() -> str:
+    """A hash of all that decides what is computed, without computing it: a cache may be shared by machines, and a result is another's
+    where a compiler has come or gone."""
+    name, why_not = _compiler()
+    if name is None:
+        return why_not
+    compiler = Path(name).resolve()
+    there = compiler.stat()
+    told = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    processor = [line for line in told if line.startswith(("model name", "flags"))]
+    parts = (SOURCE.read_bytes(), compiler, there.st_mtime_ns, there.st_size, _FLAGS, processor)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _compile(compiler: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as folder:
+        # Linked without OpenMP: torch has brought one, and a second would have threads of its own.
+        unlinked, linked = Path(folder) / "kernels.o", Path(folder) / "kernels.so"
+        for command in (
+            [compiler, *_FLAGS, "-c", str(SOURCE), "-o", str(unlinked)],
+            [compiler, "-shared", str(unlinked), "-o", str(linked), "-lm"],
+        ):
+            subprocess.run(command, check=True, capture_output=True, timeout=_LONGEST, text=True, errors="replace")
+        os.replace(linked, target)
+
+
+def _said(error: OSError | subprocess.SubprocessError) -> str:
+    said = str(getattr(error, "stderr", "") or error).strip().splitlines()
+    return said[0] if said else type(error).__name__

@@ -40,13 +40,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test finds what another has left, or leaves anything in the user's cache; but kernels are compiled once."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    ours, shared = tmp_path / "cache/varbench", tmp_path_factory.getbasetemp() / "kernels"
+    cache, shared = tmp_path_factory.mktemp("cache"), tmp_path_factory.getbasetemp() / "kernels"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     shared.mkdir(exist_ok=True)
-    ours.mkdir(parents=True)
-    (ours / "kernels").symlink_to(shared)
+    (cache / "varbench").mkdir()
+    (cache / "varbench/kernels").symlink_to(shared)
+    return cache
 
 
 @pytest.fixture(autouse=True, scope="module")

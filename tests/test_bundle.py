@@ -138,7 +138,7 @@ def test_what_cannot_be_exported_is_said(
 
 
 def test_a_training_with_options_of_its_own_is_exported_from_what_it_wrote(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], own_cache: Path
 ) -> None:
     """Neither tokens nor rate are options of `export`, so its own could never name this training. Its tokenizer is a pickle, as
     the official one."""
@@ -155,7 +155,7 @@ def test_a_training_with_options_of_its_own_is_exported_from_what_it_wrote(
     assert found is not None and found.files["main"].read_bytes() == trained.read_bytes()
     assert found.record["stages"]["train"]["peak_rate"] == 1e-4
     assert main(["sample", "full_var", "--weights", packed, "--labels", "1", "--out", str(tmp_path / "grid.png")]) == 0
-    (kept,) = (tmp_path / "cache" / "varbench" / "weights").iterdir()
+    (kept,) = (own_cache / "varbench" / "weights").iterdir()
     again = ["full_var@continued", "--from", str(kept), "--vae", vae, "--out", str(tmp_path / "kept.varbench")]
     assert main(["export", *again]) == 0
 

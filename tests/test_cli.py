@@ -306,7 +306,7 @@ def test_sample_draws_a_line_of_images_for_each_row(varbench: CommandLine, tmp_p
     assert "grid.png is there already" in again.stderr
 
 
-def test_env_says_what_a_result_depends_on(varbench: CommandLine) -> None:
-    facts = json.loads(varbench("env", "--json", XDG_CACHE_HOME="/nowhere").stdout)
-    assert {"python", "torch", "cpu", "device", "plugins"} <= set(facts)
-    assert facts["cache"] == "/nowhere/varbench (not there yet)"
+def test_env_says_what_a_result_depends_on(varbench: CommandLine, tmp_path: Path) -> None:
+    facts = json.loads(varbench("env", "--json", XDG_CACHE_HOME=str(tmp_path / "none")).stdout)
+    assert {"python", "torch", "cpu", "device", "plugins", "kernels in C"} <= set(facts)
+    assert facts["cache"] == f"{tmp_path}/none/varbench (not there yet)"

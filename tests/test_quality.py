@@ -527,7 +527,7 @@ def test_a_failed_export_leaves_nothing_behind(tmp_path, real, monkeypatch):
     assert list(tmp_path.glob("samples*")) == []
 
 
-def test_reference_features_are_kept_by_content_and_never_by_name(features, real, samples, tmp_path):
+def test_reference_features_are_kept_by_content_and_never_by_name(features, real, samples, own_cache):
     images, labels = samples
 
     def distance(of):
@@ -535,7 +535,7 @@ def test_reference_features_are_kept_by_content_and_never_by_name(features, real
         return quality.score(images, labels, reference=reference, network=features, second_opinion=False).distance.value
 
     first = distance(real)
-    kept = list((tmp_path / "cache" / "varbench" / "features").glob("*"))
+    kept = list((own_cache / "varbench" / "features").glob("*"))
     assert len(kept) == 2, "what the network saw in them, and how far their neighbourhoods reach"
     assert distance(real) == first
     assert distance(255 - real) != pytest.approx(first, rel=0.1)
@@ -544,7 +544,7 @@ def test_reference_features_are_kept_by_content_and_never_by_name(features, real
     assert distance(real) == first, "a torn file is made again"
 
 
-def test_features_that_were_forged_while_a_run_goes_on_are_computed_again(tmp_path):
+def test_features_that_were_forged_while_a_run_goes_on_are_computed_again(own_cache):
     """What this process has written itself counts, so that every row of a run has them of the first."""
     made = []
 
@@ -558,7 +558,7 @@ def test_features_that_were_forged_while_a_run_goes_on_are_computed_again(tmp_pa
     began = time.time_ns()
     assert [kept(before=began), kept(before=began)] == [3, 3]
     assert len(made) == 1
-    (path,) = (tmp_path / "cache" / "varbench" / "features").glob("*.npz")
+    (path,) = (own_cache / "varbench" / "features").glob("*.npz")
     np.savez(path, features=np.zeros(3))
     os.utime(path, (0, 0))
     assert kept(before=began) == 3

@@ -891,8 +891,11 @@ def test_what_other_inputs_made_is_set_aside_and_other_settings_are_named(tmp_pa
     assert old.read_bytes() == paths[gone]
 
 
-def test_a_cache_that_cannot_be_written_costs_no_row(tmp_path: Path, script: Script) -> None:
+def test_a_cache_that_cannot_be_written_costs_no_row(
+    tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")  # permissions would not stop root
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     execution = conduct(a_run(tmp_path / "run"), tmp_path / "run")
     execution.everything()
     assert {record.status for record in execution.save_all()} == {Status.COMPLETE}

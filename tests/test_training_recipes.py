@@ -345,10 +345,10 @@ def test_own_numbers_a_loss_of_its_own_and_a_teacher_are_there_again_after_an_in
 
 
 def test_a_recipe_that_begins_anew_beside_another_state_of_it_says_so(
-    given: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    given: dict[str, Path], capsys: pytest.CaptureFixture[str], own_cache: Path
 ) -> None:
     row = rows.resolve("full_var@continued", SPEC)
-    left = tmp_path / "cache" / "varbench" / "weights" / "left" / "train.state"
+    left = own_cache / "varbench" / "weights" / "left" / "train.state"
     identity = {"curriculum": "full_var@continued train", "budget": asdict(replace(STEPS, batch=4, seed=1))}
     save_state(left, {"identity": identity, "step": 1200})
     trained(row, given, display=Display({}))
@@ -358,7 +358,7 @@ def test_a_recipe_that_begins_anew_beside_another_state_of_it_says_so(
     assert "(another start, data or schedule)" in capsys.readouterr().err
     trained(rows.expand("fixed_ratio@p10/d1", SPEC)[0], given, display=Display({}))
     assert "another training" not in capsys.readouterr().err, "it is of another recipe"
-    together = tmp_path / "cache" / "varbench" / "weights" / "together" / "train.state.parts"
+    together = own_cache / "varbench" / "weights" / "together" / "train.state.parts"
     (together / "1300").mkdir(parents=True)
     (together / "1300" / "told.json").write_text(json.dumps({"identity": identity, "step": 1300}))
     trained(row, given, seed=2, display=Display({}))
@@ -409,12 +409,12 @@ def test_a_stage_without_steps_is_named(given: dict[str, Path]) -> None:
         trained(row, given, steps=3)
 
 
-def test_a_recipe_that_diverges_leaves_nothing_in_the_cache(given: dict[str, Path], tmp_path: Path) -> None:
+def test_a_recipe_that_diverges_leaves_nothing_in_the_cache(given: dict[str, Path], own_cache: Path) -> None:
     pretrained = {name: path for name, path in given.items() if name != "vae"}
     row = rows.resolve("full_var@continued", SPEC)
     with pytest.raises(UserError, match="diverged"):
         recipe_weights(row, vae=given["vae"], pretrained=pretrained, data=DATA, budget=replace(STEPS, peak_rate=1e37))
-    left = [path.name for path in (tmp_path / "cache" / "varbench" / "weights").rglob("*") if path.is_file()]
+    left = [path.name for path in (own_cache / "varbench" / "weights").rglob("*") if path.is_file()]
     assert left == ["lock"]
 
 

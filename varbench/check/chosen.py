@@ -21,11 +21,11 @@ from torch.overrides import TorchFunctionMode
 
 from varbench.check import stand_ins
 from varbench.model.attention import attention
+from varbench.model.fused import modulated
 from varbench.plan.steps import CachePlace, CacheUse, LayerCall, Plan, Segment, SlotKey, Step, SubLayer
 from varbench.policies import StoredForm, SubLayerName
 from varbench.rows.grammar import Row
 
-_NORM = F.layer_norm
 NEAR = 1e-3
 """A sub-layer's output that is had by subtraction may differ by this from the one that was added."""
 
@@ -54,8 +54,8 @@ class ReadAgain(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.reading and func is attention:
             self.caches.attend(*args[:3], **kwargs)
-        elif self.reading and func is _NORM:
-            self.tokens.enter(args[0])
+        elif self.reading and func is modulated:
+            self.tokens.enter(args[0] if kwargs.get("added") is None else args[0] + torch.mul(*kwargs["added"]))
         return func(*args, **(kwargs or {}))
 
 

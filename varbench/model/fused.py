@@ -15,6 +15,7 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import wrap_torch_function
 
 EPS = 1e-6
 MAX_LOG_SCALE = math.log(100)
@@ -68,6 +69,18 @@ def _ones_and_zeros(width: int) -> tuple[Tensor, Tensor]:
         return torch.ones(width), torch.zeros(width)
 
 
+def _norms(
+    x_RLC: Tensor,
+    scale_R1C: Tensor,
+    shift_R1C: Tensor,
+    dtype: torch.dtype,
+    *,
+    added: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, ...]:
+    return x_RLC, scale_R1C, shift_R1C
+
+
+@wrap_torch_function(_norms)
 def modulated(
     x_RLC: Tensor,
     scale_R1C: Tensor,
@@ -77,7 +90,7 @@ def modulated(
     added: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Normed, scaled and shifted in float32, then in `dtype`; no gradients. `added` is what a sub-layer gave and its gate: the
-    stream gets it first, where it lies."""
+    stream gets it first, where it lies. A mode of torch sees all of it as one function, whatever is done inside."""
     if (ours := kernels(x_RLC, dtype)) and x_RLC.dtype == torch.float32:
         found: Tensor = ours.modulated(x_RLC, scale_R1C, shift_R1C, dtype, eps=EPS, added=added)
         return found

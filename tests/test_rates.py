@@ -199,5 +199,5 @@ def test_operators_take_their_time_in_a_prediction() -> None:
     plans = [compile_plan(spec, rows.resolve(name, spec).policies) for name in ("full_var", "variant@d2")]
     fast = replace(KNOWN["cpu-2-cores"], tflops={"float32": 1e6}, bandwidth_gbs=1e9, operator_us=7.0)
     full, two = (cost.predict(cost.work(plan, batch=1, dtype="float32", device="cpu"), fast) for plan in plans)
-    assert full.transformer == pytest.approx(7e-6 * (96 * 24 + 6 * 110), rel=0.01)
-    assert two.transformer == pytest.approx(7e-6 * (54 * 24 + 6 * 110), rel=0.01)
+    assert full.transformer == pytest.approx(7e-6 * (96 * 12 + 6 * 110), rel=0.01)
+    assert two.transformer == pytest.approx(7e-6 * (54 * 12 + 6 * 110), rel=0.01)

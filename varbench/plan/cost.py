@@ -27,8 +27,8 @@ from varbench.plan.widths import at_least
 from varbench.policies import Part
 from varbench.spec import ModelSpec, TokenizerSpec
 
-OPERATORS_OF_HALF = {"cpu": 12, "cuda": 5}
-"""Operators of a layer's attention or FFN that touch memory: counted on a CPU, on a GPU those that its kernels make of them."""
+OPERATORS_OF_HALF = {"cpu": 6, "cuda": 5}
+"""Operators of a layer's attention or FFN that touch memory, as our kernels leave them: counted on a CPU."""
 OPERATORS_OF_STEP = {"cpu": 110, "cuda": 40}
 """Those of a step beside its layers: embedding, head, drawing, quantiser, and a share of conditioning."""
 

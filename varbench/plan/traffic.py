@@ -1,4 +1,7 @@
-"""Bytes that a step moves, pass by pass as the engine makes them, and the largest that it holds meanwhile."""
+"""Bytes that a step moves, pass by pass as the engine makes them, and the largest that it holds meanwhile.
+
+On a CPU as our kernels make them, which are compiled where it computes; without a compiler there are more.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,25 @@ def traffic(
 ) -> tuple[int, int]:
     """Bytes moved in a step, and the largest transient; `filtered` where codes are drawn by top-k or top-p."""
     item, width = int(ITEM[dtype]), spec.width
-    rows, attending = batch * step.branches, batch * step.attending
+    rows, attending, on_cpu = batch * step.branches, batch * step.attending, device == "cpu"
     moved, transient = 0.0, 0
     weights, ffn_weights = (
         matrix_bytes(plan, step.backbone, part, dtype) / spec.depth for part in ("attention", "ffn")
     )
     routers = plan.own.trained * ITEM[dtype] / spec.depth if plan.own else 0
-    cast = item + 4 if item != 4 else 0
-    # The stream to float32, normalised, scaled and shifted there, and back; a gate, and the addition to the stream.
-    passes = 2 * cast + 3 * 8 + 2 * item + 3 * item
-    # q k v from the stream, then mixed, laid out anew and projected. Lengths of q and k are had and applied in float32.
-    projected = (4 + 2 + 2 + 2) * item + ((2 * cast + 3 * 8 + 2 * cast) if spec.l2_attention else 0)
-    # On a CPU, GELU is part of the product before it.
-    hidden_passes = 2 if device == "cpu" else 4
+    if on_cpu:
+        # What was given and the stream, which gets it, and what is normed of that, all in one.
+        passes = item + 2 * 4 + item
+        # q k v from that, q and k of unit length, then mixed and projected.
+        projected = (4 + (4 if spec.l2_attention else 0) + 2 + 2) * item
+    else:
+        cast = item + 4 if item != 4 else 0
+        # The stream to float32, normalised, scaled and shifted there, and back; a gate, and the addition to the stream.
+        passes = 2 * cast + 3 * 8 + 2 * item + 3 * item
+        # q k v from the stream, then mixed, laid out anew and projected. Lengths of q and k are had and applied in float32.
+        projected = (4 + 2 + 2 + 2) * item + ((2 * cast + 3 * 8 + 2 * cast) if spec.l2_attention else 0)
+    # In float32 on a CPU GELU is part of the product before it.
+    hidden_passes = 2 if on_cpu and item == 4 else 4
     for call in step.calls:
         attended = max((use.attended for use in call.cache), default=0)
         a, f = attending * call.attention.tokens * width, rows * call.ffn.tokens * width
@@ -45,17 +54,22 @@ def traffic(
         moved += 3 * sum(choosing)
         # Each expert's tokens are gathered, and what it makes of them is added up in float32.
         moved += gathered * width * (2 * item + 3 * 4) + (routers if gathered else 0)
-        attention = a * (4 + 4 + 3 * item + 8) + 2 * attending * attended * width * item
+        # What is normed, q k v, q and k of unit length, what they mix, and keys and values with those held.
+        own = 7 * item if on_cpu else 4 + 4 + 3 * item + 8
+        attention = a * own + 2 * attending * attended * width * item
         together = hidden / call.ffn.width.chosen if gathered and call.ffn.width else hidden
-        inner = f * (4 + 4 + item + (4 if gathered else 0)) + round(together) * 2 * item
+        if on_cpu and not gathered:
+            inner = f * 2 * item + round(together) * item
+        else:
+            inner = f * (4 + 4 + item + (4 if gathered else 0)) + round(together) * 2 * item
         transient = max(transient, round(attention), round(inner), *choosing)
     logits = rows * plan.model.tokens[step.samples] * plan.model.tokenizer.vocabulary
     # Logits in the compute type and in float32, guidance, two filters with a sort, softmax, sum, search.
     moved += round(logits * (2 * item + 8)) + logits // step.branches * 4 * 20
     # The stream stays meanwhile. Float32 logits are not copied.
-    stream = rows * plan.model.tokens[step.samples] * width * item
+    stream = rows * plan.model.tokens[step.samples] * width * (4 if on_cpu else item)
     made, drawn = stream + logits * (4 if item == 4 else item + 4), logits // step.branches * 4
-    if device != "cpu":
+    if not on_cpu:
         return round(moved), max(transient, made + 5 * drawn)
     # Also beside a layer; and what labels make of every layer, two vectors in the compute type and four in float32. Guided
     # logits alone are left when codes are drawn, by softmax and sums; filters sort, and mask.

@@ -24,6 +24,7 @@ from varbench.engine.storages import Storages
 from varbench.engine.teacher import TeacherPass
 from varbench.engine.trained_layer import explicit_attention
 from varbench.errors import PlanError, UserError, WrongOutputError
+from varbench.model import c_kernels
 from varbench.plan import cost
 from varbench.plan.compiler import compile_plan
 from varbench.plan.decided import WaysTaken

@@ -25,7 +25,7 @@ from varbench.engine.loop import Choose, Loop, Observer, Sampling
 from varbench.engine.sub_layers import SubLayers
 from varbench.engine.watch import Watch
 from varbench.model.attention import attention
-from varbench.model.fused import by_kernels, heads_fit
+from varbench.model.fused import heads_fit, kernels
 from varbench.model.tokenizer import Tokenizer
 from varbench.model.transformer import FeedForward, Transformer, linear
 from varbench.model.weighted import true_float32
@@ -292,7 +292,7 @@ class _Run:
         attn, uses = call.block.attn, call.planned.cache
         keys = self.dtype if self.plan.accounting == "lossless" else torch.float32
         space = None
-        if len(uses) == 1 and attn.l2 and by_kernels(hidden_RnC) and heads_fit(attn.head_size):
+        if len(uses) == 1 and attn.l2 and kernels(hidden_RnC, self.dtype) and heads_fit(attn.head_size):
             space = self.state.space((call.key, 0), uses[0], hidden_RnC.shape[:2], attn, self.dtype)
         into = None if space is None else space.own
         q, k, v = attn.qkv(hidden_RnC, self.dtype, keys=keys, bias=call.bias_3C, into=into)

@@ -128,7 +128,7 @@ def work(
     steps = []
     for step, known, counted in zip(ran, seen, flops_of(seen, plan), strict=True):
         spec = plan.backbone(step.backbone)
-        moved, transient = traffic(plan, spec, step, known.images, dtype, device, filtered=filtered)
+        moved, within, after = traffic(plan, spec, step, known.images, dtype, device, filtered=filtered)
         moved += sum(_decoder(tokenizer, side, images, decoder_item)[1] for images, side in known.previewed)
         steps.append(
             StepWork(
@@ -139,7 +139,7 @@ def work(
                 bytes_moved=moved,
                 state_peak=known.state_peak,
                 state_after=known.state_after,
-                activations=transient,
+                activations=max(within, after - (known.state_peak - known.state_after)),
                 operators=_operators(known, device),
             )
         )

@@ -13,8 +13,9 @@ from varbench.spec import ModelSpec
 
 def traffic(
     plan: Plan, spec: ModelSpec, step: Step, batch: int, dtype: str, device: str, *, filtered: bool = True
-) -> tuple[int, int]:
-    """Bytes moved in a step, and the largest transient; `filtered` where codes are drawn by top-k or top-p."""
+) -> tuple[int, int, int]:
+    """Bytes moved in a step, the largest transient of its layers, and that after them, when its state is what stays; `filtered` where
+    codes are drawn by top-k or top-p."""
     item, width = int(ITEM[dtype]), spec.width
     rows, attending, on_cpu = batch * step.branches, batch * step.attending, device == "cpu"
     moved, transient = 0.0, 0
@@ -54,8 +55,8 @@ def traffic(
         moved += 3 * sum(choosing)
         # Each expert's tokens are gathered, and what it makes of them is added up in float32.
         moved += gathered * width * (2 * item + 3 * 4) + (routers if gathered else 0)
-        # What is normed, q k v, q and k of unit length, what they mix, and keys and values with those held.
-        own = 7 * item if on_cpu else 4 + 4 + 3 * item + 8
+        # What is normed, q k v, q of unit length or what it mixes, and keys and values with those held, where own ones go at once.
+        own = 5 * item if on_cpu else 4 + 4 + 3 * item + 8
         attention = a * own + 2 * attending * attended * width * item
         together = hidden / call.ffn.width.chosen if gathered and call.ffn.width else hidden
         if on_cpu and not gathered:
@@ -70,11 +71,12 @@ def traffic(
     stream = rows * plan.model.tokens[step.samples] * width * (4 if on_cpu else item)
     made, drawn = stream + logits * (4 if item == 4 else item + 4), logits // step.branches * 4
     if not on_cpu:
-        return round(moved), max(transient, made + 5 * drawn)
+        return round(moved), transient, made + 5 * drawn
     # Also beside a layer; and what labels make of every layer, two vectors in the compute type and four in float32. Guided
     # logits alone are left when codes are drawn, by softmax and sums; filters sort, and mask.
     conditioning = spec.depth * rows * width * (2 * item + 4 * 4)
-    return round(moved), conditioning + max(stream + transient, made, round((6.25 if filtered else 3) * drawn))
+    after = max(made, round((6.25 if filtered else 3) * drawn))
+    return round(moved), conditioning + stream + transient, conditioning + after
 
 
 def _cache_bytes(plan: Plan, use: CacheUse, spec: ModelSpec, dtype: str) -> int:

@@ -50,6 +50,8 @@ def test_a_machine_is_measured_and_predicted_with(varbench: CommandLine, tmp_pat
     assert set(measured["tflops"]) == {"float32", "bfloat16", "float16"}
     assert all(0.001 < rate < 100 for rate in measured["tflops"].values())
     assert 0.1 < measured["bandwidth_gbs"] < 2000 and 0.1 < measured["operator_us"] < 1000
+    assert set(measured["efficiency"]) == {"float32", "bfloat16"}
+    assert all(0 < share <= 1 for share in measured["efficiency"].values())
     (kept,) = all_kept()
     assert hardware_like("cpu", cores()) == kept
     assert kept.tflops == measured["tflops"] and "--calibrate on 20" in kept.source and kept.measured
@@ -83,6 +85,18 @@ def test_a_faster_machine_is_measured_as_faster(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(rates, "time", SimpleNamespace(perf_counter=lambda: now))
     for speed in (2e11, 5e11):
         assert rates._rate(torch.device("cpu"), torch.float32, 0.3) == pytest.approx(speed)
+
+
+def test_what_the_engine_reaches_is_had_from_two_batches() -> None:
+    """A machine that reaches two fifths of its roofline, and takes 40 µs an operator; and one whose clock says nonsense."""
+    bounds: dict[str, Any] = {"bound_few": 0.002, "bound_many": 0.1, "operators": 1_800}
+    few, many = (bound / 0.4 + 1_800 * 40e-6 for bound in (0.002, 0.1))
+    found = rates.solved(KNOWN["cpu-2-cores"], few=few, many=many, **bounds)
+    assert (found.share, found.operator) == (pytest.approx(0.4), pytest.approx(40e-6))
+    smallest = replace(KNOWN["cpu-2-cores"], operator_us=6.0)
+    found = rates.solved(smallest, few=0.2, many=0.1, **bounds)
+    assert found.share == 1 and found.operator > 6e-6
+    assert rates.solved(smallest, few=0.001, many=1.0, **bounds).operator == pytest.approx(6e-6)
 
 
 def test_what_was_measured_comes_before_the_data_sheet() -> None:

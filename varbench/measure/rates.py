@@ -1,18 +1,23 @@
-"""What this machine reaches: matrix products by type, memory, and the least that an operator takes."""
+"""What this machine reaches: matrix products by type, memory, and what an operator takes; and on a CPU, where sizes decide more than
+on a GPU, the share of both that the engine reaches with `tiny`, whatever the method."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import date
 from statistics import median
 
 import torch
 
+from varbench.engine.loading import load_pipeline
 from varbench.measure.environment import environment
 from varbench.measure.kept_rates import name_of
 from varbench.model.weighted import product
+from varbench.plan.cost import predict, work
 from varbench.plan.hardware import Hardware
+from varbench.plan.presets import DEFAULT
 
 ROWS, WIDTH = {"cpu": 2048, "cuda": 32768}, {"cpu": 1024, "cuda": 1920}
 """Of the products that are timed: the second linear layer of an FFN at a late scale, of d16 and of d30."""
@@ -20,6 +25,8 @@ SECONDS = 3.0
 """A rate is the median of repetitions that take about this long."""
 MOVED = {"cpu": 256 << 20, "cuda": 2 << 30}
 """Bytes of a tensor that no cache holds."""
+BATCHES = 1, 32
+"""Images of a generation: what one takes is mostly its operators, and what so many take mostly their products and passes."""
 
 
 def calibrate(device: str, *, say: Callable[[str], None] = lambda text: None, seconds: float = SECONDS) -> Hardware:
@@ -34,7 +41,7 @@ def calibrate(device: str, *, say: Callable[[str], None] = lambda text: None, se
     bandwidth = _bandwidth(place, seconds)
     say("operators")
     found = environment(device)
-    return Hardware(
+    made = Hardware(
         name=name_of(found.device, found.cores),
         tflops=rates,
         bandwidth_gbs=round(bandwidth / 1e9, 2),
@@ -44,6 +51,59 @@ def calibrate(device: str, *, say: Callable[[str], None] = lambda text: None, se
         measured=True,
         source=f"measured by varbench env --calibrate on {date.today().isoformat()}, torch {torch.__version__}",
     )
+    if place.type != "cpu":
+        return made
+    reached = {}
+    for name in ("float32", "bfloat16"):
+        say(f"generations in {name}")
+        reached[name] = _reached(made, name, seconds)
+    return replace(
+        made,
+        efficiency={name: round(one.share, 3) for name, one in reached.items()},
+        operator_us=round(median(one.operator for one in reached.values()) * 1e6, 2),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reached:
+    """By the engine."""
+
+    share: float
+    """Of the roofline."""
+    operator: float
+    """Seconds of one, the host's part with it."""
+
+
+def _reached(device: Hardware, dtype: str, seconds: float) -> Reached:
+    """From generations of two batches by turns: the same operators, and other work."""
+    pipe = load_pipeline(DEFAULT, dtype=dtype, random=True)
+    plan = pipe.compile("full_var")[0]
+    times: dict[int, list[float]] = {batch: [] for batch in BATCHES}
+    for batch in BATCHES:
+        pipe.generate([0] * batch)
+    until = time.perf_counter() + seconds
+    while len(times[BATCHES[0]]) < 5 or time.perf_counter() < until:
+        for batch in BATCHES:
+            began = time.perf_counter()
+            pipe.generate([0] * batch, seed=len(times[batch]))
+            times[batch].append(time.perf_counter() - began)
+    counted = [work(plan, batch=batch, dtype=dtype, device="cpu") for batch in BATCHES]
+    return solved(
+        device,
+        few=median(times[BATCHES[0]]),
+        many=median(times[BATCHES[1]]),
+        bound_few=predict(counted[0], replace(device, operator_us=0.0)).total,
+        bound_many=predict(counted[1], replace(device, operator_us=0.0)).total,
+        operators=sum(step.operators for step in counted[0].steps),
+    )
+
+
+def solved(
+    device: Hardware, *, few: float, many: float, bound_few: float, bound_many: float, operators: int
+) -> Reached:
+    """What makes both come out; no more than the roofline, and no operator faster than the smallest."""
+    share = min(1.0, (bound_many - bound_few) / max(many - few, 1e-9))
+    return Reached(share=share, operator=max(device.operator_us * 1e-6, (few - bound_few / share) / operators))
 
 
 def _rate(place: torch.device, dtype: torch.dtype, seconds: float) -> float:

@@ -82,7 +82,7 @@ def modulated(
     added: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """`added` is what a sub-layer gave and its gate: x gets it first, where it lies."""
-    scale_R1C, shift_R1C = (_of_rows(one.float(), x_RLC) for one in (scale_R1C, shift_R1C))
+    scale_R1C, shift_R1C = (_of_rows(one, x_RLC, torch.float32) for one in (scale_R1C, shift_R1C))
     if added is not None and added[0].dtype != dtype:
         add_gated_(x_RLC, *added)
         added = None
@@ -91,13 +91,13 @@ def modulated(
         made = _OPERATORS.modulated(x_RLC.contiguous(), scale_R1C, shift_R1C, dtype, eps)
     else:
         given_RLC, gamma_R1C = added
-        gamma_R1C = _of_rows(gamma_R1C.to(dtype), x_RLC)
+        gamma_R1C = _of_rows(gamma_R1C, x_RLC, dtype)
         made = _OPERATORS.added_modulated(x_RLC, given_RLC.contiguous(), gamma_R1C, scale_R1C, shift_R1C, eps)
     return made
 
 
 def add_gated_(x_RLC: Tensor, given_RLC: Tensor, gamma_R1C: Tensor) -> None:
-    _OPERATORS.add_gated(x_RLC, given_RLC.contiguous(), _of_rows(gamma_R1C.to(given_RLC.dtype), x_RLC))
+    _OPERATORS.add_gated(x_RLC, given_RLC.contiguous(), _of_rows(gamma_R1C, x_RLC, given_RLC.dtype))
 
 
 def unit_queries_and_keys(
@@ -138,8 +138,10 @@ def attention_name() -> str:
     return f"attention of ours, in C, by {_attends()}"
 
 
-def _of_rows(vector_R1C: Tensor, x_RLC: Tensor) -> Tensor:
-    return vector_R1C.expand(len(x_RLC), -1, -1).contiguous()
+def _of_rows(vector_R1C: Tensor, x_RLC: Tensor, dtype: torch.dtype) -> Tensor:
+    if vector_R1C.dtype == dtype and vector_R1C.shape[0] == x_RLC.shape[0] and vector_R1C.is_contiguous():
+        return vector_R1C
+    return vector_R1C.to(dtype).expand(len(x_RLC), -1, -1).contiguous()
 
 
 def call(name: str, *arguments: Any) -> None:

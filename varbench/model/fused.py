@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import wrap_torch_function
 
+from varbench.model import c_kernels
+
 EPS = 1e-6
 MAX_LOG_SCALE = math.log(100)
 SHORTEST = 1e-12
@@ -40,14 +42,12 @@ def _plain() -> bool:
 
 def kernels(x: Tensor, dtype: torch.dtype) -> ModuleType | None:
     """Ours for activations of this type where `x` lies, by one name on every device; None where torch's operators compute."""
+    if x.is_cpu:
+        return c_kernels if c_kernels.there(dtype) and not _plain() else None
     if by_kernels(x):
         from varbench.model import triton_kernels
 
         return triton_kernels
-    if x.device.type == "cpu" and not _plain():
-        from varbench.model import c_kernels
-
-        return c_kernels if c_kernels.there(dtype) else None
     return None
 
 

@@ -18,6 +18,7 @@ from varbench.model.weighted import product
 from varbench.plan.cost import predict, work
 from varbench.plan.hardware import Hardware
 from varbench.plan.presets import DEFAULT
+from varbench.rows import FULL
 
 ROWS, WIDTH = {"cpu": 2048, "cuda": 32768}, {"cpu": 1024, "cuda": 1920}
 """Of the products that are timed: the second linear layer of an FFN at a late scale, of d16 and of d30."""
@@ -77,7 +78,7 @@ class Reached:
 def _reached(device: Hardware, dtype: str, seconds: float) -> Reached:
     """From generations of two batches by turns: the same operators, and other work."""
     pipe = load_pipeline(DEFAULT, dtype=dtype, random=True)
-    plan = pipe.compile("full_var")[0]
+    plan = pipe.compile(FULL)[0]
     times: dict[int, list[float]] = {batch: [] for batch in BATCHES}
     for batch in BATCHES:
         pipe.generate([0] * batch)

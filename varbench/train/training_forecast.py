@@ -97,11 +97,13 @@ def pass_work(
 
 def _kept_by_layer(spec: ModelSpec, attend: int, feed: int, item: int, *, explicit: bool) -> int:
     """Residual stream and its normed form twice, heads of unit length; in the compute type what products take, q, k and v,
-    the gates' branches, and gelu's slope."""
+    the gates' branches, and gelu's slope. On a CPU our kernels make what is normed, and heads from what they were made of, again."""
     width = spec.width
     shares = spec.heads * attend if explicit else width
-    of_attention = FLOAT32 * (2 + 2 * spec.l2_attention) * width + item * ((1 + 3 + 1 + 1) * width + shares)
-    of_ffn = FLOAT32 * 2 * width + item * ((1 + 1) * width + 2 * spec.hidden)
+    stream, heads = (1, 0) if explicit else (2, 2 * spec.l2_attention)
+    made_of = 3 if explicit and spec.l2_attention else 0
+    of_attention = FLOAT32 * (stream + heads) * width + item * ((1 + made_of + 3 + 1 + 1) * width + shares)
+    of_ffn = FLOAT32 * stream * width + item * ((1 + 1) * width + 2 * spec.hidden)
     return attend * of_attention + feed * of_ffn
 
 

@@ -17,7 +17,7 @@ from varbench.engine.teacher import TeacherPass
 from varbench.model.transformer import Transformer, initialise_
 from varbench.plan import presets
 from varbench.plan.compiler import compile_plan
-from varbench.plan.hardware import KNOWN
+from varbench.plan.hardware import KNOWN, Hardware
 from varbench.plan.owned import Owned, RowPolicies
 from varbench.plan.sizes import matrices
 from varbench.policies import MAIN, TokenPolicy
@@ -92,6 +92,28 @@ def test_a_subnet_takes_less_and_a_schedule_the_mean_of_what_it_trains() -> None
     assert half == pytest.approx((full + all_of_it) / 2, rel=0.1)
 
 
+def test_what_a_step_takes_whatever_it_trains_makes_a_subnets_step_dearer_than_its_products() -> None:
+    """Weights and operators: on a machine that does either at once there are products alone."""
+    model = presets.preset("tiny").spec
+    machine = replace(KNOWN["cpu-2-cores"], efficiency={"bfloat16": 0.4}, operator_us=40.0)
+
+    def shares(hardware: Hardware) -> tuple[float, float]:
+        seconds, flops = [], []
+        for name in ("full_var@continued", "fixed_ratio@p10/d8"):
+            (stage,) = stages_of(rows.resolve(name, model), steps=200, dtype="bfloat16", device="cpu")
+            seconds.append(stage.seconds(32, gpus=1, hardware=hardware, dtype="bfloat16"))
+            flops.append(stage.flops)
+        return seconds[1] / seconds[0], flops[1] / flops[0]
+
+    at_once, products = shares(replace(machine, bandwidth_gbs=1e9, operator_us=0.0))
+    assert at_once == pytest.approx(products)
+    both, _ = shares(machine)
+    for one in (replace(machine, bandwidth_gbs=1e9), replace(machine, operator_us=0.0)):
+        assert products < shares(one)[0] < both
+    card = replace(machine, device="cuda")
+    assert shares(card) == shares(replace(card, operator_us=0.0)), "there the host is ahead"
+
+
 def test_two_stages_each_have_their_own() -> None:
     model = presets.preset("tiny").spec
     drafter, refiner = stages_of(rows.resolve("code@n4", model), steps=100, dtype="bfloat16", device="cuda")
@@ -118,13 +140,9 @@ def test_a_line_says_memory_and_on_a_known_device_the_time_of_all_stages() -> No
     assert in_a_line(stages, **shared, device=None) == f"84,450 steps of 1,024 images; {memory:.3g} GiB a process"
     card = KNOWN["H100-SXM"]
     hours = sum(s.steps * s.seconds(1024, gpus=4, hardware=card, dtype="bfloat16") for s in stages) / 3600
-    assert in_a_line(stages, **shared, device=card).endswith(
-        f", at least {hours:.1f} h by the rate of H100-SXM in products"
-    )
+    assert in_a_line(stages, **shared, device=card).endswith(f", at least {hours:.1f} h by the rates of H100-SXM")
     half = replace(card, efficiency={"bfloat16": 0.5})
-    assert in_a_line(stages, **shared, device=half).endswith(
-        f", at least {2 * hours:.1f} h by the rate of H100-SXM in products"
-    )
+    assert in_a_line(stages, **shared, device=half).endswith(f", about {2 * hours:.1f} h by the rates of H100-SXM")
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,11 @@ from varbench.train.order import uniforms
 FLOAT32 = 4
 STATE = {"weights": 1, "gradients": 1, "Adam's two moments": 2, "running mean": 1}
 """Numbers in float32 for each weight that is trained."""
+MOVED = 70
+"""Bytes a weight that is trained: AdamW 28, the mean 12, clipping 12, its gradient 8, its copy in the compute type 6, read by three
+products 4."""
+OPERATORS_OF_LAYER, OPERATORS_OF_STEP = 107, 50
+"""That touch memory, forward and backward; counted on a CPU. On a GPU the host is ahead, or a small model's are captured."""
 _MOST_STEPS = 2_000
 """Of a longer schedule so many steps, evenly, are asked what they train."""
 
@@ -36,6 +41,8 @@ class PassWork:
     flops: float
     activations: int
     """Bytes that are kept for the backward pass."""
+    layers: int
+    """That run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +55,10 @@ class StageWork:
     """Bytes whatever the batch is: weights, gradients, moments, mean; copies in the compute type; teacher and tokenizer."""
     activations: int
     """Bytes of an image in the step that keeps most."""
+    moved: int
+    """Bytes of a step for the weights, whatever the batch is."""
+    operators: float
+    """Of a step, as the mean over the stage's steps."""
 
     def needed(self, images: int) -> int:
         return self.fixed + images * self.activations
@@ -57,8 +68,13 @@ class StageWork:
         return max(0, (limit - self.fixed) // self.activations)
 
     def seconds(self, batch: int, *, gpus: int, hardware: Hardware, dtype: str) -> float:
-        """Of a step, by the rate of its products alone."""
-        return self.flops * batch / gpus / (hardware.rate(dtype) * hardware.reached(dtype))
+        """Of a step, by its products, its weights and, on a CPU, its operators."""
+        products, weights = (
+            self.flops * batch / gpus / hardware.rate(dtype),
+            self.moved / (hardware.bandwidth_gbs * 1e9),
+        )
+        operators = self.operators * hardware.operator_us * 1e-6 if hardware.device == "cpu" else 0.0
+        return (products + weights) / hardware.reached(dtype) + operators
 
 
 def pass_work(
@@ -92,7 +108,7 @@ def pass_work(
     flops += 2 * encoded * tokenizer.code_dim * width + 2 * sampled * width * tokenizer.vocabulary
     # The head's own norm, its logits, and their logarithm of the softmax.
     kept += sampled * (width * (2 * FLOAT32 + item) + tokenizer.vocabulary * 2 * FLOAT32)
-    return PassWork(flops=flops, activations=kept + (largest if recompute else 0))
+    return PassWork(flops=flops, activations=kept + (largest if recompute else 0), layers=len(by_layer))
 
 
 def _kept_by_layer(spec: ModelSpec, attend: int, feed: int, item: int, *, explicit: bool) -> int:
@@ -146,7 +162,7 @@ def _stage(
 ) -> StageWork:
     spec = spec_of[stage.backbone]
     known: dict[tuple[str | None, int], PassWork] = {}
-    flops, most = 0.0, 0
+    flops, most, layers = 0.0, 0, 0
     for answer in answers:
         weights = answer.scale_weights or (1.0,) * spec.scales
         scales = max(scale for scale, weight in enumerate(weights) if weight > 0) + 1
@@ -158,6 +174,7 @@ def _stage(
             )  # fmt: skip
         flops += known[key].flops * (4 if recompute else 3)
         most = max(most, known[key].activations)
+        layers += known[key].layers
     total = sum(parameters(spec).values())
     fixed = FLOAT32 * total * sum(STATE.values())
     if ITEM[dtype] != FLOAT32:
@@ -169,7 +186,10 @@ def _stage(
         full = compile_plan(other, RowPolicies(name=rows.FULL))
         most += max(_taught(other, answer, dtype) for answer in answers)
         flops += pass_work(full, MAIN, scales=other.scales, dtype=dtype, explicit=explicit).flops * len(answers)
-    return StageWork(name=stage.name, steps=steps, flops=flops / len(answers), fixed=fixed, activations=most)
+    return StageWork(
+        name=stage.name, steps=steps, flops=flops / len(answers), fixed=fixed, activations=most, moved=MOVED * total,
+        operators=OPERATORS_OF_LAYER * layers / len(answers) + OPERATORS_OF_STEP,
+    )  # fmt: skip
 
 
 def _taught(teacher: ModelSpec, answer: TrainStep, dtype: str) -> int:
@@ -218,7 +238,7 @@ def as_text(
     told = f" (a bound on {', '.join(bounds)})" if bounds else ""
     title = (
         f"training, batch {batch} over {gpus} process{'es' * (gpus > 1)} in {parts} part{'s' * (parts > 1)}, {dtype}; "
-        f"memory of each process, time by the rate of products{told}"
+        f"memory of each process, time by products, weights and operators{told}"
     )
     return f"{title}\n{tabulate(lines, headers, disable_numparse=True, stralign='right', colalign=('left',))}"
 
@@ -226,7 +246,7 @@ def as_text(
 def in_a_line(
     stages: Sequence[StageWork], *, batch: int, gpus: int, parts: int, dtype: str, device: Hardware | None
 ) -> str:
-    """For who is about to train: memory of a process, and the time of products where the device is known."""
+    """For who is about to train: memory of a process, and time where the device is known."""
     memory = max(stage.needed(batch // (gpus * parts)) for stage in stages) / 2**30
     steps = sum(stage.steps for stage in stages)
     text = f"{steps:,} step{'s' * (steps > 1)} of {batch:,} images; {memory:.3g} GiB a process"
@@ -234,4 +254,4 @@ def in_a_line(
         return text
     seconds = sum(stage.steps * stage.seconds(batch, gpus=gpus, hardware=device, dtype=dtype) for stage in stages)
     told = f"{seconds / 3600:,.1f} h" if seconds > 3600 else f"{seconds:,.0f} s"
-    return f"{text}, at least {told} by the rate of {device.name} in products"
+    return f"{text}, {'at least' if device.bounds(dtype) else 'about'} {told} by the rates of {device.name}"

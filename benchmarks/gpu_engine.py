@@ -23,6 +23,7 @@ from varbench import Pipeline, load_pipeline
 from varbench.engine.sampler import draw, drawn, filtered, streams, uniforms
 from varbench.measure.clock import Clock, clock_for
 from varbench.measure.environment import cores
+from varbench.model.weighted import product
 from varbench.plan import cost
 from varbench.plan.hardware import hardware
 from varbench.rows import expand
@@ -77,12 +78,17 @@ def _seconds(call: Callable[[], object], clock: Clock, *, turns: int = TURNS) ->
 
 
 def _ceilings(pipe: Pipeline, clock: Clock) -> dict[str, float]:
-    side, numbers = (8192, 2**30) if pipe.device.type == "cuda" else (512, 2**22)
-    a, b = (torch.randn(side, side, device=pipe.device, dtype=pipe.dtype) for _ in "ab")
-    product = _seconds(lambda: a @ b, clock)
-    large = torch.empty(numbers, dtype=torch.uint8, device=pipe.device)
+    large = torch.empty(2**30 if pipe.device.type == "cuda" else 2**26, dtype=torch.uint8, device=pipe.device)
     copy = _seconds(large.clone, clock)
-    return {"matrix_tflops": 2 * side**3 / product / 1e12, "copy_gbs": 2 * numbers / copy / 1e9}
+    return {"matrix_tflops": _matrix_rate(pipe, clock) / 1e12, "copy_gbs": 2 * large.numel() / copy / 1e9}
+
+
+@torch.inference_mode()
+def _matrix_rate(pipe: Pipeline, clock: Clock) -> float:
+    """Of a large product; on a CPU of one of d16's."""
+    rows, inner, outer = (8192, 8192, 8192) if pipe.device.type == "cuda" else (2048, 4096, 1024)
+    x, weight = (torch.randn(side, inner, device=pipe.device, dtype=pipe.dtype) for side in (rows, outer))
+    return 2 * rows * inner * outer / _seconds(lambda: product(x, weight, None), clock)
 
 
 def _call(pipe: Pipeline, clock: Clock, row: str, batch: int) -> tuple[float, float, float]:
@@ -98,25 +104,30 @@ def _call(pipe: Pipeline, clock: Clock, row: str, batch: int) -> tuple[float, fl
 
 
 def _rows(pipe: Pipeline, clock: Clock, rows: list[str], batch: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows take turns, each both ways."""
+    """Rows take turns, each both ways; on a CPU, whose clock is its neighbours' too, each beside the rate of products then."""
     ways = [(row, graphs) for row in rows for graphs in ((False, True) if pipe.device.type == "cuda" else (False,))]
     taken: dict[tuple[str, bool], list[tuple[float, float, float]]] = {way: [] for way in ways}
+    rates: dict[tuple[str, bool], list[float]] = {way: [] for way in ways}
     for turn in range(TURNS + 1):
         for row, graphs in ways:
             pipe.graphs = graphs
             times = _call(pipe, clock, row, batch)
             if turn:
                 taken[row, graphs].append(times)
+                if pipe.device.type == "cpu":
+                    rates[row, graphs].append(_matrix_rate(pipe, clock))
     known = hardware(args.hardware) if args.hardware else hardware_like(_name(pipe), cores())
     found = []
     for row, graphs in ways:
         network, loop, whole = (statistics.median(part) for part in zip(*taken[row, graphs], strict=True))
         plan = pipe.compile(row)[0]
-        work = cost.work(plan, batch=batch, dtype=args.dtype)
+        work = cost.work(plan, batch=batch, dtype=args.dtype, device=pipe.device.type)
+        beside = zip(taken[row, graphs], rates[row, graphs], strict=False)
+        shares = [work.transformer_flops / times[0] / rate for times, rate in beside]
         found.append(
             {
                 "row": row, "batch": batch, "graphs": graphs, "transformer": network, "loop": loop, "all": whole,
-                "tflops": work.transformer_flops / network / 1e12,
+                "tflops": work.transformer_flops / network / 1e12, "share": statistics.median(shares) if shares else None,
                 "predicted": None if known is None else cost.predict(work, known).transformer,
                 "peak_bytes": None if graphs else _peak(pipe, row, batch),
             }
@@ -169,7 +180,7 @@ def _print(found: dict[str, Any]) -> None:
         foreseen = "" if one["predicted"] is None else f"{full['predicted'] / one['predicted']:.2f}x"
         print(
             f"{one['row']:<28}{one['batch']:>6}  {'graphs' if one['graphs'] else 'operators':<10}{one['transformer'] * 1e3:>9.2f} ms"
-            f"{one['loop'] * 1e3:>8.2f} ms{one['all'] * 1e3:>8.2f} ms{one['tflops'] / found['matrix_tflops']:>7.0%}"
+            f"{one['loop'] * 1e3:>8.2f} ms{one['all'] * 1e3:>8.2f} ms{one['share'] or one['tflops'] / found['matrix_tflops']:>7.0%}"
             f"{full['transformer'] / one['transformer']:>8.2f}x{foreseen:>11}{peak:>11}"
         )
     for name, seconds in found["parts"].items():

@@ -15,6 +15,7 @@ import models
 import pytest
 import torch
 import torch.nn.functional as F
+from scripted import a_run
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -40,6 +41,7 @@ pytestmark = pytest.mark.skipif(c_kernels.built().library is None, reason=c_kern
 def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Kernels as another processor would have them."""
     flags = WAYS[request.param]
+    monkeypatch.setattr(c_kernels, "_has_tiles", lambda: False)
     if flags is None:
         flags = tuple(flag for flag in compiled._FLAGS if not flag.startswith(("-march", "-mprefer")))
     else:
@@ -251,6 +253,20 @@ def test_a_layer_trains_without_its_attention_or_its_ffn(dtype: torch.dtype) -> 
         assert x.grad is not None and not torch.equal(x.grad, torch.ones_like(x))
 
 
+def test_a_compiler_that_knows_no_tiles_leaves_attention_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor that has them: there torch's kernel is the faster one."""
+    q = numbers(1, 2, 4, 32).bfloat16()
+    monkeypatch.setattr(c_kernels, "_has_tiles", lambda: True)
+    flags = (*compiled._FLAGS, "-mno-amx-bf16")
+    monkeypatch.setattr(compiled, "_FLAGS", flags)
+    caches = (compiled.compiled, c_kernels.built, c_kernels._attends)
+    for cached in caches:
+        cached.cache_clear()
+    assert c_kernels.there(q.dtype) and not c_kernels.attends(q, q, q)
+    for cached in caches:
+        cached.cache_clear()
+
+
 # --- compiling --------------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +291,16 @@ def test_a_machine_without_a_compiler_generates_and_says_so(tmp_path: Path) -> N
     said = alone(GENERATE, XDG_CACHE_HOME=str(tmp_path))
     assert said == "(1, 3, 32, 32) no C compiler (cc, gcc, clang) was found"
     assert not (tmp_path / "varbench/kernels").exists()
+
+
+def test_a_run_says_that_there_is_no_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_run(tmp_path)
+    assert "C compiler" not in capsys.readouterr().err
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    a_run(tmp_path)
+    assert "note: no C compiler (cc, gcc, clang) was found: the engine" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("failing", ["#!/bin/sh\necho 'cc: no such option' >&2; exit 1", "#!/bin/sh\ntouch none"])

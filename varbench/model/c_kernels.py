@@ -52,9 +52,15 @@ def built() -> Compiled:
 
 @functools.cache
 def _attends() -> str | None:
-    """How the processor would do attention; None where it cannot."""
+    """How the processor would do attention; None where it cannot, or where torch's kernel has tiles that our compiler did not know."""
     library = built().library
-    return None if library is None else (None, "vectors", "tiles")[library.attends()]
+    way = None if library is None else (None, "vectors", "tiles")[library.attends()]
+    return None if way == "vectors" and _has_tiles() else way
+
+
+def _has_tiles() -> bool:
+    found: Callable[[], bool] | None = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return found is not None and found()
 
 
 def there(dtype: torch.dtype) -> bool:

@@ -205,6 +205,8 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
     options = _with_companions(options, files or {})
     for problem in resolved.problems:
         print(f"warning: {problem}", file=sys.stderr)
+    if options.device == "cpu" and (lacking := compiled.lacking()) is not None:
+        print(f"note: {lacking}", file=sys.stderr)
     hashes = {part: file_hash(path) for part, path in sorted((files or {}).items())}
     read = contents(options)
     own = {kind: file_hash(path) for kind, path in _own_networks(options).items()}

@@ -49,12 +49,17 @@ def test_what_is_added_first(dtype: torch.dtype) -> None:
 
 
 @TYPES
-def test_add_gated(dtype: torch.dtype) -> None:
-    x, given, gamma = numbers(3, 5, 96), numbers(3, 5, 96, seed=1).to(dtype), numbers(3, 1, 96, seed=2).to(dtype)
-    plain = x.clone()
+@pytest.mark.parametrize("gate", [None, torch.float32])
+def test_add_gated(dtype: torch.dtype, gate: torch.dtype | None) -> None:
+    """A gate of float32, as where all layers share one AdaLN, leaves the product as it is."""
+    x, given = numbers(3, 5, 96), numbers(3, 5, 96, seed=1).to(dtype)
+    gamma, scale = numbers(3, 1, 96, seed=2).to(gate or dtype), numbers(3, 1, 96, seed=3)
+    plain, other = x.clone(), x.clone()
     plain.add_(given * gamma)
     triton_kernels.add_gated_(x, given, gamma)
-    assert apart(x, plain) < (ROUNDING[dtype] if dtype == torch.bfloat16 else 1e-6)
+    triton_kernels.modulated(other, scale, scale, dtype, eps=fused.EPS, added=(given, gamma))
+    for made in (x, other):
+        assert apart(made, plain) < (ROUNDING[dtype] if dtype == torch.bfloat16 and gate is None else 1e-6)
 
 
 @TYPES

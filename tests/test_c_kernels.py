@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from scripted import a_run
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from varbench import load_pipeline
@@ -74,10 +75,13 @@ def numbers(*shape: int) -> Tensor:
 
 
 @TYPES
-@pytest.mark.parametrize("width", [72, 128])
+@pytest.mark.parametrize(("width", "gate"), [(72, None), (128, None), (128, torch.float32)])
 @torch.inference_mode()
-def test_what_a_sub_layer_gave_is_added_and_the_stream_normed(each_way: str, dtype: torch.dtype, width: int) -> None:
-    x, given, gamma = numbers(3, 7, width), numbers(3, 7, width).to(dtype), numbers(3, 1, width).to(dtype)
+def test_what_a_sub_layer_gave_is_added_and_the_stream_normed(
+    each_way: str, dtype: torch.dtype, width: int, gate: torch.dtype | None
+) -> None:
+    """Gates are float32 where all layers share one AdaLN."""
+    x, given, gamma = numbers(3, 7, width), numbers(3, 7, width).to(dtype), numbers(3, 1, width).to(gate or dtype)
     scale, shift = numbers(3, 1, width + 1)[..., 1:], numbers(3, 1, width).to(dtype)
     stream = x + given * gamma
     exact = F.layer_norm(stream, (width,), eps=fused.EPS) * scale + shift
@@ -92,6 +96,56 @@ def test_what_a_sub_layer_gave_is_added_and_the_stream_normed(each_way: str, dty
     assert torch.equal(again, stream)
     wider = fused.modulated(x.clone(), scale, shift, torch.float32, added=(given, gamma))
     assert wider.dtype == torch.float32 and apart(wider, exact) < 1e-6, "the gated is rounded as it was given"
+
+
+@torch.inference_mode()
+def test_what_is_no_stream_is_torchs_own() -> None:
+    """Numbers for each token, a stream of another type or with gaps, and outputs that are one for all tokens."""
+    x, given, gamma = numbers(3, 7, 64), numbers(3, 7, 64).bfloat16(), numbers(3, 1, 64).bfloat16()
+    vectors = numbers(3, 7, 64), numbers(7, 64), numbers(1, 1, 64), numbers(64)
+    for vector in vectors:
+        exact = F.layer_norm(x, (64,), eps=fused.EPS) * vector + vector
+        assert apart(fused.modulated(x, vector, vector, torch.float32), exact) < 1e-6
+    for stream in (x.bfloat16(), x.double(), x.transpose(0, 1), x[:, ::2]):
+        part = (
+            given.to(stream.dtype)[: len(stream), : stream.shape[1]].expand(len(stream), -1, -1)
+            if len(stream) == 3
+            else (given.transpose(0, 1))
+        )
+        gate = gamma.expand(3, 7, 64).transpose(0, 1) if len(stream) == 7 else gamma
+        own = stream.clone(memory_format=torch.preserve_format)
+        fused.add_gated_(own, part, gate)
+        assert torch.equal(own, stream + part * gate)
+    for one in (given[:1, :1], given[:, :1]):
+        own = x.clone()
+        fused.add_gated_(own, one, gamma)
+        assert torch.equal(own, x + one * gamma)
+        own = x.clone()
+        made = fused.modulated(own, gamma, gamma, torch.bfloat16, added=(one, gamma))
+        assert torch.equal(own, x + one * gamma) and made.shape == x.shape
+    q = numbers(2, 4, 9, 32).bfloat16()
+    assert c_kernels.attends(q, q, q) is (c_kernels._attends() is not None)
+    for k in (q.float(), q[:1], q[:, :1], q.transpose(2, 3)):
+        assert not c_kernels.attends(q, k, k)
+
+
+def test_a_compiler_of_torchs_sees_plain_operators_and_sizes_alone_have_results(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, vector = numbers(2, 3, 64), numbers(2, 1, 64)
+    q = x.view(2, 3, 2, 32).transpose(1, 2).bfloat16()
+    with FakeTensorMode() as fake, torch.inference_mode():
+        made = fused.modulated(fake.from_tensor(x), *(fake.from_tensor(vector) for _ in "ab"), torch.bfloat16)
+        q = fake.from_tensor(q)
+        mixed = attention(q, q, q, scale=1.0)
+    assert (made.shape, made.dtype, mixed.shape) == (x.shape, torch.bfloat16, q.shape)
+
+    def asked(dtype: torch.dtype) -> bool:
+        raise AssertionError("it looks for a library while it is traced")
+
+    monkeypatch.setattr(c_kernels, "there", asked)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert fused.kernels(x, x.dtype) is None
 
 
 @TYPES
@@ -267,6 +321,36 @@ def test_a_compiler_that_knows_no_tiles_leaves_attention_to_torch(monkeypatch: p
         cached.cache_clear()
 
 
+def test_gradients_are_the_same_whatever_torch_makes_by_default() -> None:
+    def of_a_norm() -> tuple[Tensor, ...]:
+        x, gain = given[0].requires_grad_(), given[1].requires_grad_()
+        stream, made = trained_layer._norm(x, gain, gain, torch.bfloat16)
+        return torch.autograd.grad((trained_layer._sum(stream, made, gain)).sum(), (x, gain))
+
+    given = numbers(2, 5, 64), numbers(2, 1, 64)
+    before = of_a_norm()
+    for dtype in (torch.float64, torch.bfloat16):
+        torch.set_default_dtype(dtype)
+        try:
+            after = of_a_norm()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    x, gain = numbers(2, 5, 64).requires_grad_(), numbers(2, 1, 64)
+    with torch.device("meta"):
+        stream, made = trained_layer._norm(x, gain, gain, torch.float32)
+        (stream + made).sum().backward()
+    assert made.device.type == "cpu" and x.grad is not None and x.grad.isfinite().all()
+
+
+def test_a_gradients_gradient_is_refused() -> None:
+    x, gain = numbers(2, 5, 64).requires_grad_(), numbers(2, 1, 64)
+    _, made = trained_layer._norm(x, gain, gain, torch.float32)
+    (gradient,) = torch.autograd.grad(made.pow(2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 # --- compiling --------------------------------------------------------------------------------------------------------
 
 
@@ -291,16 +375,6 @@ def test_a_machine_without_a_compiler_generates_and_says_so(tmp_path: Path) -> N
     said = alone(GENERATE, XDG_CACHE_HOME=str(tmp_path))
     assert said == "(1, 3, 32, 32) no C compiler (cc, gcc, clang) was found"
     assert not (tmp_path / "varbench/kernels").exists()
-
-
-def test_a_run_says_that_there_is_no_compiler(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    a_run(tmp_path)
-    assert "C compiler" not in capsys.readouterr().err
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    a_run(tmp_path)
-    assert "note: no C compiler (cc, gcc, clang) was found: the engine" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("failing", ["#!/bin/sh\necho 'cc: no such option' >&2; exit 1", "#!/bin/sh\ntouch none"])
@@ -340,25 +414,64 @@ def test_it_compiles_once_and_anew_for_other_code_or_another_compiler(
         other.parent.mkdir()
         other.write_text(f'#!/bin/sh\nexec {shutil.which("cc")} "$@"\n')
         other.chmod(0o755)
-        before = compiled.decided()
+        before = compiled.compiled().key
         monkeypatch.setenv("PATH", f"{other.parent}:/usr/bin:/bin")
         assert (answer(), len(calls)) == (42, 6)
-        assert compiled.decided() != before
+        assert compiled.compiled().key != before
+        (*_, kept) = sorted((tmp_path / "varbench/kernels").glob("*.so"), key=lambda path: path.stat().st_mtime_ns)
+        kept.unlink()  # this process reads it where it lies
+        kept.write_bytes(b"")
+        assert (answer(), len(calls)) == (42, 8), "what a crash left is made again"
     finally:
         compiled.compiled.cache_clear()
 
 
-def test_a_run_made_with_other_kernels_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """C is code that decides figures, and so is whether there is a compiler."""
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "kernels.c").write_text("int a;")
-    before = identity.source_hash(package)
-    (package / "kernels.c").write_text("int b;")
-    assert identity.source_hash(package) != before
-    decided = compiled.decided()
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert compiled.decided() != decided
+def test_a_folder_that_nobody_has_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", nowhere)
+    compiled.compiled.cache_clear()
+    try:
+        assert "failed: Could not determine home directory." in compiled.compiled().how
+    finally:
+        compiled.compiled.cache_clear()
+
+
+def test_code_in_c_is_code_that_decides_figures(tmp_path: Path) -> None:
+    (tmp_path / "kernels.c").write_text("int a;")
+    before = identity.source_hash(tmp_path)
+    (tmp_path / "kernels.c").write_text("int b;")
+    assert identity.source_hash(tmp_path) != before
+
+
+def test_a_run_made_with_other_kernels_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where a compiler was there and failed, as one without headers does, until they are installed."""
+
+    def inputs() -> str:
+        made = a_run(tmp_path)
+        return made.rows[next(iter(made.rows))].inputs
+
+    working = inputs()
+    assert "C compiler" not in capsys.readouterr().err
+    compiler, headers = tmp_path / "bin/cc", tmp_path / "headers"
+    compiler.parent.mkdir()
+    real = shutil.which("cc")
+    compiler.write_text(f'#!/bin/sh\n[ -e {headers} ] || exit 1\nPATH=/usr/bin:/bin exec {real} "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(compiler.parent))
+    failing = inputs()
+    assert f"warning: {compiler} failed: " in capsys.readouterr().err
+    headers.touch()
+    mended = inputs()
+    assert "warning: " not in capsys.readouterr().err
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    none = inputs()
+    assert "warning: no C compiler (cc, gcc, clang) was found: the engine" in capsys.readouterr().err
+    assert len({working, failing, mended, none}) == 4
 
 
 def test_shares_sum_to_one_where_scores_are_far_apart() -> None:

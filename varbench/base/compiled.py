@@ -5,10 +5,10 @@ Where that cannot be, everything is computed by torch's operators, and `why_not`
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
-import os
 import platform
 import shutil
 import subprocess
@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from varbench.base.places import cache_folder
+from varbench.base.whole_files import write_whole
+from varbench.errors import UserError
 
 SOURCE = Path(__file__).parents[1] / "model/kernels.c"
 COMPILERS = ("cc", "gcc", "clang")
@@ -37,6 +39,8 @@ class Compiled:
     library: ctypes.CDLL | None
     how: str
     """By which compiler, or why not."""
+    key: str
+    """Of what computes: of the library, or what is told of there being none."""
 
 
 @functools.cache
@@ -44,46 +48,51 @@ def compiled() -> Compiled:
     """The library. Threads are those of torch, which must be loaded: its library for them is linked to by name."""
     compiler, why_not = _compiler()
     if compiler is None:
-        return Compiled(library=None, how=why_not)
-    kept = cache_folder("kernels") / f"{SOURCE.stem}-{decided()}.so"
+        return Compiled(library=None, how=why_not, key=why_not)
     try:
-        if not kept.is_file():
-            _compile(compiler, kept)
-        return Compiled(library=ctypes.CDLL(str(kept)), how=f"compiled by {compiler}")
-    except (OSError, subprocess.SubprocessError) as error:
-        return Compiled(library=None, how=f"{compiler} failed: {_said(error)}")
+        key = _key(Path(compiler).resolve())
+        library = _loaded(compiler, cache_folder("kernels") / f"{SOURCE.stem}-{key}.so")
+        return Compiled(library=library, how=f"compiled by {compiler}", key=key)
+    except (OSError, RuntimeError, UserError, subprocess.SubprocessError) as error:
+        why_not = f"{compiler} failed: {_said(error)}"
+        return Compiled(library=None, how=why_not, key=f"none by {compiler}")
 
 
-def lacking() -> str | None:
-    """What a user is told whose machine could have them."""
-    compiler, why_not = _compiler()
-    if compiler is not None or not why_not.startswith("no C compiler"):
-        return None
+def lacking(how: str) -> str:
+    """What a user is told whose machine could have them, and has not, for this reason."""
     return (
-        f"{why_not}: the engine computes by torch's operators alone, and `tiny` takes about 1.4 times as long. Install one (such as by "
-        "apt-get install gcc libc6-dev)"
+        f"{how}: the engine computes by torch's operators alone, and `tiny` takes about 1.4 times as long. With a C compiler and its "
+        "headers (apt-get install gcc libc6-dev) and a cache folder that can be written, it compiles its own"
     )
+
+
+def could_be() -> bool:
+    """Whether this is a machine that they are for."""
+    return sys.platform == "linux" and platform.machine() == "x86_64"
 
 
 def _compiler() -> tuple[str | None, str]:
     """Its path, or why there is none."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
+    if not could_be():
         return None, f"not for {sys.platform} on {platform.machine()}"
     return next(filter(None, map(shutil.which, COMPILERS)), None), f"no C compiler ({', '.join(COMPILERS)}) was found"
 
 
-def decided() -> str:
-    """A hash of all that decides what is computed, without computing it: a cache may be shared by machines, and a result is another's
-    where a compiler has come or gone."""
-    name, why_not = _compiler()
-    if name is None:
-        return why_not
-    compiler = Path(name).resolve()
+def _key(compiler: Path) -> str:
+    """A hash of all that decides what is compiled: a cache may be shared by machines."""
     there = compiler.stat()
     told = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     processor = [line for line in told if line.startswith(("model name", "flags"))]
     parts = (SOURCE.read_bytes(), compiler, there.st_mtime_ns, there.st_size, _FLAGS, processor)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _loaded(compiler: str, kept: Path) -> ctypes.CDLL:
+    if kept.is_file():
+        with contextlib.suppress(OSError):  # what a crash left in its place is made again
+            return ctypes.CDLL(str(kept))
+    _compile(compiler, kept)
+    return ctypes.CDLL(str(kept))
 
 
 def _compile(compiler: str, target: Path) -> None:
@@ -96,9 +105,9 @@ def _compile(compiler: str, target: Path) -> None:
             [compiler, "-shared", str(unlinked), "-o", str(linked), "-lm"],
         ):
             subprocess.run(command, check=True, capture_output=True, timeout=_LONGEST, text=True, errors="replace")
-        os.replace(linked, target)
+        write_whole(target, linked.read_bytes())
 
 
-def _said(error: OSError | subprocess.SubprocessError) -> str:
+def _said(error: Exception) -> str:
     said = str(getattr(error, "stderr", "") or error).strip().splitlines()
     return said[0] if said else type(error).__name__

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from varbench.model.c_kernels import call, is16, strides, threads
 from varbench.model.fused import EPS, SHORTEST
@@ -29,9 +30,9 @@ class _NormPass(Function):
     def forward(ctx: Any, x: Tensor, gain: Tensor, shift: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         batch, length, width = x.shape
         stream, gain32, shift32 = x.contiguous(), _vector(gain, batch), _vector(shift, batch)
-        made, found = torch.empty(x.shape, dtype=dtype), torch.empty(batch, length, 2)
+        made, found = x.new_empty(x.shape, dtype=dtype), stream.new_empty(batch, length, 2)
         call(
-            "modulated", is16(made), stream, None, None, gain32, shift32, made, found, batch * length, length, width, EPS,
+            "modulated", is16(made), False, stream, None, None, gain32, shift32, made, found, batch * length, length, width, EPS,
             threads(x.numel()),
         )  # fmt: skip
         ctx.save_for_backward(stream, found, gain32)
@@ -40,6 +41,7 @@ class _NormPass(Function):
         return x, made
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, through: Tensor | None, given: Tensor | None) -> tuple[Tensor | None, ...]:
         if given is None:
             return through, None, None, None
@@ -47,7 +49,7 @@ class _NormPass(Function):
         given = given.contiguous()
         through = None if through is None else through.contiguous()
         batch, length, width = x.shape
-        for_x, (for_gain, for_shift) = torch.empty_like(x), torch.zeros(2, batch, 1, width)
+        for_x, (for_gain, for_shift) = torch.empty_like(x), x.new_zeros(2, batch, 1, width)
         call(
             "modulated_back", is16(given), given, through, x, found, gain, for_x, for_gain, for_shift, batch, length, width,
             threads(x.numel()),
@@ -75,11 +77,12 @@ class _SumPass(Function):
         return made
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor, ...]:
         branch, gate = ctx.saved_tensors
         batch, length, width = branch.shape
         given = given.contiguous()
-        for_branch, for_gate = torch.empty_like(branch), torch.zeros(batch, 1, width)
+        for_branch, for_gate = torch.empty_like(branch), gate.new_zeros(batch, 1, width)
         call(
             "gated_sum_back", is16(branch), given, branch, gate, for_branch, for_gate, batch, length, width,
             threads(given.numel()),
@@ -93,8 +96,8 @@ class _HeadsPass(Function):
     def forward(ctx: Any, qkv: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         batch, length, _, heads, size = qkv.shape
         qkv, scale32 = qkv.contiguous(), scale.float().contiguous()
-        q, k, v = torch.empty((3, batch, heads, length, size), dtype=qkv.dtype).unbind(0)
-        found = torch.empty(batch, length, 2, heads)
+        q, k, v = qkv.new_empty(3, batch, heads, length, size).unbind(0)
+        found = scale32.new_empty(batch, length, 2, heads)
         call(
             "unit_queries_and_keys", is16(qkv), is16(qkv), qkv, scale32, q, k, v, found, batch * length, length, heads,
             size, strides(q), strides(k), SHORTEST, threads(qkv.numel()),
@@ -103,11 +106,12 @@ class _HeadsPass(Function):
         return q, k, v
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, for_q: Tensor, for_k: Tensor, for_v: Tensor) -> tuple[Tensor, Tensor]:
         qkv, scale, found = ctx.saved_tensors
         batch, length, _, heads, size = qkv.shape
         for_q, for_k, for_v = for_q.contiguous(), for_k.contiguous(), for_v.contiguous()
-        for_qkv, for_scale = torch.empty_like(qkv), torch.zeros(batch, heads)
+        for_qkv, for_scale = torch.empty_like(qkv), scale.new_zeros(batch, heads)
         call(
             "unit_queries_and_keys_back", is16(qkv), for_q, for_k, for_v, qkv, scale, found, for_qkv, for_scale, batch,
             length, heads, size, threads(qkv.numel()),
@@ -125,6 +129,7 @@ class _GeluPass(Function):
         return made
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, given: Tensor) -> Tensor:
         x: Tensor
         (x,) = ctx.saved_tensors

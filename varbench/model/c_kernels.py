@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from varbench.base.compiled import Compiled, compiled
+from varbench.base import compiled
+from varbench.base.compiled import Compiled
 
 _TYPES = (torch.bfloat16, torch.float32)
 _FEW = 2**15
@@ -28,8 +29,8 @@ class _Strides(ctypes.Structure):
 
 
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "modulated": (c_int, *7 * [c_void_p], *3 * [c_int64], c_float, c_int),
-    "add_gated": (c_int, *3 * [c_void_p], *3 * [c_int64], c_int),
+    "modulated": (c_int, c_int, *7 * [c_void_p], *3 * [c_int64], c_float, c_int),
+    "add_gated": (c_int, c_int, *3 * [c_void_p], *3 * [c_int64], c_int),
     "modulated_back": (c_int, *8 * [c_void_p], *3 * [c_int64], c_int),
     "gated_sum": (c_int, *4 * [c_void_p], *3 * [c_int64], c_int),
     "gated_sum_back": (c_int, *5 * [c_void_p], *3 * [c_int64], c_int),
@@ -42,7 +43,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
 
 @functools.cache
 def built() -> Compiled:
-    made = compiled()
+    made = compiled.compiled()
     if made.library is not None:
         for name, types in _ARGUMENTS.items():
             if function := getattr(made.library, name, None):
@@ -73,9 +74,11 @@ def activates(x: Tensor) -> bool:
 
 
 def attends(q_RHLc: Tensor, k_RHnc: Tensor, v_RHnc: Tensor) -> bool:
-    """Of one type, and of entries whose numbers lie together."""
-    last = (one.stride(3) == 1 for one in (q_RHLc, k_RHnc, v_RHnc))
-    return activates(q_RHLc) and q_RHLc.shape[3] % 32 == 0 and all(last)
+    """Of one type, as many rows and heads, and entries whose numbers lie together."""
+    if not (activates(q_RHLc) and q_RHLc.dtype == k_RHnc.dtype == v_RHnc.dtype and q_RHLc.shape[3] % 32 == 0):
+        return False
+    alike = q_RHLc.shape[:2] == k_RHnc.shape[:2] and q_RHLc.shape[3] == k_RHnc.shape[3] and k_RHnc.shape == v_RHnc.shape
+    return alike and q_RHLc.stride(3) == k_RHnc.stride(3) == v_RHnc.stride(3) == 1
 
 
 def modulated(
@@ -96,14 +99,18 @@ def modulated(
     if added is None:
         made = _OPERATORS.modulated(x_RLC.contiguous(), scale_R1C, shift_R1C, dtype, eps)
     else:
-        given_RLC, gamma_R1C = added
-        gamma_R1C = _of_rows(gamma_R1C, x_RLC, dtype)
-        made = _OPERATORS.added_modulated(x_RLC, given_RLC.contiguous(), gamma_R1C, scale_R1C, shift_R1C, eps)
+        made = _OPERATORS.added_modulated(x_RLC, *_given(x_RLC, *added), scale_R1C, shift_R1C, eps)
     return made
 
 
 def add_gated_(x_RLC: Tensor, given_RLC: Tensor, gamma_R1C: Tensor) -> None:
-    _OPERATORS.add_gated(x_RLC, given_RLC.contiguous(), _of_rows(gamma_R1C, x_RLC, given_RLC.dtype))
+    _OPERATORS.add_gated(x_RLC, *_given(x_RLC, given_RLC, gamma_R1C))
+
+
+def _given(x_RLC: Tensor, given_RLC: Tensor, gamma_R1C: Tensor) -> tuple[Tensor, Tensor]:
+    """As the kernels read them. A gate of a wider type than what it is for stays as it is, and nothing is rounded then."""
+    gate = torch.float32 if torch.float32 in (given_RLC.dtype, gamma_R1C.dtype) else given_RLC.dtype
+    return given_RLC.expand_as(x_RLC).contiguous(), _of_rows(gamma_R1C, x_RLC, gate)
 
 
 def unit_queries_and_keys(
@@ -136,12 +143,31 @@ def attention(q_RHLc: Tensor, k_RHnc: Tensor, v_RHnc: Tensor, *, scale: float) -
     return made
 
 
+def lacking() -> str | None:
+    """What is told a user of a machine that could have them, and has not."""
+    made = built()
+    return None if made.library is not None or not compiled.could_be() else compiled.lacking(made.how)
+
+
+def try_again() -> None:
+    """Where there were none: another cache folder may do."""
+    if built().library is None:
+        for known in (compiled.compiled, built, _attends):
+            known.cache_clear()
+
+
 def described() -> str:
     return f"{built().how}{f'; attention by {_attends()}' if _attends() else ''}"
 
 
 def attention_name() -> str:
     return f"attention of ours, in C, by {_attends()}"
+
+
+def by_rows(x_RLC: Tensor, *vectors: Tensor) -> bool:
+    """Whether this is a stream, and these are vectors for each of its rows, or one for all."""
+    shapes = ((len(x_RLC), 1, x_RLC.shape[-1]), (1, 1, x_RLC.shape[-1]))
+    return x_RLC.dtype == torch.float32 and x_RLC.dim() == 3 and all(one.shape in shapes for one in vectors)
 
 
 def _of_rows(vector_R1C: Tensor, x_RLC: Tensor, dtype: torch.dtype) -> Tensor:
@@ -171,7 +197,7 @@ def _modulated(x: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype, eps:
     rows, length, width = x.shape
     made = torch.empty(x.shape, dtype=dtype)
     call(
-        "modulated", is16(made), x, None, None, scale, shift, made, None, rows * length, length, width, eps,
+        "modulated", is16(made), False, x, None, None, scale, shift, made, None, rows * length, length, width, eps,
         threads(x.numel()),
     )  # fmt: skip
     return made
@@ -181,7 +207,7 @@ def _added_modulated(x: Tensor, given: Tensor, gamma: Tensor, scale: Tensor, shi
     rows, length, width = x.shape
     made = torch.empty_like(given)
     call(
-        "modulated", is16(made), x, given, gamma, scale, shift, made, None, rows * length, length, width, eps,
+        "modulated", is16(made), is16(gamma), x, given, gamma, scale, shift, made, None, rows * length, length, width, eps,
         threads(x.numel()),
     )  # fmt: skip
     return made
@@ -189,7 +215,7 @@ def _added_modulated(x: Tensor, given: Tensor, gamma: Tensor, scale: Tensor, shi
 
 def _add_gated(x: Tensor, given: Tensor, gamma: Tensor) -> None:
     rows, length, width = x.shape
-    call("add_gated", is16(given), x, given, gamma, rows * length, length, width, threads(x.numel()))
+    call("add_gated", is16(given), is16(gamma), x, given, gamma, rows * length, length, width, threads(x.numel()))
 
 
 def _gelu(x: Tensor) -> None:
@@ -230,9 +256,20 @@ _SCHEMAS: dict[str, Callable[..., Any]] = {
     ),
     "attention(Tensor q, Tensor k, Tensor v, float scale) -> Tensor": _attention,
 }
+_SHAPES: dict[str, Callable[..., Any]] = {
+    "modulated": lambda x, scale, shift, dtype, eps: torch.empty_like(x, dtype=dtype),
+    "added_modulated": lambda x, given, *_: torch.empty_like(given),
+    "add_gated": lambda *_: None,
+    "gelu_": lambda *_: None,
+    "unit_queries_and_keys": lambda *_: None,
+    "attention": lambda q, *_: q.new_empty(q.transpose(1, 2).shape).transpose(1, 2),
+}
+"""What comes out, for tensors that are sizes alone."""
 _LIBRARY = torch.library.Library("varbench", "DEF")
 for _schema, _function in _SCHEMAS.items():
+    _name = _schema.partition("(")[0]
     _LIBRARY.define(_schema)
-    _LIBRARY.impl(_schema.partition("(")[0], _function, "CPU")
+    _LIBRARY.impl(_name, _function, "CPU")
+    _LIBRARY.impl(_name, _SHAPES[_name], "Meta")
 _OPERATORS = torch.ops.varbench
 register_flop_formula(_OPERATORS.attention)(_attention_flops)

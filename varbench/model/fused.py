@@ -43,7 +43,7 @@ def _plain() -> bool:
 def kernels(x: Tensor, dtype: torch.dtype) -> ModuleType | None:
     """Ours for activations of this type where `x` lies, by one name on every device; None where torch's operators compute."""
     if x.is_cpu:
-        return c_kernels if c_kernels.there(dtype) and not _plain() else None
+        return c_kernels if not _plain() and c_kernels.there(dtype) else None
     if by_kernels(x):
         from varbench.model import triton_kernels
 
@@ -91,7 +91,9 @@ def modulated(
 ) -> Tensor:
     """Normed, scaled and shifted in float32, then in `dtype`; no gradients. `added` is what a sub-layer gave and its gate: the
     stream gets it first, where it lies. A mode of torch sees all of it as one function, whatever is done inside."""
-    if (ours := kernels(x_RLC, dtype)) and x_RLC.dtype == torch.float32:
+    whole = added is None or x_RLC.is_contiguous()
+    vectors = (scale_R1C, shift_R1C) if added is None else (scale_R1C, shift_R1C, added[1])
+    if (ours := kernels(x_RLC, dtype)) and whole and c_kernels.by_rows(x_RLC, *vectors):
         found: Tensor = ours.modulated(x_RLC, scale_R1C, shift_R1C, dtype, eps=EPS, added=added)
         return found
     if added:
@@ -101,7 +103,8 @@ def modulated(
 
 def add_gated_(x_RLC: Tensor, given_RLC: Tensor, gamma_R1C: Tensor) -> None:
     """Adds what a sub-layer gave, times its gate, to the stream where it lies."""
-    if (ours := kernels(x_RLC, given_RLC.dtype)) and x_RLC.is_contiguous():
+    ours = kernels(x_RLC, given_RLC.dtype)
+    if ours and x_RLC.is_contiguous() and c_kernels.by_rows(x_RLC, gamma_R1C):
         ours.add_gated_(x_RLC, given_RLC, gamma_R1C)
     else:
         x_RLC.add_(given_RLC * gamma_R1C)
@@ -118,7 +121,8 @@ def unit_queries_and_keys(
     """Queries and keys (R, H, L, c) of length one, queries times their scale, in float32, and then in these types. Keys, and
     values as they are, are put `into` places where there are any."""
     ours = kernels(qkv_RL3Hc, dtype)
-    if ours and heads_fit(qkv_RL3Hc.shape[-1]) and qkv_RL3Hc.is_contiguous() and qkv_RL3Hc.dtype == dtype:
+    fits = heads_fit(qkv_RL3Hc.shape[-1]) and qkv_RL3Hc.is_contiguous() and qkv_RL3Hc.dtype == dtype
+    if ours and fits and keys in (dtype, torch.float32):
         found: tuple[Tensor, Tensor] = ours.unit_queries_and_keys(
             qkv_RL3Hc, scale_mul_1H11, dtype, keys, shortest=SHORTEST, most=MAX_LOG_SCALE, into=into
         )

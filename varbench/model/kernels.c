@@ -44,11 +44,11 @@ INLINE void set(void *p, int64_t i, float number, int is16) {
 
 /* --- the stream ---------------------------------------------------------------------------------------------------- */
 
-/* The product is rounded before it is added, as the plain form rounds it. */
-INLINE void add_to(float *x, const void *given, const void *gamma, int64_t width, int is16) {
+/* The product is rounded before it is added, as the plain form rounds it: where both are of the narrow type. */
+INLINE void add_to(float *x, const void *given, const void *gamma, int64_t width, int is16, int gamma16) {
 #pragma omp simd
     for (int64_t i = 0; i < width; i++)
-        x[i] += rounded(get(given, i, is16) * get(gamma, i, is16), is16);
+        x[i] += rounded(get(given, i, is16) * get(gamma, i, gamma16), is16 && gamma16);
 }
 
 /* What `found` of it is the mean and a factor, for who wants them. */
@@ -73,42 +73,48 @@ INLINE void norm(
 
 INLINE void added_norm(
     float *x, const void *given, const void *gamma, const float *scale, const float *shift, void *made, float *found,
-    int64_t width, float eps, int is16
+    int64_t width, float eps, int is16, int gamma16
 ) {
     if (given)
-        add_to(x, given, gamma, width, is16);
+        add_to(x, given, gamma, width, is16, gamma16);
     norm(x, scale, shift, made, found, width, eps, is16);
 }
 
 /* x (R, L, C), to which `given`, times its gate, is added where it lies, if there is any; then made is what is normed, scaled and
    shifted of it. Vectors are (R, 1, C). */
 void modulated(
-    int is16, float *x, const void *given, const void *gamma, const float *scale, const float *shift, void *made,
+    int is16, int gamma16, float *x, const void *given, const void *gamma, const float *scale, const float *shift, void *made,
     float *found, int64_t tokens, int64_t length, int64_t width, float eps, int threads
 ) {
-#define MODULATED(is16)                                                                                                 \
+#define MODULATED(is16, gamma16)                                                                                        \
     EACH(token, tokens, added_norm(                                                                                     \
-        x + token * width, given ? at(given, token * width, is16) : 0, at(gamma, token / length * width, is16),         \
+        x + token * width, given ? at(given, token * width, is16) : 0, at(gamma, token / length * width, gamma16),      \
         scale + token / length * width, shift + token / length * width, (void *)at(made, token * width, is16),          \
-        found ? found + 2 * token : 0, width, eps, is16                                                                 \
+        found ? found + 2 * token : 0, width, eps, is16, gamma16                                                        \
     ))
-    if (is16)
-        MODULATED(1);
+    if (is16 && gamma16)
+        MODULATED(1, 1);
+    else if (is16)
+        MODULATED(1, 0);
     else
-        MODULATED(0);
+        MODULATED(0, 0);
 }
 
 void add_gated(
-    int is16, float *x, const void *given, const void *gamma, int64_t tokens, int64_t length, int64_t width, int threads
+    int is16, int gamma16, float *x, const void *given, const void *gamma, int64_t tokens, int64_t length, int64_t width,
+    int threads
 ) {
-#define ADD_GATED(is16)                                                                                                 \
+#define ADD_GATED(is16, gamma16)                                                                                        \
     EACH(token, tokens, add_to(                                                                                         \
-        x + token * width, at(given, token * width, is16), at(gamma, token / length * width, is16), width, is16         \
+        x + token * width, at(given, token * width, is16), at(gamma, token / length * width, gamma16), width, is16,     \
+        gamma16                                                                                                         \
     ))
-    if (is16)
-        ADD_GATED(1);
+    if (is16 && gamma16)
+        ADD_GATED(1, 1);
+    else if (is16)
+        ADD_GATED(1, 0);
     else
-        ADD_GATED(0);
+        ADD_GATED(0, 0);
 }
 
 /* --- heads --------------------------------------------------------------------------------------------------------- */

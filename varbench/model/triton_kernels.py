@@ -138,8 +138,10 @@ def _modulated(
     if ADD:
         added = tl.load(given + token * width + at, mask=inside, other=0.0).to(tl.float32)
         gate = tl.load(gamma + row * gamma_row + at, mask=inside, other=0.0).to(tl.float32)
-        # As the plain form rounds it.
-        number += (added * gate).to(given.dtype.element_ty).to(tl.float32)
+        added = added * gate
+        if gamma.dtype.element_ty != tl.float32:  # as the plain form rounds it
+            added = added.to(given.dtype.element_ty).to(tl.float32)
+        number += added
         tl.store(x + token * width + at, number, mask=inside)
     mean = tl.sum(number, axis=0) / width
     centred = tl.where(inside, number - mean, 0.0)
@@ -167,7 +169,9 @@ def _add_gated(
     stream = tl.load(x + token * width + at, mask=inside, other=0.0)
     added = tl.load(given + token * width + at, mask=inside, other=0.0).to(tl.float32)
     gate = tl.load(gamma + row * gamma_row + at, mask=inside, other=0.0).to(tl.float32)
-    added = (added * gate).to(given.dtype.element_ty).to(tl.float32)
+    added = added * gate
+    if gamma.dtype.element_ty != tl.float32:
+        added = added.to(given.dtype.element_ty).to(tl.float32)
     tl.store(x + token * width + at, stream + added, mask=inside)
 
 

@@ -148,10 +148,10 @@ class Resolved:
     rows: tuple[ResolvedRow, ...]
     files: dict[str, str] | None
     """Weight files by part, those of second models too; None for random weights."""
-    metrics: tuple[str, ...]
-    """Plugins that bring metrics."""
+    metrics: tuple[str, ...]  # plugins that bring some
     problems: tuple[str, ...]
-    """One line for each plugin that cannot be used."""
+    """One line for each plugin that cannot be used, and for kernels that could be there and are not."""
+    kernels: str = ""  # what computes on a CPU beside torch's operators, as a key
     only_named: tuple[str, ...] = ()
     """Rows of studies, as they are asked for, where they were not to be made."""
 

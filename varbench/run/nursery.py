@@ -246,6 +246,8 @@ def _live(reading: int, writing: int, output: int, *, job: str, folder: str, var
     del sys.argv[1:]
     if numpy := sys.modules.get("numpy"):  # Python's own generator sees to itself
         numpy.random.seed()
+    if kernels := sys.modules.get("varbench.model.c_kernels"):
+        kernels.try_again()
     from varbench.run import child
 
     die_with(nursery)

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from varbench.base import compiled
 from varbench.base.hashing import digest, file_hash, path_hash
 from varbench.errors import UserError
 from varbench.measure.kept_rates import kept_rates
@@ -205,8 +204,6 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
     options = _with_companions(options, files or {})
     for problem in resolved.problems:
         print(f"warning: {problem}", file=sys.stderr)
-    if options.device == "cpu" and (lacking := compiled.lacking()) is not None:
-        print(f"note: {lacking}", file=sys.stderr)
     hashes = {part: file_hash(path) for part, path in sorted((files or {}).items())}
     read = contents(options)
     own = {kind: file_hash(path) for kind, path in _own_networks(options).items()}
@@ -214,7 +211,7 @@ def prepare(options: Options, *, name: str, known: tuple[str, ...] = ()) -> Run:
         [
             identity.measuring_hash(),
             f"torch {identity.torch_version()}",
-            *([f"kernels {compiled.decided()}"] if options.device == "cpu" else []),
+            *([f"kernels {resolved.kernels}"] if options.device == "cpu" else []),
             json.dumps(model.to_json(), sort_keys=True),
             *(f"{part} {hashes[part]}" for part in ("main", "vae") if part in hashes),
             *deciding(options, read),

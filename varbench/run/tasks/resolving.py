@@ -14,6 +14,7 @@ from typing import Any
 from varbench import rows
 from varbench.base.imported import imported
 from varbench.errors import PlanError, UserError
+from varbench.model import c_kernels
 from varbench.model.bundle import recipe_in
 from varbench.plan import presets, protocols
 from varbench.plan.compiler import compile_plan
@@ -69,11 +70,14 @@ def resolved(job: Job, plugins: PluginManager) -> Resolved:
         for refused in attempt.refused:
             failed = _failed(refused.name, refused.plugins, _why(refused, job), job, plugins)
             found.setdefault(refused.name, replace(failed, study=study))
+    on_cpu = options.device == "cpu"
+    lacking = filter(None, [c_kernels.lacking() if on_cpu else None])
     return Resolved(
         rows=tuple(found.values()),
         files=job.files,
         metrics=tuple(info.name for info, given in plugins.each_of(partial(metrics_of, plugins=plugins)) if given),
-        problems=tuple(problem.message for problem in plugins.problems()),
+        problems=(*(problem.message for problem in plugins.problems()), *lacking),
+        kernels=c_kernels.built().key if on_cpu else "",
         only_named=tuple(named),
     )
 

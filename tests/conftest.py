@@ -50,6 +50,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     return cache
 
 
+@pytest.fixture
+def needs_kernels(own_cache: Path) -> None:
+    """Of tests about our kernels in C, and about the work of the engine that has them."""
+    from varbench.model import c_kernels
+
+    if c_kernels.built().library is None:
+        pytest.skip(c_kernels.built().how)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _modules_are_no_garbage() -> None:
     """As in a run's processes: what looks for tensors between steps need not go through all that was imported."""

@@ -36,11 +36,11 @@ TYPES = pytest.mark.parametrize("dtype", list(ROUNDING))
 WAYS = {"as it is": (), "vectors": ("-mno-amx-bf16",), "no bfloat16": ("-mno-amx-bf16", "-mno-avx512bf16"), "any": None}
 """How the processor is told of to the compiler; None is a processor of 2003."""
 
-pytestmark = pytest.mark.skipif(c_kernels.built().library is None, reason=c_kernels.built().how)
+pytestmark = pytest.mark.usefixtures("needs_kernels")
 
 
 @pytest.fixture(params=WAYS)
-def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def each_way(request: pytest.FixtureRequest, needs_kernels: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Kernels as another processor would have them."""
     flags = WAYS[request.param]
     monkeypatch.setattr(c_kernels, "_has_tiles", lambda: False)

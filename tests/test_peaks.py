@@ -64,11 +64,13 @@ def test_a_smaller_state_is_a_smaller_peak_by_as_much(subject: EngineSubject) ->
     assert full[0].allocated - half[0].allocated == full[1] - half[1]
 
 
+@pytest.mark.usefixtures("needs_kernels")
 @pytest.mark.parametrize("row", ROWS)
 def test_the_plans_activations_are_within_a_sixth_of_the_measured(subject: EngineSubject, row: str) -> None:
     hold_to_plan(subject, row, batch=BATCH, dtype="float32")
 
 
+@pytest.mark.usefixtures("needs_kernels")
 @pytest.mark.parametrize("row", ROWS)
 def test_so_they_are_in_the_batch_and_type_of_a_run_of_tiny(by_default: EngineSubject, row: str) -> None:
     assert (DEFAULT.batch, DEFAULT.dtype) == (32, "bfloat16")

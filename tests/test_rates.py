@@ -197,6 +197,7 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.usefixtures("needs_kernels")
 @pytest.mark.parametrize("name", ["full_var", "variant@d8", "variant@d2"])
 def test_the_number_of_operators_is_about_that_of_the_engine(name: str) -> None:
     pipe = load_pipeline("tiny", dtype="float32")

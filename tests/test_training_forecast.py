@@ -40,6 +40,7 @@ class LeavesOut(TokenPolicy):
         return 0 if scale == MODEL.scales - 1 and left else None
 
 
+@pytest.mark.usefixtures("needs_kernels")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("whole", [True, False])

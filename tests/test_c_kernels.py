@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import models
@@ -43,25 +43,15 @@ pytestmark = pytest.mark.usefixtures("needs_kernels")
 def each_way(request: pytest.FixtureRequest, needs_kernels: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Kernels as another processor would have them."""
     flags = WAYS[request.param]
-    monkeypatch.setattr(c_kernels, "_has_tiles", lambda: False)
+    monkeypatch.setattr(c_kernels, "processor_has", lambda feature: False)
     if flags is None:
         flags = tuple(flag for flag in compiled._FLAGS if not flag.startswith(("-march", "-mprefer")))
     else:
         flags = (*compiled._FLAGS, *flags)
     monkeypatch.setattr(compiled, "_FLAGS", flags)
-    caches: list[Callable[[], None]] = [
-        compiled.compiled.cache_clear, c_kernels.built.cache_clear, c_kernels._attends.cache_clear,
-    ]  # fmt: skip
-    for clear in caches:
-        clear()
+    c_kernels.forget()
     yield request.param
-    for clear in caches:
-        clear()
-
-
-@pytest.fixture
-def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(c_kernels, "there", lambda dtype: False)
+    c_kernels.forget()
 
 
 def apart(ours: Tensor, exact: Tensor) -> float:
@@ -311,15 +301,12 @@ def test_a_layer_trains_without_its_attention_or_its_ffn(dtype: torch.dtype) -> 
 def test_a_compiler_that_knows_no_tiles_leaves_attention_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a processor that has them: there torch's kernel is the faster one."""
     q = numbers(1, 2, 4, 32).bfloat16()
-    monkeypatch.setattr(c_kernels, "_has_tiles", lambda: True)
+    monkeypatch.setattr(c_kernels, "processor_has", lambda feature: True)
     flags = (*compiled._FLAGS, "-mno-amx-bf16")
     monkeypatch.setattr(compiled, "_FLAGS", flags)
-    caches = (compiled.compiled, c_kernels.built, c_kernels._attends)
-    for cached in caches:
-        cached.cache_clear()
+    c_kernels.forget()
     assert c_kernels.there(q.dtype) and not c_kernels.attends(q, q, q)
-    for cached in caches:
-        cached.cache_clear()
+    c_kernels.forget()
 
 
 def test_gradients_are_the_same_whatever_torch_makes_by_default() -> None:

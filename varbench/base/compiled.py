@@ -1,6 +1,6 @@
 """Kernels of ours in C: compiled for this machine's processor where there is a compiler, once, and kept.
 
-Where that cannot be, everything is computed by torch's operators, and `why_not` says why.
+Where that cannot be, everything is computed by torch's operators, and `Compiled.how` says why.
 """
 
 from __future__ import annotations
@@ -42,6 +42,16 @@ class Compiled:
     key: str
     """Of what computes: of the library, or what is told of there being none."""
 
+    @property
+    def lacking(self) -> str | None:
+        """What is told a user of a machine that could have the library, and has not."""
+        if self.library is not None or not _could_be():
+            return None
+        return (
+            f"{self.how}: the engine computes by torch's operators alone, and `tiny` takes about 1.4 times as long. With a C compiler "
+            "and its headers (apt-get install gcc libc6-dev) and a cache folder that can be written, it compiles its own"
+        )
+
 
 @functools.cache
 def compiled() -> Compiled:
@@ -58,22 +68,14 @@ def compiled() -> Compiled:
         return Compiled(library=None, how=why_not, key=f"none by {compiler}")
 
 
-def lacking(how: str) -> str:
-    """What a user is told whose machine could have them, and has not, for this reason."""
-    return (
-        f"{how}: the engine computes by torch's operators alone, and `tiny` takes about 1.4 times as long. With a C compiler and its "
-        "headers (apt-get install gcc libc6-dev) and a cache folder that can be written, it compiles its own"
-    )
-
-
-def could_be() -> bool:
-    """Whether this is a machine that they are for."""
+def _could_be() -> bool:
+    """Whether this is a machine that it is for."""
     return sys.platform == "linux" and platform.machine() == "x86_64"
 
 
 def _compiler() -> tuple[str | None, str]:
     """Its path, or why there is none."""
-    if not could_be():
+    if not _could_be():
         return None, f"not for {sys.platform} on {platform.machine()}"
     return next(filter(None, map(shutil.which, COMPILERS)), None), f"no C compiler ({', '.join(COMPILERS)}) was found"
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from varbench.model.c_kernels import call, is16, strides, threads
+from varbench.model.c_kernels import call, is16, of_rows, strides, threads
 from varbench.model.fused import EPS, SHORTEST
 
 modulated_norm: Callable[[Tensor, Tensor, Tensor, torch.dtype], tuple[Tensor, Tensor]]
@@ -29,7 +29,7 @@ class _NormPass(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, shift: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         batch, length, width = x.shape
-        stream, gain32, shift32 = x.contiguous(), _vector(gain, batch), _vector(shift, batch)
+        stream, gain32, shift32 = x.contiguous(), of_rows(gain, x, torch.float32), of_rows(shift, x, torch.float32)
         made, found = x.new_empty(x.shape, dtype=dtype), stream.new_empty(batch, length, 2)
         call(
             "modulated", is16(made), False, stream, None, None, gain32, shift32, made, found, batch * length, length, width, EPS,
@@ -67,7 +67,7 @@ class _SumPass(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
         batch, length, width = x.shape
-        x, branch, gate32 = x.contiguous(), branch.contiguous(), _vector(gate, batch)
+        x, branch, gate32 = x.contiguous(), branch.contiguous(), of_rows(gate, x, torch.float32)
         made = torch.empty_like(x)
         call(
             "gated_sum", is16(branch), x, branch, gate32, made, batch * length, length, width, threads(x.numel())
@@ -136,10 +136,6 @@ class _GeluPass(Function):
         given, made = given.contiguous(), torch.empty_like(x)
         call("gelu", x, given, made, x.numel(), threads(x.numel()))
         return made
-
-
-def _vector(vector_B1C: Tensor, batch: int) -> Tensor:
-    return vector_B1C.float().expand(batch, -1, -1).contiguous()
 
 
 modulated_norm, gated_sum, unit_heads, gelu = _NormPass.apply, _SumPass.apply, _HeadsPass.apply, _GeluPass.apply

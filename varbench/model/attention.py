@@ -7,8 +7,6 @@ softmax are float32 either way, and weights are rounded to bfloat16 before they 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,12 +22,7 @@ FEWEST = 20_000
 """Scores of a head, below which torch's kernel is as fast."""
 
 
-def _is(name: str) -> bool:
-    found: Callable[[], bool] | None = getattr(torch.cpu, f"_is_{name}_supported", None)
-    return found is not None and found()
-
-
-_WANTED = _is("avx512_bf16") and not _is("amx_tile")
+_WANTED = c_kernels.processor_has("avx512_bf16") and not c_kernels.processor_has("amx_tile")
 
 
 def is_in_c(q_RHLc: Tensor, k_RHnc: Tensor, v_RHnc: Tensor, *, masked: bool) -> bool:
@@ -38,9 +31,8 @@ def is_in_c(q_RHLc: Tensor, k_RHnc: Tensor, v_RHnc: Tensor, *, masked: bool) -> 
 
 
 def is_written_out(q_RHLc: Tensor, k_RHnc: Tensor) -> bool:
-    plain = torch.is_grad_enabled() or torch.compiler.is_compiling()
     fits = q_RHLc.device.type == "cpu" and q_RHLc.dtype == torch.bfloat16
-    return _WANTED and fits and not plain and q_RHLc.shape[2] * k_RHnc.shape[2] >= FEWEST
+    return _WANTED and fits and not fused.plain() and q_RHLc.shape[2] * k_RHnc.shape[2] >= FEWEST
 
 
 def _tensors(

@@ -56,11 +56,12 @@ def _attends() -> str | None:
     """How the processor would do attention; None where it cannot, or where torch's kernel has tiles that our compiler did not know."""
     library = built().library
     way = None if library is None else (None, "vectors", "tiles")[library.attends()]
-    return None if way == "vectors" and _has_tiles() else way
+    return None if way == "vectors" and processor_has("amx_tile") else way
 
 
-def _has_tiles() -> bool:
-    found: Callable[[], bool] | None = getattr(torch.cpu, "_is_amx_tile_supported", None)
+def processor_has(feature: str) -> bool:
+    """As torch names it; a torch that does not know of it uses none."""
+    found: Callable[[], bool] | None = getattr(torch.cpu, f"_is_{feature}_supported", None)
     return found is not None and found()
 
 
@@ -91,7 +92,7 @@ def modulated(
     added: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """`added` is what a sub-layer gave and its gate: x gets it first, where it lies."""
-    scale_R1C, shift_R1C = (_of_rows(one, x_RLC, torch.float32) for one in (scale_R1C, shift_R1C))
+    scale_R1C, shift_R1C = (of_rows(one, x_RLC, torch.float32) for one in (scale_R1C, shift_R1C))
     if added is not None and added[0].dtype != dtype:
         add_gated_(x_RLC, *added)
         added = None
@@ -110,7 +111,7 @@ def add_gated_(x_RLC: Tensor, given_RLC: Tensor, gamma_R1C: Tensor) -> None:
 def _given(x_RLC: Tensor, given_RLC: Tensor, gamma_R1C: Tensor) -> tuple[Tensor, Tensor]:
     """As the kernels read them. A gate of a wider type than what it is for stays as it is, and nothing is rounded then."""
     gate = torch.float32 if torch.float32 in (given_RLC.dtype, gamma_R1C.dtype) else given_RLC.dtype
-    return given_RLC.expand_as(x_RLC).contiguous(), _of_rows(gamma_R1C, x_RLC, gate)
+    return given_RLC.expand_as(x_RLC).contiguous(), of_rows(gamma_R1C, x_RLC, gate)
 
 
 def unit_queries_and_keys(
@@ -143,17 +144,16 @@ def attention(q_RHLc: Tensor, k_RHnc: Tensor, v_RHnc: Tensor, *, scale: float) -
     return made
 
 
-def lacking() -> str | None:
-    """What is told a user of a machine that could have them, and has not."""
-    made = built()
-    return None if made.library is not None or not compiled.could_be() else compiled.lacking(made.how)
-
-
 def try_again() -> None:
     """Where there were none: another cache folder may do."""
     if built().library is None:
-        for known in (compiled.compiled, built, _attends):
-            known.cache_clear()
+        forget()
+
+
+def forget() -> None:
+    """What is known of the library: who asks next looks again."""
+    for known in (compiled.compiled, built, _attends):
+        known.cache_clear()
 
 
 def described() -> str:
@@ -164,13 +164,8 @@ def attention_name() -> str:
     return f"attention of ours, in C, by {_attends()}"
 
 
-def by_rows(x_RLC: Tensor, *vectors: Tensor) -> bool:
-    """Whether this is a stream, and these are vectors for each of its rows, or one for all."""
-    shapes = ((len(x_RLC), 1, x_RLC.shape[-1]), (1, 1, x_RLC.shape[-1]))
-    return x_RLC.dtype == torch.float32 and x_RLC.dim() == 3 and all(one.shape in shapes for one in vectors)
-
-
-def _of_rows(vector_R1C: Tensor, x_RLC: Tensor, dtype: torch.dtype) -> Tensor:
+def of_rows(vector_R1C: Tensor, x_RLC: Tensor, dtype: torch.dtype) -> Tensor:
+    """As the kernels read it: one for each row of the stream, in this type, and in one piece."""
     if vector_R1C.dtype == dtype and vector_R1C.shape[0] == x_RLC.shape[0] and vector_R1C.is_contiguous():
         return vector_R1C
     return vector_R1C.to(dtype).expand(len(x_RLC), -1, -1).contiguous()

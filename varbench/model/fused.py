@@ -32,23 +32,29 @@ def _have_triton() -> bool:
 
 def by_kernels(x: Tensor) -> bool:
     """On a GPU."""
-    return x.is_cuda and not _plain() and _have_triton()
+    return x.is_cuda and not plain() and _have_triton()
 
 
-def _plain() -> bool:
-    """A compiler fuses plain operators itself."""
+def plain() -> bool:
+    """Where torch's own operators compute: ours have no gradients, and a compiler fuses plain ones itself."""
     return torch.is_grad_enabled() or torch.compiler.is_compiling()
 
 
 def kernels(x: Tensor, dtype: torch.dtype) -> ModuleType | None:
     """Ours for activations of this type where `x` lies, by one name on every device; None where torch's operators compute."""
     if x.is_cpu:
-        return c_kernels if not _plain() and c_kernels.there(dtype) else None
+        return c_kernels if not plain() and c_kernels.there(dtype) else None
     if by_kernels(x):
         from varbench.model import triton_kernels
 
         return triton_kernels
     return None
+
+
+def _by_rows(x_RLC: Tensor, *vectors: Tensor) -> bool:
+    """Whether this is a stream, and these are vectors for each of its rows, or one for all."""
+    shapes = ((len(x_RLC), 1, x_RLC.shape[-1]), (1, 1, x_RLC.shape[-1]))
+    return x_RLC.dtype == torch.float32 and x_RLC.dim() == 3 and all(one.shape in shapes for one in vectors)
 
 
 def normed(x_RLC: Tensor) -> Tensor:
@@ -93,7 +99,7 @@ def modulated(
     stream gets it first, where it lies. A mode of torch sees all of it as one function, whatever is done inside."""
     whole = added is None or x_RLC.is_contiguous()
     vectors = (scale_R1C, shift_R1C) if added is None else (scale_R1C, shift_R1C, added[1])
-    if (ours := kernels(x_RLC, dtype)) and whole and c_kernels.by_rows(x_RLC, *vectors):
+    if (ours := kernels(x_RLC, dtype)) and whole and _by_rows(x_RLC, *vectors):
         found: Tensor = ours.modulated(x_RLC, scale_R1C, shift_R1C, dtype, eps=EPS, added=added)
         return found
     if added:
@@ -104,7 +110,7 @@ def modulated(
 def add_gated_(x_RLC: Tensor, given_RLC: Tensor, gamma_R1C: Tensor) -> None:
     """Adds what a sub-layer gave, times its gate, to the stream where it lies."""
     ours = kernels(x_RLC, given_RLC.dtype)
-    if ours and x_RLC.is_contiguous() and c_kernels.by_rows(x_RLC, gamma_R1C):
+    if ours and x_RLC.is_contiguous() and _by_rows(x_RLC, gamma_R1C):
         ours.add_gated_(x_RLC, given_RLC, gamma_R1C)
     else:
         x_RLC.add_(given_RLC * gamma_R1C)

@@ -163,7 +163,7 @@ void unit_queries_and_keys(
     int is16, int keys16, const void *qkv, const float *times, void *q, void *k, void *v, float *found, int64_t tokens,
     int64_t length, int64_t heads, int64_t size, strides of_q, strides of_k, float shortest, int threads
 ) {
-#define UNIT_HEADS(is16, keys16)                                                                                  \
+#define UNIT_HEADS(is16, keys16)                                                                                        \
     EACH(token, tokens, {                                                                                               \
         int64_t there = place(of_k, token, length);                                                                     \
         unit_heads(                                                                                                     \
@@ -302,7 +302,7 @@ void unit_queries_and_keys_back(
     int is16, const void *for_q, const void *for_k, const void *for_v, const void *qkv, const float *times,
     const float *found, void *for_qkv, float *for_times, int64_t rows, int64_t length, int64_t heads, int64_t size, int threads
 ) {
-#define HEADS_BACK(is16)                                                                                          \
+#define HEADS_BACK(is16)                                                                                                \
     EACH(row, rows, heads_back(                                                                                         \
         for_q, for_k, for_v, qkv, times, found, for_qkv, for_times + row * heads, row, length, heads, size, is16        \
     ))
@@ -460,17 +460,16 @@ INLINE const bf16 *key(const head *h, int64_t entry, int64_t *stride) {
 }
 
 static void score(const head *h) {
-    int64_t stride;
 #ifdef __AMX_BF16__
     for (int64_t j = 0; j < h->m; j += 32) {
+        int64_t strides[2];
+        const bf16 *keys[2] = {key(h, j, strides), key(h, j + 16, strides + 1)};
         _tile_zero(0);
         _tile_zero(1);
         for (int64_t p = 0; p < h->size / 2; p += 16) {
             _tile_loadd(2, h->queries + p * 16, 64);
-            const bf16 *first = key(h, j, &stride);
-            _tile_loadd(3, first + 2 * p, 2 * stride);
-            const bf16 *second = key(h, j + 16, &stride);
-            _tile_loadd(4, second + 2 * p, 2 * stride);
+            _tile_loadd(3, keys[0] + 2 * p, 2 * strides[0]);
+            _tile_loadd(4, keys[1] + 2 * p, 2 * strides[1]);
             _tile_dpbf16ps(0, 3, 2);
             _tile_dpbf16ps(1, 4, 2);
         }
@@ -480,6 +479,7 @@ static void score(const head *h) {
 #else
     for (int64_t j = 0; j < h->m; j += 8) {
         __m512 sums[8];
+        int64_t stride;
         const bf16 *keys = key(h, j, &stride);
         for (int t = 0; t < 8; t++)
             sums[t] = _mm512_setzero_ps();

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from varbench.model import c_kernels
+from varbench.model.fused import plain
 
 _TYPES = {torch.float32: torch.backends.mkldnn.is_available()}
 _TYPES[torch.bfloat16] = _TYPES[torch.float32] and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -52,13 +53,11 @@ def grouped_product(x_PK: Tensor, weights_EKN: Tensor, ends_E: Tensor) -> Tensor
 
 def by_onednn(x: Tensor) -> bool:
     """The operator has no gradients, and a compiler fuses the plain one itself."""
-    plain = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    return x.device.type == "cpu" and not plain and _TYPES.get(x.dtype, False)
+    return x.device.type == "cpu" and not plain() and _TYPES.get(x.dtype, False)
 
 
 def _by_cublaslt(x: Tensor) -> bool:
-    plain = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    return x.is_cuda and not plain and x.dtype in (torch.bfloat16, torch.float16)
+    return x.is_cuda and not plain() and x.dtype in (torch.bfloat16, torch.float16)
 
 
 @contextmanager

@@ -71,12 +71,12 @@ def resolved(job: Job, plugins: PluginManager) -> Resolved:
             failed = _failed(refused.name, refused.plugins, _why(refused, job), job, plugins)
             found.setdefault(refused.name, replace(failed, study=study))
     on_cpu = options.device == "cpu"
-    lacking = filter(None, [c_kernels.lacking() if on_cpu else None])
+    lacking = c_kernels.built().lacking if on_cpu else None
     return Resolved(
         rows=tuple(found.values()),
         files=job.files,
         metrics=tuple(info.name for info, given in plugins.each_of(partial(metrics_of, plugins=plugins)) if given),
-        problems=(*(problem.message for problem in plugins.problems()), *lacking),
+        problems=(*(problem.message for problem in plugins.problems()), *([lacking] if lacking else [])),
         kernels=c_kernels.built().key if on_cpu else "",
         only_named=tuple(named),
     )
